@@ -1,0 +1,39 @@
+"""Installs the library (`uncertainty`), the programs (`experiments`) and their configs."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="uncertainty",
+    version="0.1.0",
+    description="Scalable ensembles and uncertainty in JAX and Flax",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["uncertainty*", "experiments*", "configs*"]),
+    install_requires=[
+        "absl-py",
+        "clu>=0.0.12",
+        "flax>=0.12",
+        "jax>=0.10",
+        "matplotlib",
+        "ml_collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11",
+        "rich",
+        "scikit-learn",
+        "scipy",
+        # tensorflow-datasets reads prepared sets without TensorFlow; it imports the next two
+        # without declaring them.
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources",
+        "pillow",
+    ],
+    extras_require={
+        # Preparing a tfds set, and writing TensorBoard files, need TensorFlow.
+        "tensorflow": ["tensorflow", "tensorboard"],
+        "augment": ["keras>=3.8"],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
+    },
+)

@@ -1,0 +1,30 @@
+"""Monte Carlo dropout: members are dropout masks, drawn at prediction (Gal & Ghahramani 2016)."""
+
+import functools
+
+import flax.linen as nn
+
+from uncertainty.ensembles.single import Single
+from uncertainty.layers.dropout import Dropout
+
+
+def mc_dropout(backbone: nn.Module, head: nn.Module, size: int, rate: float) -> nn.Module:
+    """Dropout of `rate` wherever the backbone has a place for it; `size` masks at prediction.
+
+    Training draws one mask for each example, as plain dropout does (M = 1). At prediction the first
+    dropout layer broadcasts to [size, B, ...], so what comes before it is computed once.
+
+    Differences from the paper: the masks of one evaluation are drawn from the particle's key, so a
+    prediction is a function of the checkpoint.
+
+    Raises:
+      ValueError: `rate` outside (0, 1), `size` below 1, or a backbone without places for dropout.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"rate: {rate}; a dropout rate lies strictly between 0 and 1")
+    if size < 1:
+        raise ValueError(f"size: {size} members; at least 1")
+    if "dropout" not in type(backbone).__dataclass_fields__:
+        raise ValueError(f"backbone: {type(backbone).__name__} has no field 'dropout'")
+    dropout = functools.partial(Dropout, rate=rate, members=size)
+    return Single(backbone.clone(dropout=dropout), head)

@@ -1,0 +1,124 @@
+"""How the particles of one device are run: one choice, the same numbers whichever is taken.
+
+`vmap`, `unroll` and `scan` map a function over particles inside one compiled program. `loop` calls
+one compiled update for each particle in turn, which only a separable inference allows. `auto`
+chooses. Particles over several devices are `experiments/execution.py`, around any of these.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from uncertainty.types import Batch, Inference, Metrics, State
+
+NAMES = ("auto", "vmap", "unroll", "scan", "loop")
+
+
+def vmap(fn: Callable) -> Callable:
+    """Maps fn(particle, shared) over the leading axis of `particles`, all at once as a batch."""
+    return jax.vmap(fn, in_axes=(0, None))
+
+
+def unroll(fn: Callable) -> Callable:
+    """One after the other, each with code of its own: compile time grows with P."""
+
+    def mapped(particles: Any, shared: Any) -> Any:
+        P = _size(particles)
+        results = [fn(jax.tree.map(lambda a, p=p: a[p], particles), shared) for p in range(P)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+    return mapped
+
+
+def scan(fn: Callable) -> Callable:
+    """One after the other with the same code: least memory and shortest to compile."""
+    return lambda particles, shared: jax.lax.map(lambda p: fn(p, shared), particles)
+
+
+def auto(fn: Callable) -> Callable:
+    """The one that suits the backend and the layers, chosen when the function is traced.
+
+    On accelerators `vmap`. On CPU a vmapped convolution becomes a grouped one and a convolution
+    inside `scan` leaves the fast path, so convolutions are unrolled; matrix products are batched.
+    Measured in `benchmarks/executors.py`.
+    """
+
+    def mapped(particles: Any, shared: Any) -> Any:
+        if _size(particles) == 1:
+            return unroll(fn)(particles, shared)
+        one = jax.tree.map(lambda a: a[0], particles)
+        if jax.default_backend() == "cpu" and has_convolution(fn, one, shared):
+            return unroll(fn)(particles, shared)
+        return vmap(fn)(particles, shared)
+
+    return mapped
+
+
+def mapping(name: str) -> Callable[[Callable], Callable]:
+    """The function of that name; under `loop`, where each call has one particle, `auto`.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"executor: {name!r} is not one of {', '.join(NAMES)}")
+    return {"vmap": vmap, "unroll": unroll, "scan": scan}.get(name, auto)
+
+
+def loop(inference: Inference) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """An update from Python: one particle at a time, in place, with one program for any P.
+
+    A host function: under `jax.jit` it would be unrolled. The state that it is given is donated.
+
+    Raises:
+      ValueError: the particles interact.
+    """
+    if not inference.separable:
+        raise ValueError(
+            "executor: 'loop' updates one particle at a time, which particles that interact do "
+            "not allow; use 'auto', 'vmap', 'unroll' or 'scan'"
+        )
+
+    def one(state: State, p: jax.Array, batch: Batch) -> tuple[State, Metrics]:
+        step = state.step
+        arrays = state.replace(step=None)
+        mine = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, p, 1), arrays)
+        new, metrics = inference.update(mine.replace(step=step), batch)
+        arrays = jax.tree.map(
+            lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, p, 0),
+            arrays,
+            new.replace(step=None),
+        )
+        return arrays.replace(step=step), metrics
+
+    one = jax.jit(one, donate_argnums=0)
+
+    def update(state: State, batch: Batch) -> tuple[State, Metrics]:
+        metrics = []
+        for p in range(_size(state.key)):
+            state, m = one(state, p, batch)
+            metrics.append(m)
+        metrics = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *metrics)
+        return state.replace(step=state.step + 1), metrics
+
+    return update
+
+
+def has_convolution(fn: Callable, *args: Any) -> bool:
+    """Whether tracing fn(*args) meets a convolution."""
+
+    def search(jaxpr: core.Jaxpr) -> bool:
+        return any(
+            equation.primitive.name == "conv_general_dilated"
+            or any(search(sub) for sub in jax.core.jaxprs_in_params(equation.params))
+            for equation in jaxpr.eqns
+        )
+
+    return search(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _size(tree: Any) -> int:
+    return jax.tree.leaves(tree)[0].shape[0]

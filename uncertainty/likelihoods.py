@@ -1,0 +1,105 @@
+"""p(y | u) for classes, for independent labels and for real numbers."""
+
+import jax
+import jax.numpy as jnp
+
+from uncertainty import predictive
+from uncertainty.types import Latent, Likelihood
+
+
+def softmax(temperature: float = 1.0, samples: int = 256) -> Likelihood:
+    """Categorical: p(y = k | u) = softmax(u / temperature)_k.
+
+    Labels are integers [B] or probabilities [B, K] (mixup); the latter cost the cross-entropy
+    -sum_k y_k log p_k.
+
+    Args:
+      temperature: divides u; above 0.
+      samples: Monte Carlo draws of u, in training and evaluation, where the head gives Sigma.
+    """
+    _positive(temperature=temperature, samples=samples)
+
+    def log_probs(latent: Latent, key: jax.Array) -> jax.Array:
+        def log_f(u):
+            return jax.nn.log_softmax(u / temperature)
+
+        return predictive.log_expectation(log_f, latent, key, samples)
+
+    def nll(latent: Latent, labels: jax.Array, key: jax.Array) -> jax.Array:
+        log_p = log_probs(latent, key)
+        if jnp.issubdtype(labels.dtype, jnp.integer):
+            return -jnp.take_along_axis(log_p, labels[None, :, None], axis=-1)[..., 0]
+        # 0 log 0 = 0: a label of probability zero must not meet log p = -inf.
+        return -jnp.sum(jnp.where(labels == 0, 0.0, labels * log_p), axis=-1)
+
+    return Likelihood(nll=nll, log_probs=log_probs)
+
+
+def sigmoid(temperature: float = 1.0, samples: int = 256) -> Likelihood:
+    """K independent Bernoullis: p(y_k = 1 | u) = sigmoid(u_k / temperature).
+
+    Labels are integers [B] (one class on, the others off) or 0/1 (or soft) targets [B, K]. The nll
+    is -sum_k [y_k log p_k + (1 - y_k) log(1 - p_k)] with p_k = E_u[sigmoid(u_k)]: each class is
+    integrated by itself, as in evaluation, so a covariance between classes does not enter.
+    `log_probs` is log p_k, which does not sum to one over k.
+    """
+    _positive(temperature=temperature, samples=samples)
+
+    def log_probs(latent: Latent, key: jax.Array) -> jax.Array:
+        def log_f(u):
+            return jax.nn.log_sigmoid(u / temperature)
+
+        return predictive.log_expectation(log_f, latent, key, samples)
+
+    def nll(latent: Latent, labels: jax.Array, key: jax.Array) -> jax.Array:
+        def log_f(u):  # both log p and log(1 - p), on the same draws of u
+            return jax.nn.log_sigmoid(jnp.stack([u, -u], axis=-1) / temperature)
+
+        log_on, log_off = jnp.moveaxis(
+            predictive.log_expectation(log_f, latent, key, samples), -1, 0
+        )
+        if jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
+            labels = jax.nn.one_hot(labels, latent.mean.shape[-1])
+        return -jnp.sum(labels * log_on + (1 - labels) * log_off, axis=-1)
+
+    return Likelihood(nll=nll, log_probs=log_probs)
+
+
+def gaussian(noise_std: float = 1.0) -> Likelihood:
+    """y = u + noise, noise ~ N(0, noise_std^2 I): p(y) = N(y; mean, Sigma + noise_std^2 I), exact.
+
+    Labels are real, [B, K] or (K = 1) [B], in the units of the data after normalisation. With a
+    head that predicts its own variance (`mean_variance`) set `noise_std=0`.
+    """
+    if not noise_std >= 0:
+        raise ValueError(f"noise_std: {noise_std!r} must not be negative")
+
+    def moments(latent: Latent) -> tuple[jax.Array, jax.Array]:
+        return latent.mean, predictive.marginal_variance(latent) + noise_std**2
+
+    def nll(latent: Latent, labels: jax.Array, key: jax.Array) -> jax.Array:
+        del key
+        labels = labels[:, None] if labels.ndim == 1 else labels
+        K = latent.mean.shape[-1]
+        residual = labels - latent.mean
+        if latent.factors is None or K == 1:
+            variance = moments(latent)[1]
+            terms = jnp.log(2 * jnp.pi * variance) + residual**2 / variance
+            return 0.5 * jnp.sum(terms, axis=-1)
+        covariance = jnp.einsum("mbkr,mblr->mbkl", latent.factors, latent.factors)
+        diagonal = moments(latent.replace(factors=None))[1]
+        covariance = covariance + diagonal[..., None] * jnp.eye(K)
+        factor = jnp.linalg.cholesky(covariance)
+        white = jax.lax.linalg.triangular_solve(
+            factor, residual[..., None], left_side=True, lower=True
+        )[..., 0]
+        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
+        return 0.5 * (K * jnp.log(2 * jnp.pi) + log_det + jnp.sum(white**2, axis=-1))
+
+    return Likelihood(nll=nll, moments=moments)
+
+
+def _positive(**fields: float) -> None:
+    for name, value in fields.items():
+        if not value > 0:
+            raise ValueError(f"{name}: {value!r} must be positive")

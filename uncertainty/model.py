@@ -1,0 +1,49 @@
+"""A network and its likelihood, as pure functions of the parameters."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from uncertainty.types import Collections, Latent, Likelihood, Model, Params
+
+_STREAMS = ("dropout", "noise")  # every source of randomness in a forward pass
+
+
+def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
+    """The Model of a Flax network.
+
+    Args:
+      network: maps x [B, ...] to a Latent [M, B, K], called as `network(x, train=...)`. Auxiliary
+        losses are sown in the collection 'losses' and summed here.
+      likelihood: what is observed of the latents.
+
+    Returns:
+      A Model. `forward` updates collections in training only; the latents are float32 whatever the
+      network computes in.
+    """
+
+    def init(key: jax.Array, x: jax.Array) -> tuple[Params, Collections]:
+        collections = dict(network.init(_rngs(key, "params", *_STREAMS), x, train=False))
+        collections.pop("losses", None)
+        return collections.pop("params"), collections
+
+    def forward(
+        params: Params, collections: Collections, x: jax.Array, key: jax.Array, *, train: bool
+    ) -> tuple[Latent, Collections, jax.Array]:
+        latent, changed = network.apply(
+            {"params": params, **collections},
+            x,
+            train=train,
+            rngs=_rngs(key, *_STREAMS),
+            mutable=[*collections, "losses"] if train else [],
+        )
+        changed = dict(changed)
+        losses = jax.tree.leaves(changed.pop("losses", {}))
+        latent = jax.tree.map(lambda a: a.astype(jnp.float32), latent)
+        return latent, {**collections, **changed}, sum(losses, start=jnp.zeros(()))
+
+    return Model(init=init, forward=forward, likelihood=likelihood)
+
+
+def _rngs(key: jax.Array, *streams: str) -> dict[str, jax.Array]:
+    return dict(zip(streams, jax.random.split(key, len(streams)), strict=True))

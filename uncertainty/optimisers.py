@@ -1,0 +1,93 @@
+"""One optimiser for all: an optax direction between clipping, decay by rule and a schedule."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from uncertainty import rules
+
+
+def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
+    """Stochastic gradient descent with heavy-ball or Nesterov momentum, not dampened."""
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015). TensorFlow's default is eps=1e-7."""
+    return optax.scale_by_adam(b1, b2, eps)
+
+
+def lion(b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023)."""
+    return optax.scale_by_lion(b1, b2)
+
+
+def rmsprop(decay: float = 0.9, eps: float = 1e-8) -> optax.GradientTransformation:
+    """RMSProp (Hinton 2012)."""
+    return optax.scale_by_rms(decay, eps)
+
+
+def optimiser(
+    direction: optax.GradientTransformation,
+    learning_rate: float,
+    schedule: optax.Schedule = lambda step: 1.0,
+    *,
+    clip: float | None = None,
+    weight_decay: rules.Rules = (),
+    l2: rules.Rules = (),
+    multipliers: rules.Rules = (),
+) -> optax.GradientTransformation:
+    """params <- params - learning_rate schedule(t) c (direction(g + l2 params) + decay params).
+
+    Made for one particle; `inference` maps it over P, so clipping never couples particles.
+
+    Args:
+      direction: one of the functions above, or any optax transformation without a learning rate.
+      learning_rate: the peak rate.
+      schedule: step -> multiple of the peak rate.
+      clip: the gradient's global norm is scaled down to at most this; before everything else.
+      weight_decay: rules from parameter paths to decoupled decay (Loshchilov & Hutter 2019), which
+        the learning rate multiplies and the direction does not see. No rule, no decay.
+      l2: rules to coupled decay: the gradient of l2 / 2 |params|^2 is added after clipping, before
+        the direction. A Keras regulariser `l2(c)` is 2 c here.
+      multipliers: rules to c, a factor on the learning rate (decay included); 0 freezes.
+
+    Raises:
+      ValueError: a rate out of range; at `init`, a rule that matches no parameter.
+    """
+    if not learning_rate >= 0:
+        raise ValueError(f"learning_rate: {learning_rate!r} must not be negative")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip: {clip!r} must be positive, or None")
+    for field, given in dict(weight_decay=weight_decay, l2=l2, multipliers=multipliers).items():
+        rules.check(given, field)
+
+    return optax.chain(
+        *([optax.clip_by_global_norm(clip)] if clip is not None else []),
+        *_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p),
+        direction,
+        *_by_rule(weight_decay, "weight_decay", 0.0, lambda g, p, c: g + c * p),
+        optax.scale_by_schedule(lambda step: -learning_rate * schedule(step)),
+        *_by_rule(multipliers, "multipliers", 1.0, lambda g, p, c: c * g),
+    )
+
+
+def _by_rule(
+    given: rules.Rules, field: str, default: float, apply: Callable[..., jax.Array]
+) -> list[optax.GradientTransformation]:
+    """[apply(update, param, coefficient) for every leaf], or [] where there are no rules."""
+    if not given:
+        return []
+
+    def coefficients(params):
+        return rules.match(given, params, field=field, default=default)
+
+    def init(params):
+        coefficients(params)  # refuses a rule that matches nothing
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        return jax.tree.map(apply, updates, params, coefficients(params)), state
+
+    return [optax.GradientTransformation(init, update)]

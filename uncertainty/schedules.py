@@ -1,0 +1,51 @@
+"""Learning-rate schedules as multiples of the base rate: functions of the step, 1 at their peak.
+
+Every schedule takes `total_steps` (from the config's `steps`) and `warmup_steps`, a linear rise
+that comes before it.
+"""
+
+from collections.abc import Sequence
+
+import optax
+
+
+def constant(total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
+    """1 throughout."""
+    return _after_warmup(optax.constant_schedule(1.0), total_steps, warmup_steps)
+
+
+def cosine(total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> optax.Schedule:
+    """Half a cosine from 1 down to `final` (Loshchilov & Hutter 2017, without restarts)."""
+    steps = max(total_steps - warmup_steps, 1)
+    return _after_warmup(optax.cosine_decay_schedule(1.0, steps, final), total_steps, warmup_steps)
+
+
+def linear(total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> optax.Schedule:
+    """A straight line from 1 down to `final`."""
+    steps = max(total_steps - warmup_steps, 1)
+    return _after_warmup(optax.linear_schedule(1.0, final, steps), total_steps, warmup_steps)
+
+
+def step(
+    total_steps: int,
+    warmup_steps: int = 0,
+    boundaries: Sequence[float] = (0.3, 0.6, 0.8),
+    factor: float = 0.2,
+) -> optax.Schedule:
+    """Times `factor` at each of `boundaries`, given as fractions of the whole run in (0, 1)."""
+    if not all(0 < b < 1 for b in boundaries):
+        raise ValueError(f"boundaries: {tuple(boundaries)}; fractions of the run in (0, 1)")
+    at = {round(b * total_steps) - warmup_steps: factor for b in boundaries}
+    if min(at, default=1) <= 0:
+        raise ValueError(f"boundaries: {tuple(boundaries)} begin before warm-up ends")
+    return _after_warmup(optax.piecewise_constant_schedule(1.0, at), total_steps, warmup_steps)
+
+
+def _after_warmup(schedule: optax.Schedule, total_steps: int, warmup_steps: int) -> optax.Schedule:
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(f"warmup_steps: {warmup_steps}; between 0 and the {total_steps} steps")
+    if not warmup_steps:
+        return schedule
+    # Step 0 takes 1 / warmup_steps of the rate rather than none.
+    rise = optax.linear_schedule(1 / warmup_steps, 1.0, max(warmup_steps - 1, 1))
+    return optax.join_schedules([rise, schedule], [warmup_steps])

@@ -1,0 +1,72 @@
+"""The few types that everything else is written in.
+
+Letters in every shape comment: P particles, M members, B batch, T tokens, D features,
+K latents (classes), R covariance factors, E experts, C expert capacity, S samples.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+
+Params = Any  # a pytree of arrays
+Collections = dict[str, Any]  # Flax variable collections other than 'params'
+Batch = dict[str, jax.Array]  # at least 'x' [B, ...]; 'y' [B] or [B, K] where there are labels
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class Latent:
+    """A Gaussian over the latent u = f(x) of each member and example.
+
+    u ~ N(mean, diag(variance) + factors factors^T); `None` stands for zero.
+    """
+
+    mean: jax.Array  # [M, B, K]
+    variance: jax.Array | None = None  # [M, B, K], or [M, B, 1] for one value shared by the classes
+    factors: jax.Array | None = None  # [M, B, K, R]
+
+
+class Likelihood(NamedTuple):
+    """p(y | u), integrated over u alike in training and in evaluation.
+
+    Classes have `log_probs` and no `moments`; real-valued outcomes the other way round.
+    """
+
+    nll: Callable[[Latent, jax.Array, jax.Array], jax.Array]  # latent, labels, key -> nats [M, B]
+    log_probs: Callable[[Latent, jax.Array], jax.Array] | None = None  # latent, key -> [M, B, K]
+    moments: Callable[[Latent], tuple[jax.Array, jax.Array]] | None = None  # mean, variance of y
+
+
+class Model(NamedTuple):
+    """One network and its likelihood, as pure functions of the parameters."""
+
+    init: Callable[[jax.Array, jax.Array], tuple[Params, Collections]]  # key, x [B, ...]
+    # params, collections, x, key, *, train -> latent, new collections, auxiliary loss []
+    forward: Callable[..., tuple[Latent, Collections, jax.Array]]
+    likelihood: Likelihood
+
+
+@flax.struct.dataclass
+class State:
+    """All that a checkpoint holds. Every leaf but `step` leads with P."""
+
+    step: jax.Array  # []
+    key: jax.Array  # [P], one typed key for each particle, so that a particle is a slice
+    params: Params  # [P, ...]
+    collections: Collections  # [P, ...]
+    opt_state: Any  # [P, ...]
+
+
+class Inference(NamedTuple):
+    """How parameters follow from data: optax's (init, update), plus predict.
+
+    `separable` promises that `update(state, batch)` of a slice of the particles is the slice of
+    `update(state, batch)`; only then may particles be looped over or sharded without communication.
+    """
+
+    init: Callable[[jax.Array, jax.Array], State]  # key, x [B, ...]
+    update: Callable[[State, Batch], tuple[State, Metrics]]
+    predict: Callable[[State, jax.Array], Latent]  # state, x [B, ...] -> [P M, B, K]
+    separable: bool = False
