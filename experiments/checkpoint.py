@@ -192,15 +192,16 @@ class Checkpoints:
 
     def _set_aside(self, damaged: dict[int, DamagedCheckpointError], restored: int) -> None:
         for step, error in damaged.items():
-            place = "left where it is"
+            place = "left where it was"
             if not self.read_only and jax.process_index() == 0:
                 new = self.workdir / "damaged_checkpoints" / str(step)
                 shutil.rmtree(new, ignore_errors=True)
                 new.parent.mkdir(exist_ok=True)
                 os.replace(self.directory / str(step), new)
                 place = f"moved to {new}"
+            self.__dict__.pop("_manager", None)  # it remembers the steps that it found
             logger.warning(
-                "the checkpoint of step %d is damaged (%s); it was %s, and step %d is restored",
+                "the checkpoint of step %d is damaged (%s); it was %s and step %d restored",
                 step, error, place, restored,
             )  # fmt: skip
 

@@ -1,0 +1,188 @@
+"""A progress bar with rate, time left and losses, or plain lines where there is no terminal."""
+
+import collections
+import logging
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import rich.console
+import rich.logging
+import rich.progress
+import rich.table
+
+CONSOLE = rich.console.Console(stderr=True)
+_shown: list["Progress"] = []  # those being shown, outermost first: they share one live display
+
+
+class Progress:
+    """How far a loop is; use it as a context manager.
+
+    On a terminal it is a bar, redrawn at most ten times a second. Elsewhere it is a line, at the
+    first loss, then whenever `interval` seconds and 5% of the time so far have passed, and at the
+    end. A Progress within another one is shown below its bar, or after its name.
+
+    Args:
+        total: the number of steps.
+        name: what is being done, such as 'train' or 'job 3 of 10'.
+        start: the step that the loop begins at, when it goes on from a checkpoint.
+        interval: least seconds between two lines where there is no terminal.
+        console: where to; the default is standard error.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        name: str = "train",
+        *,
+        start: int = 0,
+        interval: float = 10.0,
+        console: rich.console.Console | None = None,
+    ):
+        self.total, self.name, self.step = total, name, start
+        self.interval = interval
+        self.console = console or CONSOLE
+        self.live = self.console.is_terminal
+        self.text = ""
+        self._began = time.monotonic()
+        self._next = self._began + (0.1 if self.live else interval)
+        # (time, step) of the last things shown, for the rate; the first step compiles.
+        self._marks: collections.deque = collections.deque(maxlen=300)
+        self._bar: rich.progress.Progress | None = None
+        self._task: rich.progress.TaskID | None = None
+
+    def update(self, step: int, text: str | None = None) -> None:
+        """Says that `step` steps are done; `text`, such as `format_losses`', stays until replaced.
+
+        Costs well under a microsecond when nothing is due to be shown.
+        """
+        self.step = step
+        first_text = text is not None and not self.text
+        if text is not None:
+            self.text = text
+        now = time.monotonic()
+        if not self._marks:
+            self._marks.append((now, step))
+        if now >= self._next or first_text:
+            self._show(now)
+
+    def rate(self) -> float | None:
+        """Steps per second of late, without the first step (it compiles); None if unknown."""
+        if not self._marks:
+            return None
+        (t0, step0), now = self._marks[0], time.monotonic()
+        return (self.step - step0) / (now - t0) if self.step > step0 and now > t0 else None
+
+    def __enter__(self) -> "Progress":
+        if self.live:
+            if _shown and _shown[0].console is self.console:
+                self._bar = _shown[0]._bar
+            else:
+                self._bar = rich.progress.Progress(
+                    rich.progress.BarColumn(bar_width=16),
+                    rich.progress.TextColumn(
+                        "{task.description} · {task.fields[status]}",
+                        markup=False,
+                        table_column=rich.table.Column(no_wrap=True),
+                    ),
+                    console=self.console,
+                    refresh_per_second=10,
+                    redirect_stdout=sys.stdout.isatty(),
+                )
+                self._bar.start()
+            self._task = self._bar.add_task(
+                self.name, total=self.total, completed=self.step, status=self.status()
+            )
+        _shown.append(self)
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        inner = len(_shown) > 1
+        self._show(time.monotonic(), final=True)
+        _shown.remove(self)
+        if self._bar is not None:
+            if inner:
+                self._bar.remove_task(self._task)
+            else:
+                self._bar.stop()
+            self._bar = None
+
+    def status(self) -> str:
+        """Such as '1,200/2,000 · 60% · 85 steps/s · 0:09 left · loss 0.312'."""
+        parts = [f"{self.step:,}/{self.total:,}", f"{self.step / max(self.total, 1):.0%}"]
+        rate = self.rate()
+        if self.step >= self.total:
+            parts.append(f"{duration(time.monotonic() - self._began)} in all")
+        elif rate:
+            parts.append(f"{rate:.3g} steps/s" if rate >= 1 else f"{1 / rate:.3g} s/step")
+            parts.append(f"{duration((self.total - self.step) / rate)} left")
+        return " · ".join([*parts, self.text] if self.text else parts)
+
+    def _show(self, now: float, *, final: bool = False) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.step, status=self.status(), refresh=final)
+            self._next = now + 0.1
+        else:
+            outer = _shown[: _shown.index(self)] if self in _shown else _shown
+            line = " · ".join([*(p.name for p in outer), self.name, self.status()])
+            print(line, file=self.console.file, flush=True)
+            self._next = now + max(self.interval, 0.05 * (now - self._began))
+        self._marks.append((now, self.step))
+
+
+def format_losses(members: Sequence[float] | np.ndarray, ensemble: float | None = None) -> str:
+    """'loss 0.312 ensemble 0.287 [0.301 0.323]': mean over members, the mixture, each member.
+
+    Of more than ten members the first four and the last are shown.
+    """
+    members = np.ravel(np.asarray(members, dtype=np.float64))
+    text = f"loss {_digits(members.mean())}"
+    if ensemble is not None:
+        text += f" ensemble {_digits(float(ensemble))}"
+    if len(members) == 1:
+        return text
+    shown = [_digits(m) for m in members]
+    if len(shown) > 10:
+        shown = [*shown[:4], "…", shown[-1]]
+    return f"{text} [{' '.join(shown)}]"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, trailing zeros kept so that the columns do not jump."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def duration(seconds: float) -> str:
+    """Such as '0:09', '12:34' or '1:02:03'."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+
+
+def setup_logging(level: int = logging.INFO, console: rich.console.Console | None = None) -> None:
+    """Sends all logging, absl's included, to standard error so that no line cuts a bar.
+
+    Call it after absl's `app.run` has begun. Orbax's messages below a warning are left out.
+    """
+    import absl.logging
+
+    console = console or CONSOLE
+    if console.is_terminal:
+        handler = rich.logging.RichHandler(console=console, show_path=False)
+    else:
+        handler = logging.StreamHandler(console.file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(
+        lambda record: (
+            record.levelno >= logging.WARNING
+            or "orbax" not in pathlib.PurePath(record.pathname).parts
+        )
+    )
+    root = logging.getLogger()
+    for former in root.handlers[:]:
+        root.removeHandler(former)
+    root.addHandler(handler)
+    root.setLevel(level)
+    absl.logging.set_verbosity(absl.logging.converter.standard_to_absl(level))

@@ -1,0 +1,40 @@
+"""Stopping a run cleanly when it is told to."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections.abc import Iterator
+
+
+@dataclasses.dataclass
+class Stop:
+    """Whether the run was asked to stop, and by which signal ('SIGTERM' or 'SIGINT')."""
+
+    requested: bool = False
+    signal: str | None = None
+
+
+@contextlib.contextmanager
+def graceful_termination() -> Iterator[Stop]:
+    """Turns the first SIGTERM or SIGINT into `stop.requested`, for the loop to look at.
+
+    A second SIGINT raises KeyboardInterrupt. The former handlers are back afterwards. Outside the
+    main thread, where Python allows no handlers, `requested` stays False.
+    """
+    stop = Stop()
+
+    def request(number: int, frame) -> None:
+        if stop.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.requested, stop.signal = True, signal.Signals(number).name
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    former = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
