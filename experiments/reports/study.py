@@ -1,0 +1,217 @@
+"""A table over seeds: what it holds, how a cell is summarised and rounded.
+
+A cell is the mean over seeds with its standard error, s / sqrt(n), where s is the sample standard
+deviation (ddof = 1). One seed has no error. `layout` turns a study into text once, so that the
+terminal, Markdown, LaTeX and HTML renderers show the same digits, bold cells and footnotes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SCALE = {"%": 100.0, "M": 1e-6}  # shown = stored * scale; every other unit is shown as stored
+BETTER = {"higher": "↑", "lower": "↓", None: ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    key: str  # the name in metrics.json
+    header: str
+    unit: str = ""
+    better: str | None = None  # 'higher', 'lower', or None where there is no best value
+    digits: int = 2  # decimals where no standard error sets them
+
+    def __post_init__(self) -> None:
+        if self.better not in BETTER:
+            raise ValueError(
+                f"column {self.key!r}: better={self.better!r}, expected 'higher', 'lower' or None"
+            )
+
+    @property
+    def scale(self) -> float:
+        return SCALE.get(self.unit, 1.0)
+
+    @property
+    def title(self) -> str:
+        unit = f" ({self.unit})" if self.unit else ""
+        arrow = BETTER[self.better]
+        return f"{self.header}{unit}{' ' + arrow if arrow else ''}"
+
+
+@dataclasses.dataclass
+class Row:
+    label: str
+    results: list[dict[str, float]] = dataclasses.field(default_factory=list)  # one per seed
+    # key -> (value in the column's unit, where it was published)
+    published: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
+    note: str = ""
+    failed: str = ""  # why the row, or some of its seeds, has no results
+
+
+@dataclasses.dataclass
+class Study:
+    """Rows x columns over seeds. `columns` and `rows` may be given as plain dicts."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    command: str = ""
+    config: Any = None  # whatever json can write: a dict, or one per row
+    seeds: Sequence[int] = ()
+    hardware: str = ""
+    date: str = ""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.columns = [Column(**c) if isinstance(c, dict) else c for c in self.columns]
+        self.rows = [Row(**r) if isinstance(r, dict) else r for r in self.rows]
+        keys = {column.key for column in self.columns}
+        for row in self.rows:
+            for key, entry in row.published.items():
+                if key not in keys:
+                    raise ValueError(
+                        f"row {row.label!r}: published {key!r} is not a column; "
+                        f"the columns are {sorted(keys)}"
+                    )
+                if len(entry) != 2 or not str(entry[1]).strip():
+                    raise ValueError(
+                        f"row {row.label!r}: published {key!r} = {entry!r}, "
+                        "expected (value, source) with a source"
+                    )
+
+
+class Summary(NamedTuple):
+    mean: float
+    error: float | None  # None for one seed
+    n: int
+
+
+def summarise(values: Sequence[float]) -> Summary | None:
+    """Mean and standard error over seeds; None without values.
+
+    The error is None for a single value, and for values that are not all finite.
+    """
+    if not len(values):
+        return None
+    array = np.asarray(values, np.float64)
+    n = array.size
+    mean = float(array.mean())
+    if n == 1 or not np.isfinite(array).all():
+        return Summary(mean, None, n)
+    return Summary(mean, float(array.std(ddof=1) / math.sqrt(n)), n)
+
+
+def values_of(row: Row, key: str) -> list[float]:
+    """The values of one metric over the row's seeds, leaving out seeds that lack it."""
+    return [float(r[key]) for r in row.results if r.get(key) is not None]
+
+
+def round_pair(mean: float, error: float | None, digits: int) -> tuple[str, str]:
+    """`(mean, error)` as text, both rounded to the same place.
+
+    The error keeps two significant digits if it begins with 1 or 2, and one otherwise; without an
+    error, or with one that is only rounding noise, the mean gets `digits` decimals.
+    """
+    if not math.isfinite(mean):
+        return str(mean), ""
+    if error is None:
+        return f"{mean:z.{digits}f}", ""
+    if error <= 1e-9 * abs(mean) or error == 0:
+        return f"{mean:z.{digits}f}", f"{0:.{digits}f}"
+    exponent = math.floor(math.log10(error))
+    decimals = (1 if error / 10.0**exponent < 3 else 0) - exponent
+    shown = max(decimals, 0)
+    return f"{round(mean, decimals):z.{shown}f}", f"{round(error, decimals):.{shown}f}"
+
+
+def published_text(value: float, digits: int) -> str:
+    """A published value with at least `digits` decimals, and never rounded."""
+    text = f"{value:.{digits}f}"
+    return text if float(text) == float(value) else repr(float(value))
+
+
+class Cell(NamedTuple):
+    mean: str = ""
+    error: str = ""
+    best: bool = False
+    published: str = ""
+    source: int = 0  # number of a note; 0 for none
+
+    def ours(self, plus_minus: str = " ± ") -> str:
+        return self.mean + (plus_minus + self.error if self.error else "")
+
+
+class Line(NamedTuple):
+    label: str
+    marks: tuple[int, ...]  # numbers of notes on the row
+    failed: bool
+    cells: tuple[Cell, ...]
+
+
+class Layout(NamedTuple):
+    titles: tuple[str, ...]
+    compared: tuple[bool, ...]  # does the column have any published value
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]  # numbered from 1
+    caption: str
+
+
+def layout(study: Study) -> Layout:
+    """Every text of the table, and which cells are best, for the renderers to arrange."""
+    notes: list[str] = []
+
+    def mark(text: str) -> int:
+        text = " ".join(str(text).split())
+        if text not in notes:
+            notes.append(text)
+        return notes.index(text) + 1
+
+    summaries = [[summarise(values_of(r, c.key)) for c in study.columns] for r in study.rows]
+    best = [_best(c, [s[i] for s in summaries]) for i, c in enumerate(study.columns)]
+    most = max((len(row.results) for row in study.rows), default=0)
+    lines = []
+    for row, summary in zip(study.rows, summaries, strict=True):
+        marks = [mark(row.note)] if row.note else []
+        if row.failed:
+            some = f" ({len(row.results)} of {most} seeds shown)" if row.results else ""
+            marks.append(mark(f"Failed{some}: {row.failed}"))
+        elif 0 < len(row.results) < most:
+            marks.append(mark(f"{_seeds(len(row.results))} of {most}."))
+        cells = []
+        for column, entry, top in zip(study.columns, summary, best, strict=True):
+            cell = Cell()
+            if entry:
+                error = None if entry.error is None else entry.error * column.scale
+                if error == 0 and column.better is None:
+                    error = None  # a cost that no seed changes
+                pair = round_pair(entry.mean * column.scale, error, column.digits)
+                cell = Cell(*pair, best=entry.mean == top)
+                if entry.n < len(row.results):
+                    short = f"{column.header}: {_seeds(entry.n)} of {len(row.results)}."
+                    marks.append(mark(short))
+            if column.key in row.published:
+                value, source = row.published[column.key]
+                text = published_text(value, column.digits)
+                cell = cell._replace(published=text, source=mark(source))
+            cells.append(cell)
+        failed = bool(row.failed) and not row.results
+        lines.append(Line(row.label, tuple(marks), failed, tuple(cells)))
+    compared = tuple(any(c.key in r.published for r in study.rows) for c in study.columns)
+    caption = f"Mean ± standard error over {_seeds(most)}." if most > 1 else ""
+    caption = "One seed: no standard error." if most == 1 else caption
+    titles = tuple(c.title for c in study.columns)
+    return Layout(titles, compared, tuple(lines), tuple(notes), caption)
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed" + ("s" if n != 1 else "")
+
+
+def _best(column: Column, summaries: Sequence[Summary | None]) -> float | None:
+    means = [s.mean for s in summaries if s and math.isfinite(s.mean)]
+    if column.better is None or len(set(means)) < 2:
+        return None
+    return max(means) if column.better == "higher" else min(means)

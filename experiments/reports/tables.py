@@ -1,0 +1,173 @@
+"""Tables in the terminal: one evaluation, grouped, and a study over seeds."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from experiments.reports.study import Layout, Study, layout
+
+GROUPS = {
+    "classification": "Classification",
+    "regression": "Regression",
+    "calibration": "Calibration",
+    "uncertainty": "Uncertainty (mean over examples)",
+    "ood": "Out of distribution",
+    "corruption": "Corruption",
+    "selective": "Selective prediction",
+    "cost": "Cost",
+}
+ACRONYMS = "NLL ECE MCE RMSE MAE CRPS AUROC AUPR FPR95 AURC KL OOD GFLOPs"
+ACRONYMS = {word.lower(): word for word in ACRONYMS.split(" ")}
+PERCENT = {"accuracy", "error", "ece", "mce", "auroc", "aupr", "fpr95", "coverage", "disagreement"}
+NATS = {"nll", "entropy", "information", "kl", "loss"}
+
+
+def pretty(name: str) -> str:
+    """A metric's name for people: 'member_nll' -> 'Member NLL'."""
+    words = [ACRONYMS.get(w, w) for w in name.split("_") if w not in ("ms", "seconds")]
+    text = " ".join(words)
+    return text[:1].upper() + text[1:]
+
+
+def human(name: str, value: float) -> tuple[str, str]:
+    """`(digits, unit)` of a metric as people read it; `name` is the last part of its key.
+
+    Rates in %, information in nats, times in ms, s, min or h, parameters in K, M or B.
+    """
+    words = set(name.split("_"))
+    if not math.isfinite(value):
+        return str(value), ""
+    if name.endswith("_ms") or "ms" in words:
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}", "ms"
+    if words & {"seconds", "duration"}:
+        for size, unit in ((3600, "h"), (60, "min")):
+            if value >= 2 * size:
+                return f"{value / size:.1f}", unit
+        return f"{value:.3g}", "s"
+    if "parameters" in words:
+        for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+            if value >= size:
+                return f"{value / size:.2f}", unit
+        return f"{value:.0f}", ""
+    if words & PERCENT:
+        return f"{100 * value:z.2f}", "%"
+    if float(value).is_integer() and abs(value) >= 10:
+        return f"{value:,.0f}", ""
+    return (f"{value:z.4f}" if abs(value) < 100 else f"{value:,.1f}"), (
+        "nats" if words & NATS else ""
+    )
+
+
+def print_metrics(
+    metrics: Mapping[str, float], console: Console | None = None, title: str = "Evaluation"
+) -> None:
+    """Prints one evaluation as a grouped table in human units.
+
+    Args:
+      metrics: name -> value, as in metrics.json ('calibration/ece', 'ood/<set>/auroc_entropy',
+        'corruption/<kind>/<severity>/nll'). Groups that are not known come last.
+      console: where to; a new one on the standard output if None.
+      title: the table's heading.
+    """
+    grouped: dict[str, dict[str, float]] = {name: {} for name in GROUPS}
+    for key, value in metrics.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        group, _, rest = key.partition("/")
+        grouped.setdefault(group if rest else "other", {})[rest or key] = float(value)
+    table = Table(title=title, title_style="bold", box=None, show_header=False, padding=(0, 1))
+    for group, entries in grouped.items():
+        if not entries:
+            continue
+        heading = GROUPS.get(group, pretty(group))
+        if group in ("ood", "corruption"):
+            _matrix(table, heading, entries, group)
+            continue
+        _heading(table, heading)
+        for name, value in entries.items():
+            digits, unit = human(name.rpartition("/")[2], value)
+            name = " / ".join(pretty(part) for part in name.split("/"))
+            table.add_row("  " + name, digits, Text(unit, style="dim"))
+    (console or Console()).print(table)
+
+
+def _heading(table: Table, text: str, columns: Iterable[str] = ()) -> None:
+    if table.row_count:
+        table.add_row()
+    table.add_row(Text(text, style="bold cyan"), *[Text(c, style="dim") for c in columns])
+
+
+def _matrix(table: Table, heading: str, entries: Mapping[str, float], group: str) -> None:
+    """Lines are OOD sets x scores, or means over kinds and severities; columns are metrics."""
+    lines: dict[str, dict[str, list[float]]] = {"mean": {}} if group == "corruption" else {}
+    for name, value in entries.items():
+        path, _, metric = name.rpartition("/")
+        if group == "ood":  # 'auroc_entropy' of the set `path`
+            metric, _, score = metric.partition("_")
+            places = [f"{path}: {pretty(score).lower()}" if score else path]
+        else:  # 'accuracy', or 'blur/3/accuracy', which counts for its kind and its severity
+            kind, _, severity = path.partition("/")
+            places = [f"severity {severity}"] * bool(severity) + [pretty(kind).lower() or "mean"]
+        for place in places:
+            lines.setdefault(place, {}).setdefault(metric, []).append(value)
+    columns = list(dict.fromkeys(m for line in lines.values() for m in line))
+    units = {m: human(m, 0.5)[1] for m in columns}
+    _heading(table, heading, [f"{pretty(m)} {units[m]}".strip() for m in columns])
+    for label, line in sorted(lines.items(), key=lambda item: _severity_order(item[0])):
+        means = [human(m, sum(line[m]) / len(line[m]))[0] if m in line else "" for m in columns]
+        table.add_row("  " + label, *means)
+
+
+def _severity_order(label: str) -> tuple[int, str]:
+    if label == "mean":
+        return 0, ""
+    return (1, label) if label.startswith("severity ") else (2, "")
+
+
+def print_study(study: Study, console: Console | None = None) -> None:
+    """Prints a study: best means bold, published values beside ours, sources as notes.
+
+    Columns that do not fit into the console's width go into further tables below.
+    """
+    console = console or Console()
+    shown = layout(study)
+    console.print(Text(study.title, style="bold"))
+    start, wide = 0, console.options.update(width=100_000)
+    while start < len(shown.titles):
+        stop = len(shown.titles)
+        table = _study_table(shown, start, stop)
+        while stop > start + 1 and Measurement.get(console, wide, table).maximum > console.width:
+            stop -= 1
+            table = _study_table(shown, start, stop)
+        console.print(table)
+        start = stop
+    if shown.caption:
+        console.print(Text(shown.caption, style="dim"))
+    for number, note in enumerate(shown.notes, 1):
+        console.print(Text(f"[{number}] {note}", style="dim"))
+
+
+def _study_table(shown: Layout, start: int, stop: int) -> Table:
+    """The columns start to stop of the study."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", min_width=min(24, max((len(x.label) for x in shown.lines), default=0)))
+    for i in range(start, stop):
+        table.add_column(Text(shown.titles[i]), justify="right", no_wrap=True)
+        if shown.compared[i]:
+            table.add_column("published", justify="right", style="dim", no_wrap=True)
+    for line in shown.lines:
+        marks = "".join(f" [{mark}]" for mark in line.marks)
+        row = [Text.assemble(line.label, (marks, "dim"))]
+        for i in range(start, stop):
+            cell = line.cells[i]
+            ours = Text(cell.ours(), style="bold green" if cell.best else "")
+            row.append(Text("failed", style="red") if line.failed and i == start else ours)
+            if shown.compared[i]:
+                row.append(Text(f"{cell.published} [{cell.source}]" if cell.published else ""))
+        table.add_row(*row)
+    return table
