@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import math
 import pathlib
 import sys
 import time
@@ -29,6 +30,7 @@ class Progress:
         name: what is being done, such as 'train' or 'job 3 of 10'.
         start: the step that the loop begins at, when it goes on from a checkpoint.
         interval: least seconds between two lines where there is no terminal.
+        show: False shows nothing, as in all but the first of several processes.
         console: where to; the default is standard error.
     """
 
@@ -39,15 +41,16 @@ class Progress:
         *,
         start: int = 0,
         interval: float = 10.0,
+        show: bool = True,
         console: rich.console.Console | None = None,
     ):
         self.total, self.name, self.step = total, name, start
-        self.interval = interval
+        self.interval, self.show = interval, show
         self.console = console or CONSOLE
-        self.live = self.console.is_terminal
+        self.live = show and self.console.is_terminal
         self.text = ""
         self._began = time.monotonic()
-        self._next = self._began + (0.1 if self.live else interval)
+        self._next = self._began + (0.1 if self.live else interval if show else math.inf)
         # (time, step) of the last things shown, for the rate; the first step compiles.
         self._marks: collections.deque = collections.deque(maxlen=300)
         self._bar: rich.progress.Progress | None = None
@@ -81,13 +84,16 @@ class Progress:
                 self._bar = _shown[0]._bar
             else:
                 self._bar = rich.progress.Progress(
-                    rich.progress.BarColumn(bar_width=16),
+                    rich.progress.BarColumn(
+                        bar_width=16, table_column=rich.table.Column(min_width=16)
+                    ),
                     rich.progress.TextColumn(
                         "{task.description} · {task.fields[status]}",
                         markup=False,
-                        table_column=rich.table.Column(no_wrap=True),
+                        table_column=rich.table.Column(ratio=1, no_wrap=True),
                     ),
                     console=self.console,
+                    expand=True,
                     refresh_per_second=10,
                     redirect_stdout=sys.stdout.isatty(),
                 )
@@ -124,9 +130,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.step, status=self.status(), refresh=final)
             self._next = now + 0.1
-        else:
+        elif self.show:
             outer = _shown[: _shown.index(self)] if self in _shown else _shown
-            line = " · ".join([*(p.name for p in outer), self.name, self.status()])
+            line = " · ".join(
+                [*(f"{p.name} {p.step}/{p.total}" for p in outer), self.name, self.status()]
+            )
             print(line, file=self.console.file, flush=True)
             self._next = now + max(self.interval, 0.05 * (now - self._began))
         self._marks.append((now, self.step))
