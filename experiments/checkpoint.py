@@ -26,7 +26,7 @@ CHECKSUMS = "checksums.json"  # {file below ITEM or LEAVES: [bytes, crc32]}
 LEAVES = "leaves.json"  # {path of a leaf: "dtype[shape]"}
 
 
-class DamagedCheckpointError(RuntimeError):
+class DamagedCheckpointError(OSError):
     """A checkpoint whose files are not those that were written."""
 
 

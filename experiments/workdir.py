@@ -97,10 +97,10 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to one dict with dotted names; an empty dict stays as a value."""
+    """Nested dicts to one dict with dotted names; an empty dict leaves nothing."""
     flat = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -136,7 +136,7 @@ def locked(directory: str | os.PathLike) -> Iterator[None]:
     processes of one multi-process training share it: only the first one takes it.
 
     Raises:
-        RuntimeError: another process holds it; its id is named.
+        BlockingIOError: another process holds it; its id is named.
     """
     import jax
 
@@ -149,7 +149,7 @@ def locked(directory: str | os.PathLike) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise RuntimeError(
+            raise BlockingIOError(
                 f"workdir {directory} is in use by process {holder}; two trainings cannot share it"
             ) from error
         file.truncate(0)

@@ -1,12 +1,16 @@
 """What a run leaves behind: metrics.jsonl, TensorBoard files, a parameter table, a profile."""
 
+import atexit
+import contextlib
 import datetime
 import importlib.metadata
 import json
+import logging
+import math
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +18,13 @@ import numpy as np
 
 from experiments.workdir import from_jsonable, jsonable, write_text
 
+logger = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"
-TIMING = "time/"  # names that begin so hold clock readings; all else repeats in a resumed run
+TIMING = ("seconds", "steps_per_second")  # clock readings; all else repeats in a resumed run
 
 
-class MetricsWriter:
+class Writer:
     """Appends one JSON object a line to `workdir/metrics.jsonl`, and to TensorBoard if asked.
 
     A record reaches the operating system before `write` returns, so it outlives a killed process.
@@ -27,34 +33,34 @@ class MetricsWriter:
 
     Args:
         workdir: the run's directory, which exists.
-        resumed: the step restored from a checkpoint: records of later steps are dropped. None is
-            a run from its beginning: all earlier records are dropped.
+        start: the step that the run goes on from: records of later steps are dropped. 0 is a run
+            from its beginning: all records are dropped.
         tensorboard: also write TensorBoard files to `workdir/tensorboard`.
+
+    Attributes:
+        seconds: the last 'seconds' among the records kept, or 0: the clock of the run so far.
 
     Raises:
         ModuleNotFoundError: TensorBoard files are asked for and TensorFlow is not installed.
+        ValueError: the records so far cannot be read.
     """
 
-    def __init__(
-        self, workdir: str | os.PathLike, *, resumed: int | None = None, tensorboard: bool = False
-    ):
+    def __init__(self, workdir: str | os.PathLike, start: int = 0, *, tensorboard: bool = False):
         self.path = pathlib.Path(workdir) / METRICS
         self._file = self._summaries = None
+        kept = [r for r in read_metrics(self.path) if r["step"] <= start] if start else []
+        self.seconds = next((r["seconds"] for r in reversed(kept) if "seconds" in r), 0.0)
         if jax.process_index() != 0:
             return
         if tensorboard:
             self._summaries = _summary_writer(pathlib.Path(workdir) / "tensorboard")
-        kept = (
-            [] if resumed is None else [r for r in read_metrics(self.path) if r["step"] <= resumed]
-        )
         write_text(self.path, "".join(map(_line, kept)))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes numbers, arrays (one value a member, say) and strings under their names.
 
-        Names that begin with 'time/' are clock readings; all others are expected to repeat when
-        a killed run is resumed.
+        All but those named in `TIMING` are expected to repeat when a killed run is resumed.
         """
         if self._file is None:
             return
@@ -69,12 +75,6 @@ class MetricsWriter:
             self._file.close()
         if self._summaries is not None:
             self._summaries.close()
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(self, kind, value, traceback) -> None:
-        self.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -102,48 +102,58 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def without_timing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records without clock readings: what two runs of one config agree on."""
-    return [{k: v for k, v in r.items() if not k.startswith(TIMING)} for r in records]
+    return [{k: v for k, v in r.items() if k.split("/")[-1] not in TIMING} for r in records]
 
 
-def parameter_overview(params: Any) -> str:
-    """A table of the parameters with path, shape, type, size and their total."""
-    from clu import parameter_overview as overview
+def log_parameters(params: Any) -> None:
+    """Logs a table of the parameters with path, shape, type and size, and their total."""
+    from clu import parameter_overview
 
-    return overview.get_parameter_overview(params, include_stats=False)
+    logger.info(
+        "parameters\n%s", parameter_overview.get_parameter_overview(params, include_stats=False)
+    )
 
 
 class Profile:
-    """A trace of the steps `first` to `last` in `workdir/profile`, for TensorBoard or Perfetto.
+    """A trace of some steps in `workdir/profile`, for TensorBoard or Perfetto.
 
     Args:
         workdir: the run's directory.
-        steps: (first, last), both included; None traces nothing.
+        steps: (first, last), both included; () or None traces nothing.
+
+    Raises:
+        ValueError: `steps` is not such a pair.
     """
 
-    def __init__(self, workdir: str | os.PathLike, steps: tuple[int, int] | None):
-        if steps is not None and not 0 <= steps[0] <= steps[1]:
-            raise ValueError(f"profile = {steps}; give (first, last) with 0 <= first <= last")
+    def __init__(self, workdir: str | os.PathLike, steps: Sequence[int] | None):
+        if steps and not (len(steps) == 2 and 0 <= steps[0] <= steps[1]):
+            raise ValueError(f"logging.profile = {steps}; give (first, last) with first <= last")
         self.directory = pathlib.Path(workdir) / "profile"
-        self.first, self.last = steps or (None, None)
+        self.first, self.last = steps or (math.inf, -math.inf)
         self._tracing = False
 
-    def before(self, step: int) -> None:
-        """Call before the step numbered `step` is dispatched."""
-        if step == self.first:
-            jax.profiler.start_trace(str(self.directory))
-            self._tracing = True
+    def __call__(self, step: int) -> contextlib.AbstractContextManager:
+        """To run step number `step` in: `with profile(step): ...`."""
+        return self._traced(step) if self.first <= step <= self.last else contextlib.nullcontext()
 
-    def after(self, step: int, result: Any) -> None:
-        """Call after it; `result` is waited for at the end, so that the trace is complete."""
+    @contextlib.contextmanager
+    def _traced(self, step: int) -> Iterator[None]:
+        if not self._tracing:
+            jax.profiler.start_trace(str(self.directory))
+            atexit.register(self.close)
+            self._tracing = True
+        with jax.profiler.StepTraceAnnotation("step", step_num=step):
+            yield
         if step == self.last:
-            jax.block_until_ready(result)
+            jax.block_until_ready(jax.live_arrays())  # steps are dispatched, not yet done
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is still open; call it when the loop is left early too."""
+        """Ends a trace that is still open, as when the loop is left early."""
         if self._tracing:
-            jax.profiler.stop_trace()
             self._tracing = False
+            jax.profiler.stop_trace()
+            atexit.unregister(self.close)
 
 
 def hardware() -> dict[str, Any]:
