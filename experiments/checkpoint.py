@@ -55,7 +55,7 @@ class Checkpoints:
         self.workdir = pathlib.Path(workdir).absolute()
         self.directory = self.workdir / "checkpoints"
         self.keep, self.every, self.read_only = keep, every, read_only
-        self._newest: int | None = None  # the step of the newest save of this process
+        self._saving: int | None = None  # the step of the last save that was started
         self._leaves: dict[str, str] = {}
 
     def steps(self) -> list[int]:
@@ -80,12 +80,14 @@ class Checkpoints:
         """
         step = int(step)
         due = force or (self.every is not None and step % self.every == 0)
-        if not due or step == self._newest or step in self.steps():
+        if not due:
             return False
         if self.read_only:
             raise RuntimeError(f"{self.directory} was opened read only; step {step} was not saved")
         self.wait()
-        self._newest, self._leaves = step, describe(state)
+        if step in self.steps():
+            return False
+        self._saving, self._leaves = step, describe(state)
         try:
             started = self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
         except Exception as error:
@@ -164,7 +166,7 @@ class Checkpoints:
 
     def _write_checksums(self) -> None:
         """Runs in orbax's thread of the first process, before the step directory is renamed."""
-        step = self._newest
+        step = self._saving
         directory = self._unfinished(step) or self.directory / str(step)
         (directory / LEAVES).write_text(json.dumps(self._leaves))
         files = [directory / LEAVES, *(p for p in (directory / ITEM).rglob("*") if p.is_file())]
@@ -176,7 +178,7 @@ class Checkpoints:
         return next(self.directory.glob(f"{step}.*"), None)
 
     def _failed(self, error: Exception) -> OSError:
-        step, self._newest = self._newest, None
+        step, self._saving = self._saving, None
         self.__dict__.pop("_manager", None)  # it would report the same error again
         if (half := self._unfinished(step)) is not None:
             shutil.rmtree(half, ignore_errors=True)  # it may be what fills the disk
