@@ -184,7 +184,8 @@ class Checkpoints:
             shutil.rmtree(half, ignore_errors=True)  # it may be what fills the disk
         last = self.latest_step()
         safe = "nothing was saved before it" if last is None else f"step {last} is still safe"
-        return OSError(f"could not save step {step} in {self.workdir}; {safe}: {error}")
+        reason = "its disk is full" if "No space left" in str(error) else error
+        return OSError(f"could not save step {step} in {self.workdir}; {safe}: {reason}")
 
     def _read(self, step: int, target: State) -> State:
         directory = self.directory / str(step)

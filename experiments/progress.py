@@ -172,7 +172,8 @@ def duration(seconds: float) -> str:
 def setup_logging(level: int = logging.INFO, console: rich.console.Console | None = None) -> None:
     """Sends all logging, absl's included, to standard error so that no line cuts a bar.
 
-    Call it after absl's `app.run` has begun. Orbax's messages below a warning are left out.
+    Call it after absl's `app.run` has begun. Orbax's records are left out: they are many, and
+    `Checkpoints` raises what they report.
     """
     import absl.logging
 
@@ -182,12 +183,7 @@ def setup_logging(level: int = logging.INFO, console: rich.console.Console | Non
     else:
         handler = logging.StreamHandler(console.file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(
-        lambda record: (
-            record.levelno >= logging.WARNING
-            or "orbax" not in pathlib.PurePath(record.pathname).parts
-        )
-    )
+    handler.addFilter(lambda record: "orbax" not in pathlib.PurePath(record.pathname).parts)
     root = logging.getLogger()
     for former in root.handlers[:]:
         root.removeHandler(former)

@@ -61,11 +61,20 @@ class Writer:
         """Writes numbers, arrays (one value a member, say) and strings under their names.
 
         All but those named in `TIMING` are expected to repeat when a killed run is resumed.
+
+        Raises:
+            OSError: the file cannot be written, as when the disk is full.
+            TypeError: a value has no form in JSON; it is named.
         """
         if self._file is None:
             return
-        self._file.write(_line({"step": int(step), **metrics}))
-        self._file.flush()
+        line = _line({"step": int(step), **metrics})
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            reason = f"could not write step {step} to {self.path}: {error.strerror}"
+            raise OSError(error.errno, reason) from error
         if self._summaries is not None:
             self._summaries.write_scalars(int(step), dict(_scalars(metrics)))
 
