@@ -1,12 +1,13 @@
 """Checkpoints give back the same bits, or the checkpoint before, or a clear error."""
 
 import logging
+import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import textwrap
 import time
 
 import jax
@@ -268,14 +269,17 @@ print(checkpoints.steps(), sorted(p.name for p in checkpoints.directory.iterdir(
 """
 
 
-def child(script, *args, **kwargs):
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **kwargs)
+def child(script, *args, stderr=subprocess.DEVNULL):
+    """A process with one device that runs `script`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, args)],
+        stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, "XLA_FLAGS": ""},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("limit", [50, 100_000])
 def test_a_save_that_finds_no_room_is_an_error_and_loses_nothing(tmp_path, limit):
-    process = child(LIMITED, tmp_path, limit, stderr=subprocess.DEVNULL)
+    process = child(LIMITED, tmp_path, limit)
     lines = process.communicate(timeout=60)[0].splitlines()
     assert process.returncode == 0
     for line, step in zip(lines, (2, 3), strict=False):
@@ -307,7 +311,7 @@ def test_a_kill_at_any_moment_leaves_a_readable_checkpoint(tmp_path):
     moments = random.Random(0)
     least = 0
     for _ in range(6):
-        process = child(FOREVER, tmp_path, stderr=subprocess.DEVNULL)
+        process = child(FOREVER, tmp_path)
         lines = [process.stdout.readline() for _ in range(moments.randrange(2, 6))]
         time.sleep(moments.uniform(0, 0.04))  # about as long as a save takes
         process.send_signal(signal.SIGKILL)
@@ -319,3 +323,63 @@ def test_a_kill_at_any_moment_leaves_a_readable_checkpoint(tmp_path):
         np.testing.assert_array_equal(state.params["w"], np.full((2, 100_000), float(step)))
     assert least >= 6
     assert not (tmp_path / "damaged_checkpoints").exists()
+
+
+PAIR = """
+import sys
+import jax, jax.numpy as jnp
+import numpy as np
+
+workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+jax.distributed.initialize(f"localhost:{port}", 2, index)
+from jax.experimental.multihost_utils import sync_global_devices
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from experiments.checkpoint import Checkpoints
+from uncertainty.types import State
+
+mesh = Mesh(np.array(jax.devices()), ("particle",))
+
+def make(value):
+    def put(a, spec):
+        sharding = NamedSharding(mesh, spec)
+        return jax.make_array_from_callback(a.shape, sharding, lambda i: a[i])
+    keys = jax.jit(lambda: jax.random.split(jax.random.key(value), 2),
+                   out_shardings=NamedSharding(mesh, PartitionSpec("particle")))()
+    return State(put(np.int32(value), PartitionSpec()), keys,
+                 {"w": put(np.full((2, 3), value, np.float32), PartitionSpec("particle"))}, {}, ())
+
+checkpoints = Checkpoints(workdir, every=1)
+for step in (1, 2):
+    checkpoints.save(step, make(step))
+checkpoints.wait()
+if index == 0:
+    (checkpoints.directory / "2" / "leaves.json").unlink()
+sync_global_devices("damaged")
+state, step = checkpoints.restore(make(0))
+assert step == 1, step
+for shard in state.params["w"].addressable_shards:
+    np.testing.assert_array_equal(shard.data, np.full((1, 3), 1.0))
+sync_global_devices("restored")
+checkpoints.save(2, make(5))
+checkpoints.close()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_and_restore_one_state(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    pair = [child(PAIR, tmp_path, port, i, stderr=subprocess.PIPE) for i in range(2)]
+    try:
+        errors = [process.communicate(timeout=100)[1] for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(errors)
+    target = State(jnp.int32(0), jax.random.split(jax.random.key(0), 2),
+                   {"w": jnp.zeros((2, 3))}, {}, ())  # fmt: skip
+    state, step = Checkpoints(tmp_path).restore(target)  # in one process
+    assert step == 2 and state.step == 5
+    np.testing.assert_array_equal(state.params["w"], np.full((2, 3), 5.0))
+    assert bits(state.key) == bits(jax.random.split(jax.random.key(5), 2))

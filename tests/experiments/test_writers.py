@@ -108,11 +108,12 @@ def test_tensorboard_files_or_how_to_get_them(tmp_path):
     writer.write(3, {"loss": 0.5, "members": np.array([0.25, 0.75]), "name": "a"})
     writer.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
 
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
     values = {tag: events.Tensors(tag)[0] for tag in ("loss", "members/0", "members/1")}
     assert {value.step for value in values.values()} == {3}
-    assert [v.tensor_proto.float_val[0] for v in values.values()] == [0.5, 0.25, 0.75]
+    assert [make_ndarray(v.tensor_proto) for v in values.values()] == [0.5, 0.25, 0.75]
 
 
 def test_tensorflow_is_not_imported_unless_asked_for():
