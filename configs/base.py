@@ -27,9 +27,9 @@ def base() -> ConfigDict:
             # evaluation
             evaluation=dict(
                 batch_size=500,
-                every=0,  # steps between evaluations on data.validation; 0: at the end only
-                evaluators=dict(test=dict(name="classification")),
+                every=0,  # steps between evaluations on data.validation; 0: none
             ),
+            evaluators=dict(),  # name -> dict(name=file of experiments/evaluators, its fields)
             # how it runs; none of these changes a number
             mesh=dict(),  # axis -> devices, e.g. dict(particle=4, data=2); default: all for data
             sharding=(),  # rules from parameter paths to mesh axes, e.g. ('expert.*', ('expert',))

@@ -1,0 +1,44 @@
+"""Accuracy and calibration under corruptions of growing severity."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.data import corruptions
+from uncertainty import metrics
+
+SHOWN = {"accuracy": "classification", "nll": "classification", "ece": "calibration"}
+
+
+def corruption(
+    predict: Any,
+    data: Any,
+    kinds: Sequence[str] = corruptions.IMAGE,
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    bins: int = 15,
+) -> Iterator[tuple[str, Any]]:
+    """Each metric for each kind and severity, and their plain mean over both.
+
+    Args:
+      predict: `evaluate.Predictor`.
+      data: the clean source's spec.
+      kinds: names in `experiments/data/corruptions.py`.
+      severities: 1 (mild) to 5.
+      bins: of the calibration error.
+    """
+    total = {name: [] for name in SHOWN}
+    for kind in kinds:
+        for severity in severities:
+
+            def corrupt(x: np.ndarray, first: int, kind=kind, severity=severity) -> np.ndarray:
+                return corruptions.corrupt(x, kind, severity, first_index=first)
+
+            p = predict(data, corrupt)
+            result = metrics.evaluate_classification(p.log_p, p.y, bins)
+            for name, group in SHOWN.items():
+                value = result[f"{group}/{name}"]
+                total[name].append(value)
+                yield f"corruption/{kind}/{severity}/{name}", value
+    for name, values in total.items():
+        yield f"corruption/{name}", float(np.mean(values))

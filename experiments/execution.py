@@ -1,0 +1,187 @@
+"""Where an experiment runs: one mesh, the placement of the state, and the compiled programs.
+
+The mesh has four axes. `data` shards the batch, `particle` shards P, and `expert` and `model` shard
+parameters by the rules of `config.sharding`. Nothing here changes a number: the same config gives
+the same training on any mesh, to the rounding of sums over the batch.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from uncertainty import rules
+from uncertainty.build import ConfigError, nearest
+from uncertainty.inference import executors
+from uncertainty.types import Batch, Inference, Latent, Metrics, State
+
+if TYPE_CHECKING:
+    from experiments.setup import Experiment
+
+AXES = ("data", "particle", "expert", "model")
+DATA = PartitionSpec("data")
+PARTICLE = PartitionSpec("particle")
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config's `mesh`: axis -> number of devices; without `data`, it takes the rest.
+
+    Raises:
+      ConfigError: an unknown axis, or sizes that the devices cannot make up.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    for axis, size in sizes.items():
+        if axis not in AXES:
+            raise ConfigError(f"mesh.{axis}: no such axis; {nearest(axis, AXES)}")
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"mesh.{axis}: {size!r} devices; a whole number from 1")
+    sizes = dict(sizes)
+    others = math.prod(size for axis, size in sizes.items() if axis != "data")
+    sizes.setdefault("data", max(len(devices) // others, 1))
+    total = others * sizes["data"]
+    if total > len(devices) or (jax.process_count() > 1 and total != len(devices)):
+        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise ConfigError(f"mesh: {wanted} = {total} devices, but there are {len(devices)}")
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    return Mesh(np.asarray(devices[:total]).reshape(shape), AXES)
+
+
+def check_divides(field: str, value: int, mesh: Mesh, axis: str) -> None:
+    """Raises ConfigError unless the devices of `axis` divide `value`."""
+    size = mesh.shape[axis]
+    if value % size:
+        near = sorted({max(value // size, 1) * size, -(-value // size) * size})
+        raise ConfigError(
+            f"{field}: {value} is not divisible by the {size} devices of mesh axis {axis!r}; "
+            f"nearest: {' or '.join(map(str, near))} (or set mesh.{axis})"
+        )
+
+
+def state_shardings(state: State, mesh: Mesh, sharding_rules: rules.Rules = ()) -> State:
+    """The NamedSharding of every leaf: P over `particle`, then what the first rule says.
+
+    A rule maps a parameter path to the mesh axes of its trailing dimensions, for example
+    `('expert/.*kernel', ('expert', None, None))`; collections and optimiser state follow the path
+    of their parameter. Without a rule a parameter is replicated over the other axes.
+
+    Raises:
+      ValueError: a rule that matches no parameter.
+    """
+    rules.match(sharding_rules, state.params, field="sharding", default=())
+
+    def shard(key_path: tuple, leaf: Any) -> NamedSharding:
+        path = rules.path_of(key_path)
+        axes = next((tuple(a) for r, a in sharding_rules if rules.re.search(r, path)), ())
+        if len(axes) >= leaf.ndim:  # a scalar of the optimiser, say
+            axes = ()
+        return NamedSharding(mesh, PartitionSpec("particle", *axes))
+
+    placed = jax.tree_util.tree_map_with_path(shard, state.replace(step=None))
+    return placed.replace(step=NamedSharding(mesh, PartitionSpec()))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts arrays that every process holds whole onto the mesh."""
+
+    def put(leaf, sharding):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def put_batch(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], Batch]:
+    """Puts this process's rows of a global batch onto the mesh."""
+    sharding = NamedSharding(mesh, DATA)
+
+    def put(batch: Mapping[str, np.ndarray]) -> Batch:
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }
+
+    return put
+
+
+def compile_update(
+    experiment: "Experiment", state: State, batch: Batch
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """The update as the train loop calls it; the state that it is given is donated.
+
+    Separable particles that are sharded run under `jax.shard_map`, so no collective crosses them.
+
+    Raises:
+      ConfigError: `executor='loop'` for particles that interact or are sharded.
+    """
+    inference, mesh = experiment.inference, experiment.mesh
+    executor = experiment.config["inference"].get("executor", "auto")
+    sharded = mesh.shape["particle"] > 1
+    if executor == "loop" and sharded:
+        raise ConfigError("inference.executor: 'loop' runs on one device; unset mesh.particle")
+    if executor == "loop" or (
+        executor == "auto" and not sharded and prefers_loop(inference, state, batch)
+    ):
+        return executors.loop(inference)
+    update = inference.update
+    if sharded and inference.separable:
+        update = over_particles(update, mesh)
+    return jax.jit(update, donate_argnums=0, out_shardings=(experiment.shardings, None))
+
+
+def prefers_loop(inference: Inference, state: State, batch: Batch) -> bool:
+    """Convolutions on CPU: one program called P times is as fast as P copies of it in one."""
+    if jax.default_backend() != "cpu" or not inference.separable or state.key.shape[0] == 1:
+        return False
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype),
+                       state.replace(step=None))  # fmt: skip
+    return executors.has_convolution(inference.update, one.replace(step=state.step), batch)
+
+
+def over_particles(fn: Callable[[State, Any], Any], mesh: Mesh) -> Callable[[State, Any], Any]:
+    """fn(state, batch) on each device's own particles; everything it returns leads with P.
+
+    The other axes stay automatic, so a batch statistic is still that of the global batch.
+    """
+
+    def mapped(state: State, shared: Any) -> Any:
+        specs = state.replace(
+            **{
+                name: jax.tree.map(lambda _: PARTICLE, getattr(state, name))
+                for name in ("key", "params", "collections", "opt_state")
+            },
+            step=PartitionSpec(),
+        )
+        out = jax.eval_shape(fn, state, shared)
+        out_specs = jax.tree.map(lambda a: PARTICLE if a.ndim else PartitionSpec(), out)
+        return jax.shard_map(
+            fn,
+            mesh=mesh,
+            in_specs=(specs, PartitionSpec()),
+            out_specs=out_specs,
+            axis_names={"particle"},
+            check_vma=False,
+        )(state, shared)
+
+    return mapped
+
+
+def compile_predict(inference: Inference, mesh: Mesh) -> Callable[[State, jax.Array], Latent]:
+    """The prediction, with the latents [P M, B, K] of all particles."""
+    if mesh.shape["particle"] > 1:
+        return over_particles(inference.predict, mesh)
+    return inference.predict
+
+
+def host(tree: Any) -> Any:
+    """NumPy arrays of a tree whose arrays may be spread over processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)

@@ -1,0 +1,51 @@
+"""Writes one HTML page that compares finished runs.
+
+    python -m experiments.report runs/single runs/ensemble --output report.html
+    python -m experiments.report Single=runs/a/seed_0 Single=runs/a/seed_1 Ensemble=runs/b
+
+Runs that share a label are seeds of one method: tables show their mean and standard error.
+"""
+
+import argparse
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+
+def parse(argument: str) -> dict[str, str]:
+    """'LABEL=WORKDIR' or 'WORKDIR', as arguments of `load_run`. A directory's name may hold '='."""
+    label, equals, workdir = argument.partition("=")
+    if not equals or pathlib.Path(argument).is_dir():
+        return {"workdir": argument}
+    return {"workdir": workdir, "label": label}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]WORKDIR", help="finished runs")
+    parser.add_argument("--output", default="report.html", help="default: %(default)s")
+    parser.add_argument("--title", default="Report", help="default: %(default)s")
+    parser.add_argument("--name", default="test", help="of the evaluation; default: %(default)s")
+    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "experiments.report", *given])
+
+    from experiments.reports.html import write_report
+
+    try:
+        runs = [{**parse(run), "name": options.name} for run in options.runs]
+        path = write_report(options.output, runs, options.title, command=command)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{path}: {len(runs)} runs; PNGs in {path.parent / (path.stem + '_figures')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

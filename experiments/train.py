@@ -1,0 +1,208 @@
+"""The train loop: the only one, read from top to bottom.
+
+    python -m experiments.train --config configs/digits/ensemble.py --workdir runs/ensemble
+
+trains, saves checkpoints, goes on where it was interrupted, and evaluates at the end.
+"""
+
+import contextlib
+import logging
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import config as config_lib
+from experiments import evaluate, execution, writers
+from experiments.checkpoint import Checkpoints
+from experiments.data.loader import batches, prefetch
+from experiments.progress import Progress, format_losses, setup_logging
+from experiments.setup import Experiment, setup
+from experiments.termination import graceful_termination
+from experiments.workdir import locked, open_workdir
+from uncertainty import build
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """The run was told to stop; its state is saved."""
+
+
+class ParticleFault(FloatingPointError):
+    """A particle's loss, gradient or update is not finite, and the config says to stop."""
+
+
+def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Experiment:
+    """Trains to `config.steps`, from the newest checkpoint of `workdir` if there is one.
+
+    Returns:
+      The experiment; its final state is the newest checkpoint.
+
+    Raises:
+      ConfigError: before anything is compiled.
+      ParticleFault: with `on_fault='stop'`; what was saved before stays.
+      Interrupted: SIGTERM or SIGINT came; the state is saved first.
+    """
+    experiment = setup(config)
+    config = experiment.config
+    workdir = open_workdir(workdir, config, ignore=config_lib.MAY_CHANGE)
+    with locked(workdir), graceful_termination() as stop:
+        _train(experiment, workdir, stop)
+    return experiment
+
+
+def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
+    config, mesh, source = experiment.config, experiment.mesh, experiment.source
+    steps = config["steps"]
+    checkpoints = Checkpoints(workdir, **config["checkpoint"])
+    restored = checkpoints.restore(experiment.shapes)
+    state, start = restored or (experiment.init(), 0)
+    if start:
+        logger.info("going on from step %d of %d", start, steps)
+    else:
+        writers.log_parameters(state.params)
+    if start >= steps:
+        return
+
+    data = batches(
+        source,
+        seed=config["seed"],
+        batch_size=config["batch_size"],
+        start_step=start,
+        augment=config["data"]["augment"],
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    learning_rate = build.schedule(config)
+    validate = evaluate.validation(experiment)
+    every = config["logging"]["every"]
+    put = execution.put_batch(mesh)
+    update = None
+    faults = Faults(config["on_fault"], start)
+    with (
+        contextlib.closing(
+            writers.Writer(workdir, start, tensorboard=config["logging"]["tensorboard"])
+        ) as writer,
+        contextlib.closing(writers.Profile(workdir, config["logging"]["profile"])) as profile,
+        contextlib.closing(checkpoints),
+        Progress(steps, "train", start=start) as progress,
+        prefetch(data, put) as stream,
+    ):
+        clock = Clock(writer.seconds)
+        for step, batch in stream:
+            if update is None:
+                update = execution.compile_update(experiment, state, batch)
+            with profile(step):
+                state, metrics = update(state, batch)
+            done = step + 1
+            faults.add(metrics.pop("finite"))
+            text = None
+            if done % every == 0 or done in (start + 1, steps):
+                record, text = summary(execution.host(metrics))
+                faults.check(done)
+                record["learning_rate"] = float(learning_rate(step))
+                if done % every == 0 or done == steps:
+                    writer.write(done, {**record, **clock.record(done)})
+                if done == start + 1:
+                    logger.info("first step, with its compilation: %.1f s", clock.seconds())
+            progress.update(done, text)
+            if validate and done % config["evaluation"]["every"] == 0 and done < steps:
+                writer.write(done, {f"validation/{k}": v for k, v in validate(state).items()})
+            if done % config["checkpoint"]["every"] == 0 or done == steps or stop.requested:
+                faults.check(done)
+                checkpoints.save(done, state, force=True)
+            if done == steps:
+                break
+            if stop.requested:
+                raise Interrupted(f"stopped by {stop.signal} at step {done} of {steps}; saved")
+
+
+def summary(metrics: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
+    """What is written and shown of an update's metrics: loss per member and of the ensemble."""
+    loss, nll = metrics["loss"], metrics["nll"]  # [P], [P, M, B]
+    record = {
+        "loss": float(np.mean(loss)),
+        "gradient_norm": float(np.mean(metrics["gradient_norm"])),
+    }
+    members = np.asarray(nll, np.float64).mean(axis=-1).ravel()  # [P M]
+    flat = -np.asarray(nll, np.float64).reshape(-1, nll.shape[-1])  # log p(y), [P M, B]
+    peak = flat.max(axis=0)
+    mixture = peak + np.log(np.mean(np.exp(flat - peak), axis=0))
+    record["ensemble_loss"] = float(-np.mean(mixture))
+    if len(members) > 1:
+        record |= {f"loss/{i}": float(value) for i, value in enumerate(members)}
+    return record, format_losses(members, record["ensemble_loss"])
+
+
+class Faults:
+    """Which particles had a step that was not finite; looked at only when the loop waits anyway."""
+
+    def __init__(self, policy: str, step: int):
+        self.policy, self.step = policy, step
+        self._pending: list[jax.Array] = []
+        self._named: set[int] = set()
+
+    def add(self, finite: jax.Array) -> None:
+        self._pending.append(finite)
+
+    def check(self, step: int) -> None:
+        """Names each new faulty particle; raises ParticleFault if the config says to stop."""
+        finite = np.asarray(execution.host(self._pending)).reshape(len(self._pending), -1)
+        first, self._pending, self.step = self.step + 1, [], step
+        for particle in np.flatnonzero(~finite.all(axis=0)):
+            at = first + int(np.flatnonzero(~finite[:, particle])[0])
+            message = f"particle {particle}: loss, gradient or update is not finite at step {at}"
+            if self.policy == "stop":
+                raise ParticleFault(
+                    f"{message}. Lower the learning rate or clip the gradient, or set "
+                    "on_fault='freeze' to let the other particles go on."
+                )
+            if particle not in self._named:
+                logger.warning("%s; it stays as it was while the others go on", message)
+                self._named.add(int(particle))
+
+
+class Clock:
+    """Seconds of training, those before an interruption included."""
+
+    def __init__(self, before: float):
+        self._before, self._began = before, time.monotonic()
+        self._mark: tuple[float, int] | None = None
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def record(self, step: int) -> dict[str, float]:
+        now = self.seconds()
+        record = {"seconds": self._before + now}
+        if self._mark:
+            record["steps_per_second"] = (step - self._mark[1]) / (now - self._mark[0])
+        self._mark = (now, step)
+        return record
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise ValueError(f"unexpected arguments {argv[1:]}; fields are --config.field=value")
+    setup_logging()
+    config = CONFIG.value
+    try:
+        experiment = train(config_lib.plain(config), WORKDIR.value)
+    except Interrupted as message:
+        logger.warning("%s. The same command goes on from there.", message)
+        return
+    if EVALUATE.value:
+        evaluate.evaluate(experiment, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    CONFIG = config_lib.define_flags()
+    WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
+    EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate at the end.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    config_lib.run(main)

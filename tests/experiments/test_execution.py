@@ -1,0 +1,135 @@
+"""1 and 8 devices give the same training; meshes and rules that cannot be are refused."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs.base import base
+from experiments import execution
+from experiments.data.loader import batches
+from experiments.setup import setup
+from uncertainty.build import ConfigError
+
+
+def small(mesh, size=4, **changes):
+    config = base()
+    config.batch_size = 16
+    config.evaluation.batch_size = 16
+    config.backbone = dict(name="mlp.MLP", widths=(16,))
+    config.inference.size = size
+    # Not Adam, whose division makes rounding errors of vanishing gradients large.
+    config.optimiser = dict(name="sgd", momentum=0.9, learning_rate=0.1, clip=1.0)
+    config.mesh = mesh
+    with config.unlocked():
+        for key, value in changes.items():
+            config[key] = value
+    return config
+
+
+def train(config, steps=4):
+    experiment = setup(config)
+    data = batches(experiment.source, seed=0, batch_size=config.batch_size)
+    put = execution.put_batch(experiment.mesh)
+    state = experiment.init()
+    update = None
+    for step, batch in data:
+        batch = put(batch)
+        update = update or execution.compile_update(experiment, state, batch)
+        state, metrics = update(state, batch)
+        if step + 1 == steps:
+            return experiment, state, metrics
+
+
+@functools.cache
+def on_one_device():
+    return train(small(dict(data=1)))[1:]
+
+
+@pytest.mark.parametrize(
+    "mesh", [dict(data=8), dict(particle=4, data=1), dict(particle=4, data=2), dict(particle=2)]
+)
+@pytest.mark.parametrize("executor", ["vmap", "unroll"])
+def test_devices_do_not_change_training(mesh, executor):
+    config = small(mesh)
+    config.inference.executor = executor
+    experiment, state, metrics = train(config)
+    expected, expected_metrics = on_one_device()
+    # Sums over the batch are taken in another order: float32 rounding, grown over four steps.
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["nll"], expected_metrics["nll"], rtol=1e-4, atol=1e-6)
+    leaf = jax.tree.leaves(state.params)[0]
+    assert leaf.sharding.spec[0] == "particle"
+    assert len(leaf.sharding.device_set) == experiment.mesh.size
+
+    x = execution.put_batch(experiment.mesh)({"x": np.ones((16, 8, 8, 1), np.float32)})["x"]
+    predict = jax.jit(execution.compile_predict(experiment.inference, experiment.mesh))
+    one = setup(small(dict(data=1)))
+    np.testing.assert_allclose(
+        predict(state, x).mean, one.inference.predict(expected, np.asarray(x)).mean,
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+
+
+def test_batch_norm_takes_the_statistics_of_the_global_batch():
+    net = dict(name="wide_resnet.WideResNet", depth=10, width_multiplier=1)
+    one = train(small(dict(data=1), size=1, backbone=net), steps=1)[1]
+    eight = train(small(dict(data=8), size=1, backbone=net), steps=1)[1]
+    pairs = zip(jax.tree.leaves(one.collections), jax.tree.leaves(eight.collections), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert jax.tree.leaves(one.collections)
+
+
+def test_parameters_follow_the_rules():
+    rules = ((".*dense0/kernel", (None, "model")), (".*dense0/bias", ("model",)))
+    experiment, state, _ = train(small(dict(model=4, data=2), sharding=rules))
+    kernel = state.params["backbone"]["dense0"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec("particle", None, "model")
+    momentum = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]
+    assert momentum and momentum[0].sharding.spec == kernel.sharding.spec
+    for a, b in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(on_one_device()[0].params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def collectives(experiment, state, batch):
+    update = execution.compile_update(experiment, state, batch)
+    text = update.lower(state, batch).compile().as_text()
+    names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    return [name for name in names if f" {name}(" in text or f" {name}-start(" in text]
+
+
+def test_independent_particles_do_not_communicate():
+    batch = dict(x=np.ones((16, 8, 8, 1), np.float32), y=np.zeros(16, np.int32))
+    for mesh, expected in ((dict(particle=4, data=1), []), (dict(particle=4), ["all-reduce"])):
+        experiment = setup(small(mesh))
+        placed = execution.put_batch(experiment.mesh)(batch)
+        assert collectives(experiment, experiment.init(), placed) == expected
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "message"),
+    [
+        (dict(datta=2), {}, "did you mean 'data'"),
+        (dict(data=16), {}, "16 devices, but there are 8"),
+        (dict(data=0), {}, "mesh.data: 0"),
+        (dict(data=8), dict(batch_size=12), "batch_size: 12 .* nearest: 8 or 16"),
+        (dict(particle=8), {}, "inference.size: 4 .* 8 devices of mesh axis 'particle'"),
+        (dict(data=1), dict(sharding=((".*kernle", ("model",)),)), "kernle.* matches no parameter"),
+    ],
+)
+def test_impossible_placements_are_refused(mesh, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        setup(small(mesh, **changes))
+
+
+def test_loop_is_refused_on_sharded_particles():
+    config = small(dict(particle=4))
+    config.inference.executor = "loop"
+    with pytest.raises(ConfigError, match="mesh.particle"):
+        train(config)

@@ -1,0 +1,193 @@
+"""Particles against loops over separate trainings, and executors against each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from uncertainty import build, likelihoods, optimisers
+from uncertainty.backbones.lenet import LeNet5
+from uncertainty.backbones.mlp import MLP
+from uncertainty.ensembles.single import single
+from uncertainty.heads.dense import Dense
+from uncertainty.inference import executors
+from uncertainty.inference.independent import independent
+from uncertainty.inference.particles import particles
+from uncertainty.model import from_network
+
+OPTIMISER = optimisers.optimiser(optimisers.adam(), 1e-2, clip=0.5)
+
+
+def mlp():
+    return from_network(single(MLP(widths=(8,)), Dense(outputs=3)), likelihoods.softmax())
+
+
+def convolutional():
+    backbone = LeNet5(padding="SAME")
+    return from_network(single(backbone, Dense(outputs=3)), likelihoods.softmax())
+
+
+def batch(shape=(5,), B=12, seed=0):
+    rng = np.random.default_rng(seed)
+    return dict(
+        x=jnp.asarray(rng.normal(size=(B, *shape)), jnp.float32), y=jnp.arange(B, dtype=int) % 3
+    )
+
+
+def assert_close(a, b, rtol=2e-5, atol=2e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def steps(inference, n=3, shape=(5,), update=None, seed=0):
+    state = inference.init(jax.random.key(seed), batch(shape)["x"][:1])
+    update = update or jax.jit(inference.update)
+    for i in range(n):
+        state, metrics = update(state, batch(shape, seed=i))
+    return state, metrics
+
+
+@functools.cache
+def reference(size):
+    return steps(particles(mlp(), OPTIMISER, size=size, executor="unroll"))
+
+
+def test_one_particle_is_plain_optax_training():
+    model = mlp()
+    inference = particles(model, OPTIMISER)
+    state, metrics = steps(inference)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    params, _ = model.init(key, batch()["x"][:1])
+    opt_state = OPTIMISER.init(params)
+
+    @jax.jit
+    def update(params, opt_state, b):
+        def loss(params):
+            logits = model.forward(params, {}, b["x"], key, train=True)[0].mean[0]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, b["y"]).mean()
+
+        value, g = jax.value_and_grad(loss)(params)
+        updates, opt_state = OPTIMISER.update(g, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    for i in range(3):
+        params, opt_state, value = update(params, opt_state, batch(seed=i))
+    assert_close(jax.tree.map(lambda a: a[0], state.params), params)
+    np.testing.assert_allclose(metrics["loss"], [value], rtol=1e-5)
+
+
+def test_a_particle_does_not_depend_on_how_many_there_are():
+    five, _ = reference(5)
+    three, _ = reference(3)
+    first = jax.tree.map(lambda a: a[:3], five.replace(step=None))
+    assert_close(first, three.replace(step=None))
+
+
+@pytest.mark.parametrize("executor", ["auto", "vmap", "scan"])
+def test_executors_give_the_same_numbers(executor):
+    inference = particles(mlp(), OPTIMISER, size=3, executor=executor)
+    assert_close(steps(inference), reference(3))
+    x = batch()["x"]
+    plain = particles(mlp(), OPTIMISER, size=3, executor="unroll")
+    state = reference(3)[0]
+    assert_close(inference.predict(state, x), plain.predict(state, x))
+
+
+def test_loop_gives_the_same_numbers_and_one_program():
+    inference = particles(mlp(), OPTIMISER, size=3, executor="loop")
+    assert_close(steps(inference, update=executors.loop(inference)), reference(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["vmap", "scan", "loop"])
+def test_executors_agree_on_convolutions(executor):
+    shape = (8, 8, 1)
+    # Not Adam, which divides by the size of gradients that are rounding errors alone.
+    optimiser = optimisers.optimiser(optimisers.sgd(momentum=0.9), 0.1)
+    unrolled = steps(particles(convolutional(), optimiser, size=2, executor="unroll"), 2, shape)
+    inference = particles(convolutional(), optimiser, size=2, executor=executor)
+    update = executors.loop(inference) if executor == "loop" else None
+    assert_close(steps(inference, 2, shape, update), unrolled)
+
+
+def test_convolutions_are_seen_through_nested_functions():
+    model = convolutional()
+    x = jnp.zeros((2, 8, 8, 1))
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), x)
+    forward = jax.jit(lambda p, x: model.forward(p, {}, x, jax.random.key(0), train=False)[0].mean)
+    assert executors.has_convolution(lambda p, x: jax.lax.map(lambda q: forward(p, q), x[None]),
+                                     params, x)  # fmt: skip
+    assert not executors.has_convolution(lambda a: a @ a, jnp.eye(2))
+
+
+def test_loop_refuses_particles_that_interact():
+    inference = particles(mlp(), OPTIMISER, size=2)._replace(separable=False)
+    with pytest.raises(ValueError, match="interact"):
+        executors.loop(inference)
+
+
+def test_accumulated_parts_are_the_whole_batch():
+    direction = lambda over, accumulate: independent(over, 4)  # noqa: E731
+    parts = particles(mlp(), OPTIMISER, size=3, direction=direction, executor="unroll")
+    (state, metrics), (expected, plain) = steps(parts), reference(3)
+    assert_close(state.params, expected.params)
+    assert_close(metrics, plain)  # the examples' own losses come back in their order
+
+
+def test_a_faulty_particle_stays_and_leaves_the_others_untouched():
+    inference = particles(mlp(), OPTIMISER, size=3, executor="vmap")
+    update = jax.jit(inference.update)
+    state = inference.init(jax.random.key(0), batch()["x"][:1])
+
+    def poison(leaf):
+        return leaf.at[1].set(jnp.nan)
+
+    faulty = state.replace(params=jax.tree.map(poison, state.params))
+    for i in range(3):
+        state, _ = update(state, batch(seed=i))
+        faulty, metrics = update(faulty, batch(seed=i))
+        np.testing.assert_array_equal(metrics["finite"], [True, False, True])
+    keep = np.array([0, 2])
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(faulty.params), strict=True):
+        np.testing.assert_array_equal(a[keep], b[keep])
+    assert np.asarray(faulty.opt_state[1].count)[1] == 0  # its optimiser did not move either
+
+
+def test_an_overflowing_update_keeps_the_last_finite_parameters():
+    inference = particles(mlp(), optimisers.optimiser(optimisers.sgd(), 1e38), size=1)
+    state = inference.init(jax.random.key(0), batch()["x"][:1])
+    update = jax.jit(inference.update)
+    for i in range(4):
+        state, metrics = update(state, batch(seed=i))
+    assert not metrics["finite"][0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_predictions_stack_particles_and_members():
+    config = dict(
+        backbone=dict(name="mlp.MLP", widths=(4,)),
+        head=dict(name="dense.Dense", outputs=3),
+        ensemble=dict(name="multi_head", size=2),
+        likelihood="softmax",
+        inference=dict(name="particles", size=3),
+        optimiser=dict(name="sgd", learning_rate=0.1),
+        steps=1,
+    )
+    inference, model = build.inference(config), build.model(config)
+    x = batch()["x"]
+    state = inference.init(jax.random.key(0), x[:1])
+    got = inference.predict(state, x).mean
+    assert got.shape == (6, 12, 3)
+    for p in range(3):
+        params = jax.tree.map(lambda a, p=p: a[p], state.params)
+        one = model.forward(params, {}, x, jax.random.key(0), train=False)[0].mean
+        np.testing.assert_allclose(got[2 * p : 2 * p + 2], one, rtol=1e-5, atol=1e-6)
+        phi = np.maximum(x @ params["backbone"]["dense0"]["kernel"], 0)
+        for m in range(2):  # a loop over the heads, by hand
+            logits = phi @ params["head"]["logits"]["kernel"][m]
+            np.testing.assert_allclose(one[m], logits, rtol=1e-4, atol=1e-5)
