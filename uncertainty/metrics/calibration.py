@@ -1,0 +1,111 @@
+"""Expected calibration errors and what reliability diagrams are drawn from."""
+
+import difflib
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from uncertainty.metrics import _arrays
+from uncertainty.metrics._arrays import bin_index, checked, checked_bins, top_label
+from uncertainty.metrics._sorting import checked_pair, most_confident_first
+
+KINDS = ("width", "mass")
+
+
+class Bins(NamedTuple):
+    """Confidence and accuracy in bins of confidence; NaN means where a bin is empty."""
+
+    count: np.ndarray  # [bins]
+    confidence: np.ndarray  # [bins], mean
+    accuracy: np.ndarray  # [bins], mean
+    edges: np.ndarray  # [bins + 1]
+
+
+def reliability_bins(
+    confidence: ArrayLike, correct: ArrayLike, bins: int = 15, kind: str = "width"
+) -> Bins:
+    """Confidence against accuracy.
+
+    Args:
+      confidence: [B] in [0, 1].
+      correct: [B] of 0 and 1.
+      bins: their number.
+      kind: 'width', bin j = [j / bins, (j + 1) / bins) and the last with its right edge; or 'mass',
+        examples in order of confidence cut into bins whose sizes differ by at most one, the larger
+        ones first (Nixon et al., 2019). Of examples that tie across a cut each bin gets its share
+        of the right ones in expectation, so the order of the examples does not matter.
+
+    Raises:
+      ValueError: confidence outside [0, 1] or NaN, wrong shapes, an unknown kind.
+    """
+    confidence, correct = checked_pair(confidence, correct)
+    low, high = confidence.min(), confidence.max()
+    if low < 0 or high > 1 + 1e-6:
+        raise ValueError(f"confidence: between {low:.6g} and {high:.6g}, but [0, 1] is expected")
+    bins = checked_bins(bins)
+    if kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, 1, 0) or KINDS
+        raise ValueError(f"kind: {kind!r}, but {KINDS} are expected; did you mean {near[0]!r}?")
+    if kind == "width":
+        count, total, right = width_sums(confidence.astype(np.float64), correct, bins)
+        edges = np.arange(bins + 1) / bins
+    else:
+        descending, errors = most_confident_first(confidence.astype(np.float64), correct)
+        count, total, right, edges = mass_sums(descending, errors, bins)
+    n = np.where(count > 0, count, np.nan)
+    return Bins(count, total / n, right / n, edges)
+
+
+def width_sums(confidence: np.ndarray, correct: np.ndarray, bins: int) -> np.ndarray:
+    """Number, confidence and right answers in bins of equal width, [3, bins]."""
+    index = bin_index(confidence, bins)
+    return np.stack([np.bincount(index, weights, bins) for weights in (None, confidence, correct)])
+
+
+def mass_sums(descending: np.ndarray, errors: np.ndarray, bins: int) -> tuple[np.ndarray, ...]:
+    """Number, confidence and right answers in bins of equal mass, and the edges between them.
+
+    Args:
+      descending, errors: as from `most_confident_first`.
+      bins: their number.
+    """
+    B = len(descending)
+    ascending, errors = descending[::-1], np.append(0.0, errors)
+    ends = np.cumsum([B // bins + (j < B % bins) for j in range(bins)])
+    starts = np.append(0, ends[:-1])
+    total = np.array([ascending[i:j].sum() for i, j in zip(starts, ends, strict=True)])
+    wrong = errors[B - starts] - errors[B - ends]
+    edges = ascending[np.append(np.minimum(starts, B - 1), B - 1)]
+    return ends - starts, total, ends - starts - wrong, edges
+
+
+def gap(total: np.ndarray, right: np.ndarray, examples: int) -> float:
+    """sum_j n_j / B |confidence_j - accuracy_j| from sums over the bins."""
+    return np.abs(total - right).sum() / examples
+
+
+def ece(log_p: ArrayLike, labels: ArrayLike, bins: int = 15, kind: str = "width") -> float:
+    """Expected calibration error of the mixture's most probable class.
+
+        sum_j n_j / B |mean confidence_j - accuracy_j|
+
+    over bins of equal width (Guo et al., 2017; at an edge theirs go to the lower bin, ours to the
+    upper one as in np.histogram) or, with kind='mass', of equal mass: see `reliability_bins`.
+    """
+    log_p, labels = checked(log_p, labels)
+    confidence, correct = top_label(log_p, labels)
+    b = reliability_bins(confidence, correct, bins, kind)
+    return np.nansum(b.count * np.abs(b.confidence - b.accuracy)) / len(labels)
+
+
+def classwise_ece(log_p: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """Mean over the classes of the calibration error of each one against the rest.
+
+    mean_k sum_j n_jk / B |mean p_jk - frequency_jk|, bins of equal width (Kull et al., 2019).
+    """
+    log_p, labels = checked(log_p, labels)
+    sums = np.zeros((3, log_p.shape[2], checked_bins(bins)))
+    for s in _arrays.chunks(log_p):
+        _arrays.bin_classes(_arrays.probabilities(log_p[:, s]), labels[s], sums)
+    return gap(sums[1], sums[2], len(labels)) / log_p.shape[2]

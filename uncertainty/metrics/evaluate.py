@@ -1,0 +1,97 @@
+"""All metrics of a set of predictions at once, sharing what they have in common."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from uncertainty.metrics import _arrays, regression, streaming
+from uncertainty.metrics._sorting import most_confident_first
+from uncertainty.metrics.calibration import gap, mass_sums
+from uncertainty.metrics.information import entropies
+from uncertainty.metrics.selective import excess
+
+
+def evaluate_classification(
+    log_p: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> dict[str, float]:
+    """Classification, calibration, selective and uncertainty metrics.
+
+    One pass over memory with one exponentiation, and one sort.
+
+    Args:
+      log_p: [M, B, K] log-probabilities of each member.
+      labels: [B] integers.
+      bins: of the calibration errors and the Brier decomposition.
+
+    Returns:
+      'group/metric' -> value; mutual information, disagreement and pairwise KL where M > 1.
+
+    Raises:
+      ValueError: wrong shapes, NaN, logits in place of log-probabilities, labels out of range.
+    """
+    log_p, labels = _arrays.checked(log_p, labels)
+    acc, confidence, correct = streaming.tally(log_p, labels, _arrays.checked_bins(bins))
+    values = streaming.result(acc)
+    B = len(labels)
+    descending, errors = most_confident_first(confidence, correct)
+    _, total, right, _ = mass_sums(descending, errors, bins)
+    area = np.mean(errors / np.arange(1, B + 1))
+    values["calibration/ece_mass"] = gap(total, right, B)
+    values["selective/aurc"] = area
+    values["selective/excess_aurc"] = excess(confidence, correct, area)
+    groups = {"classification": 0, "calibration": 1, "selective": 2, "uncertainty": 3}
+    return dict(sorted(values.items(), key=lambda item: groups[item[0].partition("/")[0]]))
+
+
+def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, np.ndarray]:
+    """What plots need of each example, arrays [B].
+
+    Args:
+      log_p: [M, B, K] log-probabilities of each member.
+      labels: [B] integers, or None where there are none.
+
+    Returns:
+      prediction, confidence (the mixture's largest probability), entropy and, where M > 1,
+      mutual_information; with labels also label and log_p_label, the mixture's log-probability
+      of it. Floats are float32.
+    """
+    log_p, labels = _arrays.checked(log_p, labels)
+    total, expected = entropies(log_p)
+    prediction = np.concatenate([_arrays.predictions(log_p[:, s]) for s in _arrays.chunks(log_p)])
+    log_confidence = _arrays.log_mean_exp(_arrays.at_labels(log_p, prediction))
+    values = {"prediction": prediction, "confidence": np.exp(log_confidence), "entropy": total}
+    if len(log_p) > 1:
+        values["mutual_information"] = np.maximum(total - expected, 0.0)
+    if labels is not None:
+        values["label"] = labels
+        values["log_p_label"] = _arrays.log_mean_exp(_arrays.at_labels(log_p, labels))
+    return {
+        name: value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
+        for name, value in values.items()
+    }
+
+
+def evaluate_regression(
+    mean: ArrayLike, variance: ArrayLike, y: ArrayLike, levels: tuple[float, ...] = (0.5, 0.9, 0.95)
+) -> dict[str, float]:
+    """Metrics of the mixture of the members' Gaussians.
+
+    Args:
+      mean, variance: [M, B, K] of each member.
+      y: [B, K].
+      levels: of the central intervals whose coverage is given.
+
+    Returns:
+      'regression/metric' -> value.
+    """
+    values = {
+        "nll": regression.nll(mean, variance, y),
+        "member_nll": regression.member_nll(mean, variance, y),
+        "rmse": regression.rmse(mean, y),
+        "crps": regression.crps(mean, variance, y),
+        "calibration": regression.calibration_error(mean, variance, y),
+    }
+    for level, covered in zip(
+        levels, regression.interval_coverage(mean, variance, y, levels), strict=True
+    ):
+        values[f"coverage_{level:g}"] = covered
+    return {f"regression/{name}": value for name, value in values.items()}

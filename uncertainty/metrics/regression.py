@@ -1,0 +1,116 @@
+"""Real outcomes under an equal mixture of the members' Gaussians.
+
+mean and variance [M, B, K] are those of each member, y [B, K] the outcomes; they are in the units of
+y and of its square. The K outcomes are independent given the member.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from uncertainty.metrics._arrays import log_mean_exp
+
+
+def nll(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
+    """-mean_b log mean_m prod_k N(y_bk; mean_mbk, variance_mbk), in nats per example."""
+    return -log_mean_exp(_log_density(*_checked(mean, variance, y))).mean()
+
+
+def member_nll(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
+    """Mean over the members of each one's negative log-likelihood, in nats; at least `nll`."""
+    return -_log_density(*_checked(mean, variance, y)).mean()
+
+
+def rmse(mean: ArrayLike, y: ArrayLike) -> float:
+    """Root of the mean squared error of the mixture's mean, over examples and outcomes."""
+    mean, _, y = _checked(mean, np.ones_like(mean), y)
+    return np.sqrt(np.mean((mean.mean(0) - y) ** 2))
+
+
+def pit(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """Probability integral transform F(y) under the mixture, [B, K]; uniform if calibrated."""
+    from scipy.special import ndtr
+
+    mean, variance, y = _checked(mean, variance, y)
+    return ndtr((y - mean) / np.sqrt(variance)).mean(0)
+
+
+def interval_coverage(
+    mean: ArrayLike, variance: ArrayLike, y: ArrayLike, levels: ArrayLike = (0.5, 0.9, 0.95)
+) -> np.ndarray:
+    """Fraction of outcomes inside the mixture's central interval of each level.
+
+    y is inside if (1 - level) / 2 <= F(y) <= (1 + level) / 2, so no quantile need be found.
+
+    Args:
+      levels: [L] in [0, 1].
+
+    Returns:
+      [L].
+    """
+    levels = np.asarray(levels, np.float64)
+    if levels.ndim != 1 or not ((levels >= 0) & (levels <= 1)).all():
+        raise ValueError(f"levels: numbers in [0, 1] are expected; got {levels}")
+    distance = np.sort(2 * np.abs(pit(mean, variance, y) - 0.5), axis=None)
+    return np.searchsorted(distance, levels, side="right") / len(distance)
+
+
+def calibration_error(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
+    """Mean over the levels 0.05, 0.1, ..., 0.95 of |coverage - level| of central intervals."""
+    levels = np.arange(1, 20) / 20
+    return np.abs(interval_coverage(mean, variance, y, levels) - levels).mean()
+
+
+def crps(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
+    """Continuous ranked probability score of the mixture, exact, mean over examples and outcomes.
+
+        mean_m A(y - mu_m, v_m) - mean_{m, n} A(mu_m - mu_n, v_m + v_n) / 2
+        A(d, v) = E|N(d, v)| = 2 s phi(d / s) + d (2 Phi(d / s) - 1), s = sqrt(v)
+
+    with mean mu and variance v, in the units of y (Grimit et al., 2006).
+    """
+    mean, variance, y = _checked(mean, variance, y)
+    M = len(mean)
+    spread = _mean_absolute(0.0, 2 * variance).sum(0)
+    for m in range(1, M):  # each unordered pair once
+        pairs = _mean_absolute(mean[m] - mean[:m], variance[m] + variance[:m])
+        spread += 2 * pairs.sum(0)
+    return np.mean(_mean_absolute(y - mean, variance).mean(0) - spread / (2 * M**2))
+
+
+def _mean_absolute(d: ArrayLike, v: np.ndarray) -> np.ndarray:
+    from scipy.special import erf
+
+    z = d / np.sqrt(2 * v)
+    return np.sqrt(2 * v / np.pi) * np.exp(-(z**2)) + d * erf(z)
+
+
+def _log_density(mean: np.ndarray, variance: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of each member and example, [M, B]."""
+    return -0.5 * ((y - mean) ** 2 / variance + np.log(2 * np.pi * variance)).sum(-1)
+
+
+def _checked(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, ...]:
+    mean, variance, y = (np.asarray(a, np.float64) for a in (mean, variance, y))
+    if mean.ndim != 3 or 0 in mean.shape:
+        raise ValueError(
+            f"mean: [members, examples, outcomes] is expected, none 0; got {mean.shape}"
+        )
+    if variance.shape != mean.shape or y.shape != mean.shape[1:]:
+        raise ValueError(
+            f"variance, y: shapes {mean.shape} and {mean.shape[1:]} are expected; "
+            f"got {variance.shape} and {y.shape}"
+        )
+    for name, a, good in (
+        ("mean", mean, np.isfinite(mean)),
+        ("variance", variance, (variance > 0) & np.isfinite(variance)),
+        ("y", y, np.isfinite(y)),
+    ):
+        if not good.all():
+            at = np.unravel_index((~good).argmax(), a.shape)
+            where = ", ".join(
+                f"{what} {i}"
+                for what, i in zip(("member", "example", "outcome")[-a.ndim :], at, strict=True)
+            )
+            positive = "positive and " if name == "variance" else ""
+            raise ValueError(f"{name}: {a[at]} at {where}, but {positive}finite is expected")
+    return mean, variance, y
