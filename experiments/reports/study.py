@@ -7,7 +7,7 @@ terminal, Markdown, LaTeX and HTML renderers show the same digits, bold cells an
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,9 +61,8 @@ class Study:
     command: str = ""
     config: Any = None  # whatever json can write: a dict, or one per row
     seeds: Sequence[int] = ()
-    hardware: str = ""
-    date: str = ""
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    # What `experiments.writers.hardware` gives: 'devices', 'processor', 'cores', 'date', versions.
+    hardware: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.columns = [Column(**c) if isinstance(c, dict) else c for c in self.columns]
@@ -101,7 +100,9 @@ def summarise(values: Sequence[float]) -> Summary | None:
     mean = float(array.mean())
     if n == 1 or not np.isfinite(array).all():
         return Summary(mean, None, n)
-    return Summary(mean, float(array.std(ddof=1) / math.sqrt(n)), n)
+    # Equal values have no error, whatever rounding leaves of their mean.
+    error = float(array.std(ddof=1) / math.sqrt(n)) if np.ptp(array) else 0.0
+    return Summary(mean, error, n)
 
 
 def values_of(row: Row, key: str) -> list[float]:
@@ -113,13 +114,13 @@ def round_pair(mean: float, error: float | None, digits: int) -> tuple[str, str]
     """`(mean, error)` as text, both rounded to the same place.
 
     The error keeps two significant digits if it begins with 1 or 2, and one otherwise; without an
-    error, or with one that is only rounding noise, the mean gets `digits` decimals.
+    error, or with one of 0, the mean gets `digits` decimals.
     """
     if not math.isfinite(mean):
         return str(mean), ""
     if error is None:
         return f"{mean:z.{digits}f}", ""
-    if error <= 1e-9 * abs(mean) or error == 0:
+    if error == 0:
         return f"{mean:z.{digits}f}", f"{0:.{digits}f}"
     exponent = math.floor(math.log10(error))
     decimals = (1 if error / 10.0**exponent < 3 else 0) - exponent
@@ -137,6 +138,7 @@ class Cell(NamedTuple):
     mean: str = ""
     error: str = ""
     best: bool = False
+    failed: bool = False
     published: str = ""
     source: int = 0  # number of a note; 0 for none
 
@@ -144,19 +146,26 @@ class Cell(NamedTuple):
         return self.mean + (plus_minus + self.error if self.error else "")
 
 
-class Line(NamedTuple):
-    label: str
-    marks: tuple[int, ...]  # numbers of notes on the row
-    failed: bool
-    cells: tuple[Cell, ...]
+class Head(NamedTuple):
+    text: str
+    marks: tuple[int, ...] = ()  # numbers of notes
 
 
 class Layout(NamedTuple):
-    titles: tuple[str, ...]
-    compared: tuple[bool, ...]  # does the column have any published value
-    lines: tuple[Line, ...]
+    heads: tuple[Head, ...]  # of the columns
+    compared: tuple[bool, ...]  # whether a column has any published value
+    lines: tuple[tuple[Head, tuple[Cell, ...]], ...]
     notes: tuple[str, ...]  # numbered from 1
     caption: str
+
+
+def machine(hardware: Mapping[str, Any]) -> str:
+    """Processor, devices and day in words: 'Intel Xeon, 2 cores; 1 x NVIDIA H100; 2025-01-31'."""
+    processor = str(hardware.get("processor", ""))
+    if "cores" in hardware:
+        processor += f", {hardware['cores']} cores"
+    parts = (processor.strip(", "), hardware.get("devices", ""), hardware.get("date", ""))
+    return "; ".join(str(part) for part in parts if part)
 
 
 def layout(study: Study) -> Layout:
@@ -184,7 +193,7 @@ def layout(study: Study) -> Layout:
         for column, entry, top in zip(study.columns, summary, best, strict=True):
             cell = Cell()
             if entry:
-                error = None if entry.error is None else entry.error * column.scale
+                error = entry.error and entry.error * column.scale
                 if error == 0 and column.better is None:
                     error = None  # a cost that no seed changes
                 pair = round_pair(entry.mean * column.scale, error, column.digits)
@@ -192,18 +201,36 @@ def layout(study: Study) -> Layout:
                 if entry.n < len(row.results):
                     short = f"{column.header}: {_seeds(entry.n)} of {len(row.results)}."
                     marks.append(mark(short))
+            elif row.failed and not row.results and not cells:
+                cell = Cell("failed", failed=True)
             if column.key in row.published:
                 value, source = row.published[column.key]
                 text = published_text(value, column.digits)
                 cell = cell._replace(published=text, source=mark(source))
             cells.append(cell)
-        failed = bool(row.failed) and not row.results
-        lines.append(Line(row.label, tuple(marks), failed, tuple(cells)))
-    compared = tuple(any(c.key in r.published for r in study.rows) for c in study.columns)
+        lines.append((Head(row.label, tuple(marks)), tuple(cells)))
     caption = f"Mean ± standard error over {_seeds(most)}." if most > 1 else ""
     caption = "One seed: no standard error." if most == 1 else caption
-    titles = tuple(c.title for c in study.columns)
-    return Layout(titles, compared, tuple(lines), tuple(notes), caption)
+    heads = tuple(Head(column.title) for column in study.columns)
+    return _arranged(heads, lines, tuple(notes), caption)
+
+
+def transpose(shown: Layout) -> Layout:
+    """The same table with a line per metric and a column per row of the study."""
+    lines = [
+        (head, tuple(cells[i] for _, cells in shown.lines)) for i, head in enumerate(shown.heads)
+    ]
+    return _arranged(tuple(head for head, _ in shown.lines), lines, shown.notes, shown.caption)
+
+
+def _arranged(
+    heads: tuple[Head, ...],
+    lines: Sequence[tuple[Head, tuple[Cell, ...]]],
+    notes: tuple[str, ...],
+    caption: str,
+) -> Layout:
+    compared = tuple(any(cells[i].published for _, cells in lines) for i in range(len(heads)))
+    return Layout(heads, compared, tuple(lines), notes, caption)
 
 
 def _seeds(n: int) -> str:

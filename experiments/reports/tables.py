@@ -1,6 +1,7 @@
 """Tables in the terminal: one evaluation, grouped, and a study over seeds."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 from rich import box
@@ -9,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from experiments.reports.study import Layout, Study, layout
+from experiments.reports.study import Head, Layout, Study, layout, transpose
 
 GROUPS = {
     "classification": "Classification",
@@ -107,8 +108,9 @@ def _matrix(table: Table, heading: str, entries: Mapping[str, float], group: str
     lines: dict[str, dict[str, list[float]]] = {"mean": {}} if group == "corruption" else {}
     for name, value in entries.items():
         path, _, metric = name.rpartition("/")
-        if group == "ood":  # 'auroc_entropy' of the set `path`
-            metric, _, score = metric.partition("_")
+        if group == "ood":  # 'aupr_out_entropy' of the set `path`
+            found = re.fullmatch(r"((?:auroc|aupr|fpr95)(?:_in|_out)?)_(.+)", metric)
+            metric, score = found.groups() if found else (metric, "")
             places = [f"{path}: {pretty(score).lower()}" if score else path]
         else:  # 'accuracy', or 'blur/3/accuracy', which counts for its kind and its severity
             kind, _, severity = path.partition("/")
@@ -132,19 +134,20 @@ def _severity_order(label: str) -> tuple[int, str]:
 def print_study(study: Study, console: Console | None = None) -> None:
     """Prints a study: best means bold, published values beside ours, sources as notes.
 
-    Columns that do not fit into the console's width go into further tables below.
+    Where the rows are too wide for the console, a line is a metric; columns that do not fit even
+    then go into further tables below.
     """
     console = console or Console()
     shown = layout(study)
+    if not _fits(shown, 0, len(shown.heads), console) and len(shown.heads) > len(shown.lines):
+        shown = transpose(shown)
     console.print(Text(study.title, style="bold"))
-    start, wide = 0, console.options.update(width=100_000)
-    while start < len(shown.titles):
-        stop = len(shown.titles)
-        table = _study_table(shown, start, stop)
-        while stop > start + 1 and Measurement.get(console, wide, table).maximum > console.width:
+    start = 0
+    while start < len(shown.heads):
+        stop = len(shown.heads)
+        while stop > start + 1 and not _fits(shown, start, stop, console):
             stop -= 1
-            table = _study_table(shown, start, stop)
-        console.print(table)
+        console.print(_study_table(shown, start, stop))
         start = stop
     if shown.caption:
         console.print(Text(shown.caption, style="dim"))
@@ -152,22 +155,30 @@ def print_study(study: Study, console: Console | None = None) -> None:
         console.print(Text(f"[{number}] {note}", style="dim"))
 
 
+def _fits(shown: Layout, start: int, stop: int, console: Console) -> bool:
+    wide = console.options.update(width=100_000)
+    table = _study_table(shown, start, stop)
+    return Measurement.get(console, wide, table).maximum <= console.width
+
+
+def _head(head: Head) -> Text:
+    return Text.assemble(head.text, ("".join(f" [{mark}]" for mark in head.marks), "dim"))
+
+
 def _study_table(shown: Layout, start: int, stop: int) -> Table:
     """The columns start to stop of the study."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", min_width=min(24, max((len(x.label) for x in shown.lines), default=0)))
+    table.add_column("", min_width=min(24, max((len(h.text) for h, _ in shown.lines), default=0)))
     for i in range(start, stop):
-        table.add_column(Text(shown.titles[i]), justify="right", no_wrap=True)
+        table.add_column(_head(shown.heads[i]), justify="right", no_wrap=True)
         if shown.compared[i]:
             table.add_column("published", justify="right", style="dim", no_wrap=True)
-    for line in shown.lines:
-        marks = "".join(f" [{mark}]" for mark in line.marks)
-        row = [Text.assemble(line.label, (marks, "dim"))]
-        for i in range(start, stop):
-            cell = line.cells[i]
-            ours = Text(cell.ours(), style="bold green" if cell.best else "")
-            row.append(Text("failed", style="red") if line.failed and i == start else ours)
-            if shown.compared[i]:
+    for head, cells in shown.lines:
+        row = [_head(head)]
+        for cell, compared in list(zip(cells, shown.compared, strict=True))[start:stop]:
+            style = "red" if cell.failed else "bold green" if cell.best else ""
+            row.append(Text(cell.ours(), style=style))
+            if compared:
                 row.append(Text(f"{cell.published} [{cell.source}]" if cell.published else ""))
         table.add_row(*row)
     return table

@@ -1,0 +1,168 @@
+"""Figures of training, of corruption by severity, and of a study's means with their errors."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.reports.study import Study, summarise, values_of
+from experiments.reports.style import Look, looks, panels, styled, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POINTS = 300  # most points of a training curve; more are averaged in windows
+
+
+def smooth(steps: np.ndarray, values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means of `window` neighbours, and the last step of each window; the rest is a last window."""
+    starts = np.arange(0, len(values), window)
+    counts = np.diff(np.append(starts, len(values)))
+    return steps[starts + counts - 1], np.add.reduceat(values, starts) / counts
+
+
+@styled
+def training_curves(
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+    style: Mapping[str, Look] | None = None,
+) -> "Figure":
+    """Training loss by step, a panel per method: each member thin, the ensemble bold.
+
+    Args:
+      histories: label -> lines of metrics.jsonl: 'step', 'loss' (mean over members), and where
+        there are members 'loss/<m>' and 'ensemble_loss'; 'validation/*nll' is drawn as points.
+      style: label -> look; by place if None.
+    """
+    style = style or looks(histories)
+    figure, axes = wrapped(histories, 3.4, 2.6, most=3, sharey=True)
+    drawn = []
+    for ax, (label, history) in zip(axes, histories.items(), strict=True):
+        color = style[label]["color"]
+        window = -(-sum("loss" in line for line in history) // POINTS) or 1
+
+        def line(key: str, history: Any = history, window: int = window, ax: Any = ax, **look: Any):
+            steps, values = series(history, key)
+            if len(values):
+                drawn.append(smooth(steps, values, window))
+                ax.plot(*drawn[-1], **look)
+
+        members = sorted({k for entry in history for k in entry if k.startswith("loss/")})
+        if len(members) > 1:
+            for i, key in enumerate(members):
+                look = {"label": f"{len(members)} members"} if i == 0 else {}
+                line(key, color=color, alpha=0.35, linewidth=0.6, **look)
+            line("loss", color="black", linewidth=1, linestyle="--", label="their mean")
+            line("ensemble_loss", color=color, linewidth=2, label="ensemble")
+        else:
+            line("loss", color=color, linewidth=1.6, label="training")
+        for key in sorted({k for e in history for k in e if k.startswith("validation/")}):
+            if key.endswith("/nll"):
+                steps, values = series(history, key)
+                ax.plot(steps, values, "o", color="black", markersize=3, label="validation NLL")
+                break
+        ax.set_xlabel("step" if window == 1 else f"step (means of {window} logged steps)")
+        if ax.get_legend_handles_labels()[0]:
+            for handle in ax.legend(loc="upper right").legend_handles:
+                handle.set_alpha(1)  # thin pale members are hard to see there
+    values = np.concatenate([v for _, v in drawn]) if drawn else np.ones(1)
+    values = values[np.isfinite(values)]
+    if values.size and values.min() > 0 and values.max() > 8 * values.min():
+        for ax in axes:
+            plain_log(ax)
+    axes[0].set_ylabel("loss (nats)")
+    return figure
+
+
+def plain_log(ax: Any) -> None:
+    """A logarithmic y axis with ticks such as 0.2, 0.5, 1, 2."""
+    from matplotlib import ticker
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def series(history: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """`(steps [n], values [n])` of the lines that have the key."""
+    lines = [line for line in history if line.get(key) is not None]
+    return np.array([x["step"] for x in lines]), np.array([x[key] for x in lines], np.float64)
+
+
+def by_severity(metrics: Mapping[str, float], name: str) -> dict[int, float]:
+    """Mean over kinds of 'corruption/<kind>/<severity>/<name>' for each severity.
+
+    Severity 0 is the test set itself, where its metric is there.
+    """
+    found: dict[int, list[float]] = {}
+    for key, value in metrics.items():
+        parts = key.split("/")
+        if len(parts) == 4 and parts[0] == "corruption" and parts[3] == name:
+            found.setdefault(int(parts[2]), []).append(value)
+    clean = [metrics.get(f"{group}/{name}") for group in ("classification", "calibration")]
+    if found and any(v is not None for v in clean):
+        found[0] = [v for v in clean if v is not None]
+    return {severity: float(np.mean(found[severity])) for severity in sorted(found)}
+
+
+@styled
+def corruption_curves(
+    methods: Mapping[str, Sequence[Mapping[str, float]]],
+    metrics: Mapping[str, tuple[str, float]],
+    style: Mapping[str, Look] | None = None,
+) -> "Figure":
+    """Metrics against the severity of corruption, mean over kinds; bars are errors over seeds.
+
+    Args:
+      methods: label -> metrics of each seed.
+      metrics: last part of a key, such as 'nll' -> (what stands on the axis, factor).
+      style: label -> look; by place if None.
+    """
+    style = style or looks(methods)
+    figure, axes = panels(1, len(metrics), 2.9, 2.6)
+    for ax, (name, (title, factor)) in zip(axes[0], metrics.items(), strict=True):
+        for label, seeds in methods.items():
+            curves = [by_severity(seed, name) for seed in seeds]
+            severities = sorted(set.union(set(), *curves))
+            cells = [summarise([c[s] * factor for c in curves if s in c]) for s in severities]
+            means = [cell.mean for cell in cells]
+            errors = [cell.error or 0.0 for cell in cells]
+            if severities:
+                ax.errorbar(severities, means, errors, label=label, **style[label])
+        ax.set(xlabel="severity (0: none)", ylabel=title)
+        ax.set_xticks(sorted({int(x) for line in ax.lines for x in line.get_xdata()}))
+    axes[0, 0].legend()
+    return figure
+
+
+@styled
+def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure":
+    """Mean and standard error of every row; diamonds are published values.
+
+    A panel per column that has values and says what is better.
+    """
+    style = style or looks(row.label for row in study.rows)
+    columns = [
+        c for c in study.columns if c.better and any(values_of(r, c.key) for r in study.rows)
+    ]
+    titles = {textwrap.fill(c.title, 28): c for c in columns}
+    height = 0.8 + 0.26 * len(study.rows)
+    figure, axes = wrapped(titles, 2.4, height, sharey=True)
+    places = np.arange(len(study.rows))
+    for ax, column in zip(axes, columns, strict=True):
+        for place, row in zip(places, study.rows, strict=True):
+            cell = summarise([v * column.scale for v in values_of(row, column.key)])
+            if cell and math.isfinite(cell.mean):
+                look = {**style[row.label], "linestyle": "none"}
+                ax.errorbar(cell.mean, place, xerr=cell.error or 0.0, **look)
+            if column.key in row.published:
+                look = {"facecolor": "none", "edgecolor": "black", "marker": "D", "s": 28}
+                ax.scatter(row.published[column.key][0], place, zorder=3, **look)
+        ax.set_yticks(places, [row.label for row in study.rows])
+        ax.set_ylim(len(places) - 0.5, -0.5)
+        ax.margins(x=0.15)
+        ax.locator_params(axis="x", nbins=4)
+        ax.grid(axis="y", visible=False)
+    return figure

@@ -1,0 +1,183 @@
+"""Which figures a report shows, from what the runs have, and what each caption says to look at."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from experiments.reports import curves, plots, regression
+from experiments.reports.runs import Run
+from experiments.reports.study import Study
+from experiments.reports.style import looks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CORRUPTION = {
+    "accuracy": ("accuracy (%)", 100.0),
+    "nll": ("NLL (nats)", 1.0),
+    "ece": ("ECE (%)", 100.0),
+}
+
+
+class Entry(NamedTuple):
+    section: str
+    name: str  # of its PNG
+    figure: "Figure"
+    caption: str
+
+
+def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry]:
+    """Every figure that the runs have the data for, section by section.
+
+    Figures of single examples and of training show the first seed of each label, as their
+    captions say; the others are over all seeds.
+    """
+    style = looks([*(row.label for row in study.rows), *groups])
+    first = {label: runs[0] for label, runs in groups.items()}
+    seed = " First seed of each method." if any(len(r) > 1 for r in groups.values()) else ""
+    if sum(bool(row.results) for row in study.rows) > 1:
+        caption = "One seed of each method: small differences may be chance."
+        if any(len(row.results) > 1 for row in study.rows):
+            caption = (
+                "Mean over seeds; bars are standard errors. Differences within the bars are not to "
+                "be told from chance."
+            )
+        if any(row.published for row in study.rows):
+            caption += " Hollow diamonds are published values."
+        yield Entry("Comparison", "comparison", curves.comparison(study, style), caption)
+    yield from _classification(first, style, seed)
+    shifted = {
+        label: [run.metrics for run in runs]
+        for label, runs in groups.items()
+        if any(key.count("/") == 3 and key.startswith("corruption/") for key in runs[0].metrics)
+    }
+    if shifted:
+        names = {key.split("/")[-1] for m in shifted.values() for key in m[0]}
+        metrics = {name: look for name, look in CORRUPTION.items() if name in names}
+        yield Entry(
+            "Corruption",
+            "corruption",
+            curves.corruption_curves(shifted, metrics, style),
+            "Mean over kinds of corruption by severity; severity 0 is the clean test set, bars are "
+            "standard errors over seeds. Look at how fast the calibration error grows as the "
+            "accuracy falls: a model that knows what it does not know stays flat.",
+        )
+    yield from _regression(first, style, seed)
+    histories = {
+        label: r.history for label, r in first.items() if any("loss" in h for h in r.history)
+    }
+    if histories:
+        yield Entry(
+            "Training",
+            "training",
+            curves.training_curves(histories, style),
+            "Training loss; thin lines are members. Look for members that differ from the others, "
+            "for loss that still falls at the end, and for validation that turns upwards." + seed,
+        )
+
+
+def _classification(first: Mapping[str, Run], style: Mapping, seed: str) -> Iterator[Entry]:
+    scored = {label: r.scores for label, r in first.items() if "test/confidence" in r.scores}
+    pairs = {
+        label: (s["test/confidence"], s["test/prediction"] == s["test/label"])
+        for label, s in scored.items()
+    }
+    if pairs:
+        yield Entry(
+            "Calibration",
+            "reliability",
+            plots.reliability_diagram(pairs, style=style),
+            "Accuracy against confidence in 15 bins of equal width, with binomial standard errors. "
+            "Below the diagonal a model is overconfident, above it underconfident; weigh each bin "
+            "by its count, which stands below." + seed,
+        )
+        yield Entry(
+            "Calibration",
+            "confidence",
+            plots.confidence_histogram(pairs, style=style),
+            "Confidence of right (filled) and wrong (outlined) predictions. Look at the wrong ones "
+            "near 1: these are the errors that no threshold on the confidence finds." + seed,
+        )
+    for score, name, title in (
+        ("entropy", "ood_entropy", "the entropy of the prediction"),
+        (
+            "mutual_information",
+            "ood_mutual_information",
+            "the mutual information, which is how much members disagree,",
+        ),
+    ):
+        methods = {}
+        for label, s in scored.items():
+            ends = (f"/{score}",)
+            out = {
+                k.split("/")[1]: v
+                for k, v in s.items()
+                if k.startswith("ood/") and k.endswith(ends)
+            }
+            inside = s.get(f"test/{score}")
+            if out and inside is not None and np.ptp(inside) > 1e-6:  # one member never disagrees
+                methods[label] = (inside, out)
+        if methods:
+            yield Entry(
+                "Out of distribution",
+                name,
+                plots.ood_histograms(methods, f"{score.replace('_', ' ')} (nats)", style),
+                f"Densities of {title} on the test set and on other data (vertical axis in square "
+                "roots). The less the two overlap, the better the other data is told apart; the "
+                "AUROC is 50 % for chance." + seed,
+            )
+    if pairs:
+        yield Entry(
+            "Selective prediction",
+            "risk_coverage",
+            plots.risk_coverage_curves(pairs, style),
+            "Error among the examples that are kept when the least confident ones are handed on. "
+            "Lower is better; the right end is the error of the whole test set." + seed,
+        )
+    planes, points = {}, None
+    for label, s in scored.items():
+        where = "grid" if "grid/x" in s else "test"
+        x, value = s.get(f"{where}/x"), s.get(f"{where}/entropy")
+        if x is not None and value is not None and x.ndim == 2 and x.shape[1] == 2:
+            planes[label] = (x, value)
+            if np.ndim(s.get("test/x")) == 2:
+                points = (s["test/x"], s["test/label"])
+    if planes:
+        yield Entry(
+            "Uncertainty over the inputs",
+            "map",
+            regression.uncertainty_map(planes, points=points),
+            "Entropy of the prediction over the plane of inputs, with the test points and their "
+            "classes. It should be high between the classes and away from the data." + seed,
+        )
+
+
+def _regression(first: Mapping[str, Run], style: Mapping, seed: str) -> Iterator[Entry]:
+    methods = {}
+    for label, run in first.items():
+        s = run.scores
+        if {"test/mean", "test/variance", "test/y"} <= s.keys():
+            n, x = len(s["test/y"]), s.get("test/x")
+            if s["test/y"].size == n:  # one outcome per example; mean and variance [M, B, 1]
+                moments = (s[f"test/{name}"].reshape(-1, n) for name in ("mean", "variance"))
+                x = x.ravel() if x is not None and x.size == n else None
+                methods[label] = regression.Prediction(s["test/y"].ravel(), *moments, x)
+    lines = {label: p for label, p in methods.items() if p.x is not None}
+    if lines:
+        yield Entry(
+            "Regression",
+            "band",
+            regression.predictive_band(lines, style),
+            "Predictive mean with one and two standard deviations (noise and disagreement "
+            "together), the members' means as thin lines, and the test points. The band should "
+            "widen where there is no training data." + seed,
+        )
+    if methods:
+        yield Entry(
+            "Regression",
+            "intervals",
+            regression.interval_calibration(methods, style),
+            "Outcomes that fall into the central intervals of the predictive mixture. Below the "
+            "diagonal the intervals are too narrow, above it too wide." + seed,
+        )

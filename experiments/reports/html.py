@@ -1,0 +1,210 @@
+"""One self-contained HTML page about runs: tables, figures, captions and configs."""
+
+import datetime
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from experiments.reports.figures import figures
+from experiments.reports.runs import Run, by_label, load_run, study_of
+from experiments.reports.study import Study, layout, machine, round_pair, summarise, transpose
+from experiments.reports.style import save_png, svg_uri
+from experiments.workdir import write_text
+from experiments.writers import hardware as this_machine
+
+CSS = """
+:root { color-scheme: light dark; --ink: #1d2125; --faint: #667079; --line: #d8dde2;
+  --page: #ffffff; --soft: #f5f7f9; --accent: #0a63a8; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7ea; --faint: #98a2ab; --line: #3a4148; --page: #171717; --soft: #222426;
+    --accent: #6cb6ee; }
+  figure img { filter: invert(0.91) hue-rotate(180deg); }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1060px; padding: 2rem 1.25rem 4rem; background: var(--page);
+  color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
+h2 { font-size: 1.2rem; margin: 2.75rem 0 .9rem; padding-bottom: .3rem;
+  border-bottom: 1px solid var(--line); }
+a { color: var(--accent); text-decoration: none; }
+.meta, .notes, figcaption, .caption { color: var(--faint); font-size: .875rem; }
+.meta p, .notes li { margin: .15rem 0; }
+nav { margin-top: 1rem; font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; }
+code, pre { font: .82rem/1.45 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+code { overflow-wrap: anywhere; }
+pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums;
+  border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink); }
+th, td { padding: .3rem .75rem; text-align: right; white-space: nowrap; }
+thead th { vertical-align: bottom; white-space: normal; border-bottom: 1px solid var(--ink);
+  font-weight: 600; }
+tbody th { text-align: left; font-weight: 500; }
+tbody tr:nth-child(even) { background: var(--soft); }
+td.published, thead th.published { color: var(--faint); padding-left: 0; font-weight: 400; }
+sup { line-height: 0; }
+.failed { color: #c0392b; font-style: italic; }
+figure { margin: 1.25rem 0 2rem; text-align: center; break-inside: avoid; }
+figure img { max-width: 100%; height: auto; }
+figcaption { text-align: left; max-width: 46rem; margin: .5rem auto 0; }
+details { margin: .5rem 0; }
+summary { cursor: pointer; }
+@media print {
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  nav { display: none; }
+  h2 { break-after: avoid; }
+  tr { break-inside: avoid; }
+}
+"""
+
+
+def write_report(
+    path: str | pathlib.Path,
+    runs: Sequence[Run | Mapping[str, Any] | str | os.PathLike],
+    title: str = "Report",
+    study: Study | None = None,
+    command: str = "",
+) -> pathlib.Path:
+    """Writes the page and, in `<its name>_figures/` beside it, every figure as a PNG.
+
+    The page needs nothing beside it: style and figures (SVG) are inside.
+
+    Args:
+      path: of the HTML file; its folder is made.
+      runs: runs, or what `load_run` takes: workdirs, or dicts with 'workdir' and, as one likes,
+        'label' and 'name'. Runs that share a label are seeds of one method.
+      title: the heading.
+      study: the table; by default a row per label with the usual metrics.
+      command: what made it; by default the study's.
+
+    Raises:
+      ValueError: there are no runs; a workdir lacks a file that is needed; runs that share a
+        label differ in more than the seed.
+    """
+    loaded = [_run(run) for run in runs]
+    if not loaded and study is None:
+        raise ValueError("a report needs at least one run, or a study")
+    groups = by_label(loaded)
+    study = study or study_of(loaded, "Summary")
+    command = command or study.command
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent / f"{path.stem}_figures"
+
+    sections = [("Summary", study_table(study))]
+    entries = figures(groups, study)
+    for section, group in itertools.groupby(entries, lambda entry: entry.section):
+        parts = []
+        for entry in group:
+            save_png(entry.figure, folder / f"{entry.name}.png")
+            entry.figure.set_layout_engine("none")  # it is laid out; once is enough
+            parts.append(
+                f'<figure id="{entry.name}"><img src="{svg_uri(entry.figure)}" '
+                f'alt="{escape(entry.name.replace("_", " "))}">\n'
+                f"<figcaption>{escape(entry.caption)}</figcaption></figure>"
+            )
+        sections.append((section, "\n".join(parts)))
+    if groups:
+        sections.append(("Runs", _runs(groups)))
+    write_text(path, _page(title, study, command, sections))
+    return path
+
+
+def study_table(study: Study) -> str:
+    """The study as an HTML table with its notes; with many columns, a line is a metric."""
+    shown = layout(study)
+    if len(shown.heads) > max(7, len(shown.lines)):
+        shown = transpose(shown)
+    head = ["<th></th>"]
+    for column, compared in zip(shown.heads, shown.compared, strict=True):
+        name = escape(column.text).replace(" (", "&nbsp;(").replace(") ", ")&nbsp;")
+        head.append(f"<th>{name}{_marks(column.marks)}</th>")
+        head += ['<th class="published">published</th>'] * compared
+    body = []
+    for line, cells in shown.lines:
+        row = [f"<th>{escape(line.text)}{_marks(line.marks)}</th>"]
+        for cell, compared in zip(cells, shown.compared, strict=True):
+            ours = f"<strong>{cell.ours()}</strong>" if cell.best else cell.ours()
+            row.append(f"<td{' class=failed' * cell.failed}>{ours}</td>")
+            if compared:
+                published = cell.published and cell.published + _marks([cell.source])
+                row.append(f'<td class="published">{published}</td>')
+        body.append(f"<tr>{''.join(row)}</tr>")
+    notes = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
+    return (
+        f'<div class="wide"><table><thead><tr>{"".join(head)}</tr></thead>\n<tbody>'
+        + "\n".join(body)
+        + f'</tbody></table></div>\n<p class="caption">{escape(shown.caption)} '
+        + "Bold: best mean of each metric.</p>"
+        + (f'<ol class="notes">{notes}</ol>' if notes else "")
+    )
+
+
+def _run(run: Any) -> Run:
+    if isinstance(run, Run):
+        return run
+    return load_run(**run) if isinstance(run, Mapping) else load_run(run)
+
+
+def _marks(marks: Sequence[int]) -> str:
+    return f"<sup>{','.join(map(str, marks))}</sup>" if marks else ""
+
+
+def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
+    """All metrics, then each method's config, folded."""
+    keys = sorted({key for runs in groups.values() for run in runs for key in run.metrics})
+    rows = []
+    for key in keys:
+        cells = [
+            summarise([r.metrics[key] for r in g if key in r.metrics]) for g in groups.values()
+        ]
+        texts = [
+            " ± ".join(filter(None, round_pair(c.mean, c.error, 5))) if c else "" for c in cells
+        ]
+        rows.append(f"<tr><th>{escape(key)}</th>{''.join(f'<td>{t}</td>' for t in texts)}</tr>")
+    head = "".join(f"<th>{escape(label)}</th>" for label in groups)
+    parts = [
+        "<details><summary>All metrics, as stored: mean ± standard error</summary>"
+        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div></details>"
+    ]
+    for label, runs in groups.items():
+        seeds = [str(run.config["seed"]) for run in runs if "seed" in run.config]
+        where = [str(run.workdir) for run in runs if run.workdir]
+        missing = sorted({f"{run.workdir}: no {file}" for run in runs for file in run.missing})
+        text = json.dumps(runs[0].config, indent=2, default=str)
+        name = f"{label}: config" + (f" (seed {', '.join(seeds)})" if seeds else "")
+        lines = "<br>".join(escape(line) for line in where + missing)
+        parts.append(
+            f'<details><summary>{escape(name)}</summary><p class="meta">{lines}</p>'
+            f"<pre>{escape(text)}</pre></details>"
+        )
+    return "\n".join(parts)
+
+
+def _page(title: str, study: Study, command: str, sections: Sequence[tuple[str, str]]) -> str:
+    ran = dict(study.hardware) or this_machine()
+    names = ("python", "jax", "flax", "optax", "numpy")
+    versions = ", ".join(f"{name} {ran[name]}" for name in names if name in ran)
+    where = f"{'Run' if study.hardware else 'Report made'} on {machine(ran | {'date': ''})}"
+    meta = [f"{datetime.datetime.now():%-d %B %Y}", where, versions]
+    lines = "".join(f"<p>{escape(m)}</p>" for m in meta if m)
+    if command:
+        lines += f"<p><code>{escape(command)}</code></p>"
+    ids = {name: name.lower().replace(" ", "-") for name, _ in sections}
+    links = "".join(f'<a href="#{ids[name]}">{escape(name)}</a>' for name, _ in sections)
+    body = "\n".join(
+        f'<section id="{ids[name]}"><h2>{escape(name)}</h2>\n{content}</section>'
+        for name, content in sections
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style></head>\n<body>\n"
+        f'<header><h1>{escape(title)}</h1><div class="meta">{lines}</div>'
+        f"<nav>{links}</nav></header>\n<main>{body}</main>\n</body></html>\n"
+    )

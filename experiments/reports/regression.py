@@ -1,0 +1,108 @@
+"""Figures of predictions over one or two inputs, and of regression intervals."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from experiments.reports.style import GREY, Look, looks, panels, styled, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Prediction(NamedTuple):
+    """The Gaussians N(mean, variance) of each member and example for one real outcome."""
+
+    y: np.ndarray  # [B]
+    mean: np.ndarray  # [M, B]
+    variance: np.ndarray  # [M, B]
+    x: np.ndarray | None = None  # [B]
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of the mixture over members, [B]: noise plus disagreement."""
+        return self.mean.mean(0), self.variance.mean(0) + self.mean.var(0)
+
+    def cdf(self) -> np.ndarray:
+        """The mixture's cumulative probability at the outcome, [B]: uniform if calibrated."""
+        from scipy.special import ndtr
+
+        return ndtr((self.y - self.mean) / np.sqrt(self.variance)).mean(0)
+
+
+@styled
+def predictive_band(
+    methods: Mapping[str, Prediction], style: Mapping[str, Look] | None = None
+) -> "Figure":
+    """The predictive mean with bands of one and two standard deviations over a 1-D input.
+
+    Thin lines are the members' means.
+    """
+    style = style or looks(methods)
+    figure, axes = wrapped(methods, 3.6, 2.7, most=3, sharey=True)
+    for ax, (label, p) in zip(axes, methods.items(), strict=True):
+        order = np.argsort(p.x, kind="stable")
+        x, (mean, variance) = p.x[order], (m[order] for m in p.moments())
+        color = style[label]["color"]
+        for width, alpha in ((2, 0.18), (1, 0.3)):
+            around = mean - width * np.sqrt(variance), mean + width * np.sqrt(variance)
+            look = {"color": color, "alpha": alpha, "linewidth": 0}
+            ax.fill_between(x, *around, label=f"± {width} s.d.", **look)
+        if len(p.mean) > 1:
+            ax.plot(x, p.mean.T[order], color=color, linewidth=0.6, alpha=0.6)
+        ax.plot(x, mean, color=color, label="mean", zorder=2.5)
+        ax.plot(p.x, p.y, ".", color="#333333", markersize=2.5, label="test points", zorder=2.2)
+        ax.set_xlabel("x")
+    axes[0].set_ylabel("y")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+@styled
+def interval_calibration(
+    methods: Mapping[str, Prediction], style: Mapping[str, Look] | None = None
+) -> "Figure":
+    """How many outcomes fall into the mixture's central intervals, against how many should."""
+    style = style or looks(methods)
+    figure, axes = panels(1, 1, 4.2, 3.2)
+    ax = axes[0, 0]
+    ax.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1, label="calibrated")
+    levels = np.linspace(0.05, 0.95, 19)
+    for label, p in methods.items():
+        observed = (np.abs(2 * p.cdf() - 1)[:, None] <= levels).mean(0)
+        ax.plot(100 * levels, 100 * observed, label=label, **style[label])
+    ax.set(xlabel="central interval (%)", ylabel="outcomes inside (%)", xlim=(0, 100))
+    ax.set_ylim(0, 100)
+    ax.legend(loc="upper left")
+    return figure
+
+
+@styled
+def uncertainty_map(
+    methods: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    name: str = "entropy (nats)",
+    points: tuple[np.ndarray, np.ndarray] | None = None,
+) -> "Figure":
+    """An uncertainty over a 2-D input, interpolated between where it is known.
+
+    Args:
+      methods: label -> (inputs [B, 2], uncertainty [B]).
+      name: what the colours mean.
+      points: (inputs [N, 2], labels [N]) drawn on top.
+    """
+    figure, axes = wrapped(methods, 3.2, 2.8, most=3, sharex=True, sharey=True)
+    high = max(float(value.max()) for _, value in methods.values()) or 1.0
+    for ax, (x, value) in zip(axes, methods.values(), strict=True):
+        look = {"cmap": "viridis", "vmin": 0, "vmax": high, "shading": "gouraud"}
+        shown = ax.tripcolor(x[:, 0], x[:, 1], value, rasterized=True, **look)
+        if points is not None:
+            inputs, labels = points
+            for k, marker in zip(np.unique(labels), "o^sDvPX", strict=False):
+                chosen = inputs[labels == k]
+                look = {"c": "white", "edgecolors": "black", "linewidths": 0.4, "s": 9}
+                ax.scatter(chosen[:, 0], chosen[:, 1], marker=marker, rasterized=True, **look)
+        ax.set(xlabel="$x_1$")
+        ax.grid(visible=False)
+    axes[0].set_ylabel("$x_2$")
+    figure.colorbar(shown, ax=axes, label=name, shrink=0.9)
+    return figure

@@ -1,0 +1,114 @@
+"""How figures look: palette, axes, and saving as PNG or SVG.
+
+matplotlib is imported when the first figure is made, and figures never touch pyplot, so nothing
+needs a display and nothing stays open.
+"""
+
+import base64
+import functools
+import io
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), "Color universal design": told apart with every common colour blindness.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
+MARKERS = "osD^vPX"
+GREY = "#7f7f7f"
+RC = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": True,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2,
+    "svg.hashsalt": "figure",
+}
+
+Look = dict[str, Any]  # what matplotlib calls color, linestyle and marker
+
+
+def looks(labels: Iterable[str]) -> dict[str, Look]:
+    """A colour, line style and marker for each label, by its place."""
+    n = len(PALETTE)
+    return {
+        label: {
+            "color": PALETTE[i % n],
+            "linestyle": LINES[i // n % len(LINES)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for i, label in enumerate(dict.fromkeys(labels))
+    }
+
+
+def styled(plot: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
+    """Draws `plot` under this module's settings, whatever the user's matplotlibrc says."""
+
+    @functools.wraps(plot)
+    def draw(*args: Any, **kwargs: Any) -> "Figure":
+        import matplotlib
+
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **RC}):
+            return plot(*args, **kwargs)
+
+    return draw
+
+
+def panels(
+    rows: int, columns: int, width: float, height: float, **kwargs: Any
+) -> tuple["Figure", Any]:
+    """A figure of rows x columns axes, each `width` x `height` inches: `(figure, axes [r, c])`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def wrapped(
+    data: Mapping[str, Any], width: float, height: float, most: int = 4, **kwargs: Any
+) -> tuple["Figure", list["Axes"]]:
+    """One panel per entry with the entry's name as its title, at most `most` in a row."""
+    if not data:
+        raise ValueError("nothing to plot: no data was given")
+    rows = -(-len(data) // most)
+    columns = -(-len(data) // rows)
+    figure, axes = panels(rows, columns, width, height, **kwargs)
+    for ax, label in zip(axes.flat, data, strict=False):
+        ax.set_title(label)
+    for ax in axes.flat[len(data) :]:
+        ax.remove()
+    return figure, list(axes.flat[: len(data)])
+
+
+def save_png(figure: "Figure", path: str | pathlib.Path, dpi: int = 150) -> pathlib.Path:
+    """Writes the figure as a PNG on white; makes the folder."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi, metadata={"Software": None})
+    return path
+
+
+def svg_uri(figure: "Figure") -> str:
+    """The figure as a `data:` address of an SVG, for the `src` of an `img`."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
