@@ -1,0 +1,192 @@
+"""Stateless augmentation: each random number belongs to (seed, step, stage, position in the batch).
+
+An augmentation is `f(batch, draw, **fields) -> batch`, on images [B, H, W, C] in [0, 1] before they
+are normalised. Its name in a config is its name here: `[dict(name="flip"), dict(name="crop",
+pad=4)]`. Neither the number of processes nor an interruption changes what an example becomes.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.data.fields import check_fields
+from experiments.data.order import AUGMENT, philox
+from uncertainty.build import ConfigError, nearest
+
+Batch = dict[str, np.ndarray]
+
+
+class Draw:
+    """Random numbers for the rows of a batch that this process holds.
+
+    They are drawn for the whole global batch of `size` and then cut to `rows`, so a row's numbers
+    do not depend on who holds the other rows.
+    """
+
+    def __init__(self, bits: np.random.BitGenerator, size: int, rows: slice = slice(None)):
+        self.generator, self.size, self.rows = np.random.Generator(bits), size, rows
+
+    def __call__(self, distribution: str, *parameters: Any, shape: Sequence[int] = ()):
+        """Draws [B, *shape] from the NumPy Generator's `distribution`, such as 'integers', 0, 9."""
+        draw = getattr(self.generator, distribution)
+        return draw(*parameters, size=(self.size, *shape))[self.rows]
+
+
+def flip(batch: Batch, draw: Draw, *, p: float = 0.5) -> Batch:
+    """Mirrors images left to right with probability `p`."""
+    x = _images(batch)
+    mirrored = draw("random") < _fraction("p", p)
+    return batch | {"x": np.where(mirrored[:, None, None, None], x[:, :, ::-1], x)}
+
+
+def crop(batch: Batch, draw: Draw, *, pad: int = 4, size: int | None = None) -> Batch:
+    """A random window after padding with `pad` zeros at each side.
+
+    Args:
+      size: height and width of the window; by default those of the image.
+    """
+    x = _images(batch)
+    height, width = (size or x.shape[1]), (size or x.shape[2])
+    room = x.shape[1] + 2 * pad - height, x.shape[2] + 2 * pad - width
+    if pad < 0 or min(room) < 0:
+        raise ValueError(f"pad: {pad}; the padded image has no window {height} x {width}")
+    offsets = draw("integers", 0, np.asarray(room) + 1, shape=(2,))
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    out = np.empty((len(x), height, width, x.shape[3]), x.dtype)
+    for i, (top, left) in enumerate(offsets.tolist()):
+        out[i] = padded[i, top : top + height, left : left + width]
+    return batch | {"x": out}
+
+
+def cutout(batch: Batch, draw: Draw, *, size: int) -> Batch:
+    """Sets a square of side `size`, centred anywhere in the image, to zero (DeVries & Taylor 2017).
+
+    The square may reach beyond the border.
+    """
+    x = _images(batch).copy()
+    centres = draw("integers", 0, x.shape[1:3], shape=(2,)) - size // 2
+    for image, (top, left) in zip(x, centres.tolist(), strict=True):
+        image[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)] = 0
+    return batch | {"x": x}
+
+
+def mixup(batch: Batch, draw: Draw, *, alpha: float = 0.2, classes: int) -> Batch:
+    """x' = w x + (1 - w) x_partner, and the same for labels; w ~ Beta(alpha, alpha) per example.
+
+    The labels become float32 [B, K]. Zhang et al. (2018), equation 2.
+
+    Differences from the paper: the partner of position 2i is 2i + 1 and the other way round, where
+    the paper shuffles the batch. The order of examples is itself random, so the pairs are as
+    uniform, and both halves of a pair lie in the same process. Each example has its own w, so half
+    of the pair is no mirror image of the other.
+
+    Raises:
+      ValueError: this process holds an odd number of examples.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha: {alpha}; a positive number is needed")
+    x, y = batch["x"], soft(batch["y"], classes)
+    if len(x) % 2:
+        raise ValueError(f"mixup pairs neighbours, but this process has {len(x)} examples a batch")
+    weight = draw("beta", alpha, alpha).astype(np.float32)
+    mixed = {}
+    for key, values in (("x", x), ("y", y)):
+        w = weight.reshape(-1, *[1] * (values.ndim - 1))
+        partner = values.reshape(-1, 2, *values.shape[1:])[:, ::-1].reshape(values.shape)
+        mixed[key] = partner + w * (values - partner)
+    return batch | mixed
+
+
+def label_noise(batch: Batch, draw: Draw, *, transition: Sequence[Sequence[float]]) -> Batch:
+    """Redraws each label from its row of `transition` [K, K]: p(new = j | old = i) = T_ij.
+
+    As an augmentation it redraws at every step; for noise that is part of the data set, give
+    `label_noise` to `load`.
+    """
+    rows = np.asarray(transition, np.float64)
+    y = batch["y"]
+    if rows.ndim != 2 or rows.shape[0] != rows.shape[1] or (rows < 0).any():
+        raise ValueError(f"transition: shape {rows.shape}; a non-negative K x K matrix is needed")
+    if not np.allclose(rows.sum(1), 1, atol=1e-6):
+        raise ValueError(f"transition: rows sum to {rows.sum(1)}, not to 1")
+    if y.ndim != 1 or y.max(initial=0) >= len(rows):
+        raise ValueError(f"transition: {len(rows)} classes are too few for these labels")
+    cumulative = np.cumsum(rows, axis=1)
+    cumulative /= cumulative[:, -1:]  # the last is 1, which no draw reaches
+    new = (draw("random")[:, None] >= cumulative[y]).sum(1)
+    return batch | {"y": new.astype(np.int32)}
+
+
+def rand_augment(batch: Batch, draw: Draw, *, num_ops: int = 2, magnitude: float = 9) -> Batch:
+    """RandAugment (Cubuk et al. 2020): `num_ops` operations, uniform over 14, at one `magnitude`.
+
+    The operations are Pillow's, on bytes; `magnitude` is in [0, 30]. Geometric operations fill with
+    black and take the nearest pixel, and like brightness, colour, contrast and sharpness go either
+    way with equal probability. Ranges: `rand_augment_ops`.
+    """
+    from experiments.data import rand_augment_ops
+
+    if not 0 <= magnitude <= 30:
+        raise ValueError(f"magnitude: {magnitude}; it must be in [0, 30]")
+    x = _images(batch)
+    chosen = draw("integers", 0, len(rand_augment_ops.OPS), shape=(num_ops,))
+    sign = np.where(draw("random", shape=(num_ops,)) < 0.5, -1, 1)
+    pixels = np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
+    out = [rand_augment_ops.apply(*row, magnitude / 30) for row in zip(pixels, chosen, sign)]  # noqa: B905
+    return batch | {"x": np.divide(np.stack(out), np.float32(255), dtype=np.float32)}
+
+
+def soft(y: np.ndarray, classes: int) -> np.ndarray:
+    """Labels as probabilities, float32 [B, K]; soft labels stay as they are."""
+    return y if y.ndim == 2 else np.eye(classes, dtype=np.float32)[y]
+
+
+def pipeline(
+    specs: Sequence[Mapping[str, Any]], classes: int | None, field: str = "augment"
+) -> Callable[..., Batch]:
+    """The augmentations of a config, one after the other.
+
+    Returns:
+      `f(batch, seed, step, size, rows) -> batch` for the `rows` of a global batch of `size`.
+
+    Raises:
+      ConfigError: an unknown name or field, or a missing one.
+    """
+    stages = []
+    for i, spec in enumerate(specs):
+        fields = dict(spec)
+        name = fields.pop("name", None)
+        if name not in NAMES:
+            raise ConfigError(f"{field}[{i}].name: {name!r}; {nearest(str(name), NAMES)}")
+        given = {}
+        if "classes" in inspect.signature(NAMES[name]).parameters:
+            if classes is None:
+                raise ConfigError(f"{field}[{i}]: {name} needs classes, the data has none")
+            given["classes"] = classes
+        check_fields(NAMES[name], fields, f"{field}[{i}].", ("batch", "draw", *given))
+        stages.append(functools.partial(NAMES[name], **fields, **given))
+
+    def augment(batch: Batch, seed: int, step: int, size: int, rows: slice = slice(None)) -> Batch:
+        for i, stage in enumerate(stages):
+            batch = stage(batch, Draw(philox(seed, AUGMENT, step=step, stage=i), size, rows))
+        return batch
+
+    return augment
+
+
+def _images(batch: Batch) -> np.ndarray:
+    if batch["x"].ndim != 4:
+        raise ValueError(f"images [B, H, W, C] are needed, x is {list(batch['x'].shape)}")
+    return batch["x"]
+
+
+def _fraction(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: {value}; it must be in [0, 1]")
+    return value
+
+
+NAMES = {f.__name__: f for f in (flip, crop, cutout, mixup, label_noise, rand_augment)}

@@ -1,0 +1,197 @@
+"""Sets of TensorFlow Datasets, by name.
+
+A set that is prepared as array_record is read without TensorFlow; preparing one, or reading one
+that is stored as tfrecord, imports it.
+"""
+
+import importlib.util
+import io
+import math
+import pathlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from experiments.data.splits import Arrays, Dataset
+from uncertainty.build import ConfigError, nearest
+
+EXTRA = "pip install '.[tensorflow]'"
+IN_MEMORY = 1 << 30  # bytes up to which a split is kept as an array
+CHUNK = 4096
+
+
+def tfds(
+    name: str,
+    data_dir: str | None = None,
+    keys: Sequence[str] | None = None,
+    resize: int | None = None,
+    size: int | None = None,
+    in_memory: int = IN_MEMORY,
+) -> Dataset:
+    """The set `name` of tfds ('cifar10', 'imagenet2012', 'mnist_corrupted/shot_noise', ...).
+
+    Args:
+      name: as `tfds.builder` takes it, with configuration and version where wanted.
+      data_dir: where sets are prepared; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      keys: names of the features that are x and y; by default those of supervised learning.
+      resize: the shorter side of an image becomes this long (bilinear) ...
+      size: ... and the centre of this side is kept. Needed where images differ in size.
+      in_memory: bytes up to which a split becomes an array; a larger one is read at random from
+        its array_record files.
+
+    Raises:
+      ConfigError: an unknown name or key, or the set is not prepared and cannot be.
+    """
+    builder = _prepared(name, data_dir)
+    info = builder.info
+    keys = tuple(keys or info.supervised_keys or ())
+    for key in keys:
+        if key not in info.features:
+            raise ConfigError(f"keys: {name} has no {key!r}; {nearest(key, info.features)}")
+    if len(keys) != 2:
+        raise ConfigError(f"keys: {keys!r}; the names of x and y among {sorted(info.features)}")
+    features = info.features[keys[0]], info.features[keys[1]]
+    shape = (size, size, features[0].shape[-1]) if size else features[0].shape
+    if None in shape:
+        raise ConfigError(f"size: needed, since images of {name} differ in size (resize=256, "
+                          "size=224 for instance)")  # fmt: skip
+    classes = getattr(features[1], "num_classes", None)
+
+    def read(split: str) -> Arrays:
+        _check_split(name, info, split)
+        if info.file_format.value != "array_record":
+            return _through_tensorflow(builder, split, keys, shape, in_memory)
+        records = Records(builder, split, keys, shape, resize)
+        if len(records) * math.prod(shape) * records.dtype.itemsize > in_memory:
+            return records, records
+        parts = [
+            records.gather(np.arange(i, min(i + CHUNK, len(records))))
+            for i in range(0, len(records), CHUNK)
+        ]
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    return Dataset(read, classes)
+
+
+def _check_split(name: str, info: Any, split: str) -> None:
+    base = str(split).split("[")[0].split("+")[0].strip()
+    if base not in info.splits:
+        raise ConfigError(f"split: {base!r} of {name} does not exist; {nearest(base, info.splits)}")
+    try:
+        size = info.splits[split].num_examples
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(f"split: {split!r} of {name}: {error}") from error
+    if size == 0:
+        raise ValueError(f"{name}[{split}]: the split is empty")
+
+
+class Records:
+    """Random access to the examples of a split in array_record files: `gather(indices) -> x, y`."""
+
+    def __init__(self, builder: Any, split: str, keys: tuple, shape: tuple, resize: int | None):
+        from tensorflow_datasets import decode, features
+
+        self.keys, self.resize = keys, resize
+        self.is_image = isinstance(builder.info.features[keys[0]], features.Image)
+        self.dtype = np.dtype(builder.info.features[keys[0]].np_dtype)
+        decoders = {keys[0]: decode.SkipDecoding()} if self.is_image else None
+        self.records = builder.as_data_source(split=split, decoders=decoders)
+        self.shape = (len(self.records), *shape)
+        # Pillow releases the interpreter lock, but small images cost less than the hand-over.
+        self.threads = ThreadPoolExecutor() if math.prod(shape) > 128 * 128 else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def gather(self, indices: np.ndarray) -> Arrays:
+        """x [B, ...] and y [B, ...] of these examples, as they are stored."""
+        examples = self.records.__getitems__([int(i) for i in indices])
+        x = [example[self.keys[0]] for example in examples]
+        if self.is_image:
+            x = list((self.threads.map if self.threads else map)(self._decode, x))
+        return np.stack(x), np.asarray([example[self.keys[1]] for example in examples])
+
+    def _decode(self, encoded: bytes) -> np.ndarray:
+        from PIL import Image
+
+        height, width, channels = self.shape[1:]
+        image = Image.open(io.BytesIO(encoded))
+        if self.dtype == np.uint8:
+            image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+        if self.resize:
+            scale = self.resize / min(image.size)
+            sides = [max(round(scale * side), self.resize) for side in image.size]
+            image = image.resize(sides, Image.Resampling.BILINEAR)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        if image.size != (width, height):
+            image = image.crop((left, top, left + width, top + height))
+        if self.dtype != np.uint8:
+            return np.asarray(image, self.dtype).reshape(height, width, channels)
+        return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+
+
+def _prepared(name: str, data_dir: str | None) -> Any:
+    """The builder of a set, prepared first if that is needed and possible."""
+    import tensorflow_datasets as library
+
+    base = name.split("/")[0].split(":")[0]
+    known = library.list_builders(with_community_datasets=False)
+    folder = pathlib.Path(data_dir or library.core.constants.DATA_DIR, base)
+    if base not in known and not folder.is_dir():
+        raise ConfigError(f"name: no data set {name!r}; {_similar(name, known)}")
+    try:
+        builder = library.builder(name, data_dir=data_dir)
+        if not builder.is_prepared():
+            builder = library.builder(name, data_dir=data_dir, file_format="array_record")
+    except ImportError as error:
+        raise ConfigError(f"name: {name} needs TensorFlow ({error}): {EXTRA}") from error
+    if builder.is_prepared():
+        return builder
+    where = f"{name} is not prepared in {builder.data_dir}"
+    if base == "fashion_mnist":
+        where += " (python -m experiments.data.prepare_fashion_mnist makes it from local files)"
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ConfigError(f"name: {where}, and preparing it needs TensorFlow: {EXTRA}")
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        raise ConfigError(
+            f"name: {where}, and preparing it failed: {error}\nFiles that were downloaded by hand "
+            "belong in downloads/manual of the same data_dir."
+        ) from error
+    return builder
+
+
+def _similar(name: str, tfds_names: Sequence[str]) -> str:
+    """The nearest names, without the hundreds that tfds knows."""
+    import difflib
+
+    from experiments.data.source import OWN
+
+    close = difflib.get_close_matches(name, [*OWN, *tfds_names], n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}(valid: {', '.join(sorted(OWN))}, or a name of tfds)"
+
+
+def _through_tensorflow(builder: Any, split: str, keys: tuple, shape: tuple, limit: int) -> Arrays:
+    """Reads a split that is stored as tfrecord into memory."""
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ConfigError(f"name: {builder.name} is stored as {builder.info.file_format.value} in "
+                          f"{builder.data_dir}; reading that needs TensorFlow ({EXTRA}), or "
+                          "prepare it with file_format='array_record'")  # fmt: skip
+    import tensorflow_datasets as library
+
+    config = library.ReadConfig(interleave_cycle_length=1)
+    dataset = library.as_numpy(builder.as_dataset(split=split, read_config=config))
+    examples, total = [], 0
+    for example in dataset:
+        x, y = (np.asarray(example[key]) for key in keys)
+        total += x.nbytes
+        if x.shape != tuple(shape) or total > limit:
+            raise ConfigError(f"name: {builder.name} is stored as tfrecord and too large or uneven "
+                              "for memory; prepare it with file_format='array_record'")  # fmt: skip
+        examples.append((x, y))
+    x, y = zip(*examples, strict=True)
+    return np.stack(x), np.asarray(y)

@@ -1,0 +1,88 @@
+"""Which examples make up the batch of a step: a pure function of (seed, step).
+
+The epochs are laid end to end, each a permutation of its own, and step s takes positions
+[s B, (s + 1) B) of that endless sequence. So no example is dropped, every example is seen once
+an epoch, a batch may straddle two epochs, and to resume is to ask for another step.
+"""
+
+import functools
+
+import numpy as np
+
+ORDER, AUGMENT, LABELS, CORRUPT, SPLIT = range(5)  # what a stream of random numbers is for
+
+
+def philox(seed: int, purpose: int, *, step: int = 0, stage: int = 0) -> np.random.Philox:
+    """The stream of random bits that belongs to (seed, purpose, step, stage) alone.
+
+    Seed and purpose are the key; step and stage are the upper half of the 256-bit counter, whose
+    lower half counts the draws: streams never overlap.
+    """
+    return np.random.Philox(key=[check_seed(seed), purpose], counter=[0, 0, step, stage])
+
+
+def check_seed(seed: int) -> int:
+    """Raises ValueError unless `seed` is an integer in [0, 2^64)."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed: {seed!r}; an integer in [0, 2^64) is needed")
+    return int(seed)
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of the `n` examples in an epoch, int64 [n], read-only.
+
+    It sorts raw Philox bits, which NumPy promises to keep, unlike those of `permutation`.
+    """
+    order = np.argsort(philox(seed, ORDER, step=epoch).random_raw(n), kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+def rows(batch_size: int, process_index: int = 0, process_count: int = 1) -> slice:
+    """The positions in the global batch that belong to a process: equal, contiguous shares.
+
+    Raises:
+      ValueError: the processes do not divide the batch, or there is no such process.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size}; at least 1 is needed")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index: {process_index}; it must be in [0, {process_count})")
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size: {batch_size}; {process_count} processes cannot share it equally"
+        )
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def indices(
+    seed: int,
+    step: int,
+    batch_size: int,
+    n: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> np.ndarray:
+    """The examples of one step that this process reads, int64 [batch_size / process_count].
+
+    Args:
+      seed: of the order of examples, in [0, 2^64).
+      step: from 0.
+      batch_size: of the global batch.
+      n: number of examples.
+      process_index, process_count: the shares of the processes, in order, are the global batch.
+
+    Raises:
+      ValueError: a batch that the processes cannot share, an empty set, a negative step or seed.
+    """
+    share = rows(batch_size, process_index, process_count)
+    if n < 1 or step < 0:
+        raise ValueError(f"n: {n}, step: {step}; n >= 1 and step >= 0 are needed")
+    start, stop = step * batch_size + share.start, step * batch_size + share.stop
+    parts = [
+        permutation(seed, epoch, n)[max(start - epoch * n, 0) : stop - epoch * n]
+        for epoch in range(start // n, (stop - 1) // n + 1)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
