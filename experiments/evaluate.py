@@ -73,17 +73,10 @@ class Predictor:
         self._compiled = False
         self._memory: dict[str, Predictions] = {}
 
-    def __call__(
-        self, spec: Mapping[str, Any] | Source, transform: Callable | None = None
-    ) -> Predictions:
-        """Predicts a whole source, in its order.
-
-        Args:
-          spec: a source, or what `data.source.load` takes.
-          transform: (x [B, ...], first index) -> x, a corruption for example.
-        """
+    def __call__(self, spec: Mapping[str, Any] | Source) -> Predictions:
+        """Predicts a whole source, given as it is or as what `data.source.load` takes."""
         memo = json.dumps(spec, sort_keys=True, default=str) if isinstance(spec, Mapping) else None
-        if transform is None and memo in self._memory:
+        if memo in self._memory:
             return self._memory[memo]
         source = load(spec) if isinstance(spec, Mapping) else spec
         if tuple(source.shape) != tuple(self.shape):
@@ -91,12 +84,10 @@ class Predictor:
                 f"{source.name}: inputs of shape {tuple(source.shape)}, but the model was trained "
                 f"on {tuple(self.shape)}"
             )
-        parts, labels, seconds, seen = [], [], 0.0, 0
+        parts, labels, seconds = [], [], 0.0
         for batch in epoch(source, self.batch_size):
             rows = int(np.sum(batch["mask"]))
-            x = batch["x"] if transform is None else transform(batch["x"], seen)
-            seen += rows
-            x = self._put({"x": x})["x"]
+            x = self._put({"x": batch["x"]})["x"]
             if not self._compiled:
                 jax.block_until_ready(self._predict(self.state, x))
                 self._compiled = True
@@ -115,7 +106,7 @@ class Predictor:
             source=source,
             seconds=seconds,
         )
-        if transform is None and memo is not None:
+        if memo is not None:
             self._memory = {memo: result}
         return result
 

@@ -189,4 +189,5 @@ def setup_logging(level: int = logging.INFO, console: rich.console.Console | Non
         root.removeHandler(former)
     root.addHandler(handler)
     root.setLevel(level)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # which backends it did not find
     absl.logging.set_verbosity(absl.logging.converter.standard_to_absl(level))

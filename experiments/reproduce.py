@@ -26,6 +26,9 @@ import configs.tables
 from experiments import config as config_lib
 from experiments import evaluate, train, writers
 from experiments.progress import Progress, setup_logging
+from experiments.reports import formats, html
+from experiments.reports.study import Study
+from experiments.reports.tables import print_study
 from experiments.workdir import read_json, write_json
 from uncertainty.build import ConfigError, nearest
 
@@ -86,6 +89,7 @@ class Cells:
         directory = self.run_directory(row, seed)
         experiment = train.train(config, directory)
         metrics, failures = evaluate.evaluate(experiment, directory, show=False)
+        self.file(row, seed).parent.mkdir(parents=True, exist_ok=True)
         write_json(
             self.file(row, seed),
             dict(label=row["label"], seed=seed, config_file=row["config"], metrics=metrics,
@@ -99,7 +103,7 @@ def reproduce(
     rows: str = "",
     seeds: Sequence[int] | None = None,
     isolate: Sequence[str] | None = None,
-) -> Any:
+) -> Study:
     """Runs the cells that are not done and returns the Study of the whole table.
 
     Args:
@@ -136,10 +140,8 @@ def reproduce(
     return study(cells, errors)
 
 
-def study(cells: Cells, errors: Mapping[str, str]) -> Any:
+def study(cells: Cells, errors: Mapping[str, str]) -> Study:
     """The Study of all finished cells."""
-    from experiments.reports.study import Study
-
     rows, found_seeds, hardware = [], set(), {}
     for row in cells.table["rows"]:
         records = []
@@ -184,8 +186,8 @@ def overrides_of(items: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.reproduce", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(prog="python -m experiments.reproduce", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("table", help="a file of configs/tables")
     parser.add_argument("--rows", default="", help="run only the rows that this regex finds")
     parser.add_argument("--seeds", help="run only these, such as 0,1,2")
@@ -217,17 +219,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    render(cells, made)
+    report = render(cells, made)
+    print(f"table:  {cells.results}/table.md, .tex, .json")
+    if report:
+        print(f"report: {report}")
     return 1 if any(row.failed for row in made.rows) else 0
 
 
-def render(cells: Cells, made: Any) -> None:
-    """Prints the table; writes it as Markdown, LaTeX and JSON, and the report of its runs."""
-    from experiments.reports import formats
-    from experiments.reports.tables import print_study
+def render(cells: Cells, made: Study) -> pathlib.Path | None:
+    """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
 
+    Returns:
+      The report; None where no run of the table is on this disk.
+    """
     print_study(made)
     formats.write_study(made, cells.results, "table")
+    runs = []
+    for row in cells.table["rows"]:
+        for seed in made.seeds:
+            directory = cells.run_directory(row, seed)
+            if (directory / "evaluation" / "test" / "metrics.json").is_file():
+                runs.append(dict(workdir=directory, label=row["label"]))
+    if not runs:
+        return None
+    report = cells.workdir / "report.html"
+    return html.write_report(report, runs, cells.table["title"], made, command=made.command)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def setup(config: Mapping[str, Any]) -> Experiment:
     Raises:
       ConfigError: names the field, the value and what is allowed.
     """
+    execution.prepare()
     config = config_lib.plain(config)
     config_lib.check(config)
     model = build.model(config)

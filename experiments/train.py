@@ -90,7 +90,9 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
         ) as writer,
         contextlib.closing(writers.Profile(workdir, config["logging"]["profile"])) as profile,
         contextlib.closing(checkpoints),
-        Progress(steps, "train", start=start) as progress,
+        Progress(
+            steps, "train", start=start, show=jax.process_index() == 0
+        ) as progress,
         prefetch(data, put) as stream,
     ):
         clock = Clock(writer.seconds)
@@ -152,6 +154,8 @@ class Faults:
 
     def check(self, step: int) -> None:
         """Names each new faulty particle; raises ParticleFault if the config says to stop."""
+        if not self._pending:
+            return
         finite = np.asarray(execution.host(self._pending)).reshape(len(self._pending), -1)
         first, self._pending, self.step = self.step + 1, [], step
         for particle in np.flatnonzero(~finite.all(axis=0)):

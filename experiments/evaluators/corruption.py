@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data import corruptions
+from experiments.data.source import load
 from uncertainty import metrics
 
 SHOWN = {"accuracy": "classification", "nll": "classification", "ece": "calibration"}
@@ -27,14 +28,11 @@ def corruption(
       severities: 1 (mild) to 5.
       bins: of the calibration error.
     """
+    clean = load(data)
     total = {name: [] for name in SHOWN}
     for kind in kinds:
         for severity in severities:
-
-            def corrupt(x: np.ndarray, first: int, kind=kind, severity=severity) -> np.ndarray:
-                return corruptions.corrupt(x, kind, severity, first_index=first)
-
-            p = predict(data, corrupt)
+            p = predict(corruptions.corrupted(clean, kind, severity))
             result = metrics.evaluate_classification(p.log_p, p.y, bins)
             for name, group in SHOWN.items():
                 value = result[f"{group}/{name}"]

@@ -1,0 +1,40 @@
+"""The main job on data that scikit-learn carries: one network against a deep ensemble of ten.
+
+make quickstart        (python -m experiments.quickstart)
+"""
+
+import logging
+import pathlib
+import sys
+import time
+
+from experiments.progress import CONSOLE, setup_logging
+from experiments.reproduce import Cells, render, reproduce
+
+WORKDIR = pathlib.Path("runs/quickstart")
+
+NEXT = """
+Report: {report}
+Finished in {seconds:.0f} s. Run again, it takes up what is done already.
+
+Next:
+  python -m experiments.train --config configs/digits/mlp.py:size=5 --workdir runs/five \\
+      --config.optimiser.learning_rate=3e-4
+  python -m experiments.evaluate --workdir runs/five --data digits:validation
+  python -m experiments.report runs/five --output five.html
+  python -m experiments.reproduce small_images    # LeNet5 on Fashion-MNIST, see the README
+"""
+
+
+def main() -> int:
+    setup_logging(logging.WARNING)
+    began = time.monotonic()
+    cells = Cells("digits", WORKDIR / "results", WORKDIR, {})
+    made = reproduce(cells)
+    report = render(cells, made)
+    CONSOLE.print(NEXT.format(report=report, seconds=time.monotonic() - began), highlight=False)
+    return 1 if any(row.failed for row in made.rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
