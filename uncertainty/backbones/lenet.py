@@ -1,0 +1,74 @@
+"""LeNet-5 in its two current forms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from uncertainty.backbones.inputs import check_images
+from uncertainty.layers.pool import max_pool
+
+
+class LeNet5(nn.Module):
+    """Images x [M or 1, B, H, W, C] -> features [M or 1, B, 84].
+
+    Convolutions 5 x 5 with 6, 16 and 120 filters, the first padded to keep its size, maxima over
+    2 x 2 after the first two, a dense layer of 84; ReLU after each, then dropout where there is
+    one. With a dense head on 28 x 28 x 1 images and 10 classes:
+
+      padding='VALID'  LeCun et al. (1998) with today's activations: 61,706 parameters
+      padding='SAME'   as uncertainty-baselines' MNIST script builds it: 545,546 parameters
+
+    Differences from the paper (1998): ReLU for tanh, maxima for trained averages, every filter sees
+    all channels, a dense head for radial basis functions; 28 x 28 images padded by the convolution.
+
+    Attributes:
+      padding: of the second and third convolution.
+      conv, dense: factories of `conv0`, `conv1`, `conv2` and `dense0`; kernels start Glorot uniform
+        as in Keras.
+      dropout: factory, or None.
+      dtype: what is computed in, and the dtype of the features; parameters are float32.
+
+    Raises:
+      ValueError: another padding, or images that are too small (VALID needs 25 x 25).
+    """
+
+    padding: str = "VALID"
+    conv: Callable[..., nn.Module] = nn.Conv
+    dense: Callable[..., nn.Module] = nn.Dense
+    dropout: Callable[..., nn.Module] | None = None
+    dtype: Any = "float32"
+
+    def __post_init__(self):
+        if self.padding not in ("VALID", "SAME"):
+            raise ValueError(f"padding: {self.padding!r}; allowed 'VALID', 'SAME'")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        check_images(x, smallest=25 if self.padding == "VALID" else 1)
+        kernel_init = nn.initializers.glorot_uniform()
+        x = x.astype(self.dtype)
+        paddings = ("SAME", self.padding, self.padding)
+        for i, (features, padding) in enumerate(zip((6, 16, 120), paddings, strict=True)):
+            x = self.conv(
+                features=features,
+                kernel_size=(5, 5),
+                strides=(1, 1),
+                padding=padding,
+                use_bias=True,
+                kernel_init=kernel_init,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )(x)
+            x = nn.relu(max_pool(x) if i < 2 else x)  # ReLU is increasing: pooling first is cheaper
+            x = self._drop(x, f"dropout{i}", train)
+        x = self.dense(
+            features=84, use_bias=True, kernel_init=kernel_init, dtype=self.dtype, name="dense0"
+        )(x.reshape(*x.shape[:2], -1))
+        return self._drop(nn.relu(x), "dropout3", train)
+
+    @nn.nowrap
+    def _drop(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        return x if self.dropout is None else self.dropout(name=name)(x, train=train)

@@ -1,0 +1,65 @@
+"""Multi-layer perceptron."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+ACTIVATIONS = ("celu", "elu", "gelu", "relu", "selu", "sigmoid", "silu", "softplus", "tanh")
+
+
+class MLP(nn.Module):
+    """x [M or 1, B, ...] -> features [M or 1, B, widths[-1]]; trailing axes are flattened.
+
+    Every layer is activation(W x + b), followed by dropout where there is one. The layer of logits
+    belongs to the head: 784-200-200-10 is `widths=(200, 200)`.
+
+    Attributes:
+      widths: features of each hidden layer; () hands on the flattened input.
+      activation: a name in `jax.nn` out of ACTIVATIONS.
+      kernel_init: initialiser of W; He et al. (2015) by default.
+      bias_init: initialiser of b.
+      dense: factory of the layers `dense0`, `dense1`, ...
+      dropout: factory, or None.
+      dtype: what is computed in, and the dtype of the features; parameters are float32.
+
+    Raises:
+      ValueError: a width below 1, an unknown activation, or an input with fewer than three axes.
+    """
+
+    widths: Sequence[int] = (200, 200)
+    activation: str = "relu"
+    kernel_init: Callable = nn.initializers.he_normal()
+    bias_init: Callable = nn.initializers.zeros_init()
+    dense: Callable[..., nn.Module] = nn.Dense
+    dropout: Callable[..., nn.Module] | None = None
+    dtype: Any = "float32"
+
+    def __post_init__(self):
+        if any(width < 1 for width in self.widths):
+            raise ValueError(f"widths: {tuple(self.widths)}; allowed at least 1 feature in each")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation: {self.activation!r}; allowed {', '.join(map(repr, ACTIVATIONS))}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if x.ndim < 3:
+            raise ValueError(f"x: shape {x.shape}; allowed [M or 1, B, F] or more axes")
+        x = x.reshape(*x.shape[:2], -1).astype(self.dtype)
+        for i, width in enumerate(self.widths):
+            x = self.dense(
+                features=width,
+                use_bias=True,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                dtype=self.dtype,
+                name=f"dense{i}",
+            )(x)
+            x = getattr(jax.nn, self.activation)(x)
+            if self.dropout is not None:
+                x = self.dropout(name=f"dropout{i}")(x, train=train)
+        return x

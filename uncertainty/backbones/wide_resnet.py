@@ -1,0 +1,63 @@
+"""Wide residual networks."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from uncertainty.backbones.inputs import check_images
+from uncertainty.layers.residual import ConvModule, PreActivationBlock, Stage, global_mean
+
+
+class WideResNet(ConvModule):
+    """Images x [M or 1, B, H, W, C] -> features [M or 1, B, 64 k], means over space.
+
+    WRN-n-k of Zagoruyko & Komodakis (2016): a convolution of 16 filters, three stages of
+    (n - 4) / 6 pre-activation blocks with 16 k, 32 k and 64 k filters, then norm and ReLU; no
+    biases in convolutions unless `norm=None`. WRN-28-10 has 36,479,194 parameters with a dense head
+    of 10.
+
+    Differences from the paper, all as in uncertainty-baselines: projections see the block's input
+    before its norm; `residual_dropout` stands right after the first convolution of a block, before
+    its norm.
+
+    Attributes:
+      depth: n = 6 i + 4.
+      width_multiplier: k.
+      residual_dropout: dropout inside blocks only, as in the paper; otherwise around every
+        convolution, which with `filterwise_dropout` is uncertainty-baselines' "improved" Monte
+        Carlo dropout.
+      conv, norm, dropout, filterwise_dropout, dtype: see `ConvModule`.
+
+    Raises:
+      ValueError: another depth, a multiplier below 1, or an input that is not images.
+    """
+
+    depth: int = 28
+    width_multiplier: int = 10
+    residual_dropout: bool = True
+
+    def __post_init__(self):
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"depth: {self.depth}; allowed 6 i + 4: 10, 16, 22, 28, 34, 40, ...")
+        if self.width_multiplier < 1:
+            raise ValueError(f"width_multiplier: {self.width_multiplier}; allowed at least 1")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        check_images(x)
+        x = self.convolve(x.astype(self.dtype), "stem", 16)
+        if not self.residual_dropout:
+            x = self.drop(x, "dropout", train)
+        for i in range(3):
+            block = functools.partial(
+                PreActivationBlock,
+                features=16 * self.width_multiplier * 2**i,
+                residual_dropout=self.residual_dropout,
+                **self.layers,
+            )
+            strides = 1 if i == 0 else 2
+            stage = Stage(block, (self.depth - 4) // 6, strides, name=f"stage{i + 1}")
+            x = stage(x, train=train)
+        return global_mean(nn.relu(self.normalise(x, "norm", train)))

@@ -1,0 +1,179 @@
+"""What residual networks of convolutions are built from."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from uncertainty.layers.norm import BatchNorm
+
+
+class ConvModule(nn.Module, kw_only=True):
+    """Fields and steps shared by residual networks and their parts.
+
+    Attributes:
+      conv: factory of all convolutions; kernels start He normal.
+      norm: factory of all normalisations; without (None) the convolutions have biases.
+      dropout: factory, or None.
+      filterwise_dropout: whether a mask drops whole filters; `dropout` then takes `broadcast_dims`.
+      dtype: what is computed in.
+    """
+
+    conv: Callable[..., nn.Module] = nn.Conv
+    norm: Callable[..., nn.Module] | None = BatchNorm
+    dropout: Callable[..., nn.Module] | None = None
+    filterwise_dropout: bool = False
+    dtype: Any = "float32"
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The fields above, to hand on to a part."""
+        fields = ("conv", "norm", "dropout", "filterwise_dropout", "dtype")
+        return {field: getattr(self, field) for field in fields}
+
+    @nn.nowrap
+    def convolve(
+        self,
+        x: jax.Array,
+        name: str,
+        features: int,
+        size: int = 3,
+        strides: int = 1,
+        padding: Any = "SAME",
+    ) -> jax.Array:
+        return self.conv(
+            features=features,
+            kernel_size=(size, size),
+            strides=(strides, strides),
+            padding=padding,
+            use_bias=self.norm is None,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+            name=name,
+        )(x)
+
+    @nn.nowrap
+    def normalise(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        return x if self.norm is None else self.norm(name=name, dtype=self.dtype)(x, train=train)
+
+    @nn.nowrap
+    def drop(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        if self.dropout is None:
+            return x
+        options = {"broadcast_dims": (-3, -2)} if self.filterwise_dropout else {}
+        return self.dropout(name=name, **options)(x, train=train)
+
+
+class Stem(ConvModule):
+    """The layers before the first stage: CIFAR's 3 x 3, or ImageNet's 7 x 7 and pooling, both / 2.
+
+    ImageNet's pads its input by 3 on each side and its pooling as 'SAME'.
+    """
+
+    features: int
+    imagenet: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if self.imagenet:
+            x = self.convolve(x, "conv", self.features, 7, 2, ((3, 3), (3, 3)))
+        else:
+            x = self.convolve(x, "conv", self.features)
+        x = self.drop(nn.relu(self.normalise(x, "norm", train)), "dropout", train)
+        return nn.max_pool(x, (3, 3), (2, 2), "SAME") if self.imagenet else x
+
+
+class BasicBlock(ConvModule):
+    """relu(shortcut + norm(conv(relu(norm(conv(x)))))) with 3 x 3 convolutions (He et al. 2016a).
+
+    The shortcut is the identity where shapes agree, else a strided 1 x 1 convolution and a norm.
+    Dropout follows the inner ReLU and the projection.
+    """
+
+    features: int
+    strides: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.convolve(x, "conv0", self.features, 3, self.strides)
+        y = self.drop(nn.relu(self.normalise(y, "norm0", train)), "dropout0", train)
+        y = self.normalise(self.convolve(y, "conv1", self.features), "norm1", train)
+        return nn.relu(self.shortcut(x, self.features, train) + y)
+
+    @nn.nowrap
+    def shortcut(self, x: jax.Array, features: int, train: bool) -> jax.Array:
+        if self.strides == 1 and x.shape[-1] == features:
+            return x
+        x = self.convolve(x, "shortcut", features, 1, self.strides)
+        return self.drop(self.normalise(x, "shortcut_norm", train), "shortcut_dropout", train)
+
+
+class BottleneckBlock(BasicBlock):
+    """As BasicBlock with convolutions 1 x 1, 3 x 3, 1 x 1; the last has 4 x `features` filters.
+
+    Differences from the paper: the stride is in the 3 x 3 convolution ("v1.5"), not in the first.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.convolve(x, "conv0", self.features, 1)
+        y = self.drop(nn.relu(self.normalise(y, "norm0", train)), "dropout0", train)
+        y = self.convolve(y, "conv1", self.features, 3, self.strides)
+        y = self.drop(nn.relu(self.normalise(y, "norm1", train)), "dropout1", train)
+        y = self.normalise(self.convolve(y, "conv2", 4 * self.features, 1), "norm2", train)
+        return nn.relu(self.shortcut(x, 4 * self.features, train) + y)
+
+
+class PreActivationBlock(ConvModule):
+    """shortcut + conv(relu(norm(conv(relu(norm(x)))))) with 3 x 3 convolutions (He et al. 2016b).
+
+    The shortcut is the identity where shapes agree, else a strided 1 x 1 convolution of x.
+
+    Differences from the paper: the projection sees x, not relu(norm(x)), as in
+    uncertainty-baselines.
+
+    Attributes:
+      residual_dropout: dropout between the convolutions only; otherwise around every convolution.
+    """
+
+    features: int
+    strides: int = 1
+    residual_dropout: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        def drop_around(y: jax.Array, name: str) -> jax.Array:
+            return y if self.residual_dropout else self.drop(y, name, train)
+
+        y = drop_around(nn.relu(self.normalise(x, "norm0", train)), "dropout0")
+        y = self.convolve(y, "conv0", self.features, 3, self.strides)
+        if self.residual_dropout:
+            y = self.drop(y, "dropout", train)
+        y = drop_around(nn.relu(self.normalise(y, "norm1", train)), "dropout1")
+        y = drop_around(self.convolve(y, "conv1", self.features), "dropout2")
+        if self.strides != 1 or x.shape[-1] != self.features:
+            x = self.convolve(x, "shortcut", self.features, 1, self.strides)
+            x = drop_around(x, "shortcut_dropout")
+        return x + y
+
+
+class Stage(nn.Module):
+    """`depth` blocks, `block0`, `block1`, ...; the first takes the strides."""
+
+    block: Callable[..., nn.Module]
+    depth: int
+    strides: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for i in range(self.depth):
+            block = self.block(strides=self.strides if i == 0 else 1, name=f"block{i}")
+            x = block(x, train=train)
+        return x
+
+
+def global_mean(x: jax.Array) -> jax.Array:
+    """[M or 1, B, H, W, D] -> [M or 1, B, D]."""
+    return jnp.mean(x, axis=(-3, -2))
