@@ -53,7 +53,8 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
         if any(key.count("/") == 3 and key.startswith("corruption/") for key in runs[0].metrics)
     }
     if shifted:
-        names = {key.split("/")[-1] for m in shifted.values() for key in m[0]}
+        keys = [key.split("/") for m in shifted.values() for key in m[0]]
+        names = {key[3] for key in keys if key[0] == "corruption" and len(key) == 4}
         metrics = {name: look for name, look in CORRUPTION.items() if name in names}
         yield Entry(
             "Corruption",

@@ -47,6 +47,7 @@ class Row:
     results: list[dict[str, float]] = dataclasses.field(default_factory=list)  # one per seed
     # key -> (value in the column's unit, where it was published)
     published: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
+    group: str = ""  # the best value is sought among the rows of a group, such as of a data set
     note: str = ""
     failed: str = ""  # why the row, or some of its seeds, has no results
 
@@ -179,40 +180,41 @@ def layout(study: Study) -> Layout:
         return notes.index(text) + 1
 
     summaries = [[summarise(values_of(r, c.key)) for c in study.columns] for r in study.rows]
-    best = [_best(c, [s[i] for s in summaries]) for i, c in enumerate(study.columns)]
-    most = max((len(row.results) for row in study.rows), default=0)
+    most = max([len(study.seeds), *(len(row.results) for row in study.rows)])
     lines = []
-    for row, summary in zip(study.rows, summaries, strict=True):
+    for row, entries in zip(study.rows, summaries, strict=True):
         marks = [mark(row.note)] if row.note else []
+        n = len(row.results)
         if row.failed:
-            some = f" ({len(row.results)} of {most} seeds shown)" if row.results else ""
-            marks.append(mark(f"Failed{some}: {row.failed}"))
-        elif 0 < len(row.results) < most:
-            marks.append(mark(f"{_seeds(len(row.results))} of {most}."))
+            marks.append(mark(f"Failed{f' ({n} of {_seeds(most)} shown)' * bool(n)}: {row.failed}"))
+        elif 0 < n < most:
+            marks.append(mark(f"{n} of {_seeds(most)}."))
+        rivals = [s for r, s in zip(study.rows, summaries, strict=True) if r.group == row.group]
         cells = []
-        for column, entry, top in zip(study.columns, summary, best, strict=True):
-            cell = Cell()
+        for i, (column, entry) in enumerate(zip(study.columns, entries, strict=True)):
+            cell = Cell("failed", failed=True) if row.failed and not n and i == 0 else Cell()
             if entry:
-                error = entry.error and entry.error * column.scale
-                if error == 0 and column.better is None:
-                    error = None  # a cost that no seed changes
-                pair = round_pair(entry.mean * column.scale, error, column.digits)
-                cell = Cell(*pair, best=entry.mean == top)
-                if entry.n < len(row.results):
-                    short = f"{column.header}: {_seeds(entry.n)} of {len(row.results)}."
-                    marks.append(mark(short))
-            elif row.failed and not row.results and not cells:
-                cell = Cell("failed", failed=True)
+                best = _best(column, [s[i] for s in rivals])
+                cell = _cell(column, entry)._replace(best=entry.mean == best)
+                if entry.n < n:
+                    marks.append(mark(f"{column.header}: {entry.n} of {_seeds(n)}."))
             if column.key in row.published:
                 value, source = row.published[column.key]
                 text = published_text(value, column.digits)
                 cell = cell._replace(published=text, source=mark(source))
             cells.append(cell)
         lines.append((Head(row.label, tuple(marks)), tuple(cells)))
-    caption = f"Mean ± standard error over {_seeds(most)}." if most > 1 else ""
-    caption = "One seed: no standard error." if most == 1 else caption
+    seeds = max((len(row.results) for row in study.rows), default=0)
+    captions = ("", "One seed: no standard error.", f"Mean ± standard error over {_seeds(seeds)}.")
     heads = tuple(Head(column.title) for column in study.columns)
-    return _arranged(heads, lines, tuple(notes), caption)
+    return _arranged(heads, lines, tuple(notes), captions[min(seeds, 2)])
+
+
+def _cell(column: Column, entry: Summary) -> Cell:
+    error = entry.error and entry.error * column.scale
+    if error == 0 and column.better is None:
+        error = None  # a cost that no seed changes
+    return Cell(*round_pair(entry.mean * column.scale, error, column.digits))
 
 
 def transpose(shown: Layout) -> Layout:

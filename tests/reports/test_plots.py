@@ -1,0 +1,212 @@
+"""Figures carry the right numbers; nothing here looks at pixels."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from experiments.reports import curves, plots, regression, style
+from experiments.reports.study import Column, Row, Study
+
+RNG = np.random.default_rng(0)
+B = 400
+CONFIDENCE = RNG.uniform(0.1, 1, B)
+CORRECT = RNG.uniform(size=B) < CONFIDENCE**2
+METHODS = {"a": (CONFIDENCE, CORRECT), "b": (CONFIDENCE[::-1], CORRECT)}
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_reliability_diagram():
+    figure = plots.reliability_diagram(METHODS, bins=5)
+    curve, counts = figure.axes
+    for i, (label, (confidence, correct)) in enumerate(METHODS.items()):
+        means, accuracies, numbers = [], [], []
+        for j in range(5):
+            inside = [k for k in range(B) if j / 5 <= confidence[k] < (j + 1) / 5]
+            numbers.append(len(inside))
+            means.append(sum(confidence[k] for k in inside) / len(inside))
+            accuracies.append(sum(bool(correct[k]) for k in inside) / len(inside))
+        line = curve.containers[i].lines[0]
+        np.testing.assert_allclose(line.get_xdata(), means)
+        np.testing.assert_allclose(line.get_ydata(), accuracies)
+        bars = curve.containers[i].lines[2][0].get_segments()
+        accuracies = np.array(accuracies)
+        error = np.sqrt(accuracies * (1 - accuracies) / numbers)
+        np.testing.assert_allclose([s[1, 1] - s[0, 1] for s in bars], 2 * error)
+        np.testing.assert_allclose(counts.patches[i].get_data().values, numbers)
+        ece = sum(n * abs(m - a) for n, m, a in zip(numbers, means, accuracies, strict=True)) / B
+        assert f"{label}, ECE {100 * ece:.2f} %" in legend(curve)
+
+
+def test_reliability_diagram_of_one_example():
+    figure = plots.reliability_diagram({"one": (np.array([1.0]), np.array([True]))})
+    assert "one, ECE 0.00 %" in legend(figure.axes[0])
+
+
+def test_confidence_histogram_counts_right_and_wrong():
+    (ax, other) = plots.confidence_histogram(METHODS, bins=10).axes
+    assert (ax.get_title(), other.get_title()) == ("a", "b")
+    heights = [patch.get_height() for patch in ax.containers[0]]
+    expected = np.histogram(CONFIDENCE[CORRECT], np.linspace(0, 1, 11))[0]
+    np.testing.assert_array_equal(heights, expected)
+
+
+def test_ood_histograms():
+    inside, outside = RNG.normal(size=200), RNG.normal(1, 1, 300)
+    methods = {
+        "a": (inside, {"mnist": outside, "kmnist": outside + 1}),
+        "b": (inside, {"mnist": inside}),
+    }
+    figure = plots.ood_histograms(methods)
+    titles = [ax.get_title() for ax in figure.axes]
+    labels = np.r_[np.zeros(200), np.ones(300)]
+    for title, out in zip(titles, (outside, outside + 1), strict=False):
+        area = roc_auc_score(labels, np.r_[inside, out])
+        assert title.endswith(f"AUROC {100 * area:.1f} %")
+    assert titles[2] == "b\nmnist: AUROC 50.0 %" and len(titles) == 3  # b has no kmnist
+    for container in figure.axes[0].containers:
+        assert np.isclose(sum(p.get_height() * p.get_width() for p in container), 1)
+
+
+def test_risk_coverage_curves():
+    ax = plots.risk_coverage_curves({"a": METHODS["a"]}).axes[0]
+    order = sorted(range(B), key=lambda i: -CONFIDENCE[i])
+    risks, wrong = [], 0
+    for kept, i in enumerate(order, 1):
+        wrong += not CORRECT[i]
+        risks.append(100 * wrong / kept)
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), 100 * np.arange(1, B + 1) / B)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), risks)
+    assert legend(ax) == [f"a, AURC {np.mean(risks):.2f} %"]
+
+
+def test_long_risk_coverage_curves_keep_both_ends():
+    confidence, correct = RNG.uniform(size=5001), RNG.uniform(size=5001) < 0.7
+    x, y = plots.risk_coverage_curves({"a": (confidence, correct)}).axes[0].lines[0].get_data()
+    assert len(x) == 2000 and x[0] == 100 / 5001 and x[-1] == 100
+    assert np.isclose(y[-1], 100 * (1 - correct.mean()))
+
+
+def test_smoothing_is_the_mean_of_windows():
+    steps, values = np.arange(10, 80, 10), np.array([1, 3, 5, 7, 9, 11, 20.0])
+    x, y = curves.smooth(steps, values, 3)
+    np.testing.assert_array_equal(x, [30, 60, 70])
+    np.testing.assert_allclose(y, [3, 9, 20])
+    x, y = curves.smooth(steps, values, 1)
+    np.testing.assert_array_equal(x, steps)
+    np.testing.assert_array_equal(y, values)
+
+
+def test_training_curves():
+    steps = range(10, 10 * 601, 10)
+    members = {f"loss/{m}": [1 + m / 10 + 9 / (1 + i) for i in range(600)] for m in range(2)}
+    history = [{"step": s, **{k: v[i] for k, v in members.items()}} for i, s in enumerate(steps)]
+    for line in history:
+        line["loss"] = (line["loss/0"] + line["loss/1"]) / 2
+        line["ensemble_loss"] = line["loss"] - 0.1
+    history[99]["validation/classification/nll"] = 0.5
+    single = [{"step": s, "loss": 2.0} for s in (1, 2, 3)]
+    first, second = curves.training_curves({"two": history, "one": single}).axes
+    drawn = {line.get_label(): line for line in first.lines}
+    assert {"2 members", "their mean", "ensemble", "validation NLL"} <= drawn.keys()
+    loss = np.array([line["loss"] for line in history]).reshape(-1, 2).mean(1)
+    np.testing.assert_allclose(drawn["their mean"].get_ydata(), loss)
+    np.testing.assert_allclose(drawn["ensemble"].get_ydata(), loss - 0.1)
+    np.testing.assert_array_equal(drawn["their mean"].get_xdata(), list(steps)[1::2])
+    np.testing.assert_array_equal(drawn["validation NLL"].get_data(), [[1000], [0.5]])
+    assert first.get_xlabel() == "step (means of 2 logged steps)"
+    assert second.get_xlabel() == "step"
+    np.testing.assert_array_equal(second.lines[0].get_data(), [[1, 2, 3], [2, 2, 2]])
+    assert first.get_yscale() == second.get_yscale() == "log"
+
+
+def test_loss_of_both_signs_is_linear():
+    history = [{"step": i, "loss": 5.0 - i} for i in range(10)]
+    assert curves.training_curves({"a": history}).axes[0].get_yscale() == "linear"
+
+
+def test_corruption_curves():
+    def metrics(shift):
+        values = {
+            f"corruption/{k}/{s}/nll": s + i + shift for i, k in enumerate("ab") for s in (1, 3)
+        }
+        return {"classification/nll": 0.2 + shift, "corruption/nll": 9.0, **values}
+
+    figure = curves.corruption_curves({"m": [metrics(0.0), metrics(0.4)]}, {"nll": ("NLL", 1.0)})
+    container = figure.axes[0].containers[0]
+    x, y = np.asarray(container.lines[0].get_data(), float)
+    np.testing.assert_array_equal(x, [0, 1, 3])
+    np.testing.assert_allclose(y, [0.4, 1.7, 3.7])
+    half = [(s[1, 1] - s[0, 1]) / 2 for s in container.lines[2][0].get_segments()]
+    np.testing.assert_allclose(half, np.std([0, 0.4], ddof=1) / np.sqrt(2))
+
+
+def test_comparison():
+    columns = [Column("x", "X", "%", "higher"), Column("y", "Y"), Column("z", "Z", "", "lower")]
+    rows = [
+        Row("a", [{"x": 0.5, "y": 1}, {"x": 0.7, "y": 1}]),
+        Row("b", [{"x": 0.9}], {"x": (91.0, "README")}),
+        Row("c", failed="why"),
+    ]
+    (ax,) = curves.comparison(Study("", columns, rows)).axes  # y has no direction, z no values
+    assert ax.get_title() == "X (%) ↑"
+    a, b = ax.containers
+    np.testing.assert_allclose(np.asarray(a.lines[0].get_data(), float), [[60], [0]])
+    np.testing.assert_allclose(np.asarray(b.lines[0].get_data(), float), [[90], [1]])
+    segment = a.lines[2][0].get_segments()[0]
+    np.testing.assert_allclose(segment[:, 0], [50, 70])  # s / sqrt(2) of 50 and 70 is 10
+    np.testing.assert_allclose(ax.collections[-1].get_offsets(), [[91, 1]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
+
+
+def prediction(members=3, n=50):
+    x = RNG.permutation(np.linspace(-2, 2, n))
+    mean = np.sin(x) + RNG.normal(0, 0.1, (members, 1))
+    return regression.Prediction(RNG.normal(np.sin(x), 0.2), mean, np.full_like(mean, 0.04), x)
+
+
+def test_predictive_band():
+    p = prediction()
+    ax = regression.predictive_band({"a": p}).axes[0]
+    order = np.argsort(p.x)
+    second_moment = (p.mean**2 + p.variance).mean(0)
+    deviation = np.sqrt(second_moment - p.mean.mean(0) ** 2)
+    mean = next(line for line in ax.lines if line.get_label() == "mean")
+    np.testing.assert_allclose(mean.get_data(), [p.x[order], p.mean.mean(0)[order]])
+    for width, band in zip((2, 1), ax.collections, strict=True):
+        vertices = band.get_paths()[0].vertices
+        middle = np.abs(vertices[:, 0] - p.x[order][20]) < 1e-12
+        low, high = vertices[middle, 1].min(), vertices[middle, 1].max()
+        np.testing.assert_allclose(high - low, 2 * width * deviation[order][20])
+
+
+def test_interval_calibration_of_one_gaussian():
+    p = prediction(members=1, n=200)
+    line = regression.interval_calibration({"a": p}).axes[0].lines[1]
+    for level, observed in zip(line.get_xdata(), line.get_ydata(), strict=True):
+        low, high = stats.norm.interval(level / 100, p.mean[0], np.sqrt(p.variance[0]))
+        assert observed == pytest.approx(100 * np.mean((low <= p.y) & (p.y <= high)))
+
+
+def test_uncertainty_map():
+    x, value = RNG.normal(size=(60, 2)), RNG.uniform(size=60)
+    methods = {"a": (x, value), "b": (x, value / 2)}
+    figure = regression.uncertainty_map(methods, points=(x, (value > 0.5).astype(int)))
+    shown = [ax.collections[0] for ax in figure.axes[:2]]
+    np.testing.assert_array_equal(shown[1].get_array(), value / 2)
+    assert {c.get_clim() for c in shown} == {(0, value.max())}  # one scale for all methods
+    assert len(figure.axes[0].collections) == 3  # the map, and the points of two classes
+
+
+def test_looks_tell_many_methods_apart():
+    found = style.looks(str(i) for i in range(25)).values()
+    assert len({(look["color"], look["linestyle"]) for look in found}) == 25
+    assert style.looks(["a", "b", "a"]).keys() == {"a", "b"}
+
+
+def test_nothing_to_plot():
+    with pytest.raises(ValueError, match="nothing to plot"):
+        plots.confidence_histogram({})

@@ -1,0 +1,252 @@
+"""The HTML page, from files in workdirs to the command."""
+
+import base64
+import html.parser
+import json
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from experiments import report
+from experiments.reports.figures import figures
+from experiments.reports.html import study_table, write_report
+from experiments.reports.runs import by_label, default_label, load_run, read_history, study_of
+from experiments.reports.study import Column, Row, Study
+
+
+def write_run(directory, seed=0, members=3, regression=False, learning_rate=1e-3):
+    """A workdir with all that train and evaluate write, made up."""
+    rng = np.random.default_rng([seed, members])
+    folder = directory / "evaluation" / "test"
+    folder.mkdir(parents=True)
+    config = {"seed": seed, "optimiser": {"learning_rate": learning_rate}, "note": "<b>&"}
+    (directory / "config.json").write_text(json.dumps(config))
+    B = 60
+    if regression:
+        x = rng.uniform(-1, 1, (B, 1))
+        mean = x[None] + rng.normal(0, 0.1, (members, 1, 1))
+        scores = {"test/x": x, "test/y": x + 0.1, "test/mean": mean}
+        scores["test/variance"] = np.full_like(mean, 0.01)
+        metrics = {"regression/nll": -0.5 + rng.normal(), "regression/rmse": 0.1}
+    else:
+        p = rng.dirichlet(np.ones(4), B)
+        label = rng.integers(0, 4, B)
+        entropy = -(p * np.log(p)).sum(1)
+        scores = {"test/label": label, "test/prediction": p.argmax(1), "test/confidence": p.max(1)}
+        scores |= {"test/entropy": entropy, "test/x": rng.normal(size=(B, 2))}
+        scores |= {"ood/far/entropy": entropy + 0.1, "ood/far/confidence": p.max(1)}
+        for name in ("test", "ood/far") if members > 1 else ():
+            scores[f"{name}/mutual_information"] = rng.uniform(size=B)
+        metrics = {"classification/accuracy": float((p.argmax(1) == label).mean())}
+        metrics |= {"classification/nll": 1.2 + rng.normal(), "calibration/ece": 0.1}
+        metrics |= {"ood/far/auroc_entropy": 0.7, "ood/far/auroc_max_probability": 0.6}
+        metrics |= {f"corruption/blur/{s}/nll": 1.0 + s for s in (1, 2)}
+        metrics |= {"corruption/nll": 2.5, "cost/parameters": 1000, "cost/train_seconds": "NaN"}
+    np.savez(folder / "scores.npz", **scores)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    lines = [{"step": s, "loss": 2.0 / s, "ensemble_loss": 1.8 / s} for s in range(1, 6)]
+    for line in lines if members > 1 else ():
+        line |= {f"loss/{m}": (2.0 + m) / line["step"] for m in range(members)}
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (directory / "metrics.jsonl").write_text(text + '{"step": 6, "lo')  # killed while writing
+    return directory
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    names = [("single", 1), ("ensemble", 3)]
+    return [write_run(root / n / f"seed{s}", s, m) for n, m in names for s in (0, 1)]
+
+
+class Page(html.parser.HTMLParser):
+    """What an HTML page refers to, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.links, self.ids = [], [], [], set()
+        self.cells, self._open = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.ids.add(attributes.get("id"))
+        for name in ("src", "srcset", "data", "poster", "background", "action"):
+            if name in attributes:
+                self.sources.append(attributes[name])
+        if "href" in attributes:
+            self.links.append(attributes["href"])
+        if tag in ("td", "th"):
+            self.cells.append("")
+            self._open = True
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self._open = False
+
+    def handle_data(self, data):
+        if self._open:
+            self.cells[-1] += data
+
+
+@pytest.fixture(scope="module")
+def written(runs, tmp_path_factory):
+    path = write_report(tmp_path_factory.mktemp("out") / "a" / "page.html", runs, "A < B")
+    return path, path.read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_but_itself(written):
+    _, text = written
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert page.sources and all(s.startswith("data:image/svg+xml;base64,") for s in page.sources)
+    assert page.links and all(link[0] == "#" and link[1:] in page.ids for link in page.links)
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    for source in page.sources:
+        figure = ElementTree.fromstring(base64.b64decode(source.partition(",")[2]))
+        for element in figure.iter():
+            for name, value in element.attrib.items():
+                if name.endswith("href"):
+                    assert value.startswith(("#", "data:"))
+                assert not re.search(r"url\((?!#)", value)
+
+
+def test_figures_of_every_aspect_are_there_and_small(written):
+    path, text = written
+    names = {"comparison", "reliability", "confidence", "ood_entropy", "ood_mutual_information"}
+    names |= {"risk_coverage", "map", "corruption", "training"}
+    pngs = {p.stem: p for p in (path.parent / "page_figures").iterdir()}
+    assert pngs.keys() == names
+    for name, png in pngs.items():
+        assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size < 200_000
+        assert f'<figure id="{name}">' in text
+    assert text.count("<figcaption>") == len(names)
+    assert text.count("First seed of each method.") == 7
+
+
+def test_no_panel_is_empty(runs, tmp_path):
+    other = write_run(tmp_path / "other", regression=True)
+    groups = by_label([*map(load_run, runs), load_run(other)])
+    study = study_of([run for group in groups.values() for run in group], "")
+    for entry in figures(groups, study):
+        assert all(ax.has_data() for ax in entry.figure.axes), entry.name
+
+
+def test_text_is_escaped_and_configs_are_folded(written):
+    _, text = written
+    assert "<title>A &lt; B</title>" in text
+    assert "&lt;b&gt;&amp;" in text and "<b>&" not in text
+    assert text.count("<details>") == 3  # all metrics, and the config of two methods
+
+
+def test_the_summary_holds_means_over_seeds(written, runs):
+    _, text = written
+    loaded = [load_run(run) for run in runs]
+    assert [run.label for run in loaded] == ["single", "single", "ensemble", "ensemble"]
+    study = study_of(loaded, "")
+    keys = [c.key for c in study.columns]
+    assert "ood/far/auroc_entropy" in keys and "ood/far/auroc_max_probability" not in keys
+    nll = [run.metrics["classification/nll"] for run in loaded[:2]]
+    error = np.std(nll, ddof=1) / np.sqrt(2)
+    found = next(c for c in Page(text).cells if "±" in c and abs(_mean(c) - np.mean(nll)) < error)
+    assert float(found.split("±")[1]) == pytest.approx(error, rel=0.2)
+
+
+def _mean(cell):
+    return float(cell.split("±")[0])
+
+
+def test_regression_runs(tmp_path):
+    runs = [
+        {"workdir": write_run(tmp_path / str(m), 0, m, regression=True), "label": f"{m} members"}
+        for m in (1, 3)
+    ]
+    path = write_report(tmp_path / "page.html", runs)
+    pngs = {p.stem for p in (tmp_path / "page_figures").iterdir()}
+    assert pngs == {"comparison", "band", "intervals", "training"}
+    assert "First seed" not in path.read_text()
+
+
+def test_a_study_can_have_failed_rows_and_sources(tmp_path):
+    columns = [Column("x", "X & Y", "%", "higher", 1)]
+    rows = [
+        Row("a<b", [{"x": 0.5}, {"x": 0.7}], {"x": (61.0, "a <paper>")}),
+        Row("b", failed="out of memory"),
+    ]
+    study = Study("S", columns, rows, "make it", hardware={"processor": "Xeon", "jax": "1"})
+    cells = Page(study_table(study)).cells
+    assert cells == ["", "X & Y\xa0(%)\xa0↑", "published", "a<b", "60 ± 10", "61.01", "b2",
+                     "failed", ""]  # fmt: skip
+    text = write_report(tmp_path / "s.html", [], "T", study, "other").read_text()
+    assert "<li>a &lt;paper&gt;</li><li>Failed: out of memory</li>" in text
+    assert "Run on Xeon" in text and "jax 1" in text and "<code>other</code>" in text
+
+
+def test_many_columns_are_transposed():
+    keys = [f"k{i}" for i in range(9)]
+    study = Study("", [Column(k, k) for k in keys], [Row("a", [dict.fromkeys(keys, 1.0)])])
+    cells = Page(study_table(study)).cells
+    assert cells == ["", "a", *(text for k in keys for text in (k, "1.00"))]
+
+
+def test_history_merges_records_of_a_step(tmp_path):
+    lines = [{"step": 2, "loss": 1.0}, {"step": 1, "loss": [3.0, "NaN"]}, {"step": 2, "v": 4}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second = read_history(path)
+    assert first["loss/0"] == 3.0 and np.isnan(first["loss/1"])
+    assert second == {"step": 2, "loss": 1.0, "v": 4}
+
+
+def test_labels_come_from_directories(tmp_path):
+    for name, label in (("a/seed0", "a"), ("a/seed_12", "a"), ("a/3", "a"), ("a/b1", "b1")):
+        assert default_label(tmp_path / name) == label
+    (tmp_path / "x=y").mkdir()
+    path = str(tmp_path / "x=y")
+    assert report.parse(path) == {"workdir": path}
+    assert report.parse(f"One net={tmp_path}") == {"workdir": str(tmp_path), "label": "One net"}
+
+
+def test_runs_of_a_label_may_differ_in_the_seed_only(tmp_path, runs):
+    other = write_run(tmp_path / "single" / "seed9", 9, 1, learning_rate=0.5)
+    by_label([load_run(runs[0]), load_run(runs[1])])
+    with pytest.raises(ValueError, match=r"'single' differ.*learning_rate: 0.001 -> 0.5"):
+        by_label([load_run(runs[0]), load_run(other)])
+
+
+def test_missing_files_are_named(tmp_path, runs):
+    with pytest.raises(ValueError, match="no such directory"):
+        load_run(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        load_run(tmp_path)
+    with pytest.raises(ValueError, match=r"evaluations there: \['test'\].*experiments\.evaluate"):
+        load_run(runs[0], name="mnist")
+    with pytest.raises(ValueError, match="at least one run"):
+        write_report(tmp_path / "page.html", [])
+    bare = write_run(tmp_path / "bare")
+    (bare / "metrics.jsonl").unlink()
+    (bare / "evaluation" / "test" / "scores.npz").unlink()
+    text = write_report(tmp_path / "page.html", [bare]).read_text()
+    assert "no scores.npz" in text and "no metrics.jsonl" in text
+
+
+def test_command(runs, tmp_path, capsys):
+    page = tmp_path / "r.html"
+    assert report.main([f"Only={runs[0]}", "--output", str(page), "--title", "One"]) == 0
+    assert "r_figures" in capsys.readouterr().out and ">Only" in page.read_text()
+    assert report.main([str(tmp_path / "gone"), "--output", str(page)]) == 1
+    assert "error: workdir" in capsys.readouterr().err
+
+
+def test_importing_the_command_imports_neither_matplotlib_nor_jax():
+    code = "import sys, experiments.report as r; print({'matplotlib', 'jax'} & set(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
