@@ -147,7 +147,7 @@ def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure
     columns = [
         c for c in study.columns if c.better and any(values_of(r, c.key) for r in study.rows)
     ]
-    titles = {textwrap.fill(c.title, 28): c for c in columns}
+    titles = [textwrap.fill(c.title, 28) for c in columns]
     height = 0.8 + 0.26 * len(study.rows)
     figure, axes = wrapped(titles, 2.4, height, sharey=True)
     places = np.arange(len(study.rows))

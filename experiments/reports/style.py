@@ -8,7 +8,7 @@ import base64
 import functools
 import io
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,19 +84,20 @@ def panels(
 
 
 def wrapped(
-    data: Mapping[str, Any], width: float, height: float, most: int = 4, **kwargs: Any
+    titles: Iterable[str], width: float, height: float, most: int = 4, **kwargs: Any
 ) -> tuple["Figure", list["Axes"]]:
-    """One panel per entry with the entry's name as its title, at most `most` in a row."""
-    if not data:
+    """One panel per title, at most `most` in a row."""
+    titles = list(titles)
+    if not titles:
         raise ValueError("nothing to plot: no data was given")
-    rows = -(-len(data) // most)
-    columns = -(-len(data) // rows)
+    rows = -(-len(titles) // most)
+    columns = -(-len(titles) // rows)
     figure, axes = panels(rows, columns, width, height, **kwargs)
-    for ax, label in zip(axes.flat, data, strict=False):
-        ax.set_title(label)
-    for ax in axes.flat[len(data) :]:
+    for ax, title in zip(axes.flat, titles, strict=False):
+        ax.set_title(title)
+    for ax in axes.flat[len(titles) :]:
         ax.remove()
-    return figure, list(axes.flat[: len(data)])
+    return figure, list(axes.flat[: len(titles)])
 
 
 def save_png(figure: "Figure", path: str | pathlib.Path, dpi: int = 150) -> pathlib.Path:
