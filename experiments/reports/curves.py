@@ -163,6 +163,6 @@ def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure
         ax.set_yticks(places, [row.label for row in study.rows])
         ax.set_ylim(len(places) - 0.5, -0.5)
         ax.margins(x=0.15)
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="y", visible=False)
     return figure

@@ -20,6 +20,9 @@ CORRUPTION = {
 }
 
 
+FIRST = " First seed of each method."
+
+
 class Entry(NamedTuple):
     section: str
     name: str  # of its PNG
@@ -30,12 +33,12 @@ class Entry(NamedTuple):
 def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry]:
     """Every figure that the runs have the data for, section by section.
 
-    Figures of single examples and of training show the first seed of each label, as their
-    captions say; the others are over all seeds.
+    Figures of training and of functions of the input show the first seed of each label; those of
+    single examples pool the seeds; the others have means over seeds. The captions say so.
     """
     style = looks([*(row.label for row in study.rows), *groups])
     first = {label: runs[0] for label, runs in groups.items()}
-    seed = " First seed of each method." if any(len(r) > 1 for r in groups.values()) else ""
+    seed = FIRST * any(len(runs) > 1 for runs in groups.values())
     if sum(bool(row.results) for row in study.rows) > 1:
         caption = "One seed of each method: small differences may be chance."
         if any(len(row.results) > 1 for row in study.rows):
@@ -46,7 +49,7 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
         if any(row.published for row in study.rows):
             caption += " Hollow diamonds are published values."
         yield Entry("Comparison", "comparison", curves.comparison(study, style), caption)
-    yield from _classification(first, style, seed)
+    yield from _classification(groups, style)
     shifted = {
         label: [run.metrics for run in runs]
         for label, runs in groups.items()
@@ -78,27 +81,35 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
         )
 
 
-def _classification(first: Mapping[str, Run], style: Mapping, seed: str) -> Iterator[Entry]:
-    scored = {label: r.scores for label, r in first.items() if "test/confidence" in r.scores}
+def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iterator[Entry]:
+    several = any(len(runs) > 1 for runs in groups.values())
+    pooled = " Examples of all seeds; the number in the {} is the mean over seeds." * several
+    scored = {
+        label: [run.scores for run in runs if "test/confidence" in run.scores]
+        for label, runs in groups.items()
+    }
+    scored = {label: seeds for label, seeds in scored.items() if seeds}
     pairs = {
-        label: (s["test/confidence"], s["test/prediction"] == s["test/label"])
-        for label, s in scored.items()
+        label: [(s["test/confidence"], s["test/prediction"] == s["test/label"]) for s in seeds]
+        for label, seeds in scored.items()
     }
     if pairs:
         yield Entry(
             "Calibration",
             "reliability",
             plots.reliability_diagram(pairs, style=style),
-            "Accuracy against confidence in 15 bins of equal width, with binomial standard errors. "
-            "Below the diagonal a model is overconfident, above it underconfident; weigh each bin "
-            "by its count, which stands below." + seed,
+            "Accuracy against confidence in 15 bins of equal width, with Wilson intervals of one "
+            "standard error. Below the diagonal a model is overconfident, above it underconfident; "
+            "weigh each bin by its count, which stands below." + pooled.format("legend"),
         )
         yield Entry(
             "Calibration",
             "confidence",
             plots.confidence_histogram(pairs, style=style),
             "Confidence of right (filled) and wrong (outlined) predictions. Look at the wrong ones "
-            "near 1: these are the errors that no threshold on the confidence finds." + seed,
+            "near 1: these are the errors that no threshold on the confidence finds."
+            + " Examples of all seeds."
+            * several,
         )
     for score, name, title in (
         ("entropy", "ood_entropy", "the entropy of the prediction"),
@@ -108,17 +119,9 @@ def _classification(first: Mapping[str, Run], style: Mapping, seed: str) -> Iter
             "the mutual information, which is how much members disagree,",
         ),
     ):
-        methods = {}
-        for label, s in scored.items():
-            ends = (f"/{score}",)
-            out = {
-                k.split("/")[1]: v
-                for k, v in s.items()
-                if k.startswith("ood/") and k.endswith(ends)
-            }
-            inside = s.get(f"test/{score}")
-            if out and inside is not None and np.ptp(inside) > 1e-6:  # one member never disagrees
-                methods[label] = (inside, out)
+        methods = {label: [_ood(s, score) for s in seeds] for label, seeds in scored.items()}
+        # One member never disagrees with itself.
+        methods = {k: v for k, v in methods.items() if all(s and np.ptp(s[0]) > 1e-6 for s in v)}
         if methods:
             yield Entry(
                 "Out of distribution",
@@ -126,16 +129,31 @@ def _classification(first: Mapping[str, Run], style: Mapping, seed: str) -> Iter
                 plots.ood_histograms(methods, f"{score.replace('_', ' ')} (nats)", style),
                 f"Densities of {title} on the test set and on other data (vertical axis in square "
                 "roots). The less the two overlap, the better the other data is told apart; the "
-                "AUROC is 50 % for chance." + seed,
+                "AUROC is 50 % for chance." + pooled.format("title"),
             )
     if pairs:
         yield Entry(
             "Selective prediction",
             "risk_coverage",
             plots.risk_coverage_curves(pairs, style),
-            "Error among the examples that are kept when the least confident ones are handed on. "
-            "Lower is better; the right end is the error of the whole test set." + seed,
+            "Error among the examples that are kept when the least confident ones are handed on; "
+            "left of what is shown there is none. Lower is better; the right end is the error of "
+            "the whole test set." + pooled.format("legend"),
         )
+    yield from _planes({label: seeds[0] for label, seeds in scored.items()}, several)
+
+
+def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
+    """The score of the test set and of each OOD set, or None."""
+    keys = [key.split("/") for key in scores]
+    sets = [key[1] for key in keys if key[0] == "ood" and key[-1] == score]
+    if not sets or f"test/{score}" not in scores:
+        return None
+    outside = {name.replace("_", " "): scores[f"ood/{name}/{score}"] for name in sets}
+    return scores[f"test/{score}"], outside
+
+
+def _planes(scored: Mapping[str, Mapping[str, np.ndarray]], several: bool) -> Iterator[Entry]:
     planes, points = {}, None
     for label, s in scored.items():
         where = "grid" if "grid/x" in s else "test"
@@ -150,7 +168,9 @@ def _classification(first: Mapping[str, Run], style: Mapping, seed: str) -> Iter
             "map",
             regression.uncertainty_map(planes, points=points),
             "Entropy of the prediction over the plane of inputs, with the test points and their "
-            "classes. It should be high between the classes and away from the data." + seed,
+            "classes. It should be high between the classes and away from the data."
+            + FIRST
+            * several,
         )
 
 

@@ -177,7 +177,9 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
         where = [str(run.workdir) for run in runs if run.workdir]
         missing = sorted({f"{run.workdir}: no {file}" for run in runs for file in run.missing})
         text = json.dumps(runs[0].config, indent=2, default=str)
-        name = f"{label}: config" + (f" (seed {', '.join(seeds)})" if seeds else "")
+        name = f"{label}: config"
+        if seeds:
+            name += f" (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})"
         lines = "<br>".join(escape(line) for line in where + missing)
         parts.append(
             f'<details><summary>{escape(name)}</summary><p class="meta">{lines}</p>'

@@ -1,9 +1,11 @@
 """Figures of calibration, out-of-distribution detection and selective prediction.
 
-Each takes label -> arrays with one entry per example and returns a matplotlib Figure.
+Each takes label -> one entry per seed, arrays with one number per example, and returns a matplotlib
+Figure. Curves and histograms pool the examples of all seeds; a number in a legend or a title is the
+mean over seeds, as in the tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,50 +18,66 @@ from uncertainty.metrics.selective import aurc, risk_coverage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Pair = tuple[np.ndarray, np.ndarray]
+Pair = tuple[np.ndarray, np.ndarray]  # confidence [B], correct [B] of 0 and 1
+Scores = tuple[np.ndarray, Mapping[str, np.ndarray]]  # of the test set [B], OOD set -> [B']
 
 
 @styled
 def reliability_diagram(
-    methods: Mapping[str, Pair], bins: int = 15, style: Mapping[str, Look] | None = None
+    methods: Mapping[str, Sequence[Pair]], bins: int = 15, style: Mapping[str, Look] | None = None
 ) -> "Figure":
     """Accuracy against confidence in bins of equal width, with the examples per bin below.
 
-    Bars are binomial standard errors, sqrt(a (1 - a) / n); empty bins are left out.
+    Bars are Wilson's (1927) intervals of one standard error, which stay honest in bins of few
+    examples; empty bins are left out.
 
     Args:
-      methods: label -> (confidence [B], correct [B] of 0 and 1).
+      methods: label -> (confidence, correct) of each seed.
       bins: number of bins in [0, 1].
       style: label -> look; by place if None.
     """
     style = style or looks(methods)
-    figure, axes = panels(2, 1, 4.6, 2.4, sharex=True, height_ratios=(3, 1))
+    figure, axes = panels(2, 1, 4.6, 2.5, sharex=True, height_ratios=(3, 1))
     curve, counts = axes[:, 0]
     curve.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="calibrated")
-    for label, (confidence, correct) in methods.items():
-        count, mean, accuracy, edges = reliability_bins(confidence, correct, bins)
-        used = count > 0
-        n, x, y = count[used], mean[used], accuracy[used]
-        ece = float((n * abs(x - y)).sum() / n.sum())
-        curve.errorbar(
-            x, y, np.sqrt(y * (1 - y) / n), label=f"{label}, ECE {100 * ece:.2f} %", **style[label]
+    for label, seeds in methods.items():
+        count, mean, accuracy, edges = reliability_bins(
+            *map(np.concatenate, zip(*seeds, strict=True)), bins
         )
+        used = count > 0
+        x, y = mean[used], accuracy[used]
+        error = np.stack([y, -y]) + np.array([[-1], [1]]) * wilson(y, count[used])
+        name = f"{label}, ECE {100 * np.mean([ece(*seed, bins) for seed in seeds]):.2f} %"
+        curve.errorbar(x, y, np.maximum(error, 0), label=name, elinewidth=0.9, **style[label])
         counts.stairs(count, edges, color=style[label]["color"], linewidth=1.4)
     curve.set(ylabel="accuracy", xlim=(0, 1.01), ylim=(-0.02, 1.02))
-    curve.legend()
+    figure.legend(*curve.get_legend_handles_labels(), loc="outside upper center")
     counts.set(xlabel="confidence", ylabel="examples", yscale="log", ylim=(0.7, None))
     return figure
 
 
+def ece(confidence: np.ndarray, correct: np.ndarray, bins: int) -> float:
+    """sum_j n_j / B |mean confidence_j - accuracy_j| over bins of equal width."""
+    count, mean, accuracy, _ = reliability_bins(confidence, correct, bins)
+    return float(np.nansum(count * np.abs(mean - accuracy)) / len(confidence))
+
+
+def wilson(rate: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Ends of Wilson's interval of one standard error around a rate of n: [2, ...]."""
+    middle, half = rate + 0.5 / n, np.sqrt(rate * (1 - rate) / n + 0.25 / n**2)
+    return np.stack([middle - half, middle + half]) / (1 + 1 / n)
+
+
 @styled
 def confidence_histogram(
-    methods: Mapping[str, Pair], bins: int = 30, style: Mapping[str, Look] | None = None
+    methods: Mapping[str, Sequence[Pair]], bins: int = 30, style: Mapping[str, Look] | None = None
 ) -> "Figure":
     """Number of right and wrong predictions by confidence, a panel per method, log scale."""
     style = style or looks(methods)
     figure, axes = wrapped(methods, 2.6, 2.2, sharey=True)
     edges = np.linspace(0, 1, bins + 1)
-    for ax, (label, (confidence, correct)) in zip(axes, methods.items(), strict=True):
+    for ax, (label, seeds) in zip(axes, methods.items(), strict=True):
+        confidence, correct = map(np.concatenate, zip(*seeds, strict=True))
         right = np.asarray(correct, bool)
         color = style[label]["color"]
         ax.hist(confidence[right], edges, color=color, alpha=0.45, label="right")
@@ -72,7 +90,7 @@ def confidence_histogram(
 
 @styled
 def ood_histograms(
-    methods: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]],
+    methods: Mapping[str, Sequence[Scores]],
     score: str = "entropy (nats)",
     style: Mapping[str, Look] | None = None,
     bins: int = 40,
@@ -82,7 +100,7 @@ def ood_histograms(
     The vertical axis is in square roots, so that a peak at zero leaves the rest visible.
 
     Args:
-      methods: label -> (scores of the test set [B], OOD set -> scores [B']); higher means more
+      methods: label -> (scores of the test set, OOD set -> scores) of each seed; higher means more
         likely out of distribution.
       score: what is on the horizontal axis.
       style: label -> look; by place if None.
@@ -91,20 +109,25 @@ def ood_histograms(
     from matplotlib.ticker import MaxNLocator
 
     style = style or looks(methods)
-    sets = list(dict.fromkeys(name for _, out in methods.values() for name in out))
-    everything = np.concatenate([v for i, out in methods.values() for v in (i, *out.values())])
-    low, high = everything.min(), everything.max()
+    sets = list(
+        dict.fromkeys(name for seeds in methods.values() for _, out in seeds for name in out)
+    )
+    ends = [(v.min(), v.max()) for seeds in methods.values() for i, out in seeds
+            for v in (i, *out.values())]  # fmt: skip
+    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     figure, axes = panels(len(methods), len(sets), 2.9, 2.1, sharex=True, sharey="row")
-    for row, (label, (inside, outside)) in zip(axes, methods.items(), strict=True):
+    for row, (label, seeds) in zip(axes, methods.items(), strict=True):
         for ax, name in zip(row, sets, strict=True):
-            if name not in outside:
+            pairs = [(inside, out[name]) for inside, out in seeds if name in out]
+            if not pairs:
                 ax.remove()
                 continue
+            inside, outside = map(np.concatenate, zip(*pairs, strict=True))
             ax.hist(inside, edges, density=True, color=GREY, alpha=0.4, label="test set")
             color = style[label]["color"]
-            ax.hist(outside[name], edges, density=True, color=color, alpha=0.5, label=name)
-            area = auroc(inside, outside[name])
+            ax.hist(outside, edges, density=True, color=color, alpha=0.5, label=name)
+            area = np.mean([auroc(*pair) for pair in pairs])
             ax.set_title(f"{label}\n{name}: AUROC {100 * area:.1f} %")
             ax.legend()
             ax.set_yscale("function", functions=(np.sqrt, np.square))
@@ -117,25 +140,30 @@ def ood_histograms(
 
 @styled
 def risk_coverage_curves(
-    methods: Mapping[str, Pair], style: Mapping[str, Look] | None = None
+    methods: Mapping[str, Sequence[Pair]], style: Mapping[str, Look] | None = None
 ) -> "Figure":
     """Error rate among the most confident examples against how many of them are kept.
 
+    The horizontal axis begins at the last multiple of 10 % before the first error.
+
     Args:
-      methods: label -> (confidence [B], correct [B] of 0 and 1). Of more than 2,000 examples as
-        many points are drawn.
+      methods: label -> (confidence, correct) of each seed. Of more than 2,000 examples as many
+        points are drawn.
       style: label -> look; by place if None.
     """
     style = style or looks(methods)
     figure, axes = panels(1, 1, 4.6, 3.0)
     ax = axes[0, 0]
-    for label, (confidence, correct) in methods.items():
-        coverage, risk = risk_coverage(confidence, correct)
-        area = aurc(confidence, correct)
+    first = 90.0
+    for label, seeds in methods.items():
+        coverage, risk = risk_coverage(*map(np.concatenate, zip(*seeds, strict=True)))
         drawn = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), 2000)).astype(int))
         look = {k: v for k, v in style[label].items() if k != "marker"}
-        name = f"{label}, AURC {100 * area:.2f} %"
+        name = f"{label}, AURC {100 * np.mean([aurc(*seed) for seed in seeds]):.2g} %"
         ax.plot(100 * coverage[drawn], 100 * risk[drawn], label=name, **look)
-    ax.set(xlabel="coverage (%)", ylabel="error among kept (%)", xlim=(0, 100), ylim=(0, None))
+        if risk.any():
+            first = min(first, 100 * coverage[(risk > 0).argmax()])
+    ax.set(xlabel="coverage (%)", ylabel="error among kept (%)", ylim=(0, None))
+    ax.set_xlim(first // 10 * 10, 100)
     ax.legend()
     return figure

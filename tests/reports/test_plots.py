@@ -12,17 +12,28 @@ RNG = np.random.default_rng(0)
 B = 400
 CONFIDENCE = RNG.uniform(0.1, 1, B)
 CORRECT = RNG.uniform(size=B) < CONFIDENCE**2
-METHODS = {"a": (CONFIDENCE, CORRECT), "b": (CONFIDENCE[::-1], CORRECT)}
+HALVES = [(CONFIDENCE[:150], CORRECT[:150]), (CONFIDENCE[150:], CORRECT[150:])]
+METHODS = {"a": HALVES, "b": [(CONFIDENCE[::-1], CORRECT)]}  # two seeds and one
 
 
 def legend(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
+def loop_ece(confidence, correct, bins):
+    total = 0.0
+    for j in range(bins):
+        inside = [k for k in range(len(correct)) if j / bins <= confidence[k] < (j + 1) / bins]
+        total += abs(sum(confidence[k] - correct[k] for k in inside))
+    return total / len(correct)
+
+
 def test_reliability_diagram():
     figure = plots.reliability_diagram(METHODS, bins=5)
     curve, counts = figure.axes
-    for i, (label, (confidence, correct)) in enumerate(METHODS.items()):
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    for i, (label, seeds) in enumerate(METHODS.items()):
+        confidence, correct = (np.concatenate(arrays) for arrays in zip(*seeds, strict=True))
         means, accuracies, numbers = [], [], []
         for j in range(5):
             inside = [k for k in range(B) if j / 5 <= confidence[k] < (j + 1) / 5]
@@ -30,20 +41,24 @@ def test_reliability_diagram():
             means.append(sum(confidence[k] for k in inside) / len(inside))
             accuracies.append(sum(bool(correct[k]) for k in inside) / len(inside))
         line = curve.containers[i].lines[0]
-        np.testing.assert_allclose(line.get_xdata(), means)
-        np.testing.assert_allclose(line.get_ydata(), accuracies)
+        np.testing.assert_allclose(np.asarray(line.get_xdata(), float), means)
+        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), accuracies)
         bars = curve.containers[i].lines[2][0].get_segments()
-        accuracies = np.array(accuracies)
-        error = np.sqrt(accuracies * (1 - accuracies) / numbers)
-        np.testing.assert_allclose([s[1, 1] - s[0, 1] for s in bars], 2 * error)
+        for bar, accuracy, n in zip(bars, accuracies, numbers, strict=True):
+            confidence_level = stats.norm.cdf(1) - stats.norm.cdf(-1)
+            test = stats.binomtest(round(accuracy * n), n)
+            interval = test.proportion_ci(confidence_level, method="wilson")
+            np.testing.assert_allclose(bar[:, 1], interval, rtol=1e-6)
         np.testing.assert_allclose(counts.patches[i].get_data().values, numbers)
-        ece = sum(n * abs(m - a) for n, m, a in zip(numbers, means, accuracies, strict=True)) / B
-        assert f"{label}, ECE {100 * ece:.2f} %" in legend(curve)
+        ece = np.mean([loop_ece(*seed, 5) for seed in seeds])
+        assert f"{label}, ECE {100 * ece:.2f} %" in names
 
 
 def test_reliability_diagram_of_one_example():
-    figure = plots.reliability_diagram({"one": (np.array([1.0]), np.array([True]))})
-    assert "one, ECE 0.00 %" in legend(figure.axes[0])
+    figure = plots.reliability_diagram({"one": [(np.array([1.0]), np.array([True]))]})
+    assert figure.legends[0].get_texts()[1].get_text() == "one, ECE 0.00 %"
+    (bar,) = figure.axes[0].containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(bar, [[1, 0.5], [1, 1]])  # one success: Wilson's is [1/2, 1]
 
 
 def test_confidence_histogram_counts_right_and_wrong():
@@ -57,8 +72,8 @@ def test_confidence_histogram_counts_right_and_wrong():
 def test_ood_histograms():
     inside, outside = RNG.normal(size=200), RNG.normal(1, 1, 300)
     methods = {
-        "a": (inside, {"mnist": outside, "kmnist": outside + 1}),
-        "b": (inside, {"mnist": inside}),
+        "a": [(inside, {"mnist": outside, "kmnist": outside + 1})],
+        "b": [(inside, {"mnist": inside}), (inside, {"mnist": inside + 100})],
     }
     figure = plots.ood_histograms(methods)
     titles = [ax.get_title() for ax in figure.axes]
@@ -66,13 +81,13 @@ def test_ood_histograms():
     for title, out in zip(titles, (outside, outside + 1), strict=False):
         area = roc_auc_score(labels, np.r_[inside, out])
         assert title.endswith(f"AUROC {100 * area:.1f} %")
-    assert titles[2] == "b\nmnist: AUROC 50.0 %" and len(titles) == 3  # b has no kmnist
+    assert titles[2] == "b\nmnist: AUROC 75.0 %" and len(titles) == 3  # b has no kmnist
     for container in figure.axes[0].containers:
         assert np.isclose(sum(p.get_height() * p.get_width() for p in container), 1)
 
 
 def test_risk_coverage_curves():
-    ax = plots.risk_coverage_curves({"a": METHODS["a"]}).axes[0]
+    ax = plots.risk_coverage_curves({"a": [(CONFIDENCE, CORRECT)]}).axes[0]
     order = sorted(range(B), key=lambda i: -CONFIDENCE[i])
     risks, wrong = [], 0
     for kept, i in enumerate(order, 1):
@@ -80,12 +95,22 @@ def test_risk_coverage_curves():
         risks.append(100 * wrong / kept)
     np.testing.assert_allclose(ax.lines[0].get_xdata(), 100 * np.arange(1, B + 1) / B)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), risks)
-    assert legend(ax) == [f"a, AURC {np.mean(risks):.2f} %"]
+    assert legend(ax) == [f"a, AURC {np.mean(risks):.2g} %"]
+
+
+def test_a_seldom_wrong_method_is_shown_where_it_errs():
+    correct = np.arange(1000) < 968  # in order of confidence
+    ax = plots.risk_coverage_curves({"a": [(np.linspace(1, 0, 1000), correct)]}).axes[0]
+    assert ax.get_xlim() == (90, 100)
+    ax = plots.risk_coverage_curves({"a": [(np.linspace(1, 0, 1000), correct[::-1])]}).axes[0]
+    assert ax.get_xlim() == (0, 100)
+    ax = plots.risk_coverage_curves({"a": [(np.ones(5), np.ones(5))]}).axes[0]
+    assert ax.get_xlim() == (90, 100)
 
 
 def test_long_risk_coverage_curves_keep_both_ends():
     confidence, correct = RNG.uniform(size=5001), RNG.uniform(size=5001) < 0.7
-    x, y = plots.risk_coverage_curves({"a": (confidence, correct)}).axes[0].lines[0].get_data()
+    x, y = plots.risk_coverage_curves({"a": [(confidence, correct)]}).axes[0].lines[0].get_data()
     assert len(x) == 2000 and x[0] == 100 / 5001 and x[-1] == 100
     assert np.isclose(y[-1], 100 * (1 - correct.mean()))
 

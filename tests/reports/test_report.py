@@ -127,7 +127,8 @@ def test_figures_of_every_aspect_are_there_and_small(written):
         assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size < 200_000
         assert f'<figure id="{name}">' in text
     assert text.count("<figcaption>") == len(names)
-    assert text.count("First seed of each method.") == 7
+    assert text.count("First seed of each method.") == 2  # the map and the training curves
+    assert text.count("Examples of all seeds") == 5
 
 
 def test_no_panel_is_empty(runs, tmp_path):
