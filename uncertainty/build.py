@@ -5,6 +5,7 @@
 factory: an initialiser where the field ends in `_init`, else a layer of `uncertainty/layers`.
 """
 
+import collections.abc as abc
 import difflib
 import functools
 import importlib
@@ -98,35 +99,34 @@ def network(config: Mapping[str, Any]) -> nn.Module:
     """The Flax network of a config's `backbone`, `ensemble` and `head`."""
     return make(
         "ensembles",
-        config["ensemble"],
+        _section(config, "ensemble"),
         "ensemble",
-        backbone=make("backbones", config["backbone"], "backbone"),
-        head=make("heads", config["head"], "head"),
+        backbone=make("backbones", _section(config, "backbone"), "backbone"),
+        head=make("heads", _section(config, "head"), "head"),
     )
 
 
 def model(config: Mapping[str, Any]) -> Model:
     """The Model of a config's `backbone`, `ensemble`, `head` and `likelihood`."""
-    return from_network(network(config), make("likelihoods", config["likelihood"], "likelihood"))
+    likelihood = make("likelihoods", _section(config, "likelihood"), "likelihood")
+    return from_network(network(config), likelihood)
 
 
 def optimiser(config: Mapping[str, Any]) -> Any:
     """The optax transformation of a config's `optimiser`, over its `steps`."""
-    fields = dict(config["optimiser"])
+    fields = _spec(_section(config, "optimiser"), "optimiser")
     schedule_spec = fields.pop("schedule", "constant")
     common, _ = _signature(optimisers.optimiser)
     common -= {"direction", "schedule"}
     own = {key: fields.pop(key) for key in list(fields) if key in common}
-    schedule = make("schedules", schedule_spec, "optimiser.schedule", total_steps=config["steps"])
-    direction_fn = resolve("optimisers", fields.get("name"), "optimiser")
-    unknown = set(fields) - {"name"} - _signature(direction_fn)[0]
-    if unknown:
-        valid = common | {"name", "schedule"} | _signature(direction_fn)[0]
-        raise _unknown_field("optimiser", sorted(unknown)[0], valid)
+    total_steps = _section(config, "steps")
+    schedule = make("schedules", schedule_spec, "optimiser.schedule", total_steps=total_steps)
+    directions = _signature(resolve("optimisers", fields["name"], "optimiser"))[0]
+    for key in sorted(set(fields) - {"name"} - directions):
+        raise _unknown_field("optimiser", key, common | {"name", "schedule"} | directions)
     direction = make("optimisers", fields, "optimiser")
     _check_types(optimisers.optimiser, own, "optimiser")
-    missing = {"learning_rate"} - set(own)
-    if missing:
+    if "learning_rate" not in own:
         raise ConfigError("optimiser.learning_rate: missing")
     try:
         return optimisers.optimiser(direction, schedule=schedule, **own)
@@ -136,14 +136,15 @@ def optimiser(config: Mapping[str, Any]) -> Any:
 
 def schedule(config: Mapping[str, Any]) -> Callable:
     """step -> learning rate, as the optimiser of this config uses it."""
-    spec = dict(config["optimiser"]).get("schedule", "constant")
-    multiple = make("schedules", spec, "optimiser.schedule", total_steps=config["steps"])
-    return lambda step: config["optimiser"]["learning_rate"] * multiple(step)
+    spec = _spec(_section(config, "optimiser"), "optimiser")
+    multiple = make("schedules", spec.get("schedule", "constant"), "optimiser.schedule",
+                    total_steps=_section(config, "steps"))  # fmt: skip
+    return lambda step: spec["learning_rate"] * multiple(step)
 
 
 def inference(config: Mapping[str, Any]) -> Inference:
     """The Inference of a whole config (plain dicts, not ConfigDicts)."""
-    spec = dict(config["inference"])
+    spec = _spec(_section(config, "inference"), "inference")
     given = {}
     if "direction" in spec:
         given["direction"] = partial(
@@ -154,11 +155,23 @@ def inference(config: Mapping[str, Any]) -> Inference:
     )
 
 
+def _section(config: Mapping[str, Any], name: str) -> Any:
+    if name not in config:
+        raise ConfigError(f"{name}: missing from the config")
+    return config[name]
+
+
+def _spec(value: Any, field: str) -> dict[str, Any]:
+    """`value`, or what a name alone stands for."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise ConfigError(f"{field}: {value!r} is neither a name nor a dict with one")
+    return dict(value)
+
+
 def _parse(section: str, spec: Any, field: str, given: Mapping) -> tuple[Callable, dict]:
-    if isinstance(spec, str):
-        spec = {"name": spec}
-    if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ConfigError(f"{field}: {spec!r} is neither a name nor a dict with one")
+    spec = _spec(spec, field)
     target = resolve(section, spec["name"], field)
     valid, required = _signature(target)
     fields = {key: value for key, value in spec.items() if key != "name"}
@@ -187,13 +200,23 @@ def _nested(value: Any, field: str) -> Any:
 
 
 def _initialiser(spec: Mapping[str, Any], field: str) -> Callable:
-    found = getattr(nn.initializers, str(spec["name"]), None)
+    makers = {  # not `zeros` and `ones`, which are initialisers themselves
+        name: value
+        for name, value in vars(nn.initializers).items()
+        if inspect.isfunction(value) and "key" not in _signature(value)[0]
+    }
+    found = makers.get(str(spec["name"]))
     if found is None:
-        valid = [name for name in dir(nn.initializers) if not name.startswith("_")]
-        raise ConfigError(f"{field}.name: no initialiser; {nearest(spec['name'], valid)}")
+        raise ConfigError(f"{field}.name: no initialiser {spec['name']!r}; "
+                          + nearest(spec["name"], makers))  # fmt: skip
+    fields = {key: value for key, value in spec.items() if key != "name"}
+    valid = _signature(found)[0]
+    for key in fields:
+        if key not in valid:
+            raise _unknown_field(field, key, valid)
     try:
-        return found(**{key: value for key, value in spec.items() if key != "name"})
-    except TypeError as error:
+        return found(**fields)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{field}: {error}") from error
 
 
@@ -212,33 +235,43 @@ def _unknown_field(field: str, key: str, valid: typing.Iterable[str]) -> ConfigE
 
 
 def _check_types(target: Callable, fields: Mapping[str, Any], field: str) -> None:
-    init = target.__init__ if inspect.isclass(target) else target
     try:
-        hints = typing.get_type_hints(target if inspect.isclass(target) else init)
+        hints = typing.get_type_hints(target)
     except (NameError, TypeError):
         return
     for key, value in fields.items():
         if key in hints and not _fits(value, hints[key]):
-            expected = getattr(hints[key], "__name__", None) or str(hints[key])
             raise ConfigError(f"{field}.{key}: {value!r} is a {type(value).__name__}; "
-                              f"{expected} is needed")  # fmt: skip
+                              f"{_describe(hints[key])} is needed")  # fmt: skip
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a config's value can stand for a type hint; True where that cannot be told."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, h) for h in typing.get_args(hint))
-    if hint is type(None):
+    kind, of = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, h) for h in of)
+    if kind is type(None):
         return value is None
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str)
-    if origin in (tuple, list) or str(hint).startswith("collections.abc.Sequence"):
-        return isinstance(value, list | tuple)
-    return value is not None or hint is typing.Any
+    if kind in _SCALARS:
+        return isinstance(value, _SCALARS[kind]) and (kind is bool or not isinstance(value, bool))
+    if kind is abc.Callable:
+        return callable(value) or (isinstance(value, Mapping) and "name" in value)
+    if kind is abc.Mapping:
+        return isinstance(value, Mapping)
+    if kind in (tuple, list, abc.Sequence):
+        element = of[0] if of and of[0] in _SCALARS else typing.Any
+        return isinstance(value, list | tuple) and all(_fits(v, element) for v in value)
+    return value is not None or kind is typing.Any
+
+
+def _describe(hint: Any) -> str:
+    kind, of = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return " or ".join(map(_describe, of))
+    if kind in (tuple, list, abc.Sequence):
+        return f"a list of {_describe(of[0])}" if of and of[0] in _SCALARS else "a list"
+    names = {type(None): "None", abc.Callable: "a dict with a name", abc.Mapping: "a dict"}
+    return names.get(kind) or getattr(kind, "__name__", str(kind))
+
+
+_SCALARS = {bool: bool, int: int, float: int | float, str: str}

@@ -14,7 +14,8 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
 
     Args:
       network: maps x [B, ...] to a Latent [M, B, K], called as `network(x, train=...)`. Auxiliary
-        losses are sown in the collection 'losses' and summed here.
+        losses are sown in the collection 'losses' and summed here; of one that members have each
+        for themselves ([M]) the mean counts.
       likelihood: what is observed of the latents.
 
     Returns:
@@ -40,7 +41,8 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         changed = dict(changed)
         losses = jax.tree.leaves(changed.pop("losses", {}))
         latent = jax.tree.map(lambda a: a.astype(jnp.float32), latent)
-        return latent, {**collections, **changed}, sum(losses, start=jnp.zeros(()))
+        auxiliary = sum(map(jnp.mean, losses), start=jnp.zeros(()))
+        return latent, {**collections, **changed}, auxiliary
 
     return Model(init=init, forward=forward, likelihood=likelihood)
 

@@ -9,7 +9,12 @@ from uncertainty import rules
 
 
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
-    """Stochastic gradient descent with heavy-ball or Nesterov momentum, not dampened."""
+    """Stochastic gradient descent with heavy-ball or Nesterov momentum, not dampened.
+
+    m <- g + momentum m; the direction is m, or g + momentum m with the new m (Nesterov).
+    """
+    if not 0 <= momentum < 1 or (nesterov and not momentum):
+        raise ValueError(f"momentum: {momentum!r} must be in [0, 1), and not 0 with nesterov")
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
 
 

@@ -27,7 +27,8 @@ def paths(tree: Any) -> list[str]:
 def check(rules: Rules, field: str) -> None:
     """Raises ValueError, naming `field`, unless `rules` are (valid regex, value) pairs."""
     for rule in rules:
-        if isinstance(rule, str) or len(rule) != 2 or not isinstance(rule[0], str):
+        pair = isinstance(rule, list | tuple) and len(rule) == 2
+        if not pair or not isinstance(rule[0], str):
             raise ValueError(f"{field}: {rule!r} is not a pair (pattern, value)")
         try:
             re.compile(rule[0])

@@ -6,6 +6,7 @@ that comes before it.
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import optax
 
 
@@ -35,10 +36,14 @@ def step(
     """Times `factor` at each of `boundaries`, given as fractions of the whole run in (0, 1)."""
     if not all(0 < b < 1 for b in boundaries):
         raise ValueError(f"boundaries: {tuple(boundaries)}; fractions of the run in (0, 1)")
-    at = {round(b * total_steps) - warmup_steps: factor for b in boundaries}
-    if min(at, default=1) <= 0:
+    at = [round(b * total_steps) - warmup_steps for b in boundaries]
+    if min(at, default=0) < 0:
         raise ValueError(f"boundaries: {tuple(boundaries)} begin before warm-up ends")
-    return _after_warmup(optax.piecewise_constant_schedule(1.0, at), total_steps, warmup_steps)
+
+    def multiple(t):
+        return factor ** jnp.sum(t >= jnp.asarray(at), dtype=jnp.float32)
+
+    return _after_warmup(multiple, total_steps, warmup_steps)
 
 
 def _after_warmup(schedule: optax.Schedule, total_steps: int, warmup_steps: int) -> optax.Schedule:
