@@ -45,7 +45,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _elsewhere(dataset: str) -> dict:
-    """The standard test sets of the same shape; `--config.evaluators.ood.sets.kmnist.name=npz
-    --config.evaluators.ood.sets.kmnist.path=DIR` reads one from a folder."""
+    """The standard test sets of the same shape, by tfds.
+
+    Of a folder: `--config.evaluators.ood.sets.mnist.name=idx` (kmnist: npz) with `...path=DIR`.
+    """
     others = {"mnist", "kmnist", "fashion_mnist"} - {dataset}
-    return {name: dict(name=name, path="", split="test") for name in sorted(others)}
+    return {name: dict(name=name, split="test") for name in sorted(others)}

@@ -4,11 +4,6 @@ from typing import Any
 
 from experiments.reports.published import PUBLISHED
 
-FOLDERS = {  # where a folder of these sets is given, it is read instead of tfds
-    "mnist": "idx",
-    "kmnist": "npz",
-}
-
 
 def get_table() -> dict[str, Any]:
     """Rows of both data sets and both readings of LeNet5."""
