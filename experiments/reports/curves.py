@@ -141,18 +141,20 @@ def corruption_curves(
 def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure":
     """Mean and standard error of every row; diamonds are published values.
 
-    A panel per column that has values and says what is better.
+    A panel per column that has values and says what is better; rows without any value are left out.
     """
     style = style or looks(row.label for row in study.rows)
     columns = [
         c for c in study.columns if c.better and any(values_of(r, c.key) for r in study.rows)
     ]
+    rows = [r for r in study.rows if r.published or any(values_of(r, c.key) for c in columns)]
+    labels = [textwrap.fill(row.label, 32) for row in rows]
     titles = [textwrap.fill(c.title, 28) for c in columns]
-    height = 0.8 + 0.26 * len(study.rows)
-    figure, axes = wrapped(titles, 2.4, height, sharey=True)
-    places = np.arange(len(study.rows))
+    lines = sum(1 + label.count("\n") for label in labels)
+    figure, axes = wrapped(titles, 2.4, 0.8 + 0.13 * (len(rows) + lines), sharey=True)
+    places = np.arange(len(rows))
     for ax, column in zip(axes, columns, strict=True):
-        for place, row in zip(places, study.rows, strict=True):
+        for place, row in zip(places, rows, strict=True):
             cell = summarise([v * column.scale for v in values_of(row, column.key)])
             if cell and math.isfinite(cell.mean):
                 look = {**style[row.label], "linestyle": "none"}
@@ -160,7 +162,7 @@ def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure
             if column.key in row.published:
                 look = {"facecolor": "none", "edgecolor": "black", "marker": "D", "s": 28}
                 ax.scatter(row.published[column.key][0], place, zorder=3, **look)
-        ax.set_yticks(places, [row.label for row in study.rows])
+        ax.set_yticks(places, labels)
         ax.set_ylim(len(places) - 0.5, -0.5)
         ax.margins(x=0.15)
         ax.locator_params(axis="x", nbins=3)

@@ -25,7 +25,7 @@ CSS = """
   figure img { filter: invert(0.91) hue-rotate(180deg); }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1060px; padding: 2rem 1.25rem 4rem; background: var(--page);
+body { margin: 0 auto; max-width: 1140px; padding: 2rem 1.25rem 4rem; background: var(--page);
   color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .9rem; padding-bottom: .3rem;
@@ -40,14 +40,16 @@ pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; border-rad
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums;
   border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink); }
-th, td { padding: .3rem .75rem; text-align: right; white-space: nowrap; }
+th, td { padding: .3rem .75rem; text-align: right; white-space: nowrap; vertical-align: top; }
 thead th { vertical-align: bottom; white-space: normal; border-bottom: 1px solid var(--ink);
   font-weight: 600; }
-tbody th { text-align: left; font-weight: 500; }
+tbody th { text-align: left; font-weight: 500; white-space: normal; min-width: 9rem; }
+.dense { font-size: .78rem; }
+.dense th, .dense td { padding: .25rem .35rem; }
 tbody tr:nth-child(even) { background: var(--soft); }
-td.published, thead th.published { color: var(--faint); padding-left: 0; font-weight: 400; }
+.published { display: block; color: var(--faint); font-size: .9em; font-weight: 400; }
 sup { line-height: 0; }
-.failed { color: #c0392b; font-style: italic; }
+.failed { color: #c0392b; }
 figure { margin: 1.25rem 0 2rem; text-align: center; break-inside: avoid; }
 figure img { max-width: 100%; height: auto; }
 figcaption { text-align: left; max-width: 46rem; margin: .5rem auto 0; }
@@ -58,6 +60,10 @@ summary { cursor: pointer; }
   nav { display: none; }
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
+  .wide { overflow: visible; }
+  .dense { font-size: 6pt; }
+  .dense th, .dense td { padding: .2rem; }
+  .dense tbody th { min-width: 6rem; }
 }
 """
 
@@ -115,28 +121,32 @@ def write_report(
 
 
 def study_table(study: Study) -> str:
-    """The study as an HTML table with its notes; with many columns, a line is a metric."""
+    """The study as an HTML table with its notes, published values below ours.
+
+    With many more columns than rows, a line is a metric.
+    """
     shown = layout(study)
     if len(shown.heads) > max(7, len(shown.lines)):
         shown = transpose(shown)
     head = ["<th></th>"]
     for column, compared in zip(shown.heads, shown.compared, strict=True):
-        name = escape(column.text).replace(" (", "&nbsp;(").replace(") ", ")&nbsp;")
-        head.append(f"<th>{name}{_marks(column.marks)}</th>")
-        head += ['<th class="published">published</th>'] * compared
+        name = "&nbsp;".join(escape(column.text).rsplit(" ", 1))  # no line begins with an arrow
+        below = '<span class="published">published</span>' * compared
+        head.append(f"<th>{name}{_marks(column.marks)}{below}</th>")
     body = []
     for line, cells in shown.lines:
         row = [f"<th>{escape(line.text)}{_marks(line.marks)}</th>"]
-        for cell, compared in zip(cells, shown.compared, strict=True):
+        for cell in cells:
             ours = f"<strong>{cell.ours()}</strong>" if cell.best else cell.ours()
+            if cell.published:
+                number = cell.published + _marks([cell.source])
+                ours += f'<span class="published">{number}</span>'
             row.append(f"<td{' class=failed' * cell.failed}>{ours}</td>")
-            if compared:
-                published = cell.published and cell.published + _marks([cell.source])
-                row.append(f'<td class="published">{published}</td>')
         body.append(f"<tr>{''.join(row)}</tr>")
     notes = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
+    dense = ' class="dense"' * (len(head) > 8)
     return (
-        f'<div class="wide"><table><thead><tr>{"".join(head)}</tr></thead>\n<tbody>'
+        f'<div class="wide"><table{dense}><thead><tr>{"".join(head)}</tr></thead>\n<tbody>'
         + "\n".join(body)
         + f'</tbody></table></div>\n<p class="caption">{escape(shown.caption)} '
         + "Bold: best mean of each metric.</p>"

@@ -112,7 +112,7 @@ COLUMNS = (  # of a study that only has runs; those without a value are left out
     Column("regression/rmse", "RMSE", "", "lower", 4),
     Column("regression/crps", "CRPS", "", "lower", 4),
     Column("regression/coverage_0.9", "90 % coverage", "%", None, 1),
-    Column("selective/aurc", "AURC", "%", "lower", 2),
+    Column("selective/aurc", "AURC", "%", "lower", 3),
     Column("corruption/accuracy", "Corrupted accuracy", "%", "higher", 2),
     Column("corruption/nll", "Corrupted NLL", "", "lower", 4),
     Column("corruption/ece", "Corrupted ECE", "%", "lower", 2),
@@ -133,7 +133,7 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     for name in dict.fromkeys(key.split("/")[1] for key in keys if key.startswith("ood/")):
         for score in ("entropy", "max_probability"):  # one suffices here: the first that is there
             if (key := f"ood/{name}/auroc_{score}") in keys:
-                header = f"{name} AUROC by {pretty(score).lower()}"
+                header = f"{name.replace('_', ' ')} AUROC by {pretty(score).lower()}"
                 ood.append(Column(key, header, "%", "higher", 2))
                 break
     columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in keys]

@@ -168,7 +168,8 @@ def _head(head: Head) -> Text:
 def _study_table(shown: Layout, start: int, stop: int) -> Table:
     """The columns start to stop of the study."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", min_width=min(24, max((len(h.text) for h, _ in shown.lines), default=0)))
+    longest = max((len(head.text) for head, _ in shown.lines), default=0)
+    table.add_column("", min_width=min(24, longest), max_width=36)
     for i in range(start, stop):
         table.add_column(_head(shown.heads[i]), justify="right", no_wrap=True)
         if shown.compared[i]:
