@@ -37,9 +37,10 @@ class Draw:
 
 def flip(batch: Batch, draw: Draw, *, p: float = 0.5) -> Batch:
     """Mirrors images left to right with probability `p`."""
-    x = _images(batch)
+    x = _images(batch).copy()
     mirrored = draw("random") < _fraction("p", p)
-    return batch | {"x": np.where(mirrored[:, None, None, None], x[:, :, ::-1], x)}
+    x[mirrored] = x[mirrored, :, ::-1]
+    return batch | {"x": x}
 
 
 def crop(batch: Batch, draw: Draw, *, pad: int = 4, size: int | None = None) -> Batch:
@@ -54,10 +55,11 @@ def crop(batch: Batch, draw: Draw, *, pad: int = 4, size: int | None = None) -> 
     if pad < 0 or min(room) < 0:
         raise ValueError(f"pad: {pad}; the padded image has no window {height} x {width}")
     offsets = draw("integers", 0, np.asarray(room) + 1, shape=(2,))
-    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    out = np.empty((len(x), height, width, x.shape[3]), x.dtype)
-    for i, (top, left) in enumerate(offsets.tolist()):
-        out[i] = padded[i, top : top + height, left : left + width]
+    out = np.zeros((len(x), height, width, x.shape[3]), x.dtype)
+    for image, target, (top, left) in zip(x, out, (offsets - pad).tolist(), strict=True):
+        seen = image[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+        top, left = max(-top, 0), max(-left, 0)
+        target[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
     return batch | {"x": out}
 
 
@@ -135,7 +137,10 @@ def rand_augment(batch: Batch, draw: Draw, *, num_ops: int = 2, magnitude: float
     chosen = draw("integers", 0, len(rand_augment_ops.OPS), shape=(num_ops,))
     sign = np.where(draw("random", shape=(num_ops,)) < 0.5, -1, 1)
     pixels = np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
-    out = [rand_augment_ops.apply(*row, magnitude / 30) for row in zip(pixels, chosen, sign)]  # noqa: B905
+    out = [
+        rand_augment_ops.apply(image, ops, signs, magnitude / 30)
+        for image, ops, signs in zip(pixels, chosen.tolist(), sign.tolist(), strict=True)
+    ]
     return batch | {"x": np.divide(np.stack(out), np.float32(255), dtype=np.float32)}
 
 

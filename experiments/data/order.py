@@ -18,7 +18,8 @@ def philox(seed: int, purpose: int, *, step: int = 0, stage: int = 0) -> np.rand
     Seed and purpose are the key; step and stage are the upper half of the 256-bit counter, whose
     lower half counts the draws: streams never overlap.
     """
-    return np.random.Philox(key=[check_seed(seed), purpose], counter=[0, 0, step, stage])
+    key = np.array([check_seed(seed), purpose], np.uint64)  # a list would go through float64
+    return np.random.Philox(key=key, counter=np.array([0, 0, step, stage], np.uint64))
 
 
 def check_seed(seed: int) -> int:

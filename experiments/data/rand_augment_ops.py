@@ -14,14 +14,20 @@ magnitudes (torchvision's RandAugment has the same).
 | solarize | inverts from 255 (1 - m) upwards |
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 
-def apply(pixels: np.ndarray, index: int, sign: int, magnitude: float) -> np.ndarray:
-    """One operation on one image, uint8 [H, W, 1 or 3] -> the same."""
+def apply(
+    pixels: np.ndarray, ops: Sequence[int], signs: Sequence[int], magnitude: float
+) -> np.ndarray:
+    """The operations `ops` (positions in `OPS`) on one image, uint8 [H, W, 1 or 3] -> the same."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return np.asarray(OPS[index](image, int(sign), float(magnitude))).reshape(pixels.shape)
+    for op, sign in zip(ops, signs, strict=True):
+        image = OPS[op](image, sign, magnitude)
+    return np.asarray(image).reshape(pixels.shape)
 
 
 def identity(image, s, m):

@@ -38,8 +38,8 @@ class Source:
     y: Any  # [N] int32 or [N, K] float32, already normalised; None where x is Records
     classes: int | None  # None: regression
     outputs: int  # K
-    mean: np.ndarray | None = None  # broadcasts against an example; None is 0
-    std: np.ndarray | None = None  # None is 1
+    mean: np.ndarray | None = None  # of the shape of an example; None is 0
+    std: np.ndarray | None = None  # likewise; None is 1
     y_mean: np.ndarray | None = None  # [K]
     y_std: np.ndarray | None = None  # [K]
     transform: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None  # raw x, indices
@@ -60,7 +60,7 @@ class Source:
     def raw(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """x [B, ...] float32 before normalisation, and y."""
         if isinstance(self.x, np.ndarray):
-            x, y = self.x[indices], self.y[indices]
+            x, y = self.x.take(indices, axis=0), self.y.take(indices, axis=0)  # copies
         else:
             x, y = self.x.gather(indices)
             y = _targets(y, self.classes, self.y_mean, self.y_std)
@@ -73,8 +73,12 @@ class Source:
         return {"x": x, "y": y}
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
-        """(x - mean) / std."""
-        return x if self.mean is None and self.std is None else _scaled(x, self.mean, self.std)
+        """(x - mean) / std, in place."""
+        if self.mean is not None:
+            x -= self.mean
+        if self.std is not None:
+            x /= self.std
+        return x
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """x [B, ...] float32, normalised, and y: int32 [B] or float32 [B, K]."""
@@ -107,7 +111,7 @@ def load(spec: Mapping[str, Any], field: str = "data") -> Source:
     common = {key: fields.pop(key) for key in _COMMON if key in fields}
     try:
         if not isinstance(name, str):
-            raise ConfigError(f"name: {name!r} is not a name; {nearest(str(name), OWN)}")
+            raise ConfigError(f"name: {name!r} is not a name; {nearest('', OWN)}, or one of tfds")
         function = OWN.get(name, from_tfds.tfds)
         given = {} if name in OWN else {"name": name}
         check_fields(function, fields, given=given, also=_COMMON)
@@ -146,7 +150,7 @@ def _source(
         if mean is not None or std is not None:
             raise ConfigError("standardise: True, but mean or std is given too")
         mean, std, y_mean, y_std = _statistics(*dataset.read(statistics), k)
-    mean, std = (_broadcastable(v, x.shape[1:], n) for v, n in ((mean, "mean"), (std, "std")))
+    mean, std = (_per_example(v, x.shape[1:], n) for v, n in ((mean, "mean"), (std, "std")))
     if not in_memory:
         if classes is not None or label_noise is not None:
             raise ConfigError("classes: and label_noise need a set that fits in memory "
@@ -205,12 +209,7 @@ def _targets(y, classes: int | None, mean: np.ndarray | None, std: np.ndarray | 
     if classes is not None:
         return np.asarray(y, np.int32)
     y = np.asarray(y, np.float32).reshape(len(y), -1)
-    return y if mean is None else _scaled(y, mean, std)
-
-
-def _scaled(x: np.ndarray, mean: np.ndarray | None, std: np.ndarray | None) -> np.ndarray:
-    x = x if mean is None else x - mean
-    return x if std is None else x / std
+    return y if mean is None else (y - mean) / std
 
 
 def _statistics(x: Any, y: Any, classes: int | None) -> tuple:
@@ -230,7 +229,7 @@ def _positive(std: np.ndarray) -> np.ndarray:
     return np.where(std > 0, std, 1)  # a constant feature becomes 0, not NaN
 
 
-def _broadcastable(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | None:
+def _per_example(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | None:
     if value is None:
         return None
     value = np.asarray(value, np.float32)
@@ -241,7 +240,7 @@ def _broadcastable(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray 
     if not fits or not np.isfinite(value).all() or (name == "std" and (value <= 0).any()):
         raise ConfigError(f"{name}: {value.tolist()} for examples {list(shape)}; a finite number "
                           "or one per channel or feature is needed, positive for std")  # fmt: skip
-    return value
+    return np.broadcast_to(value, shape).copy()  # a short last axis would be slow to broadcast
 
 
 def _only_classes(x, y, k: int | None, classes: Sequence[int]) -> tuple:
