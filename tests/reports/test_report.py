@@ -236,9 +236,10 @@ def test_missing_files_are_named(tmp_path, runs):
     assert "no scores.npz" in text and "no metrics.jsonl" in text
 
 
-def test_command(runs, tmp_path, capsys):
+def test_command(tmp_path, capsys):
     page = tmp_path / "r.html"
-    assert report.main([f"Only={runs[0]}", "--output", str(page), "--title", "One"]) == 0
+    run = write_run(tmp_path / "run", regression=True)
+    assert report.main([f"Only={run}", "--output", str(page), "--title", "One"]) == 0
     assert "r_figures" in capsys.readouterr().out and ">Only" in page.read_text()
     assert report.main([str(tmp_path / "gone"), "--output", str(page)]) == 1
     assert "error: workdir" in capsys.readouterr().err
