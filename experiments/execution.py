@@ -5,7 +5,6 @@ parameters by the rules of `config.sharding`. Nothing here changes a number: the
 the same training on any mesh, to the rounding of sums over the batch.
 """
 
-import ctypes
 import math
 import os
 import pathlib
@@ -30,23 +29,13 @@ PARTICLE = PartitionSpec("particle")
 
 
 def prepare() -> None:
-    """Settings of the process that every program wants before its first computation.
-
-    A persistent compilation cache, in $JAX_COMPILATION_CACHE_DIR or the user's cache folder; and on
-    CPU with glibc, memory that is freed stays with the process: XLA allocates its buffers anew at
-    every step, and from 32 MB on each of them would be given back and faulted in again, which takes
-    a fifth of a LeNet5 step.
-    """
+    """A persistent compilation cache, in $JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     if not jax.config.jax_compilation_cache_dir:
         cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
         folder = pathlib.Path(cache).expanduser() / "uncertainty" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None and jax.default_backend() == "cpu":
-        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            mallopt(option, 2**31 - 1)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -81,6 +70,18 @@ def check_divides(field: str, value: int, mesh: Mesh, axis: str) -> None:
             f"{field}: {value} is not divisible by the {size} devices of mesh axis {axis!r}; "
             f"nearest: {' or '.join(map(str, near))} (or set mesh.{axis})"
         )
+
+
+def check_executor(config: Mapping[str, Any], inference: Inference, mesh: Mesh) -> None:
+    """Raises ConfigError for `executor='loop'` where particles interact or are sharded."""
+    if config["inference"].get("executor") != "loop":
+        return
+    if mesh.shape["particle"] > 1:
+        raise ConfigError("inference.executor: 'loop' runs on one device; unset mesh.particle")
+    try:
+        executors.loop(inference)
+    except ValueError as error:
+        raise ConfigError(f"inference.{error}") from error
 
 
 def state_shardings(state: State, mesh: Mesh, sharding_rules: rules.Rules = ()) -> State:
@@ -138,15 +139,10 @@ def compile_update(
     """The update as the train loop calls it; the state that it is given is donated.
 
     Separable particles that are sharded run under `jax.shard_map`, so no collective crosses them.
-
-    Raises:
-      ConfigError: `executor='loop'` for particles that interact or are sharded.
     """
     inference, mesh = experiment.inference, experiment.mesh
     executor = experiment.config["inference"].get("executor", "auto")
     sharded = mesh.shape["particle"] > 1
-    if executor == "loop" and sharded:
-        raise ConfigError("inference.executor: 'loop' runs on one device; unset mesh.particle")
     if executor == "loop" or (
         executor == "auto" and not sharded and prefers_loop(inference, state, batch)
     ):
