@@ -190,7 +190,9 @@ def _nested(value: Any, field: str) -> Any:
     if isinstance(value, Mapping) and "name" in value:
         if field.endswith("_init"):
             return _initialiser(value, field)
-        required = _signature(resolve("layers", value["name"], field))[1]
+        valid, required = _signature(resolve("layers", value["name"], field))
+        for key in set(value) - valid - {"name"}:
+            raise _unknown_field(field, key, valid)
         return partial("layers", value, field, tuple(required - set(value)))
     if isinstance(value, Mapping):
         return {key: _nested(v, f"{field}.{key}") for key, v in value.items()}
