@@ -25,9 +25,9 @@ TINY = {  # name: (constructor, shape of an input without M and B)
 }
 
 
-def random_variables(module, x, seed: int = 0):
+def draw_variables(module, x, **options):
     """Variables of `module` for an input like x: no zeros or ones that would hide a mistake."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(path, a):
         if path[-1].key == "kernel":  # keeps the scale of what passes through
@@ -36,7 +36,7 @@ def random_variables(module, x, seed: int = 0):
             return rng.uniform(0.7, 1.3, a.shape)
         return rng.normal(0, 0.3, a.shape)
 
-    shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x)
+    shapes = jax.eval_shape(functools.partial(module.init, **options), jax.random.key(0), x)
     return jax.tree.map(
         lambda a: jnp.asarray(a, "float32"), jax.tree_util.tree_map_with_path(draw, shapes)
     )
@@ -46,7 +46,7 @@ class Tiny:
     def __init__(self, name: str):
         self.make, self.shape = TINY[name]
         self.module = self.make()
-        self.variables = random_variables(self.module, self.x())
+        self.variables = draw_variables(self.module, self.x(), train=False)
         self.predict = jax.jit(functools.partial(self.module.apply, train=False))
 
     def x(self, members: int = 1, batch: int = 3) -> jax.Array:
@@ -57,3 +57,19 @@ class Tiny:
 @pytest.fixture(params=TINY, scope="session")
 def tiny(request) -> Tiny:
     return Tiny(request.param)
+
+
+@pytest.fixture(scope="session")
+def random_variables():
+    return draw_variables
+
+
+@pytest.fixture(scope="session")
+def initial_params():
+    """Parameters as a backbone draws them, by a generator that compiles fast."""
+
+    def draw(module, shape):
+        init = jax.jit(functools.partial(module.init, train=False))
+        return init(jax.random.key(0, impl="unsafe_rbg"), jnp.ones(shape))["params"]
+
+    return draw
