@@ -29,7 +29,7 @@ from experiments.progress import Progress, setup_logging
 from experiments.reports import formats, html
 from experiments.reports.study import Study
 from experiments.reports.tables import print_study
-from experiments.workdir import read_json, write_json
+from experiments.workdir import read_json, same_but_for, write_json
 from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,14 @@ def table_of(name: str) -> dict[str, Any]:
     return importlib.import_module(f"configs.tables.{name}").get_table()
 
 
-def slug(label: str) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
+    """`group: label`, or the label alone."""
+    return ": ".join(filter(None, [row.get("group", ""), row["label"]]))
+
+
+def slug(row: Mapping[str, Any]) -> str:
     """A file name for a row."""
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", name_of(row).lower()).strip("-")
 
 
 class Cells:
@@ -73,15 +78,21 @@ class Cells:
         return config_lib.plain(config)
 
     def file(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
-        return self.results / "runs" / f"{slug(row['label'])}-seed{seed}.json"
+        return self.results / "runs" / f"{slug(row)}-seed{seed}.json"
 
     def run_directory(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
-        return self.workdir / slug(row["label"]) / f"seed{seed}"
+        return self.workdir / slug(row) / f"seed{seed}"
 
     def record(self, row: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
-        """What a finished or failed cell left, or None."""
+        """What a finished cell found; None if there is none, or its config was another one."""
         path = self.file(row, seed)
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        record = read_json(path)
+        if not same_but_for(record["config"], self.config(row, seed), config_lib.MAY_CHANGE):
+            logger.warning("%s is of another config and is not used", path)
+            return None
+        return record
 
     def run(self, row: Mapping[str, Any], seed: int) -> None:
         """Trains and evaluates one cell and records it."""
@@ -92,9 +103,16 @@ class Cells:
         self.file(row, seed).parent.mkdir(parents=True, exist_ok=True)
         write_json(
             self.file(row, seed),
-            dict(label=row["label"], seed=seed, config_file=row["config"], metrics=metrics,
-                 failures=failures, overrides=dict(self.overrides), hardware=writers.hardware()),
-        )  # fmt: skip
+            dict(
+                row=name_of(row),
+                seed=seed,
+                metrics=metrics,
+                failures=failures,
+                config_file=row["config"],
+                config=config,
+                hardware=writers.hardware(),
+            ),
+        )
 
 
 def reproduce(
@@ -113,29 +131,29 @@ def reproduce(
       isolate: the command that runs one cell in a process of its own, or None for this process.
     """
     seeds = tuple(cells.table["seeds"] if seeds is None else seeds)
-    wanted = [row for row in cells.table["rows"] if re.search(rows, row["label"])]
+    wanted = [row for row in cells.table["rows"] if re.search(rows, name_of(row))]
     if not wanted:
-        labels = [row["label"] for row in cells.table["rows"]]
-        raise ConfigError(f"rows: {rows!r} matches none of {labels}")
+        names = [name_of(row) for row in cells.table["rows"]]
+        raise ConfigError(f"rows: {rows!r} matches none of {names}")
     jobs = [(row, seed) for seed in seeds for row in wanted]
     errors: dict[str, str] = {}
     with Progress(len(jobs), cells.name) as progress:
         for i, (row, seed) in enumerate(jobs):
-            progress.update(i, f"{row['label']}, seed {seed}")
+            progress.update(i, f"{name_of(row)}, seed {seed}")
             if cells.record(row, seed) is not None:
                 continue
             try:
                 if isolate is None:
                     cells.run(row, seed)
                 else:
-                    command = [*isolate, "--rows", f"^{re.escape(row['label'])}$", "--seeds"]
+                    command = [*isolate, "--rows", f"^{re.escape(name_of(row))}$", "--seeds"]
                     subprocess.run([*command, str(seed), "--cell"], check=True)
             except (train.Interrupted, KeyboardInterrupt):
                 raise
             except Exception as error:  # one row must not take the others with it
-                logger.error("%s, seed %d: %s", row["label"], seed, error)
+                logger.error("%s, seed %d: %s", name_of(row), seed, error)
                 logger.debug("%s", traceback.format_exc())
-                errors[row["label"]] = f"seed {seed}: {error}"
+                errors[name_of(row)] = f"seed {seed}: {error}"
         progress.update(len(jobs), "")
     return study(cells, errors)
 
@@ -144,9 +162,9 @@ def study(cells: Cells, errors: Mapping[str, str]) -> Study:
     """The Study of all finished cells."""
     rows, found_seeds, hardware = [], set(), {}
     for row in cells.table["rows"]:
-        records = []
-        for path in sorted((cells.results / "runs").glob(f"{slug(row['label'])}-seed*.json")):
-            records.append(read_json(path))
+        found = (cells.results / "runs").glob(f"{slug(row)}-seed*.json")
+        seeds = sorted(int(path.stem.rpartition("-seed")[2]) for path in found)
+        records = [r for r in (cells.record(row, seed) for seed in seeds) if r is not None]
         notes = {f"{k}: {v}" for r in records for k, v in r["failures"].items()}
         found_seeds |= {r["seed"] for r in records}
         for r in records:
@@ -154,10 +172,11 @@ def study(cells: Cells, errors: Mapping[str, str]) -> Study:
         rows.append(
             dict(
                 label=row["label"],
+                group=row.get("group", ""),
                 results=[r["metrics"] for r in records],
                 published=row.get("published", {}),
                 note="; ".join(filter(None, [row.get("note", ""), *sorted(notes)])),
-                failed=errors.get(row["label"], ""),
+                failed=errors.get(name_of(row), ""),
             )
         )
     return Study(
@@ -165,7 +184,7 @@ def study(cells: Cells, errors: Mapping[str, str]) -> Study:
         columns=cells.table["columns"],
         rows=rows,
         command=f"python -m experiments.reproduce {cells.name}",
-        config={row["label"]: row["config"] for row in cells.table["rows"]},
+        config={name_of(row): row["config"] for row in cells.table["rows"]},
         seeds=sorted(found_seeds),
         hardware=hardware,
     )
@@ -204,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells = Cells(args.table, args.results, args.workdir, overrides)
         seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else None
         if args.cell:
-            (row,) = [r for r in cells.table["rows"] if re.search(args.rows, r["label"])]
+            (row,) = [r for r in cells.table["rows"] if re.search(args.rows, name_of(r))]
             for seed in seeds:
                 cells.run(row, seed)
             return 0
@@ -239,7 +258,7 @@ def render(cells: Cells, made: Study) -> pathlib.Path | None:
         for seed in made.seeds:
             directory = cells.run_directory(row, seed)
             if (directory / "evaluation" / "test" / "metrics.json").is_file():
-                runs.append(dict(workdir=directory, label=row["label"]))
+                runs.append(dict(workdir=directory, label=name_of(row)))
     if not runs:
         return None
     report = cells.workdir / "report.html"

@@ -47,11 +47,7 @@ def open_workdir(
     if (directory / CONFIG).exists():
         old = read_config(directory)
         changes = difference(old, from_jsonable(new))
-        refused = [
-            line
-            for name, line in changes.items()
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
-        ]
+        refused = [line for name, line in changes.items() if not _matches(name, ignore)]
         if refused:
             shown = "\n".join(f"  {line}" for line in refused)
             raise ValueError(
@@ -94,6 +90,16 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]
         for name in sorted(old | new)
         if as_text(old, name) != as_text(new, name)
     }
+
+
+def same_but_for(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str]) -> bool:
+    """Whether two configs differ in fields that match `ignore` alone."""
+    changed = difference(from_jsonable(jsonable(old)), from_jsonable(jsonable(new)))
+    return all(_matches(name, ignore) for name in changed)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,8 @@ def get_table() -> dict[str, Any]:
             for size, label in ((1, "Deterministic"), (10, "Ensemble (10)")):
                 rows.append(
                     dict(
-                        label=f"{title}, {parameters} parameters: {label}",
+                        group=f"{title}, {parameters} parameters",
+                        label=label,
                         config=f"configs/small_images/lenet5.py:dataset={dataset},size={size},"
                         f"padding={padding}",
                         # The published rows are those of the network that the script builds.
