@@ -17,7 +17,7 @@ NEXT = """
 Report: {report}
 Finished in {seconds:.0f} s. Run again, it takes up what is done already.
 
-Next:
+Next, after `source .venv/bin/activate`:
   python -m experiments.train --config configs/digits/mlp.py:size=5 --workdir runs/five \\
       --config.optimiser.learning_rate=3e-4
   python -m experiments.evaluate --workdir runs/five --data digits:validation
@@ -32,7 +32,7 @@ def main() -> int:
     cells = Cells("digits", WORKDIR / "results", WORKDIR, {})
     made = reproduce(cells)
     report = render(cells, made)
-    CONSOLE.print(NEXT.format(report=report, seconds=time.monotonic() - began), highlight=False)
+    CONSOLE.print(NEXT.format(report=report, seconds=time.monotonic() - began), highlight=False, soft_wrap=True)
     return 1 if any(row.failed for row in made.rows) else 0
 
 
