@@ -1,48 +1,98 @@
-"""Configs: loading, flags, and the checks that need no object to be built."""
+"""Configs: loading, fields set from the command line, and the checks that build no object."""
 
+import ast
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from configs.base import base
 from uncertainty.build import ConfigError, nearest
 
 # What may differ when a run goes on: none of it changes a number.
-MAY_CHANGE = ("logging.*", "checkpoint.*", "mesh.*", "inference.executor", "evaluat*")
-_OPEN = {"mesh", "data", "evaluators", "backbone", "ensemble", "head", "likelihood", "inference",
-         "optimiser", "sharding"}  # fmt: skip
-_OPTIONAL = {"validation"}
+MAY_CHANGE = (
+    "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*"
+)  # fmt: skip
+_NAMED = {"backbone", "ensemble", "head", "likelihood"}  # may be a name alone
+_OPEN = {"mesh", "evaluators", "inference", "optimiser", *_NAMED}  # checked by who reads them
+_OPTIONAL = {"data": ("validation",)}
+_AT_LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "evaluation.batch_size": 1,
+    "evaluation.every": 0,
+    "logging.every": 1,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 1,
+}
 
 
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of `configs/file.py` or `configs/file.py:arg`, with dotted names overridden.
 
     Raises:
-      ConfigError: no such file, or an override of a field that the config does not have.
+      ConfigError: no such file, or an override in a section that the config does not have.
     """
     file, _, arg = path.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise ConfigError(f"config: no file {file!r}")
+    location = pathlib.Path(file)
+    if not location.is_file():
+        near = [str(p) for p in location.parent.glob("*.py") if p.stem != "__init__"]
+        raise ConfigError(f"config: no file {file!r}" + (f"; {nearest(file, near)}" * bool(near)))
     spec = importlib.util.spec_from_file_location("config_file", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config: {file} has no function get_config")
     config = module.get_config(arg) if arg else module.get_config()
     for name, value in (overrides or {}).items():
-        *parents, last = name.split(".")
-        section = config
-        for parent in parents:
-            if parent not in section:
-                raise ConfigError(
-                    f"config.{name}: no such field; {nearest(parent, section.keys())}"
-                )
-            section = section[parent]
-        section[last] = value
+        override(config, name, value)
     return config
+
+
+def override(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets the field of a dotted name, which may be new in its section.
+
+    Where the field is not text already, text is read as Python's literal if it is one, else as
+    true, false or none, else as it stands.
+
+    Raises:
+      ConfigError: there is no such section.
+    """
+    *parents, last = name.split(".")
+    section = config
+    for i, parent in enumerate(parents):
+        if parent not in section:
+            path = ".".join(["config", *parents[: i + 1]])
+            raise ConfigError(f"{path}: no such section; {nearest(parent, section.keys())}")
+        section = section[parent]
+        if not isinstance(section, ConfigDict):
+            path = ".".join(["config", *parents[: i + 1]])
+            raise ConfigError(f"{path}: {section!r} has no fields such as {last!r}")
+    if isinstance(value, str) and not isinstance(section.get(last), str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = {"true": True, "false": False, "none": None}.get(value.lower(), value)
+    section[last] = value
+
+
+def assignments(items: Sequence[str], prefix: str = "") -> dict[str, str]:
+    """['a.b=1'] as {'a.b': '1'}, each item after `prefix`.
+
+    Raises:
+      ConfigError: an item of another form.
+    """
+    result = {}
+    for item in items:
+        name, equals, text = item.removeprefix(prefix).partition("=")
+        if not (item.startswith(prefix) and equals and all(name.split("."))):
+            raise ConfigError(f"{item!r}: {prefix}field=value is needed")
+        result[name] = text
+    return result
 
 
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
@@ -62,65 +112,71 @@ def check(config: Mapping[str, Any]) -> None:
     for section, value in config.items():
         if section not in known:
             raise ConfigError(f"config.{section}: no such section; {nearest(section, known)}")
-        if section not in _OPEN and isinstance(known[section], dict):
-            for field in value:
-                if field not in known[section]:
-                    raise ConfigError(
-                        f"config.{section}.{field}: no such field; {nearest(field, known[section])}"
-                    )
+        if not isinstance(known[section], dict) or (section in _NAMED and isinstance(value, str)):
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"config.{section}: {value!r} is not a dict of fields")
+        valid = {*known[section], *_OPTIONAL.get(section, ())}
+        for field in value:
+            if section not in _OPEN and field not in valid:
+                raise ConfigError(
+                    f"config.{section}.{field}: no such field; {nearest(field, valid)}"
+                )
+        for field in known[section]:
+            if section not in _OPEN and field not in value:
+                raise ConfigError(f"config.{section}.{field}: missing")
     for section in known:
         if section not in config:
             raise ConfigError(f"config.{section}: missing; begin with configs.base.base()")
-    for field in config["data"]:
-        if field not in {*known["data"], *_OPTIONAL}:
-            raise ConfigError(f"config.data.{field}: no such field; "
-                              + nearest(field, {*known["data"], *_OPTIONAL}))  # fmt: skip
-    for name, value in {
-        "steps": config["steps"],
-        "batch_size": config["batch_size"],
-        "evaluation.batch_size": config["evaluation"]["batch_size"],
-        "logging.every": config["logging"]["every"],
-        "checkpoint.every": config["checkpoint"]["every"],
-        "checkpoint.keep": config["checkpoint"]["keep"],
-    }.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"config.{name}: {value!r}; a whole number from 1")
-    if not isinstance(config["seed"], int) or not 0 <= config["seed"] < 2**32:
-        raise ConfigError(f"config.seed: {config['seed']!r}; a whole number in [0, 2^32)")
+    for name, least in _AT_LEAST.items():
+        section, _, field = name.rpartition(".")
+        value = (config[section] if section else config)[field]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"config.{name}: {value!r}; a whole number from {least} is needed")
+    seed, logging = config["seed"], config["logging"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ConfigError(f"config.seed: {seed!r}; a whole number in [0, 2^32) is needed")
     if config["on_fault"] not in ("stop", "freeze"):
         raise ConfigError(f"config.on_fault: {config['on_fault']!r}; 'stop' or 'freeze'")
+    if not isinstance(logging["tensorboard"], bool):
+        raise ConfigError(f"config.logging.tensorboard: {logging['tensorboard']!r}; true or false")
+    steps = logging["profile"]
+    if not (isinstance(steps, list | tuple) and all(isinstance(s, int) for s in steps)) or not (
+        len(steps) == 0 or (len(steps) == 2 and 0 <= steps[0] <= steps[1])
+    ):
+        raise ConfigError(f"config.logging.profile: {steps!r}; (first step, last step) or ()")
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
-    """`app.run` with one line for what the user can mend, in place of a traceback."""
+    """`app.run` with one line for what the user can mend, in place of a traceback.
+
+    `main` gets what is not a flag of absl's: the program, then its other arguments, among them
+    `--config.field=value`.
+    """
 
     def parse(argv: list[str]) -> list[str]:
+        fields = [item for item in argv if item.startswith("--config.")]
         try:
-            return app.parse_flags_with_usage(argv)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            _fail(f"flags: {error}")
+            return flags.FLAGS([item for item in argv if item not in fields]) + fields
+        except flags.Error as error:
+            _fail(str(error))
 
     def wrapped(argv: list[str]) -> Any:
         try:
             return main(argv)
-        except (ValueError, OSError, FloatingPointError) as error:
-            if flags.FLAGS.is_parsed() and flags.FLAGS.debug:
+        except (ValueError, OSError, FloatingPointError, ImportError) as error:
+            if flags.FLAGS.debug:
                 raise
             _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted", code=130)
 
     app.run(wrapped, flags_parser=parse)
-
-
-def define_flags() -> flags.FlagHolder:
-    """`--config FILE[:ARG]` with `--config.section.field=value` for everything in it."""
-    return config_flags.DEFINE_config_file(
-        "config", None, "configs/FILE.py, or configs/FILE.py:runlocal for seconds on a laptop"
-    )
 
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error in the config or the data.")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -7,14 +7,14 @@
 """
 
 import ast
-import importlib
-import inspect
 import json
 import logging
+import math
+import os
 import pathlib
-import pkgutil
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,14 +22,15 @@ import numpy as np
 from absl import flags
 
 from experiments import config as config_lib
-from experiments import evaluators, execution, writers
+from experiments import execution, writers
 from experiments.checkpoint import Checkpoints
 from experiments.data.loader import epoch
 from experiments.data.source import Source, load
+from experiments.evaluators import evaluator
 from experiments.progress import Progress, setup_logging
-from experiments.setup import Experiment, setup
+from experiments.setup import Experiment, read_description, setup
 from experiments.workdir import read_config, write_json
-from uncertainty.build import ConfigError, nearest
+from uncertainty.build import ConfigError
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,12 @@ class Predictions(NamedTuple):
 class Predictor:
     """predict(source or its spec) -> Predictions, compiled once and sharded like training.
 
-    Attributes:
-      drop: members whose predictions are not finite are left out, with a warning, rather than an
-        error; for runs with `on_fault='freeze'`.
+    Members whose predictions are not numbers are left out with a warning in runs with
+    `on_fault='freeze'`, and an error in others.
     """
 
-    def __init__(self, experiment: Experiment, state: State, *, drop: bool = False):
-        self.state, self.drop = state, drop
+    def __init__(self, experiment: Experiment, state: State):
+        self.state, self.drop = state, experiment.config["on_fault"] == "freeze"
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.shape, self.task = experiment.source.shape, experiment.source.task
         self._put = execution.put_batch(experiment.mesh)
@@ -121,26 +121,6 @@ class Predictor:
         return {key: value[~bad] for key, value in arrays.items()}
 
 
-def evaluator(name: str, spec: Mapping[str, Any]) -> Callable[[Predictor], Iterator]:
-    """The evaluator of `experiments/evaluators/<spec['name']>.py` with the fields of `spec`.
-
-    Raises:
-      ConfigError: an unknown evaluator or field.
-    """
-    field = f"evaluators.{name}"
-    files = [m.name for m in pkgutil.iter_modules(evaluators.__path__)]
-    kind = spec.get("name")
-    if kind not in files:
-        raise ConfigError(f"{field}.name: no evaluator {kind!r}; {nearest(kind, files)}")
-    fn = getattr(importlib.import_module(f"experiments.evaluators.{kind}"), kind)
-    fields = {key: value for key, value in spec.items() if key != "name"}
-    parameters = list(inspect.signature(fn).parameters)[1:]
-    for key in fields:
-        if key not in parameters:
-            raise ConfigError(f"{field}.{key}: no such field; {nearest(key, parameters)}")
-    return lambda predict: fn(predict, **fields)
-
-
 def evaluate(
     experiment: Experiment,
     workdir: str | pathlib.Path,
@@ -158,12 +138,13 @@ def evaluate(
     """
     workdir = pathlib.Path(workdir)
     specs = experiment.config["evaluators"] if specs is None else specs
-    runners = {key: evaluator(key, spec) for key, spec in specs.items()}
+    task = experiment.source.task
+    runners = {key: evaluator(key, spec, task) for key, spec in specs.items()}
     restored = Checkpoints(workdir, read_only=True).restore(experiment.shapes)
     if restored is None:
         raise ConfigError(f"workdir: {workdir} has no checkpoint to evaluate")
     state, step = restored
-    predict = Predictor(experiment, state, drop=experiment.config["on_fault"] == "freeze")
+    predict = Predictor(experiment, state)
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     failures: dict[str, str] = {}
@@ -177,11 +158,14 @@ def evaluate(
                 failures[key] = str(error)
                 logger.error("evaluator %s: %s", key, error)
         progress.update(len(runners), "")
+    if failures and not metrics:
+        return metrics, failures
     metrics |= cost(experiment, state, workdir)
     metrics["cost/step"] = step
     directory = workdir / "evaluation" / name
     directory.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(directory / "scores.npz", **arrays)
+    np.savez_compressed(directory / "half.npz", **arrays)
+    os.replace(directory / "half.npz", directory / "scores.npz")
     write_json(directory / "metrics.json", metrics)
     if show:
         from experiments.reports.tables import print_metrics
@@ -202,25 +186,33 @@ def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[st
 
 def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | None:
     """state -> metrics on `data.validation`, or None where the config asks for none."""
-    spec = experiment.config["data"].get("validation")
-    if not spec or not experiment.config["evaluation"]["every"]:
+    source, task = experiment.validation, experiment.source.task
+    if source is None:
         return None
-    source = load(spec)
-    kind = "classification" if source.task == "classification" else "regression"
-    run = evaluator("validation", dict(name=kind, data=source))
+    run = evaluator("validation", dict(name=task, data=source), task)
     predictor = None
 
     def validate(state: State) -> dict[str, float]:
         nonlocal predictor
         predictor = predictor or Predictor(experiment, state)
         predictor.state = state
-        return {key: value for key, value in run(predictor) if not isinstance(value, np.ndarray)}
+        found = (item for item in run(predictor) if not isinstance(item[1], np.ndarray))
+        return {key: value for key, value in found if not key.startswith("cost/")}
 
     return validate
 
 
-def parse_data(text: str) -> dict[str, Any]:
-    """`name`, `name:split`, or a dict in Python or JSON syntax.
+def report(failures: Mapping[str, str]) -> None:
+    """Raises ValueError where an evaluator failed, so that the program's exit status tells it."""
+    if failures:
+        raise ValueError(f"{len(failures)} failed: " + "; ".join(map(": ".join, failures.items())))
+
+
+def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
+    """`NAME`, `NAME:SPLIT`, or a dict in Python or JSON syntax.
+
+    A name alone that is that of the training data stands for the training data with its other
+    fields, such as the classes it is restricted to, too.
 
     Raises:
       ConfigError: neither of these.
@@ -231,7 +223,8 @@ def parse_data(text: str) -> dict[str, Any]:
         except (ValueError, SyntaxError) as error:
             raise ConfigError(f"--data: {text!r} is not a dict: {error}") from None
     name, _, split = text.partition(":")
-    return dict(name=name, **({"split": split} if split else {}))
+    spec = dict(train) if name == train["name"] else dict(name=name)
+    return {**spec, **({"split": split} if split else {})}
 
 
 def main(argv: list[str]) -> None:
@@ -239,16 +232,18 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected arguments {argv[1:]}")
     setup_logging()
     config = read_config(WORKDIR.value)
-    config["mesh"] = {}  # whatever devices there are here
-    experiment = setup(config)
-    specs, name = None, NAME.value or "test"
+    # Whatever devices there are here, as many as share the batches equally.
+    sizes = config["batch_size"] // config["inference"].get("accumulate", 1)
+    data = math.gcd(jax.device_count(), sizes, config["evaluation"]["batch_size"])
+    experiment = setup({**config, "mesh": {"data": data}}, read_description(WORKDIR.value))
+    specs, name = None, "test"
     if DATA.value:
-        data = parse_data(DATA.value)
-        kind = "classification" if experiment.source.task == "classification" else "regression"
-        specs, name = {"data": dict(name=kind, data=data)}, NAME.value or data["name"]
-    _, failures = evaluate(experiment, WORKDIR.value, specs=specs, name=name)
-    if failures:
-        raise ValueError("\n".join(f"evaluator {key}: {why}" for key, why in failures.items()))
+        spec = parse_data(DATA.value, config["data"]["train"])
+        source = load(spec, "--data")
+        specs = {"data": dict(name=experiment.source.task, data=source)}
+        name = re.sub(r"[^\w.-]+", "-", f"{spec['name']} {spec.get('split', '')}".strip())
+    _, failures = evaluate(experiment, WORKDIR.value, specs=specs, name=NAME.value or name)
+    report(failures)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,25 @@
 """From a config to everything that training and evaluation share, refused early if it is wrong."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from experiments import config as config_lib
 from experiments import execution
+from experiments.data.loader import batches
 from experiments.data.source import Source, load
+from experiments.evaluators import evaluator
+from experiments.workdir import read_json, write_json
 from uncertainty import build
 from uncertainty.build import ConfigError
 from uncertainty.types import Inference, Model, State
+
+DATA = "data.json"  # what evaluation must know of the training data
 
 
 class Experiment(NamedTuple):
@@ -20,6 +27,7 @@ class Experiment(NamedTuple):
 
     config: dict[str, Any]
     source: Source  # training data
+    validation: Source | None
     mesh: Mesh
     model: Model
     inference: Inference
@@ -36,11 +44,16 @@ class Experiment(NamedTuple):
         return execution.place(state, self.shardings)
 
 
-def setup(config: Mapping[str, Any]) -> Experiment:
+def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment:
     """Builds an experiment; everything is checked by tracing before anything is compiled.
+
+    Args:
+      config: of a run.
+      source: stands for the training data, as `read_description` gives it; for evaluation.
 
     Raises:
       ConfigError: names the field, the value and what is allowed.
+      ValueError: data that cannot be trained on.
     """
     execution.prepare()
     config = config_lib.plain(config)
@@ -48,19 +61,13 @@ def setup(config: Mapping[str, Any]) -> Experiment:
     model = build.model(config)
     inference = build.inference(config)
     mesh = execution.make_mesh(config["mesh"])
-    accumulate = config["inference"].get("accumulate", 1)
-    execution.check_divides("batch_size", config["batch_size"], mesh, "data")
-    if config["batch_size"] % accumulate:
-        raise ConfigError(
-            f"inference.accumulate: {accumulate} parts do not divide batch_size "
-            f"{config['batch_size']}"
-        )
-    execution.check_divides("batch_size / inference.accumulate",
-                            config["batch_size"] // accumulate, mesh, "data")  # fmt: skip
-    execution.check_divides(
-        "evaluation.batch_size", config["evaluation"]["batch_size"], mesh, "data"
-    )
-    source = load(config["data"]["train"])
+    execution.check_executor(config, inference, mesh)
+    check_batches(config, mesh)
+    validation = None
+    if source is None:
+        source, validation = load_data(config)
+    for name, spec in config["evaluators"].items():
+        evaluator(name, spec, source.task)
     x = jax.ShapeDtypeStruct((1, *source.shape), jnp.float32)
     try:
         shapes = jax.eval_shape(inference.init, jax.random.key(0), x)
@@ -69,11 +76,10 @@ def setup(config: Mapping[str, Any]) -> Experiment:
         raise ConfigError(
             f"the network does not fit inputs of shape {source.shape}: {error}"
         ) from error
-    P, K = shapes.key.shape[0], latent.mean.shape[-1]
-    execution.check_divides("inference.size", P, mesh, "particle")
-    if source.outputs != K:
+    execution.check_divides("inference.size", shapes.key.shape[0], mesh, "particle")
+    if source.outputs != latent.mean.shape[-1]:
         raise ConfigError(
-            f"head.outputs: {K}, but {source.name} has {source.outputs} "
+            f"head.outputs: {latent.mean.shape[-1]}, but {source.name} has {source.outputs} "
             + ("classes" if source.task == "classification" else "real outcomes")
         )
     discrete = model.likelihood.log_probs is not None
@@ -89,4 +95,60 @@ def setup(config: Mapping[str, Any]) -> Experiment:
     shapes = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
     )
-    return Experiment(config, source, mesh, model, inference, shapes, shardings)
+    return Experiment(config, source, validation, mesh, model, inference, shapes, shardings)
+
+
+def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:
+    """Raises ConfigError where the devices or `accumulate` do not divide a batch."""
+    size, accumulate = config["batch_size"], config["inference"].get("accumulate", 1)
+    execution.check_divides("batch_size", size, mesh, "data")
+    if size % accumulate:
+        raise ConfigError(
+            f"inference.accumulate: {accumulate} parts do not divide batch_size {size}"
+        )
+    execution.check_divides("batch_size / inference.accumulate", size // accumulate, mesh, "data")
+    execution.check_divides(
+        "evaluation.batch_size", config["evaluation"]["batch_size"], mesh, "data"
+    )
+
+
+def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
+    """The training data of a config, and what it is validated on where it asks for that.
+
+    Raises:
+      ConfigError: data, an augmentation, or the two together that cannot be.
+      ValueError: data that is damaged, empty or not finite.
+    """
+    data, every = config["data"], config["evaluation"]["every"]
+    source, validation = load(data["train"], "data.train"), None
+    if every and not data.get("validation"):
+        raise ConfigError(f"evaluation.every: {every}, but there is no data.validation")
+    if every:
+        validation = load(data["validation"], "data.validation")
+        for field in ("shape", "outputs", "task"):
+            wanted, found = getattr(source, field), getattr(validation, field)
+            if found != wanted:
+                raise ConfigError(f"data.validation: {field} {found}, but {wanted} in data.train")
+    try:
+        batches(source, seed=0, batch_size=config["batch_size"], augment=data["augment"])
+    except ConfigError as error:
+        raise ConfigError(f"data.{error}") from error
+    return source, validation
+
+
+def write_description(workdir: pathlib.Path, source: Source) -> None:
+    """Notes what evaluation must know of the training data, which it then does without."""
+    description = dict(
+        name=source.name, shape=source.shape, classes=source.classes, outputs=source.outputs
+    )
+    write_json(workdir / DATA, description)
+
+
+def read_description(workdir: str | pathlib.Path) -> Source | None:
+    """The training data without its examples; None where nothing was noted."""
+    path = pathlib.Path(workdir) / DATA
+    if not path.is_file():
+        return None
+    noted = read_json(path)
+    x = np.zeros((0, *noted["shape"]), np.float32)
+    return Source(noted["name"], x, None, noted["classes"], noted["outputs"])

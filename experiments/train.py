@@ -1,6 +1,6 @@
 """The train loop: the only one, read from top to bottom.
 
-    python -m experiments.train --config configs/digits/ensemble.py --workdir runs/ensemble
+    python -m experiments.train --config configs/digits/mlp.py:size=10 --workdir runs/ensemble
 
 trains, saves checkpoints, goes on where it was interrupted, and evaluates at the end.
 """
@@ -21,7 +21,7 @@ from experiments import evaluate, execution, writers
 from experiments.checkpoint import Checkpoints
 from experiments.data.loader import batches, prefetch
 from experiments.progress import Progress, format_losses, setup_logging
-from experiments.setup import Experiment, setup
+from experiments.setup import Experiment, setup, write_description
 from experiments.termination import graceful_termination
 from experiments.workdir import locked, open_workdir
 from uncertainty import build
@@ -52,6 +52,8 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Experiment:
     config = experiment.config
     workdir = open_workdir(workdir, config, ignore=config_lib.MAY_CHANGE)
     with locked(workdir), graceful_termination() as stop:
+        if jax.process_index() == 0:
+            write_description(workdir, experiment.source)
         _train(experiment, workdir, stop)
     return experiment
 
@@ -90,9 +92,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
         ) as writer,
         contextlib.closing(writers.Profile(workdir, config["logging"]["profile"])) as profile,
         contextlib.closing(checkpoints),
-        Progress(
-            steps, "train", start=start, show=jax.process_index() == 0
-        ) as progress,
+        Progress(steps, "train", start=start, show=jax.process_index() == 0) as progress,
         prefetch(data, put) as stream,
     ):
         clock = Clock(writer.seconds)
@@ -102,7 +102,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
             with profile(step):
                 state, metrics = update(state, batch)
             done = step + 1
-            faults.add(metrics.pop("finite"))
+            faults.add(metrics["finite"])
             text = None
             if done % every == 0 or done in (start + 1, steps):
                 record, text = summary(execution.host(metrics))
@@ -125,20 +125,24 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
 
 
 def summary(metrics: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
-    """What is written and shown of an update's metrics: loss per member and of the ensemble."""
-    loss, nll = metrics["loss"], metrics["nll"]  # [P], [P, M, B]
+    """What is written and shown of an update's metrics: loss per member and of the ensemble.
+
+    Particles whose step was not finite are left out of all but their own losses.
+    """
+    nll = np.asarray(metrics["nll"], np.float64)  # [P, M, B]
+    members = nll.mean(axis=-1).ravel()  # [P M]
+    sound = metrics["finite"] if metrics["finite"].any() else slice(None)  # of [P]
     record = {
-        "loss": float(np.mean(loss)),
-        "gradient_norm": float(np.mean(metrics["gradient_norm"])),
+        "loss": float(np.mean(metrics["loss"][sound])),
+        "gradient_norm": float(np.mean(metrics["gradient_norm"][sound])),
     }
-    members = np.asarray(nll, np.float64).mean(axis=-1).ravel()  # [P M]
-    flat = -np.asarray(nll, np.float64).reshape(-1, nll.shape[-1])  # log p(y), [P M, B]
+    flat = -nll[sound].reshape(-1, nll.shape[-1])  # log p(y), [P M, B]
     peak = flat.max(axis=0)
     mixture = peak + np.log(np.mean(np.exp(flat - peak), axis=0))
     record["ensemble_loss"] = float(-np.mean(mixture))
     if len(members) > 1:
         record |= {f"loss/{i}": float(value) for i, value in enumerate(members)}
-    return record, format_losses(members, record["ensemble_loss"])
+    return record, format_losses(members, record["ensemble_loss"] if len(members) > 1 else None)
 
 
 class Faults:
@@ -153,10 +157,14 @@ class Faults:
         self._pending.append(finite)
 
     def check(self, step: int) -> None:
-        """Names each new faulty particle; raises ParticleFault if the config says to stop."""
+        """Names each new faulty particle.
+
+        Raises:
+          ParticleFault: if the config says to stop, or no particle is left.
+        """
         if not self._pending:
             return
-        finite = np.asarray(execution.host(self._pending)).reshape(len(self._pending), -1)
+        finite = np.stack(execution.host(self._pending))  # [steps, P]
         first, self._pending, self.step = self.step + 1, [], step
         for particle in np.flatnonzero(~finite.all(axis=0)):
             at = first + int(np.flatnonzero(~finite[:, particle])[0])
@@ -167,8 +175,10 @@ class Faults:
                     "on_fault='freeze' to let the other particles go on."
                 )
             if particle not in self._named:
-                logger.warning("%s; it stays as it was while the others go on", message)
+                logger.warning("%s; such steps leave it as it is, the others go on", message)
                 self._named.add(int(particle))
+        if not finite.any():
+            raise ParticleFault(f"no particle has had a finite step since step {first}")
 
 
 class Clock:
@@ -191,21 +201,23 @@ class Clock:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise ValueError(f"unexpected arguments {argv[1:]}; fields are --config.field=value")
+    config = config_lib.load(CONFIG.value, config_lib.assignments(argv[1:], "--config."))
     setup_logging()
-    config = CONFIG.value
     try:
-        experiment = train(config_lib.plain(config), WORKDIR.value)
+        experiment = train(config, WORKDIR.value)
     except Interrupted as message:
         logger.warning("%s. The same command goes on from there.", message)
         return
     if EVALUATE.value:
-        evaluate.evaluate(experiment, WORKDIR.value)
+        _, failures = evaluate.evaluate(experiment, WORKDIR.value)
+        evaluate.report(failures)
 
 
 if __name__ == "__main__":
-    CONFIG = config_lib.define_flags()
+    CONFIG = flags.DEFINE_string(
+        "config", None, "configs/FILE.py or configs/FILE.py:OPTION,OPTION=VALUE such as :runlocal; "
+        "--config.section.field=value sets a field of it."
+    )  # fmt: skip
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
     EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate at the end.")
     flags.mark_flags_as_required(["config", "workdir"])

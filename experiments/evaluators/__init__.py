@@ -1,0 +1,39 @@
+"""Evaluators: `name='file'` in a config is the function `file` of `file.py` here.
+
+An evaluator gets `predict` and its fields in the config, and yields (metric, value); arrays are kept
+for the plots. Its attribute `task` says what data it is for.
+"""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from experiments.data.fields import check_fields
+from uncertainty.build import ConfigError, nearest
+
+
+def evaluator(name: str, spec: Mapping[str, Any], task: str) -> Callable[[Any], Iterator]:
+    """predict -> the metrics of the evaluator that a config calls `name`.
+
+    Args:
+      name: in the config's `evaluators`.
+      spec: its fields there.
+      task: 'classification' or 'regression', what the model is trained for.
+
+    Raises:
+      ConfigError: an unknown evaluator or field, a missing field, or one for another task.
+    """
+    field = f"evaluators.{name}"
+    files = [m.name for m in pkgutil.iter_modules(__path__)]
+    if not isinstance(spec, Mapping) or spec.get("name") not in files:
+        kind = spec.get("name") if isinstance(spec, Mapping) else spec
+        raise ConfigError(f"{field}.name: no evaluator {kind!r}; {nearest(str(kind), files)}")
+    kind = spec["name"]
+    run = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
+    fields = {key: value for key, value in spec.items() if key != "name"}
+    check_fields(run, fields, f"{field}.", given=("predict",))
+    if task != run.task:
+        raise ConfigError(f"{field}.name: {kind!r} is for {run.task}, the training data for {task}")
+    return functools.partial(run, **fields)

@@ -25,3 +25,6 @@ def classification(predict: Any, data: Any, bins: int = 15) -> Iterator[tuple[st
     if p.source.shape in ((1,), (2,)):
         yield "test/x", p.source.gather(np.arange(len(p.source)))["x"]
     yield "cost/predict_ms_per_example", 1e3 * p.seconds / len(p.y)
+
+
+classification.task = "classification"

@@ -40,3 +40,6 @@ def corruption(
                 yield f"corruption/{kind}/{severity}/{name}", value
     for name, values in total.items():
         yield f"corruption/{name}", float(np.mean(values))
+
+
+corruption.task = "classification"

@@ -35,3 +35,6 @@ def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str,
                 yield f"ood/{name}/{key}", example[key]
     if missing:
         raise ValueError("; ".join(missing))
+
+
+ood.task = "classification"

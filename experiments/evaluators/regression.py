@@ -26,3 +26,6 @@ def regression(predict: Any, data: Any) -> Iterator[tuple[str, Any]]:
     if p.source.shape in ((1,), (2,)):
         yield "test/x", p.source.gather(np.arange(len(p.source)))["x"]
     yield "cost/predict_ms_per_example", 1e3 * p.seconds / len(y)
+
+
+regression.task = "regression"

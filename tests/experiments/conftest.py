@@ -1,0 +1,133 @@
+"""Runs the programs as a user does, each in a process of its own that has imported all already."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Forks a child for every line of its input; JAX starts its threads at the first computation only,
+# which the parent never makes. A child leaves out nothing at its end but freeing the memory that it
+# shares with its parent, which takes seconds.
+SERVER = """
+import atexit, importlib, json, os, resource, runpy, sys, threading, traceback, warnings
+for name in ("evaluate", "reproduce", "data.loader"):
+    importlib.import_module("experiments." + name)
+import sklearn.datasets
+
+def run(job):
+    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
+        os.dup2(file, number)
+    os.environ["XLA_FLAGS"] = job["xla_flags"]
+    if job["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
+    module = "experiments." + job["program"]
+    sys.modules.pop(module, None)  # runpy warns of a module that is there already
+    sys.argv = [module, *job["arguments"]]
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+warnings.filterwarnings("ignore", "os.fork")
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        run(json.loads(line))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Result(NamedTuple):
+    code: int  # minus the signal's number, where one ended the process
+    output: str  # standard output and error
+
+
+class Running:
+    """A program that runs."""
+
+    def __init__(self, server: subprocess.Popen, output: Path):
+        self._server, self._output = server, output
+        self.pid = int(server.stdout.readline())
+
+    def output(self) -> str:
+        return self._output.read_text() if self._output.exists() else ""
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)  # until `result` is asked for, nobody else can have this number
+
+    def result(self) -> Result:
+        return Result(int(self._server.stdout.readline()), self.output())
+
+
+class Programs:
+    """`programs("train", "--config", ...)` is `python -m experiments.train --config ...`."""
+
+    def __init__(self, directory: Path):
+        self._directory, self._count = directory, 0
+        self._server = None
+
+    def start(
+        self, program: str, *arguments: str, devices: int = 1, largest_file: int = 0
+    ) -> Running:
+        """Starts one, with so many CPU devices, and with a limit on the size of files if asked."""
+        if self._server is None:
+            environment = dict(os.environ, COLUMNS="100", PYTHONPATH=str(ROOT))
+            environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
+            self._server = subprocess.Popen(
+                [sys.executable, "-c", SERVER], cwd=ROOT, env=environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+            )  # fmt: skip
+            assert self._server.stdout.readline() == "ready\n"
+        self._count += 1
+        output = self._directory / f"{self._count}.txt"
+        own = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
+        job = dict(
+            program=program,
+            arguments=[str(argument) for argument in arguments],
+            output=str(output),
+            largest_file=largest_file,
+            xla_flags=" ".join([*own, f"--xla_force_host_platform_device_count={devices}"]),
+        )
+        print(json.dumps(job), file=self._server.stdin, flush=True)
+        return Running(self._server, output)
+
+    def __call__(self, program: str, *arguments: str, **options: int) -> Result:
+        return self.start(program, *arguments, **options).result()
+
+    def close(self) -> None:
+        if self._server is not None:
+            os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.communicate()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    made = Programs(tmp_path_factory.mktemp("output"))
+    yield made
+    made.close()
+
+
+def options(fields: dict, prefix: str = "--config.") -> Sequence[str]:
+    """{'optimiser.learning_rate': 1} as flags."""
+    return [f"{prefix}{name}={value}" for name, value in fields.items()]
