@@ -3,8 +3,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests compile much and run little.
-TEST_FLAGS := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 
 .PHONY: quickstart test test-fast lint clean
 
@@ -18,10 +16,10 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/installed
-	XLA_FLAGS="$(TEST_FLAGS)" $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/installed
-	XLA_FLAGS="$(TEST_FLAGS)" $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
