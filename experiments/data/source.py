@@ -106,15 +106,9 @@ def load(spec: Mapping[str, Any], field: str = "data") -> Source:
       ConfigError: an unknown name, field, split, class, or a missing file.
       ValueError: the data is empty, is not finite, or has labels outside [0, K).
     """
-    fields = dict(spec)
-    name = fields.pop("name", None)
-    common = {key: fields.pop(key) for key in _COMMON if key in fields}
+    function, name, fields, common = check_spec(spec, field)
+    given = {} if name in OWN else {"name": name}
     try:
-        if not isinstance(name, str):
-            raise ConfigError(f"name: {name!r} is not a name; {nearest('', OWN)}, or one of tfds")
-        function = OWN.get(name, from_tfds.tfds)
-        given = {} if name in OWN else {"name": name}
-        check_fields(function, fields, given=given, also=_COMMON)
         try:
             dataset = function(**given, **fields)
         except TypeError as error:
@@ -126,6 +120,28 @@ def load(spec: Mapping[str, Any], field: str = "data") -> Source:
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from error
     return source
+
+
+def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, str, dict, dict]:
+    """Whether a set can have these fields; no file is looked at.
+
+    Returns:
+      The function that makes the Dataset, the set's name, the fields of the function, and those
+      that every set has.
+
+    Raises:
+      ConfigError: no name, an unknown field, or a missing one.
+    """
+    fields = dict(spec)
+    name = fields.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{field}.name: {name!r} is not a name; {nearest('', OWN)}, or one of "
+                          "tfds")  # fmt: skip
+    common = {key: fields.pop(key) for key in _COMMON if key in fields}
+    function = OWN.get(name, from_tfds.tfds)
+    given = () if name in OWN else ("name",)
+    check_fields(function, fields, f"{field}.", given=given, also=_COMMON)
+    return function, name, fields, common
 
 
 def _source(

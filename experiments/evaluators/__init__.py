@@ -1,7 +1,7 @@
 """Evaluators: `name='file'` in a config is the function `file` of `file.py` here.
 
-An evaluator gets `predict` and its fields in the config, and yields (metric, value); arrays are kept
-for the plots. Its attribute `task` says what data it is for.
+An evaluator gets `predict` and its fields in the config, and yields (metric, value); arrays are
+kept for the plots. Its attribute `task` says what data it is for.
 """
 
 import functools
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from experiments.data.fields import check_fields
+from experiments.data.source import check_spec
 from uncertainty.build import ConfigError, nearest
 
 
@@ -34,6 +35,17 @@ def evaluator(name: str, spec: Mapping[str, Any], task: str) -> Callable[[Any], 
     run = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
     fields = {key: value for key, value in spec.items() if key != "name"}
     check_fields(run, fields, f"{field}.", given=("predict",))
+    for key, value in fields.items():
+        _check_data(value, f"{field}.{key}")
     if task != run.task:
         raise ConfigError(f"{field}.name: {kind!r} is for {run.task}, the training data for {task}")
     return functools.partial(run, **fields)
+
+
+def _check_data(value: Any, field: str) -> None:
+    """Checks the fields of a source's spec, and of those in a dict of specs."""
+    if isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values()):
+        for key, spec in value.items():
+            _check_data(spec, f"{field}.{key}")
+    elif isinstance(value, Mapping):
+        check_spec(value, field)
