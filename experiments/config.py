@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -133,6 +134,12 @@ def check(config: Mapping[str, Any]) -> None:
         value = (config[section] if section else config)[field]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"config.{name}: {value!r}; a whole number from {least} is needed")
+    for name, value in (
+        ("data.augment", config["data"]["augment"]),
+        ("sharding", config["sharding"]),
+    ):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"config.{name}: {value!r}; a list is needed")
     seed, logging = config["seed"], config["logging"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ConfigError(f"config.seed: {seed!r}; a whole number in [0, 2^32) is needed")
@@ -178,5 +185,5 @@ flags.DEFINE_bool("debug", False, "Show the traceback of an error in the config 
 
 
 def _fail(message: str, code: int = 2) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {re.sub(r'^.Errno [0-9]+. ', '', message)}", file=sys.stderr)
     sys.exit(code)

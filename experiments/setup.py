@@ -73,9 +73,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
         shapes = jax.eval_shape(inference.init, jax.random.key(0), x)
         latent = jax.eval_shape(inference.predict, shapes, x)
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the network does not fit inputs of shape {source.shape}: {error}"
-        ) from error
+        raise ConfigError(f"{error} (with inputs of shape {source.shape})") from error
     execution.check_divides("inference.size", shapes.key.shape[0], mesh, "particle")
     if source.outputs != latent.mean.shape[-1]:
         raise ConfigError(

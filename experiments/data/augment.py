@@ -162,7 +162,7 @@ def pipeline(
     """
     stages = []
     for i, spec in enumerate(specs):
-        fields = dict(spec)
+        fields = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
         name = fields.pop("name", None)
         if name not in NAMES:
             raise ConfigError(f"{field}[{i}].name: {name!r}; {nearest(str(name), NAMES)}")
