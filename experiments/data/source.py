@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.data import augment, embedded, files, from_tfds
 from experiments.data.fields import check_fields
+from experiments.data.normalisation import check_finite, per_example, statistics_of
 from experiments.data.order import LABELS, philox
 from experiments.data.splits import Dataset
 from uncertainty.build import ConfigError, nearest
@@ -165,8 +166,10 @@ def _source(
     if dataset.standardise if standardise is None else standardise:
         if mean is not None or std is not None:
             raise ConfigError("standardise: True, but mean or std is given too")
-        mean, std, y_mean, y_std = _statistics(*dataset.read(statistics), k)
-    mean, std = (_per_example(v, x.shape[1:], n) for v, n in ((mean, "mean"), (std, "std")))
+        mean, std, y_mean, y_std = statistics_of(
+            f"{name}[{statistics}]", *dataset.read(statistics), k
+        )
+    mean, std = (per_example(v, x.shape[1:], n) for v, n in ((mean, "mean"), (std, "std")))
     if not in_memory:
         if classes is not None or label_noise is not None:
             raise ConfigError("classes: and label_noise need a set that fits in memory "
@@ -203,11 +206,7 @@ def check(source: Source, sample: int = 256) -> None:
     if not isinstance(x, np.ndarray):
         batch = source.raw(np.arange(min(sample, len(source))))
         x, y = batch["x"], batch["y"]
-    for key, values in (("x", x), ("y", y)):
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            bad = np.argwhere(~np.isfinite(values))[0]
-            raise ValueError(f"{source.name}: {key} of example {bad[0]} is {values[tuple(bad)]} "
-                             f"(position {tuple(bad[1:].tolist())})")  # fmt: skip
+    check_finite(source.name, x, y)
     _check_labels(source.name, y, source.classes)
 
 
@@ -226,37 +225,6 @@ def _targets(y, classes: int | None, mean: np.ndarray | None, std: np.ndarray | 
         return np.asarray(y, np.int32)
     y = np.asarray(y, np.float32).reshape(len(y), -1)
     return y if mean is None else (y - mean) / std
-
-
-def _statistics(x: Any, y: Any, classes: int | None) -> tuple:
-    """Mean and standard deviation of x, a feature or channel each, and of regression targets."""
-    if not isinstance(x, np.ndarray):
-        raise ConfigError("standardise: needs a set that fits in memory; give mean and std")
-    axes = tuple(range(max(x.ndim - 1, 1)))
-    x = np.asarray(x, np.float64) / (255 if x.dtype == np.uint8 else 1)
-    moments = [x.mean(axes), _positive(x.std(axes)), None, None]
-    if classes is None:
-        y = np.asarray(y, np.float64).reshape(len(y), -1)
-        moments[2:] = y.mean(0), _positive(y.std(0))
-    return tuple(None if m is None else np.asarray(m, np.float32) for m in moments)
-
-
-def _positive(std: np.ndarray) -> np.ndarray:
-    return np.where(std > 0, std, 1)  # a constant feature becomes 0, not NaN
-
-
-def _per_example(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | None:
-    if value is None:
-        return None
-    value = np.asarray(value, np.float32)
-    try:
-        fits = np.broadcast_shapes(value.shape, shape) == tuple(shape)
-    except ValueError:
-        fits = False
-    if not fits or not np.isfinite(value).all() or (name == "std" and (value <= 0).any()):
-        raise ConfigError(f"{name}: {value.tolist()} for examples {list(shape)}; a finite number "
-                          "or one per channel or feature is needed, positive for std")  # fmt: skip
-    return np.broadcast_to(value, shape).copy()  # a short last axis would be slow to broadcast
 
 
 def _only_classes(x, y, k: int | None, classes: Sequence[int]) -> tuple:

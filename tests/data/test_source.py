@@ -187,6 +187,14 @@ def test_bad_data_is_named_before_training():
         load(dict(name="digits", split="train[3:3]"))
 
 
+def test_nan_is_named_before_it_enters_the_statistics(tmp_path):
+    x = np.ones((6, 2))
+    x[4, 1] = np.nan
+    np.savez(tmp_path / "table.npz", x=x, y=np.zeros(6, int))
+    with pytest.raises(ValueError, match=r"data: npz.*: x of example 4 is nan"):
+        load(dict(name="npz", path=str(tmp_path / "table.npz"), standardise=True))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -1,0 +1,63 @@
+"""Mean and standard deviation of a set, and whether it is finite."""
+
+from typing import Any
+
+import numpy as np
+
+from uncertainty.build import ConfigError
+
+
+def statistics_of(name: str, x: Any, y: Any, classes: int | None) -> tuple:
+    """Mean and standard deviation of x, a feature or channel each, and of regression targets.
+
+    A constant feature has standard deviation 1 here, so that it becomes 0 and not NaN.
+
+    Returns:
+      mean and std of x, each float32 [D] or [C]; those of y, [K], or None for classes.
+
+    Raises:
+      ConfigError: x is not in memory.
+      ValueError: a value is not finite.
+    """
+    if not isinstance(x, np.ndarray):
+        raise ConfigError("standardise: needs a set that fits in memory; give mean and std")
+    check_finite(name, x, y)
+    axes = tuple(range(max(x.ndim - 1, 1)))
+    x = np.asarray(x, np.float64) / (255 if x.dtype == np.uint8 else 1)
+    moments = [x.mean(axes), _positive(x.std(axes)), None, None]
+    if classes is None:
+        y = np.asarray(y, np.float64).reshape(len(y), -1)
+        moments[2:] = y.mean(0), _positive(y.std(0))
+    return tuple(None if m is None else np.asarray(m, np.float32) for m in moments)
+
+
+def _positive(std: np.ndarray) -> np.ndarray:
+    return np.where(std > 0, std, 1)
+
+
+def per_example(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | None:
+    """`value` (a mean or std) repeated to the shape of an example, float32; None stays None.
+
+    Raises:
+      ConfigError: it does not broadcast, is not finite, or is a std that is not positive.
+    """
+    if value is None:
+        return None
+    value = np.asarray(value, np.float32)
+    try:
+        fits = np.broadcast_shapes(value.shape, shape) == tuple(shape)
+    except ValueError:
+        fits = False
+    if not fits or not np.isfinite(value).all() or (name == "std" and (value <= 0).any()):
+        raise ConfigError(f"{name}: {value.tolist()} for examples {list(shape)}; a finite number "
+                          "or one per channel or feature is needed, positive for std")  # fmt: skip
+    return np.broadcast_to(value, shape).copy()  # a short last axis would be slow to broadcast
+
+
+def check_finite(name: str, x: np.ndarray, y: np.ndarray) -> None:
+    """Raises ValueError that names the first example with NaN or infinity."""
+    for key, values in (("x", x), ("y", y)):
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            bad = np.argwhere(~np.isfinite(values))[0]
+            raise ValueError(f"{name}: {key} of example {bad[0]} is {values[tuple(bad)]} "
+                             f"(position {tuple(bad[1:].tolist())})")  # fmt: skip
