@@ -70,7 +70,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
         evaluator(name, spec, source.task)
     x = jax.ShapeDtypeStruct((1, *source.shape), jnp.float32)
     try:
-        shapes = jax.eval_shape(inference.init, jax.random.key(0), x)
+        shapes = jax.eval_shape(inference.init, jax.eval_shape(jax.random.key, 0), x)
         latent = jax.eval_shape(inference.predict, shapes, x)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{error} (with inputs of shape {source.shape})") from error

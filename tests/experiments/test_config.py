@@ -1,0 +1,233 @@
+"""What is wrong with a config is said before anything is compiled or written."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.base import parse_arg
+from experiments import config as config_lib
+from experiments.train import train
+from uncertainty.build import ConfigError
+
+DIGITS = "configs/digits/mlp.py"
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    """One entry for each program that XLA has compiled, or taken from its cache, since."""
+    found = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return found
+
+
+def test_compilations_are_seen(compilations):
+    before = len(compilations)
+    jax.jit(lambda x: x * np.random.default_rng().random())(1.0)
+    assert len(compilations) == before + 1
+
+
+REFUSED = {  # overrides -> what the message says, in this order
+    # names and fields, with the nearest valid ones
+    "optimizer": (dict(name="sgd"), "config.optimizer", "did you mean 'optimiser'?"),
+    "backbone.name": ("mpl.MLP", "backbone.name", "'mpl'", "did you mean 'mlp'?"),
+    "backbone.name ": ("mlp.MPL", "backbone.name", "'MPL'", "did you mean 'MLP'?"),
+    "backbone.width": ((8,), "backbone.width", "did you mean 'widths'?"),
+    "ensemble.name": ("singel", "ensemble.name", "did you mean 'single'?"),
+    "head.output": (8, "head.output", "did you mean 'outputs'?"),
+    "likelihood": ("sofmax", "likelihood.name", "did you mean 'softmax'"),
+    "inference.name": ("particle", "inference.name", "did you mean 'particles'"),
+    "inference.direction.name": ("indep", "inference.direction.name", "'independent'"),
+    "inference.sise": (3, "inference.sise", "did you mean 'size'?"),
+    "inference.executor": ("vmpa", "executor: 'vmpa'", "vmap"),
+    "optimiser.name": ("adm", "'adm'", "did you mean 'adam'?"),
+    "optimiser.learning_rat": (1.0, "optimiser.learning_rat:", "did you mean 'learning_rate'?"),
+    "optimiser.schedule.name": ("cosin", "optimiser.schedule.name", "'cosine'"),
+    "optimiser.schedule.warmup": (3, "optimiser.schedule.warmup", "'warmup_steps'"),
+    "logging.evry": (3, "config.logging.evry", "did you mean 'every'?"),
+    "checkpoint.kep": (3, "config.checkpoint.kep", "did you mean 'keep'?"),
+    "evaluation.batchsize": (3, "config.evaluation.batchsize", "'batch_size'"),
+    "mesh.particles": (2, "mesh.particles", "did you mean 'particle'?"),
+    "data.trian": ({}, "config.data.trian", "did you mean 'train'?"),
+    "data.train.name": ("digts", "data.train.name", "did you mean 'digits'"),
+    "data.train.clases": ((1,), "data.train.clases", "did you mean 'classes'?"),
+    "data.train.split": ("trian", "data.train.split", "did you mean 'train'?"),
+    "data.validation.split": ("valid", "data.validation.split", "'validation'"),
+    "data.augment": ([dict(name="flp")], "data.augment[0].name", "did you mean 'flip'?"),
+    "data.augment ": ([dict(name="flip", q=1)], "data.augment[0].q", "(valid: p)"),
+    "evaluators.test.name": ("clasification", "evaluators.test.name", "'classification'"),
+    "evaluators.test.bns": (3, "evaluators.test.bns", "did you mean 'bins'?"),
+    "evaluators.ood.sets.noise.shap": ((1,), "evaluators.ood.sets.noise.shap", "'shape'"),
+    "evaluators.more": (dict(name="ood", data=dict(name="noise", shape=(8, 8, 1))),
+                        "evaluators.more.sets", "missing"),
+    # types and ranges
+    "steps": (10.5, "config.steps: 10.5"),
+    "steps ": (True, "config.steps: True"),
+    "batch_size": (0, "config.batch_size: 0"),
+    "seed": (-1, "config.seed: -1"),
+    "on_fault": ("ignore", "config.on_fault: 'ignore'", "'stop' or 'freeze'"),
+    "logging.every": ("often", "config.logging.every: 'often'"),
+    "logging.tensorboard": ("maybe", "config.logging.tensorboard: 'maybe'"),
+    "logging.profile": ((7, 3), "config.logging.profile: (7, 3)"),
+    "checkpoint.keep": (0, "config.checkpoint.keep: 0"),
+    "evaluation.every": (-1, "config.evaluation.every: -1"),
+    "sharding": (3, "config.sharding: 3"),
+    "data": ("digits", "config.data: 'digits'"),
+    "backbone": (3, "config.backbone: 3"),
+    "backbone.widths": ("wide", "backbone.widths: 'wide'"),
+    "head.outputs": ("8", "head.outputs: '8'", "int"),
+    "optimiser.learning_rate": ("fast", "optimiser.learning_rate: 'fast'", "float"),
+    "optimiser.learning_rate ": (-1.0, "optimiser.learning_rate: -1.0"),
+    "optimiser.weight_decay": (0.1, "optimiser.weight_decay: 0.1"),
+    "inference.size": (0, "inference: size: 0"),
+    "mesh.data": ("all", "mesh.data: 'all'"),
+    # combinations that cannot be
+    "head.outputs ": (7, "head.outputs: 7", "8 classes"),
+    "likelihood ": ("gaussian", "'gaussian'", "real outcomes", "digits"),
+    "data.train": (dict(name="diabetes"), "data.validation: shape (8, 8, 1), but (10,)"),
+    "evaluators.test": (dict(name="regression", data={"name": "digits"}), "for regression"),
+    "batch_size ": (60, "batch_size: 60", "8 devices", "56 or 64"),
+    "evaluation.batch_size": (12, "evaluation.batch_size: 12", "8 or 16"),
+    "inference.accumulate": (3, "inference.accumulate: 3", "64"),
+    "inference.accumulate ": (16, "batch_size / inference.accumulate: 4", "8"),
+    "mesh": (dict(particle=4), "inference.size: 1", "4 devices"),
+    "mesh ": (dict(particle=16), "16 devices, but there are 8"),
+    "optimiser.weight_decay ": (((".*kernl", 1.0),), "'.*kernl' matches no parameter"),
+    "sharding ": ((("nothing", ("model",)),), "'nothing' matches no parameter"),
+    "optimiser.schedule.warmup_steps": (2000, "warmup_steps: 2000", "1000 steps"),
+    "data.validation": (dict(name="digits", split="test"), "data.validation: outputs 10, but 8"),
+    "data.validation ": (None, "evaluation.every: 200, but there is no data.validation"),
+    "data.augment  ": ([dict(name="crop", pad=-1)], "data.augment: pad: -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_anything_is_compiled_or_written(name, tmp_path, compilations):
+    value, *words = REFUSED[name]
+    config = config_lib.load(DIGITS)
+    # Text as it is: `override` would read a literal in it, as on a command line.
+    *parents, last = name.strip().split(".")
+    section = config
+    for parent in parents:
+        section = section[parent]
+    section[last] = value
+    before = len(compilations)
+    with pytest.raises(ConfigError) as error:
+        train(config, tmp_path / "run")
+    message = str(error.value)
+    positions = [message.find(word) for word in words]
+    assert -1 not in positions and positions == sorted(positions), message
+    assert len(compilations) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_section_is_named(tmp_path):
+    config = config_lib.plain(config_lib.load(DIGITS))
+    del config["likelihood"]
+    with pytest.raises(ConfigError, match=r"config\.likelihood: missing"):
+        train(config, tmp_path)
+
+
+COMMANDS = {  # what follows `--config configs/digits/mlp.py --workdir DIR` -> the message
+    "--config.optimiser.learning_rat=1": "optimiser.learning_rat: no such field; did you mean "
+    "'learning_rate'?",
+    "--config.optimiser.learning_rate=abc": "optimiser.learning_rate: 'abc' is a str; float",
+    "--config.optimizer.learning_rate=1": "config.optimizer: no such section; did you mean "
+    "'optimiser'?",
+    "--config.steps.more=1": "config.steps: 1000 has no fields such as 'more'",
+    "--config.steps": "'--config.steps': --config.field=value is needed",
+    "--config.steps=1e3": "config.steps: 1000.0; a whole number from 1 is needed",
+    "--confg.steps=3": "Unknown command line flag 'confg.steps'",
+    "steps=3": "'steps=3': --config.field=value is needed",
+    "--config=configs/digits/mpl.py": "config: no file 'configs/digits/mpl.py'; did you mean "
+    "'configs/digits/mlp.py'",
+    "--config=configs/digits/mlp.py:sise=3": "config option 'sise'",
+    "--config=configs/digits/mlp.py:size=many": "config option 'size=many': int is needed",
+    "--config=configs/base.py": "config: configs/base.py has no function get_config",
+}
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_one_line_for_a_wrong_command(programs, arguments, tmp_path):
+    run = tmp_path / "run"
+    result = programs("train", "--config", DIGITS, "--workdir", run, *arguments.split())
+    assert result.code == 2
+    assert result.output.startswith(f"error: {COMMANDS[arguments]}")
+    assert len(result.output.splitlines()) == 1
+    assert not run.exists()
+
+
+def test_required_flags(programs, tmp_path):
+    for arguments in (["--config", DIGITS], ["--workdir", tmp_path]):
+        result = programs("train", *arguments)
+        assert result.code == 2 and "must have a value" in result.output
+
+
+def test_fields_from_the_command_line():
+    """Text becomes what the field holds, new fields are possible, and the last one counts."""
+    flags = [
+        "optimiser.learning_rate=3e-4",
+        "optimiser.clip=1",
+        "steps=7",
+        "steps=8",
+        "inference.executor=vmap",
+        "logging.tensorboard=true",
+        "data.train.path=2024",
+        "data.train.split=0",
+        "data.train.classes=(1, 2)",
+        "data.validation=None",
+        "mesh={'data': 2}",
+        "evaluators.ood.sets.noise.name=a=b",
+    ]
+    overrides = config_lib.assignments([f"--config.{f}" for f in flags], "--config.")
+    config = config_lib.plain(config_lib.load(DIGITS + ":size=3", overrides))
+    assert config["optimiser"]["learning_rate"] == 3e-4
+    assert config["optimiser"]["clip"] == 1 and config["optimiser"]["name"] == "adam"
+    assert config["steps"] == 8
+    assert config["inference"] == dict(
+        name="particles", size=3, direction=dict(name="independent"), executor="vmap"
+    )
+    assert config["logging"]["tensorboard"] is True
+    assert config["data"]["train"]["path"] == 2024
+    assert config["data"]["train"]["split"] == "0"  # text already, so it stays text
+    assert config["data"]["train"]["classes"] == (1, 2)
+    assert config["data"]["validation"] is None
+    assert config["mesh"] == {"data": 2}
+    assert config["evaluators"]["ood"]["sets"]["noise"]["name"] == "a=b"
+
+
+@given(st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none()
+       | st.lists(st.integers(), max_size=3))  # fmt: skip
+def test_a_value_survives_its_way_through_text(value):
+    config = config_lib.load(DIGITS)
+    config_lib.override(config, "optimiser.new", repr(value))
+    assert config.optimiser.new == value and type(config.optimiser.new) is type(value)
+
+
+def test_parse_arg():
+    assert dict(parse_arg(None, size=1)) == dict(runlocal=False, size=1)
+    arg = parse_arg("runlocal,size=4,rate=1,name=x=y", size=1, rate=0.5, name="a")
+    assert dict(arg) == dict(runlocal=True, size=4, rate=1.0, name="x=y")
+    assert isinstance(arg.rate, float)
+    assert not parse_arg("flag=false", flag=True).flag
+    assert parse_arg("", size=1).size == 1
+    for text, message in {
+        "sise=3": "config option 'sise'",
+        "size=x": "config option 'size=x': int is needed",
+        "size=1.5": "int is needed",
+        "runlocal=maybe": "true or false",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            parse_arg(text, size=1)
+
+
+def test_runlocal_from_the_command_line(programs, tmp_path):
+    result = programs("train", "--config", DIGITS + ":runlocal", "--workdir", tmp_path / "run")
+    assert result.code == 0, result.output
+    assert "4/4" in result.output and "Accuracy" in result.output
