@@ -1,8 +1,8 @@
 """Metrics of predictions, on the host.
 
 Classification metrics are pure functions of the members' log-probabilities log_p [M, B, K] and of
-labels [B]; NumPy or JAX arrays go in, NumPy float64 comes out, and arithmetic is in float64. What an
-ensemble predicts is the mixture: the mean of its members' probabilities.
+labels [B]; NumPy or JAX arrays go in, NumPy float64 comes out, and arithmetic is in float64. What
+an ensemble predicts is the mixture: the mean of its members' probabilities.
 
     classification  accuracy, NLL, Brier score and its decomposition
     calibration     reliability bins; ECE with bins of equal width or mass, class-wise ECE

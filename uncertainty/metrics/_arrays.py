@@ -4,7 +4,10 @@ Arithmetic is in float64 whatever the precision of the input. Work goes by chunk
 temporaries stay in a core's L2 cache, so that memory is read once.
 """
 
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,11 @@ CHUNK = 1 << 16  # log-probabilities in a chunk: half a megabyte of float64
 FLOOR = -1000.0  # exp of it is 0 in float64, and 0 * FLOOR is 0 where 0 * -inf is not
 
 
-def checked(log_p: Any, labels: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """log_p [M, B, K] as float32 or float64, and labels [B] as integers that index its classes.
+def checked(log_p: Any, labels: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """log_p [M, B, K] as float32 or float64 and labels [B] as integers, zeros for None.
 
     Raises:
-      ValueError: a wrong shape or type, NaN, a positive log-probability, a label out of range;
-        the message names the member, the example and the class.
+      ValueError: a wrong shape or type. `over` checks the values.
     """
     log_p = np.asarray(log_p)
     if log_p.ndim != 3 or 0 in log_p.shape:
@@ -27,27 +29,15 @@ def checked(log_p: Any, labels: Any = None) -> tuple[np.ndarray, np.ndarray | No
         )
     if log_p.dtype not in (np.float32, np.float64):
         log_p = log_p.astype(np.float64 if log_p.dtype.kind in "iu" else np.float32)
-    top = log_p.max()  # NaN if any is
-    if not top < 0.01:  # rounding may push a probability of 1 a little beyond
-        bad = np.isnan(log_p) if np.isnan(top) else log_p == top
-        m, b, k = np.unravel_index(bad.argmax(), log_p.shape)
-        what = "NaN" if np.isnan(top) else f"{top:.6g} is no log-probability (were logits passed?)"
-        raise ValueError(f"log_p: {what}, at member {m}, example {b}, class {k}")
-    if labels is None:
-        return log_p, None
-    _, B, K = log_p.shape
-    labels = np.asarray(labels)
+    B = log_p.shape[1]
+    labels = np.zeros(B, np.intp) if labels is None else np.asarray(labels)
     if labels.shape != (B,):
-        raise ValueError(f"labels: shape [{B}] is expected, as log_p has {B} examples; got "
-                         f"{labels.shape}")  # fmt: skip
+        raise ValueError(
+            f"labels: shape ({B},) is expected, as log_p has {B} examples; got {labels.shape}"
+        )
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels: integers are expected; got {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= K:
-        b = ((labels < 0) | (labels >= K)).argmax()
-        raise ValueError(
-            f"labels: {labels[b]} at example {b}, but log_p has {K} classes: 0 to {K - 1} allowed"
-        )
-    return log_p, labels.astype(np.intp, copy=False)
+    return log_p, labels
 
 
 def checked_bins(bins: int) -> int:
@@ -57,11 +47,48 @@ def checked_bins(bins: int) -> int:
     return int(bins)
 
 
-def chunks(log_p: np.ndarray) -> Iterator[slice]:
-    """Slices of the example axis of log_p [M, B, K]."""
+def over(
+    function: Callable[[slice, np.ndarray, np.ndarray], Any], log_p: np.ndarray, labels: np.ndarray
+) -> Iterator[Any]:
+    """function(slice of the examples, their log_p [M, b, K], their labels [b]) of every chunk.
+
+    In order, computed by a few threads where there are many chunks: NumPy lets go of the
+    interpreter's lock. `function` may write to its own part of an array.
+
+    Raises:
+      ValueError: NaN, a positive log-probability, a label out of range; the message names the
+        member, the example and the class.
+    """
     M, B, K = log_p.shape
     size = max(16, CHUNK // (M * K))
-    return (slice(i, i + size) for i in range(0, B, size))
+
+    def run(first: int) -> Any:
+        s = slice(first, first + size)
+        x, y = log_p[:, s], labels[s]
+        _check_values(x, y, first)
+        return function(s, x, y.astype(np.intp, copy=False))
+
+    starts = range(0, B, size)
+    if len(starts) < 8:
+        yield from map(run, starts)
+        return
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        yield from pool.map(run, starts)
+
+
+def _check_values(log_p: np.ndarray, labels: np.ndarray, first: int) -> None:
+    K = log_p.shape[2]
+    top = log_p.max()  # NaN if any is
+    if not top < 0.01:  # rounding may push a probability of 1 a little beyond
+        m, b, k = np.unravel_index((np.isnan(log_p) | (log_p == top)).argmax(), log_p.shape)
+        what = "NaN" if np.isnan(top) else f"{top:.6g}, no log-probability (logits passed?),"
+        raise ValueError(f"log_p: {what} at member {m}, example {first + b}, class {k}")
+    if labels.min() < 0 or labels.max() >= K:
+        b = ((labels < 0) | (labels >= K)).argmax()
+        raise ValueError(
+            f"labels: {labels[b]} at example {first + b}, but log_p has {K} classes: "
+            f"0 to {K - 1} are allowed"
+        )
 
 
 def log_mean_exp(x: np.ndarray) -> np.ndarray:
@@ -74,14 +101,20 @@ def log_mean_exp(x: np.ndarray) -> np.ndarray:
         return shift + np.log(np.exp(x - shift).mean(0))
 
 
-def at_labels(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """log_p of each example's label, [M, B]."""
-    return log_p[:, np.arange(len(labels)), labels].astype(np.float64)
+def places(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Where in x.ravel() the entries x[b, labels[b]] of x [B, classes] are."""
+    return np.arange(len(labels)) * classes + labels
+
+
+def at_labels(log_p: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """log_p [M, B] of each example's label; `at` is `places` of the labels."""
+    return np.stack([member.ravel().take(at) for member in log_p], dtype=np.float64)
 
 
 def probabilities(log_p: np.ndarray) -> np.ndarray:
     """p(class) of the mixture, [B, K]."""
-    p = np.exp(log_p, dtype=np.float64)
+    p = log_p.astype(np.float64)
+    np.exp(p, out=p)
     return p[0] if len(p) == 1 else p.mean(0)
 
 
@@ -91,7 +124,7 @@ def mixture(log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     Each p log p of them is finite and as in the limit p -> 0.
     """
     log_p = log_p.astype(np.float64)
-    np.maximum(log_p, FLOOR, out=log_p)
+    np.clip(log_p, FLOOR, 0.0, out=log_p)
     p = np.exp(log_p)
     if len(p) == 1:
         return log_p, p, log_p[0], p[0]
@@ -132,12 +165,17 @@ def predictions(log_p: np.ndarray) -> np.ndarray:
 def top_label(log_p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mixture's largest probability and whether its class is the label, [B] each."""
     confidence, correct = np.empty(len(labels)), np.empty(len(labels), bool)
-    for s in chunks(log_p):
-        x = log_p[0, s] if len(log_p) == 1 else probabilities(log_p[:, s])
-        index = argmax(x)
-        correct[s] = index == labels[s]
-        confidence[s] = x[np.arange(len(x)), index]
-    return (np.exp(confidence) if len(log_p) == 1 else confidence), correct
+
+    def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> None:
+        p = x[0] if len(x) == 1 else probabilities(x)
+        index = argmax(p)
+        correct[s] = index == y
+        top = p.ravel().take(places(index, p.shape[1]))
+        confidence[s] = np.exp(top, dtype=np.float64) if len(x) == 1 else top
+
+    for _ in over(chunk, log_p, labels):
+        pass
+    return confidence, correct
 
 
 def bin_index(p: np.ndarray, bins: int) -> np.ndarray:
@@ -146,15 +184,23 @@ def bin_index(p: np.ndarray, bins: int) -> np.ndarray:
     return np.minimum(index, bins - 1, out=index)
 
 
-def bin_classes(p: np.ndarray, labels: np.ndarray, sums: np.ndarray) -> None:
-    """Adds to sums [3, K, bins]: examples, probability and labels in the bins of each class.
+def bin_classes(p: np.ndarray, at: np.ndarray, bins: int) -> np.ndarray:
+    """Sums [3, K, bins]: examples, probability and labels in the bins of each class.
 
-    Every class is one against the rest, p [B, K] its probability.
+    Every class is one against the rest, p [B, K] its probability; `at` is `places` of the labels.
     """
-    _, K, bins = sums.shape
-    count, probability, label = sums.reshape(3, K * bins)
+    B, K = p.shape
+    sums = np.zeros((3, K * bins))
     index = bin_index(p, bins)
-    index += np.arange(K) * bins
-    np.add.at(count, index.ravel(), 1.0)
-    np.add.at(probability, index.ravel(), p.ravel())
-    np.add.at(label, index[np.arange(len(p)), labels], 1.0)
+    index += _first_bins(B, K, bins)
+    index = index.ravel()
+    np.add.at(sums[0], index, 1.0)
+    np.add.at(sums[1], index, p.ravel())
+    np.add.at(sums[2], index.take(at), 1.0)
+    return sums.reshape(3, K, bins)
+
+
+@functools.lru_cache(maxsize=4)
+def _first_bins(rows: int, classes: int, bins: int) -> np.ndarray:
+    """0, bins, 2 bins, ... in each row: adding a full array is faster than broadcasting a row."""
+    return np.tile(np.arange(classes) * bins, (rows, 1))

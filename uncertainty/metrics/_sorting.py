@@ -50,9 +50,13 @@ def most_confident_first(
     """
     values, wrong = merge(confidence[np.flatnonzero(correct)], confidence[np.flatnonzero(~correct)])
     values = values[::-1]
-    errors = np.cumsum(wrong[::-1], dtype=np.float64)
-    tied = np.flatnonzero(values[1:] == values[:-1])  # within a tie, its last place left out
+    errors = np.cumsum(wrong[::-1], dtype=np.int64).astype(np.float64)
+    tied = np.flatnonzero(values[1:] == values[:-1])  # each tie without its last place
     if len(tied):
-        ends = group_ends(values)
-        errors[tied] = np.interp(tied, np.append(-1, ends), np.append(0.0, errors[ends]))
+        new = np.append(True, np.diff(tied) > 1)
+        first, last = tied[new], tied[np.append(new[1:], True)] + 1
+        before = np.where(first > 0, errors[first - 1], 0.0)
+        slope = (errors[last] - before) / (last - first + 1)
+        tie = np.cumsum(new) - 1
+        errors[tied] = before[tie] + slope[tie] * (tied - first[tie] + 1)
     return values, errors

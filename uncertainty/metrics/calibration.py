@@ -6,8 +6,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.metrics import _arrays
-from uncertainty.metrics._arrays import bin_index, checked, checked_bins, top_label
+from uncertainty.metrics._arrays import (
+    bin_classes,
+    bin_index,
+    checked,
+    checked_bins,
+    over,
+    places,
+    probabilities,
+    top_label,
+)
 from uncertainty.metrics._sorting import checked_pair, most_confident_first
 
 KINDS = ("width", "mass")
@@ -105,7 +113,10 @@ def classwise_ece(log_p: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     mean_k sum_j n_jk / B |mean p_jk - frequency_jk|, bins of equal width (Kull et al., 2019).
     """
     log_p, labels = checked(log_p, labels)
-    sums = np.zeros((3, log_p.shape[2], checked_bins(bins)))
-    for s in _arrays.chunks(log_p):
-        _arrays.bin_classes(_arrays.probabilities(log_p[:, s]), labels[s], sums)
-    return gap(sums[1], sums[2], len(labels)) / log_p.shape[2]
+    bins = checked_bins(bins)
+
+    def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return bin_classes(probabilities(x), places(y, x.shape[2]), bins)
+
+    _, probability, label = sum(over(chunk, log_p, labels))
+    return gap(probability, label, len(labels)) / log_p.shape[2]

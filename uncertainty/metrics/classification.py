@@ -1,28 +1,36 @@
 """Accuracy, log-likelihood and the Brier score of the mixture over members.
 
 Each takes log-probabilities log_p [M, B, K] and labels [B]; the mixture is the mean of the members'
-probabilities. ValueErrors name the member, example and class: see `_arrays.checked`.
+probabilities. A ValueError names the member, example and class with NaN, with a positive
+log-probability or with a label out of range.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.metrics import _arrays
 from uncertainty.metrics._arrays import (
     at_labels,
     bin_classes,
     checked,
-    chunks,
+    checked_bins,
     inner,
+    log_mean_exp,
+    over,
+    places,
+    predictions,
     probabilities,
 )
 
 
 def accuracy(log_p: ArrayLike, labels: ArrayLike) -> float:
     """Fraction of examples whose most probable class, the first of equals, is the label."""
-    log_p, labels = checked(log_p, labels)
-    correct = sum(np.sum(_arrays.predictions(log_p[:, s]) == labels[s]) for s in chunks(log_p))
-    return np.float64(correct / len(labels))
+
+    def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> int:
+        return np.count_nonzero(predictions(x) == y)
+
+    return _mean(chunk, log_p, labels)
 
 
 def top_k_accuracy(log_p: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
@@ -30,16 +38,16 @@ def top_k_accuracy(log_p: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
 
     Of equal classes the first goes first, so k = 1 is `accuracy`.
     """
-    log_p, labels = checked(log_p, labels)
     if k < 1:
         raise ValueError(f"k: at least 1 is expected; got {k}")
-    found = 0
-    for s in chunks(log_p):
-        p = log_p[0, s] if len(log_p) == 1 else probabilities(log_p[:, s])
-        at = p[np.arange(len(p)), labels[s]][:, None]
-        before = np.arange(p.shape[1]) < labels[s][:, None]
-        found += np.sum(((p > at) | ((p == at) & before)).sum(1) < k)
-    return np.float64(found / len(labels))
+
+    def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> int:
+        p = x[0] if len(x) == 1 else probabilities(x)
+        label = p.ravel().take(places(y, p.shape[1]))[:, None]
+        before = np.arange(p.shape[1]) < y[:, None]
+        return np.count_nonzero(((p > label) | ((p == label) & before)).sum(1) < k)
+
+    return _mean(chunk, log_p, labels)
 
 
 def nll(log_p: ArrayLike, labels: ArrayLike) -> float:
@@ -47,29 +55,48 @@ def nll(log_p: ArrayLike, labels: ArrayLike) -> float:
 
     Infinite where every member gives a label the probability 0.
     """
-    return -_arrays.log_mean_exp(at_labels(*checked(log_p, labels))).mean()
+
+    def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> float:
+        return 0.0 - log_mean_exp(at_labels(x, places(y, x.shape[2]))).sum()
+
+    return _mean(chunk, log_p, labels)
 
 
 def member_nll(log_p: ArrayLike, labels: ArrayLike) -> float:
     """Mean over the members of each one's negative log-likelihood, in nats; at least `nll`."""
-    return -at_labels(*checked(log_p, labels)).mean()
+
+    def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> float:
+        return 0.0 - at_labels(x, places(y, x.shape[2])).sum() / len(x)
+
+    return _mean(chunk, log_p, labels)
 
 
 def brier(log_p: ArrayLike, labels: ArrayLike) -> float:
     """Brier score mean_b sum_k (p_k - [k = y_b])^2, from 0 to 2 (Brier, 1950)."""
+
+    def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> float:
+        at = places(y, x.shape[2])
+        return squared_error(probabilities(x), at_labels(x, at), at)
+
+    return _mean(chunk, log_p, labels)
+
+
+def _mean(chunk: Callable, log_p: ArrayLike, labels: ArrayLike) -> float:
     log_p, labels = checked(log_p, labels)
-    total = 0.0
-    for s in chunks(log_p):
-        total += squared_error(probabilities(log_p[:, s]), log_p[:, s], labels[s])
-    return np.float64(total / len(labels))
+    return np.float64(sum(over(chunk, log_p, labels)) / len(labels))
 
 
-def squared_error(p: np.ndarray, log_p: np.ndarray, labels: np.ndarray) -> float:
-    """Sum of (p - one hot)^2 for the mixture p [B, K], which is overwritten.
+def squared_error(p: np.ndarray, log_p: np.ndarray, at: np.ndarray) -> float:
+    """Sum of (p - one hot)^2.
 
     1 - p of the label comes from expm1, so nothing cancels when p is close to 1.
+
+    Args:
+      p: [B, K] of the mixture; overwritten.
+      log_p: [M, B] of the labels.
+      at: `places` of the labels.
     """
-    p[np.arange(len(labels)), labels] = np.expm1(at_labels(log_p, labels)).mean(0)
+    p.ravel()[at] = np.expm1(log_p).mean(0)
     return inner(p, p)
 
 
@@ -88,23 +115,22 @@ def brier_decomposition(log_p: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
     covariance with the event do the rest (Stephenson, Coelho & Jolliffe, 2008).
     """
     log_p, labels = checked(log_p, labels)
-    sums = np.zeros((3, log_p.shape[2], _arrays.checked_bins(bins)))
-    squares = at_label = 0.0
-    for s in chunks(log_p):
-        p = probabilities(log_p[:, s])
-        bin_classes(p, labels[s], sums)
-        squares += inner(p, p)
-        at_label += p[np.arange(len(p)), labels[s]].sum()
+    bins, B = checked_bins(bins), len(labels)
+
+    def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float, float]:
+        p, at = probabilities(x), places(y, x.shape[2])
+        return bin_classes(p, at, bins), inner(p, p), p.ravel().take(at).sum()
+
+    sums, squares, at_label = map(sum, zip(*over(chunk, log_p, labels), strict=True))
     parts = murphy(sums)
     _, f, o = _bin_means(sums)
-    B = len(labels)
     parts["within_bin_variance"] = (squares - np.sum(sums[1] * f)) / B
     parts["within_bin_covariance"] = 2 * (at_label - np.sum(sums[1] * o)) / B
     return parts
 
 
 def murphy(sums: np.ndarray) -> dict[str, float]:
-    """Uncertainty, resolution and reliability from `_arrays.bin_classes`' sums [3, K, bins]."""
+    """Uncertainty, resolution and reliability from `bin_classes`' sums [3, K, bins]."""
     n, f, o = _bin_means(sums)
     B = n[0].sum()
     overall = sums[2].sum(1, keepdims=True) / B

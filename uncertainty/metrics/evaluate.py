@@ -54,16 +54,24 @@ def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, 
       mutual_information; with labels also label and log_p_label, the mixture's log-probability
       of it. Floats are float32.
     """
-    log_p, labels = _arrays.checked(log_p, labels)
+    log_p, known = _arrays.checked(log_p, labels)
+    B = len(known)
+    prediction, confidence, log_p_label = np.empty(B, np.int32), np.empty(B), np.empty(B)
+
+    def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> None:
+        prediction[s] = _arrays.predictions(x)
+        top, label = (_arrays.places(i, x.shape[2]) for i in (prediction[s], y))
+        confidence[s] = np.exp(_arrays.at_labels(x, top)).mean(0)
+        log_p_label[s] = _arrays.log_mean_exp(_arrays.at_labels(x, label))
+
+    for _ in _arrays.over(chunk, log_p, known):
+        pass
     total, expected = entropies(log_p)
-    prediction = np.concatenate([_arrays.predictions(log_p[:, s]) for s in _arrays.chunks(log_p)])
-    log_confidence = _arrays.log_mean_exp(_arrays.at_labels(log_p, prediction))
-    values = {"prediction": prediction, "confidence": np.exp(log_confidence), "entropy": total}
+    values = {"prediction": prediction, "confidence": confidence, "entropy": total}
     if len(log_p) > 1:
         values["mutual_information"] = np.maximum(total - expected, 0.0)
     if labels is not None:
-        values["label"] = labels
-        values["log_p_label"] = _arrays.log_mean_exp(_arrays.at_labels(log_p, labels))
+        values |= {"label": known, "log_p_label": log_p_label}
     return {
         name: value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
         for name, value in values.items()

@@ -6,17 +6,17 @@ Each takes log-probabilities log_p [M, B, K]; a class of probability 0 adds 0 lo
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.metrics._arrays import argmax, checked, chunks, inner, mixture, top_label
+from uncertainty.metrics._arrays import argmax, checked, inner, mixture, over, top_label
 
 
 def entropy(log_p: ArrayLike) -> np.ndarray:
     """Entropy of the mixture, [B] in nats: all uncertainty about the label."""
-    return entropies(checked(log_p)[0])[0]
+    return entropies(log_p)[0]
 
 
 def expected_entropy(log_p: ArrayLike) -> np.ndarray:
     """Mean entropy of the members, [B] in nats: what is uncertain within a member."""
-    return entropies(checked(log_p)[0])[1]
+    return entropies(log_p)[1]
 
 
 def mutual_information(log_p: ArrayLike) -> np.ndarray:
@@ -26,33 +26,37 @@ def mutual_information(log_p: ArrayLike) -> np.ndarray:
     disagree about (Houlsby et al., 2011). Differences in float64 leave about 1e-15 of rounding;
     what falls below 0 is 0.
     """
-    total, expected = entropies(checked(log_p)[0])
+    total, expected = entropies(log_p)
     return np.maximum(total - expected, 0.0)
 
 
-def entropies(log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def entropies(log_p: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Entropy of the mixture and mean entropy of the members, [B] each."""
+    log_p, none = checked(log_p)
     M, B, _ = log_p.shape
     total, expected = np.empty(B), np.empty(B)
-    for s in chunks(log_p):
-        members, p, log_q, q = mixture(log_p[:, s])
+
+    def chunk(s: slice, x: np.ndarray, _: np.ndarray) -> None:
+        members, p, log_q, q = mixture(x)
         total[s] = -np.einsum("bk,bk->b", q, log_q)
         if M > 1:
             expected[s] = -np.einsum("mbk,mbk->b", p, members) / M
+
+    for _ in over(chunk, log_p, none):
+        pass
     return total, (expected if M > 1 else total)
 
 
 def max_probability(log_p: ArrayLike) -> np.ndarray:
     """Probability of the mixture's most probable class, [B]."""
-    log_p, _ = checked(log_p)
-    return top_label(log_p, np.zeros(log_p.shape[1], np.intp))[0]
+    return top_label(*checked(log_p))[0]
 
 
 def disagreement(log_p: ArrayLike) -> float:
     """Fraction of different most probable classes, mean over pairs of members and examples."""
-    log_p, _ = checked(log_p)
+    log_p, none = checked(log_p)
     _needs_pairs(log_p)
-    total = sum(disagreements(log_p[:, s]) for s in chunks(log_p))
+    total = sum(over(lambda _, x, __: disagreements(x), log_p, none))
     return np.float64(total / log_p.shape[1])
 
 
@@ -63,13 +67,14 @@ def pairwise_kl(log_p: ArrayLike) -> float:
 
         sum_{m, n} KL(p_m || p_n) = sum_k [M sum_m p_mk log p_mk - sum_m p_mk sum_n log p_nk]
     """
-    log_p, _ = checked(log_p)
+    log_p, none = checked(log_p)
     _needs_pairs(log_p)
-    total = 0.0
-    for s in chunks(log_p):
-        members, p, _, q = mixture(log_p[:, s])
-        total += divergences(log_p[:, s], members, p, q)
-    return np.float64(max(total, 0.0) / log_p.shape[1])
+
+    def chunk(_: slice, x: np.ndarray, __: np.ndarray) -> float:
+        members, p, _, q = mixture(x)
+        return divergences(x, members, p, q)
+
+    return np.float64(max(sum(over(chunk, log_p, none)), 0.0) / log_p.shape[1])
 
 
 def _needs_pairs(log_p: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from uncertainty.metrics._sorting import group_ends, merge
 
 
 def ranking(scores_in: ArrayLike, scores_out: ArrayLike) -> dict[str, float]:
-    """All ranking metrics from one sort.
+    """All ranking metrics from one sort of each side.
 
     Args:
       scores_in: [N] of in-distribution examples.
@@ -31,17 +31,17 @@ def ranking(scores_in: ArrayLike, scores_out: ArrayLike) -> dict[str, float]:
     Raises:
       ValueError: no scores, a shape other than [N], NaN.
     """
-    scores_in, scores_out = _checked(scores_in, scores_out)
+    scores_in, scores_out = _checked(scores_in=scores_in, scores_out=scores_out)
     N, N_out = len(scores_in), len(scores_out)
     values, out = merge(scores_in, scores_out)
     below_in, below_out = _at_or_below(values, out)
     step_in, step_out = np.diff(below_in), np.diff(below_out)
     # At or above a threshold is all that is not at or below the one before it.
-    above = N_out - below_out[:-1], N - below_in[:-1]
+    above_in, above_out = N - below_in[:-1], N_out - below_out[:-1]
     return {
-        "auroc": _area(below_in, step_out) / (2 * N * N_out),
-        "aupr_out": np.dot(step_out, above[0] / (above[0] + above[1])) / N_out,
-        "aupr_in": np.dot(step_in, below_in[1:] / (below_in[1:] + below_out[1:])) / N,
+        "auroc": np.float64(_area(below_in, step_out) / (2 * N * N_out)),
+        "aupr_out": np.sum(step_out * (above_out / (above_out + above_in))) / N_out,
+        "aupr_in": np.sum(step_in * (below_in[1:] / (below_in[1:] + below_out[1:]))) / N,
         "fpr95": fpr_at_tpr(scores_in, scores_out),
         "fpr95_in": fpr_at_tpr(-scores_out, -scores_in),
     }
@@ -49,9 +49,10 @@ def ranking(scores_in: ArrayLike, scores_out: ArrayLike) -> dict[str, float]:
 
 def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     """P(out > in) + P(out = in) / 2 of scores [N] and [N']; errors as in `ranking`."""
-    scores_in, scores_out = _checked(scores_in, scores_out)
+    scores_in, scores_out = _checked(scores_in=scores_in, scores_out=scores_out)
     below_in, below_out = _at_or_below(*merge(scores_in, scores_out))
-    return _area(below_in, np.diff(below_out)) / (2 * len(scores_in) * len(scores_out))
+    pairs = len(scores_in) * len(scores_out)
+    return np.float64(_area(below_in, np.diff(below_out)) / (2 * pairs))
 
 
 def fpr_at_tpr(negatives: ArrayLike, positives: ArrayLike, tpr: float = 0.95) -> float:
@@ -62,7 +63,7 @@ def fpr_at_tpr(negatives: ArrayLike, positives: ArrayLike, tpr: float = 0.95) ->
       positives: [N'] scores, higher means more positive.
       tpr: in (0, 1].
     """
-    negatives, positives = _checked(negatives, positives)
+    negatives, positives = _checked(negatives=negatives, positives=positives)
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr: a fraction in (0, 1] is expected; got {tpr}")
     n = len(positives)
@@ -72,17 +73,15 @@ def fpr_at_tpr(negatives: ArrayLike, positives: ArrayLike, tpr: float = 0.95) ->
     return np.float64(np.count_nonzero(negatives >= threshold) / len(negatives))
 
 
-def _checked(*sides: ArrayLike) -> list[np.ndarray]:
-    sides = [np.asarray(side) for side in sides]
-    for name, side in zip(("scores_in", "scores_out"), sides, strict=True):
+def _checked(**scores: ArrayLike) -> list[np.ndarray]:
+    scores = {name: np.asarray(side) for name, side in scores.items()}
+    for name, side in scores.items():
         if side.ndim != 1 or not len(side):
             raise ValueError(f"{name}: shape [N] with N > 0 is expected; got {side.shape}")
-        if side.dtype.kind != "f" and side.dtype.kind not in "iub":
-            raise ValueError(f"{name}: numbers are expected; got {side.dtype}")
-        if side.dtype.kind == "f" and np.isnan(side.min()):
+        if np.isnan(side.min()):
             raise ValueError(f"{name}: NaN at example {np.isnan(side).argmax()}")
-    same = np.result_type(*sides, np.float32)
-    return [side.astype(same, copy=False) for side in sides]
+    dtype = np.result_type(*scores.values(), np.float32)
+    return [side.astype(dtype, copy=False) for side in scores.values()]
 
 
 def _at_or_below(values: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Real outcomes under an equal mixture of the members' Gaussians.
 
-mean and variance [M, B, K] are those of each member, y [B, K] the outcomes; they are in the units of
-y and of its square. The K outcomes are independent given the member.
+mean and variance [M, B, K] are those of each member, in the units of y [B, K] and of its square.
+The K outcomes are independent given the member.
 """
 
 import numpy as np

@@ -14,11 +14,15 @@ def max_probability(log_p: ArrayLike) -> np.ndarray:
 
     Computed as the mean over members of 1 - p, so confident examples do not tie at p = 1.
     """
-    log_p, _ = _arrays.checked(log_p)
+    log_p, none = _arrays.checked(log_p)
     score = np.empty(log_p.shape[1])
-    for s in _arrays.chunks(log_p):
-        x = log_p[:, s]
-        score[s] = -np.expm1(_arrays.at_labels(x, _arrays.predictions(x))).mean(0)
+
+    def chunk(s: slice, x: np.ndarray, _: np.ndarray) -> None:
+        at = _arrays.places(_arrays.predictions(x), x.shape[2])
+        score[s] = -np.expm1(_arrays.at_labels(x, at)).mean(0)
+
+    for _ in _arrays.over(chunk, log_p, none):
+        pass
     return score
 
 

@@ -28,7 +28,7 @@ def risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray
 
 
 def aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Area under the risk-coverage curve, the mean risk over k = 1, ..., B (Geifman et al., 2019)."""
+    """Area under the risk-coverage curve: the mean risk over all k (Geifman et al., 2019)."""
     return risk_coverage(confidence, correct)[1].mean()
 
 

@@ -5,7 +5,7 @@
         acc = streaming.update(acc, log_p, labels)
     streaming.result(acc)  # {'classification/accuracy': ..., ...}
 
-`merge` joins accumulators of different parts, in any order, to what one pass over all of them gives,
+`merge` joins accumulators of different parts, in any order, to what one pass over them all gives,
 up to the rounding of float64 sums. Equal-mass bins, risk-coverage and ranking need all examples at
 once: see `evaluate_classification` and `ranking`.
 """
@@ -35,9 +35,7 @@ class Accumulator(NamedTuple):
     disagreement: float
     pairwise_kl: float
     bins: np.ndarray  # [3, bins]: number, confidence and right answers
-    class_bins: (
-        np.ndarray
-    )  # [3, K, bins]: number, probability and labels of each class
+    class_bins: np.ndarray  # [3, K, bins]: number, probability and labels of each class
 
 
 def init(members: int, classes: int, bins: int = 15) -> Accumulator:
@@ -114,29 +112,31 @@ def tally(
     """
     M, B, K = log_p.shape
     confidence, correct = np.empty(B), np.empty(B, bool)
-    class_bins, sums = np.zeros((3, K, bins)), np.zeros(7)
-    for s in _arrays.chunks(log_p):
-        x, y = log_p[:, s], labels[s]
+
+    def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> Accumulator:
         members, p, log_q, q = _arrays.mixture(x)
         index = _arrays.argmax(x[0] if M == 1 else q)
-        correct[s] = index == y
-        confidence[s] = q[np.arange(len(y)), index]
-        at_label = _arrays.at_labels(x, y)
+        right = correct[s] = index == y
+        top = confidence[s] = q.ravel().take(_arrays.places(index, K))
+        at = _arrays.places(y, K)
+        at_label = _arrays.at_labels(x, at)
         entropy = -_arrays.inner(q, log_q)
-        _arrays.bin_classes(q, y, class_bins)
-        sums += (
-            -_arrays.log_mean_exp(at_label).sum(),
-            -at_label.sum() / M,
-            entropy,
-            entropy if M == 1 else -_arrays.inner(p, members) / M,
-            0 if M == 1 else disagreements(x),
-            0 if M == 1 else divergences(x, members, p, q),
-            squared_error(q, x, y),  # last, as it overwrites q
+        return Accumulator(
+            members=M,
+            examples=len(y),
+            correct=np.count_nonzero(right),
+            nll=0.0 - _arrays.log_mean_exp(at_label).sum(),
+            member_nll=0.0 - at_label.sum() / M,
+            entropy=entropy,
+            expected_entropy=entropy if M == 1 else -_arrays.inner(p, members) / M,
+            disagreement=0.0 if M == 1 else disagreements(x),
+            pairwise_kl=0.0 if M == 1 else divergences(x, members, p, q),
+            bins=width_sums(top, right, bins),
+            class_bins=_arrays.bin_classes(q, at, bins),
+            brier=squared_error(q, at_label, at),  # last, as it overwrites q
         )
-    top_bins = width_sums(confidence, correct, bins)
-    nll, member_nll, entropy, expected, disagreement, kl, brier = sums
-    acc = Accumulator(
-        M, B, correct.sum(), nll, member_nll, brier, entropy, expected, disagreement, kl,
-        top_bins, class_bins,
-    )  # fmt: skip
+
+    acc = init(M, K, bins)
+    for part in _arrays.over(chunk, log_p, labels):
+        acc = merge(acc, part)
     return acc, confidence, correct
