@@ -33,7 +33,6 @@ setup(
     extras_require={
         # Preparing a tfds set, and writing TensorBoard files, need TensorFlow.
         "tensorflow": ["tensorflow", "tensorboard"],
-        "augment": ["keras>=3.8"],
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from uncertainty.backbones.inputs import check_images
+from uncertainty.layers.conv import Conv
 from uncertainty.layers.pool import max_pool
 
 
@@ -35,7 +36,7 @@ class LeNet5(nn.Module):
     """
 
     padding: str = "VALID"
-    conv: Callable[..., nn.Module] = nn.Conv
+    conv: Callable[..., nn.Module] = Conv
     dense: Callable[..., nn.Module] = nn.Dense
     dropout: Callable[..., nn.Module] | None = None
     dtype: Any = "float32"
