@@ -1,8 +1,13 @@
 """What every experiment has, with the defaults that a config changes."""
 
+import inspect
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from experiments.data import embedded
 
 
 def base() -> ConfigDict:
@@ -43,12 +48,15 @@ def base() -> ConfigDict:
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """The options after `--config file.py:`, such as `runlocal,size=4`.
 
-    A name alone means True. Values take the type of their default. `runlocal` is always known.
+    A name alone means True. Values take the type of their default; a tuple lists all that is
+    allowed, the default first. `runlocal` is always known.
 
     Raises:
-      ValueError: an unknown option or a value of another type.
+      ValueError: an unknown option, or a value of another type or not among those allowed.
     """
+    allowed = {key: value for key, value in defaults.items() if isinstance(value, tuple)}
     options = dict(runlocal=False, **defaults)
+    options |= {key: values[0] for key, values in allowed.items()}
     for item in filter(None, (arg or "").split(",")):
         key, _, value = item.partition("=")
         if key not in options:
@@ -63,14 +71,70 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
                 options[key] = kind(value)
             except ValueError:
                 raise ValueError(f"config option {item!r}: {kind.__name__} is needed") from None
+            if key in allowed and options[key] not in allowed[key]:
+                valid = ", ".join(map(str, allowed[key]))
+                raise ValueError(f"config option {item!r}: not one of {valid}")
     return ConfigDict(options)
 
 
-def shrink(config: ConfigDict) -> ConfigDict:
-    """`:runlocal`: the same program in seconds on a laptop, on noise in place of large data."""
+def shrink(
+    config: ConfigDict,
+    shape: Sequence[int] = (),
+    num_classes: int = 0,
+    **backbone: Any,
+) -> ConfigDict:
+    """`:runlocal`: the same program in seconds on a laptop, on noise in place of data on disk.
+
+    Args:
+      config: changed in place.
+      shape, num_classes: of the examples of every set that is not embedded (tfds, files); a
+        `stand_in` of the same shape, type and number of classes takes its place.
+      **backbone: fields of the backbone that make it small.
+
+    Raises:
+      ValueError: a set has to be replaced, and `shape` or `num_classes` is not given.
+    """
     config.steps = 4
     config.batch_size = min(config.batch_size, 8)
-    config.evaluation.batch_size = 8
+    config.evaluation.batch_size = 32
+    config.evaluation.every = min(config.evaluation.every, 2)
     config.logging.every = 1
     config.checkpoint.every = 2
+    config.inference.size = min(config.inference.size, 2)
+    if "size" in config.ensemble:
+        config.ensemble.size = min(config.ensemble.size, 2)
+    schedule = config.optimiser.get("schedule", {})
+    if "warmup_steps" in schedule:
+        schedule.warmup_steps = min(schedule.warmup_steps, 1)
+    config.backbone.update(backbone)
+    for evaluator in config.evaluators.values():
+        if evaluator.name == "corruption":
+            evaluator.severities = (5,)
+    seeds: dict[str, int] = {}  # one set, one seed, so that test data stay the same in all places
+    for section in (config.data, *config.evaluators.values()):
+        _stand_in(section, shape, num_classes, seeds)
     return config
+
+
+_OF_ANY_SET = ("split", "classes", "mean", "std", "standardise", "statistics", "label_noise")
+
+
+def _stand_in(
+    section: ConfigDict, shape: Sequence[int], num_classes: int, seeds: dict[str, int]
+) -> None:
+    """Replaces the sets in a section and its subsections, unless they are embedded."""
+    for key, spec in section.items():
+        if not isinstance(spec, ConfigDict):
+            continue
+        if "name" not in spec:
+            _stand_in(spec, shape, num_classes, seeds)
+        elif not inspect.isfunction(getattr(embedded, spec.name, None)):
+            if not shape or not num_classes:
+                raise ValueError(f"shrink: {spec.name!r} needs a stand-in's shape and num_classes")
+            seed = seeds.setdefault(spec.name, len(seeds))
+            kept = {field: spec[field] for field in _OF_ANY_SET if field in spec}
+            for field in {"split", "statistics"} & set(kept):
+                kept[field] = re.sub(r"\[.*?\]", "", kept[field])  # slices may be beyond its end
+            section[key] = dict(
+                name="stand_in", shape=tuple(shape), num_classes=num_classes, seed=seed, **kept
+            )

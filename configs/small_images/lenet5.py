@@ -18,10 +18,12 @@ from ml_collections import ConfigDict
 
 from configs.base import base, parse_arg, shrink
 
+SHAPE, CLASSES = (28, 28, 1), 10
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`dataset`: fashion_mnist or mnist; `size`: networks; `padding`: SAME or VALID."""
-    arg = parse_arg(arg, dataset="fashion_mnist", size=1, padding="SAME")
+    arg = parse_arg(arg, dataset=("fashion_mnist", "mnist"), size=1, padding=("SAME", "VALID"))
     config = base()
     test = dict(name=arg.dataset, split="test")
 
@@ -29,7 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.batch_size = 256
 
     config.backbone = dict(name="lenet.LeNet5", padding=arg.padding)
-    config.head = dict(name="dense.Dense", outputs=10)
+    config.head = dict(name="dense.Dense", outputs=CLASSES)
     config.inference.size = arg.size
 
     config.steps = 5_000
@@ -41,7 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         corruption=dict(name="corruption", data=test),
         ood=dict(name="ood", data=test, sets=_elsewhere(arg.dataset)),
     )
-    return shrink(config) if arg.runlocal else config
+    return shrink(config, SHAPE, CLASSES) if arg.runlocal else config
 
 
 def _elsewhere(dataset: str) -> dict:

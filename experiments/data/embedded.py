@@ -133,6 +133,24 @@ def noise(
     return _generated({"test": (draw((size, *shape)), np.zeros(size, int))}, 1)
 
 
+def stand_in(shape: Sequence[int], num_classes: int, size: int = 32, seed: int = 0) -> Dataset:
+    """Random bytes with random labels, in place of a set of images that is not at hand.
+
+    What a config's `:runlocal` reads: the shape, type and number of classes of the real set.
+
+    Args:
+      shape: of one example, such as (32, 32, 3).
+      num_classes: K.
+      size: examples in each of the splits 'train', 'validation' and 'test'.
+    """
+    rng = np.random.default_rng(seed)
+    splits = {
+        name: (rng.integers(0, 256, (size, *shape), np.uint8), rng.integers(0, num_classes, size))
+        for name in ("train", "validation", "test")
+    }
+    return _generated(splits, num_classes)
+
+
 def _tabular(loader: str, seed: int, classes: int | None) -> Dataset:
     import sklearn.datasets
 

@@ -1,0 +1,42 @@
+"""uncertainty-baselines' CIFAR-10 table, as far as there are rows here: WideResNet-28-10."""
+
+from typing import Any
+
+from experiments.reports.published import PUBLISHED
+
+ROWS = {
+    "Deterministic": "",
+    "MC dropout (1)": ",masks=1",
+    "MC dropout (30)": ",masks=30",
+    "Ensemble (4)": ",size=4",
+}
+
+
+def get_table(dataset: str = "cifar10", title: str = "CIFAR-10", near: str = "cifar100") -> dict:
+    """Rows, columns and seeds; `near` is the other CIFAR, as out-of-distribution data."""
+    rows: list[dict[str, Any]] = [
+        dict(
+            label=label,
+            config=f"configs/cifar/wide_resnet.py:dataset={dataset}{options}",
+            published=PUBLISHED[dataset][label],
+        )
+        for label, options in ROWS.items()
+    ]
+    return dict(
+        title=f"WideResNet-28-10 on {title} (uncertainty-baselines, baselines/cifar)",
+        seeds=(0, 1, 2, 3, 4),
+        rows=rows,
+        columns=[
+            dict(key="classification/nll", header="NLL", better="lower", digits=3),
+            dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher",
+                 digits=1),
+            dict(key="calibration/ece", header="ECE", better="lower", digits=3),
+            dict(key="corruption/nll", header="Corrupted NLL", better="lower", digits=2),
+            dict(key="corruption/accuracy", header="Corrupted acc.", unit="%", better="higher",
+                 digits=1),
+            dict(key=f"ood/{near}/auroc_entropy", header="AUROC near", better="higher", digits=3),
+            dict(key="ood/svhn/auroc_entropy", header="AUROC SVHN", better="higher", digits=3),
+            dict(key="cost/parameters", header="Parameters", unit="M", digits=1),
+            dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
+        ],
+    )  # fmt: skip

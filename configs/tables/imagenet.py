@@ -1,0 +1,35 @@
+"""uncertainty-baselines' ImageNet table, as far as there are rows here: ResNet-50."""
+
+from experiments.reports.published import PUBLISHED
+
+ROWS = {
+    "Deterministic": "",
+    "MC dropout (10)": ":masks=10",
+    "Ensemble (4)": ":size=4",
+}
+
+
+def get_table() -> dict:
+    """Rows, columns and seeds."""
+    return dict(
+        title="ResNet-50 on ImageNet (uncertainty-baselines, baselines/imagenet)",
+        seeds=(0, 1, 2),
+        rows=[
+            dict(
+                label=label,
+                config=f"configs/imagenet/resnet50.py{options}",
+                published=PUBLISHED["imagenet"][label],
+            )
+            for label, options in ROWS.items()
+        ],
+        columns=[
+            dict(key="classification/nll", header="NLL", better="lower", digits=3),
+            dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher",
+                 digits=1),
+            dict(key="calibration/ece", header="ECE", better="lower", digits=3),
+            dict(key="ood/places365/auroc_entropy", header="AUROC Places365", better="higher",
+                 digits=3),
+            dict(key="cost/parameters", header="Parameters", unit="M", digits=1),
+            dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
+        ],
+    )  # fmt: skip

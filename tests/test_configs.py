@@ -1,0 +1,252 @@
+"""Every config runs under `:runlocal`, and every full-size model is traced and counted."""
+
+import itertools
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from experiments import config as config_lib
+from experiments import evaluate, train
+from experiments.data import embedded
+from experiments.data.source import load
+from experiments.reports.study import Study
+from experiments.reproduce import table_of
+from uncertainty import build
+
+ROOT = pathlib.Path(__file__).parent.parent
+SLOW = pytest.mark.slow
+
+RUNS = [  # file and its options, runlocal apart
+    ("digits/mlp.py", "size=2"),
+    ("toys/regression.py", ""),
+    ("toys/two_moons.py", "size=1"),
+    ("tabular/breast_cancer.py", ""),
+    ("tabular/breast_cancer.py", "dataset=wine,size=1"),
+    ("tabular/diabetes.py", ""),
+    pytest.param("digits/lenet5.py", "size=2", marks=SLOW),
+    pytest.param("digits/lenet5.py", "heads=3", marks=SLOW),
+    pytest.param("digits/lenet5.py", "masks=3", marks=SLOW),
+    pytest.param("small_images/lenet5.py", "dataset=mnist,size=10", marks=SLOW),
+    pytest.param("small_images/lenet5.py", "padding=VALID", marks=SLOW),
+    pytest.param("cifar/wide_resnet.py", "dataset=cifar100", marks=SLOW),
+    pytest.param("cifar/wide_resnet.py", "masks=30", marks=SLOW),
+    pytest.param("cifar/resnet.py", "depth=56", marks=SLOW),
+    pytest.param("imagenet/resnet50.py", "masks=10", marks=SLOW),
+    pytest.param("imagenet/vit.py", "variant=L/16", marks=SLOW),
+]
+
+FULL = [  # file, options, parameters of one network
+    ("digits/mlp.py", "", 64 * 128 + 128 + 128 * 128 + 128 + 128 * 8 + 8),
+    ("small_images/lenet5.py", "size=10", 545_546),
+    ("small_images/lenet5.py", "padding=VALID", 61_706),
+    ("cifar/wide_resnet.py", "size=4", 36_479_194),
+    ("cifar/wide_resnet.py", "dataset=cifar100,masks=30", 36_479_194 + 90 * 641),
+    # He et al.'s counts with option A, and its projections with their norms.
+    ("cifar/resnet.py", "depth=20", 269_722 + 2_752),
+    ("cifar/resnet.py", "depth=32", 464_154 + 2_752),
+    ("cifar/resnet.py", "depth=56", 853_018 + 2_752),
+    ("imagenet/resnet50.py", "size=4", 25_557_032),
+    ("imagenet/resnet50.py", "masks=10", 25_557_032),
+    # The counts of models with a class token and its position, less these two.
+    ("imagenet/vit.py", "variant=Ti/16", 5_717_416 - 2 * 192),
+    ("imagenet/vit.py", "", 22_050_664 - 2 * 384),
+    ("imagenet/vit.py", "variant=B/16", 86_567_656 - 2 * 768),
+    ("imagenet/vit.py", "variant=L/16,size=2", 304_326_632 - 2 * 1024),
+]
+
+
+def config_of(file, options, *more):
+    argument = ",".join(filter(None, [*more, options]))
+    return config_lib.load(str(ROOT / "configs" / file) + (f":{argument}" if argument else ""))
+
+
+def files():
+    found = {str(path.relative_to(ROOT / "configs")) for path in ROOT.glob("configs/*/*.py")}
+    return {f for f in found if not f.startswith("tables/") and not f.endswith("__init__.py")}
+
+
+def test_no_config_is_left_out():
+    cases = [getattr(case, "values", case) for case in RUNS]
+    assert {case[0] for case in cases} == files()
+
+
+@pytest.mark.parametrize(("file", "options"), RUNS)
+def test_runlocal_trains_and_evaluates(file, options, tmp_path):
+    config = config_of(file, options, "runlocal")
+    config.steps = 2
+    config.evaluation.every = min(config.evaluation.every, 1)
+    config.mesh = dict(data=1)  # of the 8 devices here; the numbers are the same on any
+    experiment = train.train(config_lib.plain(config), tmp_path)
+    metrics, failures = evaluate.evaluate(experiment, tmp_path, show=False)
+    assert not failures
+    assert metrics["cost/step"] == 2
+    groups = {"classification": "classification/nll", "regression": "regression/nll"}
+    wanted = {groups[experiment.source.task]} | {
+        f"{e.name}/" for e in config.evaluators.values() if e.name in ("corruption", "ood")
+    }
+    for prefix in wanted:
+        found = [value for key, value in metrics.items() if key.startswith(prefix)]
+        assert found and np.isfinite(found).all(), prefix
+
+
+@pytest.mark.parametrize(("file", "options"), [getattr(case, "values", case) for case in RUNS])
+def test_runlocal_needs_no_file(file, options):
+    """Only embedded sets are left, with the shape, type and classes that the real ones have."""
+    full, small = (config_of(file, options, *more) for more in ((), ("runlocal",)))
+    pairs = list(zip(specs(full), specs(small), strict=True))
+    assert pairs
+    for real, spec in pairs:
+        assert callable(getattr(embedded, spec["name"]))
+        if hasattr(embedded, real["name"]):
+            assert real == spec
+            continue
+        source = load(spec)
+        assert source.x.dtype == np.uint8
+        assert spec["split"] == real["split"].partition("[")[0]
+        for field in ("mean", "std"):
+            assert spec.get(field) == real.get(field)
+        assert source.outputs == full.head.outputs
+        assert source.shape == shape_of(dict(data=dict(train=real)))
+
+
+SHAPES = {  # of the real sets
+    **dict.fromkeys(("mnist", "fashion_mnist", "kmnist"), (28, 28, 1)),
+    **dict.fromkeys(("cifar10", "cifar100", "svhn_cropped"), (32, 32, 3)),
+    **dict.fromkeys(("imagenet2012", "places365_small"), (None, None, 3)),
+}
+
+
+def specs(config):
+    """Every data spec of a config, in order."""
+
+    def walk(section):
+        for value in section.values():
+            if isinstance(value, ConfigDict):
+                yield from [config_lib.plain(value)] if "name" in value else walk(value)
+
+    return list(itertools.chain(walk(config.data), *map(walk, config.evaluators.values())))
+
+
+@pytest.mark.parametrize(("file", "options", "parameters"), FULL)
+def test_full_size_models_have_their_published_numbers_of_parameters(file, options, parameters):
+    config, _, state, _ = traced(file, options)
+    P = config["inference"]["size"]
+    assert state.key.shape == (P,)
+    assert sum(math.prod(a.shape) for a in jax.tree.leaves(state.params)) == P * parameters
+    assert {a.dtype.name for a in jax.tree.leaves(state.params)} == {"float32"}
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("cifar/wide_resnet.py", "size=4"),
+        ("cifar/resnet.py", "depth=56"),
+        ("imagenet/resnet50.py", "masks=10"),
+        ("imagenet/vit.py", ""),
+    ],
+)
+def test_full_size_steps_fit_together(file, options):
+    config, inference, state, batch = traced(file, options)
+    P, B = config["inference"]["size"], config["batch_size"]
+    after, metrics = jax.eval_shape(inference.update, state, batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics["nll"].shape == (P, 1, B)
+    latent = jax.eval_shape(inference.predict, state, batch["x"])
+    assert latent.mean.dtype == jnp.float32
+    assert latent.mean.shape == (
+        P * config["ensemble"].get("size", 1),
+        B,
+        config["head"]["outputs"],
+    )
+
+
+def traced(file, options):
+    """The config, its inference, and the shapes of its state and batches; nothing is allocated."""
+    config = config_lib.plain(config_of(file, options))
+    config_lib.check(config)
+    config["inference"]["executor"] = "vmap"  # traced once, not once for each particle
+    inference = build.inference(config)
+    B = config["batch_size"]
+    x = jax.ShapeDtypeStruct((B, *shape_of(config)), jnp.float32)
+    state = jax.eval_shape(inference.init, jax.random.key(0), x)
+    return config, inference, state, dict(x=x, y=jax.ShapeDtypeStruct((B,), jnp.int32))
+
+
+def shape_of(config):
+    spec = config["data"]["train"]
+    if spec["name"] not in SHAPES:
+        return load(spec).shape
+    height, width, channels = SHAPES[spec["name"]]
+    return spec.get("size", height), spec.get("size", width), channels
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits", "imagenet", "small_images"])
+def test_tables_have_rows_that_can_run(name):
+    table = table_of(name)
+    study = Study(title=table["title"], columns=table["columns"], rows=[
+        dict(label=row["label"], published=row.get("published", {})) for row in table["rows"]
+    ])  # fmt: skip
+    assert len(table["seeds"]) > 1 and len(study.rows) > 1
+    for row in table["rows"]:
+        file, _, options = row["config"].partition(":")
+        config = config_lib.load(f"{ROOT / file}:{options}")
+        config_lib.check(config_lib.plain(config))
+        for column in study.columns:  # what a column shows is evaluated
+            group, *rest = column.key.split("/")
+            kinds = {e.name: e for e in config.evaluators.values()}
+            if group == "corruption":
+                assert group in kinds
+            if group == "ood" and kinds["ood"].data.name != rest[0]:
+                assert rest[0] in kinds["ood"].sets
+    assert len({row["config"] for row in table["rows"]}) == len(table["rows"])
+
+
+def test_every_table_is_checked_above():
+    tables = {path.stem for path in ROOT.glob("configs/tables/*.py")} - {"__init__"}
+    assert tables == {"cifar10", "cifar100", "digits", "imagenet", "small_images"}
+
+
+def test_shrink_keeps_one_set_one_and_different_sets_different():
+    config = config_of("cifar/wide_resnet.py", "", "runlocal")
+    evaluators = config.evaluators
+    assert evaluators.test.data == evaluators.ood.data == evaluators.corruption.data
+    test, other = (load(config_lib.plain(spec)) for spec in
+                   (evaluators.ood.data, evaluators.ood.sets.svhn))  # fmt: skip
+    assert not np.array_equal(test.x, other.x)
+    assert not np.array_equal(test.x, load(config_lib.plain(config.data.train)).x)
+
+
+def test_shrink_asks_for_the_shape_of_what_it_replaces():
+    config = base.base()
+    config.data.train = dict(name="cifar10", split="train[:90%]")
+    with pytest.raises(ValueError, match="'cifar10' needs a stand-in's shape and num_classes"):
+        base.shrink(config)
+
+
+def test_options_take_the_type_of_their_default():
+    defaults = dict(size=1, rate=1.0, name="y", flag=True, depth=(20, 32))
+    options = base.parse_arg("runlocal,size=3,rate=2,name=x,depth=32", **defaults)
+    assert options.to_dict() == dict(runlocal=True, size=3, rate=2.0, name="x", flag=True, depth=32)
+    assert base.parse_arg(None, **defaults).depth == 20
+    assert base.parse_arg("flag=false", **defaults).flag is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sise=3", "'sise': not one of data, runlocal, size"),
+        ("size=x", "'size=x': int is needed"),
+        ("runlocal=maybe", "true or false"),
+        ("data=cifar11", "'data=cifar11': not one of cifar10, cifar100"),
+    ],
+)
+def test_wrong_options_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        base.parse_arg(text, size=1, data=("cifar10", "cifar100"))
