@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from uncertainty.types import Batch, Inference, Metrics, State
 
@@ -110,14 +109,21 @@ def loop(inference: Inference) -> Callable[[State, Batch], tuple[State, Metrics]
 def has_convolution(fn: Callable, *args: Any) -> bool:
     """Whether tracing fn(*args) meets a convolution."""
 
-    def search(jaxpr: core.Jaxpr) -> bool:
+    def search(jaxpr: Any) -> bool:
         return any(
             equation.primitive.name == "conv_general_dilated"
-            or any(search(sub) for sub in jax.core.jaxprs_in_params(equation.params))
+            or any(map(search, _inner(equation.params)))
             for equation in jaxpr.eqns
         )
 
     return search(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _inner(params: dict[str, Any]) -> list[Any]:
+    """The jaxprs among an equation's parameters, closed or not, alone or in a sequence."""
+    values = [v for p in params.values() for v in (p if isinstance(p, list | tuple) else [p])]
+    values = [getattr(value, "jaxpr", value) for value in values]
+    return [value for value in values if hasattr(value, "eqns")]
 
 
 def _size(tree: Any) -> int:
