@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +26,8 @@ def mlp():
     return from_network(single(MLP(widths=(8,)), Dense(outputs=3)), likelihoods.softmax())
 
 
-def convolutional():
-    backbone = LeNet5(padding="SAME")
+def convolutional(**fields):
+    backbone = LeNet5(padding="SAME", **fields)
     return from_network(single(backbone, Dense(outputs=3)), likelihoods.softmax())
 
 
@@ -116,7 +117,7 @@ def test_executors_agree_on_convolutions(executor):
 
 
 def test_convolutions_are_seen_through_nested_functions():
-    model = convolutional()
+    model = convolutional(conv=nn.Conv)
     x = jnp.zeros((2, 8, 8, 1))
     params, _ = jax.eval_shape(model.init, jax.random.key(0), x)
     forward = jax.jit(lambda p, x: model.forward(p, {}, x, jax.random.key(0), train=False)[0].mean)
