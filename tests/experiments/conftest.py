@@ -1,11 +1,12 @@
 """Runs the programs as a user does, each in a process of its own that has imported all already."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +54,8 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         run(json.loads(line))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print("pid", child, flush=True)
+    print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -68,16 +69,26 @@ class Running:
 
     def __init__(self, server: subprocess.Popen, output: Path):
         self._server, self._output = server, output
-        self.pid = int(server.stdout.readline())
+        self._code: int | None = None
+        self.pid = self._answer("pid")
+
+    def _answer(self, kind: str) -> int:
+        name, number = self._server.stdout.readline().split()
+        assert name == kind
+        return int(number)
 
     def output(self) -> str:
         return self._output.read_text() if self._output.exists() else ""
 
     def send(self, number: int) -> None:
-        os.kill(self.pid, number)  # until `result` is asked for, nobody else can have this number
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(self.pid, number)
 
     def result(self) -> Result:
-        return Result(int(self._server.stdout.readline()), self.output())
+        if self._code is None:
+            self._code = self._answer("code")
+        return Result(self._code, self.output())
 
 
 class Programs:
@@ -85,7 +96,7 @@ class Programs:
 
     def __init__(self, directory: Path):
         self._directory, self._count = directory, 0
-        self._server = None
+        self._server = self._last = None
 
     def start(
         self, program: str, *arguments: str, devices: int = 1, largest_file: int = 0
@@ -99,6 +110,9 @@ class Programs:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
             assert self._server.stdout.readline() == "ready\n"
+        if self._last is not None:  # a test that failed may have left it
+            self._last.send(signal.SIGKILL)
+            self._last.result()
         self._count += 1
         output = self._directory / f"{self._count}.txt"
         own = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
@@ -110,7 +124,8 @@ class Programs:
             xla_flags=" ".join([*own, f"--xla_force_host_platform_device_count={devices}"]),
         )
         print(json.dumps(job), file=self._server.stdin, flush=True)
-        return Running(self._server, output)
+        self._last = Running(self._server, output)
+        return self._last
 
     def __call__(self, program: str, *arguments: str, **options: int) -> Result:
         return self.start(program, *arguments, **options).result()
@@ -126,8 +141,3 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     made = Programs(tmp_path_factory.mktemp("output"))
     yield made
     made.close()
-
-
-def options(fields: dict, prefix: str = "--config.") -> Sequence[str]:
-    """{'optimiser.learning_rate': 1} as flags."""
-    return [f"{prefix}{name}={value}" for name, value in fields.items()]

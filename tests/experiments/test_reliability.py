@@ -1,0 +1,230 @@
+"""Whatever ends a run, the next one goes on from there and ends with the same bits."""
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.checkpoint import Checkpoints
+from experiments.setup import read_description, setup
+from experiments.train import train
+from experiments.workdir import read_config, read_json
+from experiments.writers import METRICS, read_metrics, without_timing
+
+STEPS, EVERY, KILLS = 100, 5, 20
+FIELDS = {
+    "steps": STEPS,
+    "checkpoint.every": EVERY,
+    "logging.every": 1,
+    "evaluation.every": 20,
+    # Random numbers of all kinds: dropout, augmentation, the order of examples.
+    "ensemble": "{'name':'mc_dropout','size':2,'rate':0.1}",
+    "data.augment": "[{'name':'crop','pad':1}]",
+}
+
+
+def command(run: Path, fields: dict) -> list[str]:
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return ["--config", "configs/digits/mlp.py:size=2", "--workdir", str(run), *flags]
+
+
+def restored(run: Path, mesh: dict | None = None):
+    """The newest checkpoint of a run."""
+    config = read_config(run) | {"mesh": mesh or {"data": 1}}
+    shapes = setup(config, read_description(run)).shapes
+    return Checkpoints(run, read_only=True).restore(shapes)
+
+
+def bits(tree) -> dict[str, bytes]:
+    def raw(leaf):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes()
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): raw(leaf) for path, leaf in leaves}
+
+
+def outcome(run: Path) -> dict:
+    """All that a run leaves behind, clock readings aside."""
+    state, step = restored(run)
+    timed = ("cost/train_seconds", "cost/predict_ms_per_example")
+    metrics = read_json(run / "evaluation" / "test" / "metrics.json")
+    with np.load(run / "evaluation" / "test" / "scores.npz") as file:
+        scores = {name: file[name].tobytes() for name in file.files}
+    return dict(
+        step=step,
+        state=bits(state),
+        records=without_timing(read_metrics(run / METRICS)),
+        metrics={name: value for name, value in metrics.items() if name not in timed},
+        scores=scores,
+    )
+
+
+def same(run: Path, expected: dict) -> None:
+    for name, value in outcome(run).items():
+        assert value == expected[name], name
+
+
+def reached(run: Path) -> int:
+    """The last step in metrics.jsonl, or 0."""
+    records = read_metrics(run / METRICS)
+    return records[-1]["step"] if records else 0
+
+
+def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def whole(programs, tmp_path_factory) -> tuple[Path, dict]:
+    """A run that nothing interrupted, and what it left."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    result = programs("train", *command(run, FIELDS))
+    assert result.code == 0, result.output
+    expected = outcome(run)
+    assert [r["step"] for r in expected["records"] if "loss" in r] == list(range(1, STEPS + 1))
+    assert sum("validation/classification/nll" in r for r in expected["records"]) == 4
+    return run, expected
+
+
+@pytest.fixture(scope="module")
+def stopped(programs, tmp_path_factory) -> tuple[Path, int]:
+    """A run that SIGTERM stopped, and its step."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    running = programs.start("train", *command(run, FIELDS))
+    wait(lambda: reached(run) >= 42)
+    running.send(signal.SIGTERM)
+    code, output = running.result()
+    assert code == 0, output
+    step = restored(run)[1]
+    assert 42 <= step < STEPS and step == reached(run)
+    assert f"stopped by SIGTERM at step {step} of {STEPS}; saved" in output
+    assert "The same command goes on from there" in output
+    assert not (run / "evaluation").exists()
+    return run, step
+
+
+def test_a_stopped_run_goes_on(programs, stopped, whole, tmp_path):
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    result = programs("train", *command(run, FIELDS))
+    assert result.code == 0, result.output
+    assert f"going on from step {stopped[1]} of {STEPS}" in result.output
+    same(run, whole[1])
+
+
+def test_a_damaged_checkpoint_is_passed_over(programs, stopped, whole, tmp_path):
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    before = stopped[1] - 1 - (stopped[1] - 1) % EVERY
+    arrays = (run / "checkpoints" / str(stopped[1]) / "default").rglob("*")
+    victim = max((p for p in arrays if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    result = programs("train", *command(run, FIELDS))
+    assert result.code == 0, result.output
+    assert f"the checkpoint of step {stopped[1]} is damaged" in result.output
+    assert f"going on from step {before} of {STEPS}" in result.output
+    same(run, whole[1])
+
+
+def test_another_config_is_refused_with_the_difference(programs, stopped):
+    run = stopped[0]
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    changes = {"optimiser.learning_rate": 0.5, "backbone.widths": "(8, 8)", "logging.every": 7}
+    result = programs("train", *command(run, FIELDS | changes))
+    assert result.code == 2
+    lines = result.output.splitlines()
+    assert lines[0].startswith(f"error: workdir {run} belongs to a run with another config")
+    assert lines[1:3] == [
+        "  backbone.widths: [128, 128] -> [8, 8]",
+        "  optimiser.learning_rate: 0.001 -> 0.5",
+    ]
+    assert "logging" not in result.output  # it may change
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_two_trainings_cannot_share_a_workdir(programs, tmp_path):
+    run = tmp_path / "run"
+    running = programs.start("train", *command(run, FIELDS | {"steps": 100_000}))
+    wait(lambda: reached(run) > 0)
+    with pytest.raises(BlockingIOError, match=f"in use by process {running.pid}"):
+        train(read_config(run) | {"mesh": {"data": 1}}, run)
+    running.send(signal.SIGKILL)
+    assert running.result().code == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
+    seed = random.SystemRandom().randrange(1000)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    run = tmp_path / "run"
+    # Soon after some step: while a checkpoint is written, in validation, in between.
+    kills = sorted((moments.randrange(1, STEPS), moments.uniform(0, 0.1)) for _ in range(KILLS - 8))
+    # While it starts and restores, and in what follows if that was quick.
+    for _ in range(4):
+        kills.insert(moments.randrange(len(kills)), (0, moments.uniform(0, 2)))
+    kills.insert(0, (0, 0.0))
+    kills += [(STEPS, moments.uniform(0, 0.1)) for _ in range(3)]  # in evaluation
+    found = []
+    for step, delay in kills:
+        running = programs.start("train", *command(run, FIELDS))
+        wait(lambda step=step: reached(run) >= step)
+        if step == STEPS:
+            wait(lambda running=running: "evaluate" in running.output())
+        time.sleep(delay)
+        running.send(signal.SIGKILL)
+        assert running.result().code == -signal.SIGKILL
+        found.append((Checkpoints(run).latest_step() or 0, reached(run)))
+    print("(newest checkpoint, last record) after each kill:", found)
+    assert len(found) == KILLS
+    assert found[0][0] == 0 and found[-1] == (STEPS, STEPS)
+    assert sum(0 < saved < STEPS for saved, _ in found) > KILLS / 2
+    result = programs("train", *command(run, FIELDS))
+    assert result.code == 0, result.output
+    same(run, whole[1])
+    assert not (run / "damaged_checkpoints").exists()
+
+
+def test_a_checkpoint_fits_any_number_of_devices(whole):
+    run, expected = whole
+    for mesh in ({"data": 8}, {"particle": 2, "data": 4}):
+        state, _ = restored(run, mesh)
+        kernel = jax.tree.leaves(state.params)[0]
+        assert len(kernel.sharding.device_set) == 8
+        assert bits(state) == expected["state"]
+
+
+@pytest.mark.slow
+def test_goes_on_with_other_devices(programs, tmp_path):
+    """8 -> 1 -> 8 devices against one device throughout."""
+    # Not Adam, whose division makes rounding errors of vanishing gradients large.
+    fields = FIELDS | {"steps": 40, "optimiser": "{'name':'sgd','learning_rate':0.1,'clip':1.0}"}
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    for devices, step, mesh in (8, 12, {"mesh.particle": 2}), (1, 23, {}):
+        running = programs.start("train", *command(run, fields | mesh), devices=devices)
+        wait(lambda step=step: reached(run) >= step)
+        running.send(signal.SIGTERM)
+        code, output = running.result()
+        assert code == 0 and "stopped by SIGTERM" in output, output
+    for result in (
+        programs("train", *command(run, fields), devices=8),
+        programs("train", *command(alone, fields)),
+    ):
+        assert result.code == 0, result.output
+    ours, expected = restored(run)[0], restored(alone)[0]
+    # Sums over the batch are taken in another order: float32 rounding, grown over 40 steps.
+    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    metrics = [read_json(r / "evaluation" / "test" / "metrics.json") for r in (run, alone)]
+    for name in ("classification/nll", "ood/held_out/auroc_entropy", "corruption/nll"):
+        np.testing.assert_allclose(metrics[0][name], metrics[1][name], rtol=1e-3)
