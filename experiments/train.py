@@ -19,7 +19,7 @@ from absl import flags
 from experiments import config as config_lib
 from experiments import evaluate, execution, writers
 from experiments.checkpoint import Checkpoints
-from experiments.data.loader import batches, prefetch
+from experiments.data.loader import batches, depth, prefetch
 from experiments.progress import Progress, format_losses, setup_logging
 from experiments.setup import Experiment, setup, write_description
 from experiments.termination import graceful_termination
@@ -34,7 +34,7 @@ class Interrupted(Exception):
 
 
 class ParticleFault(FloatingPointError):
-    """A particle's loss, gradient or update is not finite, and the config says to stop."""
+    """A particle's step or predictions are not finite, and the config says to stop."""
 
 
 def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Experiment:
@@ -80,7 +80,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    learning_rate = build.schedule(config)
+    learning_rate = jax.jit(build.schedule(config))
     validate = evaluate.validation(experiment)
     every = config["logging"]["every"]
     put = execution.put_batch(mesh)
@@ -93,7 +93,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
         contextlib.closing(writers.Profile(workdir, config["logging"]["profile"])) as profile,
         contextlib.closing(checkpoints),
         Progress(steps, "train", start=start, show=jax.process_index() == 0) as progress,
-        prefetch(data, put) as stream,
+        prefetch(data, put, depth(source, config["batch_size"])) as stream,
     ):
         clock = Clock(writer.seconds)
         for step, batch in stream:
@@ -114,7 +114,11 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
                     logger.info("first step, with its compilation: %.1f s", clock.seconds())
             progress.update(done, text)
             if validate and done % config["evaluation"]["every"] == 0 and done < steps:
-                writer.write(done, {f"validation/{k}": v for k, v in validate(state).items()})
+                try:
+                    found = validate(state)
+                except FloatingPointError as error:
+                    raise ParticleFault(f"validation at step {done}: {error}") from error
+                writer.write(done, {f"validation/{k}": v for k, v in found.items()})
             if done % config["checkpoint"]["every"] == 0 or done == steps or stop.requested:
                 faults.check(done)
                 checkpoints.save(done, state, force=True)
