@@ -1,5 +1,6 @@
 """Batches for training and for evaluation, and a thread that prepares them ahead."""
 
+import math
 import queue
 import threading
 import weakref
@@ -85,9 +86,10 @@ def epoch(
 class Prefetch:
     """Iterates over (step, put(batch)) for an iterator of (step, batch).
 
-    A thread works `depth` batches ahead. An exception of the iterator or of `put` is raised by
-    `next` in its turn. `close`, leaving a `with` block, losing the last reference and the end of
-    the program stop the thread.
+    A thread works `depth` batches ahead, and is woken when half of them are taken: to wake it for
+    each batch costs more than to make a small one. An exception of the iterator or of `put` is
+    raised by `next` in its turn. `close`, leaving a `with` block, losing the last reference and the
+    end of the program stop the thread.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Prefetch:
             raise ValueError(f"depth: {depth}; at least 1 is needed")
         self._ready: queue.SimpleQueue = queue.SimpleQueue()
         self._room, self._stop = threading.Semaphore(depth), threading.Event()
+        self._half, self._taken = max(depth // 2, 1), 0
         arguments = (iterator, put, self._ready, self._room, self._stop)
         # A daemon, so that a program that fails elsewhere ends; it must not refer to self.
         thread = threading.Thread(target=_work, args=arguments, name="prefetch", daemon=True)
@@ -116,7 +119,10 @@ class Prefetch:
         if error is not None:
             self.close()
             raise error
-        self._room.release()
+        self._taken += 1
+        if self._taken == self._half:
+            self._room.release(self._half)
+            self._taken = 0
         return item
 
     def __enter__(self) -> "Prefetch":
@@ -131,6 +137,11 @@ def prefetch(
 ) -> Prefetch:
     """`batches` ahead of time and on the devices: `put` is called in a thread, on each batch."""
     return Prefetch(iterator, put, depth)
+
+
+def depth(source: Source, batch_size: int, most: int = 32, memory: int = 64 << 20) -> int:
+    """How many batches to make ahead: `most`, or as many as fit in `memory` bytes, but at least 2."""
+    return max(2, min(most, memory // (4 * batch_size * math.prod(source.shape))))
 
 
 def _work(iterator, put, ready, room, stop) -> None:
