@@ -162,16 +162,27 @@ def evaluate(
         return metrics, failures
     metrics |= cost(experiment, state, workdir)
     metrics["cost/step"] = step
-    directory = workdir / "evaluation" / name
-    directory.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(directory / "half.npz", **arrays)
-    os.replace(directory / "half.npz", directory / "scores.npz")
-    write_json(directory / "metrics.json", metrics)
+    write_results(workdir / "evaluation" / name, metrics, arrays)
     if show:
         from experiments.reports.tables import print_metrics
 
         print_metrics(metrics)
     return metrics, failures
+
+
+def write_results(
+    directory: pathlib.Path, metrics: Mapping[str, float], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Writes metrics.json and scores.npz, whole or not at all."""
+    half = directory / "half.npz"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(half, **arrays)
+        write_json(directory / "metrics.json", metrics)
+        os.replace(half, directory / "scores.npz")
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise OSError(error.errno, f"could not write {directory}: {error.strerror}") from error
 
 
 def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[str, float]:

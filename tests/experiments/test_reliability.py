@@ -152,6 +152,33 @@ def test_another_config_is_refused_with_the_difference(programs, stopped):
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_a_full_disk_loses_nothing(programs, stopped, whole, tmp_path):
+    """The limit on the size of files stands for the disk: writing fails in the same places."""
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    sums = run / "checkpoints" / str(stopped[1]) / "checksums.json"
+    before = sums.read_bytes()
+    result = programs("train", *command(run, FIELDS), largest_file=50_000)
+    assert result.code == 2
+    last = result.output.splitlines()[-1]
+    assert last.startswith("error: could not save step "), result.output
+    assert f"step {stopped[1]} is still safe" in last and "File too large" in last
+    assert sums.read_bytes() == before
+    result = programs("train", *command(run, FIELDS))
+    assert result.code == 0, result.output
+    assert f"going on from step {stopped[1]} of {STEPS}" in result.output
+    same(run, whole[1])
+
+
+def test_a_full_disk_in_evaluation(programs, whole, tmp_path):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    before = outcome(run)
+    result = programs("evaluate", "--workdir", run, largest_file=4_000)
+    assert result.code == 2
+    directory = run / "evaluation" / "test"
+    assert result.output.splitlines()[-1] == f"error: could not write {directory}: File too large"
+    same(run, before)
+
+
 def test_two_trainings_cannot_share_a_workdir(programs, tmp_path):
     run = tmp_path / "run"
     running = programs.start("train", *command(run, FIELDS | {"steps": 100_000}))
