@@ -131,7 +131,8 @@ def test_identities_and_bounds(drawn, bins):
     brier = classification.brier(log_p, labels)
     total = parts["uncertainty"] - parts["resolution"] + parts["reliability"]
     total += parts["within_bin_variance"] - parts["within_bin_covariance"]
-    np.testing.assert_allclose(total, brier, rtol=1e-6, atol=1e-6)  # float32 rows sum to 1 + 1e-7
+    np.testing.assert_allclose(total, brier, rtol=1e-12, atol=1e-12)
+    # From here 1e-6 is left for rows of float32, which sum to 1 only up to 1e-7.
     assert 0 <= brier <= 2 + 1e-6
     assert classification.nll(log_p, labels) <= classification.member_nll(log_p, labels) + 1e-12
     for kind in calibration.KINDS:
@@ -140,7 +141,7 @@ def test_identities_and_bounds(drawn, bins):
     assert (entropy >= 0).all() and (entropy <= np.log(K) + 1e-6).all()
     information_ = information.mutual_information(log_p)
     assert (information_ >= 0).all()
-    assert (information_ <= np.minimum(entropy, np.log(M)) + 1e-12).all()
+    assert (information_ <= np.minimum(entropy, np.log(M)) + 1e-6).all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -162,16 +162,21 @@ def predictions(log_p: np.ndarray) -> np.ndarray:
     return argmax(log_p[0] if len(log_p) == 1 else probabilities(log_p))
 
 
+def top(log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mixture's most probable class and its probability, [B] each."""
+    p = log_p[0] if len(log_p) == 1 else probabilities(log_p)
+    index = argmax(p)
+    p = p.ravel().take(places(index, p.shape[1]))
+    return index, (np.exp(p, dtype=np.float64) if len(log_p) == 1 else p)
+
+
 def top_label(log_p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mixture's largest probability and whether its class is the label, [B] each."""
     confidence, correct = np.empty(len(labels)), np.empty(len(labels), bool)
 
     def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> None:
-        p = x[0] if len(x) == 1 else probabilities(x)
-        index = argmax(p)
+        index, confidence[s] = top(x)
         correct[s] = index == y
-        top = p.ravel().take(places(index, p.shape[1]))
-        confidence[s] = np.exp(top, dtype=np.float64) if len(x) == 1 else top
 
     for _ in over(chunk, log_p, labels):
         pass

@@ -14,6 +14,7 @@ from uncertainty.metrics._arrays import (
     over,
     places,
     probabilities,
+    top,
     top_label,
 )
 from uncertainty.metrics._sorting import checked_pair, most_confident_first
@@ -51,10 +52,7 @@ def reliability_bins(
     low, high = confidence.min(), confidence.max()
     if low < 0 or high > 1 + 1e-6:
         raise ValueError(f"confidence: between {low:.6g} and {high:.6g}, but [0, 1] is expected")
-    bins = checked_bins(bins)
-    if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, 1, 0) or KINDS
-        raise ValueError(f"kind: {kind!r}, but {KINDS} are expected; did you mean {near[0]!r}?")
+    bins = _checked_bins(bins, kind)
     if kind == "width":
         count, total, right = width_sums(confidence.astype(np.float64), correct, bins)
         edges = np.arange(bins + 1) / bins
@@ -63,6 +61,13 @@ def reliability_bins(
         count, total, right, edges = mass_sums(descending, errors, bins)
     n = np.where(count > 0, count, np.nan)
     return Bins(count, total / n, right / n, edges)
+
+
+def _checked_bins(bins: int, kind: str) -> int:
+    if kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, 1, 0) or KINDS
+        raise ValueError(f"kind: {kind!r}, but {KINDS} are expected; did you mean {near[0]!r}?")
+    return checked_bins(bins)
 
 
 def width_sums(confidence: np.ndarray, correct: np.ndarray, bins: int) -> np.ndarray:
@@ -102,9 +107,17 @@ def ece(log_p: ArrayLike, labels: ArrayLike, bins: int = 15, kind: str = "width"
     upper one as in np.histogram) or, with kind='mass', of equal mass: see `reliability_bins`.
     """
     log_p, labels = checked(log_p, labels)
-    confidence, correct = top_label(log_p, labels)
-    b = reliability_bins(confidence, correct, bins, kind)
-    return np.nansum(b.count * np.abs(b.confidence - b.accuracy)) / len(labels)
+    bins = _checked_bins(bins, kind)
+
+    def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        index, confidence = top(x)
+        return width_sums(confidence, index == y, bins)
+
+    if kind == "width":
+        _, total, right = sum(over(chunk, log_p, labels))
+    else:
+        _, total, right, _ = mass_sums(*most_confident_first(*top_label(log_p, labels)), bins)
+    return gap(total, right, len(labels))
 
 
 def classwise_ece(log_p: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
