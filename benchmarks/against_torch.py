@@ -1,0 +1,215 @@
+"""Training an ensemble against PyTorch, on the same batches, from the same parameters."""
+
+import argparse
+import itertools
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
+from benchmarks import timing
+from uncertainty.ensembles.single import single
+from uncertainty.heads.dense import Dense
+from uncertainty.inference import executors
+from uncertainty.inference.particles import particles
+from uncertainty.likelihoods import softmax
+from uncertainty.model import from_network
+from uncertainty.types import State
+
+BATCHES = 8
+COMPARED = 5  # steps whose losses are compared
+
+
+class Ours:
+    """`uncertainty.inference.particles` over the batches, by one executor."""
+
+    def __init__(self, backbone: Any, size: int, executor: str, batches: Mapping[str, np.ndarray]):
+        model = from_network(single(backbone, Dense(outputs=10)), softmax())
+        calls, _, name = executor.rpartition(" steps a call: ")
+        inference = particles(model, optax.adam(1e-3), size=size, executor=name)
+        first = {key: a[0] for key, a in batches.items()}
+        self.init = lambda: inference.init(jax.random.key(0), first["x"])
+        self.batches = [{key: a[i] for key, a in batches.items()} for i in range(BATCHES)]
+        self.steps_a_call = int(calls or 1)
+        if calls:  # the same update inside a scan: what a loop on the device could reach
+            self.batches = [batches] * BATCHES
+            update = jax.jit(lambda s, b: jax.lax.scan(inference.update, s, b), donate_argnums=0)
+        elif name == "loop":
+            update = executors.loop(inference)
+        else:
+            update = jax.jit(inference.update, donate_argnums=0)
+        self.update, self.state, self.done = update, self.init(), 0
+
+    def step(self) -> Any:
+        batch = self.batches[self.done % BATCHES]
+        self.state, metrics = self.update(self.state, batch)
+        self.done += 1
+        return metrics
+
+    def block(self, steps: int) -> tuple[float, float]:
+        """Wall and CPU seconds of a step."""
+        calls = max(steps // self.steps_a_call, 1)
+
+        def run() -> None:
+            for _ in range(calls):
+                self.step()
+            jax.block_until_ready(self.state)
+
+        return tuple(s / calls / self.steps_a_call for s in timing.clock(run))
+
+    def losses(self) -> np.ndarray:  # [steps, P]
+        self.state, self.done = self.init(), 0
+        losses = [
+            np.asarray(self.step()["loss"]).reshape(self.steps_a_call, -1)
+            for _ in range(-(-COMPARED // self.steps_a_call))
+        ]
+        return np.concatenate(losses)[:COMPARED]
+
+
+def compare(
+    name: str,
+    backbone: Any,
+    torch_arrays: Callable[[State], dict[str, np.ndarray]],
+    shape: Sequence[int],
+    methods: Sequence[str],
+    names: Sequence[str],
+    target: float,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Times every executor of `names` and every method of PyTorch in turns.
+
+    Args:
+      name: of the job, for the table.
+      torch_arrays: initial state -> what `torch_ensembles.py` reads, but for the batches.
+      shape: of the images, [H, W, C] or [D].
+      methods: of `torch_ensembles.py`, each at one thread and at all cores.
+      target: least ratio asked for.
+
+    Returns:
+      A record for JSON: milliseconds per member and step, compile seconds and ratios.
+
+    Raises:
+      AssertionError: losses differ between any two sides.
+    """
+    rng = np.random.default_rng(0)
+    B, P = arguments.batch, arguments.size
+    labels = rng.integers(10, size=(BATCHES, B)).astype(np.int32)
+    means = rng.normal(size=(10, *shape)).astype(np.float32)
+    batches = {
+        "x": (0.3 * means[labels] + rng.normal(size=(BATCHES, B, *shape))).astype(np.float32),
+        "y": labels,
+    }
+    ours = {executor: Ours(backbone, P, executor, batches) for executor in names}
+    first = next(iter(ours.values()))
+    sides, compiled, losses = {}, {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "arrays.npz")
+        x = np.moveaxis(batches["x"], -1, -3) if len(shape) == 3 else batches["x"]
+        np.savez(file, x=np.ascontiguousarray(x), y=labels, **torch_arrays(first.init()))
+        for executor, side in ours.items():
+            compiled[executor], _ = timing.clock(side.step)
+            losses[executor] = side.losses()
+            sides[f"ours: {executor}"] = lambda side=side: side.block(arguments.steps)
+        with timing.Worker(arguments.opponents, "torch_ensembles.py", file) as worker:
+            version = None
+            for method, threads in itertools.product(methods, sorted({1, os.cpu_count()})):
+                label = f"PyTorch: {method}, {threads} thread{'s' * (threads > 1)}"
+                request = dict(method=method, threads=threads, losses=False)
+                answer = worker.ask(**request | dict(steps=COMPARED, losses=True))
+                losses[label], version = np.asarray(answer["losses"]), answer["version"]
+
+                def block(request=request):
+                    seconds = worker.ask(**request, steps=arguments.steps)
+                    return seconds["wall"] / arguments.steps, seconds["cpu"] / arguments.steps
+
+                sides[label] = block
+            reference = losses[next(iter(losses))]
+            for side, values in losses.items():
+                np.testing.assert_allclose(values, reference, rtol=2e-3, err_msg=side)
+            timing.take_turns(sides, 1)  # warm up
+            seconds = timing.take_turns(sides, arguments.rounds)
+    ms = {side: {key: 1e3 * v / P for key, v in values.items()} for side, values in seconds.items()}
+    record = dict(
+        job=name,
+        batch=B,
+        members=P,
+        steps_a_block=arguments.steps,
+        rounds=arguments.rounds,
+        ms_per_member_and_step=ms,
+        first_call_seconds=compiled,
+        losses_after=COMPARED,
+        largest_relative_loss_difference=float(
+            max(np.abs(v / reference - 1).max() for v in losses.values())
+        ),
+        ratios=ratios(ms),
+        target=target,
+        torch=version,
+        **timing.where(),
+    )
+    show(record)
+    return record
+
+
+def ratios(ms: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Executor -> PyTorch's best / ours, each clock with its own best of PyTorch's."""
+    torch = [values for side, values in ms.items() if side.startswith("PyTorch")]
+    best = {key: min(values[key] for values in torch) for key in torch[0]}
+    return {
+        side.removeprefix("ours: "): {key: best[key] / values[key] for key in best}
+        for side, values in ms.items()
+        if side.startswith("ours")
+    }
+
+
+def show(record: Mapping[str, Any]) -> None:
+    table = Table(
+        title=f"{record['job']}: {record['members']} members, batch {record['batch']}",
+        caption=f"ms per member and step; ratio: PyTorch's best / ours, target {record['target']}",
+    )
+    columns = dict(wall="wall min", wall_median="median", cpu="CPU min", cpu_median="median")
+    table.add_column("")
+    for title in (*columns.values(), "ratio wall", "median", "CPU", "first call s"):
+        table.add_column(title, justify="right")
+    for side, ms in record["ms_per_member_and_step"].items():
+        executor = side.removeprefix("ours: ")
+        ratio = record["ratios"].get(executor)
+        cells = [f"{ms[key]:.2f}" for key in columns]
+        if ratio:
+            cells += [f"{ratio[key]:.2f}" for key in ("wall", "wall_median", "cpu")]
+            cells += [f"{record['first_call_seconds'][executor]:.1f}"]
+        table.add_row(side, *cells)
+    Console(width=120).print(table)
+
+
+def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--opponents", required=True, help="python with torch==2.13.0 installed")
+    for name, value in dict(size=10, steps=8, rounds=10, **defaults).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
+    return parser
+
+
+def weights(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Kernels [P, ..., C, F] and biases as PyTorch has them, `<layer>.weight` [P, F, C, ...]."""
+    out = {}
+    for layer, leaves in params.items():
+        kernel = np.asarray(leaves["kernel"])
+        order = (0, 4, 3, 1, 2) if kernel.ndim == 5 else (0, 2, 1)
+        out[f"{layer}.weight"] = np.ascontiguousarray(kernel.transpose(order))
+        out[f"{layer}.bias"] = np.asarray(leaves["bias"])
+    return out
+
+
+def save(name: str, records: Sequence[Mapping[str, Any]]) -> pathlib.Path:
+    return timing.save(name, dict(records=list(records)))
