@@ -8,8 +8,10 @@ import pathlib
 import sys
 import time
 
+from experiments.cells import Cells
 from experiments.progress import CONSOLE, setup_logging
-from experiments.reproduce import Cells, render, reproduce
+from experiments.reproduce import render, reproduce
+from experiments.train import Interrupted
 
 WORKDIR = pathlib.Path("runs/quickstart")
 
@@ -30,9 +32,17 @@ def main() -> int:
     setup_logging(logging.WARNING)
     began = time.monotonic()
     cells = Cells("digits", WORKDIR / "results", WORKDIR, {})
-    made = reproduce(cells)
+    try:
+        made = reproduce(cells)
+    except (Interrupted, KeyboardInterrupt) as message:
+        CONSOLE.print(f"{str(message) or 'interrupted'}. The same command goes on from there.")
+        return 130
     report = render(cells, made)
-    CONSOLE.print(NEXT.format(report=report, seconds=time.monotonic() - began), highlight=False, soft_wrap=True)
+    CONSOLE.print(
+        NEXT.format(report=report, seconds=time.monotonic() - began),
+        highlight=False,
+        soft_wrap=True,
+    )
     return 1 if any(row.failed for row in made.rows) else 0
 
 

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from configs import base
 from experiments import config as config_lib
 from experiments import evaluate, train
+from experiments.cells import table_of
 from experiments.data import embedded
 from experiments.data.source import load
 from experiments.reports.study import Study
-from experiments.reproduce import table_of
 from uncertainty import build
 
 ROOT = pathlib.Path(__file__).parent.parent
