@@ -142,17 +142,21 @@ def schedule(config: Mapping[str, Any]) -> Callable:
     return lambda step: spec["learning_rate"] * multiple(step)
 
 
-def inference(config: Mapping[str, Any]) -> Inference:
-    """The Inference of a whole config (plain dicts, not ConfigDicts)."""
+def inference(config: Mapping[str, Any], network: Model | None = None) -> Inference:
+    """The Inference of a whole config (plain dicts, not ConfigDicts).
+
+    Args:
+      config: with all sections that stand for an object.
+      network: what `model(config)` has made of it already.
+    """
     spec = _spec(_section(config, "inference"), "inference")
     given = {}
     if "direction" in spec:
         given["direction"] = partial(
             "inference", spec.pop("direction"), "inference.direction", ("over", "accumulate")
         )
-    return make(
-        "inference", spec, "inference", model=model(config), optimiser=optimiser(config), **given
-    )
+    given |= dict(model=network or model(config), optimiser=optimiser(config))
+    return make("inference", spec, "inference", **given)
 
 
 def _section(config: Mapping[str, Any], name: str) -> Any:
