@@ -141,3 +141,16 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     made = Programs(tmp_path_factory.mktemp("output"))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of two MLPs on the digits, trained for 300 steps and evaluated."""
+    from experiments import config, evaluate, train
+
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    fields = {"steps": 300, "mesh": {"data": 1}, "evaluation.every": 100, "logging.every": 20}
+    experiment = train.train(config.load("configs/digits/mlp.py:size=2", fields), workdir)
+    _, failures = evaluate.evaluate(experiment, workdir, show=False)
+    assert not failures
+    return workdir
