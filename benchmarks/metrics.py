@@ -4,14 +4,14 @@
 
 Theirs run in an environment of their own, in a process that answers one job at a time; jobs of
 both sides alternate, so that a noisy machine is noisy for both. Theirs get probabilities, ready
-made, and the better of one thread and all cores; ours get log-probabilities and take one thread.
+made, and the better of one thread and all cores; ours get log-probabilities.
 Values are compared on float64 input, times are for float32 input, after a warm-up of each: wall
 time, and CPU time summed over threads, which other processes disturb less.
 
 The floor for 1e6 examples x 10 classes in float32: 40 MB are read once (4 ms at 10 GB/s); 1e7
 exponentials in float64 take 6.5 ms with AVX-512; 1e7 probabilities have to find their bins, 1e7
-scattered adds each for number and sum (15 ms); one sort of 1e6 float64 (6 ms). So about 35 ms for
-everything together on one core, and `evaluate_classification` should stay within 3 times that. For
+scattered adds each for number and sum (15 ms); one sort of 1e6 float64 (6 ms). So about 35 ms of
+one core for everything together, and `evaluate_classification` should stay within 3 times that. For
 1e6 scores in two halves: sorting 3 ms, merging 4 ms, one pass over 8 MB for each cumulative count.
 """
 
