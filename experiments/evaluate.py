@@ -85,8 +85,10 @@ class Predictor:
                 f"on {tuple(self.shape)}"
             )
         parts, labels, seconds = [], [], 0.0
-        for batch in epoch(source, self.batch_size):
-            rows = int(np.sum(batch["mask"]))
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        for batch in epoch(source, self.batch_size, **share):
+            known = execution.host({"y": batch["y"], "mask": batch["mask"]})
+            rows = int(np.sum(known["mask"]))
             x = self._put({"x": batch["x"]})["x"]
             if not self._compiled:
                 jax.block_until_ready(self._predict(self.state, x))
@@ -95,7 +97,7 @@ class Predictor:
             out = execution.host(self._predict(self.state, x))
             seconds += time.monotonic() - began
             parts.append({key: value[:, :rows] for key, value in out.items()})
-            labels.append(batch["y"][:rows])
+            labels.append(known["y"][:rows])
         joined = {key: np.concatenate([p[key] for p in parts], axis=1) for key in parts[0]}
         joined = self._finite_members(joined, source.name)
         result = Predictions(
@@ -148,7 +150,7 @@ def evaluate(
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     failures: dict[str, str] = {}
-    with Progress(len(runners), f"evaluate {name}") as progress:
+    with Progress(len(runners), f"evaluate {name}", show=jax.process_index() == 0) as progress:
         for i, (key, run) in enumerate(runners.items()):
             progress.update(i, key)
             try:
@@ -162,6 +164,8 @@ def evaluate(
         return metrics, failures
     metrics |= cost(experiment, state, workdir)
     metrics["cost/step"] = step
+    if jax.process_index() != 0:
+        return metrics, failures
     write_results(workdir / "evaluation" / name, metrics, arrays)
     if show:
         from experiments.reports.tables import print_metrics

@@ -38,6 +38,35 @@ def prepare() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def join(processes: str | None) -> None:
+    """Joins the processes of a training on several hosts, before anything else is done with JAX.
+
+    Args:
+      processes: None for one process, 'auto' where JAX finds the others itself (Cloud TPU, SLURM,
+        Open MPI), else 'HOST:PORT,COUNT,INDEX' with the address of process 0.
+
+    Raises:
+      ConfigError: of another form.
+    """
+    if processes is None:
+        return
+    if processes == "auto":
+        return jax.distributed.initialize()
+    try:
+        address, count, index = processes.split(",")
+        count, index = int(count), int(index)
+    except ValueError:
+        raise ConfigError(
+            f"--distributed: {processes!r}; 'auto' or HOST:PORT,COUNT,INDEX"
+        ) from None
+    jax.distributed.initialize(address, count, index)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true on any process; all of them have to ask."""
+    return bool(np.any(host(np.asarray([flag]))))
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a config's `mesh`: axis -> number of devices; without `data`, it takes the rest.
 

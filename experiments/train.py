@@ -84,6 +84,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
     validate = evaluate.validation(experiment)
     every = config["logging"]["every"]
     put = execution.put_batch(mesh)
+    alone = jax.process_count() == 1
     update = None
     faults = Faults(config["on_fault"], start)
     with (
@@ -119,12 +120,18 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
                 except FloatingPointError as error:
                     raise ParticleFault(f"validation at step {done}: {error}") from error
                 writer.write(done, {f"validation/{k}": v for k, v in found.items()})
-            if done % config["checkpoint"]["every"] == 0 or done == steps or stop.requested:
+            # Several processes agree to stop where they meet anyway.
+            stopping = (
+                stop.requested
+                if alone
+                else (done % every == 0 and execution.any_process(stop.requested))
+            )
+            if done % config["checkpoint"]["every"] == 0 or done == steps or stopping:
                 faults.check(done)
                 checkpoints.save(done, state, force=True)
             if done == steps:
                 break
-            if stop.requested:
+            if stopping:
                 raise Interrupted(f"stopped by {stop.signal} at step {done} of {steps}; saved")
 
 
@@ -205,6 +212,7 @@ class Clock:
 
 
 def main(argv: list[str]) -> None:
+    execution.join(DISTRIBUTED.value)
     config = config_lib.load(CONFIG.value, config_lib.assignments(argv[1:], "--config."))
     setup_logging()
     try:
@@ -223,6 +231,9 @@ if __name__ == "__main__":
         "--config.section.field=value sets a field of it."
     )  # fmt: skip
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
+    DISTRIBUTED = flags.DEFINE_string(
+        "distributed", None, "On several hosts, started on each: 'auto', or HOST:PORT,COUNT,INDEX."
+    )
     EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate at the end.")
     flags.mark_flags_as_required(["config", "workdir"])
     config_lib.run(main)
