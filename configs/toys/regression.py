@@ -1,13 +1,15 @@
 """A deep ensemble on y = x sin x with a gap in the data.
 
-Data: 45 inputs in each of [1.5, 2.5] and [4.5, 6.0], noise of standard deviation 0.25. Data,
-network (2 x 10 ReLU), Adam at 1e-2, batches of 32 and 5,000 steps are those of the 1-D regression
-of "Repulsive deep ensembles are Bayesian" (D'Angelo & Fortuin 2021; github.com/ratschlab/
-repulsive_ensembles), which has 100 particles and shows a figure without numbers.
+Data: 45 inputs in each of [1.5, 2.5] and [4.5, 6.0], noise of standard deviation 0.25. Data, Adam
+at 1e-2, batches of 32 and 5,000 steps are those of the 1-D regression of "Repulsive deep ensembles
+are Bayesian" (D'Angelo & Fortuin 2021; github.com/ratschlab/repulsive_ensembles), which shows a
+figure without numbers.
 
-Differences from the source: the likelihood knows the noise (there its standard deviation is 1), no
-prior on the weights, He initialisation (there N(0, 1)), 10 networks.
+Differences from the source: networks of 2 x 50 (there 2 x 10, of which one in ten dies here), 10 of
+them (there 100); the likelihood knows the noise (there its standard deviation is 1); no prior on
+the weights; He initialisation (there N(0, 1)).
 
+Result: test RMSE .28, .27, .29 and NLL .15, .15, .20 for seeds 0, 1, 2.
 Hardware and time: 2 CPU cores, about ten seconds.
 Command: python -m experiments.train --config configs/toys/regression.py --workdir runs/regression
 """
@@ -25,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.train = dict(name="x_sin_x", split="train")
     config.batch_size = 32
 
-    config.backbone = dict(name="mlp.MLP", widths=(10, 10))
+    config.backbone = dict(name="mlp.MLP", widths=(50, 50))
     config.head = dict(name="dense.Dense", outputs=1)
     config.likelihood = dict(name="gaussian", noise_std=0.25)
     config.inference.size = arg.size
