@@ -89,15 +89,19 @@ class Cells:
         if not path.is_file():
             return None
         record = read_json(path)
-        if not same_but_for(record["config"], self.config(row, seed), config_lib.MAY_CHANGE):
-            logger.warning("%s is of another config and is not used", path)
+        try:
+            config = self.config(row, seed)
+        except ConfigError:  # `run` will tell
             return None
-        return record
+        same = same_but_for(record["config"], config, config_lib.MAY_CHANGE)
+        return record if same else None
 
     def done(self, row: Mapping[str, Any], seed: int) -> bool:
         """Whether nothing is left to do, as far as can be done with this config."""
         record = self.record(row, seed)
         if record is None:
+            if (path := self.file(row, seed)).is_file():
+                logger.warning("%s is of another config and is not used", path)
             return False
         now = self.config(row, seed)["evaluators"]
         return not record["failures"] or same_but_for(record["config"]["evaluators"], now, ())

@@ -41,7 +41,8 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     file, _, arg = path.partition(":")
     location = pathlib.Path(file)
     if not location.is_file():
-        near = [str(p) for p in location.parent.glob("*.py") if p.stem != "__init__"]
+        files = location.parent.glob("*.py")
+        near = [str(p) for p in files if "def get_config(" in p.read_text(encoding="utf-8")]
         raise ConfigError(f"config: no file {file!r}" + (f"; {nearest(file, near)}" * bool(near)))
     spec = importlib.util.spec_from_file_location("config_file", file)
     module = importlib.util.module_from_spec(spec)

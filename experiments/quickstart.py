@@ -34,10 +34,10 @@ def main() -> int:
     cells = Cells("digits", WORKDIR / "results", WORKDIR, {})
     try:
         made = reproduce(cells)
+        report = render(cells, made)
     except (Interrupted, KeyboardInterrupt) as message:
         CONSOLE.print(f"{str(message) or 'interrupted'}. The same command goes on from there.")
         return 130
-    report = render(cells, made)
     CONSOLE.print(
         NEXT.format(report=report, seconds=time.monotonic() - began),
         highlight=False,

@@ -110,14 +110,11 @@ def run_alone(command: Sequence[str]) -> None:
 
 def study(cells: Cells, errors: Mapping[str, str]) -> Study:
     """The Study of all finished cells."""
-    rows, found_seeds, hardware, failed = [], set(), {}, dict(errors)
+    rows, found_seeds, hardware = [], set(), {}
     for row in cells.table["rows"]:
         found = (cells.results / "runs").glob(f"{slug(row)}-seed*.json")
         seeds = sorted(int(path.stem.rpartition("-seed")[2]) for path in found)
-        try:
-            records = [r for r in (cells.record(row, seed) for seed in seeds) if r is not None]
-        except (ValueError, OSError) as error:  # its config cannot be loaded
-            records, failed = [], {name_of(row): str(error)} | failed
+        records = [r for r in (cells.record(row, seed) for seed in seeds) if r is not None]
         notes = {f"{k}: {v}" for r in records for k, v in r["failures"].items()}
         found_seeds |= {r["seed"] for r in records}
         for r in records:
@@ -129,7 +126,7 @@ def study(cells: Cells, errors: Mapping[str, str]) -> Study:
                 results=[r["metrics"] for r in records],
                 published=row.get("published", {}),
                 note="; ".join(filter(None, [row.get("note", ""), *sorted(notes)])),
-                failed=failed.get(name_of(row), ""),
+                failed=errors.get(name_of(row), ""),
             )
         )
     return Study(
@@ -187,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command += [word for item in args.set for word in ("--set", item)]
         made = reproduce(cells, rows=args.rows, seeds=args.seeds,
                          isolate=command if args.isolate else None)  # fmt: skip
+        report = render(cells, made)
     except train.Interrupted as message:
         logger.warning("%s. The same command goes on from there.", message)
         return 130
@@ -196,7 +194,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = render(cells, made)
     print(f"table:  {cells.results}/table.md, .tex, .json")
     if report:
         print(f"report: {report}")
@@ -215,7 +212,8 @@ def render(cells: Cells, made: Study) -> pathlib.Path | None:
     for row in cells.table["rows"]:
         for seed in made.seeds:
             directory = cells.run_directory(row, seed)
-            if (directory / "evaluation" / "test" / "metrics.json").is_file():
+            here = (directory / "evaluation" / "test" / "metrics.json").is_file()
+            if here and cells.record(row, seed) is not None:
                 runs.append(dict(workdir=directory, label=name_of(row)))
     if not runs:
         return None

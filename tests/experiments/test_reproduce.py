@@ -1,0 +1,289 @@
+"""Tables are resumed, filtered and completed; a row that fails takes no other with it."""
+
+import json
+import logging
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import configs.tables
+from experiments import config as config_lib
+from experiments.cells import Cells, slug
+from experiments.checkpoint import Checkpoints
+from experiments.reproduce import main, render, reproduce
+from experiments.workdir import read_config, read_json
+from uncertainty.build import ConfigError
+
+TABLE = '''
+def get_table():
+    """Two rows that run, one that lacks its data, one that lacks its config."""
+    return dict(
+        title="A table",
+        seeds=(0, 1),
+        rows=[
+            dict(label="One", config="{digits}:runlocal",
+                 published={{"classification/accuracy": (99.0, "a paper, table 1")}}),
+            dict(label="No data", config="{missing}"),
+            dict(group="Two", label="of them", config="{digits}:runlocal,size=2"),
+            dict(label="No config", config="nowhere.py"),
+        ],
+        columns=[
+            dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher"),
+            dict(key="classification/nll", header="NLL", better="lower"),
+            dict(key="ood/later/auroc_entropy", header="Later", better="higher"),
+            dict(key="cost/parameters", header="Parameters"),
+        ],
+    )
+'''
+DIGITS = """
+from configs.digits import mlp
+
+def get_config(arg=None):
+    config = mlp.get_config(arg)
+    del config.evaluators["corruption"]
+    del config.evaluators["ood"]
+    config.mesh.data = 1
+    return config
+"""
+MISSING = """
+from configs.base import base
+
+def get_config():
+    config = base()
+    config.data.train = dict(name="npz", path="/no/file.npz")
+    config.mesh.data = 1
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """A folder of tables beside that of the project."""
+    folder = tmp_path_factory.mktemp("tables")
+    (folder / "digits_config.py").write_text(DIGITS)
+    (folder / "missing_config.py").write_text(MISSING)
+    text = TABLE.format(digits=folder / "digits_config.py", missing=folder / "missing_config.py")
+    (folder / "a_table.py").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configs.tables, "__path__", [*configs.tables.__path__, str(folder)])
+        yield folder
+
+
+def arguments(folder, *more):
+    return ["a_table", "--workdir", str(folder / "w"), "--results", str(folder / "r"), *more]
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def made(tables, tmp_path_factory):
+    """The table after one command, and that command's exit status and log."""
+    folder = tmp_path_factory.mktemp("made")
+    handler = logging.Handler()
+    lines = []
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("experiments.reproduce")
+    logger.addHandler(handler)
+    code = main(arguments(folder))
+    logger.removeHandler(handler)
+    return folder, code, lines
+
+
+def test_a_failing_row_is_reported_and_the_others_are_done(made):
+    folder, code, lines = made
+    assert code == 1
+    for seed in (0, 1):
+        assert (
+            f"No data, seed {seed}: data.train.path: there is no file /no/file.npz; "
+            + ("an npz file or a folder of them is needed")
+            in lines
+        )
+        assert f"No config, seed {seed}: config: no file 'nowhere.py'" in lines
+    runs = sorted(p.name for p in (folder / "r" / "a_table" / "runs").iterdir())
+    assert runs == ["one-seed0.json", "one-seed1.json",
+                    "two-of-them-seed0.json", "two-of-them-seed1.json"]  # fmt: skip
+    text = (folder / "r" / "a_table" / "table.md").read_text()
+    assert "No data" in text and "there is no file /no/file.npz" in text and "*failed*" in text
+
+
+def test_the_json_has_every_number_and_where_it_is_from(made):
+    folder, _, _ = made
+    table = read_json(folder / "r" / "a_table" / "table.json")
+    assert table["command"] == "python -m experiments.reproduce a_table"
+    assert table["seeds"] == [0, 1]
+    assert {"devices", "processor", "cores", "jax", "date"} <= set(table["hardware"])
+    row = table["rows"][0]
+    values = []
+    for seed in (0, 1):
+        cell = read_json(folder / "r" / "a_table" / "runs" / f"one-seed{seed}.json")
+        config = read_config(folder / "w" / "a_table" / "one" / f"seed{seed}")
+        assert cell["config"] == config and config["seed"] == seed
+        assert cell["hardware"]["date"].count("-") == 2 and cell["failures"] == {}
+        metrics = folder / "w" / "a_table" / "one" / f"seed{seed}" / "evaluation" / "test"
+        assert cell["metrics"] == read_json(metrics / "metrics.json")
+        values.append(cell["metrics"]["classification/accuracy"])
+    accuracy = row["cells"]["classification/accuracy"]
+    assert accuracy["values"] == values
+    np.testing.assert_allclose(accuracy["mean"], np.mean(values))
+    np.testing.assert_allclose(accuracy["standard_error"], np.std(values, ddof=1) / np.sqrt(2))
+    assert accuracy["published"] == dict(value=99.0, unit="%", source="a paper, table 1")
+    assert row["cells"]["ood/later/auroc_entropy"]["values"] == []  # an empty cell stays empty
+    assert table["rows"][2]["cells"]["cost/parameters"]["values"] == [2 * 25_864] * 2
+    assert (folder / "w" / "a_table" / "report.html").stat().st_size > 10_000
+    json.loads((folder / "r" / "a_table" / "table.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_second_run_does_nothing(made):
+    folder, _, _ = made
+    before = contents(folder / "w"), contents(folder / "r" / "a_table" / "runs")
+    stamps = {p: p.stat().st_mtime_ns for p in (folder / "w").rglob("metrics.json*")}
+    assert main(arguments(folder, "--rows", "One|Two")) == 0
+    after = contents(folder / "w"), contents(folder / "r" / "a_table" / "runs")
+    unchanged = [p for p in before[0] if "report" not in str(p.relative_to(folder))]
+    assert all(after[0][p] == before[0][p] for p in unchanged) and after[1] == before[1]
+    assert {p: p.stat().st_mtime_ns for p in (folder / "w").rglob("metrics.json*")} == stamps
+
+
+def test_filters(tables, tmp_path):
+    assert main(arguments(tmp_path, "--rows", "^Two: of", "--seeds", "4")) == 0
+    assert [p.name for p in (tmp_path / "r" / "a_table" / "runs").iterdir()] == [
+        "two-of-them-seed4.json"
+    ]
+    table = read_json(tmp_path / "r" / "a_table" / "table.json")
+    assert table["seeds"] == [4]
+    assert [len(row["results"]) for row in table["rows"]] == [0, 0, 1, 0]
+
+
+def test_data_that_comes_later(tables, tmp_path):
+    """An evaluator that failed is run again when its fields change, without training again."""
+    more = ["--rows", "One", "--seeds", "0"]
+    elsewhere = "evaluators.ood={'name':'ood','data':{'name':'digits','split':'test','classes':" + (
+        "[0,1,2,3,4,5,6,7]},'sets':{'later':%r}}"
+    )
+    missing = ["--set", elsewhere % {"name": "npz", "path": "/no/file"}]
+    assert main(arguments(tmp_path, *more, *missing)) == 0
+    file = tmp_path / "r" / "a_table" / "runs" / "one-seed0.json"
+    first = read_json(file)
+    assert "later: data.path: there is no file" in first["failures"]["ood"]
+    assert "there is no file" in (tmp_path / "r" / "a_table" / "table.md").read_text()
+    assert main(arguments(tmp_path, *more, *missing)) == 0
+    assert read_json(file) == first
+
+    log = tmp_path / "w" / "a_table" / "one" / "seed0" / "metrics.jsonl"
+    trained = log.read_bytes(), log.stat().st_mtime_ns
+    found = ["--set", elsewhere % {"name": "noise", "shape": [8, 8, 1], "split": "test"}]
+    assert main(arguments(tmp_path, *more, *found)) == 0
+    second = read_json(file)
+    assert second["failures"] == {} and "ood/later/auroc_entropy" in second["metrics"]
+    assert (log.read_bytes(), log.stat().st_mtime_ns) == trained
+
+
+def test_cells_of_another_config_are_not_shown(made, caplog):
+    folder, _, _ = made
+    cells = Cells("a_table", folder / "r", folder / "w", {"optimiser.learning_rate": "0.5"})
+    with caplog.at_level(logging.WARNING):
+        study = reproduce(cells, rows="One", seeds=[0])
+    assert "one-seed0.json is of another config and is not used" in caplog.text
+    assert "optimiser.learning_rate: 0.001 -> 0.5" in study.rows[0].failed
+    assert study.rows[0].results == []
+
+
+def test_overrides_where_they_fit(tables, tmp_path):
+    more = {"evaluators.test.bins": "7", "optimiser.learning_rate": "0.5"}
+    cells = Cells("a_table", tmp_path, tmp_path, more)
+    with_test, without = (cells.config(cells.table["rows"][i], 0) for i in (0, 1))
+    assert with_test["evaluators"]["test"]["bins"] == 7 and without["evaluators"] == {}
+    assert with_test["optimiser"]["learning_rate"] == without["optimiser"]["learning_rate"] == 0.5
+    with pytest.raises(ConfigError, match=r"config\.evaluators\.tst: no such section; did you"):
+        Cells("a_table", tmp_path, tmp_path, {"evaluators.tst.bins": "7"})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["digts"], "error: table: no 'digts'; did you mean 'digits'?"),
+        (["digits", "--rows", "Nothing"], "error: rows: 'Nothing' matches none of ['Single"),
+        (["digits", "--rows", "("], "error: rows: '(' is not a regular expression"),
+        (["digits", "--seeds", "a"], "argument --seeds: 'a' is not like 0,1,2"),
+        (["digits", "--set", "steps"], "error: 'steps': field=value is needed"),
+        (["digits", "--set", "stps.x=1"], "error: config.stps: no such section; did you mean"),
+    ],
+)
+def test_one_line_for_a_wrong_command(programs, tmp_path, more, message):
+    folders = ["--workdir", tmp_path / "w", "--results", tmp_path / "r"]
+    result = programs("reproduce", *more, *folders)
+    assert result.code == 2 and message in result.output.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def digits(folder, *more):
+    return ["digits", "--rows", "Single", "--seeds", "0", "--workdir", folder / "w",
+            "--results", folder / "r", "--set", "checkpoint.every=50", *more]  # fmt: skip
+
+
+def wait(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, more", [(signal.SIGINT, []), (signal.SIGTERM, ["--isolate"])])
+def test_interrupted_in_training(programs, tmp_path, number, more):
+    run = tmp_path / "w" / "digits" / "single-network" / "seed0"
+    running = programs.start("reproduce", *digits(tmp_path, "--set", "steps=20000", *more))
+    wait(lambda: Checkpoints(run).latest_step())
+    running.send(number)
+    code, output = running.result()
+    assert code == 130, output
+    last = Checkpoints(run).latest_step()
+    assert f"stopped by SIG{'TERM' if more else 'INT'} at step {last} of 20000; saved" in output
+    assert "The same command goes on from there" in output and "Traceback" not in output
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_interrupted_in_evaluation_and_resumed_alone(programs, tmp_path):
+    """Ctrl-C while a cell is evaluated; then the rest of it in a process of its own."""
+    arguments = digits(tmp_path, "--set", "steps=60")
+    running = programs.start("reproduce", *arguments)
+    wait(lambda: "evaluate test" in running.output())
+    running.send(signal.SIGINT)
+    code, output = running.result()
+    assert code == 130 and "interrupted." in output and "Traceback" not in output, output
+    run = tmp_path / "w" / "digits" / "single-network" / "seed0"
+    trained = (run / "metrics.jsonl").read_bytes()
+    result = programs("reproduce", *arguments, "--isolate")
+    assert result.code == 0, result.output
+    assert "Single network, seed 0 (1 of 1)" in result.output
+    assert (run / "metrics.jsonl").read_bytes() == trained
+    cell = read_json(tmp_path / "r" / "digits" / "runs" / "single-network-seed0.json")
+    assert cell["metrics"]["cost/step"] == 60
+
+
+def test_a_failing_row_alone(programs, tmp_path):
+    result = programs("reproduce", *digits(tmp_path, "--set", "steps=40", "--isolate"))
+    assert result.code == 1, result.output
+    assert "ERROR Single network, seed 0: optimiser.schedule: warmup_steps: 50;" in result.output
+    text = (tmp_path / "r" / "digits" / "table.md").read_text()
+    assert "Failed: seed 0: optimiser.schedule: warmup\\_steps: 50" in text
+
+
+def test_file_names():
+    assert slug(dict(group="A & B", label="of (10)")) == "a-b-of-10"
+    assert config_lib.assignments(["a.b=c=d"]) == {"a.b": "c=d"}
+
+
+def test_runs_of_another_config_are_not_in_the_report(made):
+    """Their directories are there; the report would refuse to put them beside the others."""
+    folder, _, _ = made
+    cells = Cells("a_table", folder / "r", folder / "w", {"seed": 1})  # so seed 0 is another's
+    study = reproduce(cells, rows="One", seeds=[1])
+    assert [len(row.results) for row in study.rows] == [1, 0, 1, 0]
+    report = render(cells, study)
+    assert "seed0" not in report.read_text()
