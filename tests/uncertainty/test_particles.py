@@ -12,11 +12,13 @@ import pytest
 from uncertainty import build, likelihoods, optimisers
 from uncertainty.backbones.lenet import LeNet5
 from uncertainty.backbones.mlp import MLP
+from uncertainty.ensembles.mc_dropout import mc_dropout
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.inference import executors
 from uncertainty.inference.independent import independent
 from uncertainty.inference.particles import particles
+from uncertainty.layers.dropout import Dropout
 from uncertainty.model import from_network
 
 OPTIMISER = optimisers.optimiser(optimisers.adam(), 1e-2, clip=0.5)
@@ -192,3 +194,18 @@ def test_predictions_stack_particles_and_members():
         for m in range(2):  # a loop over the heads, by hand
             logits = phi @ params["head"]["logits"]["kernel"][m]
             np.testing.assert_allclose(one[m], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused():
+    inference = particles(mlp(), OPTIMISER, accumulate=5)
+    state = inference.init(jax.random.key(0), batch()["x"][:1])
+    with pytest.raises(ValueError, match="5 parts do not divide a batch of 12"):
+        inference.update(state, batch())
+
+
+def test_impossible_parts_are_refused_by_name():
+    with pytest.raises(ValueError, match="outputs: 0"):
+        Dense(outputs=0)
+    dropout = functools.partial(Dropout, rate=0.1)
+    with pytest.raises(ValueError, match=r"backbone\.dropout"):
+        mc_dropout(MLP(dropout=dropout), Dense(outputs=2), size=2, rate=0.1)

@@ -18,7 +18,8 @@ def mc_dropout(backbone: nn.Module, head: nn.Module, size: int, rate: float) -> 
     prediction is a function of the checkpoint.
 
     Raises:
-      ValueError: `rate` outside (0, 1), `size` below 1, or a backbone without places for dropout.
+      ValueError: `rate` outside (0, 1), `size` below 1, or a backbone that has a dropout
+        already or no place for one.
     """
     if not 0 < rate < 1:
         raise ValueError(f"rate: {rate}; a dropout rate lies strictly between 0 and 1")
@@ -26,5 +27,7 @@ def mc_dropout(backbone: nn.Module, head: nn.Module, size: int, rate: float) -> 
         raise ValueError(f"size: {size} members; at least 1")
     if "dropout" not in type(backbone).__dataclass_fields__:
         raise ValueError(f"backbone: {type(backbone).__name__} has no field 'dropout'")
+    if backbone.dropout is not None:
+        raise ValueError("backbone.dropout: mc_dropout sets it; give its `rate` instead")
     dropout = functools.partial(Dropout, rate=rate, members=size)
     return Single(backbone.clone(dropout=dropout), head)

@@ -17,12 +17,20 @@ class Dense(nn.Module):
       kernel_init: initialiser of W [D, K].
       bias_init: initialiser of b [K].
       dense: the layer itself.
+
+    Raises:
+      ValueError: outputs below 1.
     """
 
     outputs: int
     kernel_init: Callable = nn.initializers.glorot_uniform()
     bias_init: Callable = nn.initializers.zeros_init()
     dense: Callable[..., nn.Module] = nn.Dense
+
+    def __post_init__(self):
+        if self.outputs < 1:
+            raise ValueError(f"outputs: {self.outputs}; at least 1 is needed")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, phi: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]

@@ -18,10 +18,18 @@ class MeanVariance(nn.Module):
     Attributes:
       outputs: K, the number of real outcomes.
       minimum: smallest variance, in squared units of the normalised data.
+
+    Raises:
+      ValueError: outputs below 1.
     """
 
     outputs: int
     minimum: float = 1e-6
+
+    def __post_init__(self):
+        if self.outputs < 1:
+            raise ValueError(f"outputs: {self.outputs}; at least 1 is needed")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, phi: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]

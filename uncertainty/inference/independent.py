@@ -48,6 +48,9 @@ def gradient(
 
     Returns:
       The gradient, the new collections, and metrics: `loss` [], the objective; `nll` [M, B].
+
+    Raises:
+      ValueError: `accumulate` does not divide the batch.
     """
 
     def loss_fn(params, collections, batch, key):
@@ -64,6 +67,9 @@ def gradient(
         g, (collections, metrics) = grad_fn(params, collections, batch, key)
         return g, collections, metrics
 
+    B = batch["x"].shape[0]
+    if B % accumulate:
+        raise ValueError(f"accumulate: {accumulate} parts do not divide a batch of {B}")
     # Part i takes every accumulate-th example, so that each device of the data axis has a share.
     parts = jax.tree.map(
         lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0), batch
