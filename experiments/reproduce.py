@@ -121,7 +121,7 @@ def study(cells: Cells, errors: Mapping[str, str]) -> Study:
             hardware = r["hardware"]
         rows.append(
             dict(
-                label=row["label"],
+                label=name_of(row),
                 group=row.get("group", ""),
                 results=[r["metrics"] for r in records],
                 published=row.get("published", {}),

@@ -35,6 +35,5 @@ def get_table() -> dict[str, Any]:
                  digits=1),
             dict(key="ood/mnist/auroc_entropy", header="AUROC MNIST", better="higher", digits=3),
             dict(key="ood/kmnist/auroc_entropy", header="AUROC KMNIST", better="higher", digits=3),
-            dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
         ],
     )  # fmt: skip
