@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.base import parse_arg
@@ -202,6 +202,7 @@ def test_fields_from_the_command_line():
     assert config["evaluators"]["ood"]["sets"]["noise"]["name"] == "a=b"
 
 
+@settings(deadline=None)
 @given(st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none()
        | st.lists(st.integers(), max_size=3))  # fmt: skip
 def test_a_value_survives_its_way_through_text(value):

@@ -17,6 +17,8 @@ from experiments.train import train
 from experiments.workdir import read_config, read_json
 from experiments.writers import METRICS, read_metrics, without_timing
 
+pytestmark = pytest.mark.slow  # every test runs the program, most of them to its end
+
 STEPS, EVERY, KILLS = 100, 5, 20
 FIELDS = {
     "steps": STEPS,
@@ -189,7 +191,6 @@ def test_two_trainings_cannot_share_a_workdir(programs, tmp_path):
     assert running.result().code == -signal.SIGKILL
 
 
-@pytest.mark.slow
 def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
     seed = random.SystemRandom().randrange(1000)
     print(f"seed {seed}")
@@ -231,7 +232,6 @@ def test_a_checkpoint_fits_any_number_of_devices(whole):
         assert bits(state) == expected["state"]
 
 
-@pytest.mark.slow
 def test_goes_on_with_other_devices(programs, tmp_path):
     """8 -> 1 -> 8 devices against one device throughout."""
     # Not Adam, whose division makes rounding errors of vanishing gradients large.
