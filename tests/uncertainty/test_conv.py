@@ -197,3 +197,17 @@ def test_bad_input_is_named(message, change):
     with pytest.raises(ValueError) as error:
         convolve(**arguments)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "x, kernel, lax_conv",
+    [
+        ((128, 14, 14, 6), (5, 5, 6, 16), False),
+        ((128, 14, 14, 6), (3, 3, 6, 16), True),
+        ((128, 14, 14, 64), (5, 5, 64, 64), True),
+        ((1024, 224, 224, 3), (7, 7, 3, 64), True),
+    ],
+)
+def test_auto_takes_patches_for_large_windows_of_few_channels(x, kernel, lax_conv):
+    shapes = [jax.ShapeDtypeStruct(s, "float32") for s in (x, kernel)]
+    assert ("conv_general_dilated" in str(jax.make_jaxpr(convolve)(*shapes))) == lax_conv
