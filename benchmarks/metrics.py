@@ -2,11 +2,12 @@
 
     python -m benchmarks.metrics --opponents /path/to/their/bin/python
 
-Theirs run in an environment of their own, in a process that answers one job at a time; jobs of
-both sides alternate, so that a noisy machine is noisy for both. Theirs get probabilities, ready
-made, and the better of one thread and all cores; ours get log-probabilities.
-Values are compared on float64 input, times are for float32 input, after a warm-up of each: wall
-time, and CPU time summed over threads, which other processes disturb less.
+Both sides start from the same arrays: log-probabilities, which theirs have to exponentiate first;
+their time without that is given too. Theirs run in an environment of their own, in a process that
+answers one job at a time, with one thread or one per core, whichever is faster; jobs of both sides
+alternate, so that a noisy machine is noisy for both. Values are compared on float64 input, times
+are for float32 input, after a warm-up of each: wall time, and CPU time summed over threads, which
+other processes disturb less.
 
 The floor for 1e6 examples x 10 classes in float32: 40 MB are read once (4 ms at 10 GB/s); 1e7
 exponentials in float64 take 6.5 ms with AVX-512; 1e7 probabilities have to find their bins, 1e7
@@ -61,9 +62,7 @@ def arrays(examples: int, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
     p = np.exp(one[0])
     return {
         "log_p": one,
-        "p": p,
         "log_members": ten,
-        "members": np.ascontiguousarray(np.exp(ten).transpose(1, 0, 2)),
         "labels": labels,
         "confidence": p.max(-1),
         "correct": p.argmax(-1) == labels,
@@ -133,12 +132,11 @@ class Opponents:
         about = self._answer()
         self.rows, self.versions = about["rows"], about["versions"]
 
-    def __call__(self, row: str, dtype: str, threads: int) -> tuple[list[float], list[float]]:
+    def __call__(self, row: str, dtype: str, threads: int) -> dict:
         job = {"run": row, "dtype": dtype, "threads": threads}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        answer = self._answer()
-        return answer["seconds"], answer["value"]
+        return self._answer()
 
     def _answer(self) -> dict:
         line = self.process.stdout.readline()
@@ -151,11 +149,11 @@ class Opponents:
         self.process.wait()
 
 
-def timed(function: Callable) -> tuple[float, float]:
-    """Wall and CPU seconds."""
-    began, used = time.perf_counter(), time.process_time()
+def timed(function: Callable) -> dict[str, float]:
+    used, began = time.process_time(), time.perf_counter()
     function()
-    return time.perf_counter() - began, time.process_time() - used
+    wall = time.perf_counter() - began
+    return {"wall": wall, "cpu": time.process_time() - used, "given": wall}
 
 
 def compare(python: str, examples: int, classes: int, repeats: int) -> tuple[list[dict], dict]:
@@ -164,14 +162,18 @@ def compare(python: str, examples: int, classes: int, repeats: int) -> tuple[lis
     ours = rows(double), rows(single(double))
     cores = os.cpu_count()
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("p", "members", "labels", "confidence", "correct", "scores", "is_out"):
-            np.save(pathlib.Path(folder) / f"{name}.npy", double[name])
+        shared = double | {
+            "log_p": double["log_p"][0],
+            "log_members": np.ascontiguousarray(double["log_members"].transpose(1, 0, 2)),
+        }
+        for name, array in shared.items():
+            np.save(pathlib.Path(folder) / f"{name}.npy", array)
         theirs = Opponents(python, folder)
         # Pairs that share a function of ours are separate rows, each measured beside its opponent.
         pick = {row: row if row in ours[0] else row.split(" | ")[0] for row in theirs.rows}
         records = []
         for row in track(theirs.rows, "values"):
-            mine, other = ours[0][pick[row]](), theirs(row, "float64", cores)[1]
+            mine, other = ours[0][pick[row]](), theirs(row, "float64", cores)["value"]
             apart = float(np.max(np.abs(np.subtract(mine, other))))
             if not apart <= INTERPOLATED.get(row, TOLERANCE):
                 sys.exit(f"{row}: ours {mine}, theirs {other}: {apart:.3g} apart")
@@ -181,27 +183,29 @@ def compare(python: str, examples: int, classes: int, repeats: int) -> tuple[lis
         for repeat in track(range(repeats + 1), "times"):
             for row, seen in times.items():
                 measured = {"ours": timed(ours[1][pick[row]])}
-                measured |= {n: theirs(row, "float32", n)[0] for n in {1, cores}}
+                measured |= {n: theirs(row, "float32", n) for n in {1, cores}}
                 if repeat:  # the first is the warm-up
-                    for side, seconds in measured.items():
-                        seen[side].append(1e3 * np.asarray(seconds))
+                    for side, times_of in measured.items():
+                        seen[side].append(times_of)
         theirs.close()
     for record in records:
-        seen = {side: np.stack(values) for side, values in times[record["row"]].items()}
-        wall = {side: values[:, 0].min() for side, values in seen.items()}
-        best = min({1, cores}, key=wall.get)
-        for side, n in (("ours", "ours"), ("theirs", best)):
-            record[f"{side}_ms"] = {
-                "min": wall[n],
-                "median": np.median(seen[n][:, 0]),
-                "cpu": min(seen[m][:, 1].min() for m in ({n} if n == "ours" else {1, cores})),
-            }
-        record["threads"] = best
-        record["ratio"] = {
-            kind: record["theirs_ms"][kind] / record["ours_ms"][kind]
-            for kind in ("min", "median", "cpu")
-        }
+        seen = times[record["row"]]
+        mine = summary(seen["ours"])
+        each = {n: summary(seen[n]) for n in {1, cores}}
+        best = min(each, key=lambda n: each[n]["min"])
+        other = each[best] | {"cpu": min(e["cpu"] for e in each.values())}
+        other["given"] = min(e["given"] for e in each.values())
+        record |= {"ours_ms": mine, "theirs_ms": other, "threads": best}
+        record["ratio"] = {kind: other[kind] / mine[kind] for kind in mine}
     return records, theirs.versions
+
+
+def summary(times: list[dict]) -> dict[str, float]:
+    """Milliseconds: least and median wall time, least CPU time, least without the exponential."""
+    wall, cpu, given = (
+        1e3 * np.array([t[kind] for t in times]) for kind in ("wall", "cpu", "given")
+    )
+    return {"min": wall.min(), "median": np.median(wall), "cpu": cpu.min(), "given": given.min()}
 
 
 def processor() -> str:
@@ -214,18 +218,18 @@ def processor() -> str:
 
 
 def show(records: list[dict]) -> None:
-    kinds = ("min", "median", "cpu")
-    table = Table(title="Host metrics, ms: wall min, wall median, least CPU")
+    title = "Host metrics; ms, and theirs / ours by least and median wall time, CPU, given p"
+    table = Table(title=title)
     for name in ("metric", "opponent"):
         table.add_column(name, no_wrap=True)
-    for name in ("ours", "theirs", "theirs / ours"):
+    for name in ("ours", "theirs", "min", "median", "CPU", "given p"):
         table.add_column(name, justify="right", no_wrap=True)
     for r in records:
-        cells = (
-            " ".join(f"{r[side][kind]:{width}.1f}" for kind in kinds)
-            for side, width in (("ours_ms", 6), ("theirs_ms", 7), ("ratio", 5))
+        table.add_row(
+            *r["row"].split(" | "),
+            *(f"{r[side]['min']:.1f}" for side in ("ours_ms", "theirs_ms")),
+            *(f"{r['ratio'][kind]:.1f}" for kind in ("min", "median", "cpu", "given")),
         )
-        table.add_row(*r["row"].split(" | "), *cells)
     Console(width=100).print(table)
 
 

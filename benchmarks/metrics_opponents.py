@@ -2,7 +2,7 @@
 
 Needs torch, torchmetrics, torch-uncertainty and pytorch-ood, and nothing of this project. A line is
 `{"run": row, "dtype": "float32", "threads": 2}`; the answer is
-`{"seconds": [wall, CPU], "value": ...}`.
+`{"wall": ..., "cpu": ..., "given": wall without p = exp(log_p), "value": ...}`.
 """
 
 import importlib.util
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 PACKAGES = ("torch", "torchmetrics", "torch-uncertainty", "pytorch-ood")
+LOGARITHMS = {"p": "log_p", "members": "log_members"}  # what they have to exponentiate
 
 
 def bare(name: str) -> None:
@@ -80,7 +81,7 @@ def rows(bins: int) -> dict:
     labelled, ensemble, scored = ("p", "labels"), ("members",), ("scores", "is_out")
     return {
         "accuracy | torchmetrics": (
-            labelled,
+            ("log_p", "labels"),
             lambda p, y: tm.multiclass_accuracy(
                 p, y, p.shape[1], average="micro", validate_args=False
             ),
@@ -137,14 +138,19 @@ def main(folder: pathlib.Path, bins: int) -> None:
     for line in sys.stdin:
         job = json.loads(line)
         names, function = table[job["run"]]
-        arrays = [array(name, job["dtype"]) for name in names]
+        arrays = [array(LOGARITHMS.get(name, name), job["dtype"]) for name in names]
         torch.set_num_threads(job["threads"])
         with torch.no_grad():
-            began, used = time.perf_counter(), time.process_time()
+            used, began = time.process_time(), time.perf_counter()
+            if names[0] in LOGARITHMS:
+                arrays[0] = arrays[0].exp()
+            given = time.perf_counter()
             value = function(*arrays)
-            seconds = time.perf_counter() - began, time.process_time() - used
+            ended = time.perf_counter()
+            used = time.process_time() - used
         value = [float(v) for v in value] if isinstance(value, list) else float(value)
-        print(json.dumps({"seconds": seconds, "value": value}), flush=True)
+        answer = {"wall": ended - began, "cpu": used, "given": ended - given, "value": value}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

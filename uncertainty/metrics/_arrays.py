@@ -5,8 +5,9 @@ temporaries stay in the cache, so that memory is read once, and that are large e
 """
 
 import functools
+import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,11 +50,14 @@ def checked_bins(bins: int) -> int:
 
 
 def over(
-    function: Callable[[slice, np.ndarray, np.ndarray], Any], log_p: np.ndarray, labels: np.ndarray
-) -> Iterator[Any]:
-    """function(slice of the examples, their log_p [M, b, K], their labels [b]) of every chunk.
+    function: Callable[[slice, np.ndarray, np.ndarray], Any],
+    log_p: np.ndarray,
+    labels: np.ndarray,
+    add: Callable[[Any, Any], Any] = operator.add,
+) -> Any:
+    """Sum over chunks of function(slice of the examples, their log_p [M, b, K], their labels [b]).
 
-    In order; by a few threads where there are several chunks, as NumPy lets go of the
+    Where there are several chunks, a few threads take a run of them each, as NumPy lets go of the
     interpreter's lock. `function` may write to its own part of an array.
 
     Raises:
@@ -63,18 +67,22 @@ def over(
     M, B, K = log_p.shape
     size = max(16, CHUNK // (M * K))
 
-    def run(first: int) -> Any:
+    def chunk(first: int) -> Any:
         s = slice(first, first + size)
         x, y = log_p[:, s], labels[s]
         _check_values(x, y, first)
         return function(s, x, y.astype(np.intp, copy=False))
 
+    def run(starts: range) -> Any:
+        return functools.reduce(add, map(chunk, starts))
+
     starts = range(0, B, size)
-    if len(starts) < 4:
-        yield from map(run, starts)
-        return
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        yield from pool.map(run, starts)
+    n, threads = len(starts), min(4, os.cpu_count() or 1, len(starts) // 2)
+    if threads < 2:
+        return run(starts)
+    runs = [starts[i * n // threads : (i + 1) * n // threads] for i in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        return functools.reduce(add, pool.map(run, runs))
 
 
 def _check_values(log_p: np.ndarray, labels: np.ndarray, first: int) -> None:
@@ -173,12 +181,12 @@ def top_label(log_p: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     """The mixture's largest probability and whether its class is the label, [B] each."""
     confidence, correct = np.empty(len(labels)), np.empty(len(labels), bool)
 
-    def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> None:
+    def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> int:
         index, confidence[s] = top(x)
         correct[s] = index == y
+        return 0
 
-    for _ in over(chunk, log_p, labels):
-        pass
+    over(chunk, log_p, labels)
     return confidence, correct
 
 

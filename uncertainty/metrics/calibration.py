@@ -114,7 +114,7 @@ def ece(log_p: ArrayLike, labels: ArrayLike, bins: int = 15, kind: str = "width"
         return width_sums(confidence, index == y, bins)
 
     if kind == "width":
-        _, total, right = sum(over(chunk, log_p, labels))
+        _, total, right = over(chunk, log_p, labels)
     else:
         _, total, right, _ = mass_sums(*most_confident_first(*top_label(log_p, labels)), bins)
     return gap(total, right, len(labels))
@@ -131,5 +131,5 @@ def classwise_ece(log_p: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
     def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return bin_classes(probabilities(x), places(y, x.shape[2]), bins)
 
-    _, probability, label = sum(over(chunk, log_p, labels))
+    _, probability, label = over(chunk, log_p, labels)
     return gap(probability, label, len(labels)) / log_p.shape[2]

@@ -5,6 +5,7 @@ probabilities. A ValueError names the member, example and class with NaN, with a
 log-probability or with a label out of range.
 """
 
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -83,7 +84,7 @@ def brier(log_p: ArrayLike, labels: ArrayLike) -> float:
 
 def _mean(chunk: Callable, log_p: ArrayLike, labels: ArrayLike) -> float:
     log_p, labels = checked(log_p, labels)
-    return np.float64(sum(over(chunk, log_p, labels)) / len(labels))
+    return np.float64(over(chunk, log_p, labels) / len(labels))
 
 
 def squared_error(p: np.ndarray, log_p: np.ndarray, at: np.ndarray) -> float:
@@ -121,7 +122,10 @@ def brier_decomposition(log_p: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
         p, at = probabilities(x), places(y, x.shape[2])
         return bin_classes(p, at, bins), inner(p, p), p.ravel().take(at).sum()
 
-    sums, squares, at_label = map(sum, zip(*over(chunk, log_p, labels), strict=True))
+    def add(a: tuple, b: tuple) -> tuple:
+        return tuple(map(operator.add, a, b))
+
+    sums, squares, at_label = over(chunk, log_p, labels, add)
     parts = murphy(sums)
     _, f, o = _bin_means(sums)
     parts["within_bin_variance"] = (squares - np.sum(sums[1] * f)) / B

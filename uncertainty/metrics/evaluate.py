@@ -58,14 +58,14 @@ def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, 
     B = len(known)
     prediction, confidence, log_p_label = np.empty(B, np.int32), np.empty(B), np.empty(B)
 
-    def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> None:
+    def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> int:
         prediction[s] = _arrays.predictions(x)
         top, label = (_arrays.places(i, x.shape[2]) for i in (prediction[s], y))
         confidence[s] = np.exp(_arrays.at_labels(x, top)).mean(0)
         log_p_label[s] = _arrays.log_mean_exp(_arrays.at_labels(x, label))
+        return 0
 
-    for _ in _arrays.over(chunk, log_p, known):
-        pass
+    _arrays.over(chunk, log_p, known)
     total, expected = entropies(log_p)
     values = {"prediction": prediction, "confidence": confidence, "entropy": total}
     if len(log_p) > 1:

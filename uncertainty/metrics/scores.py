@@ -17,12 +17,12 @@ def max_probability(log_p: ArrayLike) -> np.ndarray:
     log_p, none = _arrays.checked(log_p)
     score = np.empty(log_p.shape[1])
 
-    def chunk(s: slice, x: np.ndarray, _: np.ndarray) -> None:
+    def chunk(s: slice, x: np.ndarray, _: np.ndarray) -> int:
         at = _arrays.places(_arrays.predictions(x), x.shape[2])
         score[s] = -np.expm1(_arrays.at_labels(x, at)).mean(0)
+        return 0
 
-    for _ in _arrays.over(chunk, log_p, none):
-        pass
+    _arrays.over(chunk, log_p, none)
     return score
 
 

@@ -136,7 +136,4 @@ def tally(
             brier=squared_error(q, at_label, at),  # last, as it overwrites q
         )
 
-    acc = init(M, K, bins)
-    for part in _arrays.over(chunk, log_p, labels):
-        acc = merge(acc, part)
-    return acc, confidence, correct
+    return _arrays.over(chunk, log_p, labels, merge), confidence, correct
