@@ -182,6 +182,7 @@ def compare(python: str, examples: int, classes: int, repeats: int) -> tuple[lis
         times = {row: {"ours": [], 1: [], cores: []} for row in theirs.rows}
         for repeat in track(range(repeats + 1), "times"):
             for row, seen in times.items():
+                time.sleep(0.1)  # their threads spin for a while after a job
                 measured = {"ours": timed(ours[1][pick[row]])}
                 measured |= {n: theirs(row, "float32", n) for n in {1, cores}}
                 if repeat:  # the first is the warm-up
