@@ -158,6 +158,7 @@ def test_filters(tables, tmp_path):
     assert [len(row["results"]) for row in table["rows"]] == [0, 0, 1, 0]
 
 
+@pytest.mark.slow
 def test_data_that_comes_later(tables, tmp_path):
     """An evaluator that failed is run again when its fields change, without training again."""
     more = ["--rows", "One", "--seeds", "0"]
