@@ -188,10 +188,21 @@ def compile_update(
     return jax.jit(update, donate_argnums=0, out_shardings=(experiment.shardings, None))
 
 
+LARGE = 1_000_000  # parameters of a particle
+
+
 def prefers_loop(inference: Inference, state: State, batch: Batch) -> bool:
-    """Convolutions on CPU: one program called P times is as fast as P copies of it in one."""
-    if jax.default_backend() != "cpu" or not inference.separable or state.key.shape[0] == 1:
+    """Whether one program called P times suits better than one program for all of P.
+
+    On CPU (`benchmarks/executors.py`): for XLA's convolutions, as fast as P copies of them in one
+    program, which take P times as long to compile; and for large particles, as fast as a scan, but
+    without the gradients and updates of all particles in memory beside the state.
+    """
+    P = state.key.shape[0]
+    if jax.default_backend() != "cpu" or not inference.separable or P == 1:
         return False
+    if sum(a.size for a in jax.tree.leaves(state.params)) >= LARGE * P:
+        return True
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype),
                        state.replace(step=None))  # fmt: skip
     return executors.has_convolution(inference.update, one.replace(step=state.step), batch)

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.data.loader import batches, epoch, prefetch
+from experiments.data.loader import batches, depth, epoch, prefetch
 from experiments.data.source import load
 from uncertainty.build import ConfigError
 
@@ -125,6 +125,25 @@ def test_at_most_depth_batches_are_made_ahead():
             next(stream)
             time.sleep(0.02)
             assert len(made) <= used + 3
+
+
+def test_the_thread_is_woken_for_half_of_the_depth_at_a_time():
+    made = []
+    with prefetch(((i, i) for i in itertools.count()), made.append, depth=6) as stream:
+        for total in (6, 6, 9, 9, 9, 12):  # after 1, 2, ... batches are taken
+            next(stream)
+            deadline = time.monotonic() + 10
+            while len(made) < total and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(0.02)
+            assert len(made) == total
+
+
+def test_depth_is_what_fits_in_memory():
+    example_bytes = 4 * 8 * 8  # of a float32 image
+    assert depth(DIGITS, 100, most=32, memory=7 * 100 * example_bytes) == 7
+    assert depth(DIGITS, 100, most=5, memory=7 * 100 * example_bytes) == 5
+    assert depth(DIGITS, 100, most=5, memory=1) == 2
 
 
 def test_exceptions_come_in_their_turn():

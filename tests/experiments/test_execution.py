@@ -51,7 +51,7 @@ def on_one_device():
 @pytest.mark.parametrize(
     "mesh", [dict(data=8), dict(particle=4, data=1), dict(particle=4, data=2), dict(particle=2)]
 )
-@pytest.mark.parametrize("executor", ["vmap", "unroll"])
+@pytest.mark.parametrize("executor", ["vmap", "unroll", "scan"])
 def test_devices_do_not_change_training(mesh, executor):
     config = small(mesh)
     config.inference.executor = executor

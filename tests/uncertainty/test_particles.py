@@ -106,6 +106,20 @@ def test_loop_gives_the_same_numbers_and_one_program():
     assert_close(steps(inference, update=executors.loop(inference)), reference(3))
 
 
+def test_the_loop_updates_particles_where_they_lie():
+    inference = particles(mlp(), OPTIMISER, size=3, executor="loop")
+    update = executors.loop(inference)
+
+    def addresses(state):
+        leaves = jax.tree.leaves((state.params, state.opt_state))
+        return [leaf.unsafe_buffer_pointer() for leaf in leaves]
+
+    state = steps(inference, 1, update=update)[0]  # a copy of all particles would lie elsewhere
+    before = addresses(state)
+    state, _ = update(state, batch())
+    assert addresses(state) == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["vmap", "scan", "loop"])
 def test_executors_agree_on_convolutions(executor):
