@@ -140,7 +140,7 @@ def prefetch(
 
 
 def depth(source: Source, batch_size: int, most: int = 32, memory: int = 64 << 20) -> int:
-    """How many batches to make ahead: `most`, or as many as fit in `memory` bytes, but at least 2."""
+    """How many batches to make ahead: `most`, or as many as fit in `memory` bytes; at least 2."""
     return max(2, min(most, memory // (4 * batch_size * math.prod(source.shape))))
 
 

@@ -86,7 +86,7 @@ def test_batch_norm_takes_the_statistics_of_the_global_batch():
 
 def test_parameters_follow_the_rules():
     rules = ((".*dense0/kernel", (None, "model")), (".*dense0/bias", ("model",)))
-    experiment, state, _ = train(small(dict(model=4, data=2), sharding=rules))
+    _, state, _ = train(small(dict(model=4, data=2), sharding=rules))
     kernel = state.params["backbone"]["dense0"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec("particle", None, "model")
     momentum = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]
@@ -131,5 +131,5 @@ def test_impossible_placements_are_refused(mesh, changes, message):
 def test_loop_is_refused_on_sharded_particles():
     config = small(dict(particle=4))
     config.inference.executor = "loop"
-    with pytest.raises(ConfigError, match="mesh.particle"):
+    with pytest.raises(ConfigError, match=r"mesh\.particle"):
         train(config)
