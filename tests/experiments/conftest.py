@@ -19,12 +19,17 @@ ROOT = Path(__file__).parents[2]
 # which the parent never makes. A child leaves out nothing at its end but freeing the memory that it
 # shares with its parent, which takes seconds.
 SERVER = """
-import atexit, importlib, json, os, resource, runpy, sys, threading, traceback, warnings
+import atexit, ctypes, importlib, json, os, resource, runpy, sys, threading, traceback, warnings
 for name in ("evaluate", "reproduce", "data.loader"):
     importlib.import_module("experiments." + name)
 import sklearn.datasets
 
+def end_with_parent():
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+
 def run(job):
+    end_with_parent()
     output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
         os.dup2(file, number)
@@ -49,6 +54,7 @@ def run(job):
     os._exit(code)
 
 warnings.filterwarnings("ignore", "os.fork")
+end_with_parent()
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
