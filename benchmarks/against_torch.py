@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import os
-import pathlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -79,22 +78,17 @@ def compare(
     backbone: Any,
     torch_arrays: Callable[[State], dict[str, np.ndarray]],
     shape: Sequence[int],
-    methods: Sequence[str],
-    names: Sequence[str],
     target: float,
     arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """Times every executor of `names` and every method of PyTorch in turns.
+) -> None:
+    """Times every executor and every method of PyTorch in turns.
 
     Args:
       name: of the job, for the table.
       torch_arrays: initial state -> what `torch_ensembles.py` reads, but for the batches.
       shape: of the images, [H, W, C] or [D].
-      methods: of `torch_ensembles.py`, each at one thread and at all cores.
       target: least ratio asked for.
-
-    Returns:
-      A record for JSON: milliseconds per member and step, compile seconds and ratios.
+      arguments: of `parser`.
 
     Raises:
       AssertionError: losses differ between any two sides.
@@ -107,7 +101,7 @@ def compare(
         "x": (0.3 * means[labels] + rng.normal(size=(BATCHES, B, *shape))).astype(np.float32),
         "y": labels,
     }
-    ours = {executor: Ours(backbone, P, executor, batches) for executor in names}
+    ours = {executor: Ours(backbone, P, executor, batches) for executor in arguments.executors}
     first = next(iter(ours.values()))
     sides, compiled, losses = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +114,7 @@ def compare(
             sides[f"ours: {executor}"] = lambda side=side: side.block(arguments.steps)
         with timing.Worker(arguments.opponents, "torch_ensembles.py", file) as worker:
             version = None
-            for method, threads in itertools.product(methods, sorted({1, os.cpu_count()})):
+            for method, threads in itertools.product(arguments.methods, arguments.threads):
                 label = f"PyTorch: {method}, {threads} thread{'s' * (threads > 1)}"
                 request = dict(method=method, threads=threads, losses=False)
                 answer = worker.ask(**request | dict(steps=COMPARED, losses=True))
@@ -155,7 +149,9 @@ def compare(
         **timing.where(),
     )
     show(record)
-    return record
+    if arguments.save:
+        file = "".join(c if c.isalnum() else "_" for c in f"{name} {B}").lower()
+        print(f"written: {timing.save(file, record)}")
 
 
 def ratios(ms: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -189,13 +185,24 @@ def show(record: Mapping[str, Any]) -> None:
     Console(width=120).print(table)
 
 
-def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, executors: Sequence[str], methods: Sequence[str]
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--opponents", required=True, help="python with torch==2.13.0 installed")
-    for name, value in dict(size=10, steps=8, rounds=10, **defaults).items():
+    for name, value in dict(batch=128, size=10, steps=8, rounds=10).items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--executors", nargs="+", default=executors)
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=sorted({1, len(os.sched_getaffinity(0))}),
+        help="of PyTorch; more than one of them collapses where the cores are shared",
+    )
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
     return parser
 
@@ -209,7 +216,3 @@ def weights(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         out[f"{layer}.weight"] = np.ascontiguousarray(kernel.transpose(order))
         out[f"{layer}.bias"] = np.asarray(leaves["bias"])
     return out
-
-
-def save(name: str, records: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    return timing.save(name, dict(records=list(records)))

@@ -40,22 +40,16 @@ def torch_arrays(padding: str, state: State) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    arguments = against_torch.parser(__doc__, batch=128).parse_args()
-    records = [
+    arguments = against_torch.parser(__doc__, EXECUTORS, METHODS).parse_args()
+    for padding in ("VALID", "SAME"):
         against_torch.compare(
             f"LeNet5 {padding}",
             LeNet5(padding=padding),
             functools.partial(torch_arrays, padding),
             (28, 28, 1),
-            METHODS,
-            EXECUTORS,
             0.9,
             arguments,
         )
-        for padding in ("VALID", "SAME")
-    ]
-    if arguments.save:
-        against_torch.save(f"lenet_ensemble_{arguments.batch}", records)
 
 
 if __name__ == "__main__":

@@ -25,19 +25,10 @@ def torch_arrays(state: State) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    arguments = against_torch.parser(__doc__, batch=128).parse_args()
-    record = against_torch.compare(
-        "MLP 784-200-200-10",
-        MLP(widths=(200, 200)),
-        torch_arrays,
-        (784,),
-        ("loop", "vmap"),
-        EXECUTORS,
-        2.0,
-        arguments,
+    arguments = against_torch.parser(__doc__, EXECUTORS, ("loop", "vmap")).parse_args()
+    against_torch.compare(
+        "MLP 784-200-200-10", MLP(widths=(200, 200)), torch_arrays, (784,), 2.0, arguments
     )
-    if arguments.save:
-        against_torch.save("mlp_ensemble", [record])
 
 
 if __name__ == "__main__":
