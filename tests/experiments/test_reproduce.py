@@ -251,7 +251,9 @@ def test_interrupted_in_training(programs, tmp_path, number, more):
 @pytest.mark.slow
 def test_interrupted_in_evaluation_and_resumed_alone(programs, tmp_path):
     """Ctrl-C while a cell is evaluated; then the rest of it in a process of its own."""
-    arguments = digits(tmp_path, "--set", "steps=60")
+    # One example at a time, so that the evaluation is still going on when the signal comes.
+    slow = ["--set", "evaluation.batch_size=1"]
+    arguments = digits(tmp_path, "--set", "steps=60", *slow)
     running = programs.start("reproduce", *arguments)
     wait(lambda: "evaluate test" in running.output())
     running.send(signal.SIGINT)
