@@ -54,6 +54,7 @@ def jobs(steps: int) -> dict[str, dict[str, Any]]:
     large["head"]["outputs"] = 10
     large["backbone"]["widths"] = (200, 200)
     large["batch_size"] = 128
+    large["steps"] = large["checkpoint"]["every"] = steps // 3
     tiny["backbone"]["widths"] = (8,)
     tiny["inference"]["size"] = 1
     return {
@@ -147,7 +148,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2_500, help="of the loop")
+    parser.add_argument("--steps", type=int, default=1_500, help="of the loop")
     parser.add_argument("--output", type=pathlib.Path, help="JSON; benchmarks/results by default")
     args = parser.parse_args()
     load = os.getloadavg()[0]
