@@ -29,7 +29,8 @@ MAY_IMPORT = {
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output
 STANDARD = {"collections", "concurrent", "dataclasses", "difflib", "functools", "importlib",
-            "inspect", "itertools", "math", "os", "pkgutil", "re", "types", "typing"}  # fmt: skip
+            "inspect", "itertools", "math", "operator", "os", "pkgutil", "re", "types",
+            "typing"}  # fmt: skip
 HEAVY = ("tensorflow", "tensorflow_datasets", "tensorboard", "torch", "keras", "sklearn", "pandas",
          "matplotlib", "clu.metric_writers")  # fmt: skip
 PROGRAMS = [f"experiments.{p}" for p in ("train", "evaluate", "reproduce", "quickstart", "report")]
