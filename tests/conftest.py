@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import hypothesis
 import jax
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
@@ -14,3 +15,6 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# A busy machine is no failure of a property.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
