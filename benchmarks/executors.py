@@ -3,7 +3,8 @@
     python -m benchmarks.executors [--only LeNet5 MLP] [--size 10]
 
 Each executor trains the same ensemble on the same batch, and after two steps their losses must
-agree. They take turns; the time is that of the fastest repeat. Compiling is the first call, without
+agree. They take turns; the time is that of the fastest repeat, by the wall and, for machines with
+other work, in CPU time. Compiling is the first call, without
 the persistent cache, less one step. `single` is one particle by itself: what a member costs where
 nothing is shared. `auto` is what is chosen where a config says nothing; its rules, in
 `uncertainty/inference/executors.py:auto` and `experiments/execution.py:prefers_loop`, follow from
@@ -78,7 +79,7 @@ class Job:
         compiled = time.perf_counter() - began
         self.compile_s = max(compiled - self(), 0)
         self.loss = np.asarray(self.metrics["loss"])
-        self.steps, self.seconds = 1, []
+        self.steps, self.seconds, self.cpu_seconds = 1, [], []
 
     def __call__(self, steps: int = 1) -> float:
         """Seconds per step."""
@@ -88,9 +89,13 @@ class Job:
         jax.block_until_ready((self.state, self.metrics))
         return (time.perf_counter() - began) / steps
 
-    @property
-    def member_ms(self) -> float:
-        return 1e3 * min(self.seconds) / self.size
+    def repeat(self) -> None:
+        began = time.process_time()
+        self.seconds.append(self(self.steps))
+        self.cpu_seconds.append((time.process_time() - began) / self.steps)
+
+    def member_ms(self, seconds: list[float]) -> float:
+        return round(1e3 * min(seconds) / self.size, 4)
 
 
 def measure(model: str, size: int, repeats: int, seconds: float) -> dict[str, Any]:
@@ -102,12 +107,13 @@ def measure(model: str, size: int, repeats: int, seconds: float) -> dict[str, An
         job.steps = max(1, round(seconds / job()))
     for _ in track(range(repeats), f"{model}: times"):
         for job in jobs.values():
-            job.seconds.append(job(job.steps))
+            job.repeat()
     return {
         "model": model,
         "batch_size": MODELS[model][1],
         "size": size,
-        "member_ms": {name: round(job.member_ms, 4) for name, job in jobs.items()},
+        "member_ms": {name: job.member_ms(job.seconds) for name, job in jobs.items()},
+        "member_cpu_ms": {name: job.member_ms(job.cpu_seconds) for name, job in jobs.items()},
         "compile_s": {name: round(job.compile_s, 2) for name, job in jobs.items()},
         "memory_mb": {
             name: job.memory_mb and round(job.memory_mb, 1) for name, job in jobs.items()
@@ -119,6 +125,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     columns = ("single", *EXECUTORS)
     for title, key, digits in (
         ("ms per member and step", "member_ms", 3),
+        ("CPU ms, of all threads", "member_cpu_ms", 3),
         ("seconds to compile", "compile_s", 1),
         ("MB beside arguments", "memory_mb", 0),
     ):
