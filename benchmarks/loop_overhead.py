@@ -143,7 +143,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 f"{r[f'{prefix}ratio_median']:.3f}",
                 "{:.2f} {:.2f}".format(*r[f"{prefix}ratio_quartiles"]),
             )
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from experiments.workdir import from_jsonable, jsonable, write_text
+from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Writer:
         seconds: the last 'seconds' among the records kept, or 0: the clock of the run so far.
 
     Raises:
-        ModuleNotFoundError: TensorBoard files are asked for and TensorFlow is not installed.
+        ConfigError: TensorBoard files are asked for and TensorFlow is not installed.
         ValueError: the records so far cannot be read.
     """
 
@@ -53,7 +55,10 @@ class Writer:
         if jax.process_index() != 0:
             return
         if tensorboard:
-            self._summaries = _summary_writer(pathlib.Path(workdir) / "tensorboard")
+            require_tensorboard()
+            from clu.metric_writers import SummaryWriter  # imports TensorFlow, which takes seconds
+
+            self._summaries = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"))
         write_text(self.path, "".join(map(_line, kept)))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
@@ -84,6 +89,16 @@ class Writer:
             self._file.close()
         if self._summaries is not None:
             self._summaries.close()
+
+
+def require_tensorboard() -> None:
+    """Raises ConfigError where TensorBoard files cannot be written; imports nothing."""
+    missing = [name for name in ("tensorflow", "tensorboard") if not importlib.util.find_spec(name)]
+    if missing:
+        raise ConfigError(
+            f"config.logging.tensorboard: True needs {' and '.join(missing)}, which is not "
+            "installed: pip install '.[tensorflow]'"
+        )
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -203,14 +218,3 @@ def _scalars(metrics: Mapping[str, Any]):
             yield name, array
         else:
             yield from ((f"{name}/{i}", v) for i, v in enumerate(array.ravel()))
-
-
-def _summary_writer(directory: pathlib.Path) -> Any:
-    try:
-        from clu.metric_writers import SummaryWriter  # imports TensorFlow, which takes seconds
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "config.logging.tensorboard = True needs TensorFlow and TensorBoard: "
-            "pip install .[tensorflow]"
-        ) from error
-    return SummaryWriter(str(directory))

@@ -7,6 +7,8 @@ import optax
 
 from uncertainty import rules
 
+__all__ = ("adam", "lion", "rmsprop", "sgd")  # what a config may name; `optimiser` joins them
+
 
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
     """Stochastic gradient descent with heavy-ball or Nesterov momentum, not dampened.

@@ -42,7 +42,7 @@ def tfds(
         its array_record files.
 
     Raises:
-      ConfigError: an unknown name or key, or the set is not prepared and cannot be.
+      ConfigError: an unknown key, or the set is not prepared and cannot be.
     """
     builder = _prepared(name, data_dir)
     info = builder.info
@@ -132,15 +132,21 @@ class Records:
         return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
 
 
-def _prepared(name: str, data_dir: str | None) -> Any:
-    """The builder of a set, prepared first if that is needed and possible."""
+def check_name(name: str, data_dir: str | None, field: str) -> None:
+    """Raises ConfigError, naming `field`, where neither tfds nor `data_dir` has such a set."""
     import tensorflow_datasets as library
 
     base = name.split("/")[0].split(":")[0]
     known = library.list_builders(with_community_datasets=False)
-    folder = pathlib.Path(data_dir or library.core.constants.DATA_DIR, base)
+    folder = pathlib.Path(str(data_dir or library.core.constants.DATA_DIR), base)
     if base not in known and not folder.is_dir():
-        raise ConfigError(f"name: no data set {name!r}; {_similar(name, known)}")
+        raise ConfigError(f"{field}: no data set {name!r}; {_similar(name, known)}")
+
+
+def _prepared(name: str, data_dir: str | None) -> Any:
+    """The builder of a set, prepared first if that is needed and possible."""
+    import tensorflow_datasets as library
+
     try:
         builder = library.builder(name, data_dir=data_dir)
         if not builder.is_prepared():
@@ -150,7 +156,7 @@ def _prepared(name: str, data_dir: str | None) -> Any:
     if builder.is_prepared():
         return builder
     where = f"{name} is not prepared in {builder.data_dir}"
-    if base == "fashion_mnist":
+    if builder.name == "fashion_mnist":
         where += " (python -m experiments.data.prepare_fashion_mnist makes it from local files)"
     if importlib.util.find_spec("tensorflow") is None:
         raise ConfigError(f"name: {where}, and preparing it needs TensorFlow: {EXTRA}")

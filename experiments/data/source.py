@@ -124,14 +124,14 @@ def load(spec: Mapping[str, Any], field: str = "data") -> Source:
 
 
 def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, str, dict, dict]:
-    """Whether a set can have these fields; no file is looked at.
+    """Whether there is such a set and it can have these fields; no file is read.
 
     Returns:
       The function that makes the Dataset, the set's name, the fields of the function, and those
       that every set has.
 
     Raises:
-      ConfigError: no name, an unknown field, or a missing one.
+      ConfigError: no name or an unknown one, an unknown field, or a missing one.
     """
     fields = dict(spec)
     name = fields.pop("name", None)
@@ -141,6 +141,8 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
     common = {key: fields.pop(key) for key in _COMMON if key in fields}
     function = OWN.get(name, from_tfds.tfds)
     given = () if name in OWN else ("name",)
+    if name not in OWN:
+        from_tfds.check_name(name, fields.get("data_dir"), f"{field}.name")
     check_fields(function, fields, f"{field}.", given=given, also=_COMMON)
     return function, name, fields, common
 

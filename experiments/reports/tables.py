@@ -38,7 +38,7 @@ def pretty(name: str) -> str:
 def human(name: str, value: float) -> tuple[str, str]:
     """`(digits, unit)` of a metric as people read it; `name` is the last part of its key.
 
-    Rates in %, information in nats, times in ms, s, min or h, parameters in K, M or B.
+    Rates in %, information in nats, times in ms, s, min or h, parameters in K, M or B, steps whole.
     """
     words = set(name.split("_"))
     if not math.isfinite(value):
@@ -57,7 +57,7 @@ def human(name: str, value: float) -> tuple[str, str]:
         return f"{value:.0f}", ""
     if words & PERCENT:
         return f"{100 * value:z.2f}", "%"
-    if float(value).is_integer() and abs(value) >= 10:
+    if words & {"step", "steps"}:
         return f"{value:,.0f}", ""
     return (f"{value:z.4f}" if abs(value) < 100 else f"{value:,.1f}"), (
         "nats" if words & NATS else ""

@@ -199,7 +199,9 @@ def test_nan_is_named_before_it_enters_the_statistics(tmp_path):
     ("spec", "message"),
     [
         (dict(name="digit"), r"data\.name: no data set 'digit'; did you mean 'digits'"),
-        (dict(name="fashion_mnst"), "did you mean 'fashion_mnist'"),
+        (dict(name="fashion_mnst"), r"data\.name: .*did you mean 'fashion_mnist'"),
+        (dict(name="noize", shape=(8, 8, 1)), r"data\.name: .*did you mean 'noise'"),
+        (dict(name="mnits", data_dir=3), r"data\.name: no data set 'mnits'; did you mean 'mnist'"),
         (dict(split="test"), r"data\.name: None"),
         (dict(name="digits", upsamle=28), "data.upsamle: no such field .* 'upsample'"),
         (dict(name="digits", splt="test"), "data.splt: no such field .* 'split'"),

@@ -64,6 +64,9 @@ REFUSED = {  # overrides -> what the message says, in this order
     "evaluators.test.name": ("clasification", "evaluators.test.name", "'classification'"),
     "evaluators.test.bns": (3, "evaluators.test.bns", "did you mean 'bins'?"),
     "evaluators.ood.sets.noise.shap": ((1,), "evaluators.ood.sets.noise.shap", "'shape'"),
+    "evaluators.ood.sets.noise.name": ("noize", "evaluators.ood.sets.noise.name", "'noise'"),
+    "evaluators.ood.data": (dict(name="fashion_mnst", split="test"), "evaluators.ood.data.name",
+                            "did you mean 'fashion_mnist'"),
     "evaluators.more": (dict(name="ood", data=dict(name="noise", shape=(8, 8, 1))),
                         "evaluators.more.sets", "missing"),
     # types and ranges

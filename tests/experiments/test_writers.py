@@ -18,6 +18,7 @@ import pytest
 
 from experiments import writers
 from experiments.writers import Profile, Writer, read_metrics, without_timing
+from uncertainty.build import ConfigError
 
 
 def test_records_are_one_json_object_a_line(tmp_path):
@@ -101,7 +102,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
 
 def test_tensorboard_files_or_how_to_get_them(tmp_path):
     if importlib.util.find_spec("tensorflow") is None:
-        with pytest.raises(ModuleNotFoundError, match=r"pip install \.\[tensorflow\]"):
+        with pytest.raises(ConfigError, match=r"tensorboard: .*pip install '\.\[tensorflow\]'"):
             Writer(tmp_path, tensorboard=True)
         return
     writer = Writer(tmp_path, tensorboard=True)

@@ -57,6 +57,8 @@ def lines(metrics):
         ("predict_ms_per_example", 1234.5, ("1,234", "ms")),
         ("rmse", 2.5, ("2.5000", "")),
         ("step", 5000, ("5,000", "")),
+        ("step", 4.0, ("4", "")),
+        ("rmse", 12.0, ("12.0000", "")),
         ("nll", math.nan, ("nan", "")),
         ("nll", math.inf, ("inf", "")),
     ],
@@ -82,6 +84,8 @@ def test_every_metric_of_an_evaluation_is_printed_in_its_group():
     assert ["kmnist:", "entropy", "98.76", "97.00"] in shown
     assert ["kmnist:", "max", "probability", "5.00"] in shown
     assert ["Train", "7.2", "min"] in shown
+    assert ["Step", "5,000"] in shown
+    assert ["Step", "4"] in lines({"cost/step": 4})
     assert ["Thing", "2.5000"] in shown
 
 
