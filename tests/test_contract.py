@@ -161,6 +161,46 @@ def test_every_combination_keeps_its_shapes(backbone):
         assert latent.mean.shape == (P * M, B, K), where
 
 
+BOUNDED = {  # in every field of a backbone with this name
+    "dense": dict(name="spectral_norm.Dense", bound=0.5),
+    "conv": dict(name="spectral_norm.Conv", bound=0.5),
+}
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [pytest.param(b, marks=[pytest.mark.slow] * (b not in ("mlp", "lenet"))) for b in BACKBONES],
+)
+def test_every_backbone_may_have_layers_of_bounded_norm(backbone):
+    config = config_of(backbone, "single", "dense", "particles")
+    fields = build.resolve("backbones", config["backbone"]["name"], "").__dataclass_fields__
+    config["backbone"] = config["backbone"] | {f: BOUNDED[f] for f in BOUNDED if f in fields}
+    config["inference"] = dict(name="particles", size=1)  # half the compilation
+    model, x = build.model(config), toy(0)[0][:B]
+    inference = build.inference(config, model)
+    state = inference.init(jax.random.key(0), x[:1])
+
+    plain, _ = jax.eval_shape(model_of(backbone, "single", "dense").init, jax.random.key(0), x)
+    of_one = {k: (v.shape[1:], v.dtype) for k, v in paths(state.params).items()}
+    assert of_one == {k: (v.shape, v.dtype) for k, v in paths(plain).items()}
+    kernels = [p for p in paths(state.params["backbone"]) if p.endswith("/kernel")]
+    states = paths(state.collections["spectral_norm"]["backbone"])
+    assert {p.removesuffix("/v") for p in states} == {p.removesuffix("/kernel") for p in kernels}
+
+    after, metrics = jax.jit(inference.update)(state, dict(x=x, y=jnp.zeros(B, int)))
+    assert np.asarray(metrics["finite"]).all()
+    for name, v in paths(after.collections["spectral_norm"]["backbone"]).items():
+        np.testing.assert_allclose([np.linalg.norm(one) for one in v], 1, rtol=1e-5)
+        assert v.dtype == jnp.float32 and not np.allclose(v, states[name], atol=1e-3), name
+    for name, kernel in paths(after.params).items():
+        assert name.endswith("bias") or not np.array_equal(kernel, paths(state.params)[name]), name
+
+    one = jax.tree.map(lambda a: a[0], (after.params, after.collections))
+    forward = jax.jit(model.forward, static_argnames="train")
+    _, unchanged, _ = forward(*one, x, jax.random.key(0), train=False)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, one[1])
+
+
 def members(config):
     return config["ensemble"].get("size", 1)
 
