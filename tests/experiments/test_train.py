@@ -202,8 +202,8 @@ def test_tensorboard(programs, tmp_path):
         assert list(tmp_path.rglob("events.out.tfevents*"))
     else:
         last = result.output.splitlines()[-1]
-        assert result.code == 2 and "pip install .[tensorflow]" in last
-        assert last.startswith("error: config.logging.tensorboard = True needs TensorFlow")
+        assert result.code == 2 and "pip install '.[tensorflow]'" in last
+        assert last.startswith("error: config.logging.tensorboard: True needs tensorflow")
 
 
 def test_imports_are_light():
