@@ -40,6 +40,28 @@ HEADS = {  # with the likelihood that it is for
         dict(name="mean_variance.MeanVariance", outputs=K),
         dict(name="gaussian", noise_std=0.0),
     ),
+    "sngp": (
+        dict(name="sngp.Sngp", outputs=K, features=16),
+        dict(name="softmax", mean_field=1.0),
+    ),
+    "laplace": (dict(name="laplace.Laplace", outputs=K), dict(name="softmax", samples=8)),
+    "heteroscedastic": (
+        dict(name="heteroscedastic.Heteroscedastic", outputs=K, rank=2),
+        dict(name="softmax", samples=8),
+    ),
+    "hetsngp": (
+        dict(
+            name="heteroscedastic.Heteroscedastic",
+            outputs=K,
+            rank=2,
+            mean=dict(name="sngp.Sngp", features=16, momentum=0.9, num_examples=64),
+        ),
+        dict(name="softmax", samples=8),
+    ),
+    "heteroscedastic_xl": (
+        dict(name="heteroscedastic.HeteroscedasticXL", outputs=K, rank=2),
+        dict(name="softmax", samples=8),
+    ),
 }
 INFERENCE = {
     "particles": dict(name="particles", size=2, direction=dict(name="independent")),
@@ -91,7 +113,7 @@ def traced(names):
 
 
 def batch_of(head):
-    y = jnp.zeros(B, int) if head == "dense" else jnp.zeros((B, K))
+    y = jnp.zeros((B, K)) if head == "mean_variance" else jnp.zeros(B, int)
     return dict(x=jnp.zeros((B, *IMAGE)), y=y)
 
 
@@ -106,7 +128,8 @@ def shapes(tree):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_models_keep_their_shapes(backbone):
-    learned = {"kernel", "bias", "scale", "position_embedding", "class_token"}
+    learned = {"kernel", "bias", "scale", "position_embedding", "class_token", "shared_factors",
+               "temperature"}  # fmt: skip
     for ensemble, head in itertools.product(ENSEMBLES, HEADS):
         model, where = model_of(backbone, ensemble, head), f"{backbone} x {ensemble} x {head}"
         batch, key = batch_of(head), jax.random.key(0)
@@ -169,7 +192,7 @@ BOUNDED = {  # in every field of a backbone with this name
 
 @pytest.mark.parametrize(
     "backbone",
-    [pytest.param(b, marks=[pytest.mark.slow] * (b not in ("mlp", "lenet"))) for b in BACKBONES],
+    [pytest.param(b, marks=[pytest.mark.slow] * (b != "mlp")) for b in BACKBONES],
 )
 def test_every_backbone_may_have_layers_of_bounded_norm(backbone):
     config = config_of(backbone, "single", "dense", "particles")
@@ -237,6 +260,11 @@ TRAINED = [  # every line above at least once, every likelihood, both kinds of b
     ("mlp", "single", "dense", "particles", "softmax"),
     ("mlp", "mc_dropout", "mean_variance", "particles", "gaussian"),
     ("mlp", "multi_head", "dense", "accumulated", "sigmoid"),
+    ("mlp", "single", "sngp", "particles", "softmax"),
+    ("mlp", "multi_head", "heteroscedastic", "particles", "sigmoid"),
+    ("mlp", "mc_dropout", "hetsngp", "accumulated", "softmax"),
+    ("mlp", "single", "heteroscedastic_xl", "particles", "softmax"),
+    ("mlp", "single", "laplace", "particles", "softmax"),
     pytest.param("lenet", "mc_dropout", "dense", "accumulated", "softmax", marks=pytest.mark.slow),
     pytest.param("vit", "multi_head", "dense", "particles", "softmax", marks=pytest.mark.slow),
     pytest.param("resnet", "multi_head", "mean_variance", "particles", "gaussian",
@@ -251,9 +279,8 @@ TRAINED = [  # every line above at least once, every likelihood, both kinds of b
 def test_it_learns_an_easy_toy(names):
     *parts, likelihood = names
     config = config_of(*parts)
-    config["likelihood"] = dict(name=likelihood)
-    if likelihood == "gaussian":
-        config["likelihood"] = HEADS["mean_variance"][1]
+    if likelihood != config["likelihood"]["name"]:
+        config["likelihood"] = config["likelihood"] | dict(name=likelihood)
     model, inference = build.model(config), build.inference(config)
     x, y = toy(0)
     state = inference.init(jax.random.key(0), x[:1])
