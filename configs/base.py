@@ -28,6 +28,7 @@ def base() -> ConfigDict:
             # optimisation
             steps=1_000,
             optimiser=dict(name="adam", learning_rate=1e-3, schedule=dict(name="constant")),
+            stages=(),  # what follows training, such as dict(name='laplace')
             on_fault="stop",  # a particle whose loss is not finite: 'stop' the run or 'freeze' it
             # evaluation
             evaluation=dict(

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import configs.tables
+from configs.base import base
 from experiments import config as config_lib
-from experiments import evaluate, train, writers
+from experiments import evaluate, stage, train, writers
 from experiments.workdir import read_json, same_but_for, write_json
 from uncertainty.build import ConfigError, nearest
 
@@ -93,7 +94,9 @@ class Cells:
             config = self.config(row, seed)
         except ConfigError:  # `run` will tell
             return None
-        same = same_but_for(record["config"], config, config_lib.MAY_CHANGE)
+        # A section that came after the record was made had its default.
+        made = config_lib.plain(base()) | record["config"]
+        same = same_but_for(made, config, config_lib.MAY_CHANGE)
         return record if same else None
 
     def done(self, row: Mapping[str, Any], seed: int) -> bool:
@@ -111,6 +114,7 @@ class Cells:
         config = self.config(row, seed)
         directory = self.run_directory(row, seed)
         experiment = train.train(config, directory)
+        stage.run(experiment, directory)
         metrics, failures = evaluate.evaluate(experiment, directory, show=False)
         self.file(row, seed).parent.mkdir(parents=True, exist_ok=True)
         write_json(

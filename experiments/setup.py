@@ -17,7 +17,8 @@ from experiments.evaluators import evaluator
 from experiments.workdir import read_json, write_json
 from uncertainty import build
 from uncertainty.build import ConfigError
-from uncertainty.types import Inference, Model, State
+from uncertainty.inference import executors
+from uncertainty.types import Inference, Model, Stage, State
 
 DATA = "data.json"  # what evaluation must know of the training data
 
@@ -33,6 +34,8 @@ class Experiment(NamedTuple):
     inference: Inference
     shapes: State  # ShapeDtypeStructs with shardings
     shardings: State
+    stages: list[tuple[str, Stage]]  # what follows training
+    final_shapes: State  # after it
 
     def example(self, batch_size: int = 1) -> jax.Array:
         """Zeros of the shape of an input batch."""
@@ -86,14 +89,31 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
             f"likelihood: {config['likelihood']!r} is for "
             f"{'classes' if discrete else 'real outcomes'}, but {source.name} is for {source.task}"
         )
+    over = executors.mapping(config["inference"].get("executor", "auto"))
+    stages = build.stages(config, model, over)
+    final = shapes
+    for _, stage in stages:
+        try:
+            final = jax.eval_shape(stage.begin, final, x)
+            final = jax.eval_shape(stage.finish, jax.eval_shape(stage.update, final, {"x": x}), x)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"stages: {error}") from error
     try:
         shardings = execution.state_shardings(shapes, mesh, config["sharding"])
+        final = placed(final, execution.state_shardings(final, mesh, config["sharding"]))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    shapes = jax.tree.map(
+    shapes = placed(shapes, shardings)
+    return Experiment(
+        config, source, validation, mesh, model, inference, shapes, shardings, stages, final
+    )
+
+
+def placed(shapes: State, shardings: State) -> State:
+    """Shapes that know where their arrays go."""
+    return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
     )
-    return Experiment(config, source, validation, mesh, model, inference, shapes, shardings)
 
 
 def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from experiments import config as config_lib
-from experiments import evaluate, execution, writers
+from experiments import evaluate, execution, stage, writers
 from experiments.checkpoint import Checkpoints
 from experiments.data.loader import batches, depth, prefetch
 from experiments.progress import Progress, format_losses, setup_logging
@@ -220,6 +220,7 @@ def main(argv: list[str]) -> None:
     except Interrupted as message:
         logger.warning("%s. The same command goes on from there.", message)
         return
+    stage.run(experiment, WORKDIR.value)
     if EVALUATE.value:
         _, failures = evaluate.evaluate(experiment, WORKDIR.value)
         evaluate.report(failures)

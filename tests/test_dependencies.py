@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "ensembles": {"types", "layers", "backbones", "ensembles"},
     "model": {"types", "predictive", "likelihoods"},
     "inference": {"types", "predictive", "likelihoods", "model", "inference"},
+    "stages": {"types"},
     "build": {"types", "model", "optimisers"},  # finds all else by name
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output
@@ -33,7 +34,9 @@ STANDARD = {"collections", "concurrent", "dataclasses", "difflib", "functools", 
             "typing"}  # fmt: skip
 HEAVY = ("tensorflow", "tensorflow_datasets", "tensorboard", "torch", "keras", "sklearn", "pandas",
          "matplotlib", "clu.metric_writers")  # fmt: skip
-PROGRAMS = [f"experiments.{p}" for p in ("train", "evaluate", "reproduce", "quickstart", "report")]
+PROGRAMS = [
+    f"experiments.{p}" for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report")
+]
 
 
 def modules():

@@ -2,7 +2,8 @@
 
 `name='file.Attr'` in the section `heads` is `uncertainty/heads/file.py`, attribute `Attr`; a bare
 `name='file'` is `file.file`. There is nothing to register. A nested dict with a `name` makes a
-factory: an initialiser where the field ends in `_init`, else a layer of `uncertainty/layers`.
+factory: an initialiser where the field ends in `_init`, else a layer of `uncertainty/layers` or,
+in a head's field `mean`, another head.
 """
 
 import collections.abc as abc
@@ -20,7 +21,7 @@ import flax.linen as nn
 
 from uncertainty import optimisers
 from uncertainty.model import from_network
-from uncertainty.types import Inference, Model
+from uncertainty.types import Inference, Model, Stage
 
 
 class ConfigError(ValueError):
@@ -159,6 +160,26 @@ def inference(config: Mapping[str, Any], network: Model | None = None) -> Infere
     return make("inference", spec, "inference", **given)
 
 
+def stages(config: Mapping[str, Any], network: Model, over: Callable) -> list[tuple[str, Stage]]:
+    """What follows training, by name and in order: a config's `stages`.
+
+    Args:
+      config: of a run.
+      network: what `model(config)` has made.
+      over: executor that maps over the particles.
+    """
+    specs = config.get("stages", ())
+    if not isinstance(specs, list | tuple):
+        raise ConfigError(f"stages: {specs!r} is not a list, such as (dict(name='laplace'),)")
+    return [
+        (
+            _spec(spec, f"stages[{i}]")["name"],
+            make("stages", spec, f"stages[{i}]", model=network, over=over),
+        )
+        for i, spec in enumerate(specs)
+    ]
+
+
 def _section(config: Mapping[str, Any], name: str) -> Any:
     if name not in config:
         raise ConfigError(f"{name}: missing from the config")
@@ -186,22 +207,25 @@ def _parse(section: str, spec: Any, field: str, given: Mapping) -> tuple[Callabl
         if key not in fields and key not in given:
             raise ConfigError(f"{field}.{key}: missing; {target.__name__} needs it")
     _check_types(target, fields, field)
-    return target, {key: _nested(value, f"{field}.{key}") for key, value in fields.items()}
+    nested = {key: _nested(value, f"{field}.{key}", section) for key, value in fields.items()}
+    return target, nested
 
 
-def _nested(value: Any, field: str) -> Any:
+def _nested(value: Any, field: str, section: str) -> Any:
     """Factories for nested specs; tuples for lists, since Flax modules must be hashable."""
     if isinstance(value, Mapping) and "name" in value:
         if field.endswith("_init"):
             return _initialiser(value, field)
-        valid, required = _signature(resolve("layers", value["name"], field))
+        # A head's `mean` is a head; all else that is replaceable is a layer.
+        section = "heads" if section == "heads" and field.endswith(".mean") else "layers"
+        valid, required = _signature(resolve(section, value["name"], field))
         for key in set(value) - valid - {"name"}:
             raise _unknown_field(field, key, valid)
-        return partial("layers", value, field, tuple(required - set(value)))
+        return partial(section, value, field, tuple(required - set(value)))
     if isinstance(value, Mapping):
-        return {key: _nested(v, f"{field}.{key}") for key, v in value.items()}
+        return {key: _nested(v, f"{field}.{key}", section) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_nested(v, f"{field}[{i}]") for i, v in enumerate(value))
+        return tuple(_nested(v, f"{field}[{i}]", section) for i, v in enumerate(value))
     return value
 
 

@@ -1,5 +1,7 @@
 """A network and its likelihood, as pure functions of the parameters."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,9 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       likelihood: what is observed of the latents.
 
     Returns:
-      A Model. `forward` updates collections in training only; the latents are float32 whatever the
-      network computes in.
+      A Model. `forward` updates all collections in training, and otherwise only those named in
+      `mutable`, which it may add (`uncertainty/stages`): a layer tells by
+      `is_mutable_collection`. The latents are float32 whatever the network computes in.
     """
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Params, Collections]:
@@ -29,14 +32,20 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         return collections.pop("params"), collections
 
     def forward(
-        params: Params, collections: Collections, x: jax.Array, key: jax.Array, *, train: bool
+        params: Params,
+        collections: Collections,
+        x: jax.Array,
+        key: jax.Array,
+        *,
+        train: bool,
+        mutable: Sequence[str] = (),
     ) -> tuple[Latent, Collections, jax.Array]:
         latent, changed = network.apply(
             {"params": params, **collections},
             x,
             train=train,
             rngs=_rngs(key, *_STREAMS),
-            mutable=[*collections, "losses"] if train else [],
+            mutable=[*collections, "losses"] if train else list(mutable),
         )
         changed = dict(changed)
         losses = jax.tree.leaves(changed.pop("losses", {}))

@@ -10,43 +10,81 @@ import jax.numpy as jnp
 
 from uncertainty.types import Latent
 
+LIMIT = 2**26  # numbers in one chunk of draws: 256 MB of float32 over all devices
+
 
 def is_certain(latent: Latent) -> bool:
     """Whether u is a point, so that no integral is needed."""
     return latent.variance is None and latent.factors is None
 
 
-def sample(latent: Latent, key: jax.Array, samples: int) -> jax.Array:
+def sample(latent: Latent, key: jax.Array, samples: int, shared: bool = False) -> jax.Array:
     """u = mean + sqrt(variance) e_K + factors e_R, [S, M, B, K].
 
-    The noise is independent across examples and classes and the same for every member (common
-    random numbers), so that a difference between members is never sampling noise.
+    The noise is independent across classes, and across examples unless `shared`; it is the same for
+    every member (common random numbers), so that a difference between members is never sampling
+    noise. Draws come in pairs of opposite sign.
     """
-    _, B, K = latent.mean.shape
+    B = 1 if shared else latent.mean.shape[1]
     key_diagonal, key_factors = jax.random.split(key)
-    u = latent.mean[None]
+
+    def normal(key: jax.Array, size: int) -> jax.Array:
+        half = jax.random.normal(key, (-(-samples // 2), 1, B, size), latent.mean.dtype)
+        return jnp.concatenate([half, -half])[:samples]
+
+    deviation = jnp.zeros((), latent.mean.dtype)
     if latent.variance is not None:
-        noise = jax.random.normal(key_diagonal, (samples, 1, B, K), latent.mean.dtype)
-        u = u + jnp.sqrt(latent.variance) * noise
+        # One variance for all classes is still noise of each class by itself.
+        classes = latent.mean if latent.projection is None else latent.variance
+        deviation = jnp.sqrt(latent.variance) * normal(key_diagonal, classes.shape[-1])
     if latent.factors is not None:
-        R = latent.factors.shape[-1]
-        noise = jax.random.normal(key_factors, (samples, 1, B, R), latent.mean.dtype)
-        u = u + jnp.einsum("mbkr,sxbr->smbk", latent.factors, noise)
-    return u
+        noise = normal(key_factors, latent.factors.shape[-1])
+        deviation = deviation + jnp.einsum("mbkr,sxbr->smbk", latent.factors, noise)
+    if latent.projection is not None and not is_certain(latent):
+        deviation = jnp.einsum("smbq,mqk->smbk", deviation, latent.projection)
+    return jnp.broadcast_to(latent.mean + deviation, (samples, *latent.mean.shape))
 
 
 def log_expectation(
-    log_f: Callable[[jax.Array], jax.Array], latent: Latent, key: jax.Array, samples: int
+    log_f: Callable[[jax.Array], jax.Array],
+    latent: Latent,
+    key: jax.Array,
+    samples: int,
+    shared: bool = False,
 ) -> jax.Array:
-    """log E_u[f(u)] by Monte Carlo with `samples` draws; exact where u is certain.
+    """log E_u[f(u)] by Monte Carlo with `samples` draws (see `sample`); exact where u is certain.
 
     `log_f` maps u [..., M, B, K] to [..., M, B, ...]. With few samples the estimate of the log is
-    low by Var[f] / (2 S E[f]^2) (Jensen).
+    low by about Var[f] / (2 S E[f]^2) (Jensen). Many draws of many classes are made in chunks of at
+    most LIMIT numbers, in the gradient too.
     """
     if is_certain(latent):
         return log_f(latent.mean)
-    values = log_f(sample(latent, key, samples))
-    return jax.nn.logsumexp(values, axis=0) - jnp.log(samples)
+    size = samples * latent.mean.size
+    divisors = [n for n in range(1, samples + 1) if samples % n == 0]
+    chunks = next((n for n in divisors if size <= LIMIT * n), samples)
+    if chunks == 1:
+        values = log_f(sample(latent, key, samples, shared))
+        return jax.nn.logsumexp(values, axis=0) - jnp.log(samples)
+
+    @jax.checkpoint
+    def add(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        u = sample(latent, jax.random.fold_in(key, i), samples // chunks, shared)
+        return jnp.logaddexp(total, jax.nn.logsumexp(log_f(u), axis=0)), None
+
+    start = jnp.full_like(jax.eval_shape(log_f, latent.mean), -jnp.inf)
+    return jax.lax.scan(add, start, jnp.arange(chunks))[0] - jnp.log(samples)
+
+
+def mean_field(latent: Latent, factor: float) -> Latent:
+    """A point in place of u, at mean / sqrt(1 + factor diag(Sigma)).
+
+    E[sigmoid(u)] is about sigmoid of it for factor = pi / 8 (MacKay 1992); for the softmax the same
+    formula, with a factor that is chosen, is the mean-field approximation of Lu, Ie & Sha (2020).
+    """
+    if is_certain(latent):
+        return latent
+    return Latent(mean=latent.mean / jnp.sqrt(1 + factor * marginal_variance(latent)))
 
 
 def mixture(log_p: jax.Array) -> jax.Array:
@@ -54,11 +92,27 @@ def mixture(log_p: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(log_p, axis=0) - jnp.log(log_p.shape[0])
 
 
+def covariance_root(latent: Latent) -> jax.Array:
+    """C [M, B, K, R'] with Sigma = C C^T, of a latent with factors or a projection."""
+    columns = [] if latent.factors is None else [latent.factors]
+    if latent.projection is not None and latent.variance is not None:
+        columns.append(jnp.sqrt(latent.variance)[..., None] * jnp.eye(latent.variance.shape[-1]))
+    root = jnp.concatenate(columns, axis=-1)
+    if latent.projection is not None:
+        root = jnp.einsum("mqk,mbqr->mbkr", latent.projection, root)
+    return root
+
+
 def marginal_variance(latent: Latent) -> jax.Array:
     """diag(Sigma), [M, B, K]."""
     variance = jnp.zeros_like(latent.mean)
-    if latent.variance is not None:
+    if latent.projection is not None and latent.variance is not None:
+        variance = variance + latent.variance @ latent.projection**2
+    elif latent.variance is not None:
         variance = variance + latent.variance
     if latent.factors is not None:
-        variance = variance + jnp.sum(latent.factors**2, axis=-1)
+        factors = latent.factors
+        if latent.projection is not None:
+            factors = jnp.einsum("mqk,mbqr->mbkr", latent.projection, factors)
+        variance = variance + jnp.sum(factors**2, axis=-1)
     return variance

@@ -20,12 +20,20 @@ Metrics = dict[str, jax.Array]
 class Latent:
     """A Gaussian over the latent u = f(x) of each member and example.
 
-    u ~ N(mean, diag(variance) + factors factors^T); `None` stands for zero.
+    u ~ N(mean, diag(variance) + factors factors^T); `None` stands for zero. With a projection the
+    noise lives in Q dimensions in place of K: u = mean + projection^T e, e ~ N(0, diag(variance) +
+    factors factors^T).
     """
 
     mean: jax.Array  # [M, B, K]
     variance: jax.Array | None = None  # [M, B, K], or [M, B, 1] for one value shared by the classes
     factors: jax.Array | None = None  # [M, B, K, R]
+    # The part of `variance` that more data would take away, [M, B, K or 1]: what the parameters
+    # leave open, not noise of the labels. It is in `variance` already.
+    epistemic: jax.Array | None = None
+    projection: jax.Array | None = (
+        None  # [M, Q, K]; variance is then [M, B, Q], factors [M, B, Q, R]
+    )
 
 
 class Likelihood(NamedTuple):
@@ -43,7 +51,7 @@ class Model(NamedTuple):
     """One network and its likelihood, as pure functions of the parameters."""
 
     init: Callable[[jax.Array, jax.Array], tuple[Params, Collections]]  # key, x [B, ...]
-    # params, collections, x, key, *, train -> latent, new collections, auxiliary loss []
+    # params, collections, x, key, *, train, mutable=() -> latent, collections, auxiliary loss []
     forward: Callable[..., tuple[Latent, Collections, jax.Array]]
     likelihood: Likelihood
 
@@ -70,3 +78,15 @@ class Inference(NamedTuple):
     update: Callable[[State, Batch], tuple[State, Metrics]]
     predict: Callable[[State, jax.Array], Latent]  # state, x [B, ...] -> [P M, B, K]
     separable: bool = False
+
+
+class Stage(NamedTuple):
+    """One pass over the training data that adds to a trained State: what follows training.
+
+    `begin` and `finish` get an example batch `x` [B, ...] for its shape. All three are pure, and
+    `update` of a batch adds what its examples add, in any order and any partition.
+    """
+
+    begin: Callable[[State, jax.Array], State]
+    update: Callable[[State, Batch], State]
+    finish: Callable[[State, jax.Array], State]

@@ -12,7 +12,7 @@ def classification(predict: Any, data: Any, bins: int = 15) -> Iterator[tuple[st
     """Metrics of the mixture over members, and per example what the plots need.
 
     Args:
-      predict: `evaluate.Predictor`.
+      predict: `predict.Predictor`.
       data: a source's spec.
       bins: of the calibration errors.
     """

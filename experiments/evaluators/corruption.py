@@ -22,7 +22,7 @@ def corruption(
     """Each metric for each kind and severity, and their plain mean over both.
 
     Args:
-      predict: `evaluate.Predictor`.
+      predict: `predict.Predictor`.
       data: the clean source's spec.
       kinds: names in `experiments/data/corruptions.py`.
       severities: 1 (mild) to 5.

@@ -12,12 +12,12 @@ def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str,
     A set that cannot be loaded is reported once the others are done.
 
     Args:
-      predict: `evaluate.Predictor`.
+      predict: `predict.Predictor`.
       data: the in-distribution test source's spec.
       sets: name -> spec of a source with inputs of the same shape; its labels are not used.
     """
     inside = predict(data)
-    scores_in = metrics.ood_scores(inside.log_p, inside.mean)
+    scores_in = metrics.ood_scores(inside.log_p, inside.mean, inside.epistemic)
     missing = []
     for name, spec in sets.items():
         try:
@@ -25,7 +25,7 @@ def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str,
         except (OSError, ValueError, ImportError) as error:
             missing.append(f"{name}: {error}")
             continue
-        scores_out = metrics.ood_scores(outside.log_p, outside.mean)
+        scores_out = metrics.ood_scores(outside.log_p, outside.mean, outside.epistemic)
         for score, values in scores_out.items():
             for metric, value in metrics.ranking(scores_in[score], values).items():
                 yield f"ood/{name}/{metric}_{score}", value

@@ -12,7 +12,7 @@ def regression(predict: Any, data: Any) -> Iterator[tuple[str, Any]]:
     """Metrics of the mixture of the members' Gaussians, in the units of the source's `y`.
 
     Args:
-      predict: `evaluate.Predictor`.
+      predict: `predict.Predictor`.
       data: a source's spec.
     """
     p = predict(data)

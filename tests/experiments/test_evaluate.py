@@ -13,7 +13,8 @@ from configs.base import base
 from experiments.checkpoint import Checkpoints
 from experiments.data.corruptions import corrupted
 from experiments.data.source import load
-from experiments.evaluate import Predictor, evaluate, parse_data
+from experiments.evaluate import evaluate, parse_data
+from experiments.predict import Predictor
 from experiments.setup import read_description, setup
 from experiments.train import train
 from experiments.workdir import read_config, read_json

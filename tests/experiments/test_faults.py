@@ -10,7 +10,8 @@ from configs.base import base
 from experiments.checkpoint import Checkpoints
 from experiments.config import plain
 from experiments.data.order import indices
-from experiments.evaluate import Predictor, evaluate
+from experiments.evaluate import evaluate
+from experiments.predict import Predictor
 from experiments.setup import setup
 from experiments.train import ParticleFault, train
 from experiments.workdir import open_workdir

@@ -64,6 +64,115 @@ def test_samples_have_the_covariance_that_the_latent_states():
             np.testing.assert_allclose(np.cov(draws[:, m, b].T), expected, atol=0.12)
 
 
+def in_classes(latent):
+    """The same Gaussian without a projection: Sigma_k = W^T Sigma_q W, one [K, K] per example."""
+    e = latent.variance[..., None] * jnp.eye(latent.variance.shape[-1])
+    e = e + jnp.einsum("mbqr,mbpr->mbqp", latent.factors, latent.factors)
+    return jnp.einsum("mqk,mbqp,mpl->mbkl", latent.projection, e, latent.projection)
+
+
+def projected(M=2, B=3, K=4, Q=5, R=2, seed=1):
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    return Latent(
+        mean=normal(M, B, K),
+        variance=normal(M, B, Q) ** 2,
+        factors=normal(M, B, Q, R),
+        projection=normal(M, Q, K),
+    )
+
+
+def test_noise_in_another_space_has_the_projected_covariance():
+    u = projected()
+    covariance = np.asarray(in_classes(u))
+    draws = np.asarray(predictive.sample(u, KEY, 200_000), np.float64)
+    for m in range(2):
+        for b in range(3):
+            scale = np.diag(covariance[m, b]).max()
+            # Standard error of an entry: below scale sqrt(2 / 2e5) = 0.003 scale.
+            np.testing.assert_allclose(
+                np.cov(draws[:, m, b].T), covariance[m, b], atol=0.02 * scale
+            )
+    exact = np.diagonal(covariance, axis1=-2, axis2=-1)
+    np.testing.assert_allclose(predictive.marginal_variance(u), exact, rtol=1e-4)
+    root = predictive.covariance_root(u)
+    np.testing.assert_allclose(jnp.einsum("mbkr,mblr->mbkl", root, root), covariance, rtol=1e-3,
+                               atol=1e-4)  # fmt: skip
+
+
+def test_gaussian_likelihood_with_noise_in_another_space_is_scipys():
+    u = projected(K=3)
+    y = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    likelihood = likelihoods.gaussian(noise_std=0.5)
+    got = likelihood.nll(u, jnp.asarray(y), KEY)
+    covariance = np.asarray(in_classes(u), np.float64) + 0.25 * np.eye(3)
+    for m in range(2):
+        for b in range(3):
+            exact = -scipy.stats.multivariate_normal.logpdf(y[b], u.mean[m, b], covariance[m, b])
+            np.testing.assert_allclose(got[m, b], exact, rtol=1e-3)
+
+
+def test_draws_in_chunks_are_the_same_integral(monkeypatch):
+    u = latent(M=1, B=4, K=3, R=2, variance=True)
+    labels = jnp.array([0, 1, 2, 0])
+
+    def value_and_gradient():
+        likelihood = likelihoods.softmax(samples=12_000)
+        grad = jax.grad(lambda u: likelihood.nll(u, labels, KEY).sum())(u)
+        return likelihood.log_probs(u, KEY), grad
+
+    whole, gradient = value_and_gradient()
+    monkeypatch.setattr(predictive, "LIMIT", 12 * 2_000)  # six chunks
+    parts, gradient_of_parts = value_and_gradient()
+    # Other random numbers: standard error of log p below sqrt(1 / 12,000) / p.
+    np.testing.assert_allclose(parts, whole, atol=0.1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.05),
+                 gradient_of_parts, gradient)  # fmt: skip
+
+
+def test_draws_are_opposite_pairs_and_shared_across_the_batch_only_when_asked():
+    u = Latent(mean=jnp.zeros((2, 3, 4)), variance=jnp.ones((2, 3, 4)))
+    for samples in (6, 7):
+        draws = np.asarray(predictive.sample(u, KEY, samples))
+        assert draws.shape == (samples, 2, 3, 4)
+        half = -(-samples // 2)
+        np.testing.assert_array_equal(draws[half:], -draws[: samples - half])
+        np.testing.assert_array_equal(draws[:, 0], draws[:, 1])  # members
+        assert not np.allclose(draws[:, 0, 0], draws[:, 0, 1])
+        assert len(np.unique(np.abs(draws[0, 0]).ravel())) == 12  # classes and examples
+    shared = np.asarray(predictive.sample(u, KEY, 6, shared=True))
+    np.testing.assert_array_equal(shared[:, :, 0], shared[:, :, 2])
+    assert len(np.unique(np.abs(shared[0, 0, 0]))) == 4
+
+
+def test_mean_field_is_near_the_integral_and_exact_where_nothing_is_uncertain():
+    u = latent(M=1, B=4, K=1, variance=True)
+    mean, variance = np.asarray(u.mean, np.float64), np.asarray(u.variance, np.float64)
+    got = np.exp(likelihoods.sigmoid(mean_field=np.pi / 8).log_probs(u, KEY))
+    np.testing.assert_allclose(
+        got, scipy.special.expit(mean / np.sqrt(1 + np.pi / 8 * variance)), rtol=1e-5
+    )
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    values = scipy.special.expit(mean[..., None] + np.sqrt(variance)[..., None] * nodes)
+    exact = np.sum(weights * values, axis=-1) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(got, exact, atol=0.01)  # MacKay's approximation, not rounding
+    u = latent(variance=True)
+    got = likelihoods.softmax(temperature=0.5, mean_field=3.0).log_probs(u, KEY)
+    scaled = np.asarray(u.mean) / 0.5 / np.sqrt(1 + 3 * np.asarray(u.variance) / 0.25)
+    np.testing.assert_allclose(got, scipy.special.log_softmax(scaled, axis=-1), rtol=1e-4)
+    labels = jnp.array([0, 1, 2, 0, 1])
+    nll = likelihoods.softmax(temperature=0.5, mean_field=3.0).nll(u, labels, KEY)
+    np.testing.assert_allclose(nll, -jnp.take_along_axis(got, labels[None, :, None], 2)[..., 0])
+    point = latent()
+    np.testing.assert_array_equal(likelihoods.softmax(mean_field=20.0).log_probs(point, KEY),
+                                  likelihoods.softmax().log_probs(point, KEY))  # fmt: skip
+    with pytest.raises(ValueError, match="mean_field: 0"):
+        likelihoods.softmax(mean_field=0)
+
+
 def test_members_share_their_random_numbers():
     one = latent(M=1, variance=True, R=1)
     twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), one)

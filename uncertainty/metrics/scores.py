@@ -6,7 +6,15 @@ from numpy.typing import ArrayLike
 from uncertainty.metrics import _arrays, information
 from uncertainty.metrics.information import entropy, mutual_information
 
-__all__ = ["entropy", "max_logit", "max_probability", "mutual_information", "ood_scores"]
+__all__ = [
+    "dempster_shafer",
+    "entropy",
+    "epistemic_variance",
+    "max_logit",
+    "max_probability",
+    "mutual_information",
+    "ood_scores",
+]
 
 
 def max_probability(log_p: ArrayLike) -> np.ndarray:
@@ -32,21 +40,54 @@ def max_logit(logits: ArrayLike) -> np.ndarray:
     Raises:
       ValueError: a wrong shape, NaN.
     """
-    logits = np.asarray(logits)
-    if logits.ndim != 3 or 0 in logits.shape:
+    return -_logits(logits).mean(0, dtype=np.float64).max(1)
+
+
+def dempster_shafer(logits: ArrayLike) -> np.ndarray:
+    """The mean over members of K / (K + sum_k exp(u_mk)), [M, B, K] -> [B] (Sensoy et al. 2018).
+
+    In (0, 1): 1 where no class has evidence. As a score of SNGP in Liu et al. 2020, equation 15.
+
+    Raises:
+      ValueError: a wrong shape, NaN.
+    """
+    from scipy import special  # 0.1 s
+
+    logits = _logits(logits)
+    K = logits.shape[-1]
+    return special.expit(np.log(K) - special.logsumexp(logits, axis=-1)).mean(0)
+
+
+def epistemic_variance(variance: ArrayLike) -> np.ndarray:
+    """The mean over members and classes of the latents' variance [M, B, K or 1], [B].
+
+    Raises:
+      ValueError: a wrong shape, NaN, a negative variance.
+    """
+    variance = _logits(variance, "variance")
+    if variance.min() < 0:
+        raise ValueError(f"variance: {variance.min()} is negative")
+    return variance.mean((0, 2), dtype=np.float64)
+
+
+def _logits(array: ArrayLike, field: str = "logits") -> np.ndarray:
+    array = np.asarray(array)
+    if array.ndim != 3 or 0 in array.shape:
         raise ValueError(
-            f"logits: [members, examples, classes] is expected, none 0; got {logits.shape}"
+            f"{field}: [members, examples, classes] is expected, none 0; got {array.shape}"
         )
-    score = -logits.mean(0, dtype=np.float64).max(1)
-    if np.isnan(score.min()):
-        raise ValueError(f"logits: NaN at example {np.isnan(score).argmax()}")
-    return score
+    if np.isnan(array).any():
+        raise ValueError(f"{field}: NaN at example {np.isnan(array).any((0, 2)).argmax()}")
+    return array
 
 
-def ood_scores(log_p: ArrayLike, logits: ArrayLike | None = None) -> dict[str, np.ndarray]:
+def ood_scores(
+    log_p: ArrayLike, logits: ArrayLike | None = None, variance: ArrayLike | None = None
+) -> dict[str, np.ndarray]:
     """Every score by its name: log_p [M, B, K] -> [B].
 
-    `max_logit` where there are logits [M, B, K], `mutual_information` where M > 1.
+    `max_logit` and `dempster_shafer` where there are logits [M, B, K], `epistemic_variance` where
+    there is a variance of the latents [M, B, K or 1], `mutual_information` where M > 1.
     """
     log_p, _ = _arrays.checked(log_p)
     total, expected = information.entropies(log_p)
@@ -55,4 +96,7 @@ def ood_scores(log_p: ArrayLike, logits: ArrayLike | None = None) -> dict[str, n
         scores["mutual_information"] = np.maximum(total - expected, 0.0)
     if logits is not None:
         scores["max_logit"] = max_logit(logits)
+        scores["dempster_shafer"] = dempster_shafer(logits)
+    if variance is not None:
+        scores["epistemic_variance"] = epistemic_variance(variance)
     return scores

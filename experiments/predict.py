@@ -1,0 +1,110 @@
+"""What the members of a trained state say of a whole data set."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import execution
+from experiments.data.loader import epoch
+from experiments.data.source import Source, load
+from experiments.setup import Experiment
+from uncertainty.build import ConfigError
+from uncertainty.types import State
+
+logger = logging.getLogger(__name__)
+
+
+class Predictions(NamedTuple):
+    """What the members say of every example of a source, on the host."""
+
+    y: np.ndarray  # [B] or [B, K]
+    mean: np.ndarray  # of the latents, or of y for real outcomes, [M, B, K]
+    log_p: np.ndarray | None  # [M, B, K], for classes
+    variance: np.ndarray | None  # of y, [M, B, K], for real outcomes
+    epistemic: np.ndarray | None  # variance of the latents that the parameters leave open
+    source: Source
+    seconds: float  # of computing, compilation left out
+
+
+class Predictor:
+    """predict(source or its spec) -> Predictions, compiled once and sharded like training.
+
+    Members whose predictions are not numbers are left out with a warning in runs with
+    `on_fault='freeze'`, and an error in others.
+    """
+
+    def __init__(self, experiment: Experiment, state: State):
+        self.state, self.drop = state, experiment.config["on_fault"] == "freeze"
+        self.batch_size = experiment.config["evaluation"]["batch_size"]
+        self.shape, self.task = experiment.source.shape, experiment.source.task
+        self._put = execution.put_batch(experiment.mesh)
+        latents = execution.compile_predict(experiment.inference, experiment.mesh)
+        likelihood = experiment.model.likelihood
+
+        def predict(state: State, x: jax.Array) -> dict[str, jax.Array]:
+            latent = latents(state, x)
+            known = {} if latent.epistemic is None else dict(epistemic=latent.epistemic)
+            if likelihood.log_probs is None:
+                mean, variance = likelihood.moments(latent)
+                return dict(mean=mean, variance=variance, **known)
+            log_p = likelihood.log_probs(latent, jax.random.key(0))
+            return dict(log_p=log_p, mean=latent.mean, **known)
+
+        self._predict = jax.jit(predict)
+        self._compiled = False
+        self._memory: dict[str, Predictions] = {}
+
+    def __call__(self, spec: Mapping[str, Any] | Source) -> Predictions:
+        """Predicts a whole source, given as it is or as what `data.source.load` takes."""
+        memo = json.dumps(spec, sort_keys=True, default=str) if isinstance(spec, Mapping) else None
+        if memo in self._memory:
+            return self._memory[memo]
+        source = load(spec) if isinstance(spec, Mapping) else spec
+        if tuple(source.shape) != tuple(self.shape):
+            raise ConfigError(
+                f"{source.name}: inputs of shape {tuple(source.shape)}, but the model was trained "
+                f"on {tuple(self.shape)}"
+            )
+        parts, labels, seconds = [], [], 0.0
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        for batch in epoch(source, self.batch_size, **share):
+            known = execution.host({"y": batch["y"], "mask": batch["mask"]})
+            rows = int(np.sum(known["mask"]))
+            x = self._put({"x": batch["x"]})["x"]
+            if not self._compiled:
+                jax.block_until_ready(self._predict(self.state, x))
+                self._compiled = True
+            began = time.monotonic()
+            out = execution.host(self._predict(self.state, x))
+            seconds += time.monotonic() - began
+            parts.append({key: value[:, :rows] for key, value in out.items()})
+            labels.append(known["y"][:rows])
+        joined = {key: np.concatenate([p[key] for p in parts], axis=1) for key in parts[0]}
+        joined = self._finite_members(joined, source.name)
+        result = Predictions(
+            y=np.concatenate(labels),
+            mean=joined["mean"],
+            log_p=joined.get("log_p"),
+            variance=joined.get("variance"),
+            epistemic=joined.get("epistemic"),
+            source=source,
+            seconds=seconds,
+        )
+        if memo is not None:
+            self._memory = {memo: result}
+        return result
+
+    def _finite_members(self, arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+        bad = np.isnan(arrays.get("log_p", arrays["mean"])).any(axis=(1, 2))
+        if not bad.any():
+            return arrays
+        members = ", ".join(map(str, np.flatnonzero(bad)))
+        if not self.drop or bad.all():
+            raise FloatingPointError(f"{name}: the predictions of member {members} are not numbers")
+        logger.warning("%s: member %s predicts no numbers and is left out", name, members)
+        return {key: value[~bad] for key, value in arrays.items()}

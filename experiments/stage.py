@@ -1,0 +1,187 @@
+"""What follows training: passes over the training data that add to the last checkpoint.
+
+    python -m experiments.stage --workdir runs/sngp
+    python -m experiments.stage --start runs/mlp --workdir runs/laplace \\
+        --config.head.name=laplace.Laplace --config.stages='[{"name": "laplace"}]'
+
+The first runs the `stages` of a run's config, as training does at its end, and leaves the result in
+`WORKDIR/stages`. The second makes a new run from the parameters of another, whose config it takes
+with the given changes.
+"""
+
+import contextlib
+import logging
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from experiments import config as config_lib
+from experiments import execution, writers
+from experiments.checkpoint import Checkpoints, DamagedCheckpointError, verify
+from experiments.data.loader import prefetch
+from experiments.data.order import rows
+from experiments.data.source import Source
+from experiments.progress import Progress, setup_logging
+from experiments.setup import Experiment, setup, write_description
+from experiments.workdir import locked, open_workdir, read_config
+from uncertainty.build import ConfigError
+from uncertainty.types import Batch, Stage, State
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "stages"  # of a workdir, with checkpoints of its own
+
+
+def run(experiment: Experiment, workdir: str | pathlib.Path) -> None:
+    """Runs the stages of an experiment on its newest checkpoint, unless that is done.
+
+    Raises:
+      ConfigError: there is no checkpoint.
+    """
+    if not experiment.stages:
+        return
+    workdir = pathlib.Path(workdir)
+    trained = Checkpoints(workdir, read_only=True)
+    step = trained.latest_step()
+    results = Checkpoints(workdir / FOLDER, keep=1)
+    if step is not None and step == results.latest_step():
+        try:
+            return verify(results.directory / str(step))
+        except DamagedCheckpointError as error:
+            logger.warning("%s; its stages run again", error)
+            shutil.rmtree(results.directory / str(step))
+    restored = trained.restore(experiment.shapes)
+    if restored is None:
+        raise ConfigError(f"workdir: {workdir} has no checkpoint for its stages to start from")
+    state, step = restored
+    with contextlib.closing(results):
+        for name, stage in experiment.stages:
+            began = time.monotonic()
+            state = one_pass(experiment, stage, state, name)
+            logger.info("stage %s: %.1f s", name, time.monotonic() - began)
+        results.save(step, state, force=True)
+
+
+def one_pass(experiment: Experiment, stage: Stage, state: State, name: str) -> State:
+    """The state after a stage; every training example counts once, without augmentation."""
+    mesh, source = experiment.mesh, experiment.source
+    size = experiment.config["evaluation"]["batch_size"]
+    # Whatever shape the examples have, `begin` and `finish` see one for each device.
+    x = experiment.example(mesh.shape["data"])
+    begin, update, finish = stage
+    if mesh.shape["particle"] > 1:
+        begin, update, finish = (execution.over_particles(fn, mesh) for fn in stage)
+    state = jax.jit(begin)(state, x)
+    update = jax.jit(update, donate_argnums=0)
+    total = -(-len(source) // size)
+    with (
+        Progress(total, name, show=jax.process_index() == 0) as progress,
+        prefetch(parts(source, size), put(experiment, size)) as stream,
+    ):
+        for i, batch in stream:
+            state = update(state, batch)
+            progress.update(i + 1)
+        jax.block_until_ready(state)
+    return jax.jit(finish)(state, x)
+
+
+def parts(source: Source, size: int) -> Iterator[tuple[int, Batch]]:
+    """(i, batch) over all examples once; the last batch is what remains, on every process."""
+    share = rows(size, jax.process_index(), jax.process_count())
+    whole = len(source) // size
+    for i in range(whole):
+        yield i, source.gather(np.arange(i * size + share.start, i * size + share.stop))
+    if len(source) > whole * size:
+        yield whole, source.gather(np.arange(whole * size, len(source)))
+
+
+def put(experiment: Experiment, size: int) -> Any:
+    """Puts a batch of `parts` onto the mesh: sharded, or the last and smaller one as copies."""
+    whole = execution.put_batch(experiment.mesh)
+    everywhere = NamedSharding(experiment.mesh, PartitionSpec())
+    mine = size // jax.process_count()
+
+    def place(batch: Batch) -> Batch:
+        if len(batch["x"]) == mine:
+            return whole(batch)
+        return execution.place(dict(batch), dict.fromkeys(batch, everywhere))
+
+    return place
+
+
+def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: dict) -> Experiment:
+    """A new run in `workdir` with the parameters of the run in `start` and a changed config.
+
+    Collections that both have (batch statistics, say) come from `start` too.
+
+    Raises:
+      ConfigError: the parameters of the two differ in path or shape.
+    """
+    old_config = read_config(start)
+    config = ConfigDict(old_config, type_safe=False)
+    for name, value in changes.items():
+        config_lib.override(config, name, value)
+    old, new = setup(old_config), setup(config)
+    restored = Checkpoints(start, read_only=True).restore(old.shapes)
+    if restored is None:
+        raise ConfigError(f"start: {start} has no checkpoint")
+    state = new.init()
+    here, there = (_shapes(s.params) for s in (state, restored[0]))
+    different = sorted(k for k in here | there if here.get(k) != there.get(k))
+    if different:
+        lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
+        raise ConfigError(f"start: parameters of {start} that the new config has otherwise:\n"
+                          + "\n".join(lines))  # fmt: skip
+    mine, theirs = (flax.traverse_util.flatten_dict(s.collections) for s in (state, restored[0]))
+    kept = {k: theirs[k] for k in mine if k in theirs and theirs[k].shape == mine[k].shape}
+    state = state.replace(
+        step=restored[0].step,
+        params=restored[0].params,
+        collections=flax.traverse_util.unflatten_dict({**mine, **kept}),
+    )
+    workdir = open_workdir(workdir, new.config, ignore=config_lib.MAY_CHANGE)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(restored[1], state, force=True)
+    if jax.process_index() == 0:
+        write_description(workdir, new.source)
+        if (pathlib.Path(start) / writers.METRICS).is_file():
+            shutil.copy(pathlib.Path(start) / writers.METRICS, workdir / writers.METRICS)
+    return new
+
+
+def _shapes(params: Any) -> dict[str, tuple]:
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+
+
+def main(argv: list[str]) -> None:
+    changes = config_lib.assignments(argv[1:], "--config.")
+    setup_logging()
+    if START.value:
+        experiment = begin_from(START.value, WORKDIR.value, changes)
+    elif changes:
+        raise ConfigError(f"--config.{next(iter(changes))}: only a new run, with --start, may have "
+                          "another config")  # fmt: skip
+    else:
+        experiment = setup(read_config(WORKDIR.value))
+    if not experiment.stages:
+        raise ConfigError("config.stages: empty; such as [{'name': 'laplace'}]")
+    with locked(WORKDIR.value):
+        run(experiment, WORKDIR.value)
+    print(f"next: python -m experiments.evaluate --workdir {WORKDIR.value}")
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
+    START = flags.DEFINE_string("start", None, "A run to take the parameters of, for a new one.")
+    flags.mark_flags_as_required(["workdir"])
+    config_lib.run(main)

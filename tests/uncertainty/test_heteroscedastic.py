@@ -1,0 +1,269 @@
+"""Heteroscedastic heads: their covariance, their limits, and equivariance."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uncertainty import predictive
+from uncertainty.backbones.mlp import MLP
+from uncertainty.ensembles.single import single
+from uncertainty.heads.dense import Dense
+from uncertainty.heads.heteroscedastic import Heteroscedastic, HeteroscedasticXL
+from uncertainty.heads.sngp import Sngp
+from uncertainty.inference import executors
+from uncertainty.inference.particles import particles
+from uncertainty.likelihoods import sigmoid, softmax
+from uncertainty.model import from_network
+from uncertainty.optimisers import sgd
+from uncertainty.stages.laplace import laplace
+
+RNG = np.random.default_rng(0)
+H = jnp.asarray(RNG.normal(size=(1, 6, 5)), jnp.float32)
+KEY = jax.random.key(0)
+K, R = 4, 3
+
+
+def applied(head, h=H, train=True, randomise=True):
+    variables = head.init(KEY, h, train=False)
+    if randomise:  # biases start at zero
+        leaves, tree = jax.tree.flatten(variables["params"])
+        keys = jax.random.split(jax.random.key(7), len(leaves))
+        noisy = [a + 0.5 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+        variables = {**variables, "params": jax.tree.unflatten(tree, noisy)}
+    return variables["params"], head.apply(variables, h, train=train)
+
+
+def affine(params, h=H):
+    h = np.asarray(h, np.float64)
+    return h @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"], np.float64)
+
+
+def softplus(a):
+    return np.logaddexp(a, 0)
+
+
+def covariance(latent):
+    draws = np.asarray(predictive.sample(latent, KEY, 100_000), np.float64)
+    centred = draws - np.asarray(latent.mean)
+    return np.einsum("smbk,smbl->mbkl", centred, centred) / len(draws)
+
+
+def close(estimate, exact):
+    """Standard error of a covariance of 1e5 draws: sqrt(2 / 1e5) = 0.0045 of the largest."""
+    np.testing.assert_allclose(estimate, exact, atol=0.025 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("efficient", [False, True])
+def test_noise_has_the_covariance_v_vt_plus_d_squared(efficient):
+    params, latent = applied(Heteroscedastic(outputs=K, rank=R, efficient=efficient))
+    d = softplus(affine(params["diagonal"])) + 1e-3
+    if efficient:
+        V = affine(params["factors_scale"])[..., None] * np.asarray(params["shared_factors"])
+    else:
+        V = affine(params["factors"]).reshape(1, 6, K, R)
+    exact = np.einsum("mbkr,mblr->mbkl", V, V) + d[..., None] ** 2 * np.eye(K)
+    close(covariance(latent), exact)
+    np.testing.assert_allclose(latent.mean, affine(params["mean"]["logits"]), rtol=1e-4)
+    assert latent.epistemic is None
+
+
+@pytest.mark.parametrize("efficient", [False, True])
+def test_latent_space_noise_goes_through_the_output_layer(efficient):
+    params, latent = applied(
+        HeteroscedasticXL(outputs=K, rank=R, efficient=efficient, learn_temperature=False)
+    )
+    W = np.asarray(params["logits"]["kernel"], np.float64)
+    d = softplus(affine(params["diagonal"])) + 1e-3
+    if efficient:
+        V = affine(params["factors_scale"])[..., None] * np.asarray(params["shared_factors"])
+    else:
+        V = affine(params["factors"]).reshape(1, 6, 5, R)
+    inner = np.einsum("mbqr,mbpr->mbqp", V, V) + d[..., None] ** 2 * np.eye(5)
+    close(covariance(latent), np.einsum("qk,mbqp,pl->mbkl", W, inner, W))
+    np.testing.assert_allclose(latent.mean, affine(params["logits"]), rtol=1e-4)
+
+
+def test_parameters_of_latent_space_noise_do_not_grow_with_the_classes():
+    def count(K):
+        params = HeteroscedasticXL(outputs=K).init(KEY, H, train=False)["params"]
+        return sum(a.size for name, p in params.items() if name != "logits"
+                   for a in jax.tree.leaves(p))  # fmt: skip
+
+    assert count(3) == count(3000)
+
+
+@pytest.mark.parametrize("head", [Heteroscedastic, HeteroscedasticXL])
+def test_a_learned_temperature_divides_the_whole_latent(head):
+    plain = head(outputs=K, rank=R, learn_temperature=False)
+    params, latent = applied(plain)
+    for a in (0.0, 1.3):
+        both = {**params, "temperature": jnp.float32(a)}
+        learned = head(outputs=K, rank=R, learn_temperature=True)
+        cooled = learned.apply({"params": both}, H, train=True)
+        tau = 0.3 + 2.7 / (1 + np.exp(-a))
+        labels = jnp.array([0, 1, 2, 3, 0, 1])
+        np.testing.assert_allclose(
+            softmax(samples=50).nll(cooled, labels, KEY),
+            softmax(samples=50, temperature=tau).nll(latent, labels, KEY),
+            rtol=1e-4,
+        )
+        scaled = predictive.marginal_variance(latent) / tau**2
+        np.testing.assert_allclose(predictive.marginal_variance(cooled), scaled, rtol=1e-4)
+
+
+def test_scaling_mean_noise_and_temperature_together_changes_nothing():
+    _, latent = applied(Heteroscedastic(outputs=K, rank=R))
+    double = latent.replace(
+        mean=2 * latent.mean, variance=4 * latent.variance, factors=2 * latent.factors
+    )
+    for likelihood in (softmax, sigmoid):
+        np.testing.assert_allclose(
+            likelihood(temperature=1.5, samples=64).log_probs(latent, KEY),
+            likelihood(temperature=3.0, samples=64).log_probs(double, KEY), rtol=1e-4, atol=1e-6
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("likelihood", [softmax, sigmoid])
+def test_permuting_the_classes_permutes_the_probabilities(likelihood):
+    permutation = np.array([2, 0, 3, 1])
+    head = Heteroscedastic(outputs=K, rank=R)
+    params, latent = applied(head)
+
+    def permuted(path, a):
+        if "factors" in str(path):
+            return a.reshape(*a.shape[:-1], K, R)[..., permutation, :].reshape(a.shape)
+        return a[..., permutation]
+
+    other = head.apply(
+        {"params": jax.tree_util.tree_map_with_path(permuted, params)}, H, train=True
+    )
+    np.testing.assert_allclose(covariance(other),
+                               covariance(latent)[..., permutation, :][..., permutation],
+                               atol=0.05 * float(covariance(latent).max()))  # fmt: skip
+    # Independent noise for each class is drawn by position, so the two agree as integrals only:
+    # 4e4 draws of a probability, standard error below 0.0025.
+    p = np.exp(likelihood(samples=40_000).log_probs(latent, KEY))
+    q = np.exp(likelihood(samples=40_000).log_probs(other, jax.random.key(1)))
+    np.testing.assert_allclose(q, p[..., permutation], atol=0.015)
+
+
+def hetsngp(**fields):
+    return Heteroscedastic(outputs=K, rank=R, mean=functools.partial(Sngp, features=32), **fields)
+
+
+def fitted(head, x):
+    model = from_network(single(MLP(widths=(6,)), head), softmax(samples=64))
+    inference = particles(model, sgd(), size=1)
+    state = inference.init(KEY, x[:1])
+    stage = laplace(model, executors.mapping("vmap"))
+    state = stage.finish(stage.update(stage.begin(state, x[:1]), dict(x=x)), x[:1])
+    return inference, state
+
+
+X = jnp.asarray(RNG.normal(size=(30, 3)), jnp.float32)
+
+
+def test_hetsngp_adds_the_two_variances_by_their_weights():
+    inference, state = fitted(hetsngp(), X)
+    latent = inference.predict(state, X)
+    assert latent.epistemic.shape == (1, 30, 1)
+    for noise_weight, mean_weight in ((0.0, 1.0), (0.5, 2.0)):
+        head = hetsngp(noise_weight=noise_weight, mean_weight=mean_weight)
+        weighted = fitted(head, X)[0].predict(state, X)
+        noise = latent.variance - latent.epistemic
+        np.testing.assert_allclose(
+            weighted.variance,
+            noise_weight * noise + mean_weight * latent.epistemic,
+            rtol=1e-4,
+            atol=1e-7,  # `noise` is a difference: rounding of what was taken away
+        )
+        np.testing.assert_allclose(weighted.epistemic, mean_weight * latent.epistemic, rtol=1e-5)
+
+
+def test_without_gp_variance_and_with_a_linear_mean_hetsngp_is_het():
+    inference, state = fitted(hetsngp(mean_weight=0.0), X)
+    latent = inference.predict(state, X)
+    model = from_network(single(MLP(widths=(6,)), Heteroscedastic(outputs=K, rank=R)), softmax())
+    het = particles(model, sgd(), size=1)
+    params = het.init(KEY, X[:1]).params
+    params["backbone"] = state.params["backbone"]
+    for name in ("diagonal", "factors"):
+        params["head"][name] = state.params["head"][name]
+    plain = het.predict(state.replace(params=params, collections={}), X)
+    np.testing.assert_allclose(latent.variance, plain.variance, rtol=1e-5)
+    np.testing.assert_allclose(latent.factors, plain.factors, rtol=1e-5)
+    # The means differ only in the features that their linear map sees.
+    features = Sngp(outputs=K, features=32)
+    h = jax.nn.relu(X @ params["backbone"]["dense0"]["kernel"][0])[None]
+    mean = features.apply({"params": jax.tree.map(lambda a: a[0], state.params["head"]["mean"]),
+                           "random_features": jax.tree.map(
+                               lambda a: a[0], state.collections["random_features"]["head"]["mean"]
+                           )}, h, train=False).mean  # fmt: skip
+    np.testing.assert_allclose(latent.mean, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_without_noise_hetsngp_is_sngp():
+    inference, state = fitted(hetsngp(noise_weight=0.0), X)
+    params = jax.tree.map(jnp.copy, state.params)
+    params["head"]["factors"] = jax.tree.map(jnp.zeros_like, params["head"]["factors"])
+    latent = inference.predict(state.replace(params=params), X)
+    sngp, plain = fitted(Sngp(outputs=K, features=32), X)
+    collections = {
+        name: {"head": value["head"]["mean"]} for name, value in state.collections.items()
+    }
+    params = {"backbone": params["backbone"], "head": params["head"]["mean"]}
+    expected = sngp.predict(plain.replace(params=params, collections=collections), X)
+    np.testing.assert_allclose(latent.mean, expected.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(predictive.marginal_variance(latent),
+                               predictive.marginal_variance(expected), rtol=1e-5)  # fmt: skip
+    likelihood = softmax(samples=4)
+    np.testing.assert_allclose(likelihood.log_probs(latent, KEY),
+                               likelihood.log_probs(expected, KEY), rtol=1e-4)  # fmt: skip
+
+
+def test_training_draws_label_noise_alone():
+    head = hetsngp()
+    params, latent = applied(head)
+    d = softplus(affine(params["diagonal"])) + 1e-3
+    np.testing.assert_allclose(latent.variance, d**2, rtol=1e-4)
+    assert latent.epistemic is None
+
+
+def test_many_draws_converge_and_few_are_biased_up():
+    """NLL with S draws exceeds the exact one by Var[p] / (2 S p^2) on average (Jensen)."""
+    _, latent = applied(Heteroscedastic(outputs=K, rank=R))
+    labels = jnp.arange(6) % K
+    exact = softmax(samples=200_000).nll(latent, labels, KEY)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def few(key, samples):
+        return softmax(samples=samples).nll(latent, labels, key)
+
+    keys = jax.random.split(jax.random.key(5), 2000)
+    excess = {S: float(np.mean([few(k, S).mean() for k in keys[:500]]) - exact.mean())
+              for S in (4, 64)}  # fmt: skip
+    assert excess[4] > 3 * abs(excess[64]) and excess[4] > 0
+
+
+@pytest.mark.parametrize(
+    ("head", "fields", "why"),
+    [
+        (Heteroscedastic, dict(outputs=0), "outputs: 0"),
+        (Heteroscedastic, dict(rank=-1), "rank: -1"),
+        (Heteroscedastic, dict(mean_weight=-0.5), "mean_weight: -0.5"),
+        (HeteroscedasticXL, dict(outputs=0), "outputs: 0"),
+        (HeteroscedasticXL, dict(minimum=-1.0), "minimum: -1.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(head, fields, why):
+    with pytest.raises(ValueError, match=why):
+        head(**{"outputs": 2, **fields})
+
+
+def test_rank_zero_is_independent_noise():
+    _, latent = applied(Heteroscedastic(outputs=K, rank=0))
+    assert latent.factors is None
+    assert isinstance(Heteroscedastic(outputs=K).mean(outputs=2), Dense)

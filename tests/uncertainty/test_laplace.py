@@ -1,0 +1,351 @@
+"""The Laplace posterior against direct solves in float64, and the stage that fits it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from uncertainty.backbones.mlp import MLP
+from uncertainty.ensembles.mc_dropout import mc_dropout
+from uncertainty.ensembles.multi_head import multi_head
+from uncertainty.ensembles.single import single
+from uncertainty.heads.dense import Dense
+from uncertainty.heads.laplace import Laplace as LaplaceHead
+from uncertainty.heads.sngp import Sngp
+from uncertainty.inference import executors
+from uncertainty.inference.particles import particles
+from uncertainty.layers import laplace as layer
+from uncertainty.likelihoods import gaussian, softmax
+from uncertainty.model import from_network
+from uncertainty.optimisers import sgd
+from uncertainty.stages.laplace import laplace
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(50, 4)).astype(np.float32)
+KEY = jax.random.key(0)
+
+
+def model_of(head, ensemble=single, likelihood=None, backbone=None, **fields):
+    network = ensemble(backbone or MLP(widths=(8,)), head, **fields)
+    return from_network(network, likelihood or softmax())
+
+
+def fitted(model, x, sizes=None, P=1, executor="vmap"):
+    """A state after the stage, which sees x in parts of the given sizes."""
+    inference = particles(model, sgd(), size=P, executor=executor)
+    state = inference.init(KEY, x[:1])
+    stage = laplace(model, executors.mapping(executor))
+    state = stage.begin(state, x[:1])
+    for part in np.split(x, np.cumsum(sizes or [len(x)])[:-1]):
+        state = stage.update(state, dict(x=jnp.asarray(part)))
+    return inference, stage.finish(state, x[:1])
+
+
+def hidden(state, x, p=0):
+    """The features of the backbone of `model_of`, in float64."""
+    dense = state.params["backbone"]["dense0"]
+    W, b = np.asarray(dense["kernel"][p], np.float64), np.asarray(dense["bias"][p], np.float64)
+    return np.maximum(x.astype(np.float64) @ W + b, 0)
+
+
+def random_features(state, h, m, amplitude=1.0, p=0):
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+    W = np.asarray(state.collections["random_features"]["head"]["features"]["kernel"][p], float)
+    b = np.asarray(state.collections["random_features"]["head"]["features"]["bias"][p], float)
+    return amplitude * np.sqrt(2 / m) * np.cos(h @ W / np.sqrt(h.shape[1] / 2) + b)
+
+
+def direct(train, test, weights=1.0):
+    """diag of test (I + train^T diag(weights) train)^-1 test^T."""
+    precision = np.eye(train.shape[1]) + (train * np.reshape(weights, (-1, 1))).T @ train
+    return np.einsum("bi,ij,bj->b", test, np.linalg.inv(precision), test)
+
+
+def test_gaussian_variance_is_that_of_the_regression_posterior():
+    m, noise = 40, 0.3
+    inference, state = fitted(model_of(Sngp(outputs=3, features=m, noise=noise)), X)
+    test = RNG.normal(size=(9, 4)).astype(np.float32)
+    latent = inference.predict(state, test)
+    train, phi = (random_features(state, hidden(state, x), m) for x in (X, test))
+    expected = direct(train, phi, 1 / noise)
+    np.testing.assert_allclose(latent.variance[0, :, 0], expected, rtol=2e-4)
+    np.testing.assert_array_equal(latent.epistemic, latent.variance)
+    # Primal equals dual: k(x, x) - k(x, X) (K + noise I)^-1 k(X, x).
+    K, k = train @ train.T, phi @ train.T
+    dual = (phi**2).sum(1) - (k * np.linalg.solve(K + noise * np.eye(50), k.T).T).sum(1)
+    np.testing.assert_allclose(latent.variance[0, :, 0], dual, rtol=2e-4)
+    # edward2's form with its ridge: ridge phi^T (ridge I + sum phi phi^T)^-1 phi.
+    ridge = noise * np.linalg.inv(noise * np.eye(m) + train.T @ train)
+    np.testing.assert_allclose(latent.variance[0, :, 0],
+                               np.einsum("bi,ij,bj->b", phi, ridge, phi), rtol=2e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize("curvature", ["softmax", "sigmoid"])
+def test_classes_have_the_curvature_of_their_likelihood(curvature):
+    m = 24
+    inference, state = fitted(model_of(Sngp(outputs=3, features=m, curvature=curvature)), X)
+    train = random_features(state, hidden(state, X), m)
+    f = train @ np.asarray(state.params["head"]["logits"]["kernel"][0], np.float64)
+    p = scipy.special.softmax(f, axis=1) if curvature == "softmax" else scipy.special.expit(f)
+    variance = inference.predict(state, X[:7]).variance
+    assert variance.shape == (1, 7, 3)
+    for k in range(3):
+        expected = direct(train, train[:7], p[:, k] * (1 - p[:, k]))
+        np.testing.assert_allclose(variance[0, :, k], expected, rtol=2e-4)
+    # And p (1 - p) is the second derivative of the negative log-likelihood in its own latent.
+    nll = {
+        "softmax": lambda u: -jax.nn.log_softmax(u)[0],
+        "sigmoid": lambda u: -jax.nn.log_sigmoid(u[0]),
+    }[curvature]
+    hessian = jax.vmap(lambda u: jnp.diagonal(jax.hessian(nll)(u))[0])(jnp.asarray(f, jnp.float32))
+    np.testing.assert_allclose(hessian, p[:, 0] * (1 - p[:, 0]), rtol=1e-4)
+
+
+def test_last_layer_laplace_has_a_dense_heads_parameters_and_the_direct_variance():
+    head = LaplaceHead(outputs=3, prior_precision=4.0)
+    inference, state = fitted(model_of(head), X)
+    dense = particles(model_of(Dense(outputs=3)), sgd(), size=1).init(KEY, X[:1])
+    assert jax.tree.structure(state.params) == jax.tree.structure(dense.params)
+    h = np.concatenate([hidden(state, X), np.ones((50, 1))], axis=1)
+    W = np.concatenate([state.params["head"]["logits"]["kernel"][0],
+                        state.params["head"]["logits"]["bias"]])  # fmt: skip
+    p = scipy.special.softmax(h @ W, axis=1)
+    variance = inference.predict(state, X).variance
+    for k in range(3):
+        precision = 4.0 * np.eye(9) + (h * (p[:, k] * (1 - p[:, k]))[:, None]).T @ h
+        expected = np.einsum("bi,ij,bj->b", h, np.linalg.inv(precision), h)
+        np.testing.assert_allclose(variance[0, :, k], expected, rtol=2e-4)
+
+
+def test_the_pass_does_not_depend_on_the_batches_or_their_order():
+    model = model_of(Sngp(outputs=2, features=16))
+    inference, whole = fitted(model, X)
+    _, parts = fitted(model, X[::-1].copy(), sizes=[20, 20, 7, 3])
+    variances = [inference.predict(state, X).variance for state in (whole, parts)]
+    np.testing.assert_allclose(*variances, rtol=1e-4)
+    assert "moments" not in whole.collections
+
+
+def test_far_from_the_data_is_the_prior_and_near_it_nothing_is_left_open():
+    # One input dimension and no backbone, so that distance is distance.
+    x = np.tile(np.linspace(-1, 1, 40, dtype=np.float32)[:, None], (50, 1))
+    head = Sngp(outputs=2, features=500, length_scale=0.3, amplitude=1.7, normalise=False)
+    inference, state = fitted(model_of(head, backbone=MLP(widths=())), x)
+    near, far = (
+        inference.predict(state, np.float32([[0.0], [0.5]])),
+        inference.predict(state, np.float32([[6.0], [-9.0], [30.0]])),
+    )
+    # phi . phi is a mean of 500 terms 2 a^2 cos^2: within 3 standard errors, 3 sqrt(1 / 2 / 500).
+    np.testing.assert_allclose(far.variance[0, :, 0], 1.7**2, rtol=0.1)
+    assert np.all(near.variance < 0.01)
+    assert np.all(np.abs(far.mean) < 3) and np.all(np.isfinite(far.mean))
+
+
+def test_there_is_no_variance_in_training_or_before_the_stage():
+    model = model_of(Sngp(outputs=2, features=16))
+    params, collections = model.init(KEY, X[:1])
+    assert "precision" not in collections
+    for train in (True, False):
+        latent, after, _ = model.forward(params, collections, X, KEY, train=train)
+        assert latent.variance is None and latent.epistemic is None
+        assert set(after) == set(collections)
+    _, state = fitted(model, X)
+    one = jax.tree.map(lambda a: a[0], (state.params, state.collections))
+    assert model.forward(*one, X, KEY, train=True)[0].variance is None
+
+
+def test_momentum_in_the_stationary_case_is_the_exact_pass():
+    # Every step sees the whole data, so the average is the mean from the first step on.
+    exact, expected = fitted(model_of(Sngp(outputs=2, features=16)), X)
+    head = Sngp(outputs=2, features=16, momentum=0.9, num_examples=50)
+    model = model_of(head)
+    inference = particles(model, sgd(), size=1)
+    state = inference.init(KEY, X[:1])
+    for steps in (1, 7):
+        collections = jax.tree.map(lambda a: a[0], state.collections)
+        params = jax.tree.map(lambda a: a[0], state.params)
+        for _ in range(steps):
+            collections = model.forward(params, collections, X, KEY, train=True)[1]
+        after = state.replace(collections=jax.tree.map(lambda a: a[None], collections))
+        np.testing.assert_allclose(inference.predict(after, X).variance,
+                                   exact.predict(expected, X).variance, rtol=1e-3)  # fmt: skip
+
+
+def test_the_prior_does_not_decay_and_an_average_of_nothing_is_the_prior():
+    head = Sngp(outputs=2, features=16, momentum=0.5, num_examples=50)
+    model = model_of(head)
+    inference = particles(model, sgd(), size=1)
+    state = inference.init(KEY, X[:1])
+    phi = random_features(state, hidden(state, X), 16)
+    np.testing.assert_allclose(inference.predict(state, X).variance[0, :, 0],
+                               (phi**2).sum(1), rtol=1e-4)  # fmt: skip
+    # Inputs whose features span one direction only: elsewhere P stays I, after any number of steps.
+    params, collections = jax.tree.map(lambda a: a[0], (state.params, state.collections))
+    for _ in range(200):
+        collections = model.forward(params, collections, X[:1], KEY, train=True)[1]
+    after = state.replace(collections=jax.tree.map(lambda a: a[None], collections))
+    expected = direct(np.repeat(phi[:1], 50, axis=0), phi)
+    np.testing.assert_allclose(inference.predict(after, X).variance[0, :, 0], expected, rtol=1e-3)
+
+
+def test_the_stage_replaces_a_moving_average_by_the_exact_sum():
+    inference, state = fitted(
+        model_of(Sngp(outputs=2, features=16, momentum=0.9, num_examples=7)), X
+    )
+    exact, expected = fitted(model_of(Sngp(outputs=2, features=16)), X)
+    np.testing.assert_allclose(inference.predict(state, X).variance,
+                               exact.predict(expected, X).variance, rtol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("executor", ["vmap", "unroll", "scan"])
+def test_particles_are_fitted_each_by_itself(executor):
+    model = model_of(Sngp(outputs=2, features=16))
+    inference, state = fitted(model, X, P=3, executor=executor)
+    variance = inference.predict(state, X[:5]).variance
+    for p in range(3):
+        train = random_features(state, hidden(state, X, p), 16, p=p)
+        np.testing.assert_allclose(variance[p, :, 0], direct(train, train[:5]), rtol=2e-4)
+
+
+def test_multi_head_members_have_a_posterior_each():
+    inference, state = fitted(model_of(Sngp(outputs=2, features=16), multi_head, size=2), X)
+    variance = inference.predict(state, X[:5]).variance
+    h = hidden(state, X)
+    for member in range(2):
+        take = jax.tree.map(lambda a, m=member: a[:, m], state.collections)
+        train = random_features(state.replace(collections=take), h, 16)
+        np.testing.assert_allclose(variance[member, :, 0], direct(train, train[:5]), rtol=2e-4)
+
+
+def test_with_dropout_members_the_precision_is_their_mean():
+    model = model_of(Sngp(outputs=2, features=16), mc_dropout, size=3, rate=0.3)
+    inference, state = fitted(model, X)
+    latent = inference.predict(state, X)
+    assert latent.variance.shape == (3, 50, 1)
+    assert np.all(np.asarray(latent.variance) > 0)
+
+
+def test_float32_stays_finite_with_a_million_examples_and_singular_features():
+    # 1e6 examples on a line of features, 1e4 times over the same 100: rank 2 of 256.
+    rng = np.random.default_rng(3)
+    basis = np.linalg.qr(rng.normal(size=(256, 2)))[0]
+    phi = rng.normal(size=(100, 2)) @ basis.T
+    phi /= np.linalg.norm(phi, axis=1, keepdims=True)
+    moments = jnp.zeros((256, 256))
+    chunk = jnp.asarray(np.tile(phi, (10, 1)), jnp.float32)
+    total = jax.jit(
+        lambda m: jax.lax.fori_loop(0, 1000, lambda _, m: m + layer.gram(chunk[None]), m)
+    )(moments)
+    factor = layer.inverse_factor(total)
+    test = rng.normal(size=(50, 256))
+    test /= np.linalg.norm(test, axis=1, keepdims=True)
+    both = np.concatenate([phi[:20], test]).astype(np.float32)
+    variance = np.asarray(layer.quadratic(jnp.asarray(both)[None], factor))[0, :, 0]
+    exact = direct(phi.astype(np.float64), both, np.full(100, 1e4))
+    assert np.isfinite(variance).all() and (variance >= 0).all()
+    # Away from the data the prior's 1 is left to the precision of eps N = 0.1.
+    np.testing.assert_allclose(variance[20:], exact[20:], rtol=0.1)
+    assert np.all(variance[:20] < 1e-3)
+
+
+def test_a_matrix_that_rounding_made_indefinite_is_mended_by_its_eigenvalues():
+    rng = np.random.default_rng(4)
+    Q = np.linalg.qr(rng.normal(size=(64, 64)))[0]
+    values = np.concatenate([np.full(32, 1e9), np.full(32, -5.0)])  # rounding of 1e9 leaves -5
+    factor = np.asarray(layer.inverse_factor(jnp.asarray((Q * values) @ Q.T, jnp.float32)))
+    assert np.isfinite(factor).all()
+    np.testing.assert_array_equal(factor, np.tril(factor))
+    covariance = factor.astype(np.float64).T @ factor
+    # Which of the 32 eigenvalues were above 1 cannot be told any more; below 1 none can have been.
+    lost, known = np.diag(Q.T @ covariance @ Q)[32:], np.diag(Q.T @ covariance @ Q)[:32]
+    assert np.all((lost > 0) & (lost < 1.001)) and lost.mean() > 0.3
+    assert np.all(known < 1e-6)
+
+
+@pytest.mark.parametrize("m", [7, 255, 256, 300])
+def test_quadratic_forms_in_blocks_are_those_of_the_whole(m):
+    rng = np.random.default_rng(m)
+    F = np.tril(rng.normal(size=(2, m, m))).astype(np.float32)
+    phi = rng.normal(size=(3, 5, m)).astype(np.float32)
+    expected = np.einsum("kij,mbj->kmbi", F.astype(float), phi) ** 2
+    np.testing.assert_allclose(layer.quadratic(jnp.asarray(phi), jnp.asarray(F)),
+                               np.moveaxis(expected.sum(-1), 0, -1), rtol=1e-3)  # fmt: skip
+
+
+def test_variance_of_many_examples_takes_memory_that_grows_with_b_not_its_square():
+    phi = jax.ShapeDtypeStruct((1, 4000, 128), jnp.float32)
+    factor = jax.ShapeDtypeStruct((128, 128), jnp.float32)
+    compiled = jax.jit(layer.quadratic).lower(phi, factor).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 4000 * 128 * 4  # B x B is 64 MB
+
+
+def test_bfloat16_features_leave_the_covariance_in_float32():
+    model = model_of(Sngp(outputs=2, features=16), backbone=MLP(widths=(8,), dtype="bfloat16"))
+    inference, state = fitted(model, X)
+    for leaf in jax.tree.leaves((state.collections, inference.predict(state, X))):
+        assert leaf.dtype == jnp.float32
+    h = jax.jit(lambda v, x: MLP(widths=(8,), dtype="bfloat16").apply(v, x, train=False))(
+        {"params": jax.tree.map(lambda a: a[0], state.params["backbone"])}, X[None]
+    )
+    train = random_features(state, np.asarray(h[0], np.float64), 16)
+    np.testing.assert_allclose(inference.predict(state, X).variance[0, :, 0],
+                               direct(train, train), rtol=2e-3)  # fmt: skip
+
+
+def test_regression_with_an_sngp_head_is_bayesian_linear_regression():
+    # Exact: the MAP of the linear weights, by one solve, and the posterior of the stage.
+    m, noise_std = 30, 0.2
+    rng = np.random.default_rng(5)
+    x = rng.uniform(-2, 2, (60, 1)).astype(np.float32)
+    y = np.sin(3 * x[:, 0]) + noise_std * rng.normal(size=60)
+    head = Sngp(outputs=1, features=m, length_scale=0.5, normalise=False, noise=noise_std**2)
+    model = model_of(head, backbone=MLP(widths=()), likelihood=gaussian(noise_std))
+    inference, state = fitted(model, x)
+    W = np.asarray(state.collections["random_features"]["head"]["features"]["kernel"][0], float)
+    b = np.asarray(state.collections["random_features"]["head"]["features"]["bias"][0], float)
+    phi = np.sqrt(2 / m) * np.cos(x.astype(float) @ W / 0.5 + b)
+    precision = np.eye(m) + phi.T @ phi / noise_std**2
+    beta = np.linalg.solve(precision, phi.T @ y / noise_std**2)
+    state.params["head"]["logits"]["kernel"] = jnp.asarray(beta[None, :, None], jnp.float32)
+    latent = inference.predict(state, x)
+    mean, variance = model.likelihood.moments(latent)
+    np.testing.assert_allclose(mean[0, :, 0], phi @ beta, atol=1e-3)
+    expected = noise_std**2 + np.einsum("bi,ij,bj->b", phi, np.linalg.inv(precision), phi)
+    np.testing.assert_allclose(variance[0, :, 0], expected, rtol=1e-3)
+
+    # beta is where the training objective, with an L2 of 1 / N on beta, is stationary.
+    def objective(beta):
+        params = jax.tree.map(lambda a: a[0], state.params)
+        params["head"]["logits"]["kernel"] = beta
+        collections = jax.tree.map(lambda a: a[0], state.collections)
+        u = model.forward(params, collections, x, KEY, train=True)[0]
+        nll = model.likelihood.nll(u, jnp.asarray(y, jnp.float32), KEY).mean()
+        return nll + jnp.sum(beta**2) / (2 * 60)
+
+    gradient = jax.grad(objective)(jnp.asarray(beta[:, None], jnp.float32))
+    assert np.abs(gradient).max() < 1e-2 * np.abs(jax.grad(objective)(jnp.zeros((m, 1)))).max()
+
+
+def test_a_model_without_a_posterior_is_refused():
+    with pytest.raises(ValueError, match=r"no posterior to fit.*sngp.Sngp"):
+        fitted(model_of(Dense(outputs=2)), X)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        (dict(curvature="poisson"), "curvature: 'poisson'; allowed 'gaussian'"),
+        (dict(noise=0.0), "noise: 0.0"),
+        (dict(momentum=1.0, num_examples=5), "momentum: 1.0"),
+        (dict(momentum=0.9), "num_examples: None"),
+        (dict(num_examples=5), "num_examples: 5"),
+        (dict(momentum=0.9, num_examples=0), "num_examples: 0"),
+        (dict(outputs=0), "outputs: 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(fields, why):
+    for head in (Sngp, LaplaceHead):
+        with pytest.raises(ValueError, match=why):
+            head(**{"outputs": 2, **fields})

@@ -1,0 +1,61 @@
+"""Last-layer Laplace: the variance that a dense head's own posterior gives."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from uncertainty.layers import laplace
+from uncertainty.types import Latent
+
+
+class Laplace(nn.Module):
+    """u = W h + b as `dense.Dense`; var(u) by Laplace over (W, b) ~ N(0, I / prior_precision).
+
+    Source: MacKay 1992; Kristiadi et al. 2020, "Being Bayesian, even just a bit, fixes
+    overconfidence in ReLU networks"; Daxberger et al. 2021 ("Laplace redux").
+
+    Parameters have the names and values of `dense.Dense`, so a run that was trained with that head
+    gets its posterior afterwards: `python -m experiments.stage --start RUN --workdir NEW
+    --config.head.name=laplace.Laplace`.
+
+    Differences from the papers: the curvature is block-diagonal, a block for each class (or, for
+    'gaussian', shared by them), without the covariance between classes of the full generalised
+    Gauss-Newton matrix; prior_precision is given, not chosen by the marginal likelihood.
+
+    Attributes:
+      outputs: K.
+      prior_precision: of each weight and bias; training with an L2 of prior_precision / N has this
+        prior's mode.
+      curvature, noise, momentum, num_examples: see `layers/laplace.py:Laplace`.
+
+    Raises:
+      ValueError: outputs below 1, a prior_precision that is not positive, or what the layer
+        refuses.
+    """
+
+    outputs: int
+    prior_precision: float = 1.0
+    curvature: str = "softmax"
+    noise: float = 1.0
+    momentum: float | None = None
+    num_examples: int | None = None
+
+    def __post_init__(self):
+        if self.outputs < 1:
+            raise ValueError(f"outputs: {self.outputs}; at least 1 is needed")
+        if not self.prior_precision > 0:
+            raise ValueError(f"prior_precision: {self.prior_precision}; a positive one is needed")
+        laplace.Laplace(self.curvature, self.noise, self.momentum, self.num_examples, parent=None)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]
+        h = h.astype(jnp.float32)
+        kernel_init = nn.initializers.glorot_uniform()
+        mean = nn.Dense(self.outputs, kernel_init=kernel_init, name="logits")(h)
+        phi = jnp.concatenate([h, jnp.ones_like(h[..., :1])], axis=-1) / self.prior_precision**0.5
+        posterior = laplace.Laplace(
+            self.curvature, self.noise, self.momentum, self.num_examples, name="posterior"
+        )
+        variance = posterior(phi, mean, train=train)
+        return Latent(mean=mean, variance=variance, epistemic=variance)

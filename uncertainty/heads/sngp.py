@@ -1,0 +1,93 @@
+"""Spectral-normalised neural Gaussian process: the head, a GP by random Fourier features."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from uncertainty.layers.laplace import Laplace
+from uncertainty.layers.random_features import RandomFeatures
+from uncertainty.types import Latent
+
+
+class Sngp(nn.Module):
+    """u = beta^T phi(h) with random features phi and beta_c ~ N(0, I); var(u) by Laplace.
+
+    Source: Liu et al. 2020, "Simple and principled uncertainty estimation with deterministic deep
+    learning via distance awareness". Distance awareness needs features h that keep distances: give
+    the backbone `spectral_norm` layers and residual connections.
+
+    In training u is the MAP mean and beta is learned; beta's prior is an L2 of 1 / N on
+    `head/.*kernel` (`optimiser.l2`). The variance [M, B, 1] (or [M, B, K] by class) of predictions
+    needs `stages=(dict(name='laplace'),)` or `momentum`; see `layers/laplace.py:Laplace`. Integrate
+    over it by draws or by the likelihood's `mean_field`.
+
+    Differences from the paper: the covariance is shared by the classes unless `curvature` says
+    otherwise, as in the authors' code; features are scaled by sqrt(2 / m), so that the prior's
+    variance is amplitude^2 whatever m; no bias on the mean.
+
+    Attributes:
+      outputs: K.
+      features: m, random features.
+      length_scale, amplitude, orthogonal: of the kernel; see `RandomFeatures`.
+      normalise: a layer normalisation without scale and bias on what the kernel sees.
+      projection: if given, h is first projected to this many dimensions by a fixed random matrix
+        with N(0, 1 / projection) entries, which keeps distances on average.
+      use_bias: a bias on the mean, without a prior.
+      kernel_init: initialiser of beta [m, K].
+      curvature, noise, momentum, num_examples: of the posterior; see `Laplace`.
+
+    Raises:
+      ValueError: outputs or projection below 1, or what `RandomFeatures` and `Laplace` refuse.
+    """
+
+    outputs: int
+    features: int = 1024
+    length_scale: float | None = None
+    amplitude: float = 1.0
+    orthogonal: bool = True
+    normalise: bool = True
+    projection: int | None = None
+    use_bias: bool = False
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    curvature: str = "gaussian"
+    noise: float = 1.0
+    momentum: float | None = None
+    num_examples: int | None = None
+
+    def __post_init__(self):
+        for field in ("outputs", "projection"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field}: {value}; at least 1 is needed")
+        # Both are checked here, before anything is traced.
+        Laplace(self.curvature, self.noise, self.momentum, self.num_examples, parent=None)
+        RandomFeatures(self.features, self.length_scale, self.amplitude, parent=None)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]
+        h = h.astype(jnp.float32)
+        if self.projection is not None:
+            h = h @ self._projection(h.shape[-1])
+        if self.normalise:
+            h = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")(h)
+        phi = RandomFeatures(
+            self.features, self.length_scale, self.amplitude, self.orthogonal, name="features"
+        )(h)
+        mean = nn.Dense(
+            self.outputs, use_bias=self.use_bias, kernel_init=self.kernel_init, name="logits"
+        )(phi)
+        posterior = Laplace(
+            self.curvature, self.noise, self.momentum, self.num_examples, name="posterior"
+        )
+        variance = posterior(phi, mean, train=train)
+        return Latent(mean=mean, variance=variance, epistemic=variance)
+
+    def _projection(self, D: int) -> jax.Array:
+        def draw() -> jax.Array:
+            shape = (D, self.projection)
+            return jax.random.normal(self.make_rng("params"), shape) / self.projection**0.5
+
+        return self.variable("random_features", "projection", draw).value

@@ -1,0 +1,182 @@
+"""The Laplace approximation of a linear map's posterior, and the variance that follows from it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+CURVATURES = ("gaussian", "softmax", "sigmoid")
+BLOCKS = 4  # of a triangular factor: 5/8 of the products of a full one
+
+
+class Laplace(nn.Module):
+    """var(x) = phi(x)^T P^-1 phi(x), for f_c = beta_c . phi with the prior beta_c ~ N(0, I).
+
+        P_c = I + sum_i lambda_ic phi_i phi_i^T,   lambda = -d^2 log p(y | f) / df_c^2 at the mean f
+
+      'gaussian'  lambda = 1 / noise, one P for all classes: the GP regression posterior with noise
+                  variance `noise` (in edward2 `ridge`, whose var = ridge phi^T (ridge I + sum phi
+                  phi^T)^-1 phi is the same)
+      'softmax'   lambda_ic = p_ic (1 - p_ic), one P for each class, with p = softmax(f)
+      'sigmoid'   the same with p = sigmoid(f)
+
+    Source: Liu et al. 2020 (SNGP), equation 9 and algorithm 1; Fortuin et al. 2022 (HetSNGP).
+    The prior is I whatever the data: nothing decays it.
+
+    P comes from a second pass over the data, or from a moving average in training:
+
+      exact     the stage 'laplace' (`uncertainty/stages/laplace.py`) sums over the data once and
+                leaves the factor L^-1 of P = L L^T in the collection 'precision'. Without it there
+                is no variance.
+      momentum  A <- momentum A + (1 - momentum) mean_i lambda_i phi_i phi_i^T in every training
+                step, and P = I + num_examples A / (1 - momentum^steps). Prediction factors P at
+                every batch; the stage 'laplace' takes the exact sum in its place.
+
+    Each mean is over the global batch, and over members where the features have them.
+
+    Differences from the papers: edward2's moving average is P <- momentum P + (1 - momentum) Phi^T
+    Phi / B, under which the prior decays and a batch counts as all of the data; with num_examples=1
+    ours does the latter too. p (1 - p) is taken at temperature 1.
+
+    Attributes:
+      curvature: 'gaussian', 'softmax' or 'sigmoid'.
+      noise: variance of a Gaussian outcome, for 'gaussian'.
+      momentum: of the moving average, or None for the exact pass.
+      num_examples: N, the size of the training set, with `momentum`.
+
+    Raises:
+      ValueError: an unknown curvature, a number out of range, or `momentum` without `num_examples`.
+    """
+
+    curvature: str = "gaussian"
+    noise: float = 1.0
+    momentum: float | None = None
+    num_examples: int | None = None
+
+    def __post_init__(self):
+        if self.curvature not in CURVATURES:
+            allowed = ", ".join(map(repr, CURVATURES))
+            raise ValueError(f"curvature: {self.curvature!r}; allowed {allowed}")
+        if not self.noise > 0:
+            raise ValueError(f"noise: {self.noise}; a positive variance is needed")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum: {self.momentum}; from 0 to below 1, or None")
+        if (self.momentum is None) != (self.num_examples is None):
+            raise ValueError(
+                f"num_examples: {self.num_examples}; the size of the training set is needed with "
+                "momentum, and only then"
+            )
+        if self.num_examples is not None and self.num_examples < 1:
+            raise ValueError(f"num_examples: {self.num_examples}; at least 1")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, phi: jax.Array, mean: jax.Array, *, train: bool) -> jax.Array | None:
+        """The variance [M, B, 1], or [M, B, K] of each class; None in training and without P.
+
+        Args:
+          phi: features [M, B, m].
+          mean: f [M, B, K].
+        """
+        phi = jax.lax.stop_gradient(phi.astype(jnp.float32))
+        m = phi.shape[-1]
+        shape = (m, m) if self.curvature == "gaussian" else (mean.shape[-1], m, m)
+        if self.momentum is not None:
+            average = self.variable("precision", "average", jnp.zeros, shape)
+            weight = self.variable("precision", "weight", jnp.zeros, ())  # 1 - momentum^steps
+        if self.is_initializing():
+            return None
+
+        def changes(collection: str) -> bool:
+            return self.is_mutable_collection(collection)
+
+        if train:
+            if self.momentum is not None and changes("precision"):
+                update = self._gram(phi, mean) / phi.shape[1]
+                average.value = self.momentum * average.value + (1 - self.momentum) * update
+                weight.value = self.momentum * weight.value + 1 - self.momentum
+            return None
+        if changes("moments"):  # the pass over the data
+            total = self.variable("moments", "sum", jnp.zeros, shape)
+            total.value = total.value + self._gram(phi, mean)
+            return None
+        if self.has_variable("moments", "sum"):
+            moments = self.get_variable("moments", "sum")
+        elif self.momentum is not None:
+            moments = self.num_examples * average.value / jnp.maximum(weight.value, 1e-30)
+        else:
+            moments = None
+        if changes("precision"):
+            self.put_variable("precision", "factor", inverse_factor(moments))
+        if self.has_variable("precision", "factor"):
+            factor = self.get_variable("precision", "factor")
+        elif moments is not None:
+            factor = inverse_factor(moments)
+        else:
+            return None
+        return quadratic(phi, factor)
+
+    def _gram(self, phi: jax.Array, mean: jax.Array) -> jax.Array:
+        """Sum over B and mean over M of lambda phi phi^T, [m, m] or [K, m, m]."""
+        M = phi.shape[0]
+        if self.curvature == "gaussian":
+            return gram(phi) / (self.noise * M)
+        mean = jax.lax.stop_gradient(mean)
+        p = jax.nn.softmax(mean) if self.curvature == "softmax" else jax.nn.sigmoid(mean)
+        weights = jnp.moveaxis(p * (1 - p), -1, 0)  # [K, M, B]
+        return jax.lax.map(lambda w: gram(phi * jnp.sqrt(w)[..., None]), weights) / M
+
+
+def gram(phi: jax.Array) -> jax.Array:
+    """sum_mb phi phi^T of phi [M, B, m], [m, m]."""
+    return jnp.einsum("mbi,mbj->ij", phi, phi, precision=jax.lax.Precision.HIGHEST)
+
+
+def inverse_factor(moments: jax.Array) -> jax.Array:
+    """The lower triangular F with F^T F = (I + moments)^-1, for [..., m, m].
+
+    F = L^-1 of the Cholesky factor L. Where rounding has left I + moments indefinite (condition
+    numbers near 1 / eps), by its eigenvalues, which cannot be below 1.
+    """
+    m = moments.shape[-1]
+    identity = jnp.eye(m)
+
+    def by_cholesky(precision: jax.Array) -> jax.Array:
+        L = jnp.linalg.cholesky(precision)
+        return jax.lax.linalg.triangular_solve(L, identity, left_side=True, lower=True)
+
+    def by_eigenvalues(precision: jax.Array) -> jax.Array:
+        values, vectors = jnp.linalg.eigh(precision)
+        root = vectors.T / jnp.sqrt(jnp.maximum(values, 1.0))[:, None]
+        # root = Q R with R upper triangular; with rows and columns reversed it is lower.
+        return jnp.linalg.qr(root[:, ::-1], mode="r")[::-1, ::-1]
+
+    def one(moments: jax.Array) -> jax.Array:
+        precision = identity + moments
+        factor = by_cholesky(precision)
+        return jax.lax.cond(
+            jnp.all(jnp.isfinite(factor)), lambda: factor, lambda: by_eigenvalues(precision)
+        )
+
+    flat = moments.reshape(-1, m, m)
+    return jax.lax.map(one, flat).reshape(moments.shape)
+
+
+def quadratic(phi: jax.Array, factor: jax.Array) -> jax.Array:
+    """|F phi|^2 for phi [M, B, m] and a lower triangular F [m, m] or [K, m, m]: [M, B, 1 or K].
+
+    A product with F, not a triangular solve at every batch; the zeros of F are left out in blocks.
+    """
+    m = phi.shape[-1]
+    step = m if m < 64 * BLOCKS else -(-m // BLOCKS)
+
+    def one(F: jax.Array) -> jax.Array:
+        total = jnp.zeros(phi.shape[:-1])
+        for start in range(0, m, step):
+            end = min(start + step, m)
+            part = phi[..., :end] @ F[start:end, :end].T
+            total = total + jnp.sum(part**2, axis=-1)
+        return total
+
+    if factor.ndim == 2:
+        return one(factor)[..., None]
+    return jnp.moveaxis(jax.lax.map(one, factor), 0, -1)
