@@ -59,9 +59,11 @@ def human(name: str, value: float) -> tuple[str, str]:
         return f"{100 * value:z.2f}", "%"
     if words & {"step", "steps"}:
         return f"{value:,.0f}", ""
-    return (f"{value:z.4f}" if abs(value) < 100 else f"{value:,.1f}"), (
-        "nats" if words & NATS else ""
-    )
+    if abs(value) < 100:  # what is neither 0 nor its rounding error keeps two digits
+        digits = f"{value:.2g}" if 1e-9 < abs(value) < 1e-3 else f"{value:z.4f}"
+    else:
+        digits = f"{value:,.1f}"
+    return digits, "nats" if words & NATS else ""
 
 
 def print_metrics(
