@@ -1,5 +1,7 @@
 """From a config to everything that training and evaluation share, refused early if it is wrong."""
 
+import functools
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ from uncertainty import build
 from uncertainty.build import ConfigError
 from uncertainty.inference import executors
 from uncertainty.types import Inference, Model, Stage, State
+
+logger = logging.getLogger(__name__)
 
 DATA = "data.json"  # what evaluation must know of the training data
 
@@ -91,6 +95,11 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
         )
     over = executors.mapping(config["inference"].get("executor", "auto"))
     stages = build.stages(config, model, over)
+    if not stages and "precision" not in shapes.collections and has_posterior(model, shapes, x):
+        logger.warning(
+            "the head has a posterior that nothing fits, so its predictions have no variance; set "
+            "stages=(dict(name='laplace'),)"
+        )
     final = shapes
     for _, stage in stages:
         try:
@@ -107,6 +116,15 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     return Experiment(
         config, source, validation, mesh, model, inference, shapes, shardings, stages, final
     )
+
+
+def has_posterior(model: Model, shapes: State, x: jax.Array) -> bool:
+    """Whether a layer of the model would sum over the data for its posterior."""
+    params, collections, key = jax.eval_shape(
+        lambda s: jax.tree.map(lambda a: a[0], (s.params, s.collections, s.key)), shapes
+    )
+    forward = functools.partial(model.forward, train=False, mutable=("moments",))
+    return "moments" in jax.eval_shape(forward, params, collections, x, key)[1]
 
 
 def placed(shapes: State, shardings: State) -> State:

@@ -1,0 +1,183 @@
+"""What follows training: done once, the same on 1 and 8 devices, and never on an old checkpoint."""
+
+import logging
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import config as config_lib
+from experiments import stage
+from experiments.checkpoint import Checkpoints
+from experiments.evaluate import evaluate, restore
+from experiments.setup import setup
+from experiments.train import train
+from experiments.workdir import read_config
+from uncertainty.build import ConfigError
+
+FIELDS = {
+    "steps": 20,
+    "backbone.widths": (16,),
+    "head": dict(name="sngp.Sngp", outputs=8, features=32),
+    "stages": (dict(name="laplace"),),
+    "evaluation.batch_size": 96,  # does not divide the 1,065 training digits
+    "evaluation.every": 0,
+    "evaluators": {"test": dict(name="classification", data=dict(name="digits", split="test",
+                                                                classes=tuple(range(8))))},
+    "optimiser.schedule": "constant",
+    "mesh": {"data": 1},
+}  # fmt: skip
+
+
+def config(**changes):
+    return config_lib.load("configs/digits/mlp.py:size=2", {**FIELDS, **changes})
+
+
+def run(workdir, **changes):
+    experiment = train(config(**changes), workdir)
+    stage.run(experiment, workdir)
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def sngp(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("stage") / "run"
+    return run(workdir), workdir
+
+
+def factors(experiment, workdir):
+    state, _ = restore(experiment, workdir)
+    (factor,) = jax.tree.leaves(state.collections["precision"])
+    return np.asarray(factor, np.float64)
+
+
+def test_the_precision_is_that_of_every_example_once(sngp):
+    experiment, workdir = sngp
+    state, _ = restore(experiment, workdir)
+    source = experiment.source
+    assert len(source) % 96  # a last batch that is smaller
+    x = source.gather(np.arange(len(source)))["x"].reshape(len(source), -1).astype(np.float64)
+    for p in range(2):
+        take = jax.tree.map(lambda a, p=p: np.asarray(a[p], np.float64), (
+            state.params["backbone"]["dense0"], state.collections["random_features"]["head"]
+        ))  # fmt: skip
+        h = np.maximum(x @ take[0]["kernel"] + take[0]["bias"], 0)
+        h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-6)
+        W, b = take[1]["features"]["kernel"], take[1]["features"]["bias"]
+        phi = np.sqrt(2 / 32) * np.cos(h @ W / np.sqrt(16 / 2) + b)
+        F = factors(experiment, workdir)[p]
+        exact = np.linalg.inv(np.eye(32) + phi.T @ phi)
+        np.testing.assert_allclose(F.T @ F, exact, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("mesh", [dict(data=8), dict(particle=2, data=4)], ids=str)
+def test_eight_devices_give_the_precision_of_one(sngp, tmp_path, mesh):
+    experiment, workdir = sngp
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    many = setup(config(mesh=mesh))
+    stage.run(many, tmp_path)
+    np.testing.assert_allclose(factors(many, tmp_path), factors(experiment, workdir), rtol=2e-4,
+                               atol=1e-5)  # fmt: skip
+
+
+def test_a_moving_average_is_that_of_the_global_batch(tmp_path):
+    found = []
+    for i, mesh in enumerate((dict(data=1), dict(data=8))):
+        head = dict(FIELDS["head"], momentum=0.9, num_examples=1065)
+        changes = dict(mesh=mesh, head=head, stages=(), steps=3, evaluators={})
+        experiment = train(config(**changes), tmp_path / str(i))
+        state, _ = Checkpoints(tmp_path / str(i)).restore(experiment.shapes)
+        found.append(np.asarray(state.collections["precision"]["head"]["posterior"]["average"]))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_it_runs_once_and_again_when_its_result_is_damaged(sngp, tmp_path, caplog):
+    experiment, workdir = sngp
+    shutil.copytree(workdir, tmp_path / "run")
+    with caplog.at_level(logging.INFO):
+        stage.run(experiment, tmp_path / "run")
+        assert "stage laplace" not in caplog.text
+        before = factors(experiment, tmp_path / "run")
+        step = tmp_path / "run" / "stages" / "checkpoints" / "20"
+        largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-8] + b"damaged!")
+        stage.run(experiment, tmp_path / "run")
+    assert "run again" in caplog.text and "stage laplace" in caplog.text
+    np.testing.assert_array_equal(factors(experiment, tmp_path / "run"), before)
+
+
+def test_evaluation_refuses_a_run_whose_stages_are_missing_or_old(sngp, tmp_path):
+    experiment, workdir = sngp
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "stages")
+    with pytest.raises(ConfigError, match=r"not run at step 20; python -m experiments.stage"):
+        evaluate(experiment, tmp_path / "run", show=False)
+    metrics, failures = evaluate(experiment, workdir, show=False)
+    assert not failures and metrics["classification/accuracy"] > 0.2
+
+
+def test_a_trained_run_gets_a_laplace_posterior_afterwards(digits, tmp_path):
+    changes = {"head.name": "laplace.Laplace", "stages": [dict(name="laplace")]}
+    experiment = stage.begin_from(digits, tmp_path / "new", changes)
+    stage.run(experiment, tmp_path / "new")
+    old = setup(read_config(digits))
+    there, step = Checkpoints(digits, read_only=True).restore(old.shapes)
+    here, same_step = restore(experiment, tmp_path / "new")
+    assert step == same_step
+    jax.tree.map(np.testing.assert_array_equal, here.params, there.params)
+    x = experiment.source.gather(np.arange(20))["x"]
+    before, after = old.inference.predict(there, x), experiment.inference.predict(here, x)
+    np.testing.assert_array_equal(after.mean, before.mean)
+    assert before.variance is None and after.variance.shape == (2, 20, 8)
+    metrics, failures = evaluate(experiment, tmp_path / "new", show=False)
+    assert not failures and metrics["cost/train_seconds"] > 0
+    assert "ood/held_out/auroc_epistemic_variance" in metrics
+
+
+def test_a_start_with_other_parameters_is_refused(digits, tmp_path):
+    with pytest.raises(ConfigError, match=r"head/diagonal/bias: None -> \(2, 8\)"):
+        stage.begin_from(digits, tmp_path, {"head.name": "heteroscedastic.Heteroscedastic"})
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"head": dict(name="dense.Dense", outputs=8)}, "stages: laplace: the model has no post"),
+        ({"stages": (dict(name="laplas"),)}, r"stages\[0\].name: no file 'laplas'.*'laplace'"),
+        ({"stages": "laplace"}, "stages: 'laplace' is not a list"),
+        ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
+                       mean=dict(name="sngp.Sngb"))}, r"head.mean.name: .*did you mean 'Sngp'"),
+        ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
+                       mean=dict(name="sngp.Sngp", feature=3))},
+         r"head.mean.feature: no such field; did you mean 'features'"),
+        ({"head": dict(name="sngp.Sngp", outputs=8, momentum=0.9)}, "head: num_examples: None"),
+        ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
+                       mean=dict(name="sngp.Sngp", noise=-1.0))}, "noise: -1.0"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_compiled(changes, why):
+    with pytest.raises(ConfigError, match=why):
+        setup(config(**changes))
+
+
+def test_a_posterior_that_nothing_fits_is_warned_of(caplog):
+    setup(config(stages=()))
+    assert "predictions have no variance" in caplog.text
+    caplog.clear()
+    setup(config())
+    setup(config(head=dict(FIELDS["head"], momentum=0.9, num_examples=1065), stages=()))
+    assert "no variance" not in caplog.text
+
+
+def test_the_command_runs_the_stages_of_a_workdir(sngp, tmp_path, programs):
+    _, workdir = sngp
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "stages")
+    result = programs("stage", "--workdir", str(tmp_path / "run"))
+    assert result.code == 0, result
+    assert (tmp_path / "run" / "stages" / "checkpoints" / "20").is_dir()
+    result = programs("stage", "--workdir", str(tmp_path / "run"), "--config.steps=3")
+    assert result.code == 2 and "--start" in str(result)
