@@ -36,7 +36,6 @@ class Checkpoints:
     Args:
         workdir: the run's directory.
         keep: how many of the newest checkpoints stay on disk; the one being written comes on top.
-        every: save when `step % every == 0`; None saves only when forced.
         read_only: never write, rename or delete anything, for evaluation beside a running training.
     """
 
@@ -45,16 +44,11 @@ class Checkpoints:
         workdir: str | os.PathLike,
         *,
         keep: int = 2,
-        every: int | None = None,
         read_only: bool = False,
     ):
-        if keep < 1:
-            raise ValueError(f"checkpoint.keep = {keep}; at least 1 checkpoint must be kept")
-        if every is not None and every < 1:
-            raise ValueError(f"checkpoint.every = {every}; give a number of steps >= 1, or None")
         self.workdir = pathlib.Path(workdir).absolute()
         self.directory = self.workdir / "checkpoints"
-        self.keep, self.every, self.read_only = keep, every, read_only
+        self.keep, self.read_only = keep, read_only
         self._saving: int | None = None  # the step of the last save that was started
         self._leaves: dict[str, str] = {}
 
@@ -68,25 +62,20 @@ class Checkpoints:
         """The newest step on disk, or None."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, state: State, *, force: bool = False) -> bool:
+    def save(self, step: int, state: State) -> None:
         """Starts to save `state` in the background; it may be donated as soon as this returns.
 
-        Returns:
-            Whether a save was started: False when the step is not due or is saved already.
+        A step that is saved already stays as it is.
 
         Raises:
             OSError: this save could not start, or the one before it failed in the background.
             RuntimeError: these checkpoints are read only, or orbax declined to save.
         """
-        step = int(step)
-        due = force or (self.every is not None and step % self.every == 0)
-        if not due:
-            return False
         if self.read_only:
             raise RuntimeError(f"{self.directory} was opened read only; step {step} was not saved")
         self.wait()
         if step in self.steps():
-            return False
+            return
         self._saving, self._leaves = step, describe(state)
         try:
             started = self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
@@ -94,7 +83,6 @@ class Checkpoints:
             raise self._failed(error) from error
         if not started:
             raise RuntimeError(f"orbax declined to save step {step} in {self.directory}")
-        return True
 
     def wait(self) -> None:
         """Blocks until nothing is being written; raises OSError if the last save failed."""
@@ -166,8 +154,7 @@ class Checkpoints:
 
     def _write_checksums(self) -> None:
         """Runs in orbax's thread of the first process, before the step directory is renamed."""
-        step = self._saving
-        directory = self._unfinished(step) or self.directory / str(step)
+        directory = self._unfinished(self._saving) or self.directory / str(self._saving)
         (directory / LEAVES).write_text(json.dumps(self._leaves))
         files = [directory / LEAVES, *(p for p in (directory / ITEM).rglob("*") if p.is_file())]
         sums = {str(p.relative_to(directory)): checksum(p) for p in sorted(files)}

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import config as config_lib
-from experiments import execution
+from experiments import execution, writers
 from experiments.data.loader import batches
 from experiments.data.source import Source, load
 from experiments.evaluators import evaluator
@@ -72,6 +72,8 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     check_batches(config, mesh)
     validation = None
     if source is None:
+        if config["logging"]["tensorboard"]:
+            writers.require_tensorboard()
         source, validation = load_data(config)
     for name, spec in config["evaluators"].items():
         evaluator(name, spec, source.task)

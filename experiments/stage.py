@@ -68,7 +68,7 @@ def run(experiment: Experiment, workdir: str | pathlib.Path) -> None:
             began = time.monotonic()
             state = one_pass(experiment, stage, state, name)
             logger.info("stage %s: %.1f s", name, time.monotonic() - began)
-        results.save(step, state, force=True)
+        results.save(step, state)
 
 
 def one_pass(experiment: Experiment, stage: Stage, state: State, name: str) -> State:
@@ -150,7 +150,7 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
     )
     workdir = open_workdir(workdir, new.config, ignore=config_lib.MAY_CHANGE)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        checkpoints.save(restored[1], state, force=True)
+        checkpoints.save(restored[1], state)
     if jax.process_index() == 0:
         write_description(workdir, new.source)
         if (pathlib.Path(start) / writers.METRICS).is_file():

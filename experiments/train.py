@@ -61,7 +61,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Experiment:
 def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
     config, mesh, source = experiment.config, experiment.mesh, experiment.source
     steps = config["steps"]
-    checkpoints = Checkpoints(workdir, **config["checkpoint"])
+    checkpoints = Checkpoints(workdir, keep=config["checkpoint"]["keep"])
     restored = checkpoints.restore(experiment.shapes)
     state, start = restored or (experiment.init(), 0)
     if start:
@@ -128,7 +128,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
             )
             if done % config["checkpoint"]["every"] == 0 or done == steps or stopping:
                 faults.check(done)
-                checkpoints.save(done, state, force=True)
+                checkpoints.save(done, state)
             if done == steps:
                 break
             if stopping:

@@ -55,10 +55,12 @@ def resolve(section: str, name: Any, field: str) -> Callable:
         attribute = attribute or file
     else:
         module, attribute = package, name
+    names = getattr(module, "__all__", vars(module))
     public = {
         key: value
         for key, value in vars(module).items()
-        if not key.startswith("_")
+        if key in names
+        and not key.startswith("_")
         and (inspect.isclass(value) or inspect.isfunction(value))
         and value.__module__ == module.__name__
     }

@@ -66,9 +66,9 @@ def assert_same(a, b):
 
 def save_two(workdir):
     """Saves make_state(1) at step 10 and make_state(2) at step 20."""
-    checkpoints = Checkpoints(workdir, every=10)
-    assert checkpoints.save(10, make_state(1))
-    assert checkpoints.save(20, make_state(2))
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(10, make_state(1))
+    checkpoints.save(20, make_state(2))
     checkpoints.close()
     return workdir
 
@@ -85,7 +85,7 @@ def copy(workdir, tmp_path):
 @pytest.mark.parametrize("before, after", [(1, 1), (8, 1), (1, 8), (8, 4)])
 def test_gives_back_the_same_bits_on_any_number_of_devices(tmp_path, before, after):
     state = make_state(3, devices=before)
-    checkpoints = Checkpoints(tmp_path, every=1)
+    checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state)
     target = make_state(0, devices=after)
     restored, step = checkpoints.restore(abstract(target))
@@ -102,7 +102,7 @@ def test_the_state_may_be_donated_while_it_is_being_written(tmp_path):
     expected = np.asarray(state.params["dense"]["kernel"]).copy()
     overwrite = jax.jit(lambda s: s.replace(params=jax.tree.map(jnp.zeros_like, s.params)),
                         donate_argnums=0)  # fmt: skip
-    checkpoints = Checkpoints(tmp_path, every=1)
+    checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state)
     for _ in range(5):
         state = overwrite(state)
@@ -111,27 +111,19 @@ def test_the_state_may_be_donated_while_it_is_being_written(tmp_path):
     np.testing.assert_array_equal(restored.params["dense"]["kernel"], expected)
 
 
-def test_saves_when_due_and_keeps_the_newest(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2, every=5)
-    state = make_state()
-    assert checkpoints.restore(state) is None and checkpoints.latest_step() is None
-    started = [step for step in range(1, 18) if checkpoints.save(step, state)]
-    assert started == [5, 10, 15]
-    assert not checkpoints.save(15, state, force=True)  # saved already
-    assert checkpoints.save(17, state, force=True)
+def test_keeps_the_newest_and_saves_a_step_once(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.restore(make_state()) is None and checkpoints.latest_step() is None
+    for step in (5, 10, 15, 17):
+        checkpoints.save(step, make_state(step))
+    checkpoints.save(17, make_state(1))  # saved already
     checkpoints.close()
     assert checkpoints.steps() == [15, 17] and checkpoints.latest_step() == 17
     again = Checkpoints(tmp_path)
-    assert not again.save(20, state)  # `every` is None: only when forced
-    assert again.restore(state, step=15)[1] == 15
+    assert_same(again.restore(make_state())[0], make_state(17))
+    assert again.restore(make_state(), step=15)[1] == 15
     with pytest.raises(ValueError, match=r"step 16 .*\[15, 17\]"):
-        again.restore(state, step=16)
-
-
-@pytest.mark.parametrize("setting", [dict(keep=0), dict(every=0)])
-def test_refuses_impossible_settings(tmp_path, setting):
-    with pytest.raises(ValueError, match=f"checkpoint.{next(iter(setting))} = 0"):
-        Checkpoints(tmp_path, **setting)
+        again.restore(make_state(), step=16)
 
 
 def flip(path):
@@ -179,12 +171,12 @@ def test_an_empty_or_missing_array_directory_is_damage(two, tmp_path):
 
 def test_a_step_that_was_damaged_can_be_saved_again(two, tmp_path):
     workdir = copy(two, tmp_path)
-    checkpoints = Checkpoints(workdir, every=10)
+    checkpoints = Checkpoints(workdir)
     checkpoints.save(30, make_state(3))
     checkpoints.wait()
     (workdir / "checkpoints" / "30" / "leaves.json").unlink()
     assert checkpoints.restore(make_state())[1] == 20
-    assert checkpoints.save(30, make_state(4))
+    checkpoints.save(30, make_state(4))
     state, step = checkpoints.restore(make_state())
     checkpoints.close()
     assert step == 30
@@ -212,7 +204,7 @@ def test_read_only_changes_nothing_on_disk(two, tmp_path):
     (workdir / "checkpoints" / "20" / "leaves.json").unlink()
     (workdir / "checkpoints" / "30.orbax-checkpoint-tmp").mkdir()  # another process is writing it
     listing = sorted(workdir.rglob("*"))
-    checkpoints = Checkpoints(workdir, every=1, read_only=True)
+    checkpoints = Checkpoints(workdir, read_only=True)
     assert checkpoints.restore(make_state())[1] == 10
     with pytest.raises(RuntimeError, match="read only"):
         checkpoints.save(30, make_state())
@@ -237,7 +229,7 @@ def test_another_model_is_named_leaf_by_leaf_and_is_not_damage(two):
 def test_a_file_in_the_way_is_a_clear_error(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(OSError, match=f"could not save step 1 in {tmp_path}; nothing was saved"):
-        Checkpoints(tmp_path, every=1).save(1, make_state())
+        Checkpoints(tmp_path).save(1, make_state())
 
 
 # A process of its own: its file size limit stands for the full disk.
@@ -250,7 +242,7 @@ from uncertainty.types import State
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 state = State(jnp.int32(0), jax.random.split(jax.random.key(0), 2),
               {"w": jax.random.normal(jax.random.key(1), (2, 100_000))}, {}, ())
-checkpoints = Checkpoints(sys.argv[1], keep=1, every=1)
+checkpoints = Checkpoints(sys.argv[1], keep=1)
 checkpoints.save(1, state)
 checkpoints.wait()
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -293,7 +285,7 @@ import jax, jax.numpy as jnp
 from experiments.checkpoint import Checkpoints
 from uncertainty.types import State
 
-checkpoints = Checkpoints(sys.argv[1], keep=2, every=1)
+checkpoints = Checkpoints(sys.argv[1], keep=2)
 target = State(jnp.int32(0), jax.random.split(jax.random.key(0), 2),
                {"w": jnp.zeros((2, 100_000))}, {}, ())
 restored = checkpoints.restore(target)
@@ -348,7 +340,7 @@ def make(value):
     return State(put(np.int32(value), PartitionSpec()), keys,
                  {"w": put(np.full((2, 3), value, np.float32), PartitionSpec("particle"))}, {}, ())
 
-checkpoints = Checkpoints(workdir, every=1)
+checkpoints = Checkpoints(workdir)
 for step in (1, 2):
     checkpoints.save(step, make(step))
 checkpoints.wait()

@@ -1,5 +1,7 @@
 """What is wrong with a config is said before anything is compiled or written."""
 
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -126,6 +128,15 @@ def test_refused_before_anything_is_compiled_or_written(name, tmp_path, compilat
     message = str(error.value)
     positions = [message.find(word) for word in words]
     assert -1 not in positions and positions == sorted(positions), message
+    assert len(compilations) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_without_tensorflow_is_refused_too(tmp_path, compilations, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as where it is not installed
+    config, before = config_lib.load(DIGITS, {"logging.tensorboard": True}), len(compilations)
+    with pytest.raises(ConfigError, match=r"config\.logging\.tensorboard: True needs tensorflow"):
+        train(config, tmp_path / "run")
     assert len(compilations) == before
     assert not (tmp_path / "run").exists()
 

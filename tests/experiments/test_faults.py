@@ -70,7 +70,7 @@ def begin(config: dict, workdir, edit) -> None:
     open_workdir(workdir, config)
     checkpoints = Checkpoints(workdir)
     state = experiment.init()
-    checkpoints.save(0, state.replace(params=edit(state.params)), force=True)
+    checkpoints.save(0, state.replace(params=edit(state.params)))
     checkpoints.close()
 
 
