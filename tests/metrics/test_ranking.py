@@ -90,8 +90,30 @@ def test_scores_are_what_they_say(predict):
     np.testing.assert_allclose(found["max_logit"], -logits.mean(0).max(-1), rtol=1e-12)
     for name, values in found.items():
         function = getattr(scores, name)
-        np.testing.assert_array_equal(values, function(logits if name == "max_logit" else log_p))
+        np.testing.assert_array_equal(values, function(logits if name in ("max_logit", "dempster_shafer") else log_p))
     assert metrics.ood_scores(log_p[:1]).keys() == {"max_probability", "entropy"}
+
+
+def test_evidence_is_that_of_dempster_and_shafer():
+    logits = np.random.default_rng(0).normal(0, 5, (3, 40, 7))
+    expected = (7 / (7 + np.exp(logits).sum(-1))).mean(0)
+    np.testing.assert_allclose(scores.dempster_shafer(logits), expected, rtol=1e-12)
+    extremes = scores.dempster_shafer([[[1e4, 0.0], [-1e4, -1e4], [0.0, 0.0]]])
+    np.testing.assert_allclose(extremes, [0.0, 1.0, 0.5])
+
+
+def test_epistemic_variance_is_a_mean_over_members_and_classes():
+    variance = np.random.default_rng(0).uniform(size=(3, 40, 7))
+    found = metrics.ood_scores(np.log(np.full((3, 40, 7), 1 / 7)), None, variance)
+    np.testing.assert_allclose(found["epistemic_variance"], variance.mean((0, 2)), rtol=1e-12)
+    shared = scores.epistemic_variance(variance[..., :1])
+    np.testing.assert_allclose(shared, variance[..., 0].mean(0), rtol=1e-12)
+    with pytest.raises(ValueError, match="variance: .* is negative"):
+        scores.epistemic_variance(-variance)
+    with pytest.raises(ValueError, match=r"variance: \[members, examples, classes\]"):
+        scores.epistemic_variance(variance[0])
+    with pytest.raises(ValueError, match="logits: NaN at example 1"):
+        scores.dempster_shafer([[[0.0, 1.0], [np.nan, 0.0]]])
 
 
 def test_max_probability_tells_confident_examples_apart():
