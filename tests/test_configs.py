@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from experiments import config as config_lib
-from experiments import evaluate, train
+from experiments import evaluate, stage, train
 from experiments.cells import table_of
 from experiments.data import embedded
 from experiments.data.source import load
@@ -26,6 +26,9 @@ RUNS = [  # file and its options, runlocal apart
     ("digits/mlp.py", "size=2"),
     ("toys/regression.py", ""),
     ("toys/two_moons.py", "size=1"),
+    ("toys/rings.py", "method=hetsngp,size=4"),
+    pytest.param("toys/rings.py", "method=het", marks=SLOW),
+    pytest.param("toys/rings.py", "method=sngp", marks=SLOW),
     ("tabular/breast_cancer.py", ""),
     ("tabular/breast_cancer.py", "dataset=wine,size=1"),
     ("tabular/diabetes.py", ""),
@@ -83,6 +86,7 @@ def test_runlocal_trains_and_evaluates(file, options, tmp_path):
     config.evaluation.every = min(config.evaluation.every, 1)
     config.mesh = dict(data=1)  # of the 8 devices here; the numbers are the same on any
     experiment = train.train(config_lib.plain(config), tmp_path)
+    stage.run(experiment, tmp_path)
     metrics, failures = evaluate.evaluate(experiment, tmp_path, show=False)
     assert not failures
     assert metrics["cost/step"] == 2
@@ -187,7 +191,9 @@ def shape_of(config):
     return spec.get("size", height), spec.get("size", width), channels
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits", "imagenet", "small_images"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "digits", "imagenet", "rings", "small_images"]
+)
 def test_tables_have_rows_that_can_run(name):
     table = table_of(name)
     study = Study(title=table["title"], columns=table["columns"], rows=[
@@ -210,7 +216,7 @@ def test_tables_have_rows_that_can_run(name):
 
 def test_every_table_is_checked_above():
     tables = {path.stem for path in ROOT.glob("configs/tables/*.py")} - {"__init__"}
-    assert tables == {"cifar10", "cifar100", "digits", "imagenet", "small_images"}
+    assert tables == {"cifar10", "cifar100", "digits", "imagenet", "rings", "small_images"}
 
 
 def test_shrink_keeps_one_set_one_and_different_sets_different():

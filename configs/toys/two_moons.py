@@ -38,5 +38,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             data=test,
             sets=dict(normal=dict(name="noise", shape=(2,), distribution="normal", split="test")),
         ),
+        map=dict(name="uncertainty_map", data=config.data.train),
     )
     return shrink(config) if arg.runlocal else config

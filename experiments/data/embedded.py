@@ -91,6 +91,40 @@ def gaussians_2d(seed: int = 0) -> Dataset:
     return _generated(splits, 5)
 
 
+def rings(
+    radii: Sequence[float] = (1.0, 2.0, 3.0),
+    width: float = 0.15,
+    size: int = 300,
+    blob: Sequence[float] = (4.2, 4.2),
+    seed: int = 0,
+) -> Dataset:
+    """Concentric rings in the plane, one a class, and a blob of points far from all of them.
+
+    A point has an angle U(0, 2 pi) and a radius N(radius of its ring, width^2). Labels are those of
+    the rings; `label_noise` of the spec gives each ring a noise of its own, and `classes=(k,)`
+    without it picks ring k.
+
+    Splits: 'train' and 'test', and 'blob', unlabelled (all of class 0), from N(blob, 0.3^2 I).
+
+    Args:
+      radii: of the rings; as many classes.
+      width: standard deviation of the radius.
+      size: points of each ring in 'train' and in 'test', and of the blob.
+      blob: its centre.
+    """
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(len(radii)), size)
+
+    def sample() -> Arrays:
+        angle = rng.uniform(0, 2 * np.pi, len(y))
+        radius = np.asarray(radii)[y] + width * rng.standard_normal(len(y))
+        return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1), y
+
+    splits = {"train": sample(), "test": sample()}
+    splits["blob"] = np.asarray(blob) + 0.3 * rng.standard_normal((size, 2)), np.zeros(size, int)
+    return _generated(splits, len(radii))
+
+
 def x_sin_x(seed: int = 0) -> Dataset:
     """y = x sin x + N(0, 0.25^2), with a gap: 45 inputs in each of [1.5, 2.5] and [4.5, 6].
 

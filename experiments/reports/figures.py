@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.reports import curves, plots, regression
+from experiments.reports import curves, maps, plots, regression
 from experiments.reports.runs import Run
 from experiments.reports.study import Study
 from experiments.reports.style import looks
@@ -50,6 +50,7 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
             caption += " Hollow diamonds are published values."
         yield Entry("Comparison", "comparison", curves.comparison(study, style), caption)
     yield from _classification(groups, style)
+    yield from _maps(groups, seed)
     shifted = {
         label: [run.metrics for run in runs]
         for label, runs in groups.items()
@@ -140,7 +141,6 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
             "left of what is shown there is none. Lower is better; the right end is the error of "
             "the whole test set." + pooled.format("legend"),
         )
-    yield from _planes({label: seeds[0] for label, seeds in scored.items()}, several)
 
 
 def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
@@ -153,24 +153,26 @@ def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
     return scores[f"test/{score}"], outside
 
 
-def _planes(scored: Mapping[str, Mapping[str, np.ndarray]], several: bool) -> Iterator[Entry]:
-    planes, points = {}, None
-    for label, s in scored.items():
-        where = "grid" if "grid/x" in s else "test"
-        x, value = s.get(f"{where}/x"), s.get(f"{where}/entropy")
-        if x is not None and value is not None and x.ndim == 2 and x.shape[1] == 2:
-            planes[label] = (x, value)
-            if np.ndim(s.get("test/x")) == 2:
-                points = (s["test/x"], s["test/label"])
-    if planes:
+def _maps(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
+    found = {
+        label: maps.read(runs[0].scores, [run.metrics for run in runs])
+        for label, runs in groups.items()
+    }
+    found = {label: m for label, m in found.items() if m is not None}
+    if found:
+        means = any(m.groups for m in found.values())
         yield Entry(
             "Uncertainty over the inputs",
             "map",
-            regression.uncertainty_map(planes, points=points),
-            "Entropy of the prediction over the plane of inputs, with the test points and their "
-            "classes. It should be high between the classes and away from the data."
-            + FIRST
-            * several,
+            maps.maps(found),
+            "Over the plane of inputs: the probabilities of the classes as mixed colours, with the "
+            "training points by their labels and out-of-distribution points in black; the entropy "
+            "of the prediction; and parts of the latent's standard deviation where a method has "
+            "them: the noise of the labels, and what is epistemic (the distance to the data, and "
+            "how far members disagree). Look for entropy that is high on noisy labels and away "
+            "from the data, and for which part says why."
+            + " Numbers are means over parts of the test data and all seeds." * means
+            + seed,
         )
 
 

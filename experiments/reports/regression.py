@@ -1,4 +1,4 @@
-"""Figures of predictions over one or two inputs, and of regression intervals."""
+"""Figures of predictions over one input, and of regression intervals."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -74,35 +74,4 @@ def interval_calibration(
     ax.set(xlabel="central interval (%)", ylabel="outcomes inside (%)", xlim=(0, 100))
     ax.set_ylim(0, 100)
     ax.legend(loc="upper left")
-    return figure
-
-
-@styled
-def uncertainty_map(
-    methods: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    name: str = "entropy (nats)",
-    points: tuple[np.ndarray, np.ndarray] | None = None,
-) -> "Figure":
-    """An uncertainty over a 2-D input, interpolated between where it is known.
-
-    Args:
-      methods: label -> (inputs [B, 2], uncertainty [B]).
-      name: what the colours mean.
-      points: (inputs [N, 2], labels [N]) drawn on top.
-    """
-    figure, axes = wrapped(methods, 3.2, 2.8, most=3, sharex=True, sharey=True)
-    high = max(float(value.max()) for _, value in methods.values()) or 1.0
-    for ax, (x, value) in zip(axes, methods.values(), strict=True):
-        look = {"cmap": "viridis", "vmin": 0, "vmax": high, "shading": "gouraud"}
-        shown = ax.tripcolor(x[:, 0], x[:, 1], value, rasterized=True, **look)
-        if points is not None:
-            inputs, labels = points
-            for k, marker in zip(np.unique(labels), "o^sDvPX", strict=False):
-                chosen = inputs[labels == k]
-                look = {"c": "white", "edgecolors": "black", "linewidths": 0.4, "s": 9}
-                ax.scatter(chosen[:, 0], chosen[:, 1], marker=marker, rasterized=True, **look)
-        ax.set(xlabel="$x_1$")
-        ax.grid(visible=False)
-    axes[0].set_ylabel("$x_2$")
-    figure.colorbar(shown, ax=axes, label=name, shrink=0.9)
     return figure

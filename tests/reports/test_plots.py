@@ -216,16 +216,6 @@ def test_interval_calibration_of_one_gaussian():
         assert observed == pytest.approx(100 * np.mean((low <= p.y) & (p.y <= high)))
 
 
-def test_uncertainty_map():
-    x, value = RNG.normal(size=(60, 2)), RNG.uniform(size=60)
-    methods = {"a": (x, value), "b": (x, value / 2)}
-    figure = regression.uncertainty_map(methods, points=(x, (value > 0.5).astype(int)))
-    shown = [ax.collections[0] for ax in figure.axes[:2]]
-    np.testing.assert_array_equal(shown[1].get_array(), value / 2)
-    assert {c.get_clim() for c in shown} == {(0, value.max())}  # one scale for all methods
-    assert len(figure.axes[0].collections) == 3  # the map, and the points of two classes
-
-
 def test_looks_tell_many_methods_apart():
     found = style.looks(str(i) for i in range(25)).values()
     assert len({(look["color"], look["linestyle"]) for look in found}) == 25

@@ -37,7 +37,10 @@ def write_run(directory, seed=0, members=3, regression=False, learning_rate=1e-3
         label = rng.integers(0, 4, B)
         entropy = -(p * np.log(p)).sum(1)
         scores = {"test/label": label, "test/prediction": p.argmax(1), "test/confidence": p.max(1)}
-        scores |= {"test/entropy": entropy, "test/x": rng.normal(size=(B, 2))}
+        scores["test/entropy"] = entropy
+        scores |= {"map/axes": np.tile(np.linspace(-1, 1, 5), (2, 1)), "map/y": label}
+        scores |= {"map/x": rng.normal(size=(B, 2)), "map/p": rng.dirichlet(np.ones(4), (5, 5))}
+        scores["map/entropy"] = rng.uniform(size=(5, 5))
         scores |= {"ood/far/entropy": entropy + 0.1, "ood/far/confidence": p.max(1)}
         for name in ("test", "ood/far") if members > 1 else ():
             scores[f"{name}/mutual_information"] = rng.uniform(size=B)

@@ -1,0 +1,126 @@
+"""Uncertainty over the plane of inputs, and how large it is on parts of the data."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.data.source import Source, load
+from uncertainty.build import nearest
+from uncertainty.metrics.information import entropy
+from uncertainty.metrics.ranking import auroc
+
+
+def uncertainty_map(
+    predict: Any,
+    data: Any,
+    groups: Mapping[str, Any] | None = None,
+    ood: Mapping[str, Any] | None = None,
+    reference: str | None = None,
+    limits: Sequence[float] | None = None,
+    points: int = 96,
+) -> Iterator[tuple[str, Any]]:
+    """Predictions on a square grid, and the uncertainties of groups of examples.
+
+    All uncertainty about the label, and two parts of the variance of the latent u:
+
+      entropy         of the mixture, in nats, at most log K
+      noise_std       sqrt(mean_mk of what heads call noise of the labels)
+      epistemic_std   sqrt(mean_k [mean_m of what heads call epistemic + var_m u_mk]), the distance
+                      to the data and how far the members disagree, with u_m centred over k
+
+    where head and ensemble give them; a plain network has neither part.
+
+    Yields, for every group and OOD set, the mean of each as `map/<group>/<uncertainty>` and, where
+    there is a reference, the AUROC of telling the others from it as
+    `map/<group>/auroc_<uncertainty>`; and arrays for the figure: `map/axes` [2, G], `map/p`
+    [G, G, K] and the uncertainties [G, G] with x_2 along the first axis, `map/x` and `map/y` of
+    `data`, and `map/<set>/x` of each OOD set.
+
+    Args:
+      predict: `predict.Predictor`.
+      data: spec of the points to draw, such as the training data.
+      groups: name -> spec of a part of the test data; labels are not used.
+      ood: name -> spec of data from elsewhere, which is drawn too.
+      reference: the group that the others are told from, such as one without label noise.
+      limits: (low, high) of both axes, in the units of the data before it is normalised; by
+        default a square about the points of `data`, twice as wide as they are.
+      points: G, along each axis.
+
+    Raises:
+      ValueError: inputs that are not points of a plane; limits that are not in order.
+    """
+    source = load(data)
+    if source.shape != (2,):
+        raise ValueError(f"data: {source.name} has inputs of shape {source.shape}; (2,) is needed")
+    if points < 2:
+        raise ValueError(f"points: {points}; at least 2 are needed")
+    groups, ood = dict(groups or {}), dict(ood or {})
+    if both := groups.keys() & ood.keys():
+        raise ValueError(f"ood: {sorted(both)} are names of groups too")
+    if reference is not None and reference not in groups:
+        raise ValueError(f"reference: no group {reference!r}; {nearest(reference, groups)}")
+    drawn = source.raw(np.arange(len(source)))
+    axes = _axes(drawn["x"], limits, points)
+    grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2).astype(np.float32)
+    yield "map/axes", axes
+    yield "map/x", drawn["x"]
+    yield "map/y", drawn["y"]
+
+    p = predict(_unlabelled(source, grid))
+    if p.log_p is None:
+        raise ValueError("uncertainty_map: the likelihood is for real outcomes")
+    yield "map/p", np.exp(p.log_p).mean(0).reshape(points, points, -1)
+    for name, value in uncertainties(p).items():
+        yield f"map/{name}", value.reshape(points, points).astype(np.float32)
+
+    sets = {**groups, **ood}
+    found = {}
+    for name, spec in sets.items():
+        p = predict(spec)
+        found[name] = uncertainties(p)
+        if name in ood:
+            yield f"map/{name}/x", p.source.raw(np.arange(len(p.source)))["x"]
+    for name, values in found.items():
+        for kind, value in values.items():
+            yield f"map/{name}/{kind}", float(value.mean())
+            if reference not in (None, name):
+                yield f"map/{name}/auroc_{kind}", auroc(found[reference][kind], value)
+
+
+uncertainty_map.task = "classification"
+
+
+def uncertainties(p: Any) -> dict[str, np.ndarray]:
+    """Those of `predict.Predictions` that there are, by name, [B] each."""
+    found = {"entropy": entropy(p.log_p)}
+    epistemic = None if p.epistemic is None else p.epistemic.mean((0, 2))
+    variance = getattr(p, "latent_variance", None)
+    if variance is not None:
+        noise = variance.mean((0, 2)) - (0.0 if epistemic is None else epistemic)
+        if noise.max() > 1e-6 * variance.max():  # all of an SNGP's is epistemic
+            found["noise_std"] = np.sqrt(np.maximum(noise, 0))
+    if len(p.mean) > 1:
+        centred = p.mean - p.mean.mean(2, keepdims=True)  # the softmax sees no common shift
+        epistemic = centred.var(0).mean(1) + (0.0 if epistemic is None else epistemic)
+    if epistemic is not None:
+        found["epistemic_std"] = np.sqrt(epistemic)
+    return found
+
+
+def _axes(x: np.ndarray, limits: Sequence[float] | None, points: int) -> np.ndarray:
+    """Ticks of both axes, [2, G]."""
+    if limits is None:
+        low, high = x.min(0), x.max(0)
+        middle, half = (low + high) / 2, np.max(high - low)
+        return np.linspace(middle - half, middle + half, points, axis=1)
+    if len(limits) != 2 or not limits[0] < limits[1]:
+        raise ValueError(f"limits: {tuple(limits)}; (low, high) with low < high is needed")
+    return np.tile(np.linspace(*limits, points), (2, 1))
+
+
+def _unlabelled(source: Source, x: np.ndarray) -> Source:
+    """Points x [N, 2] as examples that are normalised as those of `source`."""
+    y = np.zeros(len(x), np.int32)
+    return dataclasses.replace(source, name="grid", x=x, y=y, transform=None)
