@@ -118,12 +118,15 @@ def write_results(
 
 
 def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[str, float]:
-    """Parameters, and seconds of training."""
+    """Parameters; seconds of training, and milliseconds for each example (median over records)."""
     records = writers.read_metrics(workdir / writers.METRICS)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    rates = [r["steps_per_second"] for r in records if "steps_per_second" in r]
+    examples_per_second = float(np.median(rates or [np.nan])) * experiment.config["batch_size"]
     return {
         "cost/parameters": parameters,
         "cost/train_seconds": max((r.get("seconds", 0.0) for r in records), default=float("nan")),
+        "cost/train_ms_per_example": 1e3 / examples_per_second,
     }
 
 

@@ -11,7 +11,9 @@ of distribution are the test sets of MNIST and KMNIST; corrupted data have the n
 
 LeNet5 (61,706 parameters with the dense head) on the first 50,000 training images, 2,000 steps of
 256 (ten epochs), Adam 1e-3. SNGP: spectral norms of at most BOUND, random features of the layer-
-normalised 84 features, the prior's L2 on their weights, exact precision after training.
+normalised 84 features, the prior's L2 on their weights, exact precision after training. Of the
+amplitudes 1, 5 and 22 the second had the best NLL of SNGP on the validation set (.600, .593, .608;
+seed 100, which no table uses); nothing else was chosen.
 
 Differences from the papers: LeNet5 has no residual connections, so its features keep distances less
 than a residual network's.
@@ -33,7 +35,7 @@ SWAPS = (
     (0, 6, 0.3), (6, 0, 0.3), (2, 4, 0.4), (4, 2, 0.4), (5, 7, 0.2), (7, 9, 0.2), (9, 5, 0.2)
 )  # fmt: skip
 BOUND = 6.0
-SNGP = dict(features=1_024)
+SNGP = dict(features=1_024, amplitude=5.0)
 HET = dict(rank=6)
 
 

@@ -57,6 +57,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.evaluation.batch_size = 96
     config.evaluators = dict(
-        test=dict(name="regression", data=dict(name="x_sin_x", split="test")),
+        test=dict(
+            name="regression",
+            data=dict(name="x_sin_x", split="test"),
+            grid=dict(name="x_sin_x", split="grid"),
+        ),
     )
     return shrink(config) if arg.runlocal else config
