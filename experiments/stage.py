@@ -46,10 +46,14 @@ def run(experiment: Experiment, workdir: str | pathlib.Path) -> None:
 
     Raises:
       ConfigError: there is no checkpoint.
+      BlockingIOError: a training holds the workdir.
     """
-    if not experiment.stages:
-        return
-    workdir = pathlib.Path(workdir)
+    if experiment.stages:
+        with locked(workdir):
+            _run(experiment, pathlib.Path(workdir))
+
+
+def _run(experiment: Experiment, workdir: pathlib.Path) -> None:
     trained = Checkpoints(workdir, read_only=True)
     step = trained.latest_step()
     results = Checkpoints(workdir / FOLDER, keep=1)
@@ -175,8 +179,7 @@ def main(argv: list[str]) -> None:
         experiment = setup(read_config(WORKDIR.value))
     if not experiment.stages:
         raise ConfigError("config.stages: empty; such as [{'name': 'laplace'}]")
-    with locked(WORKDIR.value):
-        run(experiment, WORKDIR.value)
+    run(experiment, WORKDIR.value)
     print(f"next: python -m experiments.evaluate --workdir {WORKDIR.value}")
 
 

@@ -31,7 +31,9 @@ class Laplace(nn.Module):
                 step, and P = I + num_examples A / (1 - momentum^steps). Prediction factors P at
                 every batch; the stage 'laplace' takes the exact sum in its place.
 
-    Each mean is over the global batch, and over members where the features have them.
+    Each mean is over the global batch (with `accumulate`, over each of its parts in turn), and over
+    members where the features have them. By class P takes K m^2 numbers: for many classes choose
+    'gaussian'.
 
     Differences from the papers: edward2's moving average is P <- momentum P + (1 - momentum) Phi^T
     Phi / B, under which the prior decays and a batch counts as all of the data; with num_examples=1
