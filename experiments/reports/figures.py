@@ -185,7 +185,11 @@ def _regression(first: Mapping[str, Run], style: Mapping, seed: str) -> Iterator
             if s["test/y"].size == n:  # one outcome per example; mean and variance [M, B, 1]
                 moments = (s[f"test/{name}"].reshape(-1, n) for name in ("mean", "variance"))
                 x = x.ravel() if x is not None and x.size == n else None
-                methods[label] = regression.Prediction(s["test/y"].ravel(), *moments, x)
+                grid = None
+                if "grid/x" in s and s["grid/x"].size == s["grid/mean"].shape[1]:
+                    curve = (s[f"grid/{name}"].squeeze(-1) for name in ("mean", "variance"))
+                    grid = regression.Prediction(None, *curve, s["grid/x"].ravel())
+                methods[label] = regression.Prediction(s["test/y"].ravel(), *moments, x, grid)
     lines = {label: p for label, p in methods.items() if p.x is not None}
     if lines:
         yield Entry(

@@ -72,8 +72,8 @@ def maps(methods: Mapping[str, Map]) -> "Figure":
     if not methods:
         raise ValueError("nothing to plot: no data was given")
     rows = [name for name in ROWS if any(name in m.uncertainties for m in methods.values())]
-    bar = 0.9 / len(methods)  # inches
-    figure, axes = panels(1 + len(rows), len(methods), 1.5 + bar, 1.7)
+    bar = 0.8 / len(methods)  # inches
+    figure, axes = panels(1 + len(rows), len(methods), 1.38 + bar, 1.6)
     figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.02)  # panels are squares
     for i, (label, m) in enumerate(methods.items()):
         axes[0, i].set_title(textwrap.fill(label, 16))
@@ -132,7 +132,7 @@ def _uncertainty(line: Sequence["Axes"], methods: Mapping[str, Map], name: str) 
         means = [f"{group} {of[name]:.2f}" for group, of in m.groups.items() if name in of]
         lines = ["  ".join(means[i : i + 2]) for i in range(0, len(means), 2)]
         text = "\n".join(lines) if label in found else "none"
-        ax.set_xlabel(text, fontsize=7, labelpad=2)
+        ax.set_xlabel(text, fontsize=6.5, labelpad=2)
     bar = ax.figure.colorbar(shown, ax=list(line), aspect=12, pad=0.01, label=ROWS[name])
     bar.set_ticks([tick for tick in MaxNLocator(5).tick_values(0, high) if tick <= levels[-1]])
     bar.ax.tick_params(labelsize=7)

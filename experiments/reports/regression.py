@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 class Prediction(NamedTuple):
     """The Gaussians N(mean, variance) of each member and example for one real outcome."""
 
-    y: np.ndarray  # [B]
+    y: np.ndarray | None  # [B]
     mean: np.ndarray  # [M, B]
     variance: np.ndarray  # [M, B]
     x: np.ndarray | None = None  # [B]
+    grid: "Prediction | None" = None  # where the band is drawn; without it, at x
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of the mixture over members, [B]: noise plus disagreement."""
@@ -41,15 +42,16 @@ def predictive_band(
     style = style or looks(methods)
     figure, axes = wrapped(methods, 3.6, 2.7, most=3, sharey=True)
     for ax, (label, p) in zip(axes, methods.items(), strict=True):
-        order = np.argsort(p.x, kind="stable")
-        x, (mean, variance) = p.x[order], (m[order] for m in p.moments())
+        shown = p.grid or p
+        order = np.argsort(shown.x, kind="stable")
+        x, (mean, variance) = shown.x[order], (m[order] for m in shown.moments())
         color = style[label]["color"]
         for width, alpha in ((2, 0.18), (1, 0.3)):
             around = mean - width * np.sqrt(variance), mean + width * np.sqrt(variance)
             look = {"color": color, "alpha": alpha, "linewidth": 0}
             ax.fill_between(x, *around, label=f"± {width} s.d.", **look)
-        if len(p.mean) > 1:
-            ax.plot(x, p.mean.T[order], color=color, linewidth=0.6, alpha=0.6)
+        if len(shown.mean) > 1:
+            ax.plot(x, shown.mean.T[order], color=color, linewidth=0.6, alpha=0.6)
         ax.plot(x, mean, color=color, label="mean", zorder=2.5)
         ax.plot(p.x, p.y, ".", color="#333333", markersize=2.5, label="test points", zorder=2.2)
         ax.set_xlabel("x")

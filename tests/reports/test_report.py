@@ -31,6 +31,9 @@ def write_run(directory, seed=0, members=3, regression=False, learning_rate=1e-3
         mean = x[None] + rng.normal(0, 0.1, (members, 1, 1))
         scores = {"test/x": x, "test/y": x + 0.1, "test/mean": mean}
         scores["test/variance"] = np.full_like(mean, 0.01)
+        grid = np.linspace(-2, 2, 30)[:, None]
+        scores |= {"grid/x": grid, "grid/mean": np.repeat(grid[None], members, 0)}
+        scores["grid/variance"] = 0.01 + scores["grid/mean"] ** 2
         metrics = {"regression/nll": -0.5 + rng.normal(), "regression/rmse": 0.1}
     else:
         p = rng.dirichlet(np.ones(4), B)
