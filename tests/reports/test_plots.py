@@ -208,6 +208,15 @@ def test_predictive_band():
         np.testing.assert_allclose(high - low, 2 * width * deviation[order][20])
 
 
+def test_predictive_band_on_a_grid_shows_the_test_points_too():
+    p, grid = prediction(), prediction(n=70)
+    ax = regression.predictive_band({"a": p._replace(grid=grid)}).axes[0]
+    lines = {line.get_label(): line for line in ax.lines}
+    order = np.argsort(grid.x)
+    np.testing.assert_allclose(lines["mean"].get_data(), [grid.x[order], grid.mean.mean(0)[order]])
+    np.testing.assert_allclose(lines["test points"].get_data(), [p.x, p.y])
+
+
 def test_interval_calibration_of_one_gaussian():
     p = prediction(members=1, n=200)
     line = regression.interval_calibration({"a": p}).axes[0].lines[1]
