@@ -7,7 +7,7 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-from uncertainty.layers.random_features import RandomFeatures, orthogonal
+from uncertainty.layers.random_features import RandomFeatures, cosine, orthogonal
 
 X = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
 
@@ -16,6 +16,25 @@ def features(x, seed=0, **fields):
     layer = RandomFeatures(**fields)
     variables = layer.init(jax.random.key(seed), x)
     return np.asarray(layer.apply(variables, x), np.float64)
+
+
+def test_features_follow_the_equation():
+    x = 3 * X
+    layer = RandomFeatures(features=16, length_scale=0.7, amplitude=1.5)
+    variables = layer.init(jax.random.key(0), x)
+    W, b = (np.asarray(variables["random_features"][k], np.float64) for k in ("kernel", "bias"))
+    expected = 1.5 * np.sqrt(2 / 16) * np.cos(x @ W / 0.7 + b)
+    # Angles of up to 60 are rounded to 4e-6.
+    np.testing.assert_allclose(layer.apply(variables, x), expected, atol=2e-5)
+
+
+def test_the_cosine_and_its_derivative():
+    turns = np.concatenate([np.linspace(-2, 2, 10_001), [1e3 + 0.125, -1e5]]).astype(np.float32)
+    exact = 2 * np.pi * turns.astype(np.float64)
+    np.testing.assert_allclose(cosine(jnp.asarray(turns)), np.cos(exact), atol=1e-6)
+    slope = jax.vmap(jax.grad(cosine))(jnp.asarray(turns))
+    np.testing.assert_allclose(slope, -2 * np.pi * np.sin(exact), atol=2e-5)
+    assert np.isnan(cosine(jnp.float32(np.inf)))
 
 
 @pytest.mark.parametrize("is_orthogonal", [True, False])

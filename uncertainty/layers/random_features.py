@@ -59,8 +59,23 @@ class RandomFeatures(nn.Module):
         kernel = self.variable("random_features", "kernel", draw_kernel).value
         bias = self.variable("random_features", "bias", draw_bias).value
         length_scale = self.length_scale or math.sqrt(D / 2)
-        angle = h.astype(jnp.float32) @ (kernel / length_scale) + bias
-        return self.amplitude * math.sqrt(2 / m) * jnp.cos(angle)
+        turn = 2 * math.pi
+        turns = h.astype(jnp.float32) @ (kernel / (turn * length_scale)) + bias / turn
+        return self.amplitude * math.sqrt(2 / m) * cosine(turns)
+
+
+def cosine(turns: jax.Array) -> jax.Array:
+    """cos(2 pi turns) to 1e-6, beyond the rounding of `turns`.
+
+    A polynomial: on CPU, XLA's own cosine takes 9 ns a number, 30 times as long, and is computed
+    anew for each of the products that the features enter.
+    """
+    t = turns - jnp.round(turns)
+    s = t * t
+    sine = 0.0776576603  # of pi t, by Chebyshev interpolation in t^2 up to 1/4
+    for coefficient in (-0.5982912856, 2.5500775232, -5.1677100835, 3.1415926401):
+        sine = sine * s + coefficient
+    return 1 - 2 * (t * sine) ** 2
 
 
 def orthogonal(key: jax.Array, D: int, m: int) -> jax.Array:
