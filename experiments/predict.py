@@ -13,6 +13,7 @@ from experiments import execution
 from experiments.data.loader import epoch
 from experiments.data.source import Source, load
 from experiments.setup import Experiment
+from uncertainty import predictive
 from uncertainty.build import ConfigError
 from uncertainty.types import State
 
@@ -26,7 +27,8 @@ class Predictions(NamedTuple):
     mean: np.ndarray  # of the latents, or of y for real outcomes, [M, B, K]
     log_p: np.ndarray | None  # [M, B, K], for classes
     variance: np.ndarray | None  # of y, [M, B, K], for real outcomes
-    epistemic: np.ndarray | None  # variance of the latents that the parameters leave open
+    latent_variance: np.ndarray | None  # marginal variance of the latents, [M, B, K]
+    epistemic: np.ndarray | None  # the part of it that the parameters leave open, [M, B, 1 or K]
     source: Source
     seconds: float  # of computing, compilation left out
 
@@ -48,7 +50,11 @@ class Predictor:
 
         def predict(state: State, x: jax.Array) -> dict[str, jax.Array]:
             latent = latents(state, x)
-            known = {} if latent.epistemic is None else dict(epistemic=latent.epistemic)
+            known = {}
+            if not predictive.is_certain(latent):
+                known["latent_variance"] = predictive.marginal_variance(latent)
+            if latent.epistemic is not None:
+                known["epistemic"] = latent.epistemic
             if likelihood.log_probs is None:
                 mean, variance = likelihood.moments(latent)
                 return dict(mean=mean, variance=variance, **known)
@@ -91,6 +97,7 @@ class Predictor:
             mean=joined["mean"],
             log_p=joined.get("log_p"),
             variance=joined.get("variance"),
+            latent_variance=joined.get("latent_variance"),
             epistemic=joined.get("epistemic"),
             source=source,
             seconds=seconds,

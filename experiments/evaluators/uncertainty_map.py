@@ -96,8 +96,8 @@ def uncertainties(p: Any) -> dict[str, np.ndarray]:
     """Those of `predict.Predictions` that there are, by name, [B] each."""
     found = {"entropy": entropy(p.log_p)}
     epistemic = None if p.epistemic is None else p.epistemic.mean((0, 2))
-    variance = getattr(p, "latent_variance", None)
-    if variance is not None:
+    if p.latent_variance is not None:
+        variance = p.latent_variance
         noise = variance.mean((0, 2)) - (0.0 if epistemic is None else epistemic)
         if noise.max() > 1e-6 * variance.max():  # all of an SNGP's is epistemic
             found["noise_std"] = np.sqrt(np.maximum(noise, 0))

@@ -114,8 +114,9 @@ def values_of(row: Row, key: str) -> list[float]:
 def round_pair(mean: float, error: float | None, digits: int) -> tuple[str, str]:
     """`(mean, error)` as text, both rounded to the same place.
 
-    The error keeps two significant digits if it begins with 1 or 2, and one otherwise; without an
-    error, or with one of 0, the mean gets `digits` decimals.
+    The error keeps two significant digits if it begins with 1 or 2, and one otherwise, but no more
+    than `digits` + 2 decimals (rounded up, so that none is shown as 0); without an error, or with
+    one of 0, the mean gets `digits` decimals.
     """
     if not math.isfinite(mean):
         return str(mean), ""
@@ -125,6 +126,9 @@ def round_pair(mean: float, error: float | None, digits: int) -> tuple[str, str]
         return f"{mean:z.{digits}f}", f"{0:.{digits}f}"
     exponent = math.floor(math.log10(error))
     decimals = (1 if error / 10.0**exponent < 3 else 0) - exponent
+    if decimals > digits + 2:
+        decimals = digits + 2
+        error = max(error, 10.0**-decimals)
     shown = max(decimals, 0)
     return f"{round(mean, decimals):z.{shown}f}", f"{round(error, decimals):.{shown}f}"
 

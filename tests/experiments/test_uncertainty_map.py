@@ -1,6 +1,5 @@
 """The evaluator of a plane, against a forward pass by hand, scikit-learn and loops."""
 
-import types
 
 import numpy as np
 import pytest
@@ -119,7 +118,7 @@ def predictions(members, epistemic=None):
     u = rng.normal(size=(members, 7, 3)).astype(np.float32)
     return Predictions(
         y=np.zeros(7, int), mean=u, log_p=scipy.special.log_softmax(u, axis=-1), variance=None,
-        epistemic=epistemic, source=None, seconds=0.0,
+        latent_variance=epistemic, epistemic=epistemic, source=None, seconds=0.0,
     )  # fmt: skip
 
 
@@ -141,10 +140,10 @@ def test_what_heads_and_members_do_not_know_adds_up(shape):
 def test_the_noise_of_labels_is_what_is_left_of_the_variance():
     rng = np.random.default_rng(0)
     epistemic, noise = rng.uniform(size=(2, 7, 1)), rng.uniform(size=(2, 7, 3))
-    p = predictions(2, epistemic)._asdict()
-    found = uncertainties(types.SimpleNamespace(**p, latent_variance=epistemic + noise))
+    p = predictions(2, epistemic)
+    found = uncertainties(p._replace(latent_variance=epistemic + noise))
     np.testing.assert_allclose(found["noise_std"], np.sqrt(noise.mean((0, 2))), rtol=1e-6)
-    found = uncertainties(types.SimpleNamespace(**p, latent_variance=epistemic * np.ones(3)))
+    found = uncertainties(p._replace(latent_variance=epistemic * np.ones(3)))
     assert "noise_std" not in found
 
 

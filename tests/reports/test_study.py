@@ -57,6 +57,8 @@ def test_a_seed_that_is_not_finite_shows():
         (1234.0, 123.0, 0, ("1230", "120")),
         (1234.0, 45.0, 0, ("1230", "40")),
         (-0.0004, 0.02, 3, ("0.000", "0.020")),
+        (0.9999, 2e-9, 3, ("0.99990", "0.00001")),
+        (1e-13, 8e-14, 3, ("0.00000", "0.00001")),
         (0.3, None, 2, ("0.30", "")),
         (0.3, 0.0, 2, ("0.30", "0.00")),
         (math.nan, None, 2, ("nan", "")),
@@ -68,7 +70,7 @@ def test_mean_and_error_are_rounded_to_the_same_place(mean, error, digits, expec
 
 @given(st.floats(-1e4, 1e4), st.floats(1e-6, 1e3))
 def test_rounding_keeps_one_or_two_digits_of_the_error(mean, error):
-    shown_mean, shown_error = round_pair(mean, error, 2)
+    shown_mean, shown_error = round_pair(mean, error, 5)
     # The place of the last digit: at most half of it is lost, for mean and error alike.
     place = 10.0 ** math.floor(math.log10(error)) / (10 if error < 3 * _power(error) else 1)
     assert abs(float(shown_error) - error) <= place * 0.5001
