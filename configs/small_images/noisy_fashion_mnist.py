@@ -18,8 +18,8 @@ seed 100, which no table uses); nothing else was chosen.
 Differences from the papers: LeNet5 has no residual connections, so its features keep distances less
 than a residual network's.
 
-Command: python -m experiments.train --config configs/small_images/noisy_fashion_mnist.py:method=hetsngp \
-    --workdir runs/hetsngp
+Command: python -m experiments.train --workdir runs/hetsngp \\
+    --config configs/small_images/noisy_fashion_mnist.py:method=hetsngp
 """
 
 import numpy as np

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SCALE = {"%": 100.0, "K": 1e-3, "M": 1e-6}  # shown = stored * scale; every other unit is shown as stored
+# shown = stored * scale; every other unit is shown as stored
+SCALE = {"%": 100.0, "K": 1e-3, "M": 1e-6}
 BETTER = {"higher": "↑", "lower": "↓", None: ""}
 
 

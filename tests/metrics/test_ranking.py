@@ -90,7 +90,8 @@ def test_scores_are_what_they_say(predict):
     np.testing.assert_allclose(found["max_logit"], -logits.mean(0).max(-1), rtol=1e-12)
     for name, values in found.items():
         function = getattr(scores, name)
-        np.testing.assert_array_equal(values, function(logits if name in ("max_logit", "dempster_shafer") else log_p))
+        of_logits = name in ("max_logit", "dempster_shafer")
+        np.testing.assert_array_equal(values, function(logits if of_logits else log_p))
     assert metrics.ood_scores(log_p[:1]).keys() == {"max_probability", "entropy"}
 
 
@@ -108,7 +109,7 @@ def test_epistemic_variance_is_a_mean_over_members_and_classes():
     np.testing.assert_allclose(found["epistemic_variance"], variance.mean((0, 2)), rtol=1e-12)
     shared = scores.epistemic_variance(variance[..., :1])
     np.testing.assert_allclose(shared, variance[..., 0].mean(0), rtol=1e-12)
-    with pytest.raises(ValueError, match="variance: .* is negative"):
+    with pytest.raises(ValueError, match=r"variance: .* is negative"):
         scores.epistemic_variance(-variance)
     with pytest.raises(ValueError, match=r"variance: \[members, examples, classes\]"):
         scores.epistemic_variance(variance[0])
