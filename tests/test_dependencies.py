@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "model": {"types", "predictive", "likelihoods"},
     "inference": {"types", "predictive", "likelihoods", "model", "inference"},
     "stages": {"types"},
+    "kernels": {"types", "kernels"},
     "build": {"types", "model", "optimisers"},  # finds all else by name
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output

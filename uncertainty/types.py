@@ -90,3 +90,15 @@ class Stage(NamedTuple):
     begin: Callable[[State, jax.Array], State]
     update: Callable[[State, Batch], State]
     finish: Callable[[State, jax.Array], State]
+
+
+class Kernel(NamedTuple):
+    """A kernel between P particles z_i, by their inner products alone.
+
+    `matrices(inner [P, P])` gives the Gram matrix K and the matrix F [P, P] with
+    sum_j grad_{z_j} k(z_j, z_i) = sum_j F_ij z_j, so that all that is as long as z is two matrix
+    products, K @ scores + F @ z.
+    """
+
+    matrices: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    stationary: bool  # k(a, b) = k(a - b): then z may be centred first, which keeps digits

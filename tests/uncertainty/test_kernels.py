@@ -1,0 +1,107 @@
+"""Kernels against their formulas and automatic differentiation, pair by pair."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uncertainty.kernels.imq import imq
+from uncertainty.kernels.linear import linear
+from uncertainty.kernels.rbf import median_bandwidth, rbf, squared_distances
+
+PAIRS = {  # a kernel and its formula for one pair
+    "rbf": (rbf(0.7), lambda a, b: jnp.exp(-jnp.sum((a - b) ** 2) / 1.4)),
+    "imq": (imq(0.7, 0.3), lambda a, b: (1 + jnp.sum((a - b) ** 2) / 1.4) ** -0.3),
+    "linear": (linear(0.5), lambda a, b: a @ b + 0.5),
+}
+
+
+def particles(P=5, n=3, seed=0):
+    return np.random.default_rng(seed).normal(size=(P, n)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("P", [1, 2, 7])
+def test_matrices_are_the_double_sum(name, P):
+    kernel, pair = PAIRS[name]
+    z = particles(P)
+    gram, force = kernel.matrices(jnp.asarray(z @ z.T))
+    slope = jax.grad(pair)
+    for i in range(P):
+        for j in range(P):
+            np.testing.assert_allclose(gram[i, j], pair(z[i], z[j]), rtol=1e-4, atol=1e-5)
+        total = sum(np.asarray(slope(jnp.asarray(z[j]), jnp.asarray(z[i]))) for j in range(P))
+        np.testing.assert_allclose((force @ z)[i], total, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [rbf(), imq()], ids=["rbf", "imq"])
+@given(P=st.integers(2, 8), n=st.integers(1, 6), seed=st.integers(0, 100))
+def test_stationary_forces_sum_to_zero_and_ignore_a_shift(kernel, P, n, seed):
+    assert kernel.stationary
+    z = particles(P, n, seed)
+    gram, force = kernel.matrices(jnp.asarray(z @ z.T))
+    np.testing.assert_allclose((force @ z).sum(0), 0, atol=1e-4)
+    shifted = z + 1.0
+    np.testing.assert_allclose(kernel.matrices(jnp.asarray(shifted @ shifted.T))[0], gram,
+                               atol=1e-3)  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", [rbf(), imq(), linear()], ids=["rbf", "imq", "linear"])
+def test_permuting_particles_permutes_the_matrices(kernel):
+    z = particles(6)
+    order = np.random.default_rng(1).permutation(6)
+    for whole, permuted in zip(kernel.matrices(jnp.asarray(z @ z.T)),
+                               kernel.matrices(jnp.asarray(z[order] @ z[order].T)),
+                               strict=True):  # fmt: skip
+        np.testing.assert_allclose(permuted, whole[order][:, order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [rbf(), imq(), linear()], ids=["rbf", "imq", "linear"])
+@pytest.mark.parametrize("P", [1, 4])
+def test_equal_particles_and_a_single_one_are_safe(kernel, P):
+    z = np.full((P, 3), 0.3, np.float32)
+    gram, force = kernel.matrices(jnp.asarray(z @ z.T))
+    assert np.isfinite(gram).all() and np.isfinite(force).all()
+    if kernel.stationary:
+        np.testing.assert_allclose(gram, 1.0)
+        np.testing.assert_allclose(force @ z, 0.0, atol=1e-6)
+
+
+def test_the_bandwidth_is_the_median_over_pairs():
+    z = particles(9)
+    squared = squared_distances(jnp.asarray(z @ z.T))
+    exact = ((z[:, None] - z[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(squared, exact, atol=1e-4)
+    median = np.median(exact[np.triu_indices(9, 1)])
+    np.testing.assert_allclose(median_bandwidth(squared), median / (2 * np.log(10)), rtol=1e-5)
+    # In high dimension distances are all alike, so that k is about 1 / (P + 1) (core idea of it).
+    far = particles(9, 20_000)
+    gram, _ = rbf().matrices(jnp.asarray(far @ far.T))
+    np.testing.assert_allclose(gram[np.triu_indices(9, 1)], 1 / 10, rtol=0.15)
+
+
+def test_the_bandwidth_is_a_constant_under_differentiation():
+    z = jnp.asarray(particles(4))
+
+    def total(z, kernel):
+        return kernel.matrices(z @ z.T)[0].sum()
+
+    h = float(median_bandwidth(squared_distances(z @ z.T)))
+    np.testing.assert_allclose(jax.grad(total)(z, rbf()), jax.grad(total)(z, rbf(h)), rtol=1e-4,
+                               atol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "why"),
+    [
+        (rbf, dict(bandwidth=0.0), "bandwidth: 0.0"),
+        (imq, dict(bandwidth=-1.0), "bandwidth: -1.0"),
+        (imq, dict(power=1.0), "power: 1.0"),
+        (linear, dict(offset=-0.1), "offset: -0.1"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, fields, why):
+    with pytest.raises(ValueError, match=why):
+        make(**fields)
