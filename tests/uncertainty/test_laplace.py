@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.special
 
 from uncertainty.backbones.mlp import MLP
@@ -261,6 +262,16 @@ def test_a_matrix_that_rounding_made_indefinite_is_mended_by_its_eigenvalues():
     lost, known = np.diag(Q.T @ covariance @ Q)[32:], np.diag(Q.T @ covariance @ Q)[:32]
     assert np.all((lost > 0) & (lost < 1.001)) and lost.mean() > 0.3
     assert np.all(known < 1e-6)
+
+
+@pytest.mark.parametrize("m", [1, 64, 65, 200])
+def test_the_inverse_of_a_triangle_is_that_of_a_solve(m):
+    a = np.random.default_rng(m).normal(size=(m, 2 * m))
+    L = np.linalg.cholesky(a @ a.T / m + 0.1 * np.eye(m))
+    got = layer.inverse_triangle(jnp.asarray(L, jnp.float32))
+    exact = scipy.linalg.solve_triangular(L, np.eye(m), lower=True)
+    np.testing.assert_allclose(got, exact, atol=2e-5 * np.abs(exact).max())
+    assert not np.triu(got, 1).any()
 
 
 @pytest.mark.parametrize("m", [7, 255, 256, 300])

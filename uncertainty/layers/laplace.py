@@ -143,8 +143,8 @@ def inverse_factor(moments: jax.Array) -> jax.Array:
     identity = jnp.eye(m)
 
     def by_cholesky(precision: jax.Array) -> jax.Array:
-        L = jnp.linalg.cholesky(precision)
-        return jax.lax.linalg.triangular_solve(L, identity, left_side=True, lower=True)
+        # LAPACK reads the lower triangle alone: nothing is gained by making it symmetric.
+        return inverse_triangle(jax.lax.linalg.cholesky(precision, symmetrize_input=False))
 
     def by_eigenvalues(precision: jax.Array) -> jax.Array:
         values, vectors = jnp.linalg.eigh(precision)
@@ -161,6 +161,18 @@ def inverse_factor(moments: jax.Array) -> jax.Array:
 
     flat = moments.reshape(-1, m, m)
     return jax.lax.map(one, flat).reshape(moments.shape)
+
+
+def inverse_triangle(L: jax.Array) -> jax.Array:
+    """L^-1 of a lower triangular L [m, m], by halves: on CPU half the time of a solve."""
+    m = L.shape[-1]
+    if m <= 64:
+        return jax.lax.linalg.triangular_solve(L, jnp.eye(m), left_side=True, lower=True)
+    h = m // 2
+    A, C = inverse_triangle(L[:h, :h]), inverse_triangle(L[h:, h:])
+    with jax.default_matmul_precision("highest"):  # else accelerators round what they multiply
+        B = -C @ (L[h:, :h] @ A)
+    return jnp.block([[A, jnp.zeros((h, m - h))], [B, C]])
 
 
 def quadratic(phi: jax.Array, factor: jax.Array) -> jax.Array:
