@@ -108,6 +108,8 @@ def shrink(
     if "warmup_steps" in schedule:
         schedule.warmup_steps = min(schedule.warmup_steps, 1)
     config.backbone.update(backbone)
+    if "samples" in config.likelihood:
+        config.likelihood.samples = min(config.likelihood.samples, 16)
     for evaluator in config.evaluators.values():
         if evaluator.name == "corruption":
             evaluator.severities = (5,)
