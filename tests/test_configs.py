@@ -174,7 +174,6 @@ def test_full_size_models_have_their_published_numbers_of_parameters(file, optio
         ("imagenet/resnet50.py", "masks=10"),
         ("imagenet/resnet50.py", "method=het,size=4"),
         ("imagenet/vit.py", ""),
-        ("imagenet/vit.py", "variant=B/16,method=hetsngp"),
     ],
 )
 def test_full_size_steps_fit_together(file, options):
