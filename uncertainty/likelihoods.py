@@ -23,7 +23,8 @@ def softmax(
         training the examples of a batch share them, in evaluation each has its own.
       mean_field: in place of draws, softmax(mean / (temperature sqrt(1 + mean_field variance)))
         with the variance of u / temperature (`predictive.mean_field`); None to draw. pi / 8 in
-        theory, SNGP's code takes 20 (CIFAR-10), 7.5 (CIFAR-100) and 1 (ImageNet).
+        theory; SNGP's code takes 20 (CIFAR-10), 7.5 (CIFAR-100) and 1 (ImageNet), for features of
+        amplitude sqrt(m / 2) (`layers/random_features.py`).
     """
     _positive(temperature=temperature, samples=samples)
     collapse = _collapse(mean_field, temperature)

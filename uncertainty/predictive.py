@@ -36,7 +36,9 @@ def sample(latent: Latent, key: jax.Array, samples: int, shared: bool = False) -
     if latent.variance is not None:
         # One variance for all classes is still noise of each class by itself.
         classes = latent.mean if latent.projection is None else latent.variance
-        deviation = jnp.sqrt(latent.variance) * normal(key_diagonal, classes.shape[-1])
+        # The derivative of a root at 0 is infinite, and NaN by any zero that it meets.
+        std = jnp.sqrt(jnp.maximum(latent.variance, jnp.finfo(latent.variance.dtype).tiny))
+        deviation = std * normal(key_diagonal, classes.shape[-1])
     if latent.factors is not None:
         noise = normal(key_factors, latent.factors.shape[-1])
         deviation = deviation + jnp.einsum("mbkr,sxbr->smbk", latent.factors, noise)
@@ -60,7 +62,8 @@ def log_expectation(
     """
     if is_certain(latent):
         return log_f(latent.mean)
-    size = samples * latent.mean.size
+    # With a projection the noise may have more dimensions than there are classes.
+    size = samples * max(latent.mean.size, 0 if latent.variance is None else latent.variance.size)
     divisors = [n for n in range(1, samples + 1) if samples % n == 0]
     chunks = next((n for n in divisors if size <= LIMIT * n), samples)
     if chunks == 1:

@@ -224,12 +224,51 @@ def test_without_noise_hetsngp_is_sngp():
                                likelihood.log_probs(expected, KEY), rtol=1e-4)  # fmt: skip
 
 
-def test_training_draws_label_noise_alone():
-    head = hetsngp()
+@pytest.mark.parametrize("noise_weight", [1.0, 0.0])  # a weight of predictions
+def test_training_draws_label_noise_alone(noise_weight):
+    head = hetsngp(noise_weight=noise_weight)
     params, latent = applied(head)
     d = softplus(affine(params["diagonal"])) + 1e-3
     np.testing.assert_allclose(latent.variance, d**2, rtol=1e-4)
     assert latent.epistemic is None
+
+
+@pytest.mark.parametrize(
+    ("head", "bias"),
+    [
+        (Heteroscedastic(outputs=K, rank=R), 0.0),
+        (Heteroscedastic(outputs=K, rank=R, efficient=True, learn_temperature=True), 0.0),
+        (HeteroscedasticXL(outputs=K, rank=R), 0.0),
+        (Heteroscedastic(outputs=K, rank=R, minimum=0.0), -200.0),  # softplus of it is 0
+    ],
+    ids=["plain", "efficient", "xl", "no noise at all"],
+)
+def test_the_gradient_of_the_loss_is_its_slope(head, bias):
+    params, _ = applied(head)
+    params["diagonal"]["bias"] = params["diagonal"]["bias"] + bias
+    labels = jnp.array([0, 1, 2, 3, 0, 1])
+
+    @jax.jit
+    def loss(params):
+        latent = head.apply({"params": params}, H, train=True)
+        return softmax(samples=32).nll(latent, labels, KEY).mean()
+
+    gradient = jax.grad(loss)(params)
+    step = 2e-3
+    for name, part in gradient.items():  # along the gradient of one parameter of the head
+        norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(part)))
+        assert np.isfinite(norm)
+        if norm == 0:
+            assert name == "diagonal" and bias
+            continue
+
+        ahead, behind = (
+            {**params, name: jax.tree.map(lambda p, g, by=by: p + by * g, params[name], part)}
+            for by in (step / norm, -step / norm)
+        )
+        slope = float(loss(ahead) - loss(behind)) / (2 * step)
+        # Rounding of a loss of about 1: 1e-7 / step = 5e-5.
+        np.testing.assert_allclose(slope, norm, rtol=0.02, atol=3e-4, err_msg=name)
 
 
 def test_many_draws_converge_and_few_are_biased_up():

@@ -264,6 +264,22 @@ def test_a_matrix_that_rounding_made_indefinite_is_mended_by_its_eigenvalues():
     assert np.all(known < 1e-6)
 
 
+def test_eigenvalues_are_computed_only_where_they_are_needed():
+    # A condition under vmap would compute both branches.
+    def unconditional(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation.primitive.name
+            if equation.primitive.name != "cond":
+                for value in equation.params.values():
+                    inner = getattr(value, "jaxpr", value)
+                    yield from unconditional(inner) if hasattr(inner, "eqns") else ()
+
+    matrices = jnp.zeros((2, 3, 8, 8))
+    traced = jax.make_jaxpr(jax.vmap(layer.inverse_factor))(matrices)
+    names = set(unconditional(traced.jaxpr))
+    assert "cholesky" in names and "cond" in names and "eigh" not in names
+
+
 @pytest.mark.parametrize("m", [1, 64, 65, 200])
 def test_the_inverse_of_a_triangle_is_that_of_a_solve(m):
     a = np.random.default_rng(m).normal(size=(m, 2 * m))

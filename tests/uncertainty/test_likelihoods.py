@@ -133,6 +133,14 @@ def test_draws_in_chunks_are_the_same_integral(monkeypatch):
                  gradient_of_parts, gradient)  # fmt: skip
 
 
+def test_chunks_of_noise_in_another_space_are_as_large_as_that_space(monkeypatch):
+    u = projected(M=1, B=16, K=2, Q=256)
+    monkeypatch.setattr(predictive, "LIMIT", 16 * 256 * 10)  # ten draws
+    log_probs = jax.jit(likelihoods.softmax(samples=1000).log_probs)
+    memory = log_probs.lower(u, KEY).compile().memory_analysis().temp_size_in_bytes
+    assert memory < 4 * 16 * 256 * 100
+
+
 def test_draws_are_opposite_pairs_and_shared_across_the_batch_only_when_asked():
     u = Latent(mean=jnp.zeros((2, 3, 4)), variance=jnp.ones((2, 3, 4)))
     for samples in (6, 7):

@@ -20,13 +20,14 @@ class Heteroscedastic(nn.Module):
 
     V(h) [K, R] and d(h) = softplus(.) + minimum are affine in the features h, those that the mean
     sees. With `efficient`, V(h) = v(h) * V with one V [K, R] for all inputs and v(h) in R^K. The
-    likelihood integrates by draws, independent for each class and example.
+    likelihood integrates by draws, independent for each class.
 
-    In training an SNGP mean is its MAP value, so only label noise is drawn.
+    In training an SNGP mean is its MAP value and noise_weight is left out: only label noise is
+    drawn, all of it.
 
-    Differences from the papers: draws are not shared across the batch (edward2's JAX layer draws
-    the diagonal noise once for all classes, which makes it a correlated factor d d^T); the mean's
-    variance is used by default (edward2's JAX SNGP form leaves it out).
+    Differences from edward2's JAX layers: each class has diagonal noise of its own (there one draw
+    serves all classes, which makes it a correlated factor d d^T); the mean's variance is used by
+    default (there left out). Draws are shared across the batch in training alone, there always.
 
     Attributes:
       outputs: K.
@@ -35,7 +36,7 @@ class Heteroscedastic(nn.Module):
       efficient: see above.
       learn_temperature: divides u by 0.3 + 2.7 sigmoid(a), a learned from 0. (A fixed temperature
         is the likelihood's.)
-      noise_weight, mean_weight: w_het and w_gp of HetSNGP.
+      noise_weight, mean_weight: w_het and w_gp of HetSNGP, at prediction.
       minimum: of the standard deviation d.
 
     Raises:
@@ -62,7 +63,7 @@ class Heteroscedastic(nn.Module):
         h = h.astype(jnp.float32)
         latent = self.mean(outputs=self.outputs, name="mean")(h, train=train)
         deviation, factors = _noise(self, h, self.outputs)
-        variance = self.noise_weight * deviation**2
+        variance = deviation**2 if train else self.noise_weight * deviation**2
         epistemic = None
         if latent.epistemic is not None:
             epistemic = self.mean_weight * latent.epistemic

@@ -19,9 +19,10 @@ class Sngp(nn.Module):
     the backbone `spectral_norm` layers and residual connections.
 
     In training u is the MAP mean and beta is learned; beta's prior is an L2 of 1 / N on
-    `head/.*kernel` (`optimiser.l2`). The variance [M, B, 1] (or [M, B, K] by class) of predictions
-    needs `stages=(dict(name='laplace'),)` or `momentum`; see `layers/laplace.py:Laplace`. Integrate
-    over it by draws or by the likelihood's `mean_field`.
+    `head/(mean/)?logits/kernel` (`optimiser.l2`). The variance [M, B, 1] (or [M, B, K] by class) of
+    predictions needs `stages=(dict(name='laplace'),)`, and then validation during training is that
+    of the MAP mean alone, or `momentum`; see `layers/laplace.py:Laplace`. Integrate over it by
+    draws or by the likelihood's `mean_field`.
 
     Differences from the paper: the covariance is shared by the classes unless `curvature` says
     otherwise, as in the authors' code; features are scaled by sqrt(2 / m), so that the prior's

@@ -133,6 +133,7 @@ def gram(phi: jax.Array) -> jax.Array:
     return jnp.einsum("mbi,mbj->ij", phi, phi, precision=jax.lax.Precision.HIGHEST)
 
 
+@jax.custom_batching.sequential_vmap  # else vmap would compute both branches of the condition
 def inverse_factor(moments: jax.Array) -> jax.Array:
     """The lower triangular F with F^T F = (I + moments)^-1, for [..., m, m].
 

@@ -11,8 +11,9 @@ from uncertainty.types import Batch, Model, Stage, State
 def laplace(model: Model, over: Callable) -> Stage:
     """P = I + sum_i lambda_i phi_i phi_i^T at the trained parameters, then its factor.
 
-    The data pass without augmentation or dropout. A moving average of the training, where there is
-    one, gives way to the exact sum.
+    The data pass without augmentation or dropout; where members are dropout masks
+    (`ensembles/mc_dropout.py`), the sum is the mean over them. A moving average of the training,
+    where there is one, gives way to the exact sum.
 
     Args:
       model: with such a layer.
