@@ -29,18 +29,25 @@ def softmax(
     _positive(temperature=temperature, samples=samples)
     collapse = _collapse(mean_field, temperature)
 
-    def log_probs(latent: Latent, key: jax.Array, shared: bool = False) -> jax.Array:
-        def log_f(u):
-            return jax.nn.log_softmax(u / temperature)
+    def log_softmax(u: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(u / temperature)
 
-        return predictive.log_expectation(log_f, collapse(latent), key, samples, shared)
+    def log_probs(latent: Latent, key: jax.Array) -> jax.Array:
+        return predictive.log_expectation(log_softmax, collapse(latent), key, samples)
 
     def nll(latent: Latent, labels: jax.Array, key: jax.Array) -> jax.Array:
-        log_p = log_probs(latent, key, shared=True)
+        def expectation(log_f: Callable[[jax.Array], jax.Array]) -> jax.Array:
+            return predictive.log_expectation(log_f, collapse(latent), key, samples, shared=True)
+
         if jnp.issubdtype(labels.dtype, jnp.integer):
-            return -jnp.take_along_axis(log_p, labels[None, :, None], axis=-1)[..., 0]
+            # The label's class alone, so that what a gradient keeps of many draws is small.
+            def log_f(u: jax.Array) -> jax.Array:
+                at = jnp.broadcast_to(labels[:, None], (*u.shape[:-1], 1))
+                return jnp.take_along_axis(log_softmax(u), at, axis=-1)[..., 0]
+
+            return -expectation(log_f)
         # 0 log 0 = 0: a label of probability zero must not meet log p = -inf.
-        return -jnp.sum(jnp.where(labels == 0, 0.0, labels * log_p), axis=-1)
+        return -jnp.sum(jnp.where(labels == 0, 0.0, labels * expectation(log_softmax)), axis=-1)
 
     return Likelihood(nll=nll, log_probs=log_probs)
 
