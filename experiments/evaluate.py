@@ -173,15 +173,19 @@ def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, **({"split": split} if split else {})}
 
 
+def on_these_devices(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with a mesh of as many of the devices here as share the batches equally."""
+    sizes = config["batch_size"] // config["inference"].get("accumulate", 1)
+    data = math.gcd(jax.device_count(), sizes, config["evaluation"]["batch_size"])
+    return {**config, "mesh": {"data": data}}
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}")
     setup_logging()
-    config = read_config(WORKDIR.value)
-    # Whatever devices there are here, as many as share the batches equally.
-    sizes = config["batch_size"] // config["inference"].get("accumulate", 1)
-    data = math.gcd(jax.device_count(), sizes, config["evaluation"]["batch_size"])
-    experiment = setup({**config, "mesh": {"data": data}}, read_description(WORKDIR.value))
+    config = on_these_devices(read_config(WORKDIR.value))
+    experiment = setup(config, read_description(WORKDIR.value))
     specs, name = None, "test"
     if DATA.value:
         spec = parse_data(DATA.value, config["data"]["train"])

@@ -36,6 +36,8 @@ class Predictions(NamedTuple):
 class Predictor:
     """predict(source or its spec) -> Predictions, compiled once and sharded like training.
 
+    Where the latents are integrated by draws, the draws belong to a place in the batch.
+
     Members whose predictions are not numbers are left out with a warning in runs with
     `on_fault='freeze'`, and an error in others.
     """

@@ -96,6 +96,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
             f"{'classes' if discrete else 'real outcomes'}, but {source.name} is for {source.task}"
         )
     over = executors.mapping(config["inference"].get("executor", "auto"))
+    check_noise(config, model)
     stages = build.stages(config, model, over)
     if not stages and "precision" not in shapes.collections and has_posterior(model, shapes, x):
         logger.warning(
@@ -118,6 +119,22 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     return Experiment(
         config, source, validation, mesh, model, inference, shapes, shardings, stages, final
     )
+
+
+def check_noise(config: Mapping[str, Any], model: Model) -> None:
+    """Raises ConfigError where a head's posterior is not that of the Gaussian likelihood."""
+    head = build.network(config).head
+    if model.likelihood.moments is None or not hasattr(head, "curvature"):
+        return
+    spec = config["likelihood"]
+    variance = (1.0 if isinstance(spec, str) else spec.get("noise_std", 1.0)) ** 2
+    if head.curvature != "gaussian":
+        raise ConfigError(f"head.curvature: {head.curvature!r}; real outcomes need 'gaussian'")
+    if not variance or abs(head.noise / variance - 1) > 1e-6:
+        raise ConfigError(
+            f"head.noise: {head.noise}, but likelihood.noise_std^2 is {variance:g}; the posterior "
+            "needs the likelihood's, above 0"
+        )
 
 
 def has_posterior(model: Model, shapes: State, x: jax.Array) -> bool:

@@ -25,13 +25,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments import config as config_lib
-from experiments import execution, writers
+from experiments import evaluate, execution, writers
 from experiments.checkpoint import Checkpoints, DamagedCheckpointError, verify
 from experiments.data.loader import prefetch
 from experiments.data.order import rows
-from experiments.data.source import Source
 from experiments.progress import Progress, setup_logging
-from experiments.setup import Experiment, setup, write_description
+from experiments.setup import Experiment, read_description, setup, write_description
 from experiments.workdir import locked, open_workdir, read_config
 from uncertainty.build import ConfigError
 from uncertainty.types import Batch, Stage, State
@@ -89,7 +88,7 @@ def one_pass(experiment: Experiment, stage: Stage, state: State, name: str) -> S
     total = -(-len(source) // size)
     with (
         Progress(total, name, show=jax.process_index() == 0) as progress,
-        prefetch(parts(source, size), put(experiment, size)) as stream,
+        prefetch(parts(experiment, size), lambda batch: batch) as stream,
     ):
         for i, batch in stream:
             state = update(state, batch)
@@ -98,28 +97,21 @@ def one_pass(experiment: Experiment, stage: Stage, state: State, name: str) -> S
     return jax.jit(finish)(state, x)
 
 
-def parts(source: Source, size: int) -> Iterator[tuple[int, Batch]]:
-    """(i, batch) over all examples once; the last batch is what remains, on every process."""
+def parts(experiment: Experiment, size: int) -> Iterator[tuple[int, Batch]]:
+    """(i, batch) over all examples once, on the mesh.
+
+    The last batch is what remains; every process holds all of it, as it need not divide.
+    """
+    source = experiment.source
     share = rows(size, jax.process_index(), jax.process_count())
+    put = execution.put_batch(experiment.mesh)
+    everywhere = NamedSharding(experiment.mesh, PartitionSpec())
     whole = len(source) // size
     for i in range(whole):
-        yield i, source.gather(np.arange(i * size + share.start, i * size + share.stop))
+        yield i, put(source.gather(np.arange(i * size + share.start, i * size + share.stop)))
     if len(source) > whole * size:
-        yield whole, source.gather(np.arange(whole * size, len(source)))
-
-
-def put(experiment: Experiment, size: int) -> Any:
-    """Puts a batch of `parts` onto the mesh: sharded, or the last and smaller one as copies."""
-    whole = execution.put_batch(experiment.mesh)
-    everywhere = NamedSharding(experiment.mesh, PartitionSpec())
-    mine = size // jax.process_count()
-
-    def place(batch: Batch) -> Batch:
-        if len(batch["x"]) == mine:
-            return whole(batch)
-        return execution.place(dict(batch), dict.fromkeys(batch, everywhere))
-
-    return place
+        rest = dict(source.gather(np.arange(whole * size, len(source))))
+        yield whole, execution.place(rest, dict.fromkeys(rest, everywhere))
 
 
 def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: dict) -> Experiment:
@@ -128,13 +120,13 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
     Collections that both have (batch statistics, say) come from `start` too.
 
     Raises:
-      ConfigError: the parameters of the two differ in path or shape.
+      ConfigError: the parameters of the two differ in path or shape, or `workdir` has others.
     """
     old_config = read_config(start)
     config = ConfigDict(old_config, type_safe=False)
     for name, value in changes.items():
         config_lib.override(config, name, value)
-    old, new = setup(old_config), setup(config)
+    old, new = setup(old_config, read_description(start)), setup(config)
     restored = Checkpoints(start, read_only=True).restore(old.shapes)
     if restored is None:
         raise ConfigError(f"start: {start} has no checkpoint")
@@ -153,13 +145,22 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         collections=flax.traverse_util.unflatten_dict({**mine, **kept}),
     )
     workdir = open_workdir(workdir, new.config, ignore=config_lib.MAY_CHANGE)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        checkpoints.save(restored[1], state)
-    if jax.process_index() == 0:
-        write_description(workdir, new.source)
-        if (pathlib.Path(start) / writers.METRICS).is_file():
-            shutil.copy(pathlib.Path(start) / writers.METRICS, workdir / writers.METRICS)
+    with locked(workdir), contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        former = checkpoints.restore(new.shapes)
+        if former is None:
+            checkpoints.save(restored[1], state)
+        elif not _same(former[0].params, state.params):
+            raise ConfigError(f"workdir: {workdir} has other parameters than {start}; take another")
+        if jax.process_index() == 0:
+            write_description(workdir, new.source)
+            if (pathlib.Path(start) / writers.METRICS).is_file():
+                shutil.copy(pathlib.Path(start) / writers.METRICS, workdir / writers.METRICS)
     return new
+
+
+def _same(a: Any, b: Any) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in execution.host(list(pairs)))
 
 
 def _shapes(params: Any) -> dict[str, tuple]:
@@ -176,7 +177,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--config.{next(iter(changes))}: only a new run, with --start, may have "
                           "another config")  # fmt: skip
     else:
-        experiment = setup(read_config(WORKDIR.value))
+        experiment = setup(evaluate.on_these_devices(read_config(WORKDIR.value)))
     if not experiment.stages:
         raise ConfigError("config.stages: empty; such as [{'name': 'laplace'}]")
     run(experiment, WORKDIR.value)

@@ -1,5 +1,6 @@
 """What follows training: done once, the same on 1 and 8 devices, and never on an old checkpoint."""
 
+import contextlib
 import logging
 import shutil
 
@@ -21,7 +22,7 @@ FIELDS = {
     "backbone.widths": (16,),
     "head": dict(name="sngp.Sngp", outputs=8, features=32),
     "stages": (dict(name="laplace"),),
-    "evaluation.batch_size": 96,  # does not divide the 1,065 training digits
+    "evaluation.batch_size": 96,  # does not divide the 955 training digits
     "evaluation.every": 0,
     "evaluators": {"test": dict(name="classification", data=dict(name="digits", split="test",
                                                                 classes=tuple(range(8))))},
@@ -84,7 +85,7 @@ def test_eight_devices_give_the_precision_of_one(sngp, tmp_path, mesh):
 def test_a_moving_average_is_that_of_the_global_batch(tmp_path):
     found = []
     for i, mesh in enumerate((dict(data=1), dict(data=8))):
-        head = dict(FIELDS["head"], momentum=0.9, num_examples=1065)
+        head = dict(FIELDS["head"], momentum=0.9, num_examples=955)
         changes = dict(mesh=mesh, head=head, stages=(), steps=3, evaluators={})
         experiment = train(config(**changes), tmp_path / str(i))
         state, _ = Checkpoints(tmp_path / str(i)).restore(experiment.shapes)
@@ -135,6 +136,20 @@ def test_a_trained_run_gets_a_laplace_posterior_afterwards(digits, tmp_path):
     assert "ood/held_out/auroc_epistemic_variance" in metrics
 
 
+def test_a_new_run_is_not_made_over_one_with_other_parameters(digits, tmp_path):
+    changes = {"head.name": "laplace.Laplace", "stages": [dict(name="laplace")]}
+    stage.begin_from(digits, tmp_path / "new", changes)
+    stage.begin_from(digits, tmp_path / "new", changes)  # the same: goes on
+    shutil.copytree(digits, tmp_path / "other")
+    checkpoints = Checkpoints(tmp_path / "other")
+    state, step = checkpoints.restore(setup(read_config(digits)).shapes)
+    shutil.rmtree(tmp_path / "other" / "checkpoints" / str(step))
+    with contextlib.closing(checkpoints):
+        checkpoints.save(step, state.replace(params=jax.tree.map(lambda a: 2 * a, state.params)))
+    with pytest.raises(ConfigError, match="has other parameters than"):
+        stage.begin_from(tmp_path / "other", tmp_path / "new", changes)
+
+
 def test_a_start_with_other_parameters_is_refused(digits, tmp_path):
     with pytest.raises(ConfigError, match=r"head/diagonal/bias: None -> \(2, 8\)"):
         stage.begin_from(digits, tmp_path, {"head.name": "heteroscedastic.Heteroscedastic"})
@@ -163,12 +178,32 @@ def test_what_cannot_be_is_refused_before_anything_is_compiled(changes, why):
         setup(config(**changes))
 
 
+@pytest.mark.parametrize(
+    ("fields", "noise_std", "why"),
+    [
+        (dict(noise=1.0), 0.25, r"head.noise: 1.0, but likelihood.noise_std\^2 is 0.0625"),
+        (dict(noise=0.0625), 0.0, r"noise_std\^2 is 0;.*above 0"),
+        (dict(noise=0.0625, curvature="softmax"), 0.25, "head.curvature: 'softmax'"),
+        (dict(noise=0.0625), 0.25, None),
+    ],
+)
+def test_the_noise_of_a_regression_is_one_number(fields, noise_std, why):
+    changed = config_lib.load("configs/toys/regression.py:method=gp", {"mesh": {"data": 1}})
+    changed.head.update(fields)
+    changed.likelihood.noise_std = noise_std
+    if why is None:
+        setup(changed)
+    else:
+        with pytest.raises(ConfigError, match=why):
+            setup(changed)
+
+
 def test_a_posterior_that_nothing_fits_is_warned_of(caplog):
     setup(config(stages=()))
     assert "predictions have no variance" in caplog.text
     caplog.clear()
     setup(config())
-    setup(config(head=dict(FIELDS["head"], momentum=0.9, num_examples=1065), stages=()))
+    setup(config(head=dict(FIELDS["head"], momentum=0.9, num_examples=955), stages=()))
     assert "no variance" not in caplog.text
 
 

@@ -1,6 +1,5 @@
 """The evaluator of a plane, against a forward pass by hand, scikit-learn and loops."""
 
-
 import numpy as np
 import pytest
 import scipy.special

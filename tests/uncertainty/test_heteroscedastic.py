@@ -183,7 +183,7 @@ def test_hetsngp_adds_the_two_variances_by_their_weights():
         np.testing.assert_allclose(weighted.epistemic, mean_weight * latent.epistemic, rtol=1e-5)
 
 
-def test_without_gp_variance_and_with_a_linear_mean_hetsngp_is_het():
+def test_without_gp_variance_hetsngp_is_het_with_a_mean_of_random_features():
     inference, state = fitted(hetsngp(mean_weight=0.0), X)
     latent = inference.predict(state, X)
     model = from_network(single(MLP(widths=(6,)), Heteroscedastic(outputs=K, rank=R)), softmax())
@@ -300,6 +300,13 @@ def test_many_draws_converge_and_few_are_biased_up():
 def test_what_cannot_be_is_refused(head, fields, why):
     with pytest.raises(ValueError, match=why):
         head(**{"outputs": 2, **fields})
+
+
+def test_a_mean_with_factors_of_its_own_is_refused():
+    for inner in (Heteroscedastic, HeteroscedasticXL):
+        head = Heteroscedastic(outputs=K, mean=inner)
+        with pytest.raises(ValueError, match="mean: a head that has factors"):
+            head.init(KEY, H, train=False)
 
 
 def test_rank_zero_is_independent_noise():

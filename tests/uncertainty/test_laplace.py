@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.special
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF
 
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.mc_dropout import mc_dropout
@@ -220,11 +222,39 @@ def test_multi_head_members_have_a_posterior_each():
 
 
 def test_with_dropout_members_the_precision_is_their_mean():
+    # Dropout follows the hidden layer, so each member has features of its own for every example.
     model = model_of(Sngp(outputs=2, features=16), mc_dropout, size=3, rate=0.3)
     inference, state = fitted(model, X)
-    latent = inference.predict(state, X)
-    assert latent.variance.shape == (3, 50, 1)
-    assert np.all(np.asarray(latent.variance) > 0)
+    params, collections, key = jax.tree.map(
+        lambda a: a[0], (state.params, state.collections, state.key)
+    )
+    network = mc_dropout(MLP(widths=(8,)), Sngp(outputs=2, features=16), size=3, rate=0.3)
+    _, captured = network.apply(
+        {"params": params, **collections}, X, train=False, mutable=["intermediates"],
+        rngs=dict(zip(("dropout", "noise"), jax.random.split(key, 2), strict=True)),
+        capture_intermediates=lambda module, _: type(module).__name__ == "RandomFeatures",
+    )  # fmt: skip
+    (phi,) = jax.tree.leaves(captured)
+    phi = np.asarray(phi, np.float64)
+    assert phi.shape == (3, 50, 16) and not np.allclose(phi[0], phi[1])
+    precision = np.eye(16) + np.einsum("mbi,mbj->ij", phi, phi) / 3
+    expected = np.einsum("mbi,ij,mbj->mb", phi, np.linalg.inv(precision), phi)
+    variance = inference.predict(state, X).variance[..., 0]
+    np.testing.assert_allclose(variance, expected, rtol=2e-4)
+
+
+def test_many_features_give_the_exact_gaussian_process_near_and_far():
+    rng = np.random.default_rng(6)
+    x = rng.uniform(-2, 2, (25, 1)).astype(np.float32)
+    grid = np.linspace(-4, 4, 33, dtype=np.float32)[:, None]
+    exact = GaussianProcessRegressor(RBF(0.7), alpha=0.05, optimizer=None)
+    exact = exact.fit(x, np.zeros(25)).predict(grid, return_std=True)[1] ** 2
+    errors = []
+    for m in (50, 1500):
+        head = Sngp(outputs=1, features=m, length_scale=0.7, normalise=False, noise=0.05)
+        inference, state = fitted(model_of(head, backbone=MLP(widths=())), x)
+        errors.append(np.abs(inference.predict(state, grid).variance[0, :, 0] - exact).max())
+    assert errors[1] < 0.1 < errors[0]
 
 
 def test_float32_stays_finite_with_a_million_examples_and_singular_features():

@@ -62,6 +62,8 @@ class Heteroscedastic(nn.Module):
     def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]
         h = h.astype(jnp.float32)
         latent = self.mean(outputs=self.outputs, name="mean")(h, train=train)
+        if latent.factors is not None or latent.projection is not None:
+            raise ValueError("mean: a head that has factors of its own already; dense or a GP")
         deviation, factors = _noise(self, h, self.outputs)
         variance = deviation**2 if train else self.noise_weight * deviation**2
         epistemic = None

@@ -32,7 +32,8 @@ class Sngp(nn.Module):
       outputs: K.
       features: m, random features.
       length_scale, amplitude, orthogonal: of the kernel; see `RandomFeatures`.
-      normalise: a layer normalisation without scale and bias on what the kernel sees.
+      normalise: a layer normalisation without scale and bias on what the kernel sees; it takes away
+        the features' mean and length, so not for a few features.
       projection: if given, h is first projected to this many dimensions by a fixed random matrix
         with N(0, 1 / projection) entries, which keeps distances on average.
       use_bias: a bias on the mean, without a prior.
@@ -73,6 +74,8 @@ class Sngp(nn.Module):
         if self.projection is not None:
             h = h @ self._projection(h.shape[-1])
         if self.normalise:
+            if h.shape[-1] == 1:
+                raise ValueError("normalise: one feature is constant once normalised; set False")
             h = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")(h)
         phi = RandomFeatures(
             self.features, self.length_scale, self.amplitude, self.orthogonal, name="features"

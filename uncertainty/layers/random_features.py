@@ -15,8 +15,8 @@ class RandomFeatures(nn.Module):
         k(h, h') = a^2 exp(-|h - h'|^2 / (2 l^2))
 
     (Rahimi & Recht 2007), and of phi(h) . phi(h) the prior's variance a^2. With `orthogonal` the
-    rows of W are orthogonal in blocks of D and keep the lengths of Gaussian ones (Yu et al. 2016):
-    the same mean, and less variance where m is not small against D.
+    rows of W, columns as it is stored, are orthogonal in blocks of D and as long as Gaussian ones
+    (Yu et al. 2016): the same mean, and less variance where m is not small against D.
 
     W [D, m] and b [m] lie in the collection 'random_features': they are never trained.
 

@@ -46,7 +46,8 @@ def max_logit(logits: ArrayLike) -> np.ndarray:
 def dempster_shafer(logits: ArrayLike) -> np.ndarray:
     """The mean over members of K / (K + sum_k exp(u_mk)), [M, B, K] -> [B] (Sensoy et al. 2018).
 
-    In (0, 1): 1 where no class has evidence. As a score of SNGP in Liu et al. 2020, equation 15.
+    In (0, 1): 1 where no class has evidence. A score of SNGP in Liu et al. 2020. Evaluators give it
+    the latents' means; what `mean_field` makes of them is not in it.
 
     Raises:
       ValueError: a wrong shape, NaN.
