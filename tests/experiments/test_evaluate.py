@@ -21,7 +21,7 @@ from experiments.workdir import read_config, read_json
 from uncertainty import metrics
 from uncertainty.build import ConfigError
 
-TIMED = ("cost/train_seconds", "cost/predict_ms_per_example")
+TIMED = ("cost/train_seconds", "cost/train_ms_per_example", "cost/predict_ms_per_example")
 
 
 def experiment_of(workdir, **changes):

@@ -55,7 +55,7 @@ def bits(tree) -> dict[str, bytes]:
 def outcome(run: Path) -> dict:
     """All that a run leaves behind, clock readings aside."""
     state, step = restored(run)
-    timed = ("cost/train_seconds", "cost/predict_ms_per_example")
+    timed = ("cost/train_seconds", "cost/train_ms_per_example", "cost/predict_ms_per_example")
     metrics = read_json(run / "evaluation" / "test" / "metrics.json")
     with np.load(run / "evaluation" / "test" / "scores.npz") as file:
         scores = {name: file[name].tobytes() for name in file.files}

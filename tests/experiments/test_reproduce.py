@@ -206,7 +206,7 @@ def test_overrides_where_they_fit(tables, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["digts"], "error: table: no 'digts'; did you mean 'digits'?"),
+        (["digts"], "error: table: no 'digts'; did you mean 'digits'"),
         (["digits", "--rows", "Nothing"], "error: rows: 'Nothing' matches none of ['Single"),
         (["digits", "--rows", "("], "error: rows: '(' is not a regular expression"),
         (["digits", "--seeds", "a"], "argument --seeds: 'a' is not like 0,1,2"),
