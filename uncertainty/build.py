@@ -224,7 +224,7 @@ def _nested(value: Any, field: str, section: str) -> Any:
     if isinstance(value, Mapping) and "name" in value:
         if field.endswith("_init"):
             return _initialiser(value, field)
-        # A head's `mean` is a head, a direction's `kernel` a kernel; all else is a layer.
+        # A head's `mean` is a head, a direction's `kernel` a kernel; all else is made of layers.
         section = NESTED.get((section, field.rpartition(".")[2]), "layers")
         valid, required = _signature(resolve(section, value["name"], field))
         for key in set(value) - valid - {"name"}:

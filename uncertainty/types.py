@@ -114,8 +114,8 @@ class Prior(NamedTuple):
 class Target(NamedTuple):
     """The posterior of one particle, p(theta | D) ~ (p(D | theta) p(theta))^(1 / temperature).
 
-    Everything is kept per example: the gradient of -1/N log p(D, theta) is that of the mean nll plus
-    that of potential / N, and forces and noise carry temperature / N.
+    Everything is kept per example: the gradient of -1/N log p(D, theta) is that of the mean nll
+    plus that of `potential`, and forces and noise carry temperature / N.
     """
 
     prior: Prior | None = None

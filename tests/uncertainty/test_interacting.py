@@ -137,7 +137,8 @@ def test_every_space_is_its_formula(space, values):
     _, k, slope = KERNELS["rbf"]
     repel = np.array([sum(slope(F[j], F[i]) for j in range(P)) for i in range(P)]) / P
     pulled = flat(jax.tree.map(lambda *a: jnp.stack(a), *[
-        jax.vjp(value, p)[1](jnp.asarray(r, jnp.float32))[0] for p, r in zip(each, repel, strict=True)
+        jax.vjp(value, p)[1](jnp.asarray(r, jnp.float32))[0]
+        for p, r in zip(each, repel, strict=True)
     ]))  # fmt: skip
     gram_F = np.array([[k(F[i], F[j]) for j in range(P)] for i in range(P)]) / P
     gram_w = np.array([[k(w[i], w[j]) for j in range(P)] for i in range(P)]) / P

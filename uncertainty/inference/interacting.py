@@ -87,7 +87,7 @@ def interacting(
     ) -> tuple[Params, Collections, Metrics]:
         def one(particle, batch):
             params, collections, key = particle
-            return gradient(model, target, params, collections, batch, key, accumulate)
+            return gradient(model, params, collections, batch, key, accumulate, target)
 
         g, collections, metrics = over(one)((state.params, state.collections, keys), batch)
 
@@ -142,7 +142,7 @@ def interacting(
 
 
 def inner_products(z: Any, centred: bool) -> jax.Array:
-    """z_i . z_j over all leaves [P, ...], [P, P]; of z minus its mean where only differences count."""
+    """z_i . z_j over all leaves [P, ...], [P, P]; `centred`: of z minus its mean over particles."""
     total = 0.0
     for leaf in jax.tree.leaves(z):
         flat = leaf.reshape(leaf.shape[0], -1)

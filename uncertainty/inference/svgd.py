@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from uncertainty.inference.independent import Direction
 from uncertainty.inference.interacting import interacting
@@ -22,9 +21,9 @@ def svgd(
 ) -> Direction:
     """phi_i = 1/P sum_j [ k(z_j, z_i) s_j + temperature grad_{z_j} k(z_j, z_i) ].
 
-    Source: Liu & Wang 2016; in function space Wang et al. 2019; "On Stein Variational Neural Network
-    Ensembles" (D'Angelo et al. 2021) compares them. s = grad log p(theta | D) is kept per example,
-    so phi is N times what a step follows.
+    Source: Liu & Wang 2016; in function space Wang et al. 2019; D'Angelo et al. 2021, "On Stein
+    Variational Neural Network Ensembles", compares them. s = grad log p(theta | D) is kept per
+    example, so phi is N times what a step follows.
 
     Arguments are those of `interacting`.
     """

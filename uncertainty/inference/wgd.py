@@ -27,15 +27,15 @@ def wgd(
 ) -> Direction:
     """phi_i = s_i - temperature grad log q(z_i), with q the law of the particles.
 
-    Source: D'Angelo & Fortuin 2021, "Repulsive deep ensembles are Bayesian". grad log q is estimated
+    Source: D'Angelo & Fortuin 2021, "Repulsive deep ensembles are Bayesian". grad log q is made
     from K_ij = k(z_i, z_j) and r_i = sum_j grad_{z_j} k(z_j, z_i) by
 
       kde   -r_i / sum_j K_ij, the score of a kernel density
       sge   -(K + ridge I)^-1 r, the Stein gradient estimator (Li & Turner 2018)
-      ssge  the same without a ridge on the leading eigenvectors of K, those that hold the share
-            `kept` of its trace: the spectral estimator (Shi et al. 2018) at its own samples
+      ssge  the same without a ridge on the leading eigenvectors of K, those that hold the
+            share `kept` of its trace: the spectral estimator (Shi et al. 2018) at its samples
 
-    Differences from the reference code: it keeps all eigenvectors under 'ssge' and adds the ridge to
+    Differences from the reference code: there 'ssge' keeps all eigenvectors and adds the ridge to
     K, which makes it 'sge'.
 
     Args:
