@@ -66,7 +66,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     config = config_lib.plain(config)
     config_lib.check(config)
     model = build.model(config)
-    inference = build.inference(config)
+    inference = build.inference(config, model, num_examples=1)  # refused early if it is wrong
     mesh = execution.make_mesh(config["mesh"])
     execution.check_executor(config, inference, mesh)
     check_batches(config, mesh)
@@ -75,6 +75,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
         if config["logging"]["tensorboard"]:
             writers.require_tensorboard()
         source, validation = load_data(config)
+    inference = build.inference(config, model, num_examples=max(len(source), 1))
     for name, spec in config["evaluators"].items():
         evaluator(name, spec, source.task)
     x = jax.ShapeDtypeStruct((1, *source.shape), jnp.float32)

@@ -66,13 +66,26 @@ HEADS = {  # with the likelihood that it is for
 INFERENCE = {
     "particles": dict(name="particles", size=2, direction=dict(name="independent")),
     "accumulated": dict(name="particles", size=1, accumulate=2),
+    "svgd": dict(
+        name="particles",
+        size=3,
+        direction=dict(name="svgd", space="functions", kernel=dict(name="imq")),
+        prior=dict(name="gaussian", scale=2.0),
+    ),
+    "wgd": dict(name="particles", size=3, direction=dict(name="wgd", estimator="kde")),
 }
 LIKELIHOODS = {"softmax", "sigmoid", "gaussian"}  # each with every head in the trained few
 
 # What is in the folders and is not a method by itself.
-HELPERS = {"inputs", "executors"}
+HELPERS = {"inputs", "executors", "interacting"}
 
-PRODUCT = list(itertools.product(BACKBONES, ENSEMBLES, HEADS, INFERENCE))
+PRODUCT = list(itertools.product(BACKBONES, ENSEMBLES, HEADS, ["particles", "accumulated"]))
+# Particles that interact see parameters and latents alone: each with every other part once.
+PRODUCT += [
+    names
+    for names in itertools.product(BACKBONES, ENSEMBLES, HEADS, ["svgd", "wgd"])
+    if names[0] == "mlp" or names[1:3] == ("single", "dense")
+]
 
 
 def config_of(backbone, ensemble, head, inference, **changes):
@@ -105,7 +118,7 @@ def traced(names):
     # Traced once for all particles; test_particles shows that executors agree.
     config["inference"] = config["inference"] | dict(executor="vmap")
     config["optimiser"] = dict(name="sgd", learning_rate=0.1)
-    inference = build.inference(config, model_of(*names[:3]))
+    inference = build.inference(config, model_of(*names[:3]), num_examples=64)
     batch = batch_of(names[2])
     state = jax.eval_shape(inference.init, jax.random.key(0), batch["x"][:1])
     update = jax.eval_shape(inference.update, state, batch)
@@ -265,6 +278,8 @@ TRAINED = [  # every line above at least once, every likelihood, both kinds of b
     ("mlp", "mc_dropout", "hetsngp", "accumulated", "softmax"),
     ("mlp", "single", "heteroscedastic_xl", "particles", "softmax"),
     ("mlp", "single", "laplace", "particles", "softmax"),
+    ("mlp", "multi_head", "dense", "svgd", "softmax"),
+    ("mlp", "mc_dropout", "hetsngp", "wgd", "softmax"),
     pytest.param("lenet", "mc_dropout", "dense", "accumulated", "softmax", marks=pytest.mark.slow),
     pytest.param("vit", "multi_head", "dense", "particles", "softmax", marks=pytest.mark.slow),
     pytest.param("resnet", "multi_head", "mean_variance", "particles", "gaussian",
@@ -281,7 +296,7 @@ def test_it_learns_an_easy_toy(names):
     config = config_of(*parts)
     if likelihood != config["likelihood"]["name"]:
         config["likelihood"] = config["likelihood"] | dict(name=likelihood)
-    model, inference = build.model(config), build.inference(config)
+    model, inference = build.model(config), build.inference(config, num_examples=64)
     x, y = toy(0)
     state = inference.init(jax.random.key(0), x[:1])
     update, losses = jax.jit(inference.update), []

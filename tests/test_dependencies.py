@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "heads": {"types", "layers", "heads"},
     "ensembles": {"types", "layers", "backbones", "ensembles"},
     "model": {"types", "predictive", "likelihoods"},
-    "inference": {"types", "predictive", "likelihoods", "model", "inference"},
+    "priors": {"types", "rules"},
+    "inference": {"types", "predictive", "likelihoods", "model", "kernels", "inference"},
     "stages": {"types"},
     "kernels": {"types", "kernels"},
     "build": {"types", "model", "optimisers"},  # finds all else by name

@@ -145,19 +145,25 @@ def schedule(config: Mapping[str, Any]) -> Callable:
     return lambda step: spec["learning_rate"] * multiple(step)
 
 
-def inference(config: Mapping[str, Any], network: Model | None = None) -> Inference:
+def inference(
+    config: Mapping[str, Any], network: Model | None = None, num_examples: int | None = None
+) -> Inference:
     """The Inference of a whole config (plain dicts, not ConfigDicts).
 
     Args:
       config: with all sections that stand for an object.
       network: what `model(config)` has made of it already.
+      num_examples: of the training set, where there is a posterior to stand for.
     """
     spec = _spec(_section(config, "inference"), "inference")
-    given = {}
+    given = {"num_examples": num_examples}
     if "direction" in spec:
+        direction = spec.pop("direction")
         given["direction"] = partial(
-            "inference", spec.pop("direction"), "inference.direction", ("over", "accumulate")
+            "inference", direction, "inference.direction", ("over", "target", "accumulate")
         )
+    if spec.get("prior") is not None:
+        given["prior"] = make("priors", spec.pop("prior"), "inference.prior")
     given |= dict(model=network or model(config), optimiser=optimiser(config))
     return make("inference", spec, "inference", **given)
 
@@ -218,8 +224,8 @@ def _nested(value: Any, field: str, section: str) -> Any:
     if isinstance(value, Mapping) and "name" in value:
         if field.endswith("_init"):
             return _initialiser(value, field)
-        # A head's `mean` is a head; all else that is replaceable is a layer.
-        section = "heads" if section == "heads" and field.endswith(".mean") else "layers"
+        # A head's `mean` is a head, a direction's `kernel` a kernel; all else is made of layers.
+        section = NESTED.get((section, field.rpartition(".")[2]), "layers")
         valid, required = _signature(resolve(section, value["name"], field))
         for key in set(value) - valid - {"name"}:
             raise _unknown_field(field, key, valid)
@@ -306,4 +312,6 @@ def _describe(hint: Any) -> str:
     return names.get(kind) or getattr(kind, "__name__", str(kind))
 
 
+# Where the name in a field of a part of a section is looked for.
+NESTED = {("heads", "mean"): "heads", ("inference", "kernel"): "kernels"}
 _SCALARS = {bool: bool, int: int, float: int | float, str: str}

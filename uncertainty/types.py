@@ -102,3 +102,39 @@ class Kernel(NamedTuple):
 
     matrices: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     stationary: bool  # k(a, b) = k(a - b): then z may be centred first, which keeps digits
+
+
+class Prior(NamedTuple):
+    """p(theta) of one particle."""
+
+    potential: Callable[[Params], jax.Array]  # -log p(theta) up to a constant, in nats
+    sample: Callable[[jax.Array, Params], Params]  # key, parameters for their shapes -> a draw
+
+
+class Target(NamedTuple):
+    """The posterior of one particle, p(theta | D) ~ (p(D | theta) p(theta))^(1 / temperature).
+
+    Everything is kept per example: the gradient of -1/N log p(D, theta) is that of the mean nll
+    plus that of `potential`, and forces and noise carry temperature / N.
+    """
+
+    prior: Prior | None = None
+    num_examples: int | None = None  # N
+    temperature: float = 1.0  # 1 is Bayes; below it the posterior is 'cold'
+
+    def potential(self, params: Params) -> jax.Array | float:
+        """-1/N log p(theta); 0 without a prior."""
+        return 0.0 if self.prior is None else self.prior.potential(params) / self._N()
+
+    def scale(self) -> float:
+        """temperature / N.
+
+        Raises:
+          ValueError: N is not known.
+        """
+        return self.temperature / self._N()
+
+    def _N(self) -> int:
+        if self.num_examples is None:
+            raise ValueError("num_examples: a posterior needs the size of the data set")
+        return self.num_examples

@@ -112,6 +112,32 @@ def test_independent_particles_do_not_communicate():
         assert collectives(experiment, experiment.init(), placed) == expected
 
 
+INTERACTING = {
+    "weights": dict(name="svgd"),
+    "layers": dict(name="svgd", per_layer=True, kernel=dict(name="linear")),
+    "functions": dict(name="svgd", space="functions", values="probabilities"),
+    "kde": dict(name="wgd", estimator="kde", space="functional_repulsion"),
+}
+
+
+@pytest.mark.parametrize("direction", INTERACTING)
+def test_devices_do_not_change_particles_that_interact(direction):
+    inference = dict(
+        name="particles",
+        size=4,
+        direction=INTERACTING[direction],
+        prior=dict(name="gaussian", scale=1.0),
+        executor="vmap",
+    )
+    one, many = (
+        train(small(mesh, inference=inference))[1:]
+        for mesh in (dict(data=1), dict(particle=4, data=2))
+    )
+    for a, b in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(many[0].params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5)  # sums in another order
+    np.testing.assert_allclose(many[1]["loss"], one[1]["loss"], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("mesh", "changes", "message"),
     [

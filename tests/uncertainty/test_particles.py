@@ -149,7 +149,7 @@ def test_loop_refuses_particles_that_interact():
 
 
 def test_accumulated_parts_are_the_whole_batch():
-    direction = lambda over, accumulate: independent(over, 4)  # noqa: E731
+    direction = lambda over, target, accumulate: independent(over, target, 4)  # noqa: E731
     parts = particles(mlp(), OPTIMISER, size=3, direction=direction, executor="unroll")
     (state, metrics), (expected, plain) = steps(parts), reference(3)
     assert_close(state.params, expected.params)

@@ -6,18 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uncertainty.types import Batch, Collections, Metrics, Model, Params, State
+from uncertainty.types import Batch, Collections, Metrics, Model, Params, State, Target
 
 Direction = Callable[
     [Model, State, Batch, jax.Array], tuple[Params, Collections, Metrics]
 ]  # model, state, batch, keys [P] -> gradients, collections, metrics, all leading with P
 
 
-def independent(over: Callable, accumulate: int = 1) -> Direction:
+def independent(over: Callable, target: Target | None = None, accumulate: int = 1) -> Direction:
     """g_p = grad of 1/MB sum_{m,b} nll_{pmb} + auxiliary losses, for every particle by itself.
+
+    With a prior, -1/N log p(theta) is added: P = 1 is MAP estimation.
 
     Args:
       over: executor that maps over the particles.
+      target: the posterior; its prior alone counts here.
       accumulate: the batch is run in this many parts, one after the other, and their gradients are
         averaged: the same result with less memory. (Batch normalisation sees the parts, not the
         whole.) It must divide the batch.
@@ -28,7 +31,7 @@ def independent(over: Callable, accumulate: int = 1) -> Direction:
     ) -> tuple[Params, Collections, Metrics]:
         def one(particle, batch):
             params, collections, key = particle
-            return gradient(model, params, collections, batch, key, accumulate)
+            return gradient(model, params, collections, batch, key, accumulate, target)
 
         return over(one)((state.params, state.collections, keys), batch)
 
@@ -43,6 +46,7 @@ def gradient(
     batch: Batch,
     key: jax.Array,
     accumulate: int = 1,
+    target: Target | None = None,
 ) -> tuple[Params, Collections, Metrics]:
     """The gradient of one particle's loss, without the leading P.
 
@@ -59,7 +63,7 @@ def gradient(
             params, collections, batch["x"], key_forward, train=True
         )
         nll = model.likelihood.nll(latent, batch["y"], key_likelihood)
-        loss = jnp.mean(nll) + auxiliary
+        loss = jnp.mean(nll) + auxiliary + (target or Target()).potential(params)
         return loss, (collections, dict(loss=loss, nll=nll))
 
     grad_fn = jax.grad(loss_fn, has_aux=True)

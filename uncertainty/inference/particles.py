@@ -8,7 +8,7 @@ import optax
 
 from uncertainty.inference import executors
 from uncertainty.inference.independent import Direction, independent
-from uncertainty.types import Batch, Inference, Latent, Metrics, Model, State
+from uncertainty.types import Batch, Inference, Latent, Metrics, Model, Prior, State, Target
 
 
 def particles(
@@ -18,6 +18,9 @@ def particles(
     direction: Callable[..., Direction] = independent,
     executor: str = "auto",
     accumulate: int = 1,
+    prior: Prior | None = None,
+    temperature: float = 1.0,
+    num_examples: int | None = None,
 ) -> Inference:
     """theta_p <- optimiser(theta_p, direction_p), p = 1..P.
 
@@ -34,20 +37,29 @@ def particles(
       direction: makes the direction from an executor and `accumulate`; `independent` by default.
       executor: one of `executors.NAMES`.
       accumulate: parts that each batch is run in.
+      prior: p(theta), see `uncertainty/priors.py`; None for a flat one.
+      temperature: of the posterior, for directions that stand for it; 1 is Bayes.
+      num_examples: N, the size of the training set; experiments fill it in.
 
     Returns:
       An Inference. Its metrics lead with P: `loss`, `gradient_norm` and `finite` [P], and whatever
       the direction adds (`nll` [P, M, B]).
 
     Raises:
-      ValueError: size or accumulate below 1, or an unknown executor.
+      ValueError: size or accumulate below 1, an unknown executor, a negative temperature, or a
+        prior without `num_examples`.
     """
     if size < 1:
         raise ValueError(f"size: {size} particles; at least 1")
     if accumulate < 1:
         raise ValueError(f"accumulate: {accumulate} parts; at least 1")
+    if not temperature >= 0:
+        raise ValueError(f"temperature: {temperature}; at least 0")
+    if prior is not None and num_examples is None:
+        raise ValueError("num_examples: a prior needs the size of the data set")
     over = executors.mapping(executor)
-    direct = direction(over=over, accumulate=accumulate)
+    target = Target(prior, num_examples, temperature)
+    direct = direction(over=over, target=target, accumulate=accumulate)
     init_one = jax.jit(model.init)
 
     def init(key: jax.Array, x: jax.Array) -> State:
