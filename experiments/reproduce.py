@@ -109,8 +109,9 @@ def run_alone(command: Sequence[str]) -> None:
 
 
 def study(cells: Cells, errors: Mapping[str, str]) -> Study:
-    """The Study of all finished cells."""
+    """The Study of all finished cells: the metrics that its columns show."""
     rows, found_seeds, hardware = [], set(), {}
+    shown = [column["key"] for column in cells.table["columns"]]
     for row in cells.table["rows"]:
         found = (cells.results / "runs").glob(f"{slug(row)}-seed*.json")
         seeds = sorted(int(path.stem.rpartition("-seed")[2]) for path in found)
@@ -123,7 +124,10 @@ def study(cells: Cells, errors: Mapping[str, str]) -> Study:
             dict(
                 label=name_of(row),
                 group=row.get("group", ""),
-                results=[r["metrics"] for r in records],
+                results=[
+                    {key: r["metrics"][key] for key in shown if key in r["metrics"]}
+                    for r in records
+                ],
                 published=row.get("published", {}),
                 note="; ".join(filter(None, [row.get("note", ""), *sorted(notes)])),
                 failed=errors.get(name_of(row), ""),
