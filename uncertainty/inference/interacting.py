@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uncertainty.inference.independent import Direction, gradient
+from uncertainty.inference.independent import Direction, independent
 from uncertainty.types import (
     Batch,
     Collections,
@@ -72,6 +72,7 @@ def interacting(
     if space != "weights" and per_layer:
         raise ValueError("per_layer: functions have no layers; for space='weights' only")
     scale = target.scale()
+    alone = independent(over, target, accumulate)
 
     def matrices(z: Any) -> tuple[jax.Array, jax.Array]:
         return transport(*kernel.matrices(inner_products(z, kernel.stationary)))
@@ -85,11 +86,7 @@ def interacting(
     def in_weights(
         model: Model, state: State, batch: Batch, keys: jax.Array
     ) -> tuple[Params, Collections, Metrics]:
-        def one(particle, batch):
-            params, collections, key = particle
-            return gradient(model, params, collections, batch, key, accumulate, target)
-
-        g, collections, metrics = over(one)((state.params, state.collections, keys), batch)
+        g, collections, metrics = alone(model, state, batch, keys)
 
         def step(z: Any, g: Any) -> Any:
             A, B = matrices(z)

@@ -51,8 +51,15 @@ class Conv(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, shape[-1:], jnp.float32)
+        kernel = self.transformed(kernel, x)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return convolve(x, kernel, bias, self.strides, self.padding, self.method)
+
+    @nn.nowrap
+    def transformed(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
+        """What is applied to x in place of the kernel; for layers that bound or perturb it."""
+        del x
+        return kernel
 
 
 def convolve(

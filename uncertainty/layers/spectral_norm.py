@@ -101,21 +101,13 @@ class Conv(conv.Conv):
         _check(self.bound, self.iterations)
         super().__post_init__()
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (*conv._pair("kernel_size", self.kernel_size), x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, shape[-1:], jnp.float32)
-
+    @nn.nowrap
+    def transformed(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
         def apply(kernel: jax.Array, v: jax.Array) -> jax.Array:
             # 'patches' has no transpose, and nothing to gain on one image
             return conv.convolve(v[None], kernel, None, self.strides, self.padding, "lax")
 
-        kernel = _normalise(self, kernel, x.shape[-3:], apply)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return conv.convolve(x, kernel, bias, self.strides, self.padding, self.method)
+        return _normalise(self, kernel, x.shape[-3:], apply)
 
 
 def _check(bound: float, iterations: int) -> None:
