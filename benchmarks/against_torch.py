@@ -196,6 +196,12 @@ def parser(
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--executors", nargs="+", default=executors)
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
+    add_common(parser)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """PyTorch's threads, and whether the result is kept."""
     parser.add_argument(
         "--threads",
         type=int,
@@ -204,7 +210,6 @@ def parser(
         help="of PyTorch; more than one of them collapses where the cores are shared",
     )
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
-    return parser
 
 
 def weights(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -22,7 +22,6 @@ of B examples: 5/8 m^2 B products here, m^2 B in probly, m^2 B + m B^2 in lightn
 
 import argparse
 import functools
-import os
 import pathlib
 import tempfile
 from typing import Any
@@ -32,7 +31,7 @@ import numpy as np
 import optax
 
 import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
-from benchmarks import timing
+from benchmarks import against_torch, timing
 from benchmarks.gp_heads import block, show
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.single import single
@@ -104,14 +103,7 @@ def main() -> None:
     parser.add_argument("--opponents", required=True, help="python with that library")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument(
-        "--threads",
-        type=int,
-        nargs="+",
-        default=sorted({1, len(os.sched_getaffinity(0))}),
-        help="of PyTorch; more than one of them collapses where the cores are shared",
-    )
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
+    against_torch.add_common(parser)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     x = rng.normal(size=(BATCHES, B, F)).astype(np.float32)
