@@ -128,6 +128,8 @@ def state_shardings(state: State, mesh: Mesh, sharding_rules: rules.Rules = ()) 
     def shard(key_path: tuple, leaf: Any) -> NamedSharding:
         path = rules.path_of(key_path)
         axes = next((tuple(a) for r, a in sharding_rules if rules.re.search(r, path)), ())
+        if path.startswith("samples/"):  # [P, S, ...]
+            axes = (None, *axes)
         if len(axes) >= leaf.ndim:  # a scalar of the optimiser, say
             axes = ()
         return NamedSharding(mesh, PartitionSpec("particle", *axes))
@@ -218,7 +220,8 @@ def over_particles(fn: Callable[[State, Any], Any], mesh: Mesh) -> Callable[[Sta
         specs = state.replace(
             **{
                 name: jax.tree.map(lambda _: PARTICLE, getattr(state, name))
-                for name in ("key", "params", "collections", "opt_state")
+                for name in state.__dataclass_fields__
+                if name != "step"
             },
             step=PartitionSpec(),
         )

@@ -98,17 +98,23 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
         )
     over = executors.mapping(config["inference"].get("executor", "auto"))
     check_noise(config, model)
-    stages = build.stages(config, model, over)
+    sizes = dict(train=max(len(source), 1), validation=len(validation) if validation else 1)
+    stages = build.stages(config, model, over, sizes)
+    if validation is None and len(source) and any(s.data == "validation" for _, s in stages):
+        raise ConfigError("stages: one needs data.validation, and there is none")
     if not stages and "precision" not in shapes.collections and has_posterior(model, shapes, x):
         logger.warning(
             "the head has a posterior that nothing fits, so its predictions have no variance; set "
             "stages=(dict(name='laplace'),)"
         )
     final = shapes
+    y = (1,) if discrete else (1, source.outputs)
+    y = jax.ShapeDtypeStruct(y, jnp.int32 if discrete else jnp.float32)
     for _, stage in stages:
         try:
             final = jax.eval_shape(stage.begin, final, x)
-            final = jax.eval_shape(stage.finish, jax.eval_shape(stage.update, final, {"x": x}), x)
+            final = jax.eval_shape(stage.update, final, {"x": x, "y": y})
+            final = jax.eval_shape(stage.finish, final, x)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"stages: {error}") from error
     try:
@@ -179,7 +185,7 @@ def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
     source, validation = load(data["train"], "data.train"), None
     if every and not data.get("validation"):
         raise ConfigError(f"evaluation.every: {every}, but there is no data.validation")
-    if every:
+    if data.get("validation") and (every or config["stages"]):
         validation = load(data["validation"], "data.validation")
         for field in ("shape", "outputs", "task"):
             wanted, found = getattr(source, field), getattr(validation, field)

@@ -21,14 +21,15 @@ import flax.traverse_util
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments import config as config_lib
 from experiments import evaluate, execution, writers
 from experiments.checkpoint import Checkpoints, DamagedCheckpointError, verify
-from experiments.data.loader import prefetch
+from experiments.data.loader import Prefetch, batches, depth, prefetch
 from experiments.data.order import rows
+from experiments.data.source import Source
 from experiments.progress import Progress, setup_logging
 from experiments.setup import Experiment, read_description, setup, write_description
 from experiments.workdir import locked, open_workdir, read_config
@@ -66,46 +67,90 @@ def _run(experiment: Experiment, workdir: pathlib.Path) -> None:
     if restored is None:
         raise ConfigError(f"workdir: {workdir} has no checkpoint for its stages to start from")
     state, step = restored
+    half = workdir / FOLDER / "half"  # checkpoints within a stage that trains
     with contextlib.closing(results):
-        for name, stage in experiment.stages:
+        for i, (name, stage) in enumerate(experiment.stages):
             began = time.monotonic()
-            state = one_pass(experiment, stage, state, name)
+            state = run_stage(experiment, stage, state, name, step, half / f"{step}-{i}-{name}")
             logger.info("stage %s: %.1f s", name, time.monotonic() - began)
         results.save(step, state)
+    if jax.process_index() == 0:
+        shutil.rmtree(half, ignore_errors=True)
 
 
-def one_pass(experiment: Experiment, stage: Stage, state: State, name: str) -> State:
-    """The state after a stage; every training example counts once, without augmentation."""
-    mesh, source = experiment.mesh, experiment.source
-    size = experiment.config["evaluation"]["batch_size"]
+def run_stage(
+    experiment: Experiment,
+    stage: Stage,
+    state: State,
+    name: str,
+    start: int,
+    half: pathlib.Path,
+) -> State:
+    """The state after a stage.
+
+    Args:
+      experiment: of the run.
+      stage, name: what is to be run.
+      state: before it.
+      start: steps of training that came before, for the order of the examples.
+      half: where a stage that trains saves its checkpoints, and goes on from.
+    """
+    mesh = experiment.mesh
     # Whatever shape the examples have, `begin` and `finish` see one for each device.
     x = experiment.example(mesh.shape["data"])
-    begin, update, finish = stage
-    if mesh.shape["particle"] > 1:
-        begin, update, finish = (execution.over_particles(fn, mesh) for fn in stage)
+    begin, update, finish = stage.begin, stage.update, stage.finish
+    if mesh.shape["particle"] > 1 and stage.separable:
+        begin, update, finish = (execution.over_particles(f, mesh) for f in (begin, update, finish))
     state = jax.jit(begin)(state, x)
+    done = 0
+    checkpoints = Checkpoints(half, keep=1) if stage.steps else None
+    if checkpoints:
+        state, done = checkpoints.restore(state) or (state, 0)
+    total, stream = examples(experiment, stage, start, done)
     update = jax.jit(update, donate_argnums=0)
-    total = -(-len(source) // size)
     with (
-        Progress(total, name, show=jax.process_index() == 0) as progress,
-        prefetch(parts(experiment, size), lambda batch: batch) as stream,
+        contextlib.closing(checkpoints) if checkpoints else contextlib.nullcontext(),
+        Progress(total, name, start=done, show=jax.process_index() == 0) as progress,
+        stream as ahead,
     ):
-        for i, batch in stream:
-            state = update(state, batch)
-            progress.update(i + 1)
+        for i in range(done + 1, total + 1):
+            state = update(state, next(ahead)[1])
+            progress.update(i)
+            if checkpoints and i % experiment.config["checkpoint"]["every"] == 0 and i < total:
+                checkpoints.save(i, state)
         jax.block_until_ready(state)
     return jax.jit(finish)(state, x)
 
 
-def parts(experiment: Experiment, size: int) -> Iterator[tuple[int, Batch]]:
-    """(i, batch) over all examples once, on the mesh.
+def examples(experiment: Experiment, stage: Stage, start: int, done: int) -> tuple[int, Prefetch]:
+    """How many batches a stage sees, and those after the first `done`."""
+    config = experiment.config
+    if not stage.steps:
+        source = experiment.source if stage.data == "train" else experiment.validation
+        size = config["evaluation"]["batch_size"]
+        made = parts(source, experiment.mesh, size)
+        return -(-len(source) // size), prefetch(made, lambda batch: batch)
+    made = batches(
+        experiment.source,
+        seed=config["seed"],
+        batch_size=config["batch_size"],
+        start_step=start + done,
+        augment=config["data"]["augment"],
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    ahead = depth(experiment.source, config["batch_size"])
+    return stage.steps, prefetch(made, execution.put_batch(experiment.mesh), ahead)
+
+
+def parts(source: Source, mesh: Mesh, size: int) -> Iterator[tuple[int, Batch]]:
+    """(i, batch) over all examples once, on the mesh, without augmentation.
 
     The last batch is what remains; every process holds all of it, as it need not divide.
     """
-    source = experiment.source
     share = rows(size, jax.process_index(), jax.process_count())
-    put = execution.put_batch(experiment.mesh)
-    everywhere = NamedSharding(experiment.mesh, PartitionSpec())
+    put = execution.put_batch(mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
     whole = len(source) // size
     for i in range(whole):
         yield i, put(source.gather(np.arange(i * size + share.start, i * size + share.stop)))

@@ -81,7 +81,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
         process_count=jax.process_count(),
     )
     learning_rate = jax.jit(build.schedule(config))
-    validate = evaluate.validation(experiment)
+    validate = evaluate.validation(experiment) if config["evaluation"]["every"] else None
     every = config["logging"]["every"]
     put = execution.put_batch(mesh)
     alone = jax.process_count() == 1

@@ -77,7 +77,7 @@ INFERENCE = {
 LIKELIHOODS = {"softmax", "sigmoid", "gaussian"}  # each with every head in the trained few
 
 # What is in the folders and is not a method by itself.
-HELPERS = {"inputs", "executors", "interacting"}
+HELPERS = {"inputs", "executors", "exchange", "interacting", "members", "spectral"}
 
 PRODUCT = list(itertools.product(BACKBONES, ENSEMBLES, HEADS, ["particles", "accumulated"]))
 # Particles that interact see parameters and latents alone: each with every other part once.

@@ -15,7 +15,11 @@ MAY_IMPORT = {
     "types": set(),
     "rules": set(),
     "schedules": set(),
-    "optimisers": {"rules"},
+    "samplers": {"types"},
+    "optimisers": {"rules", "samplers"},
+    "thinning": set(),
+    "annealing": set(),
+    "context": {"types"},
     "predictive": {"types"},
     "likelihoods": {"types", "predictive"},
     "metrics": {"metrics"},
@@ -25,8 +29,8 @@ MAY_IMPORT = {
     "ensembles": {"types", "layers", "backbones", "ensembles"},
     "model": {"types", "predictive", "likelihoods"},
     "priors": {"types", "rules"},
-    "inference": {"types", "predictive", "likelihoods", "model", "kernels", "inference"},
-    "stages": {"types"},
+    "inference": {"types", "likelihoods", "kernels", "samplers", "inference"},
+    "stages": {"types", "samplers", "thinning", "inference", "stages"},
     "kernels": {"types", "kernels"},
     "build": {"types", "model", "optimisers"},  # finds all else by name
 }

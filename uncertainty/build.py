@@ -21,7 +21,7 @@ import flax.linen as nn
 
 from uncertainty import optimisers
 from uncertainty.model import from_network
-from uncertainty.types import Inference, Model, Stage
+from uncertainty.types import Inference, Model, Stage, Target
 
 
 class ConfigError(ValueError):
@@ -55,14 +55,12 @@ def resolve(section: str, name: Any, field: str) -> Callable:
         attribute = attribute or file
     else:
         module, attribute = package, name
-    names = getattr(module, "__all__", vars(module))
+    own = getattr(module, "__all__", None)
     public = {
         key: value
         for key, value in vars(module).items()
-        if key in names
-        and not key.startswith("_")
-        and (inspect.isclass(value) or inspect.isfunction(value))
-        and value.__module__ == module.__name__
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and (key in own if own else value.__module__ == module.__name__ and key[0] != "_")
     }
     if attribute not in public:
         raise ConfigError(f"{field}.name: {module.__name__} has no {attribute!r}; "
@@ -115,26 +113,31 @@ def model(config: Mapping[str, Any]) -> Model:
     return from_network(network(config), likelihood)
 
 
-def optimiser(config: Mapping[str, Any]) -> Any:
-    """The optax transformation of a config's `optimiser`, over its `steps`."""
-    fields = _spec(_section(config, "optimiser"), "optimiser")
+def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
+    """The optax transformation of a config's `optimiser`, over its `steps`.
+
+    Args:
+      config: with both.
+      field: where the optimiser stands in the whole config, for messages.
+    """
+    fields = _spec(_section(config, "optimiser"), field)
     schedule_spec = fields.pop("schedule", "constant")
     common, _ = _signature(optimisers.optimiser)
     common -= {"direction", "schedule"}
     own = {key: fields.pop(key) for key in list(fields) if key in common}
     total_steps = _section(config, "steps")
-    schedule = make("schedules", schedule_spec, "optimiser.schedule", total_steps=total_steps)
-    directions = _signature(resolve("optimisers", fields["name"], "optimiser"))[0]
+    schedule = make("schedules", schedule_spec, f"{field}.schedule", total_steps=total_steps)
+    directions = _signature(resolve("optimisers", fields["name"], field))[0]
     for key in sorted(set(fields) - {"name"} - directions):
-        raise _unknown_field("optimiser", key, common | {"name", "schedule"} | directions)
-    direction = make("optimisers", fields, "optimiser")
-    _check_types(optimisers.optimiser, own, "optimiser")
+        raise _unknown_field(field, key, common | {"name", "schedule"} | directions)
+    direction = make("optimisers", fields, field)
+    _check_types(optimisers.optimiser, own, field)
     if "learning_rate" not in own:
-        raise ConfigError("optimiser.learning_rate: missing")
+        raise ConfigError(f"{field}.learning_rate: missing")
     try:
         return optimisers.optimiser(direction, schedule=schedule, **own)
     except ValueError as error:
-        raise ConfigError(f"optimiser.{error}") from error
+        raise ConfigError(f"{field}.{error}") from error
 
 
 def schedule(config: Mapping[str, Any]) -> Callable:
@@ -164,28 +167,44 @@ def inference(
         )
     if spec.get("prior") is not None:
         given["prior"] = make("priors", spec.pop("prior"), "inference.prior")
+    if spec.get("collect"):
+        given["collect"] = make("thinning", spec.pop("collect"), "inference.collect",
+                                total_steps=_section(config, "steps"))  # fmt: skip
     given |= dict(model=network or model(config), optimiser=optimiser(config))
     return make("inference", spec, "inference", **given)
 
 
-def stages(config: Mapping[str, Any], network: Model, over: Callable) -> list[tuple[str, Stage]]:
+def stages(
+    config: Mapping[str, Any], network: Model, over: Callable, sizes: Mapping[str, int]
+) -> list[tuple[str, Stage]]:
     """What follows training, by name and in order: a config's `stages`.
 
     Args:
       config: of a run.
       network: what `model(config)` has made.
       over: executor that maps over the particles.
+      sizes: examples of 'train' and of 'validation'.
     """
+    prior = config["inference"].get("prior") if "inference" in config else None
+    offered = dict(
+        model=network,
+        over=over,
+        target=Target(prior and make("priors", prior, "inference.prior"), sizes["train"]),
+        num_validation=sizes["validation"],
+    )
     specs = config.get("stages", ())
     if not isinstance(specs, list | tuple):
         raise ConfigError(f"stages: {specs!r} is not a list, such as (dict(name='laplace'),)")
-    return [
-        (
-            _spec(spec, f"stages[{i}]")["name"],
-            make("stages", spec, f"stages[{i}]", model=network, over=over),
-        )
-        for i, spec in enumerate(specs)
-    ]
+    made = []
+    for i, spec in enumerate(specs):
+        spec, field = _spec(spec, f"stages[{i}]"), f"stages[{i}]"
+        wanted = _signature(resolve("stages", spec["name"], field))[0]
+        given = {key: value for key, value in offered.items() if key in wanted}
+        if "optimiser" in wanted & set(spec):
+            own = dict(optimiser=spec.pop("optimiser"), steps=spec.get("steps", 1))
+            given["optimiser"] = optimiser(own, f"{field}.optimiser")
+        made.append((spec["name"], make("stages", spec, field, **given)))
+    return made
 
 
 def _section(config: Mapping[str, Any], name: str) -> Any:
@@ -313,5 +332,11 @@ def _describe(hint: Any) -> str:
 
 
 # Where the name in a field of a part of a section is looked for.
-NESTED = {("heads", "mean"): "heads", ("inference", "kernel"): "kernels"}
+NESTED = {
+    ("heads", "mean"): "heads",
+    ("inference", "kernel"): "kernels",
+    ("inference", "weight_kernel"): "kernels",
+    ("inference", "annealing"): "annealing",
+    ("inference", "context"): "context",
+}
 _SCALARS = {bool: bool, int: int, float: int | float, str: str}

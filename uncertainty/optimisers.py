@@ -1,4 +1,7 @@
-"""One optimiser for all: an optax direction between clipping, decay by rule and a schedule."""
+"""One optimiser for all: an optax direction between clipping, decay by rule and a schedule.
+
+The samplers of `uncertainty/samplers.py` go where a direction does.
+"""
 
 from collections.abc import Callable
 
@@ -6,8 +9,10 @@ import jax
 import optax
 
 from uncertainty import rules
+from uncertainty.samplers import Sampler, SamplingTransformation, psgld, sghmc, sgld
 
-__all__ = ("adam", "lion", "rmsprop", "sgd")  # what a config may name; `optimiser` joins them
+# What a config may name; `optimiser` joins them.
+__all__ = ("adam", "lion", "psgld", "rmsprop", "sgd", "sghmc", "sgld")
 
 
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
@@ -36,7 +41,7 @@ def rmsprop(decay: float = 0.9, eps: float = 1e-8) -> optax.GradientTransformati
 
 
 def optimiser(
-    direction: optax.GradientTransformation,
+    direction: optax.GradientTransformation | Sampler,
     learning_rate: float,
     schedule: optax.Schedule = lambda step: 1.0,
     *,
@@ -44,13 +49,15 @@ def optimiser(
     weight_decay: rules.Rules = (),
     l2: rules.Rules = (),
     multipliers: rules.Rules = (),
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformation | SamplingTransformation:
     """params <- params - learning_rate schedule(t) c (direction(g + l2 params) + decay params).
 
     Made for one particle; `inference` maps it over P, so clipping never couples particles.
 
     Args:
-      direction: one of the functions above, or any optax transformation without a learning rate.
+      direction: one of the functions above, any optax transformation without a learning rate, or
+        a sampler, which takes `l2` alone (a Gaussian prior of variance 1 / (N l2)): the others
+        would change what it samples from.
       learning_rate: the peak rate.
       schedule: step -> multiple of the peak rate.
       clip: the gradient's global norm is scaled down to at most this; before everything else.
@@ -61,7 +68,8 @@ def optimiser(
       multipliers: rules to c, a factor on the learning rate (decay included); 0 freezes.
 
     Raises:
-      ValueError: a rate out of range; at `init`, a rule that matches no parameter.
+      ValueError: a rate out of range, a field that a sampler does not have; at `init`, a rule that
+        matches no parameter.
     """
     if not learning_rate >= 0:
         raise ValueError(f"learning_rate: {learning_rate!r} must not be negative")
@@ -70,6 +78,16 @@ def optimiser(
     for field, given in dict(weight_decay=weight_decay, l2=l2, multipliers=multipliers).items():
         rules.check(given, field)
 
+    if isinstance(direction, Sampler):
+        for field, given in dict(
+            clip=clip, weight_decay=weight_decay, multipliers=multipliers
+        ).items():
+            if given:
+                raise ValueError(f"{field}: {given!r}; a sampler's posterior is changed by it; the "
+                                 "weights' scale is inference.prior")  # fmt: skip
+        sampler = direction.make(lambda step: learning_rate * schedule(step))
+        joined = optax.chain(*_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p), sampler)
+        return SamplingTransformation(joined.init, joined.update, direction.plain)
     return optax.chain(
         *([optax.clip_by_global_norm(clip)] if clip is not None else []),
         *_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p),

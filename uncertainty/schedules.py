@@ -46,6 +46,26 @@ def step(
     return _after_warmup(multiple, total_steps, warmup_steps)
 
 
+def cyclical(
+    total_steps: int, warmup_steps: int = 0, cycles: int = 4, final: float = 0.0
+) -> optax.Schedule:
+    """Half a cosine from 1 down to `final`, `cycles` times.
+
+    Source: Loshchilov & Hutter 2017, with restarts; Zhang et al. 2020, "Cyclical stochastic
+    gradient MCMC", eq. 1, whose noise begins only in the later part of each cycle. The cycles are
+    of equal length, rounded up to whole steps, so the last may be shorter.
+    """
+    steps = max(total_steps - warmup_steps, 1)
+    if not 1 <= cycles <= steps:
+        raise ValueError(f"cycles: {cycles}; between 1 and the {steps} steps")
+    length = -(-steps // cycles)
+
+    def multiple(t):
+        return final + (1 - final) * (1 + jnp.cos(jnp.pi * (t % length) / length)) / 2
+
+    return _after_warmup(multiple, total_steps, warmup_steps)
+
+
 def _after_warmup(schedule: optax.Schedule, total_steps: int, warmup_steps: int) -> optax.Schedule:
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps: {warmup_steps}; between 0 and the {total_steps} steps")

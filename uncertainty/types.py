@@ -57,6 +57,15 @@ class Model(NamedTuple):
 
 
 @flax.struct.dataclass
+class Samples:
+    """S parameter sets of each particle, that predictions average over in place of the last."""
+
+    params: Params  # [P, S, ...]
+    collections: Collections  # [P, S, ...]
+    taken: jax.Array  # [P, S], bool; one that is not taken yet stands for the particle as it is
+
+
+@flax.struct.dataclass
 class State:
     """All that a checkpoint holds. Every leaf but `step` leads with P."""
 
@@ -65,6 +74,8 @@ class State:
     params: Params  # [P, ...]
     collections: Collections  # [P, ...]
     opt_state: Any  # [P, ...]
+    samples: Samples | None = None
+    hyper: dict[str, jax.Array] | None = None  # name -> [P], what particles differ in by intent
 
 
 class Inference(NamedTuple):
@@ -81,15 +92,20 @@ class Inference(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One pass over the training data that adds to a trained State: what follows training.
+    """What follows training: it adds to a trained State.
 
-    `begin` and `finish` get an example batch `x` [B, ...] for its shape. All three are pure, and
-    `update` of a batch adds what its examples add, in any order and any partition.
+    `begin` and `finish` get an example batch `x` [B, ...] for its shape. All three are pure.
+    Without `steps`, `update` sees every example of `data` once and in order, and adds what its
+    examples add, in any partition; with `steps`, so many batches of training, shuffled and
+    augmented.
     """
 
     begin: Callable[[State, jax.Array], State]
     update: Callable[[State, Batch], State]
     finish: Callable[[State, jax.Array], State]
+    steps: int = 0
+    data: str = "train"  # or 'validation'
+    separable: bool = True  # a slice of the particles is a stage of its own
 
 
 class Kernel(NamedTuple):
@@ -98,10 +114,14 @@ class Kernel(NamedTuple):
     `matrices(inner [P, P])` gives the Gram matrix K and the matrix F [P, P] with
     sum_j grad_{z_j} k(z_j, z_i) = sum_j F_ij z_j, so that all that is as long as z is two matrix
     products, K @ scores + F @ z.
+
+    A kernel phi(a) . phi(b) may have `features`, the map phi of each number of z by itself that
+    comes before inner products; F is then that of phi, P I.
     """
 
     matrices: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     stationary: bool  # k(a, b) = k(a - b): then z may be centred first, which keeps digits
+    features: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Prior(NamedTuple):
@@ -115,16 +135,19 @@ class Target(NamedTuple):
     """The posterior of one particle, p(theta | D) ~ (p(D | theta) p(theta))^(1 / temperature).
 
     Everything is kept per example: the gradient of -1/N log p(D, theta) is that of the mean nll
-    plus that of `potential`, and forces and noise carry temperature / N.
+    plus that of `potential`, and forces and noise carry temperature / N. So a likelihood that is
+    tempered alone, p(D | theta)^(1 / t), is N / t examples in place of N.
     """
 
     prior: Prior | None = None
-    num_examples: int | None = None  # N
+    num_examples: float | None = None  # N
     temperature: float = 1.0  # 1 is Bayes; below it the posterior is 'cold'
 
-    def potential(self, params: Params) -> jax.Array | float:
-        """-1/N log p(theta); 0 without a prior."""
-        return 0.0 if self.prior is None else self.prior.potential(params) / self._N()
+    def potential(self, params: Params, scale: jax.Array | float = 1.0) -> jax.Array | float:
+        """-1/N log p(theta) of the prior with `scale` times its scale; 0 without a prior."""
+        if self.prior is None:
+            return 0.0
+        return self.prior.potential(jax.tree.map(lambda w: w / scale, params)) / self._N()
 
     def scale(self) -> float:
         """temperature / N.
@@ -134,7 +157,7 @@ class Target(NamedTuple):
         """
         return self.temperature / self._N()
 
-    def _N(self) -> int:
+    def _N(self) -> float:
         if self.num_examples is None:
             raise ValueError("num_examples: a posterior needs the size of the data set")
         return self.num_examples

@@ -162,6 +162,11 @@ def test_a_start_with_other_parameters_is_refused(digits, tmp_path):
         ({"head": dict(name="dense.Dense", outputs=8)}, "stages: laplace: the model has no post"),
         ({"stages": (dict(name="laplas"),)}, r"stages\[0\].name: no file 'laplas'.*'laplace'"),
         ({"stages": "laplace"}, "stages: 'laplace' is not a list"),
+        ({"stages": (dict(name="swag", steps=4, every=1),)}, r"stages\[0\].optimiser: missing"),
+        ({"stages": (dict(name="swag", steps=4, every=1, optimiser=dict(name="sgd")),)},
+         r"stages\[0\].optimiser.learning_rate: missing"),
+        ({"stages": (dict(name="swag", steps=4, every=3,
+                          optimiser=dict(name="sgd", learning_rate=1.0)),)}, "every: 3"),
         ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
                        mean=dict(name="sngp.Sngb"))}, r"head.mean.name: .*did you mean 'Sngp'"),
         ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
@@ -205,6 +210,123 @@ def test_a_posterior_that_nothing_fits_is_warned_of(caplog):
     setup(config())
     setup(config(head=dict(FIELDS["head"], momentum=0.9, num_examples=955), stages=()))
     assert "no variance" not in caplog.text
+
+
+PATHS = [  # stages that train, then ones that make another pass
+    dict(name="snapshots", steps=9, size=3, cycles=3,
+         optimiser=dict(name="sgd", learning_rate=0.05, momentum=0.9,
+                        schedule=dict(name="cyclical", cycles=3))),
+    dict(name="swag", steps=9, every=2, samples=3,
+         optimiser=dict(name="sgd", learning_rate=0.02)),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Four networks after twenty steps."""
+    changes = dict(head=dict(name="dense.Dense", outputs=8), stages=(), evaluators={})
+    changes |= {"inference.size": 4, "inference.executor": "vmap", "checkpoint.every": 4}
+    workdir = tmp_path_factory.mktemp("plain") / "run"
+    train(config(**changes), workdir)
+    return changes, workdir
+
+
+def samples(experiment, workdir):
+    state, _ = restore(experiment, workdir)
+    return jax.tree.map(np.asarray, (state.params, state.samples.params))
+
+
+@pytest.mark.parametrize("spec", PATHS, ids=lambda spec: spec["name"])
+def test_a_stage_that_was_killed_goes_on_to_the_same_end(plain, tmp_path, spec, monkeypatch):
+    changes, workdir = plain
+    experiment = setup(config(**{**changes, "stages": (spec,)}))
+    for name in ("whole", "killed"):
+        shutil.copytree(workdir / "checkpoints", tmp_path / name / "checkpoints")
+    stage.run(experiment, tmp_path / "whole")
+    examples, done = stage.examples, []
+
+    def noted(*args):
+        done.append(args[-1])
+        return examples(*args)
+
+    def failing(*args):
+        total, stream = noted(*args)
+        return total, Stopped(stream, 6)
+
+    monkeypatch.setattr(stage, "examples", failing)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(experiment, tmp_path / "killed")
+    monkeypatch.setattr(stage, "examples", noted)
+    stage.run(experiment, tmp_path / "killed")
+    assert done == [0, 4]
+    assert not (tmp_path / "killed" / "stages" / "half").exists()
+    found = [samples(experiment, tmp_path / name) for name in ("whole", "killed")]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+class Stopped:
+    """A stream that ends as Ctrl-C would end it."""
+
+    def __init__(self, stream, after):
+        self.stream, self.left = stream, after
+
+    def __enter__(self):
+        self.stream.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self.stream.__exit__(*error)
+
+    def __next__(self):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return next(self.stream)
+
+
+@pytest.mark.parametrize("spec", PATHS, ids=lambda spec: spec["name"])
+def test_a_stage_that_trains_is_the_same_on_eight_devices(plain, tmp_path, spec):
+    changes, workdir = plain
+    found = []
+    for i, mesh in enumerate((dict(data=1), dict(particle=2, data=4))):
+        shutil.copytree(workdir / "checkpoints", tmp_path / str(i) / "checkpoints")
+        experiment = setup(config(**{**changes, "stages": (spec,), "mesh": mesh}))
+        stage.run(experiment, tmp_path / str(i))
+        found.append(samples(experiment, tmp_path / str(i)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *found)
+
+
+def test_hyper_deep_ensemble_by_config(plain, tmp_path):
+    """Networks with priors of their own, of which validation data choose some, with repetition."""
+    changes, _ = plain
+    changes = changes | {
+        "inference.prior": dict(name="gaussian", scale=1.0),
+        "inference.hyper": dict(prior_scale=dict(low=0.05, high=2.0), learning_rate=[1.0, 3.0]),
+        "stages": (dict(name="select", size=3),),
+        "evaluators": FIELDS["evaluators"],
+    }
+    experiment = run(tmp_path / "run", **changes)
+    metrics, failures = evaluate(experiment, tmp_path / "run", show=False)
+    assert not failures and "classification/accuracy" in metrics
+    state, _ = restore(experiment, tmp_path / "run")
+    before, _ = Checkpoints(tmp_path / "run", read_only=True).restore(experiment.shapes)
+    assert state.key.shape == (3,) and before.key.shape == (4,)
+    # the choice is the best single network first, and no other first choice would be better
+    source = experiment.validation
+    batch = source.gather(np.arange(len(source)))
+    logits = np.asarray(experiment.inference.predict(before, batch["x"]).mean, np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    nll = -log_p[:, np.arange(len(source)), batch["y"]].mean(1)
+    np.testing.assert_array_equal(state.hyper["prior_scale"][0],
+                                  before.hyper["prior_scale"][nll.argmin()])  # fmt: skip
+
+
+def test_selection_needs_validation_data(plain, tmp_path):
+    changes, _ = plain
+    changed = config(**{**changes, "stages": (dict(name="select", size=3),)})
+    del changed.data["validation"]
+    with pytest.raises(ConfigError, match=r"needs data\.validation"):
+        setup(changed)
 
 
 def test_the_command_runs_the_stages_of_a_workdir(sngp, tmp_path, programs):

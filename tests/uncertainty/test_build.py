@@ -154,7 +154,7 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_is_used():
         ("head.name", 3, r"head.name: 3 is not a name"),
         ("likelihood.name", "softmx", r"likelihood.name: .*did you mean 'softmax'"),
         ("optimiser.name", "adm", r"optimiser.name: .*did you mean 'adam'"),
-        ("optimiser.name", "optimiser", r"no 'optimiser'; \(valid: adam, lion, rmsprop, sgd\)"),
+        ("optimiser.name", "optimiser", r"no 'optimiser'; \(valid: adam, lion, psgld, rmsprop,"),
         ("optimiser.schedule.name", "cosin", r"optimiser.schedule.name: .*did you mean 'cosine'"),
         ("inference.name", "particle", r"inference.name: .*did you mean 'particles'"),
         ("inference.direction.name", "independant", r"inference.direction.name: .*'independent'"),

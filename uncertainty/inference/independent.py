@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from uncertainty.types import Batch, Collections, Metrics, Model, Params, State, Target
 
-Direction = Callable[
-    [Model, State, Batch, jax.Array], tuple[Params, Collections, Metrics]
-]  # model, state, batch, keys [P] -> gradients, collections, metrics, all leading with P
+# model, state, batch, keys [P] -> gradients, collections, metrics, all leading with P. It may have
+#   separable  True where particles do not interact
+#   colour     params, standard normal noise -> noise of its diffusion, for samplers
+Direction = Callable[[Model, State, Batch, jax.Array], tuple[Params, Collections, Metrics]]
 
 
 def independent(over: Callable, target: Target | None = None, accumulate: int = 1) -> Direction:
@@ -30,12 +31,14 @@ def independent(over: Callable, target: Target | None = None, accumulate: int = 
         model: Model, state: State, batch: Batch, keys: jax.Array
     ) -> tuple[Params, Collections, Metrics]:
         def one(particle, batch):
-            params, collections, key = particle
-            return gradient(model, params, collections, batch, key, accumulate, target)
+            params, collections, key, hyper = particle
+            scale = hyper.get("prior_scale", 1.0)
+            return gradient(model, params, collections, batch, key, accumulate, target, scale)
 
-        return over(one)((state.params, state.collections, keys), batch)
+        return over(one)((state.params, state.collections, keys, state.hyper or {}), batch)
 
     direction.separable = True
+    direction.colour = lambda params, noise: noise
     return direction
 
 
@@ -47,6 +50,7 @@ def gradient(
     key: jax.Array,
     accumulate: int = 1,
     target: Target | None = None,
+    prior_scale: jax.Array | float = 1.0,
 ) -> tuple[Params, Collections, Metrics]:
     """The gradient of one particle's loss, without the leading P.
 
@@ -63,7 +67,7 @@ def gradient(
             params, collections, batch["x"], key_forward, train=True
         )
         nll = model.likelihood.nll(latent, batch["y"], key_likelihood)
-        loss = jnp.mean(nll) + auxiliary + (target or Target()).potential(params)
+        loss = jnp.mean(nll) + auxiliary + (target or Target()).potential(params, prior_scale)
         return loss, (collections, dict(loss=loss, nll=nll))
 
     grad_fn = jax.grad(loss_fn, has_aux=True)

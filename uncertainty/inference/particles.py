@@ -1,25 +1,32 @@
 """P sets of parameters, moved by a direction: P = 1 is training, P = 10 a deep ensemble."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from uncertainty.inference import executors
+from uncertainty.inference import executors, members
 from uncertainty.inference.independent import Direction, independent
+from uncertainty.samplers import SamplingTransformation, normal
 from uncertainty.types import Batch, Inference, Latent, Metrics, Model, Prior, State, Target
+
+NOISE = 0x6E6F6973  # of a particle's key and step: the noise of a sampler
 
 
 def particles(
     model: Model,
-    optimiser: optax.GradientTransformation,
+    optimiser: optax.GradientTransformation | SamplingTransformation,
     size: int = 1,
     direction: Callable[..., Direction] = independent,
     executor: str = "auto",
     accumulate: int = 1,
     prior: Prior | None = None,
     temperature: float = 1.0,
+    likelihood_temperature: float = 1.0,
+    collect: Sequence[int] = (),
+    hyper: Mapping[str, Any] | None = None,
     num_examples: int | None = None,
 ) -> Inference:
     """theta_p <- optimiser(theta_p, direction_p), p = 1..P.
@@ -32,13 +39,19 @@ def particles(
 
     Args:
       model: network and likelihood.
-      optimiser: for one particle, without P.
+      optimiser: for one particle, without P; a sampler makes Markov chains of the particles.
       size: P.
       direction: makes the direction from an executor and `accumulate`; `independent` by default.
       executor: one of `executors.NAMES`.
       accumulate: parts that each batch is run in.
       prior: p(theta), see `uncertainty/priors.py`; None for a flat one.
-      temperature: of the posterior, for directions that stand for it; 1 is Bayes.
+      temperature: T, of the posterior (p(D | theta)^(1 / t) p(theta))^(1 / T), for samplers and for
+        directions that stand for a posterior; 1 is Bayes, below it the posterior is 'cold'.
+      likelihood_temperature: t.
+      collect: steps after which a particle's parameters are kept, see `uncertainty/thinning.py`;
+        predictions are then those of all that are kept.
+      hyper: what particles differ in by intent, see `members.HYPER`: name -> values that are given
+        to the particles in turn, or dict(low=, high=) to draw from, uniform in the logarithm.
       num_examples: N, the size of the training set; experiments fill it in.
 
     Returns:
@@ -46,8 +59,9 @@ def particles(
       the direction adds (`nll` [P, M, B]).
 
     Raises:
-      ValueError: size or accumulate below 1, an unknown executor, a negative temperature, or a
-        prior without `num_examples`.
+      ValueError: size or accumulate below 1, an unknown executor, a temperature below 0 (or 0, of
+        the likelihood), a prior or a sampler without `num_examples`, a sampler with a direction
+        that has no diffusion, or `hyper` with particles that interact or sample.
     """
     if size < 1:
         raise ValueError(f"size: {size} particles; at least 1")
@@ -55,11 +69,24 @@ def particles(
         raise ValueError(f"accumulate: {accumulate} parts; at least 1")
     if not temperature >= 0:
         raise ValueError(f"temperature: {temperature}; at least 0")
-    if prior is not None and num_examples is None:
-        raise ValueError("num_examples: a prior needs the size of the data set")
+    if not likelihood_temperature > 0:
+        raise ValueError(f"likelihood_temperature: {likelihood_temperature}; a positive number")
+    sampling = isinstance(optimiser, SamplingTransformation)
+    if (prior is not None or sampling) and num_examples is None:
+        raise ValueError("num_examples: a posterior needs the size of the data set")
     over = executors.mapping(executor)
-    target = Target(prior, num_examples, temperature)
+    target = Target(prior, num_examples and num_examples / likelihood_temperature, temperature)
     direct = direction(over=over, target=target, accumulate=accumulate)
+    separable = getattr(direct, "separable", False)
+    if sampling and not hasattr(direct, "colour"):
+        raise ValueError(
+            "direction: this one has no diffusion that a sampler could follow; samplers go with "
+            "'independent', and 'sgld' with 'svgd' in weight space"
+        )
+    if sampling and not (separable or optimiser.plain):
+        raise ValueError("direction: particles that interact sample by 'sgld' alone")
+    if hyper and (sampling or not separable):
+        raise ValueError("hyper: particles that interact or sample have one posterior")
     init_one = jax.jit(model.init)
 
     def init(key: jax.Array, x: jax.Array) -> State:
@@ -67,18 +94,33 @@ def particles(
         keys = [jax.random.fold_in(key, p) for p in range(size)]
         made = [init_one(k, x) for k in keys]
         params, collections = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
-        return State(
+        state = State(
             step=jnp.zeros((), jnp.int32),
             key=jnp.stack(keys),
             params=params,
             collections=collections,
             opt_state=jax.vmap(optimiser.init)(params),
+            hyper=members.draw_hyper(hyper, keys) if hyper else None,
         )
+        return members.reserve(state, len(collect)) if collect else state
 
     def update(state: State, batch: Batch) -> tuple[State, Metrics]:
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.key, state.step)
         gradients, collections, metrics = direct(model, state, batch, keys)
-        updates, opt_state = jax.vmap(optimiser.update)(gradients, state.opt_state, state.params)
+        if sampling:
+            noise = normal(jax.vmap(jax.random.fold_in, (0, None))(keys, NOISE), state.params)
+            noise = jax.tree.map(
+                lambda xi: target.scale() ** 0.5 * xi, direct.colour(state.params, noise)
+            )
+            updates, opt_state = jax.vmap(lambda g, s, p, xi: optimiser.update(g, s, p, noise=xi))(
+                gradients, state.opt_state, state.params, noise
+            )
+        else:
+            updates, opt_state = jax.vmap(optimiser.update)(
+                gradients, state.opt_state, state.params
+            )
+        if hyper and "learning_rate" in hyper:
+            updates = jax.tree.map(members.times(state.hyper["learning_rate"]), updates)
         metrics["gradient_norm"] = jax.vmap(optax.global_norm)(gradients)
         metrics["finite"] = (
             jnp.isfinite(metrics["loss"])
@@ -90,20 +132,23 @@ def particles(
             finite = metrics["finite"].reshape(-1, *[1] * (new.ndim - 1))
             return jnp.where(finite, new, old)
 
-        new = state.replace(
-            params=jax.vmap(optax.apply_updates)(state.params, updates),
-            collections=collections,
-            opt_state=opt_state,
+        params = jax.vmap(optax.apply_updates)(state.params, updates)
+        params, collections, opt_state = jax.tree.map(
+            keep_if_not_finite,
+            (params, collections, opt_state),
+            (state.params, state.collections, state.opt_state),
         )
-        new = jax.tree.map(keep_if_not_finite, new.replace(step=None), state.replace(step=None))
-        return new.replace(step=state.step + 1), metrics
+        new = state.replace(
+            step=state.step + 1, params=params, collections=collections, opt_state=opt_state
+        )
+        return (members.take(new, collect) if collect else new), metrics
 
     def predict(state: State, x: jax.Array) -> Latent:
         def one(particle, x):
             params, collections, key = particle
             return model.forward(params, collections, x, key, train=False)[0]
 
-        latent = over(one)((state.params, state.collections, state.key), x)  # [P, M, B, K]
+        latent = over(one)(members.predicting(state), x)  # [P S, M, B, K]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
 
-    return Inference(init, update, predict, separable=getattr(direct, "separable", False))
+    return Inference(init, update, predict, separable=separable)

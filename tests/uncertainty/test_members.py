@@ -1,0 +1,70 @@
+"""Hyper-parameters of particles, against runs that have them as their own."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.uncertainty.posteriors import data, linear_regression
+from uncertainty import optimisers, priors
+from uncertainty.inference import svgd
+from uncertainty.inference.particles import particles
+
+MODEL, BATCH = linear_regression(3, 1.0), data(8, 3)
+
+
+def run(size=1, rate=0.02, scale=0.5, hyper=None, slot=slice(None), **fields):
+    """Three steps of Adam; of the particles in `slot` of `size`."""
+    inference = particles(MODEL, optimisers.optimiser(optimisers.adam(), rate), size=size,
+                          prior=priors.gaussian(scale), num_examples=4, hyper=hyper,
+                          **fields)  # fmt: skip
+    state = inference.init(jax.random.key(0), BATCH["x"][:1])
+    update = jax.jit(inference.update)
+    for _ in range(3):
+        state, _ = update(state, BATCH)
+    return np.asarray(state.params["layer"]["kernel"])[slot], state
+
+
+@pytest.mark.parametrize("executor", ["vmap", "scan", "unroll"])
+def test_particles_have_the_learning_rates_and_priors_that_they_are_given(executor):
+    hyper = dict(learning_rate=[1.0, 3.0], prior_scale=[0.4, 1.0, 2.0])
+    together, state = run(size=6, hyper=hyper, executor=executor)
+    for p in range(6):
+        rate, scale = 0.02 * [1, 3][p % 2], 0.5 * [0.4, 1, 2][p % 3]
+        alone, _ = run(size=6, rate=rate, scale=scale)
+        np.testing.assert_allclose(together[p], alone[p], rtol=1e-5, atol=1e-6)
+    assert {k: v.shape for k, v in state.hyper.items()} == dict(learning_rate=(6,),
+                                                                 prior_scale=(6,))  # fmt: skip
+
+
+def test_drawn_values_belong_to_the_particle_and_fill_their_range():
+    hyper = dict(prior_scale=dict(low=0.1, high=10.0), learning_rate=dict(low=0.5, high=0.6))
+    few, many = (run(size=n, hyper=hyper)[1].hyper for n in (3, 40))
+    for name, (low, high) in dict(prior_scale=(0.1, 10.0), learning_rate=(0.5, 0.6)).items():
+        values = np.asarray(many[name])
+        np.testing.assert_array_equal(few[name], values[:3])
+        assert low <= values.min() and values.max() <= high
+        # uniform in the logarithm: the mean of 40 is within four standard errors
+        share = (np.log(values) - np.log(low)) / (np.log(high) - np.log(low))
+        assert abs(share.mean() - 0.5) < 4 * np.sqrt(1 / 12 / 40)
+    assert np.corrcoef(many["prior_scale"], many["learning_rate"])[0, 1] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("hyper", "why"),
+    [
+        (dict(dropout=[0.1]), "hyper.dropout: not one of learning_rate, prior_scale"),
+        (dict(prior_scale=[0.1, -1.0]), "hyper.prior_scale: .*positive numbers"),
+        (dict(prior_scale=dict(low=2.0, high=1.0)), "hyper.prior_scale: "),
+        (dict(prior_scale=dict(low=2.0)), "hyper.prior_scale: "),
+        (dict(prior_scale=[]), "hyper.prior_scale: "),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(hyper, why):
+    with pytest.raises(ValueError, match=why):
+        run(hyper=hyper)
+
+
+def test_particles_that_interact_have_one_posterior():
+    with pytest.raises(ValueError, match="hyper: particles that interact"):
+        run(size=2, hyper=dict(prior_scale=[1.0]), direction=svgd.svgd)

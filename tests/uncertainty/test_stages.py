@@ -1,0 +1,202 @@
+"""Stages that train on, average and select, against the same in NumPy."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.uncertainty.posteriors import data, linear_regression, p_values
+from uncertainty import likelihoods, optimisers, priors, samplers
+from uncertainty.inference import executors
+from uncertainty.inference.members import predicting
+from uncertainty.inference.particles import particles
+from uncertainty.layers.norm import BatchNorm
+from uncertainty.model import from_network
+from uncertainty.stages.batch_statistics import batch_statistics
+from uncertainty.stages.select import greedy, select
+from uncertainty.stages.snapshots import snapshots
+from uncertainty.stages.swag import swag
+from uncertainty.types import Latent, Target
+
+D, P, RATE = 3, 2, 0.05
+MODEL = linear_regression(D, 1.0)
+TARGET = Target(priors.gaussian(2.0), 64)
+BATCHES = [data(8, D, seed=i) for i in range(12)]
+OPTIMISER = optimisers.optimiser(optimisers.sgd(momentum=0.5), RATE)
+
+
+def trained(size=P):
+    inference = particles(MODEL, OPTIMISER, size=size)
+    return inference, inference.init(jax.random.key(3), BATCHES[0]["x"][:1])
+
+
+def run(stage, state, batches=BATCHES):
+    state = jax.jit(stage.begin)(state, batches[0]["x"])
+    update = jax.jit(stage.update)
+    for batch in batches:
+        state = update(state, batch)
+    return jax.jit(stage.finish)(state, batches[0]["x"])
+
+
+@functools.cache
+def path():
+    """Weights [P, steps, D] of SGD with momentum on the mean nll and the prior, in NumPy."""
+    w = np.asarray(trained()[1].params["layer"]["kernel"], np.float64)
+    m, seen = np.zeros_like(w), []
+    for batch in BATCHES:
+        x, y = np.asarray(batch["x"], np.float64), np.asarray(batch["y"], np.float64)[:, 0]
+        g = (w @ x.T - y) @ x / len(x) + w / 2.0**2 / 64
+        m = g + 0.5 * m
+        w = w - RATE * m
+        seen.append(w)
+    return np.stack(seen, axis=1)
+
+
+def kernel(params):
+    return np.asarray(params["layer"]["kernel"], np.float64)
+
+
+def over():
+    return executors.mapping("auto")
+
+
+def test_swag_is_the_gaussian_of_the_path():
+    stage = swag(MODEL, over(), TARGET, OPTIMISER, steps=12, every=2, samples=1500, rank=3)
+    _, state = trained()
+    state = run(stage, state)
+    values = path()[:, 1::2]  # [P, 6, D]
+    np.testing.assert_allclose(kernel(state.params), values.mean(1), rtol=1e-4, atol=1e-5)
+    running = np.cumsum(values, axis=1) / np.arange(1, 7)[:, None]
+    for p in range(P):
+        D3 = (values - running)[p, -3:].T  # [D, rank]
+        Sigma = 0.5 * (np.diag(values[p].var(0)) + D3 @ D3.T / 2)
+        draws = kernel(state.samples.params)[p]
+        assert min(p_values(draws, values[p].mean(0), Sigma)) > 1e-3
+        assert min(p_values(draws, values[p].mean(0), 1.2 * Sigma)) < 1e-3  # the test can tell
+    assert state.samples.taken.all()
+
+
+def test_without_draws_it_is_the_average_of_the_path():
+    stage = swag(MODEL, over(), TARGET, OPTIMISER, steps=12, every=3, samples=0)
+    inference, state = trained()
+    state = run(stage, state)
+    np.testing.assert_allclose(kernel(state.params), path()[:, 2::3].mean(1), rtol=1e-4, atol=1e-5)
+    assert state.samples is None
+    assert inference.predict(state, BATCHES[0]["x"]).mean.shape[0] == P
+
+
+def test_a_large_mean_does_not_drown_the_variance():
+    """In float32 the mean of squares minus the squared mean would have no digit left here."""
+    still = Target(None, 64)
+    rate = optimisers.optimiser(optimisers.sgd(), 1e-6)
+    stage = swag(MODEL, over(), still, rate, steps=12, every=1, samples=400, rank=2)
+    _, state = trained()
+    far = jax.tree.map(lambda a: a + 100.0, state.params)
+    batches = [dict(x=jnp.eye(D), y=jnp.zeros((D, 1))) for _ in range(12)]
+    state = run(stage, state.replace(params=far), batches)
+    assert np.isfinite(kernel(state.samples.params)).all()
+    assert kernel(state.samples.params).std(axis=1).max() < 1e-2
+
+
+def test_snapshots_are_the_path_at_the_end_of_each_cycle():
+    stage = snapshots(MODEL, over(), TARGET, OPTIMISER, steps=12, size=4, cycles=2, burn_in=0.5)
+    inference, state = trained()
+    state = run(stage, state)
+    np.testing.assert_allclose(
+        kernel(state.samples.params), path()[:, [3 + 1, 5, 9 + 1, 11]], rtol=1e-4, atol=1e-5
+    )
+    x = BATCHES[0]["x"]
+    mean = inference.predict(state, x).mean[..., 0]  # [P S, B]
+    every = kernel(state.samples.params).reshape(-1, D) @ np.asarray(x, np.float64).T
+    np.testing.assert_allclose(mean, every, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sampler_in_a_stage_has_noise_that_training_did_not_have():
+    sampler = optimisers.optimiser(samplers.sgld(), 1e-3)
+    inference = particles(MODEL, sampler, size=P, num_examples=64)
+    state = inference.init(jax.random.key(0), BATCHES[0]["x"][:1])
+    stage = snapshots(MODEL, over(), Target(None, 64), sampler, steps=1, size=1)
+    after, _ = jax.jit(inference.update)(state, BATCHES[0])
+    other = run(stage, state, BATCHES[:1])
+    assert not np.allclose(kernel(after.params), kernel(other.params), atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_selection_is_that_of_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    p = rng.uniform(0.05, 1, (6, 9))
+    chosen = []
+    for _ in range(5):
+        scores = [-np.log(p[[*chosen, i]].mean(0)).mean() for i in range(6)]
+        chosen.append(int(np.argmin(scores)))
+    np.testing.assert_array_equal(greedy(jnp.asarray(np.log(p)), 5), chosen)
+
+
+def test_selection_keeps_the_particles_that_the_validation_data_like():
+    inference, state = trained(size=5)
+    x, y = (np.concatenate([b[k] for b in BATCHES]) for k in ("x", "y"))
+    stage = select(MODEL, over(), num_validation=len(x), size=3)
+    # batches of unequal size
+    cuts = [dict(x=jnp.asarray(x[a:b]), y=jnp.asarray(y[a:b])) for a, b in ((0, 40), (40, len(x)))]
+    after = run(stage, state, cuts)
+    mean = kernel(state.params) @ x.T.astype(np.float64)
+    log_p = -0.5 * (mean - y[:, 0]) ** 2 - 0.5 * np.log(2 * np.pi)
+    chosen = np.asarray(greedy(jnp.asarray(log_p), 3))
+    np.testing.assert_array_equal(kernel(after.params), kernel(state.params)[chosen])
+    np.testing.assert_array_equal(
+        jax.random.key_data(after.key), jax.random.key_data(state.key)[chosen]
+    )
+    assert inference.predict(after, BATCHES[0]["x"]).mean.shape[0] == 3
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        h = nn.Dense(4, name="dense")(x)
+        h = BatchNorm(name="norm")(h[None], train=train)
+        return Latent(nn.Dense(1, name="out")(h))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_batch_statistics_are_the_mean_over_a_pass(sampled):
+    model = from_network(Normalised(), likelihoods.gaussian(noise_std=1.0))
+    inference = particles(model, OPTIMISER, size=P)
+    batches = [*BATCHES[:3], jax.tree.map(lambda a: a[:5], BATCHES[3])]  # the last is smaller
+    state = inference.init(jax.random.key(0), batches[0]["x"][:1])
+    if sampled:
+        state = run(snapshots(model, over(), Target(None, 64), OPTIMISER, steps=4, size=2), state,
+                    BATCHES[:4])  # fmt: skip
+    after = run(batch_statistics(model, over()), state, batches)
+    params, found, _ = predicting(after)
+    sizes = np.array([len(b["x"]) for b in batches])
+    for i, (W, b) in enumerate(zip(np.asarray(params["dense"]["kernel"], np.float64),
+                                   np.asarray(params["dense"]["bias"]), strict=True)):  # fmt: skip
+        h = [np.asarray(batch["x"], np.float64) @ W + b for batch in batches]
+        mean = np.average([a.mean(0) for a in h], axis=0, weights=sizes)
+        variance = np.average([a.var(0) for a in h], axis=0, weights=sizes)
+        stats = jax.tree.leaves_with_path(found["batch_stats"])
+        for key, value in stats:
+            wanted = mean if "mean" in jax.tree_util.keystr(key) else variance
+            np.testing.assert_allclose(np.ravel(value[i]), wanted, rtol=2e-4, atol=2e-5)
+    assert jax.tree.structure(after.opt_state) == jax.tree.structure(state.opt_state)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: swag(MODEL, over(), TARGET, OPTIMISER, steps=5, every=3), "every: 3; at least 1"),
+        (lambda: swag(MODEL, over(), TARGET, OPTIMISER, steps=5, every=1, rank=1), "rank: 1"),
+        (lambda: swag(MODEL, over(), TARGET, OPTIMISER, 5, 1, scale=0.0), "scale: 0.0"),
+        (lambda: snapshots(MODEL, over(), TARGET, OPTIMISER, steps=3, size=4), "size: 4 samples"),
+        (lambda: select(MODEL, over(), 10, size=0), "size: 0 particles"),
+        (lambda: select(MODEL, over(), 0, size=2), "no data.validation"),
+        (lambda: batch_statistics(MODEL, over()).begin(trained()[1], None), "no batch normal"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_what_cannot_be_says_why(make, why):
+    with pytest.raises(ValueError, match=why):
+        make()

@@ -1,0 +1,100 @@
+"""What a particle has beside its parameters: samples that it leaves, and hyper-parameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from uncertainty.types import Collections, Params, Samples, State
+
+# What particles may differ in by intent, as factors on the config's own value.
+HYPER = ("learning_rate", "prior_scale")
+_DRAW = 0x68797072  # of a particle's key: its hyper-parameters
+
+
+def reserve(state: State, size: int) -> State:
+    """The state with room for `size` samples of each particle, none of them taken."""
+
+    def room(tree: Any) -> Any:
+        return jax.tree.map(lambda a: jnp.zeros((a.shape[0], size, *a.shape[1:]), a.dtype), tree)
+
+    taken = jnp.zeros((state.key.shape[0], size), bool)
+    return state.replace(samples=Samples(room(state.params), room(state.collections), taken))
+
+
+def put(state: State, slot: jax.Array, when: jax.Array | bool = True) -> State:
+    """The state with its parameters and collections in a slot of its samples, if `when`."""
+
+    def write(kept: jax.Array, new: jax.Array) -> jax.Array:
+        old = jax.lax.dynamic_index_in_dim(kept, slot, axis=1, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(kept, jnp.where(when, new, old), slot, axis=1)
+
+    kept = state.samples
+    return state.replace(
+        samples=Samples(
+            params=jax.tree.map(write, kept.params, state.params),
+            collections=jax.tree.map(write, kept.collections, state.collections),
+            taken=write(kept.taken, jnp.ones(kept.taken.shape[:1], bool)),
+        )
+    )
+
+
+def take(state: State, at: Sequence[int]) -> State:
+    """`put` in slot i where the step is the i-th of `at`, which ascend."""
+    at = jnp.asarray(at)
+    slot = jnp.minimum(jnp.searchsorted(at, state.step), len(at) - 1)
+    return put(state, slot, at[slot] == state.step)
+
+
+def predicting(state: State) -> tuple[Params, Collections, jax.Array]:
+    """Parameters, collections and keys of all that predicts, [P S, ...]; S = 1 without samples."""
+    if state.samples is None:
+        return state.params, state.collections, state.key
+    P, S = state.samples.taken.shape
+
+    def joined(kept: jax.Array, now: jax.Array) -> jax.Array:
+        taken = state.samples.taken.reshape(P, S, *[1] * (now.ndim - 1))
+        return jnp.where(taken, kept, now[:, None]).reshape(P * S, *now.shape[1:])
+
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    return (
+        jax.tree.map(joined, state.samples.params, state.params),
+        jax.tree.map(joined, state.samples.collections, state.collections),
+        fold(state.key, jnp.arange(S)).reshape(P * S),
+    )
+
+
+def draw_hyper(hyper: Mapping[str, Any], keys: Sequence[jax.Array]) -> dict[str, jax.Array]:
+    """name -> [P] of the particles with these keys.
+
+    Raises:
+      ValueError: an unknown name, or values that are neither positive numbers nor a range of them.
+    """
+    drawn = {}
+    for i, (name, values) in enumerate(sorted(hyper.items())):
+        if name not in HYPER:
+            raise ValueError(f"hyper.{name}: not one of {', '.join(HYPER)}")
+        field = f"hyper.{name}: {values!r}; positive numbers, or dict(low=, high=)"
+        ranged = isinstance(values, Mapping)
+        if ranged and set(values) != {"low", "high"}:
+            raise ValueError(field)
+        numbers = [values["low"], values["high"]] if ranged else list(values)
+        if not numbers or not all(v > 0 for v in numbers) or (ranged and numbers[0] > numbers[1]):
+            raise ValueError(field)
+        if ranged:
+            low, high = jnp.log(jnp.asarray(numbers, jnp.float32))
+            made = [
+                jnp.exp(jax.random.uniform(jax.random.fold_in(key, _DRAW + i), (), minval=low,
+                                           maxval=high))
+                for key in keys
+            ]  # fmt: skip
+        else:
+            made = [jnp.float32(numbers[p % len(numbers)]) for p in range(len(keys))]
+        drawn[name] = jnp.stack(made)
+    return drawn
+
+
+def times(factors: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """leaf [P, ...] -> factors [P] * leaf."""
+    return lambda leaf: factors.reshape(-1, *[1] * (leaf.ndim - 1)) * leaf

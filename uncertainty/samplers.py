@@ -1,0 +1,145 @@
+"""Stochastic-gradient Markov chains: optimisers whose noise makes the particles samples.
+
+They stand where an optimiser does, `optimiser=dict(name='sgld', learning_rate=...)`, and follow the
+posterior of `inference` (its prior and temperature). Everything is per example: with g the gradient
+of -1/N log p(D, theta), eta the learning rate times its schedule, and T the temperature, a step eta
+here is the step size 2 eta / N of the papers, whose gradient is N g.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import optax
+
+from uncertainty.types import Params
+
+
+class Sampler(NamedTuple):
+    """Waits for the learning rate of each step, on which its noise depends.
+
+    `make(rate)` is an optax transformation whose updates are final, the learning rate included, and
+    whose `update` takes `noise`, normal draws of variance T / N of the shape of the parameters.
+    """
+
+    make: Callable[[optax.Schedule], optax.GradientTransformationExtraArgs]
+    plain: bool = False  # no state but the step, so that the noise may be that of another diffusion
+
+
+class SamplingTransformation(NamedTuple):
+    """An optimiser that needs `noise`; see `Sampler`."""
+
+    init: Callable[[Params], Any]
+    update: Callable[..., tuple[Params, Any]]
+    plain: bool
+
+
+def sgld() -> Sampler:
+    """theta <- theta - eta g + sqrt(2 eta T / N) xi, xi ~ N(0, I) (Welling & Teh 2011).
+
+    With a direction that has a diffusion of its own (SVGD with K / P in weight space) g and xi are
+    that direction's: stochastic SVGD.
+    """
+
+    def step(t, rate, g, memory, noise):
+        return jax.tree.map(lambda g, xi: -rate * g + jnp.sqrt(2 * rate) * xi, g, noise), memory
+
+    return _sampler(lambda params: (), step, plain=True)
+
+
+def psgld(decay: float = 0.99, eps: float = 1e-5, adapt_steps: int | None = None) -> Sampler:
+    """theta <- theta - eta G g + sqrt(2 eta T / N G) xi, G = 1 / (eps + sqrt(V)) (Li et al. 2016).
+
+    V <- decay V + (1 - decay) g^2 is that of RMSProp. Differences from the paper: the term Gamma,
+    the divergence of G, is left out, as in its own experiments; V begins with g^2 of the first
+    step, not with 0; `adapt_steps` is new: after so many steps G stays as it is, and what is
+    sampled then has no bias by its changes.
+
+    Args:
+      decay: in [0, 1).
+      eps: a floor of sqrt(V), in units of g.
+      adapt_steps: steps in which V changes; None for all.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay: {decay}; at least 0, below 1")
+    if not eps > 0:
+        raise ValueError(f"eps: {eps}; a positive number")
+    if adapt_steps is not None and adapt_steps < 1:
+        raise ValueError(f"adapt_steps: {adapt_steps}; at least 1, or None")
+
+    def step(t, rate, g, V, noise):
+        keep = jnp.where(t == 0, 0.0, decay)
+        if adapt_steps is not None:
+            keep = jnp.where(t < adapt_steps, keep, 1.0)
+        V = jax.tree.map(lambda V, g: keep * V + (1 - keep) * g**2, V, g)
+
+        def move(g, V, xi):
+            G = 1 / (eps + jnp.sqrt(V))
+            return -rate * G * g + jnp.sqrt(2 * rate * G) * xi
+
+        return jax.tree.map(move, g, V, noise), V
+
+    return _sampler(lambda params: jax.tree.map(jnp.zeros_like, params), step)
+
+
+def sghmc(friction: float = 0.1) -> Sampler:
+    """v <- (1 - a) v - eta g + sqrt(2 a eta T / N) xi; theta <- theta + v.
+
+    Source: Chen, Fox & Guestrin 2014, eq. 15. a is the friction, 1 minus the momentum of SGD.
+    Differences from the paper: the estimate of the gradient's own noise is 0, as in its
+    experiments.
+
+    Args:
+      friction: a, in (0, 1]; 1 is SGLD.
+
+    Raises:
+      ValueError: a friction out of range.
+    """
+    if not 0 < friction <= 1:
+        raise ValueError(f"friction: {friction}; above 0, at most 1")
+
+    def step(t, rate, g, v, noise):
+        def move(v, g, xi):
+            return (1 - friction) * v - rate * g + jnp.sqrt(2 * friction * rate) * xi
+
+        v = jax.tree.map(move, v, g, noise)
+        return v, v
+
+    return _sampler(lambda params: jax.tree.map(jnp.zeros_like, params), step)
+
+
+class SamplerState(NamedTuple):
+    count: jax.Array
+    memory: Any
+
+
+def _sampler(start: Callable, step: Callable, plain: bool = False) -> Sampler:
+    """The Sampler of step(t, rate, g, memory, noise) -> updates, memory."""
+
+    def make(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+        def init(params: Params) -> SamplerState:
+            return SamplerState(jnp.zeros((), jnp.int32), start(params))
+
+        def update(g, state, params=None, *, noise, **extra):
+            t = state.count
+            updates, memory = step(t, rate(t), g, state.memory, noise)
+            return updates, SamplerState(t + 1, memory)
+
+        return optax.GradientTransformationExtraArgs(init, update)
+
+    return Sampler(make, plain)
+
+
+def normal(keys: jax.Array, params: Params) -> Params:
+    """Standard normal numbers of the shape of the parameters [P, ...], each P from its own key."""
+
+    def one(key: jax.Array, params: Params) -> Params:
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        return unravel(jax.random.normal(key, flat.shape, flat.dtype))
+
+    return jax.vmap(one)(keys, params)

@@ -1,0 +1,70 @@
+"""The statistics of batch normalisation, again, for parameters that no training has seen."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from uncertainty.inference import members
+from uncertainty.types import Batch, Collections, Model, Stage, State
+
+NAME = "batch_stats"
+
+
+def batch_statistics(model: Model, over: Callable) -> Stage:
+    """Mean and variance of every normalised layer, averaged over a pass over the training data.
+
+    For averages and draws of weights (Izmailov et al. 2018, section 3.3): of the samples, where the
+    particles have some. Batches are those of evaluation and count by their size; dropout acts as in
+    training.
+
+    Args:
+      model: with batch normalisation.
+      over: executor that maps over the particles.
+
+    Raises:
+      ValueError: the model has none.
+    """
+
+    def forward(state: State, x: jax.Array, filled: float) -> Collections:
+        """What one batch makes of statistics that are all `filled`, [P S, ...]."""
+
+        def one(particle, x):
+            params, collections, key = particle
+            start = jax.tree.map(lambda a: jnp.full_like(a, filled), collections[NAME])
+            collections = {**collections, NAME: start}
+            return model.forward(params, collections, x, key, train=True)[1][NAME]
+
+        return over(one)(members.predicting(state), x)
+
+    def begin(state: State, x: jax.Array) -> State:
+        if NAME not in state.collections:
+            raise ValueError("batch_statistics: the model has no batch normalisation")
+        sums = jax.tree.map(jnp.zeros_like, members.predicting(state)[1][NAME])
+        count = jnp.zeros(jax.tree.leaves(sums)[0].shape[:1])
+        return state.replace(opt_state=dict(optimiser=state.opt_state, sums=sums, count=count))
+
+    def update(state: State, batch: Batch) -> State:
+        B, kept = len(batch["x"]), state.opt_state
+        # The running average moves from 0 by (1 - momentum) times the batch's statistics.
+        moved = forward(state, batch["x"], 0.0)
+        sums = jax.tree.map(lambda total, new: total + B * new, kept["sums"], moved)
+        return state.replace(opt_state=dict(kept, sums=sums, count=kept["count"] + B))
+
+    def finish(state: State, x: jax.Array) -> State:
+        kept = state.opt_state
+        momentum = jax.tree.map(jnp.subtract, forward(state, x, 1.0), forward(state, x, 0.0))
+
+        def average(total, momentum):
+            return total / ((1 - momentum) * kept["count"].reshape(-1, *[1] * (total.ndim - 1)))
+
+        found = jax.tree.map(average, kept["sums"], momentum)
+        state = state.replace(opt_state=kept["optimiser"])
+        if state.samples is None:
+            return state.replace(collections={**state.collections, NAME: found})
+        P, S = state.samples.taken.shape
+        found = jax.tree.map(lambda a: a.reshape(P, S, *a.shape[1:]), found)
+        collections = {**state.samples.collections, NAME: found}
+        return state.replace(samples=state.samples.replace(collections=collections))
+
+    return Stage(begin, update, finish)

@@ -1,0 +1,73 @@
+"""Greedy selection of particles for the mixture that predicts validation data best."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from uncertainty.inference import members
+from uncertainty.types import Batch, Model, Stage, State
+
+
+def select(model: Model, over: Callable, num_validation: int, size: int) -> Stage:
+    """`size` of the particles, one after the other, with replacement.
+
+    Each time the particle joins with which the nll of the mixture on the validation data is least;
+    one that joins twice counts twice (Caruana et al. 2004; Wenzel et al. 2020, "Hyperparameter
+    ensembles", algorithm 1, whose selection stops when the nll grows). What remains is a state of
+    `size` particles. A particle's own members and samples come and go with it.
+
+    Args:
+      model: network and likelihood.
+      over: executor that maps over the particles.
+      num_validation: validation examples.
+      size: particles that remain.
+
+    Raises:
+      ValueError: no size, or no validation data.
+    """
+    if size < 1:
+        raise ValueError(f"size: {size} particles; at least 1")
+    if num_validation < 1:
+        raise ValueError("select: there is no data.validation to select by")
+
+    def begin(state: State, x: jax.Array) -> State:
+        P = len(state.key)
+        noted = dict(log_p=jnp.zeros((P, num_validation)), count=jnp.zeros(P, jnp.int32))
+        return state.replace(opt_state=dict(optimiser=state.opt_state, noted=noted))
+
+    def update(state: State, batch: Batch) -> State:
+        def one(particle, batch):
+            params, collections, key = particle
+            latent, _, _ = model.forward(params, collections, batch["x"], key, train=False)
+            nll = model.likelihood.nll(latent, batch["y"], key)
+            return jax.nn.logsumexp(-nll, axis=0) - jnp.log(len(nll))  # of its members, [B]
+
+        log_p = over(one)(members.predicting(state), batch)
+        log_p = log_p.reshape(len(state.key), -1, log_p.shape[-1])
+        log_p = jax.nn.logsumexp(log_p, axis=1) - jnp.log(log_p.shape[1])  # of its samples
+        noted = state.opt_state["noted"]
+        at = noted["count"][0]
+        noted = dict(
+            log_p=jax.lax.dynamic_update_slice_in_dim(noted["log_p"], log_p, at, axis=1),
+            count=noted["count"] + log_p.shape[-1],
+        )
+        return state.replace(opt_state=dict(state.opt_state, noted=noted))
+
+    def finish(state: State, x: jax.Array) -> State:
+        chosen = greedy(state.opt_state["noted"]["log_p"], size)
+        arrays = state.replace(step=None, opt_state=state.opt_state["optimiser"])
+        return jax.tree.map(lambda a: a[chosen], arrays).replace(step=state.step)
+
+    return Stage(begin, update, finish, data="validation", separable=False)
+
+
+def greedy(log_p: jax.Array, size: int) -> jax.Array:
+    """Rows of log_p [P, B] whose mean probability is greedily best, [size]; the first of equals."""
+    total, chosen = jnp.full(log_p.shape[1:], -jnp.inf), []
+    for _ in range(size):
+        joined = jnp.logaddexp(total, log_p)  # [P, B]
+        best = jnp.argmax(joined.mean(axis=1))
+        total = joined[best]
+        chosen.append(best)
+    return jnp.stack(chosen)

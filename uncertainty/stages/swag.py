@@ -1,0 +1,123 @@
+"""Stochastic weight averaging, and the Gaussian around the average that the same path gives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from uncertainty.samplers import normal
+from uncertainty.stages.training import Optimiser, further_training
+from uncertainty.types import Batch, Model, Params, Samples, Stage, State, Target
+
+_DRAW = 0x73776167  # of a particle's key
+
+
+def swag(
+    model: Model,
+    over: Callable,
+    target: Target,
+    optimiser: Optimiser,
+    steps: int,
+    every: int,
+    samples: int = 30,
+    rank: int = 20,
+    scale: float = 0.5,
+) -> Stage:
+    """Training goes on; predictions average over draws of N(mean, Sigma) of its path.
+
+    Source: Maddox et al. 2019, "A simple baseline for Bayesian uncertainty in deep learning",
+    algorithm 1. Of theta after every `every` steps, with its mean and variance over the path,
+
+      Sigma = scale (diag(variance) + D D^T / (rank - 1))
+
+    where the columns of D are the last `rank` values of theta minus the running mean of their time.
+    Each particle has its own: several are MultiSWAG (Wilson & Izmailov 2020). Batch statistics are
+    those at the end of the path: let the stage 'batch_statistics' follow.
+
+    Args:
+      model, over, target: of the run.
+      optimiser: a config's `optimiser`; in the paper SGD at a constant, rather high rate.
+      steps: of training.
+      every: steps between values of theta; an epoch in the paper. Two of them must fit.
+      samples: draws S of each particle; 0 for the mean alone, stochastic weight averaging (Izmailov
+        et al. 2018).
+      rank: at least 2.
+      scale: of the covariance; 1/2 in the paper.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+    if every < 1 or steps < 2 * every:
+        raise ValueError(f"every: {every}; at least 1, and at most half of the {steps} steps")
+    if samples < 0:
+        raise ValueError(f"samples: {samples}; at least 0")
+    if rank < 2:
+        raise ValueError(f"rank: {rank}; at least 2")
+    if not scale > 0:
+        raise ValueError(f"scale: {scale}; a positive number")
+    values = steps // every
+    rank = min(rank, values)
+    opened, train = further_training(model, over, target, optimiser)
+
+    def begin(state: State, x: jax.Array) -> State:
+        state = opened(state)
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        deviations = jax.tree.map(lambda a: jnp.repeat(a[:, None], rank, axis=1), zeros)
+        path = dict(mean=zeros, squares=zeros, deviations=deviations)
+        return state.replace(opt_state=dict(optimiser=state.opt_state, path=path))
+
+    def update(state: State, batch: Batch) -> State:
+        path = state.opt_state["path"]
+        state = train(state.replace(opt_state=state.opt_state["optimiser"]), batch)
+        n = state.step // every  # values, this one included
+
+        def add(path: dict[str, Params]) -> dict[str, Params]:
+            params, old = state.params, path["mean"]
+            mean = jax.tree.map(lambda m, w: m + (w - m) / n, old, params)
+            # Welford's sum of squares, which loses no digits where the mean is large.
+            squares = jax.tree.map(
+                lambda s, w, a, b: s + (w - a) * (w - b), path["squares"], params, old, mean
+            )
+            deviations = jax.tree.map(
+                lambda D, w, m: jax.lax.dynamic_update_index_in_dim(D, w - m, (n - 1) % rank, 1),
+                path["deviations"], params, mean,
+            )  # fmt: skip
+            return dict(mean=mean, squares=squares, deviations=deviations)
+
+        path = jax.lax.cond(state.step % every == 0, add, lambda path: path, path)
+        return state.replace(opt_state=dict(optimiser=state.opt_state, path=path))
+
+    def draw(key: jax.Array, path: dict[str, Params]) -> Params:
+        """A draw of each particle, [P, ...]."""
+        keys = jax.vmap(jax.random.fold_in, (0, None))(key, 1)
+        z = jax.vmap(lambda k: jax.random.normal(k, (rank,)))(keys)
+
+        def move(mean, squares, D, xi):
+            low_rank = jnp.einsum("pr...,pr->p...", D, z) / jnp.sqrt(rank - 1)
+            return mean + jnp.sqrt(scale) * (jnp.sqrt(squares / values) * xi + low_rank)
+
+        parts = (path["mean"], path["squares"], path["deviations"], normal(key, path["mean"]))
+        return jax.tree.map(move, *parts)
+
+    def finish(state: State, x: jax.Array) -> State:
+        path = state.opt_state["path"]
+        state = state.replace(params=path["mean"], opt_state=state.opt_state["optimiser"])
+        if not samples:
+            return state
+        fold = jax.vmap(jax.random.fold_in, (0, None))
+        keys = fold(state.key, _DRAW)
+        drawn = jax.vmap(lambda s: draw(fold(keys, s), path), out_axes=1)(jnp.arange(samples))
+
+        def copies(tree: Any) -> Any:
+            return jax.tree.map(lambda a: jnp.repeat(a[:, None], samples, axis=1), tree)
+
+        return state.replace(
+            samples=Samples(
+                params=drawn,
+                collections=copies(state.collections),
+                taken=jnp.ones((len(state.key), samples), bool),
+            )
+        )
+
+    return Stage(begin, update, finish, steps=steps)

@@ -1,0 +1,45 @@
+"""Which steps of a run leave a sample behind: a list of them, from the whole number of steps."""
+
+
+def after_burn_in(total_steps: int, size: int, burn_in: float = 0.5) -> tuple[int, ...]:
+    """`size` steps at equal distances after the first `burn_in` of the run; the last is its end.
+
+    Args:
+      total_steps: of the run.
+      size: samples S.
+      burn_in: a fraction of the run, in [0, 1).
+
+    Raises:
+      ValueError: a fraction out of range, or fewer steps than samples.
+    """
+    return cyclical(total_steps, size, cycles=1, burn_in=burn_in)
+
+
+def cyclical(total_steps: int, size: int, cycles: int = 4, burn_in: float = 0.5) -> tuple[int, ...]:
+    """size / cycles steps at equal distances in each of `cycles` equal parts, after its burn-in.
+
+    With one sample a cycle, its end: a snapshot ensemble (Huang et al. 2017). The cycles are those
+    of `schedules.cyclical`.
+
+    Args:
+      total_steps: of the run.
+      size: samples S; a multiple of `cycles`.
+      cycles: parts.
+      burn_in: the fraction of each cycle that leaves none, in [0, 1).
+
+    Raises:
+      ValueError: a number out of range, or fewer steps than samples.
+    """
+    if not 0 <= burn_in < 1:
+        raise ValueError(f"burn_in: {burn_in}; a fraction, at least 0 and below 1")
+    if cycles < 1 or size < 1 or size % cycles:
+        raise ValueError(f"size: {size}; a positive multiple of the {cycles} cycles")
+    length = -(-total_steps // cycles)
+    each, steps = size // cycles, []
+    for cycle in range(cycles):
+        start, end = cycle * length, min((cycle + 1) * length, total_steps)
+        usable = round((end - start) * (1 - burn_in))
+        steps += [end - usable * (each - 1 - i) // each for i in range(each)]
+    if len(set(steps)) < size or steps != sorted(steps) or steps[0] < 1:
+        raise ValueError(f"size: {size} samples do not fit into {total_steps} steps")
+    return tuple(steps)
