@@ -35,6 +35,8 @@ setup(
     extras_require={
         # Preparing a tfds set, and writing TensorBoard files, need TensorFlow.
         "tensorflow": ["tensorflow", "tensorboard"],
+        # Reading the R files of `experiments.data.prepare_uci`.
+        "uci": ["rdata"],
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )

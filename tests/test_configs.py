@@ -33,6 +33,8 @@ RUNS = [  # file and its options, runlocal apart
     ("tabular/breast_cancer.py", ""),
     ("tabular/breast_cancer.py", "dataset=wine,size=1"),
     ("tabular/diabetes.py", ""),
+    ("tabular/uci.py", "method=svgd"),
+    pytest.param("tabular/uci.py", "method=wgd_functions", marks=SLOW),
     pytest.param("digits/lenet5.py", "size=2", marks=SLOW),
     pytest.param("digits/lenet5.py", "heads=3", marks=SLOW),
     pytest.param("digits/lenet5.py", "masks=3", marks=SLOW),

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 
+from experiments.data.order import SPLIT, philox
 from experiments.data.splits import Arrays, Dataset, dataset
 from uncertainty.build import ConfigError
 
@@ -31,7 +32,7 @@ def idx(path: str, num_classes: int | None = None) -> Dataset:
     return dataset(found, lambda name: _labelled(*map(read_idx, found[name])), num_classes or 0)
 
 
-def npz(path: str, num_classes: int | None = None) -> Dataset:
+def npz(path: str, num_classes: int | None = None, seed: int | None = None) -> Dataset:
     """A folder of pairs (kmnist-test-imgs.npz, kmnist-test-labels.npz), or one npz file.
 
     One file holds 'x' and 'y', which are the split 'train', or 'x_train', 'y_train', 'x_test', ...
@@ -40,6 +41,8 @@ def npz(path: str, num_classes: int | None = None) -> Dataset:
     Args:
       path: the folder or file.
       num_classes: K; by default one more than the largest label.
+      seed: of a random order of the examples of each split, so that 'train[:90%]' and 'train[90%:]'
+        divide one file at random; by default they stand as they are stored.
 
     Raises:
       ConfigError: the file, or the arrays in it, are missing.
@@ -53,7 +56,7 @@ def npz(path: str, num_classes: int | None = None) -> Dataset:
         reads = _arrays_of(location)
     first = next(iter(reads.values()))()[1]
     classes = None if first.dtype.kind == "f" else num_classes or 0
-    return dataset(reads, lambda name: reads[name](), classes)
+    return dataset(reads, lambda name: _in_order(reads[name](), seed), classes)
 
 
 def read_idx(path: pathlib.Path | str) -> np.ndarray:
@@ -81,7 +84,16 @@ def read_idx(path: pathlib.Path | str) -> np.ndarray:
 
 
 def _labelled(x: np.ndarray, y: np.ndarray) -> Arrays:
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} inputs but {len(y)} labels")
     return (x[..., None] if x.ndim == 3 else x), y  # images get a channel
+
+
+def _in_order(arrays: Arrays, seed: int | None) -> Arrays:
+    if seed is None:
+        return arrays
+    order = np.argsort(philox(seed, SPLIT).random_raw(len(arrays[0])), kind="stable")
+    return tuple(a[order] for a in arrays)
 
 
 def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict[str, tuple]:

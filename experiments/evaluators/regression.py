@@ -9,7 +9,10 @@ from uncertainty import metrics
 
 
 def regression(predict: Any, data: Any, grid: Any = None) -> Iterator[tuple[str, Any]]:
-    """Metrics of the mixture of the members' Gaussians, in the units of the source's `y`.
+    """Metrics of the mixture of the members' Gaussians, in the units that `y` is stored in.
+
+    Where the source normalises y, predictions are taken back: an error of e is y_std e, and the
+    nll of u = (y - y_mean) / y_std gains log y_std, as p(y) = p(u) / y_std.
 
     Args:
       predict: `predict.Predictor`.
@@ -21,18 +24,30 @@ def regression(predict: Any, data: Any, grid: Any = None) -> Iterator[tuple[str,
     if p.variance is None:
         raise ValueError("regression: the likelihood is for classes")
     y = p.y[:, None] if p.y.ndim == 1 else p.y
-    yield from metrics.evaluate_regression(p.mean, p.variance, y).items()
-    yield "test/mean", p.mean
-    yield "test/variance", p.variance
+    mean, variance, y = as_stored(p.source, p.mean, p.variance, y)
+    yield from metrics.evaluate_regression(mean, variance, y).items()
+    yield "test/mean", mean
+    yield "test/variance", variance
     yield "test/y", y
     if p.source.shape in ((1,), (2,)):
         yield "test/x", p.source.gather(np.arange(len(p.source)))["x"]
     if grid is not None:
         g = predict(grid)
-        yield "grid/mean", g.mean
-        yield "grid/variance", g.variance
+        mean, variance, _ = as_stored(g.source, g.mean, g.variance, y)
+        yield "grid/mean", mean
+        yield "grid/variance", variance
         yield "grid/x", g.source.gather(np.arange(len(g.source)))["x"]
     yield "cost/predict_ms_per_example", 1e3 * p.seconds / len(y)
+
+
+def as_stored(
+    source: Any, mean: np.ndarray, variance: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and variance [M, B, K] and y [B, K] without the normalisation of the source."""
+    if source.y_mean is None:
+        return mean, variance, y
+    shift, scale = (np.asarray(a, np.float64) for a in (source.y_mean, source.y_std))
+    return mean * scale + shift, variance * scale**2, y * scale + shift
 
 
 regression.task = "regression"

@@ -86,7 +86,7 @@ def evaluate_regression(
     Args:
       mean, variance: [M, B, K] of each member.
       y: [B, K].
-      levels: of the central intervals whose coverage is given.
+      levels: of the central intervals whose coverage and mean width are given.
 
     Returns:
       'regression/metric' -> value.
@@ -102,4 +102,5 @@ def evaluate_regression(
         levels, regression.interval_coverage(mean, variance, y, levels), strict=True
     ):
         values[f"coverage_{level:g}"] = covered
+        values[f"width_{level:g}"] = regression.interval_width(mean, variance, level)
     return {f"regression/{name}": value for name, value in values.items()}
