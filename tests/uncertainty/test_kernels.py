@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from uncertainty.kernels.imq import imq
 from uncertainty.kernels.linear import linear
+from uncertainty.kernels.probability_product import probability_product
 from uncertainty.kernels.rbf import median_bandwidth, rbf, squared_distances
 
 PAIRS = {  # a kernel and its formula for one pair
@@ -93,6 +94,22 @@ def test_the_bandwidth_is_a_constant_under_differentiation():
                                atol=1e-6)  # fmt: skip
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_the_probability_product_is_its_formula(power):
+    p = np.random.default_rng(0).dirichlet(np.ones(4), size=(5, 2, 3)).astype(np.float32)
+    kernel = probability_product(power)
+    phi = np.asarray(kernel.features(jnp.asarray(p))).reshape(5, -1)
+    gram, force = kernel.matrices(jnp.asarray(phi @ phi.T))
+    for i in range(5):
+        for j in range(5):  # M B = 6 distributions of 4 classes
+            np.testing.assert_allclose(gram[i, j], ((p[i] * p[j]) ** power).sum() / 6, rtol=1e-4)
+    np.testing.assert_array_equal(force, 5 * np.eye(5))
+    if power == 0.5:
+        np.testing.assert_allclose(np.diag(gram), 1.0, rtol=1e-5)
+    sure = jnp.eye(4)[None]  # probabilities of 0 have a finite slope
+    assert np.isfinite(jax.grad(lambda p: kernel.features(p).sum())(sure)).all()
+
+
 @pytest.mark.parametrize(
     ("make", "fields", "why"),
     [
@@ -100,6 +117,8 @@ def test_the_bandwidth_is_a_constant_under_differentiation():
         (imq, dict(bandwidth=-1.0), "bandwidth: -1.0"),
         (imq, dict(power=1.0), "power: 1.0"),
         (linear, dict(offset=-0.1), "offset: -0.1"),
+        (probability_product, dict(power=0.0), "power: 0.0"),
+        (probability_product, dict(power=1.5), "power: 1.5"),
     ],
 )
 def test_what_cannot_be_is_refused(make, fields, why):

@@ -2,9 +2,10 @@
 
 A method is a pair of matrices [P, P] made of the particles' inner products, A and B, with which
 
-    g_i  <-  sum_j A_ij g_j  -  temperature / N  sum_j B_ij z_j
+    g_i  <-  a sum_j A_ij g_j  -  temperature / N  sum_j B_ij z_j
 
-where g is the gradient of the mean nll (and of -1/N log p(theta)) and z is what the kernel sees.
+where g is the gradient of the mean nll (and of -1/N log p(theta)), z is what the kernel sees, and
+a = annealing(step), or 1. Particles may be spread over devices: `inference/exchange.py`.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uncertainty.inference import exchange
 from uncertainty.inference.independent import Direction, independent
+from uncertainty.inference.spectral import prior_draws, prior_score
 from uncertainty.types import (
     Batch,
     Collections,
@@ -28,7 +31,9 @@ from uncertainty.types import (
 
 SPACES = ("weights", "functions", "functional_kernel", "functional_repulsion")
 VALUES = ("logits", "probabilities")
-Transport = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # K, F -> A, B
+# K, F -> A, B. None for A is the identity; B is linear in F.
+Transport = Callable[[jax.Array, jax.Array], tuple[jax.Array | None, jax.Array]]
+POINTS = 0x706F696E  # of particle 0's key: context points
 
 
 def interacting(
@@ -40,6 +45,10 @@ def interacting(
     space: str = "weights",
     values: str = "logits",
     per_layer: bool = False,
+    weight_kernel: Kernel | None = None,
+    annealing: Callable | None = None,
+    context: Callable | None = None,
+    function_prior: int = 0,
 ) -> Direction:
     """A direction in one of SPACES.
 
@@ -53,6 +62,16 @@ def interacting(
     with J the Jacobian of a particle's function values. The last two are the readings of "hybrid"
     in the literature.
 
+    Functions may be compared at other points than the batch, the same for all particles: then z, B
+    and A are those of these points, where the networks run as in training, and B z is pulled back
+    through the Jacobian there, while nll, auxiliary losses and collections are those of the batch.
+
+    In 'functions' the prior may be one on functions, that of the weights' prior: J^T A (-1/N grad
+    log q(z)) with the score estimated from draws, see `spectral.prior_score`. They are new at each
+    step; `loss` is then without a prior.
+
+    Points and draws have keys made of the key of particle 0 and the step, which all devices get.
+
     Args:
       transport: K and F of the kernel -> A and B.
       over, target, accumulate: see `independent`.
@@ -60,113 +79,165 @@ def interacting(
       space: see above.
       values: what stands for a function: 'logits', the latents' means, or 'probabilities'.
       per_layer: a kernel for each layer by itself, in weight space.
+      weight_kernel: of the weights in 'functional_repulsion'; None for `kernel`.
+      annealing: step -> factor of the driving term, see `uncertainty/annealing.py`.
+      context: batch, key -> points x [B', ...] where functions are compared, see
+        `uncertainty/context.py`; None for the batch itself.
+      function_prior: number of draws; 0 for a prior on the weights.
 
     Raises:
-      ValueError: an unknown space or values, or `accumulate` or `per_layer` outside weight space.
+      ValueError: an unknown space or values; a field outside the spaces that it is for; a kernel of
+        probabilities on something else; draws without a prior to draw from.
     """
     for field, value, allowed in (("space", space, SPACES), ("values", values, VALUES)):
         if value not in allowed:
             raise ValueError(f"{field}: {value!r}; one of {', '.join(map(repr, allowed))}")
-    if space != "weights" and accumulate > 1:
+    in_function_space = space != "weights"
+    if in_function_space and accumulate > 1:
         raise ValueError(f"accumulate: {accumulate} parts, but functions are compared on the batch")
-    if space != "weights" and per_layer:
+    if in_function_space and per_layer:
         raise ValueError("per_layer: functions have no layers; for space='weights' only")
+    if not in_function_space and context is not None:
+        raise ValueError("context: weights are compared without points; for other spaces only")
+    if weight_kernel is not None and space != "functional_repulsion":
+        raise ValueError("weight_kernel: for space='functional_repulsion' only")
+    weight_kernel = weight_kernel or kernel
+    if kernel.features is not None and (not in_function_space or values != "probabilities"):
+        raise ValueError("kernel: this one compares probabilities; set values='probabilities' and "
+                         "a space of functions, not 'weights'")  # fmt: skip
+    if space == "functional_repulsion" and weight_kernel.features is not None:
+        raise ValueError("weight_kernel: 'functional_repulsion' compares weights too, and this "
+                         "kernel compares probabilities; give another")  # fmt: skip
+    if function_prior:
+        if function_prior < 2:
+            raise ValueError(f"function_prior: {function_prior} draws; at least 2, or 0")
+        if space != "functions":
+            raise ValueError("function_prior: for space='functions' only")
+        if target.prior is None:
+            raise ValueError("function_prior: needs a prior on the weights to draw from")
     scale = target.scale()
     alone = independent(over, target, accumulate)
 
-    def matrices(z: Any) -> tuple[jax.Array, jax.Array]:
-        return transport(*kernel.matrices(inner_products(z, kernel.stationary)))
+    def anneal(tree: Any, step: jax.Array) -> Any:
+        if annealing is None:
+            return tree
+        return jax.tree.map(lambda a: (annealing(step) * a).astype(a.dtype), tree)
 
-    def energy(params: Params) -> jax.Array:
-        return jnp.asarray(target.potential(params), jnp.float32)
-
-    def prior_gradient(params: Params) -> Params:
-        return jax.vmap(jax.grad(energy))(params)
+    def matrices(kernel: Kernel, z: list[jax.Array]) -> tuple[jax.Array | None, jax.Array]:
+        return transport(*kernel.matrices(exchange.inner_products(z, kernel.stationary)))
 
     def in_weights(
         model: Model, state: State, batch: Batch, keys: jax.Array
     ) -> tuple[Params, Collections, Metrics]:
         g, collections, metrics = alone(model, state, batch, keys)
 
-        def step(z: Any, g: Any) -> Any:
-            A, B = matrices(z)
-            return jax.tree.map(lambda g, z: _mix(A, g) - scale * _mix(B, z), g, z)
+        def step(params: Params, g: Params) -> Params:
+            z = exchange.columns(params)
+            A, B = matrices(kernel, z)
+            if A is None:
+                return add(g, exchange.rows([-scale * exchange.product(B, a) for a in z], g))
+            pairs = zip(exchange.columns(g), z, strict=True)
+            product = exchange.product
+            return exchange.rows([product(A, g) - scale * product(B, z) for g, z in pairs], g)
 
-        g = _by_layer(step, state.params, g) if per_layer else step(state.params, g)
+        g = anneal(g, state.step)
+        g = by_layer(step, state.params, g) if per_layer else step(state.params, g)
         return g, collections, metrics
 
     def in_functions(
         model: Model, state: State, batch: Batch, keys: jax.Array
     ) -> tuple[Params, Collections, Metrics]:
         both = jax.vmap(jax.random.split)(keys)  # [P, 2]
+        shared = exchange.first(keys)
 
-        def forward(params: Params) -> tuple[tuple[Latent, jax.Array], Collections]:
+        def forward(params: Params, collections: Collections, keys: jax.Array, x: jax.Array):
             def one(particle, x):
-                latent, collections, auxiliary = model.forward(*particle[:2], x, particle[2],
-                                                               train=True)  # fmt: skip
-                return latent, auxiliary, collections
+                latent, new, auxiliary = model.forward(*particle[:2], x, particle[2], train=True)
+                return latent, auxiliary, new
 
-            latent, auxiliary, collections = over(one)(
-                (params, state.collections, both[:, 0]), batch["x"]
-            )
-            return (latent, auxiliary), collections
+            latent, auxiliary, new = over(one)((params, collections, keys), x)
+            return (latent, auxiliary), new
 
-        (latent, auxiliary), pull, collections = jax.vjp(forward, state.params, has_aux=True)
+        def pullback(x: jax.Array):
+            return jax.vjp(lambda params: forward(params, state.collections, both[:, 0], x),
+                           state.params, has_aux=True)  # fmt: skip
 
         def objective(latent: Latent) -> tuple[jax.Array, jax.Array]:
             nll = jax.vmap(model.likelihood.nll, (0, None, 0))(latent, batch["y"], both[:, 1])
             return jnp.sum(jnp.mean(nll, axis=(1, 2))), nll
 
+        (latent, auxiliary), pull, collections = pullback(batch["x"])
         du, nll = jax.grad(objective, has_aux=True)(latent)
-        z, pull_values = jax.vjp(lambda u: represent(model, u, keys, values), latent)
-        A, B = matrices(z)
-        (repulsion,) = pull_values(-scale * _mix(B, z))
-        ones = jnp.ones_like(auxiliary)
+        if context is None:
+            points, seen, pull_seen = batch["x"], latent, pull
+        else:
+            points = context(batch, jax.random.fold_in(shared, POINTS))
+            (seen, _), pull_seen, _ = pullback(points)
+
+        z, pull_values = jax.vjp(lambda u: represent(model, u, keys, values), seen)
+        phi, slope = _features(kernel, z)
+        compared = exchange.columns(phi)
+        A, B = matrices(kernel, compared)
+        force = exchange.rows([-scale * exchange.product(B, a) for a in compared], z) * slope
+        if function_prior:
+            drawn = prior_draws(target.prior, function_prior, state, shared)
+            draws = represent(model, forward(*drawn, points)[0][0], drawn[-1], values)
+            score = prior_score(exchange.columns(z), exchange.columns(draws, shared=True))
+            drive = exchange.mix(A, exchange.rows(score, z))
+            force = force - anneal(drive, state.step) / target.num_examples
+        (force,) = pull_values(force)
+
+        energy, own = jax.vmap(jax.value_and_grad(_energy))(state.params)
+        one, nothing = jnp.ones_like(auxiliary), jnp.zeros_like(auxiliary)
         if space == "functions":
-            (g,) = pull((jax.tree.map(lambda a, b: _mix(A, a) + b, du, repulsion), ones))
-            g = jax.tree.map(jnp.add, g, prior_gradient(state.params))
+            drive = anneal(exchange.mix(A, du), state.step)
+            if context is None:
+                drive = add(drive, force)
+            (g,) = pull((drive, anneal(one, state.step)))
+            if context is not None:
+                g = add(g, *pull_seen((force, nothing)))
+            if not function_prior:
+                g = add(g, anneal(own, state.step))
         else:
             if space == "functional_repulsion":
-                A, _ = matrices(state.params)
-            (own,) = pull((du, ones))
-            (force,) = pull((repulsion, jnp.zeros_like(ones)))
-            own = jax.tree.map(jnp.add, own, prior_gradient(state.params))
-            g = jax.tree.map(lambda own, force: _mix(A, own) + force, own, force)
-        loss = jnp.mean(nll, axis=(1, 2)) + auxiliary + jax.vmap(energy)(state.params)
+                A, _ = matrices(weight_kernel, exchange.columns(state.params))
+            drive = exchange.mix(A, anneal(add(own, *pull((du, one))), state.step))
+            g = add(drive, *pull_seen((force, nothing)))
+        loss = jnp.mean(nll, axis=(1, 2)) + auxiliary + (0.0 if function_prior else energy)
         return g, collections, dict(loss=loss, nll=nll)
 
-    return in_weights if space == "weights" else in_functions
+    def _energy(params: Params) -> jax.Array:
+        return jnp.asarray(target.potential(params), jnp.float32)
 
-
-def inner_products(z: Any, centred: bool) -> jax.Array:
-    """z_i . z_j over all leaves [P, ...], [P, P]; `centred`: of z minus its mean over particles."""
-    total = 0.0
-    for leaf in jax.tree.leaves(z):
-        flat = leaf.reshape(leaf.shape[0], -1)
-        flat = flat - flat.mean(0) if centred else flat
-        total = total + jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
-    return total
+    return in_functions if in_function_space else in_weights
 
 
 def represent(model: Model, latent: Latent, keys: jax.Array, values: str) -> jax.Array:
-    """Function values of each particle on the batch, [P, M B K]."""
-    P = latent.mean.shape[0]
+    """Function values of each particle, [P, M, B, K]."""
     if values == "logits":
-        return latent.mean.reshape(P, -1)
+        return latent.mean
     if model.likelihood.log_probs is None:
         raise ValueError("values: 'probabilities' are those of classes; use 'logits'")
-    return jnp.exp(jax.vmap(model.likelihood.log_probs)(latent, keys)).reshape(P, -1)
+    return jnp.exp(jax.vmap(model.likelihood.log_probs)(latent, keys))
 
 
-def _mix(matrix: jax.Array, leaf: jax.Array) -> jax.Array:
-    """sum_j matrix_ij leaf_j."""
-    flat = leaf.reshape(leaf.shape[0], -1)
-    product = jnp.matmul(matrix, flat, precision=jax.lax.Precision.HIGHEST)
-    return product.reshape(leaf.shape)
-
-
-def _by_layer(step: Callable, params: Params, g: Params) -> Params:
+def by_layer(step: Callable, params: Params, g: Params) -> Params:
     """`step` for each innermost dict, which is a layer, by itself."""
     if any(not isinstance(value, dict) for value in params.values()):
         return step(params, g)
-    return {name: _by_layer(step, params[name], g[name]) for name in params}
+    return {name: by_layer(step, params[name], g[name]) for name in params}
+
+
+def add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _features(kernel: Kernel, z: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+    """phi = features(z), and the factor of B phi that makes it a force on z.
+
+    Features are of each number by itself, of a kernel phi(a) . phi(b). So sum_j grad_{z_j} k(z_j,
+    z_i) = sum_j phi'(z_j) phi(z_i), the mean of phi' over the particles times (F phi)_i, F = P I.
+    """
+    if kernel.features is None:
+        return z, 1.0
+    return kernel.features(z), exchange.mean(jax.grad(lambda z: kernel.features(z).sum())(z))

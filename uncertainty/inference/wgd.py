@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from uncertainty.inference.independent import Direction
 from uncertainty.inference.interacting import Transport, interacting
+from uncertainty.inference.spectral import score_at_samples
 from uncertainty.kernels.rbf import rbf
 from uncertainty.types import Kernel, Target
 
@@ -24,8 +24,11 @@ def wgd(
     per_layer: bool = False,
     ridge: float = 0.01,
     kept: float = 0.99,
+    annealing: Callable | None = None,
+    context: Callable | None = None,
+    function_prior: int = 0,
 ) -> Direction:
-    """phi_i = s_i - temperature grad log q(z_i), with q the law of the particles.
+    """phi_i = a s_i - temperature grad log q(z_i), with q the law of the particles.
 
     Source: D'Angelo & Fortuin 2021, "Repulsive deep ensembles are Bayesian". grad log q is made
     from K_ij = k(z_i, z_j) and r_i = sum_j grad_{z_j} k(z_j, z_i) by
@@ -41,7 +44,7 @@ def wgd(
     Args:
       estimator: one of ESTIMATORS; 'kde' needs a stationary kernel.
       ridge, kept: see above.
-      Others are those of `interacting`.
+      Others are those of `interacting`; `kernel`, `annealing` and `context` are factories.
 
     Raises:
       ValueError: an unknown estimator, a kernel that is no density, a number out of range.
@@ -56,19 +59,20 @@ def wgd(
     if estimator == "kde" and not chosen.stationary:
         raise ValueError("kernel: 'kde' is a density estimate and needs a stationary kernel")
     transport: dict[str, Transport] = {
-        "kde": lambda K, F: (jnp.eye(len(K)), F / K.sum(1, keepdims=True)),
-        "sge": lambda K, F: (jnp.eye(len(K)), jnp.linalg.solve(K + ridge * jnp.eye(len(K)), F)),
-        "ssge": lambda K, F: (jnp.eye(len(K)), _leading(K, F, kept)),
+        "kde": lambda K, F: (None, F / K.sum(1, keepdims=True)),
+        "sge": lambda K, F: (None, jnp.linalg.solve(K + ridge * jnp.eye(len(K)), F)),
+        "ssge": lambda K, F: (None, -score_at_samples(K, F, kept)),
     }
     return interacting(
-        transport[estimator], over, target, accumulate, chosen, space, values, per_layer
+        transport[estimator],
+        over,
+        target,
+        accumulate,
+        chosen,
+        space,
+        values,
+        per_layer,
+        annealing=annealing and annealing(),
+        context=context and context(),
+        function_prior=function_prior,
     )
-
-
-def _leading(K: jax.Array, F: jax.Array, kept: float) -> jax.Array:
-    """U diag(1 / lambda) U^T F over the leading eigenpairs of K."""
-    eigenvalues, U = jnp.linalg.eigh(K)  # ascending
-    above = jnp.cumsum(eigenvalues[::-1])[::-1] - eigenvalues  # held by larger ones
-    use = (above < kept * eigenvalues.sum()) & (eigenvalues > 1e-6 * eigenvalues[-1])
-    inverse = jnp.where(use, 1 / jnp.where(use, eigenvalues, 1.0), 0.0)
-    return U @ (inverse[:, None] * (U.T @ F))

@@ -16,7 +16,7 @@ def rbf(bandwidth: float | None = None) -> Kernel:
 
     Differences from the paper: the median leaves out the P zeros |z_i - z_i|^2, which halve it at
     P = 2; P + 1 in the logarithm, so that P = 1 has one. Where all particles are the same, or there
-    is only one, h = 1: their force is 0 whatever h.
+    is only one, the median is set to 1: their force is 0 whatever h.
 
     Args:
       bandwidth: h, in squared units of z.
@@ -43,11 +43,15 @@ def squared_distances(inner: jax.Array) -> jax.Array:
     return jnp.maximum(squared, 0) * (1 - jnp.eye(len(inner), dtype=inner.dtype))
 
 
-def median_bandwidth(squared: jax.Array) -> jax.Array:
-    """median_{i<j} / (2 log(P + 1)), or 1 where that is 0 or there is no pair."""
+def median(squared: jax.Array) -> jax.Array:
+    """Over pairs i < j, a constant under differentiation; 1 where it is 0 or there is no pair."""
     P = len(squared)
     if P == 1:
         return jnp.ones((), squared.dtype)
-    pairs = squared[jnp.triu_indices(P, 1)]
-    h = jax.lax.stop_gradient(jnp.median(pairs)) / (2 * jnp.log(P + 1.0))
-    return jnp.where(h > 0, h, 1.0).astype(squared.dtype)
+    middle = jax.lax.stop_gradient(jnp.median(squared[jnp.triu_indices(P, 1)]))
+    return jnp.where(middle > 0, middle, 1.0)
+
+
+def median_bandwidth(squared: jax.Array) -> jax.Array:
+    """median / (2 log(P + 1))."""
+    return (median(squared) / (2 * jnp.log(len(squared) + 1.0))).astype(squared.dtype)

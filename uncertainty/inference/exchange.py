@@ -1,0 +1,102 @@
+"""What particles on several devices tell each other: as little as their interaction needs.
+
+On one device all P particles are here, and so they are under `jax.jit` alone wherever they are
+placed. Under `jax.shard_map` over the mesh axis AXIS a tree holds the P / D particles of one of D
+devices, [P, ...] in the comments below all the same.
+
+What is mixed over particles needs all of them but few of their numbers at a time. So each device
+gets, in one all-to-all, its share of the numbers of every particle, the columns of a [P, n] matrix,
+takes inner products there (their sum over devices is [P, P]), mixes there, and sends back the
+particles' own rows. Weights, gradients and the result together are 3 / D of what an all-gather of
+the weights moves: less than one from D = 4 on, the same at D = 3 and half as much again at D = 2.
+Parameters that rules shard over another axis too are gathered over that axis for it.
+"""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+AXIS = "particle"
+
+
+def devices() -> int:
+    """D."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[AXIS] if AXIS in mesh.manual_axes else 1
+
+
+def columns(tree: Any, shared: bool = False) -> list[jax.Array]:
+    """All particles' numbers, or on D devices this one's share of them: arrays [P, n_i].
+
+    Args:
+      tree: leaves [P, ...].
+      shared: every device has all of the tree already, so nothing is sent.
+    """
+    flat = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)]
+    D = devices()
+    if D == 1:
+        return flat
+    joined = jnp.concatenate(flat, axis=1)
+    joined = jnp.pad(joined, ((0, 0), (0, -joined.shape[1] % D)))
+    if shared:
+        size = joined.shape[1] // D
+        return [jax.lax.dynamic_slice_in_dim(joined, jax.lax.axis_index(AXIS) * size, size, 1)]
+    return [jax.lax.all_to_all(joined, AXIS, split_axis=1, concat_axis=0, tiled=True)]
+
+
+def rows(arrays: list[jax.Array], like: Any) -> Any:
+    """The inverse of `columns`: a tree of the shapes and types of `like`."""
+    leaves, tree = jax.tree.flatten(like)
+    if devices() > 1:
+        (joined,) = arrays
+        joined = jax.lax.all_to_all(joined, AXIS, split_axis=0, concat_axis=1, tiled=True)
+        ends = list(itertools.accumulate((leaf[0].size for leaf in leaves), initial=0))
+        arrays = [joined[:, a:b] for a, b in itertools.pairwise(ends)]
+    return jax.tree.unflatten(
+        tree,
+        [a.reshape(leaf.shape).astype(leaf.dtype) for a, leaf in zip(arrays, leaves, strict=True)],
+    )
+
+
+def inner_products(arrays: list[jax.Array], centred: bool) -> jax.Array:
+    """z_i . z_j from columns, [P, P]; `centred`: of z minus its mean over the particles."""
+    total = 0.0
+    for z in arrays:
+        z = z - z.mean(0) if centred else z
+        total = total + product(z, z.T)
+    return jax.lax.psum(total, AXIS) if devices() > 1 else total
+
+
+def product(matrix: jax.Array, z: jax.Array) -> jax.Array:
+    """matrix [P, P] @ columns [P, n], in full float32."""
+    return jnp.matmul(matrix, z, precision=jax.lax.Precision.HIGHEST)
+
+
+def mix(matrix: jax.Array | None, tree: Any) -> Any:
+    """sum_j matrix_ij leaf_j of every leaf [P, ...]; None for the identity."""
+    if matrix is None:
+        return tree
+    return rows([product(matrix, z) for z in columns(tree)], tree)
+
+
+def mean(array: jax.Array) -> jax.Array:
+    """[P, ...] -> [...], over the particles."""
+    here = array.mean(0)
+    return jax.lax.pmean(here, AXIS) if devices() > 1 else here
+
+
+def first(tree: Any) -> Any:
+    """Particle 0 of a tree [P, ...] of numbers or keys, on every device."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = one(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        if devices() == 1:
+            return leaf[0]
+        here = jax.lax.axis_index(AXIS) == 0
+        return jax.lax.psum(jnp.where(here, leaf[0], jnp.zeros_like(leaf[0])), AXIS)
+
+    return jax.tree.map(one, tree)
