@@ -25,7 +25,7 @@ def leading(K: jax.Array, kept: float) -> tuple[jax.Array, jax.Array]:
 def score_at_samples(K: jax.Array, F: jax.Array, kept: float) -> jax.Array:
     """The matrix S with grad log q(z_l) = (S z)_l at the samples themselves: -U / lambda U^T F."""
     U, inverse = leading(K, kept)
-    return -U @ (inverse[:, None] * (U.T @ F))
+    return -product(U, inverse[:, None] * product(U.T, F))
 
 
 def prior_score(z: list[jax.Array], draws: list[jax.Array], kept: float = KEPT) -> list[jax.Array]:

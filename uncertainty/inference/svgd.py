@@ -77,4 +77,4 @@ def svgd(
 def _root(K: jax.Array) -> jax.Array:
     """The symmetric root of K, which may be singular; it permutes as K does."""
     eigenvalues, U = jnp.linalg.eigh(K)
-    return (U * jnp.sqrt(jnp.maximum(eigenvalues, 0))) @ U.T
+    return exchange.product(U * jnp.sqrt(jnp.maximum(eigenvalues, 0)), U.T)
