@@ -20,7 +20,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 _NAMED = {"backbone", "ensemble", "head", "likelihood"}  # may be a name alone
 _OPEN = {"mesh", "evaluators", "inference", "optimiser", *_NAMED}  # checked by who reads them
-_OPTIONAL = {"data": ("validation",)}
+_OPTIONAL = {"data": ("context", "validation")}
 _AT_LEAST = {
     "steps": 1,
     "batch_size": 1,

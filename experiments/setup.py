@@ -3,7 +3,7 @@
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from experiments import config as config_lib
 from experiments import execution, writers
-from experiments.data.loader import batches
+from experiments.data.loader import Batch, batches, with_context
 from experiments.data.source import Source, load
 from experiments.evaluators import evaluator
 from experiments.workdir import read_json, write_json
@@ -24,6 +24,7 @@ from uncertainty.types import Inference, Model, Stage, State
 
 logger = logging.getLogger(__name__)
 
+CONTEXT = 0x636F6E74  # added to the seed
 DATA = "data.json"  # what evaluation must know of the training data
 
 
@@ -33,6 +34,7 @@ class Experiment(NamedTuple):
     config: dict[str, Any]
     source: Source  # training data
     validation: Source | None
+    context: Source | None  # other data, where functions are compared
     mesh: Mesh
     model: Model
     inference: Inference
@@ -44,6 +46,23 @@ class Experiment(NamedTuple):
     def example(self, batch_size: int = 1) -> jax.Array:
         """Zeros of the shape of an input batch."""
         return jnp.zeros((batch_size, *self.source.shape), jnp.float32)
+
+    def batches(self, start: int) -> Iterator[tuple[int, Batch]]:
+        """(step, batch) of training from step `start` on, this process's share, without end."""
+        config = self.config
+        share = dict(
+            batch_size=config["batch_size"],
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        stream = batches(
+            self.source, seed=config["seed"], augment=config["data"]["augment"], **share
+        )
+        if self.context is None:
+            return stream
+        seed = (config["seed"] + CONTEXT) % 2**64  # an order of its own, even of the same set
+        return with_context(stream, batches(self.context, seed=seed, **share))
 
     def init(self) -> State:
         """The state at step 0, a function of the config's seed."""
@@ -70,11 +89,11 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     mesh = execution.make_mesh(config["mesh"])
     execution.check_executor(config, inference, mesh)
     check_batches(config, mesh)
-    validation = None
+    validation = context = None
     if source is None:
         if config["logging"]["tensorboard"]:
             writers.require_tensorboard()
-        source, validation = load_data(config)
+        source, validation, context = load_data(config)
     inference = build.inference(config, model, num_examples=max(len(source), 1))
     for name, spec in config["evaluators"].items():
         evaluator(name, spec, source.task)
@@ -124,8 +143,9 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
         raise ConfigError(str(error)) from error
     shapes = placed(shapes, shardings)
     return Experiment(
-        config, source, validation, mesh, model, inference, shapes, shardings, stages, final
-    )
+        config, source, validation, context, mesh, model, inference, shapes, shardings, stages,
+        final,
+    )  # fmt: skip
 
 
 def check_noise(config: Mapping[str, Any], model: Model) -> None:
@@ -174,15 +194,15 @@ def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:
     )
 
 
-def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
-    """The training data of a config, and what it is validated on where it asks for that.
+def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None, Source | None]:
+    """The training data of a config; what it is validated on, and other data, if it asks for them.
 
     Raises:
       ConfigError: data, an augmentation, or the two together that cannot be.
       ValueError: data that is damaged, empty or not finite.
     """
     data, every = config["data"], config["evaluation"]["every"]
-    source, validation = load(data["train"], "data.train"), None
+    source, validation, context = load(data["train"], "data.train"), None, None
     if every and not data.get("validation"):
         raise ConfigError(f"evaluation.every: {every}, but there is no data.validation")
     if data.get("validation") and (every or config["stages"]):
@@ -195,7 +215,13 @@ def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None]:
         batches(source, seed=0, batch_size=config["batch_size"], augment=data["augment"])
     except ConfigError as error:
         raise ConfigError(f"data.{error}") from error
-    return source, validation
+    if data.get("context"):
+        context = load(data["context"], "data.context")
+        if context.shape != source.shape:
+            raise ConfigError(
+                f"data.context: shape {context.shape}, but {source.shape} in data.train"
+            )
+    return source, validation, context
 
 
 def write_description(workdir: pathlib.Path, source: Source) -> None:

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from experiments import config as config_lib
 from experiments import evaluate, execution, writers
 from experiments.checkpoint import Checkpoints, DamagedCheckpointError, verify
-from experiments.data.loader import Prefetch, batches, depth, prefetch
+from experiments.data.loader import Prefetch, depth, prefetch
 from experiments.data.order import rows
 from experiments.data.source import Source
 from experiments.progress import Progress, setup_logging
@@ -130,16 +130,8 @@ def examples(experiment: Experiment, stage: Stage, start: int, done: int) -> tup
         size = config["evaluation"]["batch_size"]
         made = parts(source, experiment.mesh, size)
         return -(-len(source) // size), prefetch(made, lambda batch: batch)
-    made = batches(
-        experiment.source,
-        seed=config["seed"],
-        batch_size=config["batch_size"],
-        start_step=start + done,
-        augment=config["data"]["augment"],
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     ahead = depth(experiment.source, config["batch_size"])
+    made = experiment.batches(start + done)
     return stage.steps, prefetch(made, execution.put_batch(experiment.mesh), ahead)
 
 

@@ -19,7 +19,7 @@ from absl import flags
 from experiments import config as config_lib
 from experiments import evaluate, execution, stage, writers
 from experiments.checkpoint import Checkpoints
-from experiments.data.loader import batches, depth, prefetch
+from experiments.data.loader import depth, prefetch
 from experiments.progress import Progress, format_losses, setup_logging
 from experiments.setup import Experiment, setup, write_description
 from experiments.termination import graceful_termination
@@ -59,7 +59,7 @@ def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Experiment:
 
 
 def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
-    config, mesh, source = experiment.config, experiment.mesh, experiment.source
+    config, mesh = experiment.config, experiment.mesh
     steps = config["steps"]
     checkpoints = Checkpoints(workdir, keep=config["checkpoint"]["keep"])
     restored = checkpoints.restore(experiment.shapes)
@@ -71,20 +71,12 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
     if start >= steps:
         return
 
-    data = batches(
-        source,
-        seed=config["seed"],
-        batch_size=config["batch_size"],
-        start_step=start,
-        augment=config["data"]["augment"],
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     learning_rate = jax.jit(build.schedule(config))
     validate = evaluate.validation(experiment) if config["evaluation"]["every"] else None
     every = config["logging"]["every"]
     put = execution.put_batch(mesh)
     alone = jax.process_count() == 1
+    ahead = depth(experiment.source, config["batch_size"])
     update = None
     faults = Faults(config["on_fault"], start)
     with (
@@ -94,7 +86,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
         contextlib.closing(writers.Profile(workdir, config["logging"]["profile"])) as profile,
         contextlib.closing(checkpoints),
         Progress(steps, "train", start=start, show=jax.process_index() == 0) as progress,
-        prefetch(data, put, depth(source, config["batch_size"])) as stream,
+        prefetch(experiment.batches(start), put, ahead) as stream,
     ):
         clock = Clock(writer.seconds)
         for step, batch in stream:

@@ -61,6 +61,14 @@ def batches(
     return generate()
 
 
+def with_context(
+    stream: Iterator[tuple[int, Batch]], other: Iterator[tuple[int, Batch]]
+) -> Iterator[tuple[int, Batch]]:
+    """Batches whose entry `context` is the inputs of `other` (`uncertainty/context.py`)."""
+    for (step, batch), (_, points) in zip(stream, other, strict=False):
+        yield step, {**batch, "context": points["x"]}
+
+
 def epoch(
     source: Source, batch_size: int, *, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:

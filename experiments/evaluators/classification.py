@@ -11,6 +11,9 @@ from uncertainty import metrics
 def classification(predict: Any, data: Any, bins: int = 15) -> Iterator[tuple[str, Any]]:
     """Metrics of the mixture over members, and per example what the plots need.
 
+    `nll_of_mean` is -log of the mean over examples of p(y | x), which some code
+    reports as the nll; by Jensen's inequality it is never larger.
+
     Args:
       predict: `predict.Predictor`.
       data: a source's spec.
@@ -20,7 +23,10 @@ def classification(predict: Any, data: Any, bins: int = 15) -> Iterator[tuple[st
     if p.log_p is None:
         raise ValueError("classification: the likelihood is for real outcomes")
     yield from metrics.evaluate_classification(p.log_p, p.y, bins).items()
-    for key, value in metrics.per_example(p.log_p, p.y).items():
+    examples = metrics.per_example(p.log_p, p.y)
+    mean = np.mean(np.exp(examples["log_p_label"], dtype=np.float64))
+    yield "classification/nll_of_mean", -np.log(mean)
+    for key, value in examples.items():
         yield f"test/{key}", value
     if p.source.shape in ((1,), (2,)):
         yield "test/x", p.source.gather(np.arange(len(p.source)))["x"]

@@ -9,6 +9,9 @@ from uncertainty import metrics
 def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """AUROC, AUPR and FPR95 of every score, for every out-of-distribution set.
 
+    `ratio_entropy` and `ratio_probability_std` are the mean over the set divided by that over the
+    test data (D'Angelo & Fortuin 2021).
+
     A set that cannot be loaded is reported once the others are done.
 
     Args:
@@ -29,6 +32,8 @@ def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str,
         for score, values in scores_out.items():
             for metric, value in metrics.ranking(scores_in[score], values).items():
                 yield f"ood/{name}/{metric}_{score}", value
+        for score in {"entropy", "probability_std"} & scores_out.keys():
+            yield f"ood/{name}/ratio_{score}", scores_out[score].mean() / scores_in[score].mean()
         example = metrics.per_example(outside.log_p, None)
         for key in ("confidence", "entropy", "mutual_information"):
             if key in example:

@@ -110,6 +110,8 @@ def _matrix(table: Table, heading: str, entries: Mapping[str, float], group: str
     lines: dict[str, dict[str, list[float]]] = {"mean": {}} if group == "corruption" else {}
     for name, value in entries.items():
         path, _, metric = name.rpartition("/")
+        if metric.startswith("ratio_"):  # for tables; one more column would not fit
+            continue
         if group == "ood":  # 'aupr_out_entropy' of the set `path`
             found = re.fullmatch(r"((?:auroc|aupr|fpr95)(?:_in|_out)?)_(.+)", metric)
             metric, score = found.groups() if found else (metric, "")

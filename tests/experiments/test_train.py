@@ -1,6 +1,7 @@
 """The train loop learns what it should, and what it writes is true."""
 
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from experiments.train import train
 from experiments.workdir import read_config, read_json
 from experiments.writers import METRICS, read_metrics
 from uncertainty import build
+from uncertainty.build import ConfigError
 
 DIGITS = "configs/digits/mlp.py"
 
@@ -231,3 +233,29 @@ def test_mixed_labels_reach_the_loss(tmp_path):
     train(small(60), tmp_path / "plain")
     mixed, plain = (records(tmp_path / name)[-1]["loss"] for name in ("mixed", "plain"))
     assert 2 * plain < mixed < np.log(8)
+
+
+def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
+    """The batch's context is the other set's, in an order of its own, the same after a restart."""
+    digits = dict(name="digits", classes=list(range(8)))
+    fields = {
+        "data.context": dict(digits, split="test"),
+        "inference.direction": dict(name="svgd", space="functions", context=dict(name="other")),
+        "mesh": {"data": 1},
+    }
+    experiment = setup(config_lib.load("configs/digits/mlp.py:runlocal,size=2", fields))
+    whole = list(itertools.islice(experiment.batches(0), 4))
+    for (a, one), (b, two) in zip(whole[2:], experiment.batches(2), strict=False):
+        assert a == b
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+    other = experiment.context.gather(np.arange(len(experiment.context)))["x"]
+    for _, batch in whole:
+        assert {*batch} == {"x", "y", "context"} and batch["context"].shape == batch["x"].shape
+        for x in batch["context"]:
+            assert (np.abs(other - x).max(axis=(1, 2, 3)) == 0).any()
+    state = experiment.init()
+    _, metrics = jax.jit(experiment.inference.update)(state, whole[0][1])
+    assert np.isfinite(metrics["loss"]).all()
+    with pytest.raises(ConfigError, match=r"data.context: shape \(2,\), but \(8, 8, 1\)"):
+        setup(config_lib.load("configs/digits/mlp.py:runlocal", {
+            "data.context": dict(name="two_moons", split="train"), "mesh": {"data": 1}}))  # fmt: skip

@@ -92,6 +92,9 @@ def test_scores_are_what_they_say(predict):
         function = getattr(scores, name)
         of_logits = name in ("max_logit", "dempster_shafer")
         np.testing.assert_array_equal(values, function(logits if of_logits else log_p))
+    p = np.exp(log_p)
+    spread = [[np.std([p[m, b, k] for m in range(3)]) for k in range(4)] for b in range(30)]
+    np.testing.assert_allclose(found["probability_std"], np.mean(spread, -1), rtol=1e-10)
     assert metrics.ood_scores(log_p[:1]).keys() == {"max_probability", "entropy"}
 
 

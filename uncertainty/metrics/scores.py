@@ -14,6 +14,7 @@ __all__ = [
     "max_probability",
     "mutual_information",
     "ood_scores",
+    "probability_std",
 ]
 
 
@@ -28,6 +29,23 @@ def max_probability(log_p: ArrayLike) -> np.ndarray:
     def chunk(s: slice, x: np.ndarray, _: np.ndarray) -> int:
         at = _arrays.places(_arrays.predictions(x), x.shape[2])
         score[s] = -np.expm1(_arrays.at_labels(x, at)).mean(0)
+        return 0
+
+    _arrays.over(chunk, log_p, none)
+    return score
+
+
+def probability_std(log_p: ArrayLike) -> np.ndarray:
+    """Standard deviation of p_mk over members, mean over classes, [M, B, K] -> [B].
+
+    The "model disagreement" of D'Angelo & Fortuin 2021, "Repulsive deep ensembles are Bayesian";
+    with M and not M - 1 in the variance, which changes no ranking and no ratio.
+    """
+    log_p, none = _arrays.checked(log_p)
+    score = np.empty(log_p.shape[1])
+
+    def chunk(s: slice, x: np.ndarray, _: np.ndarray) -> int:
+        score[s] = np.exp(x, dtype=np.float64).std(0).mean(-1)
         return 0
 
     _arrays.over(chunk, log_p, none)
@@ -88,13 +106,15 @@ def ood_scores(
     """Every score by its name: log_p [M, B, K] -> [B].
 
     `max_logit` and `dempster_shafer` where there are logits [M, B, K], `epistemic_variance` where
-    there is a variance of the latents [M, B, K or 1], `mutual_information` where M > 1.
+    there is a variance of the latents [M, B, K or 1], `mutual_information` and `probability_std`
+    where M > 1.
     """
     log_p, _ = _arrays.checked(log_p)
     total, expected = information.entropies(log_p)
     scores = {"max_probability": max_probability(log_p), "entropy": total}
     if len(log_p) > 1:
         scores["mutual_information"] = np.maximum(total - expected, 0.0)
+        scores["probability_std"] = probability_std(log_p)
     if logits is not None:
         scores["max_logit"] = max_logit(logits)
         scores["dempster_shafer"] = dempster_shafer(logits)
