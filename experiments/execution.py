@@ -175,7 +175,8 @@ def compile_update(
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """The update as the train loop calls it; the state that it is given is donated.
 
-    Separable particles that are sharded run under `jax.shard_map`, so no collective crosses them.
+    Particles that are sharded run under `jax.shard_map`: no collective crosses those that are
+    separable, and those that interact make their own (`uncertainty/inference/exchange.py`).
     """
     inference, mesh = experiment.inference, experiment.mesh
     executor = experiment.config["inference"].get("executor", "auto")
@@ -185,7 +186,7 @@ def compile_update(
     ):
         return executors.loop(inference)
     update = inference.update
-    if sharded and inference.separable:
+    if sharded:
         update = over_particles(update, mesh)
     return jax.jit(update, donate_argnums=0, out_shardings=(experiment.shardings, None))
 

@@ -73,6 +73,13 @@ INFERENCE = {
         prior=dict(name="gaussian", scale=2.0),
     ),
     "wgd": dict(name="particles", size=3, direction=dict(name="wgd", estimator="kde")),
+    "hyper": dict(
+        name="particles",
+        size=2,
+        prior=dict(name="laplace", scale=2.0),
+        hyper=dict(prior_scale=(0.5, 1.0), learning_rate=dict(low=0.5, high=1.0)),
+        collect=dict(name="after_burn_in", size=2, burn_in=0.0),
+    ),
 }
 LIKELIHOODS = {"softmax", "sigmoid", "gaussian"}  # each with every head in the trained few
 
@@ -83,7 +90,7 @@ PRODUCT = list(itertools.product(BACKBONES, ENSEMBLES, HEADS, ["particles", "acc
 # Particles that interact see parameters and latents alone: each with every other part once.
 PRODUCT += [
     names
-    for names in itertools.product(BACKBONES, ENSEMBLES, HEADS, ["svgd", "wgd"])
+    for names in itertools.product(BACKBONES, ENSEMBLES, HEADS, ["svgd", "wgd", "hyper"])
     if names[0] == "mlp" or names[1:3] == ("single", "dense")
 ]
 
@@ -194,7 +201,7 @@ def test_every_combination_keeps_its_shapes(backbone):
         assert shapes(after) == shapes(state), where
         assert metrics["loss"].shape == metrics["finite"].shape == (P,), where
         assert metrics["nll"].shape[::2] == (P, B), where
-        assert latent.mean.shape == (P * M, B, K), where
+        assert latent.mean.shape == (P * samples(config) * M, B, K), where
 
 
 BOUNDED = {  # in every field of a backbone with this name
@@ -241,6 +248,10 @@ def members(config):
     return config["ensemble"].get("size", 1)
 
 
+def samples(config):
+    return config["inference"].get("collect", {}).get("size", 1)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_bfloat16_is_confined_to_the_backbone(backbone):
     names = (backbone, "multi_head", "dense", "particles")
@@ -280,6 +291,7 @@ TRAINED = [  # every line above at least once, every likelihood, both kinds of b
     ("mlp", "single", "laplace", "particles", "softmax"),
     ("mlp", "multi_head", "dense", "svgd", "softmax"),
     ("mlp", "mc_dropout", "hetsngp", "wgd", "softmax"),
+    ("mlp", "multi_head", "laplace", "hyper", "softmax"),
     pytest.param("lenet", "mc_dropout", "dense", "accumulated", "softmax", marks=pytest.mark.slow),
     pytest.param("vit", "multi_head", "dense", "particles", "softmax", marks=pytest.mark.slow),
     pytest.param("resnet", "multi_head", "mean_variance", "particles", "gaussian",
@@ -310,7 +322,8 @@ def test_it_learns_an_easy_toy(names):
 
     x, y = toy(1, 96)
     latent = jax.jit(inference.predict)(state, x)
-    assert latent.mean.shape == (config["inference"].get("size", 1) * members(config), 96, K)
+    P, S, M = config["inference"].get("size", 1), samples(config), members(config)
+    assert latent.mean.shape == (P * S * M, 96, K)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, latent)))
     guess = latent.mean
     if model.likelihood.log_probs:

@@ -117,7 +117,12 @@ INTERACTING = {
     "layers": dict(name="svgd", per_layer=True, kernel=dict(name="linear")),
     "functions": dict(name="svgd", space="functions", values="probabilities"),
     "kde": dict(name="wgd", estimator="kde", space="functional_repulsion"),
-}
+    "points": dict(name="svgd", space="functions", context=dict(name="perturbed"),
+                   function_prior=5),
+    "stochastic": dict(name="svgd"),
+    "independent chains": dict(name="independent"),
+}  # fmt: skip
+SAMPLERS = {"stochastic": "sgld", "independent chains": "sghmc"}
 
 
 @pytest.mark.parametrize("direction", INTERACTING)
@@ -128,12 +133,17 @@ def test_devices_do_not_change_particles_that_interact(direction):
         direction=INTERACTING[direction],
         prior=dict(name="gaussian", scale=1.0),
         executor="vmap",
+        collect=dict(name="after_burn_in", size=2, burn_in=0.0),
     )
+    changes = dict(inference=inference)
+    if direction in SAMPLERS:
+        changes["optimiser"] = dict(name=SAMPLERS[direction], learning_rate=0.1)
     one, many = (
-        train(small(mesh, inference=inference))[1:]
+        train(small(mesh, **changes))[1:]
         for mesh in (dict(data=1), dict(particle=4, data=2))
     )
-    for a, b in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(many[0].params), strict=True):
+    kept = [(state.params, state.samples.params) for state, _ in (one, many)]
+    for a, b in zip(*map(jax.tree.leaves, kept), strict=True):
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5)  # sums in another order
     np.testing.assert_allclose(many[1]["loss"], one[1]["loss"], rtol=1e-4)
 

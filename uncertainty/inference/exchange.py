@@ -81,6 +81,14 @@ def mix(matrix: jax.Array | None, tree: Any) -> Any:
     return rows([product(matrix, z) for z in columns(tree)], tree)
 
 
+def own(array: jax.Array) -> jax.Array:
+    """This device's particles of what all devices have, [P, ...]."""
+    if devices() == 1:
+        return array
+    size = len(array) // devices()
+    return jax.lax.dynamic_slice_in_dim(array, jax.lax.axis_index(AXIS) * size, size)
+
+
 def mean(array: jax.Array) -> jax.Array:
     """[P, ...] -> [...], over the particles."""
     here = array.mean(0)

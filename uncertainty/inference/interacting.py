@@ -54,7 +54,9 @@ def interacting(
 
       weights               g = A g - B z, z the weights
       functions             g = J^T [A dnll/du - B z], z the function values on the batch; a prior
-                            on the weights is followed by each particle for itself
+                            on the weights (and an auxiliary loss) is followed by each particle for
+                            itself, times sum_j A_ij, so that it weighs against the likelihood as
+                            in the posterior
       functional_kernel     g = A g - J^T B z: the scores of the weights, averaged and repelled by a
                             kernel of the functions
       functional_repulsion  g = A g - J^T B z with A of the weights and B z of the functions
@@ -193,11 +195,12 @@ def interacting(
             drive = anneal(exchange.mix(A, du), state.step)
             if context is None:
                 drive = add(drive, force)
-            (g,) = pull((drive, anneal(one, state.step)))
+            weight = anneal(one if A is None else exchange.own(A.sum(1)), state.step)
+            (g,) = pull((drive, weight))
             if context is not None:
                 g = add(g, *pull_seen((force, nothing)))
             if not function_prior:
-                g = add(g, anneal(own, state.step))
+                g = add(g, jax.tree.map(lambda a: _times(weight, a), own))
         else:
             if space == "functional_repulsion":
                 A, _ = matrices(weight_kernel, exchange.columns(state.params))
@@ -230,6 +233,10 @@ def by_layer(step: Callable, params: Params, g: Params) -> Params:
 
 def add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
+
+
+def _times(weight: jax.Array, leaf: jax.Array) -> jax.Array:
+    return weight.reshape(-1, *[1] * (leaf.ndim - 1)) * leaf
 
 
 def _features(kernel: Kernel, z: jax.Array) -> tuple[jax.Array, jax.Array | float]:
