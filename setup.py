@@ -37,6 +37,8 @@ setup(
         "tensorflow": ["tensorflow", "tensorboard"],
         # Reading the R files of `experiments.data.prepare_uci`.
         "uci": ["rdata"],
+        # The reference row of `experiments.sampling`.
+        "reference": ["blackjax"],
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )
