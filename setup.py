@@ -37,8 +37,8 @@ setup(
         "tensorflow": ["tensorflow", "tensorboard"],
         # Reading the R files of `experiments.data.prepare_uci`.
         "uci": ["rdata"],
-        # The reference row of `experiments.sampling`.
+        # `experiments.reference`, and the reference row of `experiments.sampling`.
         "reference": ["blackjax"],
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "test": ["blackjax", "hypothesis", "pytest", "pytest-xdist", "ruff"],
     },
 )

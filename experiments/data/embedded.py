@@ -73,7 +73,8 @@ def gaussians_2d(seed: int = 0) -> Dataset:
     """5 Gaussians of standard deviation 1 with centres on a circle of radius 5, one a class.
 
     Splits: train 40 and test 20 points a class. 'ood' has 250 unlabelled points (all of class 0):
-    200 with radius U(11, 30) and any angle, and 50 from N(0, 0.5^2 I) about the origin.
+    200 with radius U(11, 30) and any angle, and 50 from N(0, 0.5^2 I) about the origin. 'grid', 169
+    equally spaced inputs on [-12, 12]^2 with the class of the nearest centre.
     """
     rng = np.random.default_rng(seed)
     angles = np.pi / 2 + 2 * np.pi * np.arange(5) / 5
@@ -88,6 +89,9 @@ def gaussians_2d(seed: int = 0) -> Dataset:
     ring = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     origin = 0.5 * rng.standard_normal((50, 2))
     splits["ood"] = np.concatenate([ring, origin]), np.zeros(250, int)
+    ticks = np.linspace(-12, 12, 13)
+    grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    splits["grid"] = grid, np.argmax(grid @ centres.T, axis=-1)
     return _generated(splits, 5)
 
 

@@ -1,7 +1,7 @@
 """Evaluators: `name='file'` in a config is the function `file` of `file.py` here.
 
 An evaluator gets `predict` and its fields in the config, and yields (metric, value); arrays are
-kept for the plots. Its attribute `task` says what data it is for.
+kept for the plots. Its attribute `task` says what data it is for; None for any.
 """
 
 import functools
@@ -37,7 +37,7 @@ def evaluator(name: str, spec: Mapping[str, Any], task: str) -> Callable[[Any], 
     check_fields(run, fields, f"{field}.", given=("predict",))
     for key, value in fields.items():
         _check_data(value, f"{field}.{key}")
-    if task != run.task:
+    if run.task not in (task, None):
         raise ConfigError(f"{field}.name: {kind!r} is for {run.task}, the training data for {task}")
     return functools.partial(run, **fields)
 

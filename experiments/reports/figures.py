@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.reports import curves, maps, plots, regression
+from experiments.reports import curves, maps, plots, posteriors, regression
 from experiments.reports.runs import Run
 from experiments.reports.study import Study
 from experiments.reports.style import looks
@@ -50,6 +50,7 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
             caption += " Hollow diamonds are published values."
         yield Entry("Comparison", "comparison", curves.comparison(study, style), caption)
     yield from _classification(groups, style)
+    yield from _posteriors(groups, seed)
     yield from _maps(groups, seed)
     shifted = {
         label: [run.metrics for run in runs]
@@ -151,6 +152,26 @@ def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
         return None
     outside = {name.replace("_", " "): scores[f"ood/{name}/{score}"] for name in sets}
     return scores[f"test/{score}"], outside
+
+
+def _posteriors(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
+    found = {
+        label: posteriors.read(runs[0].scores, [run.metrics for run in runs])
+        for label, runs in groups.items()
+    }
+    found = {label: both for label, both in found.items() if both is not None}
+    if found:
+        _, reference = next(iter(found.values()))
+        yield Entry(
+            "Against the true posterior",
+            "posterior",
+            posteriors.posteriors({label: m for label, (m, _) in found.items()}, reference),
+            "Functions of each method's particles beside those of draws from the posterior (NUTS): "
+            "the band of 95 % over one input, or the entropy of the mean prediction over a plane. "
+            "W1 is the 1-Wasserstein distance between the two at a point, mean over a grid and "
+            "over seeds. Look at where there are no data: a band that is narrower than the "
+            "reference's, or a plane that is darker, is too sure." + seed,
+        )
 
 
 def _maps(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:

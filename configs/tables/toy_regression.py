@@ -1,0 +1,63 @@
+"""Particle methods against the true posterior of a small network, on a regression with a gap."""
+
+import pathlib
+from typing import Any
+
+from experiments.evaluators.posterior import floor
+
+ROWS = {
+    "Deep ensemble": "ensemble",
+    "SVGD": "svgd",
+    "SVGD, functions": "svgd_functions",
+    "SVGD, functional kernel": "svgd_functional_kernel",
+    "SVGD, functional repulsion": "svgd_functional_repulsion",
+    "Stochastic SVGD": "stochastic_svgd",
+    "WGD KDE": "wgd_kde",
+    "WGD SGE": "wgd_sge",
+    "WGD SSGE": "wgd_ssge",
+    "WGD KDE, functions": "fwgd_kde",
+    "WGD SGE, functions": "fwgd_sge",
+    "WGD SSGE, functions": "fwgd_ssge",
+    "SGLD": "sgld",
+    "pSGLD": "psgld",
+    "SGHMC": "sghmc",
+}
+DISTANCES = (
+    ("w1", "W1"),
+    ("inside/w1", "W1 by the data"),
+    ("outside/w1", "W1 elsewhere"),
+    ("mean_error", "Error of the mean"),
+    ("std_error", "of the s.d."),
+)
+
+
+def distances(path: str) -> list[dict[str, Any]]:
+    """Columns of the distances, with those of other draws of the reference in brackets."""
+    known = floor(path) if pathlib.Path(path).is_file() else {}
+    return [
+        dict(
+            key=f"posterior/{key}",
+            header=f"{header} ({known[key]:.3f})" if key in known else header,
+            better="lower",
+            digits=3,
+        )
+        for key, header in DISTANCES
+    ] + [dict(key="posterior/std_ratio", header="Mean s.d. / true", digits=2)]
+
+
+def get_table() -> dict[str, Any]:
+    """Rows, columns and seeds; the papers show this as a figure without numbers."""
+    return dict(
+        title="1-D regression, 100 particles: distance to the true posterior of f (in brackets: "
+        "100 draws of other chains)",
+        seeds=(0, 1, 2, 3, 4),
+        rows=[
+            dict(label=label, config=f"configs/toys/particles.py:task=regression,method={method}")
+            for label, method in ROWS.items()
+        ],
+        columns=[
+            *distances("results/toy_regression/reference.npz"),
+            dict(key="regression/rmse", header="Test RMSE", better="lower", digits=3),
+            dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
+        ],
+    )

@@ -1,0 +1,113 @@
+"""Particle methods against the true posterior of a small network: a regression, five Gaussians.
+
+Settings are those of the toys of "Repulsive deep ensembles are Bayesian" (D'Angelo & Fortuin 2021;
+github.com/ratschlab/repulsive_ensembles), which shows figures without numbers:
+
+    regression  y = x sin x + N(0, .25^2), 45 inputs in each of [1.5, 2.5] and [4.5, 6]; 5,000 steps
+                of batches of 32; the likelihood's noise has standard deviation 1
+    gaussians   5 Gaussians on a circle of radius 5, 40 training and 20 test points each; 10,000
+                steps of batches of 128; other data on a ring of radius 11 to 30 and at the origin
+
+    100 MLPs of 2 x 10 ReLU, weights and biases from N(0, 1), which is the prior too; Adam at 1e-2.
+
+Data are of one seed, so that there is one posterior; the seed of a run is that of its particles
+and batches. Its reference is NUTS, see `experiments/reference.py`:
+
+    python -m experiments.reference --config configs/toys/particles.py:task=regression \\
+        --out results/toy_regression/reference.npz
+
+Methods: `ensemble` is of MAP networks; `svgd`, `wgd_*` in weight and `fwgd_*`, `svgd_functions` in
+function space (logits, on the batch); both readings of "hybrid" (`uncertainty/inference/
+interacting.py`); `stochastic_svgd`, `sgld`, `psgld` and `sghmc` have noise, and rates of their own.
+
+Differences from the source: the prior's score is not N times too large in the regression, which
+made the repulsion N times too weak there; the noise of stochastic SVGD has the matrix root; a prior
+on weights in function space too (there one on functions, by draws); nothing is known of the rates
+of SGLD and stochastic SVGD there.
+Hardware and time: 2 CPU cores, SECONDS.
+Command: python -m experiments.train --config configs/toys/particles.py:method=svgd \\
+    --workdir runs/particles
+Tables: python -m experiments.reproduce toy_regression, and toy_gaussians
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base, parse_arg, shrink
+
+NORMAL = dict(name="normal", stddev=1.0)
+DIRECTIONS = dict(
+    ensemble=dict(name="independent"),
+    svgd=dict(name="svgd"),
+    svgd_functions=dict(name="svgd", space="functions"),
+    svgd_functional_kernel=dict(name="svgd", space="functional_kernel"),
+    svgd_functional_repulsion=dict(name="svgd", space="functional_repulsion"),
+    stochastic_svgd=dict(name="svgd"),
+    **{f"wgd_{e}": dict(name="wgd", estimator=e) for e in ("kde", "sge", "ssge")},
+    **{
+        f"fwgd_{e}": dict(name="wgd", estimator=e, space="functions")
+        for e in ("kde", "sge", "ssge")
+    },
+    sgld=dict(name="independent"),
+    psgld=dict(name="independent"),
+    sghmc=dict(name="independent"),
+)
+SAMPLERS = dict(stochastic_svgd="sgld", sgld="sgld", psgld="psgld", sghmc="sghmc")
+RATES = dict(
+    regression=dict(stochastic_svgd=1e-2, sgld=1e-4, psgld=1e-2, sghmc=1e-5),
+    gaussians=dict(stochastic_svgd=1e-2, sgld=1e-4, psgld=1e-2, sghmc=1e-5),
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`task`: regression or gaussians; `method`: one of DIRECTIONS; `size`: particles."""
+    arg = parse_arg(arg, task=tuple(RATES), method=tuple(DIRECTIONS), size=100)
+    config = base()
+    regression = arg.task == "regression"
+
+    data = dict(name="x_sin_x" if regression else "gaussians_2d")
+    config.data.train = dict(data, split="train")
+    config.batch_size = 32 if regression else 128
+
+    config.backbone = dict(name="mlp.MLP", widths=(10, 10), kernel_init=NORMAL, bias_init=NORMAL)
+    config.head = dict(
+        name="dense.Dense", outputs=1 if regression else 5, kernel_init=NORMAL, bias_init=NORMAL
+    )
+    config.likelihood = dict(name="gaussian", noise_std=1.0) if regression else dict(name="softmax")
+    config.inference.size = arg.size
+    config.inference.direction = DIRECTIONS[arg.method]
+    config.inference.prior = dict(name="gaussian", scale=1.0)
+
+    config.steps = 5_000 if regression else 10_000
+    config.optimiser = dict(name="adam", learning_rate=1e-2)
+    if arg.method in SAMPLERS:
+        rate = RATES[arg.task][arg.method]
+        config.optimiser = dict(name=SAMPLERS[arg.method], learning_rate=rate)
+    config.logging.every = 1_000
+    config.checkpoint.every = config.steps
+
+    test = dict(data, split="test")
+    posterior = dict(
+        name="posterior",
+        reference=f"results/toy_{arg.task}/reference.npz",
+        data=dict(data, split="grid"),
+        train=dict(data, split="train"),
+        near=0.1 if regression else 1.0,
+    )
+    if regression:
+        config.evaluators = dict(test=dict(name="regression", data=test), posterior=posterior)
+    else:
+        ood = dict(data, split="ood")
+        config.evaluators = dict(
+            test=dict(name="classification", data=test),
+            ood=dict(name="ood", data=test, sets=dict(ring=ood)),
+            map=dict(
+                name="uncertainty_map",
+                data=config.data.train,
+                groups=dict(test=test),
+                ood=dict(ring=ood),
+                limits=(-20.0, 20.0),
+                points=64,
+            ),
+            posterior=posterior,
+        )
+    return shrink(config) if arg.runlocal else config

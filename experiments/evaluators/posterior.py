@@ -1,0 +1,120 @@
+"""How far the particles' functions are from those of the true posterior."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from experiments.data.source import load
+
+BAND = (0.025, 0.975)  # of the figure
+
+
+def posterior(
+    predict: Any, reference: str, data: Any, train: Any = None, near: float = 0.0
+) -> Iterator[tuple[str, Any]]:
+    """Distances between the members' functions and draws from the posterior, on points of a grid.
+
+    f is the latent's mean where outcomes are real, in units of y as the network is trained on it,
+    and the probabilities of the classes otherwise. Of each point and output, averaged over both:
+
+      w1          1-Wasserstein distance between the marginals of f, int |F(f) - G(f)| df
+      mean_error  |difference of the means of f|
+      std_error   |difference of the standard deviations of f|
+
+    and `std_ratio`, the mean standard deviation over that of the reference: below 1 is too sure.
+    Where `train` is given, `inside/` and `outside/` have the same for the points within `near` of a
+    training input and for the others. Draws from the posterior itself have a distance above 0:
+    `floor`. Arrays for the figure are yielded too.
+
+    Args:
+      predict: `predict.Predictor`.
+      reference: file of `experiments.reference`.
+      data: spec of the grid, the one that the reference was made on.
+      train: spec of the training data, or None.
+      near: a distance in units of the input, before it is normalised.
+
+    Raises:
+      ValueError: there is no such file, or it is of another grid.
+    """
+    known = read(reference)
+    p = predict(data)
+    x = p.source.raw(np.arange(len(p.source)))["x"]
+    if x.shape != known["x"].shape or not np.allclose(x, known["x"], atol=1e-4):
+        raise ValueError(f"reference: {reference} was made on other inputs than those of data")
+    f, draws = functions(p), known["draws"]
+    if f.shape[1:] != draws.shape[1:]:
+        raise ValueError(f"reference: {reference} has functions {draws.shape[1:]}, and the "
+                         f"network {f.shape[1:]}")  # fmt: skip
+    for key, value in distances(f, draws).items():
+        yield f"posterior/{key}", value
+    if train is not None:
+        drawn = load(train).raw(np.arange(len(load(train))))
+        inside = closest(x, drawn["x"]) <= near
+        for name, where in (("inside", inside), ("outside", ~inside)):
+            if where.any():
+                for key, value in distances(f[:, where], draws[:, where]).items():
+                    yield f"posterior/{name}/{key}", value
+        yield "posterior/train_x", drawn["x"]
+        yield "posterior/train_y", drawn["y"]
+    yield "posterior/x", x
+    for name, values in (("", f), ("reference_", draws)):
+        yield f"posterior/{name}mean", values.mean(0)
+        yield f"posterior/{name}band", np.quantile(values, BAND, axis=0)
+    if "map" in known:
+        yield "posterior/reference_map", known["map"]
+
+
+posterior.task = None  # of any kind
+
+
+def functions(p: Any) -> np.ndarray:
+    """f of `predict.Predictions`, [M, B, K]."""
+    return np.asarray(p.mean if p.log_p is None else np.exp(p.log_p), np.float64)
+
+
+def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of `experiments.reference`, in float64.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"reference: no file {path}; python -m experiments.reference makes it")
+    with np.load(path) as file:
+        return {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
+
+
+def floor(path: str | pathlib.Path) -> dict[str, float]:
+    """Distances of the reference's second set of draws, from other chains, to the first."""
+    known = read(path)
+    return distances(known["second"], known["draws"])
+
+
+def distances(f: np.ndarray, draws: np.ndarray) -> dict[str, float]:
+    """Those of `posterior` between functions f [M, B, K] and draws [S, B, K]."""
+    std, true = f.std(0), draws.std(0)
+    return dict(
+        w1=float(wasserstein(f, draws).mean()),
+        mean_error=float(np.abs(f.mean(0) - draws.mean(0)).mean()),
+        std_error=float(np.abs(std - true).mean()),
+        std_ratio=float(std.mean() / true.mean()),
+    )
+
+
+def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """1-Wasserstein distance between the numbers a [M, ...] and b [S, ...] of each column, [...].
+
+    int |F - G|, with F and G the distribution functions, steps of 1/M and of 1/S.
+    """
+    both = np.concatenate([a, b])
+    steps = np.repeat([1 / len(a), -1 / len(b)], [len(a), len(b)])
+    order = np.argsort(both, axis=0)
+    apart = np.abs(np.cumsum(steps[order], axis=0))[:-1]
+    return np.sum(apart * np.diff(np.take_along_axis(both, order, axis=0), axis=0), axis=0)
+
+
+def closest(x: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """Distance of each of x [B, D] to the nearest of `to` [N, D], [B]."""
+    return np.sqrt(((x[:, None] - to[None]) ** 2).sum(-1)).min(1)
