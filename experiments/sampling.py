@@ -99,14 +99,10 @@ def methods(target: str) -> dict[str, Method]:
 def sample(
     density: Density, method: Method, seeds: Sequence[int], progress: Progress
 ) -> tuple[list[np.ndarray], list[float], float]:
-    """Runs a method once for each seed.
-
-    Returns:
-      Particles [P, 2] and seconds without compilation of each seed, and the share of the
-      particles' steps that were not taken as they were not finite.
+    """Particles [P, 2] and seconds without compilation, of each seed; the share of lost steps.
 
     Raises:
-      FloatingPointError: the last step of a particle was such, or it is lost far out.
+      FloatingPointError: the last step of a particle was not finite, or it is lost far out.
     """
     inference = particles(
         as_model(density), method.optimiser, density.size, method.direction, num_examples=1
@@ -191,14 +187,16 @@ def compare(
 
     exact = [density.draw(np.random.default_rng(seed), density.size) for seed in seeds]
     missing = reference and importlib.util.find_spec("blackjax") is None
-    note = "NUTS is not here: pip install '.[reference]'." if missing else ""
+    note = "NUTS is left out: pip install '.[reference]'." if missing else ""
     add(EXACT, exact, (), group=EXACT, note=note)
-    if reference and not missing:
-        short = dict(steps=5, warmup=20) if runlocal else {}
-        add(NUTS, *nuts(density, seeds, **short), group=NUTS, note="The last draw of each chain.")
+    chosen = ({NUTS: None} if reference and not missing else {}) | dict(chosen)
     for label, method in chosen.items():
-        method = method._replace(steps=min(method.steps or density.steps, density.steps))
         try:
+            if method is None:
+                found, seconds = nuts(density, seeds, *((5, 20) if runlocal else ()))
+                add(label, found, seconds, group=NUTS, note="500 steps after 1,000 to adapt.")
+                continue
+            method = method._replace(steps=min(method.steps or density.steps, density.steps))
             with Progress(len(seeds) * method.steps, f"{target}: {label}") as progress:
                 found, seconds, lost = sample(density, method, seeds, progress)
         except Exception as error:  # one method must not take the others with it
@@ -209,13 +207,9 @@ def compare(
         notes += [f"{100 * lost:.2g} % of the steps were not finite and not taken."] * (lost > 0)
         add(label, found, seconds, note=" ".join(notes))
     study = Study(
-        title=density.title,
-        columns=(*density.columns, *COLUMNS),
-        rows=rows,
-        command=f"python -m experiments.sampling --target {target}",
-        seeds=list(seeds),
-        hardware=hardware(),
-    )
+        density.title, (*density.columns, *COLUMNS), rows,
+        f"python -m experiments.sampling --target {target}", seeds=list(seeds), hardware=hardware(),
+    )  # fmt: skip
     return study, density, distances, shown
 
 
@@ -223,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.sampling", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--target", choices=DENSITIES, help="one density (default: all)")
-    parser.add_argument("--methods", default="", help="only those that this regex finds")
+    parser.add_argument("--methods", default="", help="a table of those that this regex finds")
     parser.add_argument("--seeds", type=seeds_of, default=[0, 1, 2, 3, 4], help="such as 0,1,2")
     parser.add_argument("--results", default="results", help="where tables and figures go")
     parser.add_argument("--runlocal", action="store_true", help="20 particles, 40 steps")
@@ -235,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             chosen = {k: v for k, v in known.items() if re.search(args.methods, k)}
         except re.error as error:
-            parser.error(f"--methods: {args.methods!r} is not a regular expression: {error}")
+            parser.error(f"--methods: {args.methods!r} is no regular expression: {error}")
         if not chosen:
             parser.error(f"--methods: {args.methods!r} matches none of {list(known)}")
         study, density, distances, shown = compare(
