@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -139,7 +138,12 @@ def normal(keys: jax.Array, params: Params) -> Params:
     """Standard normal numbers of the shape of the parameters [P, ...], each P from its own key."""
 
     def one(key: jax.Array, params: Params) -> Params:
-        flat, unravel = jax.flatten_util.ravel_pytree(params)
-        return unravel(jax.random.normal(key, flat.shape, flat.dtype))
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [
+            jax.random.normal(k, leaf.shape, leaf.dtype)
+            for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(tree, drawn)
 
     return jax.vmap(one)(keys, params)

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+from experiments import config as config_lib
 from experiments.evaluators.posterior import floor
 
 ROWS = {
@@ -31,9 +32,11 @@ DISTANCES = (
 )
 
 
-def distances(path: str) -> list[dict[str, Any]]:
+def distances(config: str) -> list[dict[str, Any]]:
     """Columns of the distances, with those of other draws of the reference in brackets."""
-    known = floor(path) if pathlib.Path(path).is_file() else {}
+    spec = config_lib.plain(config_lib.load(config))["evaluators"]["posterior"]
+    fields = {key: spec[key] for key in ("reference", "train", "near")}
+    known = floor(**fields) if pathlib.Path(spec["reference"]).is_file() else {}
     return [
         dict(
             key=f"posterior/{key}",
@@ -56,7 +59,7 @@ def get_table() -> dict[str, Any]:
             for label, method in ROWS.items()
         ],
         columns=[
-            *distances("results/toy_regression/reference.npz"),
+            *distances("configs/toys/particles.py:task=regression"),
             dict(key="regression/rmse", header="Test RMSE", better="lower", digits=3),
             dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
         ],

@@ -9,6 +9,7 @@ ROWS = {  # label -> options of configs/tabular/uci.py, and the published row th
     "SVGD in function space (20)": ("method=svgd_functions", None),
     "WGD (20)": ("method=wgd", None),
     "WGD in function space (20)": ("method=wgd_functions", None),
+    "SGLD (20 chains)": ("method=sgld", None),
 }
 SOURCE = "google/uncertainty-baselines, baselines/uci/README.md"
 PUBLISHED = {  # NLL; the same network and one noise level, but no prior, and 80 % to train on

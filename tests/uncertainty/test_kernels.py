@@ -1,12 +1,15 @@
 """Kernels against their formulas and automatic differentiation, pair by pair."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uncertainty.kernels import rbf as rbf_module
 from uncertainty.kernels.imq import imq
 from uncertainty.kernels.linear import linear
 from uncertainty.kernels.probability_product import probability_product
@@ -37,16 +40,21 @@ def test_matrices_are_the_double_sum(name, P):
         np.testing.assert_allclose((force @ z)[i], total, rtol=1e-3, atol=1e-4)
 
 
+@functools.cache
+def compiled(kernel):
+    return jax.jit(kernel.matrices)
+
+
 @pytest.mark.parametrize("kernel", [rbf(), imq()], ids=["rbf", "imq"])
 @given(P=st.integers(2, 8), n=st.integers(1, 6), seed=st.integers(0, 100))
 def test_stationary_forces_sum_to_zero_and_ignore_a_shift(kernel, P, n, seed):
     assert kernel.stationary
     z = particles(P, n, seed)
-    gram, force = kernel.matrices(jnp.asarray(z @ z.T))
+    matrices = compiled(kernel)
+    gram, force = matrices(jnp.asarray(z @ z.T))
     np.testing.assert_allclose((force @ z).sum(0), 0, atol=1e-4)
     shifted = z + 1.0
-    np.testing.assert_allclose(kernel.matrices(jnp.asarray(shifted @ shifted.T))[0], gram,
-                               atol=1e-3)  # fmt: skip
+    np.testing.assert_allclose(matrices(jnp.asarray(shifted @ shifted.T))[0], gram, atol=1e-3)
 
 
 @pytest.mark.parametrize("kernel", [rbf(), imq(), linear()], ids=["rbf", "imq", "linear"])
@@ -124,3 +132,14 @@ def test_the_probability_product_is_its_formula(power):
 def test_what_cannot_be_is_refused(make, fields, why):
     with pytest.raises(ValueError, match=why):
         make(**fields)
+
+
+MEDIAN = jax.jit(rbf_module._median)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.floats(0, 2.0**99, width=32, allow_subnormal=False), min_size=1, max_size=8))
+def test_the_median_is_numpys(values):
+    for given_ in (values, values + values[:1]):  # an odd and an even number, with ties
+        found = MEDIAN(jnp.asarray(given_, jnp.float32))
+        assert found == pytest.approx(np.median(np.asarray(given_, np.float32)), rel=1e-6)

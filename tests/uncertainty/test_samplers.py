@@ -107,7 +107,7 @@ def test_preconditioner_is_the_running_mean_of_squares():
 @pytest.mark.parametrize(
     "fields",
     [dict(temperature=0.25), dict(likelihood_temperature=4.0), dict(prior=priors.gaussian(0.3))],
-    ids=str,
+    ids=lambda fields: next(iter(fields)),
 )
 def test_temperatures_and_priors_are_those_of_the_posterior(fields):
     known = {k: v for k, v in fields.items() if k != "prior"}
