@@ -35,6 +35,10 @@ RUNS = [  # file and its options, runlocal apart
     ("tabular/diabetes.py", ""),
     ("tabular/uci.py", "method=svgd"),
     pytest.param("tabular/uci.py", "method=wgd_functions", marks=SLOW),
+    ("toys/particles.py", "task=gaussians,method=svgd_functions"),
+    pytest.param("toys/particles.py", "task=regression,method=stochastic_svgd", marks=SLOW),
+    pytest.param("small_images/particles.py", "method=f_ssge", marks=SLOW),
+    pytest.param("small_images/particles.py", "method=hyper", marks=SLOW),
     pytest.param("digits/lenet5.py", "size=2", marks=SLOW),
     pytest.param("digits/lenet5.py", "heads=3", marks=SLOW),
     pytest.param("digits/lenet5.py", "masks=3", marks=SLOW),
@@ -57,6 +61,7 @@ FULL = [  # file, options, parameters of one network
     ("digits/mlp.py", "", 64 * 128 + 128 + 128 * 128 + 128 + 128 * 8 + 8),
     ("small_images/lenet5.py", "size=10", 545_546),
     ("small_images/lenet5.py", "padding=VALID", 61_706),
+    ("small_images/particles.py", "method=svgd", 784 * 100 + 2 * 100 * 100 + 100 * 10 + 310),
     ("cifar/wide_resnet.py", "size=4", 36_479_194),
     ("cifar/wide_resnet.py", "dataset=cifar100,masks=30", 36_479_194 + 90 * 641),
     # Without its dense head: 36,472,784; published 37M, 36.5M.

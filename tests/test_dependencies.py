@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "inference": {"types", "likelihoods", "kernels", "samplers", "inference"},
     "stages": {"types", "samplers", "thinning", "inference", "stages"},
     "kernels": {"types", "kernels"},
-    "build": {"types", "model", "optimisers"},  # finds all else by name
+    "specs": set(),  # finds all else by name
+    "build": {"types", "model", "optimisers", "specs"},
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output
 STANDARD = {"collections", "concurrent", "dataclasses", "difflib", "functools", "importlib",

@@ -1,19 +1,5 @@
-"""From names and fields to objects: the only place that knows how a config becomes a program.
+"""From a config to a program: the only place that knows what a config's sections stand for."""
 
-`name='file.Attr'` in the section `heads` is `uncertainty/heads/file.py`, attribute `Attr`; a bare
-`name='file'` is `file.file`. There is nothing to register. A nested dict with a `name` makes a
-factory: an initialiser where the field ends in `_init`, else a layer of `uncertainty/layers` or,
-in a head's field `mean`, another head.
-"""
-
-import collections.abc as abc
-import difflib
-import functools
-import importlib
-import inspect
-import pkgutil
-import types
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,79 +7,31 @@ import flax.linen as nn
 
 from uncertainty import optimisers
 from uncertainty.model import from_network
+from uncertainty.specs import (
+    ConfigError,
+    check_types,
+    make,
+    nearest,
+    partial,
+    resolve,
+    signature,
+    spec_of,
+    unknown_field,
+)
 from uncertainty.types import Inference, Model, Stage, Target
 
-
-class ConfigError(ValueError):
-    """A config that cannot be built: names the field, the value and what is allowed."""
-
-
-def nearest(word: str, valid: typing.Iterable[str]) -> str:
-    """`did you mean 'a'? (valid: a, b, c)`."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(str(word), valid, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}(valid: {', '.join(valid)})"
-
-
-def resolve(section: str, name: Any, field: str) -> Callable:
-    """The class or function that `name` stands for in `uncertainty/<section>`.
-
-    Raises:
-      ConfigError: there is no such file or attribute; the message lists the nearest names.
-    """
-    if not isinstance(name, str):
-        raise ConfigError(f"{field}.name: {name!r} is not a name")
-    package = importlib.import_module(f"uncertainty.{section}")
-    if hasattr(package, "__path__"):
-        file, _, attribute = name.partition(".")
-        files = [m.name for m in pkgutil.iter_modules(package.__path__)]
-        if file not in files:
-            raise ConfigError(f"{field}.name: no file {file!r} in uncertainty/{section}; "
-                              + nearest(file, files))  # fmt: skip
-        module = importlib.import_module(f"{package.__name__}.{file}")
-        attribute = attribute or file
-    else:
-        module, attribute = package, name
-    own = getattr(module, "__all__", None)
-    public = {
-        key: value
-        for key, value in vars(module).items()
-        if (inspect.isclass(value) or inspect.isfunction(value))
-        and (key in own if own else value.__module__ == module.__name__ and key[0] != "_")
-    }
-    if attribute not in public:
-        raise ConfigError(f"{field}.name: {module.__name__} has no {attribute!r}; "
-                          + nearest(attribute, public))  # fmt: skip
-    return public[attribute]
-
-
-def make(section: str, spec: Any, field: str, **given: Any) -> Any:
-    """Calls what `spec['name']` stands for with the other fields of `spec` and with `given`.
-
-    Args:
-      section: a package or module of `uncertainty`.
-      spec: a mapping with `name` and fields, or a name alone.
-      field: where `spec` stands in the config, for messages.
-      **given: arguments that are objects already; `spec` cannot set them.
-
-    Raises:
-      ConfigError: an unknown name or field, a missing field, a value of the wrong type, or one that
-        the callee refuses.
-    """
-    target, fields = _parse(section, spec, field, given)
-    try:
-        return target(**fields, **given)
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{field}: {error}") from error
-
-
-def partial(section: str, spec: Any, field: str, given: tuple[str, ...] = ()) -> Callable:
-    """Like `make`, but waits for the arguments named in `given`."""
-    target, fields = _parse(section, spec, field, dict.fromkeys(given))
-    return functools.partial(target, **fields)
+__all__ = [
+    "ConfigError",
+    "inference",
+    "make",
+    "model",
+    "nearest",
+    "network",
+    "optimiser",
+    "resolve",
+    "schedule",
+    "stages",
+]
 
 
 def network(config: Mapping[str, Any]) -> nn.Module:
@@ -120,18 +58,18 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
       config: with both.
       field: where the optimiser stands in the whole config, for messages.
     """
-    fields = _spec(_section(config, "optimiser"), field)
+    fields = spec_of(_section(config, "optimiser"), field)
     schedule_spec = fields.pop("schedule", "constant")
-    common, _ = _signature(optimisers.optimiser)
+    common, _ = signature(optimisers.optimiser)
     common -= {"direction", "schedule"}
     own = {key: fields.pop(key) for key in list(fields) if key in common}
     total_steps = _section(config, "steps")
     schedule = make("schedules", schedule_spec, f"{field}.schedule", total_steps=total_steps)
-    directions = _signature(resolve("optimisers", fields["name"], field))[0]
+    directions = signature(resolve("optimisers", fields["name"], field))[0]
     for key in sorted(set(fields) - {"name"} - directions):
-        raise _unknown_field(field, key, common | {"name", "schedule"} | directions)
+        raise unknown_field(field, key, common | {"name", "schedule"} | directions)
     direction = make("optimisers", fields, field)
-    _check_types(optimisers.optimiser, own, field)
+    check_types(optimisers.optimiser, own, field)
     if "learning_rate" not in own:
         raise ConfigError(f"{field}.learning_rate: missing")
     try:
@@ -142,7 +80,7 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
 
 def schedule(config: Mapping[str, Any]) -> Callable:
     """step -> learning rate, as the optimiser of this config uses it."""
-    spec = _spec(_section(config, "optimiser"), "optimiser")
+    spec = spec_of(_section(config, "optimiser"), "optimiser")
     multiple = make("schedules", spec.get("schedule", "constant"), "optimiser.schedule",
                     total_steps=_section(config, "steps"))  # fmt: skip
     return lambda step: spec["learning_rate"] * multiple(step)
@@ -158,7 +96,7 @@ def inference(
       network: what `model(config)` has made of it already.
       num_examples: of the training set, where there is a posterior to stand for.
     """
-    spec = _spec(_section(config, "inference"), "inference")
+    spec = spec_of(_section(config, "inference"), "inference")
     given = {"num_examples": num_examples}
     if "direction" in spec:
         direction = spec.pop("direction")
@@ -197,8 +135,8 @@ def stages(
         raise ConfigError(f"stages: {specs!r} is not a list, such as (dict(name='laplace'),)")
     made = []
     for i, spec in enumerate(specs):
-        spec, field = _spec(spec, f"stages[{i}]"), f"stages[{i}]"
-        wanted = _signature(resolve("stages", spec["name"], field))[0]
+        spec, field = spec_of(spec, f"stages[{i}]"), f"stages[{i}]"
+        wanted = signature(resolve("stages", spec["name"], field))[0]
         given = {key: value for key, value in offered.items() if key in wanted}
         if "optimiser" in wanted & set(spec):
             own = dict(optimiser=spec.pop("optimiser"), steps=spec.get("steps", 1))
@@ -211,132 +149,3 @@ def _section(config: Mapping[str, Any], name: str) -> Any:
     if name not in config:
         raise ConfigError(f"{name}: missing from the config")
     return config[name]
-
-
-def _spec(value: Any, field: str) -> dict[str, Any]:
-    """`value`, or what a name alone stands for."""
-    if isinstance(value, str):
-        return {"name": value}
-    if not isinstance(value, Mapping) or "name" not in value:
-        raise ConfigError(f"{field}: {value!r} is neither a name nor a dict with one")
-    return dict(value)
-
-
-def _parse(section: str, spec: Any, field: str, given: Mapping) -> tuple[Callable, dict]:
-    spec = _spec(spec, field)
-    target = resolve(section, spec["name"], field)
-    valid, required = _signature(target)
-    fields = {key: value for key, value in spec.items() if key != "name"}
-    for key in fields:
-        if key not in valid - set(given):
-            raise _unknown_field(field, key, valid - set(given))
-    for key in required:
-        if key not in fields and key not in given:
-            raise ConfigError(f"{field}.{key}: missing; {target.__name__} needs it")
-    _check_types(target, fields, field)
-    nested = {key: _nested(value, f"{field}.{key}", section) for key, value in fields.items()}
-    return target, nested
-
-
-def _nested(value: Any, field: str, section: str) -> Any:
-    """Factories for nested specs; tuples for lists, since Flax modules must be hashable."""
-    if isinstance(value, Mapping) and "name" in value:
-        if field.endswith("_init"):
-            return _initialiser(value, field)
-        # A head's `mean` is a head, a direction's `kernel` a kernel; all else is made of layers.
-        section = NESTED.get((section, field.rpartition(".")[2]), "layers")
-        valid, required = _signature(resolve(section, value["name"], field))
-        for key in set(value) - valid - {"name"}:
-            raise _unknown_field(field, key, valid)
-        return partial(section, value, field, tuple(required - set(value)))
-    if isinstance(value, Mapping):
-        return {key: _nested(v, f"{field}.{key}", section) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_nested(v, f"{field}[{i}]", section) for i, v in enumerate(value))
-    return value
-
-
-def _initialiser(spec: Mapping[str, Any], field: str) -> Callable:
-    makers = {  # not `zeros` and `ones`, which are initialisers themselves
-        name: value
-        for name, value in vars(nn.initializers).items()
-        if inspect.isfunction(value) and "key" not in _signature(value)[0]
-    }
-    found = makers.get(str(spec["name"]))
-    if found is None:
-        raise ConfigError(f"{field}.name: no initialiser {spec['name']!r}; "
-                          + nearest(spec["name"], makers))  # fmt: skip
-    fields = {key: value for key, value in spec.items() if key != "name"}
-    valid = _signature(found)[0]
-    for key in fields:
-        if key not in valid:
-            raise _unknown_field(field, key, valid)
-    try:
-        return found(**fields)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{field}: {error}") from error
-
-
-def _signature(target: Callable) -> tuple[set[str], set[str]]:
-    """The names of all arguments, and of those without a default."""
-    parameters = inspect.signature(target).parameters
-    names = set(parameters) - {"parent", "self"}
-    if inspect.isclass(target) and issubclass(target, nn.Module):
-        names -= {"name"}
-    required = {n for n in names if parameters[n].default is inspect.Parameter.empty}
-    return names, required
-
-
-def _unknown_field(field: str, key: str, valid: typing.Iterable[str]) -> ConfigError:
-    return ConfigError(f"{field}.{key}: no such field; {nearest(key, valid)}")
-
-
-def _check_types(target: Callable, fields: Mapping[str, Any], field: str) -> None:
-    try:
-        hints = typing.get_type_hints(target)
-    except (NameError, TypeError):
-        return
-    for key, value in fields.items():
-        if key in hints and not _fits(value, hints[key]):
-            raise ConfigError(f"{field}.{key}: {value!r} is a {type(value).__name__}; "
-                              f"{_describe(hints[key])} is needed")  # fmt: skip
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a config's value can stand for a type hint; True where that cannot be told."""
-    kind, of = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind in (typing.Union, types.UnionType):
-        return any(_fits(value, h) for h in of)
-    if kind is type(None):
-        return value is None
-    if kind in _SCALARS:
-        return isinstance(value, _SCALARS[kind]) and (kind is bool or not isinstance(value, bool))
-    if kind is abc.Callable:
-        return callable(value) or (isinstance(value, Mapping) and "name" in value)
-    if kind is abc.Mapping:
-        return isinstance(value, Mapping)
-    if kind in (tuple, list, abc.Sequence):
-        element = of[0] if of and of[0] in _SCALARS else typing.Any
-        return isinstance(value, list | tuple) and all(_fits(v, element) for v in value)
-    return value is not None or kind is typing.Any
-
-
-def _describe(hint: Any) -> str:
-    kind, of = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind in (typing.Union, types.UnionType):
-        return " or ".join(map(_describe, of))
-    if kind in (tuple, list, abc.Sequence):
-        return f"a list of {_describe(of[0])}" if of and of[0] in _SCALARS else "a list"
-    names = {type(None): "None", abc.Callable: "a dict with a name", abc.Mapping: "a dict"}
-    return names.get(kind) or getattr(kind, "__name__", str(kind))
-
-
-# Where the name in a field of a part of a section is looked for.
-NESTED = {
-    ("heads", "mean"): "heads",
-    ("inference", "kernel"): "kernels",
-    ("inference", "weight_kernel"): "kernels",
-    ("inference", "annealing"): "annealing",
-    ("inference", "context"): "context",
-}
-_SCALARS = {bool: bool, int: int, float: int | float, str: str}

@@ -162,6 +162,7 @@ def test_a_start_with_other_parameters_is_refused(digits, tmp_path):
         ({"head": dict(name="dense.Dense", outputs=8)}, "stages: laplace: the model has no post"),
         ({"stages": (dict(name="laplas"),)}, r"stages\[0\].name: no file 'laplas'.*'laplace'"),
         ({"stages": "laplace"}, "stages: 'laplace' is not a list"),
+        ({"inference.collect": dict(name="after_burn_in", size=2)}, "stages: laplace: .* samples"),
         ({"stages": (dict(name="swag", steps=4, every=1),)}, r"stages\[0\].optimiser: missing"),
         ({"stages": (dict(name="swag", steps=4, every=1, optimiser=dict(name="sgd")),)},
          r"stages\[0\].optimiser.learning_rate: missing"),

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 
@@ -257,5 +258,35 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
     _, metrics = jax.jit(experiment.inference.update)(state, whole[0][1])
     assert np.isfinite(metrics["loss"]).all()
     with pytest.raises(ConfigError, match=r"data.context: shape \(2,\), but \(8, 8, 1\)"):
-        setup(config_lib.load("configs/digits/mlp.py:runlocal", {
-            "data.context": dict(name="two_moons", split="train"), "mesh": {"data": 1}}))  # fmt: skip
+        other = {"data.context": dict(name="two_moons", split="train"), "mesh": {"data": 1}}
+        setup(config_lib.load("configs/digits/mlp.py:runlocal", other))
+
+
+@pytest.mark.parametrize(
+    ("direction", "optimiser"),
+    [(dict(name="svgd"), "sgld"), (dict(name="independent"), "sghmc"),
+     (dict(name="wgd", space="functions", context=dict(name="perturbed")), "adam")],
+    ids=["stochastic svgd", "sghmc", "functions"],
+)  # fmt: skip
+def test_particles_that_sample_or_interact_go_on_with_the_same_bits(direction, optimiser, tmp_path):
+    fields = {
+        "inference.direction": direction,
+        "inference.prior": dict(name="gaussian"),
+        "inference.collect": dict(name="after_burn_in", size=4, burn_in=0.0),
+        "optimiser": dict(name=optimiser, learning_rate=0.05),
+        "steps": 8,
+        "checkpoint.every": 4,
+        "checkpoint.keep": 2,
+        "mesh": {"data": 1},
+    }
+    config = config_lib.load("configs/digits/mlp.py:runlocal,size=2", fields)
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "8")
+    train(config, tmp_path / "half")
+    whole, half = (final_state(tmp_path / name) for name in ("whole", "half"))
+    assert whole.samples.taken.all()
+    for a, b in zip(*map(jax.tree.leaves, (whole, half)), strict=True):
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)

@@ -32,6 +32,11 @@ def laplace(model: Model, over: Callable) -> Stage:
         return state.replace(collections=collections)
 
     def begin(state: State, x: jax.Array) -> State:
+        if state.samples is not None:
+            raise ValueError(
+                "laplace: fits the last parameters, but samples of them predict; unset "
+                "inference.collect, or what makes samples before it"
+            )
         shapes = jax.eval_shape(lambda s, x: changed(s, x, "moments"), state, x).collections
         if "moments" not in shapes:
             raise ValueError(

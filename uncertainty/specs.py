@@ -1,0 +1,223 @@
+"""From names and fields to objects, with every mistake told by its field.
+
+`name='file.Attr'` in the section `heads` is `uncertainty/heads/file.py`, attribute `Attr`; a bare
+`name='file'` is `file.file`. There is nothing to register. A nested dict with a `name` makes a
+factory: an initialiser where the field ends in `_init`, else what NESTED says, else a layer of
+`uncertainty/layers`.
+"""
+
+import collections.abc as abc
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+# Where the name in a field of a part of a section is looked for.
+NESTED = {
+    ("heads", "mean"): "heads",
+    ("inference", "kernel"): "kernels",
+    ("inference", "weight_kernel"): "kernels",
+    ("inference", "annealing"): "annealing",
+    ("inference", "context"): "context",
+}
+COMPLETE = ("kernels", "annealing", "context")  # sections whose factories are called without fields
+
+
+class ConfigError(ValueError):
+    """A config that cannot be built: names the field, the value and what is allowed."""
+
+
+def nearest(word: str, valid: typing.Iterable[str]) -> str:
+    """`did you mean 'a'? (valid: a, b, c)`."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(str(word), valid, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}(valid: {', '.join(valid)})"
+
+
+def resolve(section: str, name: Any, field: str) -> Callable:
+    """The class or function that `name` stands for in `uncertainty/<section>`.
+
+    Raises:
+      ConfigError: there is no such file or attribute; the message lists the nearest names.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"{field}.name: {name!r} is not a name")
+    package = importlib.import_module(f"uncertainty.{section}")
+    if hasattr(package, "__path__"):
+        file, _, attribute = name.partition(".")
+        files = [m.name for m in pkgutil.iter_modules(package.__path__)]
+        if file not in files:
+            raise ConfigError(f"{field}.name: no file {file!r} in uncertainty/{section}; "
+                              + nearest(file, files))  # fmt: skip
+        module = importlib.import_module(f"{package.__name__}.{file}")
+        attribute = attribute or file
+    else:
+        module, attribute = package, name
+    own = getattr(module, "__all__", None)
+    public = {
+        key: value
+        for key, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and (key in own if own else value.__module__ == module.__name__ and key[0] != "_")
+    }
+    if attribute not in public:
+        raise ConfigError(f"{field}.name: {module.__name__} has no {attribute!r}; "
+                          + nearest(attribute, public))  # fmt: skip
+    return public[attribute]
+
+
+def make(section: str, spec: Any, field: str, **given: Any) -> Any:
+    """Calls what `spec['name']` stands for with the other fields of `spec` and with `given`.
+
+    Args:
+      section: a package or module of `uncertainty`.
+      spec: a mapping with `name` and fields, or a name alone.
+      field: where `spec` stands in the config, for messages.
+      **given: arguments that are objects already; `spec` cannot set them.
+
+    Raises:
+      ConfigError: an unknown name or field, a missing field, a value of the wrong type, or one that
+        the callee refuses.
+    """
+    target, fields = _parse(section, spec, field, given)
+    try:
+        return target(**fields, **given)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
+def partial(section: str, spec: Any, field: str, given: tuple[str, ...] = ()) -> Callable:
+    """Like `make`, but waits for the arguments named in `given`."""
+    target, fields = _parse(section, spec, field, dict.fromkeys(given))
+    return functools.partial(target, **fields)
+
+
+def spec_of(value: Any, field: str) -> dict[str, Any]:
+    """`value`, or what a name alone stands for."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise ConfigError(f"{field}: {value!r} is neither a name nor a dict with one")
+    return dict(value)
+
+
+def _parse(section: str, spec: Any, field: str, given: Mapping) -> tuple[Callable, dict]:
+    spec = spec_of(spec, field)
+    target = resolve(section, spec["name"], field)
+    valid, required = signature(target)
+    fields = {key: value for key, value in spec.items() if key != "name"}
+    for key in fields:
+        if key not in valid - set(given):
+            raise unknown_field(field, key, valid - set(given))
+    for key in required:
+        if key not in fields and key not in given:
+            raise ConfigError(f"{field}.{key}: missing; {target.__name__} needs it")
+    check_types(target, fields, field)
+    nested = {key: _nested(value, f"{field}.{key}", section) for key, value in fields.items()}
+    return target, nested
+
+
+def _nested(value: Any, field: str, section: str) -> Any:
+    """Factories for nested specs; tuples for lists, since Flax modules must be hashable."""
+    if isinstance(value, Mapping) and "name" in value:
+        if field.endswith("_init"):
+            return _initialiser(value, field)
+        section = NESTED.get((section, field.rpartition(".")[2]), "layers")
+        valid, required = signature(resolve(section, value["name"], field))
+        for key in set(value) - valid - {"name"}:
+            raise unknown_field(field, key, valid)
+        later = () if section in COMPLETE else tuple(required - set(value))
+        return partial(section, value, field, later)
+    if isinstance(value, Mapping):
+        return {key: _nested(v, f"{field}.{key}", section) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_nested(v, f"{field}[{i}]", section) for i, v in enumerate(value))
+    return value
+
+
+def _initialiser(spec: Mapping[str, Any], field: str) -> Callable:
+    makers = {  # not `zeros` and `ones`, which are initialisers themselves
+        name: value
+        for name, value in vars(nn.initializers).items()
+        if inspect.isfunction(value) and "key" not in signature(value)[0]
+    }
+    found = makers.get(str(spec["name"]))
+    if found is None:
+        raise ConfigError(f"{field}.name: no initialiser {spec['name']!r}; "
+                          + nearest(spec["name"], makers))  # fmt: skip
+    fields = {key: value for key, value in spec.items() if key != "name"}
+    valid = signature(found)[0]
+    for key in fields:
+        if key not in valid:
+            raise unknown_field(field, key, valid)
+    try:
+        return found(**fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
+def signature(target: Callable) -> tuple[set[str], set[str]]:
+    """The names of all arguments, and of those without a default."""
+    parameters = inspect.signature(target).parameters
+    names = set(parameters) - {"parent", "self"}
+    if inspect.isclass(target) and issubclass(target, nn.Module):
+        names -= {"name"}
+    required = {n for n in names if parameters[n].default is inspect.Parameter.empty}
+    return names, required
+
+
+def unknown_field(field: str, key: str, valid: typing.Iterable[str]) -> ConfigError:
+    return ConfigError(f"{field}.{key}: no such field; {nearest(key, valid)}")
+
+
+def check_types(target: Callable, fields: Mapping[str, Any], field: str) -> None:
+    try:
+        hints = typing.get_type_hints(target)
+    except (NameError, TypeError):
+        return
+    for key, value in fields.items():
+        if key in hints and not _fits(value, hints[key]):
+            raise ConfigError(f"{field}.{key}: {value!r} is a {type(value).__name__}; "
+                              f"{_describe(hints[key])} is needed")  # fmt: skip
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a config's value can stand for a type hint; True where that cannot be told."""
+    kind, of = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, h) for h in of)
+    if kind is type(None):
+        return value is None
+    if kind in _SCALARS:
+        return isinstance(value, _SCALARS[kind]) and (kind is bool or not isinstance(value, bool))
+    if kind is abc.Callable:
+        return callable(value) or (isinstance(value, Mapping) and "name" in value)
+    if kind is abc.Mapping:
+        return isinstance(value, Mapping)
+    if kind in (tuple, list, abc.Sequence):
+        element = of[0] if of and of[0] in _SCALARS else typing.Any
+        return isinstance(value, list | tuple) and all(_fits(v, element) for v in value)
+    return value is not None or kind is typing.Any
+
+
+def _describe(hint: Any) -> str:
+    kind, of = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        return " or ".join(map(_describe, of))
+    if kind in (tuple, list, abc.Sequence):
+        return f"a list of {_describe(of[0])}" if of and of[0] in _SCALARS else "a list"
+    names = {type(None): "None", abc.Callable: "a dict with a name", abc.Mapping: "a dict"}
+    return names.get(kind) or getattr(kind, "__name__", str(kind))
+
+
+_SCALARS = {bool: bool, int: int, float: int | float, str: str}
