@@ -203,7 +203,7 @@ def traced(file, options):
     config = config_lib.plain(config_of(file, options))
     config_lib.check(config)
     config["inference"]["executor"] = "vmap"  # traced once, not once for each particle
-    inference = build.inference(config)
+    inference = build.inference(config, num_examples=1)
     B = config["batch_size"]
     x = jax.ShapeDtypeStruct((B, *shape_of(config)), jnp.float32)
     state = jax.eval_shape(inference.init, jax.random.key(0), x)
