@@ -123,11 +123,16 @@ def stages(
       over: executor that maps over the particles.
       sizes: examples of 'train' and of 'validation'.
     """
-    prior = config["inference"].get("prior") if "inference" in config else None
+    spec = _section(config, "inference")
+    prior = spec.get("prior")
     offered = dict(
         model=network,
         over=over,
-        target=Target(prior and make("priors", prior, "inference.prior"), sizes["train"]),
+        target=Target(
+            prior and make("priors", prior, "inference.prior"),
+            sizes["train"] / spec.get("likelihood_temperature", 1.0),
+            spec.get("temperature", 1.0),
+        ),
         num_validation=sizes["validation"],
     )
     specs = config.get("stages", ())

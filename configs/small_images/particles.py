@@ -43,8 +43,8 @@ DIRECTIONS = dict(
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`method`: one of DIRECTIONS; `size`: particles."""
-    arg = parse_arg(arg, method=tuple(DIRECTIONS), size=50)
+    """`method`: one of DIRECTIONS; `size`: particles; `steps`: of training."""
+    arg = parse_arg(arg, method=tuple(DIRECTIONS), size=50, steps=50_000)
     config = base()
     test = dict(name="fashion_mnist", split="test")
 
@@ -59,7 +59,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg.method == "hyper":
         config.inference.hyper = dict(prior_scale=(0.1, 0.2, 0.3, 0.4, 0.5))
 
-    config.steps = 50_000
+    config.steps = arg.steps
     config.optimiser = dict(name="adam", learning_rate=1e-3, schedule=dict(name="cosine"))
     if arg.method in ("sgld", "stochastic_svgd"):
         # SVGD averages the gradients of P particles of which each has a kernel of its own alone.
