@@ -224,6 +224,14 @@ def test_runs_of_a_label_may_differ_in_the_seed_only(tmp_path, runs):
     by_label([load_run(runs[0]), load_run(runs[1])])
     with pytest.raises(ValueError, match=r"'single' differ.*learning_rate: 0.001 -> 0.5"):
         by_label([load_run(runs[0]), load_run(other)])
+    split = load_run(runs[1])
+    split.config["data"] = dict(train=dict(name="a", seed=3))
+    first = load_run(runs[0])
+    first.config["data"] = dict(train=dict(name="a", seed=2))
+    by_label([first, split])  # the seed of the split may follow the run's
+    split.config["data"]["train"]["name"] = "b"
+    with pytest.raises(ValueError, match=r"data.train.name"):
+        by_label([first, split])
 
 
 def test_missing_files_are_named(tmp_path, runs):
