@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -104,6 +104,11 @@ def shrink(
     config.inference.size = min(config.inference.size, 2)
     if "size" in config.ensemble:
         config.ensemble.size = min(config.ensemble.size, 2)
+    if config.inference.get("collect"):
+        config.inference.collect.size = 1
+        if "cycles" in config.inference.collect:
+            config.inference.collect.cycles = 1
+    config.stages = tuple(_short_stage(stage) for stage in config.stages)
     schedule = config.optimiser.get("schedule", {})
     if "warmup_steps" in schedule:
         schedule.warmup_steps = min(schedule.warmup_steps, 1)
@@ -117,6 +122,12 @@ def shrink(
     for section in (config.data, *config.evaluators.values()):
         _stand_in(section, shape, num_classes, seeds)
     return config
+
+
+def _short_stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage with few steps and small sizes."""
+    most = dict(steps=4, every=2, size=2, cycles=2, samples=2)
+    return {**stage, **{k: min(stage[k], v) for k, v in most.items() if k in stage}}
 
 
 _OF_ANY_SET = ("split", "classes", "mean", "std", "standardise", "statistics", "label_noise")

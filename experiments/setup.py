@@ -115,6 +115,9 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
             f"likelihood: {config['likelihood']!r} is for "
             f"{'classes' if discrete else 'real outcomes'}, but {source.name} is for {source.task}"
         )
+    if config["on_fault"] == "freeze" and not inference.separable:
+        raise ConfigError("on_fault: 'freeze' is for particles by themselves; these interact, so a "
+                          "fault of one is one of all")  # fmt: skip
     over = executors.mapping(config["inference"].get("executor", "auto"))
     check_noise(config, model)
     sizes = dict(train=max(len(source), 1), validation=len(validation) if validation else 1)
@@ -129,13 +132,16 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     final = shapes
     y = (1,) if discrete else (1, source.outputs)
     y = jax.ShapeDtypeStruct(y, jnp.int32 if discrete else jnp.float32)
-    for _, stage in stages:
+    if len(source):
+        check_update(config, inference, shapes, source)
+    for i, (_, stage) in enumerate(stages):
         try:
             final = jax.eval_shape(stage.begin, final, x)
             final = jax.eval_shape(stage.update, final, {"x": x, "y": y})
             final = jax.eval_shape(stage.finish, final, x)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"stages: {error}") from error
+            raise ConfigError(f"stages[{i}]: {error}") from error
+        execution.check_divides(f"stages[{i}].size", final.key.shape[0], mesh, "particle")
     try:
         shardings = execution.state_shardings(shapes, mesh, config["sharding"])
         final = placed(final, execution.state_shardings(final, mesh, config["sharding"]))
@@ -146,6 +152,31 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
         config, source, validation, context, mesh, model, inference, shapes, shardings, stages,
         final,
     )  # fmt: skip
+
+
+def check_update(
+    config: Mapping[str, Any], inference: Inference, shapes: State, source: Source
+) -> None:
+    """Traces a step, of one particle where that is enough, for what it refuses.
+
+    Raises:
+      ConfigError: what it refuses.
+    """
+    if inference.separable:
+        one = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), shapes.replace(step=None)
+        )
+        shapes = one.replace(step=shapes.step)
+    B = config["inference"].get("accumulate", 1)
+    x = jax.ShapeDtypeStruct((B, *source.shape), jnp.float32)
+    discrete = source.task == "classification"
+    y = jax.ShapeDtypeStruct((B,) if discrete else (B, source.outputs),
+                             jnp.int32 if discrete else jnp.float32)  # fmt: skip
+    batch = {"x": x, "y": y} | ({"context": x} if config["data"].get("context") else {})
+    try:
+        jax.eval_shape(inference.update, shapes, batch)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"inference: {error}") from error
 
 
 def check_noise(config: Mapping[str, Any], model: Model) -> None:
@@ -216,6 +247,13 @@ def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None, Source 
     except ConfigError as error:
         raise ConfigError(f"data.{error}") from error
     if data.get("context"):
+        direction = config["inference"].get("direction")
+        points = direction.get("context") if isinstance(direction, Mapping) else None
+        if not isinstance(points, Mapping) or points.get("name") != "other":
+            raise ConfigError(
+                "data.context: nothing looks at it; set "
+                "inference.direction.context=dict(name='other'), or unset data.context"
+            )
         context = load(data["context"], "data.context")
         if context.shape != source.shape:
             raise ConfigError(

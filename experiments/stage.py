@@ -69,9 +69,11 @@ def _run(experiment: Experiment, workdir: pathlib.Path) -> None:
     state, step = restored
     half = workdir / FOLDER / "half"  # checkpoints within a stage that trains
     with contextlib.closing(results):
+        start = step
         for i, (name, stage) in enumerate(experiment.stages):
             began = time.monotonic()
-            state = run_stage(experiment, stage, state, name, step, half / f"{step}-{i}-{name}")
+            state = run_stage(experiment, stage, state, name, start, half / f"{step}-{i}-{name}")
+            start += stage.steps
             logger.info("stage %s: %.1f s", name, time.monotonic() - began)
         results.save(step, state)
     if jax.process_index() == 0:
@@ -94,6 +96,9 @@ def run_stage(
       state: before it.
       start: steps of training that came before, for the order of the examples.
       half: where a stage that trains saves its checkpoints, and goes on from.
+
+    Raises:
+      FloatingPointError: with `on_fault='stop'`, a step of a stage that trains was not finite.
     """
     mesh = experiment.mesh
     # Whatever shape the examples have, `begin` and `finish` see one for each device.
@@ -116,10 +121,28 @@ def run_stage(
         for i in range(done + 1, total + 1):
             state = update(state, next(ahead)[1])
             progress.update(i)
-            if checkpoints and i % experiment.config["checkpoint"]["every"] == 0 and i < total:
-                checkpoints.save(i, state)
+            if checkpoints and (i % experiment.config["checkpoint"]["every"] == 0 or i == total):
+                check_faults(state, experiment.config["on_fault"], i)
+                if i < total:
+                    checkpoints.save(i, state)
         jax.block_until_ready(state)
     return jax.jit(finish)(state, x)
+
+
+def check_faults(state: State, policy: str, step: int) -> None:
+    """Looks at the steps of a stage that were not finite, and so did not happen.
+
+    Raises:
+      FloatingPointError: there are some and the policy is to stop, or there are no others.
+    """
+    faults = np.asarray(execution.host(state.opt_state["faults"]))
+    if not faults.any():
+        return
+    particle = int(faults.argmax())
+    message = f"particle {particle}: {faults[particle]} of {step} steps were not finite"
+    if policy == "stop" or (faults >= step).all():
+        raise FloatingPointError(f"{message}; lower the learning rate of the stage")
+    logger.warning("%s and did not happen", message)
 
 
 def examples(experiment: Experiment, stage: Stage, start: int, done: int) -> tuple[int, Prefetch]:
@@ -174,11 +197,16 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
         raise ConfigError(f"start: parameters of {start} that the new config has otherwise:\n"
                           + "\n".join(lines))  # fmt: skip
+    hyper = [None if s.hyper is None else sorted(s.hyper) for s in (state, restored[0])]
+    if hyper[0] != hyper[1]:
+        raise ConfigError(f"start: {start} has the hyper-parameters {hyper[1]}, the new config "
+                          f"{hyper[0]}; they belong to its particles")  # fmt: skip
     mine, theirs = (flax.traverse_util.flatten_dict(s.collections) for s in (state, restored[0]))
     kept = {k: theirs[k] for k in mine if k in theirs and theirs[k].shape == mine[k].shape}
     state = state.replace(
         step=restored[0].step,
         params=restored[0].params,
+        hyper=restored[0].hyper,
         collections=flax.traverse_util.unflatten_dict({**mine, **kept}),
     )
     workdir = open_workdir(workdir, new.config, ignore=config_lib.MAY_CHANGE)

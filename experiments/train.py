@@ -95,7 +95,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
             with profile(step):
                 state, metrics = update(state, batch)
             done = step + 1
-            faults.add(metrics["finite"])
+            faults.add(metrics["finite"], metrics["loss"])
             text = None
             if done % every == 0 or done in (start + 1, steps):
                 record, text = summary(execution.host(metrics))
@@ -153,11 +153,11 @@ class Faults:
 
     def __init__(self, policy: str, step: int):
         self.policy, self.step = policy, step
-        self._pending: list[jax.Array] = []
+        self._pending: list[tuple[jax.Array, jax.Array]] = []
         self._named: set[int] = set()
 
-    def add(self, finite: jax.Array) -> None:
-        self._pending.append(finite)
+    def add(self, finite: jax.Array, loss: jax.Array) -> None:
+        self._pending.append((finite, loss))
 
     def check(self, step: int) -> None:
         """Names each new faulty particle.
@@ -167,7 +167,9 @@ class Faults:
         """
         if not self._pending:
             return
-        finite = np.stack(execution.host(self._pending))  # [steps, P]
+        finite, loss = (np.stack(a) for a in zip(*execution.host(self._pending), strict=True))
+        if not finite.any(axis=1).all() and not np.isfinite(loss).all():
+            finite = np.isfinite(loss)  # [steps, P]; where particles interact, who began it
         first, self._pending, self.step = self.step + 1, [], step
         for particle in np.flatnonzero(~finite.all(axis=0)):
             at = first + int(np.flatnonzero(~finite[:, particle])[0])

@@ -18,7 +18,7 @@ from uncertainty.specs import (
     spec_of,
     unknown_field,
 )
-from uncertainty.types import Inference, Model, Stage, Target
+from uncertainty.types import Inference, Model, Stage
 
 __all__ = [
     "ConfigError",
@@ -97,18 +97,25 @@ def inference(
       num_examples: of the training set, where there is a posterior to stand for.
     """
     spec = spec_of(_section(config, "inference"), "inference")
-    given = {"num_examples": num_examples}
+    given = {}
     if "direction" in spec:
         direction = spec.pop("direction")
         given["direction"] = partial(
             "inference", direction, "inference.direction", ("over", "target", "accumulate")
         )
-    if spec.get("prior") is not None:
-        given["prior"] = make("priors", spec.pop("prior"), "inference.prior")
     if spec.get("collect"):
         given["collect"] = make("thinning", spec.pop("collect"), "inference.collect",
                                 total_steps=_section(config, "steps"))  # fmt: skip
-    given |= dict(model=network or model(config), optimiser=optimiser(config))
+    return _inference(spec, network or model(config), optimiser(config), num_examples, **given)
+
+
+def _inference(
+    spec: Mapping[str, Any], network: Model, optimiser: Any, num_examples: int | None, **given: Any
+) -> Inference:
+    spec = dict(spec)
+    if spec.get("prior") is not None:
+        given["prior"] = make("priors", spec.pop("prior"), "inference.prior")
+    given |= dict(model=network, optimiser=optimiser, num_examples=num_examples)
     return make("inference", spec, "inference", **given)
 
 
@@ -123,18 +130,13 @@ def stages(
       over: executor that maps over the particles.
       sizes: examples of 'train' and of 'validation'.
     """
-    spec = _section(config, "inference")
-    prior = spec.get("prior")
-    offered = dict(
-        model=network,
-        over=over,
-        target=Target(
-            prior and make("priors", prior, "inference.prior"),
-            sizes["train"] / spec.get("likelihood_temperature", 1.0),
-            spec.get("temperature", 1.0),
-        ),
-        num_validation=sizes["validation"],
-    )
+    spec = spec_of(_section(config, "inference"), "inference")
+    alone = {k: v for k, v in spec.items() if k not in ("direction", "collect")}
+
+    def train(optimiser: Any) -> Inference:
+        return _inference(alone, network, optimiser, sizes["train"])
+
+    offered = dict(model=network, over=over, train=train, num_validation=sizes["validation"])
     specs = config.get("stages", ())
     if not isinstance(specs, list | tuple):
         raise ConfigError(f"stages: {specs!r} is not a list, such as (dict(name='laplace'),)")

@@ -56,8 +56,8 @@ def optimiser(
 
     Args:
       direction: one of the functions above, any optax transformation without a learning rate, or
-        a sampler, which takes `l2` alone (a Gaussian prior of variance 1 / (N l2)): the others
-        would change what it samples from.
+        a sampler, which takes `l2` alone (a Gaussian prior of variance 1 / (N l2), with N / t for
+        N where the likelihood has the temperature t): the others would change what it samples from.
       learning_rate: the peak rate.
       schedule: step -> multiple of the peak rate.
       clip: the gradient's global norm is scaled down to at most this; before everything else.
@@ -87,7 +87,7 @@ def optimiser(
                                  "weights' scale is inference.prior")  # fmt: skip
         sampler = direction.make(lambda step: learning_rate * schedule(step))
         joined = optax.chain(*_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p), sampler)
-        return SamplingTransformation(joined.init, joined.update, direction.plain)
+        return SamplingTransformation(joined.init, joined.update, direction.plain and not l2)
     return optax.chain(
         *([optax.clip_by_global_norm(clip)] if clip is not None else []),
         *_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p),

@@ -38,8 +38,8 @@ class SamplingTransformation(NamedTuple):
 def sgld() -> Sampler:
     """theta <- theta - eta g + sqrt(2 eta T / N) xi, xi ~ N(0, I) (Welling & Teh 2011).
 
-    With a direction that has a diffusion of its own (SVGD with K / P in weight space) g and xi are
-    that direction's: stochastic SVGD.
+    With a direction that has a diffusion of its own (SVGD in weight space, K / P) g and xi are that
+    direction's: stochastic SVGD, which wants a kernel of given bandwidth, see `inference/svgd.py`.
     """
 
     def step(t, rate, g, memory, noise):

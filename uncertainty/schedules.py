@@ -49,21 +49,23 @@ def step(
 def cyclical(
     total_steps: int, warmup_steps: int = 0, cycles: int = 4, final: float = 0.0
 ) -> optax.Schedule:
-    """Half a cosine from 1 down to `final`, `cycles` times.
+    """Half a cosine from 1 down to `final`, `cycles` times in a run; warm-up is in the first.
 
     Source: Loshchilov & Hutter 2017, with restarts; Zhang et al. 2020, "Cyclical stochastic
-    gradient MCMC", eq. 1, whose noise begins only in the later part of each cycle. The cycles are
-    of equal length, rounded up to whole steps, so the last may be shorter.
+    gradient MCMC", eq. 1, whose noise begins only in the later part of each cycle. Where `cycles`
+    does not divide the steps, cycle c begins at the first step from c total_steps / cycles on.
     """
-    steps = max(total_steps - warmup_steps, 1)
-    if not 1 <= cycles <= steps:
-        raise ValueError(f"cycles: {cycles}; between 1 and the {steps} steps")
-    length = -(-steps // cycles)
+    if not 1 <= cycles <= total_steps:
+        raise ValueError(f"cycles: {cycles}; between 1 and the {total_steps} steps")
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(f"warmup_steps: {warmup_steps}; between 0 and the {total_steps} steps")
 
     def multiple(t):
-        return final + (1 - final) * (1 + jnp.cos(jnp.pi * (t % length) / length)) / 2
+        done = (t * cycles % total_steps) / total_steps  # of the cycle
+        value = final + (1 - final) * (1 + jnp.cos(jnp.pi * done)) / 2
+        return value * jnp.minimum((t + 1) / max(warmup_steps, 1), 1.0)
 
-    return _after_warmup(multiple, total_steps, warmup_steps)
+    return multiple
 
 
 def _after_warmup(schedule: optax.Schedule, total_steps: int, warmup_steps: int) -> optax.Schedule:

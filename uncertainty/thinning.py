@@ -34,10 +34,9 @@ def cyclical(total_steps: int, size: int, cycles: int = 4, burn_in: float = 0.5)
         raise ValueError(f"burn_in: {burn_in}; a fraction, at least 0 and below 1")
     if cycles < 1 or size < 1 or size % cycles:
         raise ValueError(f"size: {size}; a positive multiple of the {cycles} cycles")
-    length = -(-total_steps // cycles)
     each, steps = size // cycles, []
     for cycle in range(cycles):
-        start, end = cycle * length, min((cycle + 1) * length, total_steps)
+        start, end = (-(-c * total_steps // cycles) for c in (cycle, cycle + 1))
         usable = round((end - start) * (1 - burn_in))
         steps += [end - usable * (each - 1 - i) // each for i in range(each)]
     if len(set(steps)) < size or steps != sorted(steps) or steps[0] < 1:

@@ -159,10 +159,16 @@ def test_a_start_with_other_parameters_is_refused(digits, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"head": dict(name="dense.Dense", outputs=8)}, "stages: laplace: the model has no post"),
+        ({"head": dict(name="dense.Dense", outputs=8)}, r"stages\[0\]: laplace: .* no post"),
         ({"stages": (dict(name="laplas"),)}, r"stages\[0\].name: no file 'laplas'.*'laplace'"),
         ({"stages": "laplace"}, "stages: 'laplace' is not a list"),
-        ({"inference.collect": dict(name="after_burn_in", size=2)}, "stages: laplace: .* samples"),
+        ({"inference.prior": dict(name="gaussian", rules=[["nope", 1.0]])},
+         r"inference: prior.rules\[0\]: 'nope' matches no parameter"),
+        ({"inference.direction": dict(name="svgd"), "on_fault": "freeze"}, "on_fault: 'freeze'"),
+        ({"data.context": dict(name="digits")}, "data.context: nothing looks at it"),
+        ({"inference.direction": dict(name="svgd", space="functions",
+                                      context=dict(name="other"))}, "needs an entry 'context'"),
+        ({"inference.collect": dict(name="after_burn_in", size=2)}, r"stages\[0\]: .* samples"),
         ({"stages": (dict(name="swag", steps=4, every=1),)}, r"stages\[0\].optimiser: missing"),
         ({"stages": (dict(name="swag", steps=4, every=1, optimiser=dict(name="sgd")),)},
          r"stages\[0\].optimiser.learning_rate: missing"),
@@ -297,6 +303,14 @@ def test_a_stage_that_trains_is_the_same_on_eight_devices(plain, tmp_path, spec)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *found)
 
 
+def test_a_stage_whose_steps_are_not_finite_stops(plain, tmp_path):
+    changes, workdir = plain
+    wild = dict(PATHS[1], optimiser=dict(name="sgd", learning_rate=1e38))
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(FloatingPointError, match=r"particle 0: \d of \d steps were not finite"):
+        stage.run(setup(config(**{**changes, "stages": (wild,)})), tmp_path)
+
+
 def test_hyper_deep_ensemble_by_config(plain, tmp_path):
     """Networks with priors of their own, of which validation data choose some, with repetition."""
     changes, _ = plain
@@ -320,6 +334,13 @@ def test_hyper_deep_ensemble_by_config(plain, tmp_path):
     nll = -log_p[:, np.arange(len(source)), batch["y"]].mean(1)
     np.testing.assert_array_equal(state.hyper["prior_scale"][0],
                                   before.hyper["prior_scale"][nll.argmin()])  # fmt: skip
+
+
+def test_what_is_selected_has_to_share_the_devices(plain):
+    changes, _ = plain
+    spec = dict(name="select", size=3)
+    with pytest.raises(ConfigError, match=r"stages\[0\].size: 3 .*2 devices .*'particle'"):
+        setup(config(**{**changes, "stages": (spec,), "mesh": {"particle": 2}}))
 
 
 def test_selection_needs_validation_data(plain, tmp_path):

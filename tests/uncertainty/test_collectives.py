@@ -125,10 +125,12 @@ def test_independent_particles_move_nothing():
     assert run(make(independent), 4)[2] == {}
 
 
-@pytest.mark.parametrize("D", [4, 8])
-def test_weights_move_less_than_one_all_gather_of_them(D):
+@pytest.mark.parametrize("D", [2, 4, 8])
+def test_weights_move_less_than_one_all_gather_of_them_from_four_devices_on(D):
+    """At two devices it is 1.5: what is mixed has to arrive, and the products need it before."""
     moved = sum(run(make(svgd), D)[2].values())
-    assert moved < 3 / D * parameters() * 1.02 + 2 * 4 * P * P < parameters()
+    assert moved < 3 / D * parameters() * 1.02 + 2 * 4 * P * P
+    assert D == 2 or moved < parameters()
 
 
 def test_noise_is_coloured_alike_on_devices():

@@ -57,12 +57,20 @@ def test_drawn_values_belong_to_the_particle_and_fill_their_range():
         (dict(prior_scale=dict(low=2.0, high=1.0)), "hyper.prior_scale: "),
         (dict(prior_scale=dict(low=2.0)), "hyper.prior_scale: "),
         (dict(prior_scale=[]), "hyper.prior_scale: "),
+        (dict(prior_scale=0.5), "hyper.prior_scale: 0.5; a list"),
+        (dict(learning_rate=["a"]), "hyper.learning_rate: .*a list"),
     ],
     ids=str,
 )
 def test_what_cannot_be_is_refused(hyper, why):
     with pytest.raises(ValueError, match=why):
         run(hyper=hyper)
+
+
+def test_there_is_a_prior_to_scale():
+    with pytest.raises(ValueError, match=r"hyper\.prior_scale: there is no prior"):
+        particles(MODEL, optimisers.optimiser(optimisers.adam(), 0.1),
+                  hyper=dict(prior_scale=[1.0]))  # fmt: skip
 
 
 def test_particles_that_interact_have_one_posterior():

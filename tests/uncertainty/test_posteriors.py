@@ -14,6 +14,7 @@ from uncertainty.inference.independent import independent
 from uncertainty.inference.particles import particles
 from uncertainty.inference.svgd import svgd
 from uncertainty.inference.wgd import wgd
+from uncertainty.kernels.linear import linear
 from uncertainty.kernels.rbf import rbf
 from uncertainty.types import Latent, Model
 
@@ -49,6 +50,19 @@ def test_stochastic_svgd_samples_the_posterior_that_svgd_is_too_narrow_for():
     # Without its noise all groups end at the same few points, and one of them has no spread.
     narrow = spread(optimisers.optimiser(optimisers.sgd(), P * rate))
     assert np.trace(np.cov(narrow.T)) < 0.1 * np.trace(exact)
+
+
+def test_svgd_with_a_linear_kernel_has_the_mean_and_the_covariance_of_a_gaussian():
+    mean, exact = posterior(BATCH, 0.7, 1.5)
+    sgd = optimisers.optimiser(optimisers.sgd(), 0.05)
+    inference = particles(linear_regression(2, 0.7), sgd, size=6, num_examples=N,
+                          direction=functools.partial(svgd, kernel=linear),
+                          prior=priors.gaussian(1.5))  # fmt: skip
+    state = inference.init(jax.random.key(0), BATCH["x"][:1])
+    state = jax.jit(lambda s: scan(inference, s, BATCH, 4_000))(state)
+    w = np.asarray(state.params["layer"]["kernel"], np.float64)
+    np.testing.assert_allclose(w.mean(0), mean, atol=1e-3 * np.sqrt(exact.max()))
+    np.testing.assert_allclose(np.cov(w.T, bias=True), exact, atol=1e-3 * exact.max())
 
 
 # A Gaussian process: random features, and a prior N(0, I) on their weights.

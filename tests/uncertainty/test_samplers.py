@@ -12,6 +12,7 @@ from tests.uncertainty.posteriors import data, linear_regression, p_values, post
 from uncertainty import optimisers, priors, samplers, schedules, thinning
 from uncertainty.inference import svgd, wgd
 from uncertainty.inference.particles import particles
+from uncertainty.kernels import linear
 
 N, D, NOISE, PRIOR = 12, 2, 0.7, 1.5
 BATCH = data(N, D)
@@ -69,7 +70,7 @@ def test_the_chains_are_at_their_stationary_law_and_it_is_near_the_posterior(
     np.testing.assert_allclose(covariance, exact, rtol=0.08, atol=0.02 * exact.max())
     draws = weights(run(chains(sampler, rate), 1500))
     assert min(p_values(draws, mean, covariance)) > LEVEL
-    # and the test tells: a posterior with one example more or less is refused
+    # and the test tells: the spread of three examples fewer is refused
     assert min(p_values(draws, mean, covariance * N / (N - 3))) < LEVEL
 
 
@@ -141,7 +142,7 @@ def test_a_learning_rate_of_zero_is_no_step():
     np.testing.assert_array_equal(weights(state), weights(before))
 
 
-def test_noise_of_particles_and_steps_is_independent():
+def test_noise_of_particles_and_layers_is_independent():
     keys = jax.random.split(jax.random.key(0), 4)
     params = {"a": jnp.zeros((4, 300, 3)), "b": jnp.zeros((4, 100))}
     drawn = samplers.normal(keys, params)
@@ -196,6 +197,19 @@ def test_thinning_is_even_after_the_burn_in_and_ends_with_the_run():
         np.testing.assert_allclose(cycle(t), wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("total", "cycles"), [(100, 4), (103, 7), (9, 4), (10, 10)])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_cycles_of_samples_are_those_of_the_rate(total, cycles, warmup):
+    """A snapshot is taken where the rate is about to rise, and at the end."""
+    rate = np.asarray([schedules.cyclical(total, warmup, cycles)(t) for t in range(total)])
+    plain = np.asarray([schedules.cyclical(total, 0, cycles)(t) for t in range(total)])
+    rises = [t for t in range(1, total) if plain[t] > plain[t - 1]]
+    ends = [*rises, total] if cycles < total else range(1, total + 1)
+    assert thinning.cyclical(total, cycles, cycles) == tuple(ends)
+    rise = np.minimum((np.arange(total) + 1) / max(warmup, 1), 1)
+    np.testing.assert_allclose(rate, plain * rise, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
@@ -212,6 +226,11 @@ def test_thinning_is_even_after_the_burn_in_and_ends_with_the_run():
         (lambda: chains(samplers.sgld(), 0.1, num_examples=None, prior=None), "num_examples"),
         (lambda: chains(samplers.sgld(), 0.1, direction=wgd.wgd), "direction: .*no diffusion"),
         (lambda: chains(samplers.sghmc(), 0.1, direction=svgd.svgd), "direction: .*'sgld' alone"),
+        (lambda: chains(samplers.sgld(), 0.1, direction=functools.partial(
+            svgd.svgd, kernel=linear.linear)), "direction: .*no diffusion"),
+        (lambda: particles(linear_regression(D, NOISE), optimisers.optimiser(
+            samplers.sgld(), 0.1, l2=((".*", 1.0),)), num_examples=N, direction=svgd.svgd),
+         "direction: .*without l2"),
         (lambda: chains(samplers.sgld(), 0.1, hyper=dict(learning_rate=[1.0])), "hyper: "),
         (lambda: chains(samplers.sgld(), 0.1, likelihood_temperature=0.0), "likelihood_temp"),
     ],

@@ -65,32 +65,35 @@ def predicting(state: State) -> tuple[Params, Collections, jax.Array]:
     )
 
 
-def draw_hyper(hyper: Mapping[str, Any], keys: Sequence[jax.Array]) -> dict[str, jax.Array]:
-    """name -> [P] of the particles with these keys.
-
-    Raises:
-      ValueError: an unknown name, or values that are neither positive numbers nor a range of them.
-    """
-    drawn = {}
-    for i, (name, values) in enumerate(sorted(hyper.items())):
+def check_hyper(hyper: Mapping[str, Any]) -> None:
+    """Raises ValueError for an unknown name, or what is neither positive numbers nor a range."""
+    for name, values in hyper.items():
         if name not in HYPER:
             raise ValueError(f"hyper.{name}: not one of {', '.join(HYPER)}")
-        field = f"hyper.{name}: {values!r}; positive numbers, or dict(low=, high=)"
         ranged = isinstance(values, Mapping)
-        if ranged and set(values) != {"low", "high"}:
-            raise ValueError(field)
-        numbers = [values["low"], values["high"]] if ranged else list(values)
-        if not numbers or not all(v > 0 for v in numbers) or (ranged and numbers[0] > numbers[1]):
-            raise ValueError(field)
-        if ranged:
-            low, high = jnp.log(jnp.asarray(numbers, jnp.float32))
+        numbers = list(values.values()) if ranged else values
+        listed = isinstance(numbers, list | tuple) and len(numbers) > 0
+        positive = listed and all(isinstance(v, int | float) and v > 0 for v in numbers)
+        ordered = not ranged or (set(values) == {"low", "high"} and values["low"] <= values["high"])
+        if not (positive and ordered):
+            raise ValueError(
+                f"hyper.{name}: {values!r}; a list of positive numbers, or dict(low=, high=)"
+            )
+
+
+def draw_hyper(hyper: Mapping[str, Any], keys: Sequence[jax.Array]) -> dict[str, jax.Array]:
+    """name -> [P] of the particles with these keys, of what `check_hyper` has seen."""
+    drawn = {}
+    for i, (name, values) in enumerate(sorted(hyper.items())):
+        if isinstance(values, Mapping):
+            low, high = jnp.log(values["low"]), jnp.log(values["high"])
             made = [
                 jnp.exp(jax.random.uniform(jax.random.fold_in(key, _DRAW + i), (), minval=low,
                                            maxval=high))
                 for key in keys
             ]  # fmt: skip
         else:
-            made = [jnp.float32(numbers[p % len(numbers)]) for p in range(len(keys))]
+            made = [jnp.float32(values[p % len(values)]) for p in range(len(keys))]
         drawn[name] = jnp.stack(made)
     return drawn
 

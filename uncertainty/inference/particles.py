@@ -84,9 +84,12 @@ def particles(
             "'independent', and 'sgld' with 'svgd' in weight space"
         )
     if sampling and not (separable or optimiser.plain):
-        raise ValueError("direction: particles that interact sample by 'sgld' alone")
+        raise ValueError("direction: particles that interact sample by 'sgld' alone, without l2")
     if hyper and (sampling or not separable):
         raise ValueError("hyper: particles that interact or sample have one posterior")
+    members.check_hyper(hyper or {})
+    if hyper and "prior_scale" in hyper and prior is None:
+        raise ValueError("hyper.prior_scale: there is no prior to scale; set inference.prior")
     init_one = jax.jit(model.init)
 
     def init(key: jax.Array, x: jax.Array) -> State:

@@ -35,7 +35,9 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
             collections = {**collections, NAME: start}
             return model.forward(params, collections, x, key, train=True)[1][NAME]
 
-        return over(one)(members.predicting(state), x)
+        params, collections, keys = members.predicting(state)
+        seen = state.opt_state["count"].astype(jnp.int32)  # each batch has dropout of its own
+        return over(one)((params, collections, jax.vmap(jax.random.fold_in)(keys, seen)), x)
 
     def begin(state: State, x: jax.Array) -> State:
         if NAME not in state.collections:

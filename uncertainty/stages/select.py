@@ -14,8 +14,12 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
 
     Each time the particle joins with which the nll of the mixture on the validation data is least;
     one that joins twice counts twice (Caruana et al. 2004; Wenzel et al. 2020, "Hyperparameter
-    ensembles", algorithm 1, whose selection stops when the nll grows). What remains is a state of
-    `size` particles. A particle's own members and samples come and go with it.
+    ensembles for robustness and uncertainty quantification"). What remains is a state of `size`
+    particles. A particle's own members and samples come and go with it; one whose predictions are
+    not numbers is never chosen.
+
+    Differences from the paper: there the selection goes on to a number of different particles;
+    here `size` counts repetitions too.
 
     Args:
       model: network and likelihood.
@@ -64,6 +68,7 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
 
 def greedy(log_p: jax.Array, size: int) -> jax.Array:
     """Rows of log_p [P, B] whose mean probability is greedily best, [size]; the first of equals."""
+    log_p = jnp.where(jnp.isnan(log_p), -jnp.inf, log_p)
     total, chosen = jnp.full(log_p.shape[1:], -jnp.inf), []
     for _ in range(size):
         joined = jnp.logaddexp(total, log_p)  # [P, B]

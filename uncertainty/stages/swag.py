@@ -1,22 +1,19 @@
 """Stochastic weight averaging, and the Gaussian around the average that the same path gives."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from uncertainty.samplers import normal
-from uncertainty.stages.training import Optimiser, further_training
-from uncertainty.types import Batch, Model, Params, Samples, Stage, State, Target
+from uncertainty.stages.training import Optimiser, Train, further_training
+from uncertainty.types import Batch, Params, Samples, Stage, State
 
 _DRAW = 0x73776167  # of a particle's key
 
 
 def swag(
-    model: Model,
-    over: Callable,
-    target: Target,
+    train: Train,
     optimiser: Optimiser,
     steps: int,
     every: int,
@@ -32,11 +29,12 @@ def swag(
       Sigma = scale (diag(variance) + D D^T / (rank - 1))
 
     where the columns of D are the last `rank` values of theta minus the running mean of their time.
-    Each particle has its own: several are MultiSWAG (Wilson & Izmailov 2020). Batch statistics are
+    Each particle has its own: several are MultiSWAG (Wilson & Izmailov 2020). They train on by
+    themselves here, whatever `inference.direction` they were trained with. Batch statistics are
     those at the end of the path: let the stage 'batch_statistics' follow.
 
     Args:
-      model, over, target: of the run.
+      train: optimiser -> the run's inference with independent particles.
       optimiser: a config's `optimiser`; in the paper SGD at a constant, rather high rate.
       steps: of training.
       every: steps between values of theta; an epoch in the paper. Two of them must fit.
@@ -58,18 +56,18 @@ def swag(
         raise ValueError(f"scale: {scale}; a positive number")
     values = steps // every
     rank = min(rank, values)
-    opened, train = further_training(model, over, target, optimiser)
+    opened, step = further_training(train, optimiser)
 
     def begin(state: State, x: jax.Array) -> State:
         state = opened(state)
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         deviations = jax.tree.map(lambda a: jnp.repeat(a[:, None], rank, axis=1), zeros)
         path = dict(mean=zeros, squares=zeros, deviations=deviations)
-        return state.replace(opt_state=dict(optimiser=state.opt_state, path=path))
+        return state.replace(opt_state=dict(state.opt_state, path=path))
 
     def update(state: State, batch: Batch) -> State:
         path = state.opt_state["path"]
-        state = train(state.replace(opt_state=state.opt_state["optimiser"]), batch)
+        state = step(state, batch)
         n = state.step // every  # values, this one included
 
         def add(path: dict[str, Params]) -> dict[str, Params]:
@@ -86,7 +84,7 @@ def swag(
             return dict(mean=mean, squares=squares, deviations=deviations)
 
         path = jax.lax.cond(state.step % every == 0, add, lambda path: path, path)
-        return state.replace(opt_state=dict(optimiser=state.opt_state, path=path))
+        return state.replace(opt_state=dict(state.opt_state, path=path))
 
     def draw(key: jax.Array, path: dict[str, Params]) -> Params:
         """A draw of each particle, [P, ...]."""
@@ -102,7 +100,8 @@ def swag(
 
     def finish(state: State, x: jax.Array) -> State:
         path = state.opt_state["path"]
-        state = state.replace(params=path["mean"], opt_state=state.opt_state["optimiser"])
+        kept = {name: value for name, value in state.opt_state.items() if name != "path"}
+        state = state.replace(params=path["mean"], opt_state=kept)
         if not samples:
             return state
         fold = jax.vmap(jax.random.fold_in, (0, None))

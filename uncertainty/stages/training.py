@@ -6,37 +6,46 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uncertainty.inference.independent import independent
-from uncertainty.inference.particles import particles
 from uncertainty.samplers import SamplingTransformation
-from uncertainty.types import Batch, Model, State, Target
+from uncertainty.types import Batch, Inference, State
 
 _AFTER = 0x61667465  # of a particle's key
 Optimiser = optax.GradientTransformation | SamplingTransformation
+Train = Callable[[Optimiser], Inference]  # independent particles, as the run's config has them
 
 
 def further_training(
-    model: Model, over: Callable, target: Target, optimiser: Optimiser
+    train: Train, optimiser: Optimiser
 ) -> tuple[Callable[[State], State], Callable[[State, Batch], State]]:
     """(a state to begin with, a step of independent particles).
 
-    The state is at step 0, without samples, and with keys that training has not used.
+    The state is at step 0, with keys that training has not used, and `opt_state['faults']` [P]
+    counts the steps that were not finite and so did not happen.
+
+    Raises:
+      ValueError: at its begin, where there are samples already, which would be lost.
     """
-    inference = particles(
-        model,
-        optimiser,
-        direction=lambda target, accumulate, **_: independent(over, target, accumulate),
-        prior=target.prior,
-        temperature=target.temperature,
-        num_examples=target.num_examples,
-    )
+    inference = train(optimiser)
 
     def begin(state: State) -> State:
+        if state.samples is not None:
+            raise ValueError(
+                "there are samples already, of inference.collect or of a stage before, which "
+                "further training would lose"
+            )
         return state.replace(
             step=jnp.zeros_like(state.step),
             key=jax.vmap(jax.random.fold_in, (0, None))(state.key, _AFTER),
-            opt_state=jax.vmap(optimiser.init)(state.params),
-            samples=None,
+            opt_state=dict(
+                optimiser=jax.vmap(optimiser.init)(state.params),
+                faults=jnp.zeros(state.key.shape, jnp.int32),
+            ),
         )
 
-    return begin, lambda state, batch: inference.update(state, batch)[0]
+    def update(state: State, batch: Batch) -> State:
+        kept = state.opt_state
+        state, metrics = inference.update(state.replace(opt_state=kept["optimiser"]), batch)
+        faults = kept["faults"] + ~metrics["finite"]
+        return state.replace(opt_state=dict(kept, optimiser=state.opt_state, faults=faults))
+
+    return begin, update
