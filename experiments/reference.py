@@ -27,8 +27,9 @@ from experiments import writers
 from experiments.data.source import load
 from experiments.evaluators.posterior import functions
 from experiments.evaluators.uncertainty_map import uncertainty_map
+from experiments.nuts import diagnose, nuts
 from experiments.predict import Predictor
-from experiments.progress import Progress, setup_logging
+from experiments.progress import setup_logging
 from experiments.setup import Experiment, setup
 from uncertainty import build
 from uncertainty.build import ConfigError
@@ -43,13 +44,6 @@ class Posterior(NamedTuple):
     log_density: Callable[[jax.Array], jax.Array]  # in nats, up to a constant
     sample_prior: Callable[[jax.Array], jax.Array]  # key -> [n]
     unravel: Callable[[jax.Array], Params]
-
-
-class Chains(NamedTuple):
-    draws: np.ndarray  # [chains, S, n]
-    acceptance: np.ndarray  # [chains], means
-    divergent: np.ndarray  # [chains], shares of all draws
-    leapfrogs: np.ndarray  # [chains], means for a draw
 
 
 def posterior(experiment: Experiment) -> Posterior:
@@ -90,116 +84,10 @@ def posterior(experiment: Experiment) -> Posterior:
     return Posterior(lambda flat: -energy(flat, key), sample_prior, unravel)
 
 
-def nuts(
-    target: Posterior,
-    key: jax.Array,
-    chains: int = 8,
-    warmup: int = 1_000,
-    samples: int = 1_000,
-    thin: int = 1,
-    doublings: int = 10,
-    acceptance: float = 0.8,
-    chunk: int = 20,
-) -> Chains:
-    """Chains from draws of the prior, all at once.
-
-    Args:
-      target: what is drawn from.
-      key: of everything random.
-      chains, warmup, samples: numbers of chains, of steps of adaptation, and of draws S of each.
-      thin: steps for each draw that is kept.
-      doublings: most of a trajectory, which has at most 2^doublings leapfrog steps.
-      acceptance: what the step size is adapted to.
-      chunk: draws between two looks at the progress.
-
-    Raises:
-      ImportError: BlackJAX is missing.
-    """
-    try:
-        import blackjax
-    except ImportError:
-        raise ImportError("BlackJAX is missing: pip install '.[reference]'") from None
-    starting, warming, sampling = jax.random.split(key, 3)
-    positions = jax.vmap(target.sample_prior)(jax.random.split(starting, chains))
-
-    with Progress(warmup, "adapt") as progress:
-        seen = 0
-
-        def tick(_: Any) -> None:  # once for each chain and step
-            nonlocal seen
-            seen += 1
-            progress.update(seen // chains)
-
-        def watch(state: Any, info: Any, adaptation: Any) -> tuple:
-            jax.debug.callback(tick, info.acceptance_rate)
-            return ()
-
-        adapt = blackjax.window_adaptation(
-            blackjax.nuts,
-            target.log_density,
-            target_acceptance_rate=acceptance,
-            adaptation_info_fn=watch,
-            max_num_doublings=doublings,
-        )
-
-        @jax.jit
-        @jax.vmap
-        def adapted(key: jax.Array, position: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-            (state, found), _ = adapt.run(key, position, warmup)
-            return state, {name: found[name] for name in ("step_size", "inverse_mass_matrix")}
-
-        states, settings = adapted(jax.random.split(warming, chains), positions)
-        jax.block_until_ready(states)
-        jax.effects_barrier()
-
-    kernel = blackjax.nuts.build_kernel()
-
-    def step(state: Any, key: jax.Array, settings: dict[str, jax.Array]) -> tuple[Any, Any]:
-        return kernel(key, state, target.log_density, max_num_doublings=doublings, **settings)
-
-    @jax.jit
-    def advance(states: Any, keys: jax.Array) -> tuple[Any, tuple]:
-        def one(states: Any, keys: jax.Array) -> tuple[Any, tuple]:  # keys [thin]
-            def inner(states: Any, key: jax.Array) -> tuple[Any, tuple]:
-                states, info = jax.vmap(step)(states, jax.random.split(key, chains), settings)
-                facts = info.acceptance_rate, info.is_divergent, info.num_integration_steps
-                return states, facts
-
-            states, facts = jax.lax.scan(inner, states, keys)
-            return states, (states.position, *(jnp.mean(f * 1.0, axis=0) for f in facts))
-
-        return jax.lax.scan(one, states, keys)
-
-    parts = []
-    with Progress(samples, "sample") as progress:
-        for start in range(0, samples, chunk):
-            size = min(chunk, samples - start)
-            keys = jax.random.split(jax.random.fold_in(sampling, start), (size, thin))
-            states, found = advance(states, keys)
-            parts.append(jax.device_get(found))
-            progress.update(start + size)
-    draws, *facts = (np.concatenate(arrays).swapaxes(0, 1) for arrays in zip(*parts, strict=True))
-    return Chains(draws, *(fact.mean(1) for fact in facts))
-
-
-def diagnose(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Split R-hat and bulk effective sample size of values [chains, S, B, K], each [B, K].
-
-    Rank-normalised (Vehtari et al. 2021), by BlackJAX.
-    """
-    from blackjax import diagnostics
-
-    flat = jnp.asarray(values).reshape(*values.shape[:2], -1)
-    measures = dict(rhat=diagnostics.rhat, ess=diagnostics.ess_bulk)
-    return {
-        name: np.asarray(jax.jit(measure)(flat)).reshape(values.shape[2:])
-        for name, measure in measures.items()
-    }
-
-
 def reference(
     experiment: Experiment,
     key: jax.Array,
+    chains: int = 16,
     keep: int = 200,
     second: int = 100,
     **options: Any,
@@ -208,7 +96,8 @@ def reference(
 
     Args:
       experiment: its config has an evaluator 'posterior', on whose data functions are compared.
-      key: of the chains.
+      key: of everything random.
+      chains: from as many draws of the prior.
       keep, second: draws of the file, from the even chains and from the others, at equal distances.
       options: of `nuts`.
 
@@ -224,8 +113,10 @@ def reference(
         raise ConfigError("evaluators: none is a 'posterior', on whose data functions are compared")
     source = load(specs["posterior"]["data"])
     target = posterior(experiment)
-    made = nuts(target, key, **options)
-    chains, S, _ = made.draws.shape
+    starting, running = jax.random.split(key)
+    positions = jax.vmap(target.sample_prior)(jax.random.split(starting, chains))
+    made = nuts(target.log_density, positions, running, **options)
+    S = made.draws.shape[1]
     halves = [made.draws[half::2].reshape(-1, made.draws.shape[-1]) for half in range(2)]
     for field, wanted, half in zip(("keep", "second"), (keep, second), halves, strict=True):
         if not 0 < wanted <= len(half):
@@ -277,9 +168,8 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     path = pathlib.Path(OUT.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    small = {
-        name: a.astype(np.float32 if name == "x" else np.float16) for name, a in arrays.items()
-    }
+    kinds = {"x": np.float32}  # three decimals of the others, which makes probabilities small
+    small = {name: a.round(3).astype(kinds.get(name, np.float16)) for name, a in arrays.items()}
     np.savez_compressed(path, settings=json.dumps(settings), **small)
     for name, value in facts.items():
         logger.info("%s: %s", name, value)

@@ -53,8 +53,8 @@ DIRECTIONS = dict(
 )
 SAMPLERS = dict(stochastic_svgd="sgld", sgld="sgld", psgld="psgld", sghmc="sghmc")
 RATES = dict(
-    regression=dict(stochastic_svgd=1e-2, sgld=1e-4, psgld=1e-2, sghmc=1e-5),
-    gaussians=dict(stochastic_svgd=1e-2, sgld=1e-4, psgld=1e-2, sghmc=1e-5),
+    regression=dict(stochastic_svgd=3e-1, sgld=3e-3, psgld=3e-3, sghmc=1e-3),
+    gaussians=dict(stochastic_svgd=3.0, sgld=3e-2, psgld=1e-2, sghmc=1e-2),
 )
 
 

@@ -47,17 +47,12 @@ def posterior(
     if f.shape[1:] != draws.shape[1:]:
         raise ValueError(f"reference: {reference} has functions {draws.shape[1:]}, and the "
                          f"network {f.shape[1:]}")  # fmt: skip
-    for key, value in distances(f, draws).items():
+    for key, value in compared(f, draws, x, train, near).items():
         yield f"posterior/{key}", value
     if train is not None:
-        drawn = load(train).raw(np.arange(len(load(train))))
-        inside = closest(x, drawn["x"]) <= near
-        for name, where in (("inside", inside), ("outside", ~inside)):
-            if where.any():
-                for key, value in distances(f[:, where], draws[:, where]).items():
-                    yield f"posterior/{name}/{key}", value
-        yield "posterior/train_x", drawn["x"]
-        yield "posterior/train_y", drawn["y"]
+        shown = load(train)
+        for key, value in shown.raw(np.arange(len(shown))).items():
+            yield f"posterior/train_{key}", value
     yield "posterior/x", x
     for name, values in (("", f), ("reference_", draws)):
         yield f"posterior/{name}mean", values.mean(0)
@@ -86,10 +81,31 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         return {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
 
 
-def floor(path: str | pathlib.Path) -> dict[str, float]:
-    """Distances of the reference's second set of draws, from other chains, to the first."""
-    known = read(path)
-    return distances(known["second"], known["draws"])
+def floor(reference: str, train: Any = None, near: float = 0.0) -> dict[str, float]:
+    """What `posterior` finds of the reference's second set of draws, from other chains.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    known = read(reference)
+    return compared(known["second"], known["draws"], known["x"], train, near)
+
+
+def compared(
+    f: np.ndarray, draws: np.ndarray, x: np.ndarray, train: Any, near: float
+) -> dict[str, float]:
+    """`distances` of all points x [B, D], and of those near the training data and of the others."""
+    parts = {"": np.full(len(x), True)}
+    if train is not None:
+        source = load(train)
+        close = closest(x, source.raw(np.arange(len(source)))["x"]) <= near
+        parts |= {"inside/": close, "outside/": ~close}
+    return {
+        f"{name}{key}": value
+        for name, where in parts.items()
+        if where.any()
+        for key, value in distances(f[:, where], draws[:, where]).items()
+    }
 
 
 def distances(f: np.ndarray, draws: np.ndarray) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The figures of methods beside the true posterior: functions of one input, entropy over a plane."""
+"""Methods beside the true posterior: functions of one input, or entropy over a plane."""
 
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -113,6 +113,10 @@ def test_the_floor_is_that_of_other_draws(tmp_path):
     draws, second = predictions(9, GRID).mean, predictions(4, GRID, seed=1).mean
     path = file(tmp_path / "r.npz", GRID, draws, second)
     assert floor(path) == distances(second, draws)
+    p = predictions(4, GRID, seed=1)
+    found = dict(posterior(lambda _: p, path, GRID, TRAIN, 0.1))
+    known = floor(path, TRAIN, 0.1)
+    assert {f"posterior/{key}": value for key, value in known.items()}.items() <= found.items()
 
 
 def test_functions_are_latents_or_probabilities():
@@ -136,7 +140,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_it_is_for_any_task_and_checks_its_specs(task):
     evaluator("posterior", dict(name="posterior", reference="r.npz", data=GRID), task)
-    with pytest.raises(ConfigError, match="evaluators.posterior.train.name: .*x_sin_x"):
+    with pytest.raises(ConfigError, match=r"evaluators.posterior.train.name: .*x_sin_x"):
         spec = dict(name="posterior", reference="", data=GRID, train=dict(name="x_sinx"))
         evaluator("posterior", spec, task)
 

@@ -13,7 +13,7 @@ import scipy.stats
 
 from configs.toys import particles
 from experiments import config as config_lib
-from experiments import reference
+from experiments import nuts, reference
 from experiments.setup import setup
 from uncertainty.build import ConfigError
 
@@ -33,9 +33,8 @@ def by_hand(e, flat):
     params = reference.posterior(e).unravel(jnp.asarray(flat))
     h = e.source.x.astype(np.float64)
     for layer in ("dense0", "dense1"):
-        h = np.maximum(
-            h @ params["backbone"][layer]["kernel"] + params["backbone"][layer]["bias"], 0
-        )
+        weights = params["backbone"][layer]
+        h = np.maximum(h @ weights["kernel"] + weights["bias"], 0)
     u = h @ params["head"]["logits"]["kernel"] + params["head"]["logits"]["bias"]
     if e.source.task == "regression":
         likelihood = NORMAL.logpdf(e.source.y.ravel(), u[:, 0]).sum()
@@ -80,8 +79,9 @@ def linear(**fields):
 def test_draws_are_those_of_bayesian_linear_regression():
     """y = a x + b: mean and covariance, by the effective sample size of each."""
     e = linear()
-    made = reference.nuts(reference.posterior(e), jax.random.key(0), chains=8, warmup=200,
-                          samples=150)  # fmt: skip
+    target = reference.posterior(e)
+    starts = jax.vmap(target.sample_prior)(jax.random.split(jax.random.key(1), 8))
+    made = nuts.nuts(target.log_density, starts, jax.random.key(0), warmup=200, samples=150)
     assert made.draws.shape == (8, 150, 2) and made.divergent.max() == 0
     template = dict(kernel=jnp.arange(1.0)[:, None], bias=jnp.arange(1.0) + 1)
     order, _ = jax.flatten_util.ravel_pytree(template)  # which of the two is the slope
@@ -90,7 +90,7 @@ def test_draws_are_those_of_bayesian_linear_regression():
     mean = np.linalg.solve(precision, x.T @ e.source.y.ravel() / 0.25)
     covariance = np.linalg.inv(precision)
     white = (made.draws - mean) @ np.linalg.inv(np.linalg.cholesky(covariance)).T
-    found = reference.diagnose(white[:, :, None])
+    found = nuts.diagnose(white[:, :, None])
     assert found["rhat"].max() < 1.05 and found["ess"].min() > 200
     ess = found["ess"][0]
     assert (np.abs(white.mean((0, 1))) * np.sqrt(ess) < 4).all()  # standard errors
@@ -100,11 +100,11 @@ def test_draws_are_those_of_bayesian_linear_regression():
 
 def test_diagnosis_finds_a_chain_elsewhere():
     values = np.random.default_rng(0).normal(size=(4, 200, 3, 1))
-    good = reference.diagnose(values)
+    good = nuts.diagnose(values)
     assert good["rhat"].shape == good["ess"].shape == (3, 1)
     assert good["rhat"].max() < 1.03 and 400 < good["ess"].min() < 1600
     values[0, :, 1] += 4
-    bad = reference.diagnose(values)
+    bad = nuts.diagnose(values)
     assert bad["rhat"][1] > 1.2 and bad["ess"][1] < 40
     np.testing.assert_allclose(bad["rhat"][[0, 2]], good["rhat"][[0, 2]])
 
@@ -147,7 +147,7 @@ def test_without_the_evaluator_there_is_no_grid():
 def test_blackjax_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "blackjax", None)
     with pytest.raises(ImportError, match=r"pip install '.\[reference\]'"):
-        reference.nuts(reference.posterior(experiment()), jax.random.key(0))
+        nuts.nuts(lambda x: -(x @ x), jnp.zeros((2, 3)), jax.random.key(0))
 
 
 @pytest.mark.slow
