@@ -69,8 +69,8 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
     if not methods:
         raise ValueError("nothing to plot: no data was given")
     panels = {REFERENCE: reference, **methods}
-    titles = [textwrap.fill(label, 28) for label in panels]
     plane = reference.axes is not None
+    titles = [textwrap.fill(label, 20 if plane else 28) for label in panels]
     size = (1.62, 1.75) if plane else (1.9, 1.6)
     figure, axes = wrapped(titles, *size, most=4 if len(panels) < 6 else 5, sharex=True,
                            sharey=True)  # fmt: skip
@@ -83,6 +83,7 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
         ax.text(0.03, 0.03, text, transform=ax.transAxes, fontsize=7, zorder=5,
                 bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1))  # fmt: skip
     if plane:
+        figure.set_layout_engine("compressed", w_pad=0.03, h_pad=0.03)  # panels are squares
         bar = figure.colorbar(shown, ax=axes, aspect=30, pad=0.01, label="entropy (nats)")
         bar.set_ticks(np.arange(0, np.log(reference.mean.shape[1]), 0.4))
         bar.ax.tick_params(labelsize=7)
@@ -90,8 +91,11 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
         low, high = reference.band.min(), reference.band.max()
         margin = 0.15 * (high - low)
         axes[0].set(xlim=reference.x[[0, -1], 0], ylim=(low - margin, high + margin))
-        figure.supxlabel("x", fontsize=8)
-        figure.supylabel("f(x)", fontsize=8)
+        for ax in axes:
+            ax.label_outer()
+            place = ax.get_subplotspec()
+            ax.set_xlabel("x" if place.is_last_row() else "", fontsize=8)
+            ax.set_ylabel("f(x)" if place.is_first_col() else "", fontsize=8)
         handles, labels = axes[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     return figure
