@@ -16,19 +16,22 @@ and batches. Its reference is NUTS, see `experiments/reference.py`:
     python -m experiments.reference --config configs/toys/particles.py:task=regression \\
         --out results/toy_regression/reference.npz
 
+16 chains of 600 steps of adaptation and 400 draws; of f on the grid, R-hat is at most 1.020 and the
+effective sample size at least 957 in the regression, 1.004 and 4,290 for the Gaussians.
+
 Methods: `ensemble` is of MAP networks; `svgd`, `wgd_*` in weight and `fwgd_*`, `svgd_functions` in
 function space (logits, on the batch); both readings of "hybrid" (`uncertainty/inference/
 interacting.py`); `stochastic_svgd`, `sgld`, `psgld` and `sghmc` have noise, and rates of their own:
 of 1 and 3 times powers of ten the one with the least training loss of 20 chains after these steps
-(seed 0; the reference is not looked at). That of stochastic SVGD is 100 times SGLD's, since K / P
-is I / P for particles that are far apart.
+(seed 0; distances to the reference were in view, but not what was chosen by). That of stochastic
+SVGD is 100 times SGLD's, since K / P is I / P for particles that are far apart.
 
 Differences from the source: the prior's score is not N times too large in the regression, which
 made the repulsion N times too weak there; the noise of stochastic SVGD has the matrix root, and no
 Adam behind it; a prior on weights in function space too (there one on functions, by draws).
 Hardware and time: 2 CPU cores, 15 to 60 s (regression) and about twice that (gaussians) beside
-other programs. With OPENBLAS_NUM_THREADS=1 the eigenvalues of stochastic SVGD and SSGE take a sixth
-of the time, and a fortieth where the cores are shared.
+other programs. With OPENBLAS_NUM_THREADS=1, which it was run with, the eigenvectors of 100 x 100 in
+stochastic SVGD and SSGE take .6 ms, and 4 to 24 ms without, as other programs use the cores.
 Command: python -m experiments.train --config configs/toys/particles.py:method=svgd \\
     --workdir runs/particles
 Tables: python -m experiments.reproduce toy_regression, and toy_gaussians
