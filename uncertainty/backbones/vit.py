@@ -57,8 +57,8 @@ class ViT(nn.Module):
         what it makes with (x [M or 1, B, T, D], train=...).
       experts: factory of a mixture of experts (`layers/experts.py`) in the place of feed-forward
         layers, or None; it is called with `feed_forward`, what an expert is, and `name`.
-      expert_blocks: which blocks have experts: 'every 2' (every second: 1, 3, 5, ...), 'last n' (the
-        last n of those), or their numbers.
+      expert_blocks: which blocks have experts: 'every 2' (1, 3, 5, ...; likewise 'every n'),
+        'last n' (the last n of 1, 3, 5, ...), or their numbers.
       dense: factory of query, key, value, out and of the feed-forward's layers, all Xavier uniform.
       conv: factory of the patch embedding.
       norm: factory of the norms.

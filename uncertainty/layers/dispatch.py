@@ -28,10 +28,8 @@ def dispatch(x: jax.Array, routes: Routes | Mixture, method: str = "sort") -> ja
     return jnp.einsum("mgsec,mgsd->megcd", _mixture(routes, x).inward, _members(x, routes))
 
 
-def combine(
-    y: jax.Array, routes: Routes | Mixture, tokens: int, method: str = "sort"
-) -> jax.Array:
-    """sum_e gate_e y_e for each token: y [M, E, G, C, D] -> [M, G, S, D]; 0 for a token in no slot."""
+def combine(y: jax.Array, routes: Routes | Mixture, tokens: int, method: str = "sort") -> jax.Array:
+    """sum_e gate_e y_e of each token, [M, E, G, C, D] -> [M, G, S, D]; 0 of one without a slot."""
     if isinstance(routes, Routes) and method == "sort":
         return _scatter(y, routes, tokens)
     outward = _mixture(routes, y, tokens).outward
@@ -68,7 +66,7 @@ def _gather(x: jax.Array, routes: Routes) -> jax.Array:
 
 
 def _scatter(y: jax.Array, routes: Routes, tokens: int) -> jax.Array:
-    M, E, G, C, D = y.shape
+    M, _, G, _, D = y.shape
     index, inverse = _flat(routes, tokens)
     gate = jnp.swapaxes(routes.gate, 1, 2)  # [M, E, G, C]
     y = y * gate[..., None].astype(y.dtype)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from uncertainty.layers.dispatch import METHODS, combine, dispatch
+from uncertainty.layers import exchange
+from uncertainty.layers.dispatch import METHODS
 from uncertainty.layers.dropout import Dropout
 from uncertainty.layers.feed_forward import FeedForward
 from uncertainty.layers.routers import TopK
@@ -41,7 +41,8 @@ class MoE(nn.Module):
 
     Raises:
       ValueError: experts or members below 1, members that do not divide the experts or that x has
-        already, an unknown dispatch, or groups that do not divide the batch.
+        already, an unknown dispatch, groups that do not divide the batch, or a mesh axis 'expert'
+        (`layers/exchange.py`) that does not divide experts and groups.
     """
 
     num_experts: int
@@ -78,17 +79,21 @@ class MoE(nn.Module):
         if B % size:
             raise ValueError(f"group_size: {size} does not divide a batch of {B}")
         x = x.reshape(A, B // size, size * T, D)  # groups [1 or M, G, S, D]
+        devices = 1 if self.is_initializing() else exchange.devices()
+        for field, count in dict(num_experts=E, group_size=B // size).items():
+            if count % devices:
+                raise ValueError(
+                    f"{field}: {count} {'groups' if field == 'group_size' else 'experts'} are not "
+                    f"divisible by the {devices} devices of mesh axis {exchange.AXIS!r}"
+                )
         routes = router(x, train=train)
-        slots = dispatch(x, routes, self.dispatch)  # [M, E / M, G, C, D]
-        y = combine(self._work(slots, train), routes, size * T, self.dispatch)
+        own = exchange.to_experts(x, routes, M, self.dispatch, devices)  # [E, N, G C, D]
+        y = self._work(own, train)
+        y = exchange.from_experts(y, routes, M, self.dispatch, devices, size * T)
         return y.reshape(-1, B, T, D)
 
-    def _work(self, slots: jax.Array, train: bool) -> jax.Array:
-        """Each expert on its own slots: [M, E / M, G, C, D], or [A, E, G, C, D] with M = 1."""
-        L, e, G, C, D = slots.shape
-        M, E = self.members, self.num_experts
-        # [E, L / M, G C, D]: what an expert sees leads with the members that it is shared by.
-        x = jnp.swapaxes(slots.reshape(M, L // M, e, G * C, D), 1, 2).reshape(E, L // M, G * C, D)
+    def _work(self, x: jax.Array, train: bool) -> jax.Array:
+        """Each expert on its own tokens."""
         factory = self.feed_forward
         if self.dropout is not None:
             factory = functools.partial(
@@ -101,7 +106,7 @@ class MoE(nn.Module):
         )
         y = experts(factory(name="experts"), x)
         if y.shape != x.shape:
-            raise ValueError("members: experts make some of their own; members are made in one "
-                             "place")  # fmt: skip
-        y = jnp.swapaxes(y.reshape(M, e, L // M, G * C, D), 1, 2)
-        return y.reshape(L, e, G, C, D)
+            raise ValueError(
+                "members: experts make some of their own; members are made in one place"
+            )
+        return y

@@ -51,11 +51,13 @@ class _Router(nn.Module, kw_only=True):
 
     def count(self, routes: Routes, tokens: int) -> None:
         """Keeps the counts of routes that lead with [M, G]."""
+        if not self.is_mutable_collection("routing"):
+            return
         for name, of in dict(load=routing.load, dropped=routing.dropped).items():
             each = jax.vmap(jax.vmap(lambda r, of=of: of(r, tokens)))(routes)
             each = each.reshape(self.members, -1, *each.shape[2:]).mean(1)
             kept = self.variable("routing", name, jnp.zeros_like, each)
-            if self.is_mutable_collection("routing") and not self.is_initializing():
+            if not self.is_initializing():
                 kept.value = each
 
 

@@ -42,7 +42,7 @@ def capacity(
     rounding: str = "ceil",
     multiple_of: int = 4,
 ) -> int:
-    """C = rounding(S K factor / E), then up to a multiple; between 1 and S, as no expert needs more.
+    """C = rounding(S K factor / E), then up to a multiple; at least 1, and S is enough.
 
     The published code rounds up, and up again to a multiple of 4, which for small groups is much
     more than was asked for; the paper's formula is 'round' with a multiple of 1.
@@ -74,7 +74,7 @@ def top_k(gates: jax.Array, k: int, slots: int, batch_priority: bool = False) ->
 
     All first choices come before all second ones; within a choice, tokens come in their order or,
     by `batch_priority`, in descending order of their largest gate. Of equal gates the lower
-    expert's, and of equal tokens the earlier one, comes first. Tokens that find no slot are dropped.
+    expert's, and of equal tokens the earlier one, comes first. Choices without a slot are dropped.
 
     Time and memory are those of sorting S k numbers.
 
@@ -154,7 +154,7 @@ def gshard_loss(gates: jax.Array) -> jax.Array:
 
 
 def dropped(routes: Routes, tokens: int) -> jax.Array:
-    """The share of choices that found no slot []; by expert choice, of the S tokens that no one took."""
+    """The share of choices without a slot []; by expert choice, of the S tokens that none took."""
     if routes.slot is not None:
         return jnp.mean(routes.slot == routes.token.size)
     seen = jnp.zeros(tokens, bool).at[routes.token.reshape(-1)].set(True, mode="drop")
