@@ -15,7 +15,10 @@ from uncertainty.layers.routers import ExpertChoice, TopK
 
 B, T, D, E = 8, 3, 4, 8
 FFN = functools.partial(FeedForward, mlp_dim=6)
-MESH = Mesh(np.asarray(jax.devices()).reshape(1, 1, 8, 1), execution.AXES)
+
+
+def mesh_of(data, expert):
+    return Mesh(np.asarray(jax.devices()).reshape(data, 1, expert, 1), execution.AXES)
 
 
 def normal(*shape, seed=0):
@@ -23,14 +26,15 @@ def normal(*shape, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("router", "members", "dispatch"),
+    ("router", "members", "dispatch", "mesh"),
     [
-        (functools.partial(TopK, k=2, capacity_factor=0.7), 1, "sort"),
-        (functools.partial(TopK, capacity_factor=0.7), 2, "sort"),
-        (functools.partial(ExpertChoice, capacity_factor=0.7), 2, "einsum"),
+        (functools.partial(TopK, k=2, capacity_factor=0.7), 1, "sort", (1, 8)),
+        (functools.partial(TopK, capacity_factor=0.7), 2, "sort", (2, 4)),
+        (functools.partial(ExpertChoice, capacity_factor=0.7), 2, "einsum", (4, 2)),
     ],
 )
-def test_eight_devices_have_the_outputs_and_gradients_of_one(router, members, dispatch):
+def test_eight_devices_have_the_outputs_and_gradients_of_one(router, members, dispatch, mesh):
+    mesh = mesh_of(*mesh)
     router = functools.partial(router, group_size=1, multiple_of=1)
     moe = MoE(E, FFN, router, members, dispatch, split_rngs=True)
     x, weights = normal(1, B, T, D), normal(members, B, T, D, seed=1)
@@ -47,10 +51,10 @@ def test_eight_devices_have_the_outputs_and_gradients_of_one(router, members, di
 
     def placed(path, a):
         own = "experts" in jax.tree_util.keystr(path)
-        return jax.device_put(a, NamedSharding(MESH, PartitionSpec("expert" if own else None)))
+        return jax.device_put(a, NamedSharding(mesh, PartitionSpec("expert" if own else None)))
 
     spread = jax.tree_util.tree_map_with_path(placed, params)
-    with jax.set_mesh(MESH):
+    with jax.set_mesh(mesh):
         program = jax.jit(step).lower(spread, x).compile()
         eight = program(spread, x)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
@@ -64,5 +68,5 @@ def test_eight_devices_have_the_outputs_and_gradients_of_one(router, members, di
 def test_devices_that_do_not_divide_groups_say_so():
     moe, x = MoE(E, FFN), normal(1, B, T, D)
     params = moe.init(jax.random.key(0), x, train=False)["params"]
-    with jax.set_mesh(MESH), pytest.raises(ValueError, match="group_size: 1 groups are not"):
+    with jax.set_mesh(mesh_of(1, 8)), pytest.raises(ValueError, match="group_size: makes 1 groups"):
         jax.eval_shape(functools.partial(moe.apply, train=False), {"params": params}, x)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.uncertainty.routes import fill
 from uncertainty import build
+from uncertainty.backbones.vit import ViT
 from uncertainty.layers.experts import MoE
 from uncertainty.layers.feed_forward import FeedForward
 from uncertainty.layers.routers import Soft, TopK
@@ -34,12 +35,13 @@ def variables(members):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(moe, params, x):
-    return moe.apply({"params": params}, x, train=False, mutable=["routing"])
+    return moe.apply({"params": params}, x, train=False, mutable=["routing", "routes"])
 
 
 def apply(moe, params, x):
     y, counts = _apply(moe, params, x)
-    return np.asarray(y), jax.tree.map(np.asarray, counts.get("routing", {}).get("router"))
+    counts = jax.tree.map(np.asarray, counts)
+    return np.asarray(y), counts.get("routing", {}).get("router", {}) | counts["routes"]
 
 
 def expert(params, e, x):
@@ -69,7 +71,8 @@ def loop(params, x, members, k, slots, group_size, batch_priority):
                     else:
                         gates[m, g + s, own * block + place[0]] = scores[s, place[0]]
     y = sum(gates[..., e, None] * expert(params, e, tokens) for e in range(E))
-    return y.reshape(x.shape), lost / (L * B * T * k)
+    share = (gates.reshape(L, B, T, E) > 0).mean(2)
+    return y.reshape(x.shape), lost / (L * B * T * k), share
 
 
 CASES = [  # members, leading axis of x, k, group_size, batch_priority, capacity_factor
@@ -94,10 +97,14 @@ def test_a_mixture_is_a_loop_over_tokens(case, dispatch):
     y, counts = apply(moe, params, x)
     S = group_size * T
     slots = S if factor is None else int(np.ceil(S * k * factor / (E // M)))
-    expected, lost = loop(params, x, M, k, slots, group_size, batch_priority)
+    expected, lost, share = loop(params, x, M, k, slots, group_size, batch_priority)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     assert counts["dropped"].mean() == pytest.approx(lost)
     assert (lost > 0) == (factor is not None)
+    own = [share[m, :, m * E // M : (m + 1) * E // M] if M > 1 else share[m] for m in range(len(y))]
+    np.testing.assert_allclose(counts["per_example"], own, rtol=1e-6)
+    load = np.mean(own, axis=1).reshape(M, -1, E // M).mean(1)
+    np.testing.assert_allclose(counts["load"], load, rtol=1e-5)
     assert counts["load"].sum(1).mean() == pytest.approx(k * (1 - lost), rel=1e-5)
     if factor is None:
         every = np.stack([expert(params, e, x[0]) for e in range(E)])
@@ -156,6 +163,31 @@ def test_noise_has_the_deviation_that_was_asked_for():
     std = np.std(np.log(gate[0]) - np.log(gate[1])) / np.sqrt(2)
     assert std == pytest.approx(1.5 / 2, rel=0.1)
     assert set(sown["losses"]) == {"importance", "load"}
+
+
+@pytest.mark.parametrize(
+    ("where", "blocks"),
+    [("every 2", {1, 3, 5, 7}), ("last 2", {5, 7}), ("every 3", {2, 5}), ((0, 6), {0, 6})],
+)
+def test_experts_stand_in_the_blocks_that_were_asked_for(where, blocks):
+    vit = ViT("tiny", depth=8, width=4, mlp_dim=4, num_heads=1, expert_blocks=where,
+              experts=functools.partial(MoE, num_experts=2, members=2))  # fmt: skip
+    images = jax.ShapeDtypeStruct((1, 2, 8, 8, 1), "float32")
+    y, variables = jax.eval_shape(
+        lambda x: vit.init_with_output(jax.random.key(0), x, train=False), images
+    )
+    params = variables["params"]
+    assert y.shape == (2, 2, 4)
+    found = {f"block{i:02d}" for i in blocks}
+    assert {name for name in params if "router" in params[name].get("feed_forward", {})} == found
+
+
+def test_blocks_that_do_not_exist_are_refused():
+    for where in ("last 5", "every 9", "last 0", "some", (8,), ()):
+        with pytest.raises(ValueError, match="expert_blocks"):
+            ViT("tiny", depth=8, experts=MoE, expert_blocks=where)
+    with pytest.raises(ValueError, match="swaps"):
+        ViT("tiny", depth=8, experts=MoE, swaps={1: FeedForward})
 
 
 CONFIG = dict(

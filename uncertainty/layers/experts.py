@@ -11,6 +11,7 @@ from uncertainty.layers.dispatch import METHODS
 from uncertainty.layers.dropout import Dropout
 from uncertainty.layers.feed_forward import FeedForward
 from uncertainty.layers.routers import TopK
+from uncertainty.layers.routing import per_example
 
 
 class MoE(nn.Module):
@@ -28,6 +29,9 @@ class MoE(nn.Module):
 
     Differences from the papers: capacities are those of groups of one member's tokens, which are
     equal to the papers'; experts start from different weights if `split_rngs`.
+
+    Where the collection `routes` is mutable, its `per_example` [M, B, E / M] tells which share of
+    an example's tokens each expert works on.
 
     Attributes:
       num_experts: E, of all members together.
@@ -79,17 +83,17 @@ class MoE(nn.Module):
         if B % size:
             raise ValueError(f"group_size: {size} does not divide a batch of {B}")
         x = x.reshape(A, B // size, size * T, D)  # groups [1 or M, G, S, D]
-        devices = 1 if self.is_initializing() else exchange.devices()
-        for field, count in dict(num_experts=E, group_size=B // size).items():
-            if count % devices:
-                raise ValueError(
-                    f"{field}: {count} {'groups' if field == 'group_size' else 'experts'} are not "
-                    f"divisible by the {devices} devices of mesh axis {exchange.AXIS!r}"
-                )
+        axes = () if self.is_initializing() else exchange.axes_of(B // size, E)
         routes = router(x, train=train)
-        own = exchange.to_experts(x, routes, M, self.dispatch, devices)  # [E, N, G C, D]
+        if self.is_mutable_collection("routes") and not self.is_initializing():
+            each = jax.vmap(jax.vmap(lambda r: per_example(r, size, T)))(routes)
+            each = each.reshape(each.shape[0], B, -1)
+            self.sow(
+                "routes", "per_example", each, init_fn=lambda: None, reduce_fn=lambda _, new: new
+            )
+        own = exchange.to_experts(x, routes, M, self.dispatch, axes)  # [E, N, G C, D]
         y = self._work(own, train)
-        y = exchange.from_experts(y, routes, M, self.dispatch, devices, size * T)
+        y = exchange.from_experts(y, routes, M, self.dispatch, axes, size * T)
         return y.reshape(-1, B, T, D)
 
     def _work(self, x: jax.Array, train: bool) -> jax.Array:

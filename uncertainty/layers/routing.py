@@ -161,6 +161,25 @@ def dropped(routes: Routes, tokens: int) -> jax.Array:
     return 1 - jnp.mean(seen)
 
 
+def per_example(routes: Routes | Mixture, examples: int, tokens: int) -> jax.Array:
+    """The share of each example's tokens that each expert works on [examples, E].
+
+    For mixtures, an expert's mean weight in the outputs.
+
+    Args:
+      routes: of a group.
+      examples: in the group.
+      tokens: of each example.
+    """
+    if isinstance(routes, Mixture):
+        share = routes.outward.sum(2).reshape(examples, tokens, -1)
+        return share.mean(1)
+    E = routes.token.shape[0]
+    example = routes.token // tokens  # that of an empty slot is beyond the end
+    counts = jnp.zeros((examples, E)).at[example, jnp.arange(E)[:, None]].add(1.0, mode="drop")
+    return counts / tokens
+
+
 def load(routes: Routes, tokens: int) -> jax.Array:
     """What part of the S tokens each expert works on [E]."""
     return jnp.sum(routes.token < tokens, axis=1) / tokens
