@@ -380,7 +380,8 @@ def test_every_file_of_methods_has_its_line(package, lines):
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_a_prediction_is_a_function_of_the_state(ensemble):
-    inference = build.inference(config_of("mlp", ensemble, "dense", "particles"))
+    backbone = "mlp" if meant(("mlp", ensemble)) else "vmoe"
+    inference = build.inference(config_of(backbone, ensemble, "dense", "particles"))
     x = toy(0)[0][:4]
     state = inference.init(jax.random.key(1), x[:1])
     predict = jax.jit(inference.predict)
