@@ -28,11 +28,16 @@ BACKBONES = {
     "resnet": dict(name="resnet.ResNet", depth=8, width=4),
     "wide_resnet": dict(name="wide_resnet.WideResNet", depth=10, width_multiplier=1),
     "vit": dict(name="vit.ViT", variant="tiny", width=16, mlp_dim=32, depth=1),
-}
+    "vmoe": dict(
+        name="vit.ViT", variant="tiny", width=16, mlp_dim=32, depth=2,
+        experts=dict(name="experts.MoE", num_experts=4, router=dict(name="routers.TopK")),
+    ),
+}  # fmt: skip
 ENSEMBLES = {
     "single": dict(name="single"),
     "multi_head": dict(name="multi_head", size=2),
     "mc_dropout": dict(name="mc_dropout", size=3, rate=0.1),
+    "e3": dict(name="e3", size=2),
 }
 HEADS = {  # with the likelihood that it is for
     "dense": (dict(name="dense.Dense", outputs=K), dict(name="softmax")),
@@ -86,13 +91,20 @@ LIKELIHOODS = {"softmax", "sigmoid", "gaussian"}  # each with every head in the 
 # What is in the folders and is not a method by itself.
 HELPERS = {"inputs", "executors", "exchange", "interacting", "members", "spectral"}
 
+
+def meant(names):
+    """Whether a combination is meant to work: members of e3 are blocks of experts."""
+    return names[1] != "e3" or names[0] == "vmoe"
+
+
 PRODUCT = list(itertools.product(BACKBONES, ENSEMBLES, HEADS, ["particles", "accumulated"]))
 # Particles that interact see parameters and latents alone: each with every other part once.
 PRODUCT += [
     names
     for names in itertools.product(BACKBONES, ENSEMBLES, HEADS, ["svgd", "wgd", "hyper"])
-    if names[0] == "mlp" or names[1:3] == ("single", "dense")
+    if names[0] == "mlp" or names[1:3] in (("single", "dense"), ("e3", "dense"))
 ]
+PRODUCT = list(filter(meant, PRODUCT))
 
 
 def config_of(backbone, ensemble, head, inference, **changes):
@@ -151,6 +163,8 @@ def test_models_keep_their_shapes(backbone):
     learned = {"kernel", "bias", "scale", "position_embedding", "class_token", "shared_factors",
                "temperature"}  # fmt: skip
     for ensemble, head in itertools.product(ENSEMBLES, HEADS):
+        if not meant((backbone, ensemble)):
+            continue
         model, where = model_of(backbone, ensemble, head), f"{backbone} x {ensemble} x {head}"
         batch, key = batch_of(head), jax.random.key(0)
         params, collections = jax.eval_shape(model.init, key, batch["x"][:1])
@@ -182,7 +196,7 @@ def test_models_keep_their_shapes(backbone):
 
 @pytest.mark.parametrize(
     "backbone",
-    [pytest.param(b, marks=[pytest.mark.slow] * ("resnet" in b)) for b in BACKBONES],
+    [pytest.param(b, marks=[pytest.mark.slow] * (b == "vmoe" or "resnet" in b)) for b in BACKBONES],
 )
 def test_every_combination_keeps_its_shapes(backbone):
     for names in (n for n in PRODUCT if n[0] == backbone):
@@ -227,13 +241,15 @@ def test_every_backbone_may_have_layers_of_bounded_norm(backbone):
     of_one = {k: (v.shape[1:], v.dtype) for k, v in paths(state.params).items()}
     assert of_one == {k: (v.shape, v.dtype) for k, v in paths(plain).items()}
     kernels = [p for p in paths(state.params["backbone"]) if p.endswith("/kernel")]
+    kernels = [p for p in kernels if "/router/" not in p]  # scores experts, maps no features
     states = paths(state.collections["spectral_norm"]["backbone"])
     assert {p.removesuffix("/v") for p in states} == {p.removesuffix("/kernel") for p in kernels}
 
     after, metrics = jax.jit(inference.update)(state, dict(x=x, y=jnp.zeros(B, int)))
     assert np.asarray(metrics["finite"]).all()
     for name, v in paths(after.collections["spectral_norm"]["backbone"]).items():
-        np.testing.assert_allclose([np.linalg.norm(one) for one in v], 1, rtol=1e-5)
+        each = v.reshape(-1, *v.shape[2:]) if "/experts/" in name else v
+        np.testing.assert_allclose([np.linalg.norm(one) for one in each], 1, rtol=1e-5)
         assert v.dtype == jnp.float32 and not np.allclose(v, states[name], atol=1e-3), name
     for name, kernel in paths(after.params).items():
         assert name.endswith("bias") or not np.array_equal(kernel, paths(state.params)[name]), name
@@ -294,6 +310,7 @@ TRAINED = [  # every line above at least once, every likelihood, both kinds of b
     ("mlp", "multi_head", "laplace", "hyper", "softmax"),
     pytest.param("lenet", "mc_dropout", "dense", "accumulated", "softmax", marks=pytest.mark.slow),
     pytest.param("vit", "multi_head", "dense", "particles", "softmax", marks=pytest.mark.slow),
+    pytest.param("vmoe", "e3", "dense", "particles", "softmax", marks=pytest.mark.slow),
     pytest.param("resnet", "multi_head", "mean_variance", "particles", "gaussian",
                  marks=pytest.mark.slow),
     pytest.param("wide_resnet", "mc_dropout", "dense", "accumulated", "sigmoid",
@@ -363,7 +380,8 @@ def test_every_file_of_methods_has_its_line(package, lines):
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_a_prediction_is_a_function_of_the_state(ensemble):
-    inference = build.inference(config_of("mlp", ensemble, "dense", "particles"))
+    backbone = "mlp" if meant(("mlp", ensemble)) else "vmoe"
+    inference = build.inference(config_of(backbone, ensemble, "dense", "particles"))
     x = toy(0)[0][:4]
     state = inference.init(jax.random.key(1), x[:1])
     predict = jax.jit(inference.predict)
@@ -391,6 +409,10 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(ensemble=dict(name="mc_dropout", size=0, rate=0.1)), "size: 0 members"),
     (dict(head=dict(name="mean_variance.MeanVariance", outputs=K, dense=None)),
      "head.dense: no such field"),
+    (dict(ensemble=dict(name="e3", size=2)), "e3 needs experts, and this MLP has none"),
+    (dict(ensemble=dict(name="e3", size=3), backbone=BACKBONES["vmoe"]),
+     "num_experts: 4 is not divisible by 3 members"),
+    (dict(backbone=BACKBONES["vmoe"] | dict(expert_blocks="last 2")), "none of 2 blocks"),
     (dict(likelihood=dict(name="gaussian", noise_std=-1.0)), "noise_std: -1.0"),
     (dict(inference=dict(name="particles", size=0)), "size: 0 particles; at least 1"),
 ]  # fmt: skip
