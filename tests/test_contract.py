@@ -33,6 +33,8 @@ ENSEMBLES = {
     "single": dict(name="single"),
     "multi_head": dict(name="multi_head", size=2),
     "mc_dropout": dict(name="mc_dropout", size=3, rate=0.1),
+    "batch_ensemble": dict(name="batch_ensemble", size=2),
+    "mimo": dict(name="mimo", size=2),
 }
 HEADS = {  # with the likelihood that it is for
     "dense": (dict(name="dense.Dense", outputs=K), dict(name="softmax")),
@@ -84,7 +86,7 @@ INFERENCE = {
 LIKELIHOODS = {"softmax", "sigmoid", "gaussian"}  # each with every head in the trained few
 
 # What is in the folders and is not a method by itself.
-HELPERS = {"inputs", "executors", "exchange", "interacting", "members", "spectral"}
+HELPERS = {"inputs", "executors", "exchange", "interacting", "members", "replace", "spectral"}
 
 PRODUCT = list(itertools.product(BACKBONES, ENSEMBLES, HEADS, ["particles", "accumulated"]))
 # Particles that interact see parameters and latents alone: each with every other part once.
@@ -149,7 +151,7 @@ def shapes(tree):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_models_keep_their_shapes(backbone):
     learned = {"kernel", "bias", "scale", "position_embedding", "class_token", "shared_factors",
-               "temperature"}  # fmt: skip
+               "temperature", "fast_input", "fast_output"}  # fmt: skip
     for ensemble, head in itertools.product(ENSEMBLES, HEADS):
         model, where = model_of(backbone, ensemble, head), f"{backbone} x {ensemble} x {head}"
         batch, key = batch_of(head), jax.random.key(0)
@@ -292,6 +294,8 @@ TRAINED = [  # every line above at least once, every likelihood, both kinds of b
     ("mlp", "multi_head", "dense", "svgd", "softmax"),
     ("mlp", "mc_dropout", "hetsngp", "wgd", "softmax"),
     ("mlp", "multi_head", "laplace", "hyper", "softmax"),
+    ("mlp", "batch_ensemble", "dense", "particles", "softmax"),
+    ("mlp", "mimo", "dense", "particles", "softmax"),
     pytest.param("lenet", "mc_dropout", "dense", "accumulated", "softmax", marks=pytest.mark.slow),
     pytest.param("vit", "multi_head", "dense", "particles", "softmax", marks=pytest.mark.slow),
     pytest.param("resnet", "multi_head", "mean_variance", "particles", "gaussian",
