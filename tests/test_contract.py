@@ -35,6 +35,9 @@ ENSEMBLES = {
     "mc_dropout": dict(name="mc_dropout", size=3, rate=0.1),
     "batch_ensemble": dict(name="batch_ensemble", size=2),
     "mimo": dict(name="mimo", size=2),
+    "masksembles": dict(name="masksembles", size=3, scale=1.5),
+    "packed": dict(name="packed", size=2, alpha=1.5),
+    "rank1": dict(name="rank1", size=2, num_examples=64, prior_scale=1.0),
 }
 HEADS = {  # with the likelihood that it is for
     "dense": (dict(name="dense.Dense", outputs=K), dict(name="softmax")),
@@ -88,7 +91,22 @@ LIKELIHOODS = {"softmax", "sigmoid", "gaussian"}  # each with every head in the 
 # What is in the folders and is not a method by itself.
 HELPERS = {"inputs", "executors", "exchange", "interacting", "members", "replace", "spectral"}
 
-PRODUCT = list(itertools.product(BACKBONES, ENSEMBLES, HEADS, ["particles", "accumulated"]))
+# Ensembles that change a backbone's layers: all heads on one backbone, one head on the others.
+BY_LAYERS = {"batch_ensemble", "mimo", "masksembles", "packed", "rank1"}
+
+
+def pairs(backbone):
+    for ensemble, head in itertools.product(ENSEMBLES, HEADS):
+        if backbone == "mlp" or head == "dense" or ensemble not in BY_LAYERS:
+            yield ensemble, head
+
+
+PRODUCT = [
+    (backbone, *pair, inference)
+    for backbone in BACKBONES
+    for pair in pairs(backbone)
+    for inference in ("particles", "accumulated")
+]
 # Particles that interact see parameters and latents alone: each with every other part once.
 PRODUCT += [
     names
@@ -151,8 +169,9 @@ def shapes(tree):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_models_keep_their_shapes(backbone):
     learned = {"kernel", "bias", "scale", "position_embedding", "class_token", "shared_factors",
-               "temperature", "fast_input", "fast_output"}  # fmt: skip
-    for ensemble, head in itertools.product(ENSEMBLES, HEADS):
+               "temperature", "fast_input", "fast_output", "fast_input_scale",
+               "fast_output_scale"}  # fmt: skip
+    for ensemble, head in pairs(backbone):
         model, where = model_of(backbone, ensemble, head), f"{backbone} x {ensemble} x {head}"
         batch, key = batch_of(head), jax.random.key(0)
         params, collections = jax.eval_shape(model.init, key, batch["x"][:1])
@@ -162,8 +181,8 @@ def test_models_keep_their_shapes(backbone):
         assert not {"params", "losses"} & set(collections), where
         for train in (True, False):
             M = ENSEMBLES[ensemble].get("size", 1)
-            if train and ensemble == "mc_dropout":
-                M = 1  # its members are masks at prediction
+            if train and ensemble in ("mc_dropout", "masksembles"):
+                M = 1  # their members are masks at prediction
             forward = functools.partial(model.forward, train=train)
             u, changed, auxiliary = jax.eval_shape(forward, params, collections, batch["x"], key)
             assert u.mean.shape == (M, B, K), where
@@ -296,6 +315,9 @@ TRAINED = [  # every line above at least once, every likelihood, both kinds of b
     ("mlp", "multi_head", "laplace", "hyper", "softmax"),
     ("mlp", "batch_ensemble", "dense", "particles", "softmax"),
     ("mlp", "mimo", "dense", "particles", "softmax"),
+    ("mlp", "masksembles", "dense", "particles", "softmax"),
+    ("mlp", "packed", "dense", "particles", "softmax"),
+    ("mlp", "rank1", "dense", "particles", "softmax"),
     pytest.param("lenet", "mc_dropout", "dense", "accumulated", "softmax", marks=pytest.mark.slow),
     pytest.param("vit", "multi_head", "dense", "particles", "softmax", marks=pytest.mark.slow),
     pytest.param("resnet", "multi_head", "mean_variance", "particles", "gaussian",
@@ -392,6 +414,18 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=0.0)), "rate: 0.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=1.0)), "rate: 1.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2)), "ensemble.rate: missing"),
+    (dict(ensemble=dict(name="batch_ensemble", size=2, where="conv")),
+     "where: 'conv' is in the path of no layer that can make members"),
+    (dict(ensemble=dict(name="batch_ensemble", size=3),
+          backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "members: 4 of dropout, but the network has made 3 already"),
+    (dict(ensemble=dict(name="mimo", size=2), backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "mimo makes 2 members, but the backbone has made 4 already"),
+    (dict(ensemble=dict(name="packed", size=2),
+          backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "packed makes 2 members, but the backbone has made 4 already"),
+    (dict(ensemble=dict(name="masksembles", size=2, scale=0.5)), "scale: 0.5; at least 1"),
+    (dict(ensemble=dict(name="rank1", size=2)), "ensemble.num_examples: missing"),
     (dict(ensemble=dict(name="mc_dropout", size=0, rate=0.1)), "size: 0 members"),
     (dict(head=dict(name="mean_variance.MeanVariance", outputs=K, dense=None)),
      "head.dense: no such field"),

@@ -107,6 +107,11 @@ class ViT(nn.Module):
         given = {field: getattr(self, field) for field in _Size._fields}
         return _SIZES[self.variant]._replace(**{k: v for k, v in given.items() if v is not None})
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The fields that say how many features there are, with what stands for None."""
+        return dict(width=self.size.width, mlp_dim=self.size.mlp_dim)
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         check_images(x)

@@ -15,16 +15,17 @@ Wrap = Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]
 
 
 class Members(nn.Module):
-    """x [B, ...] -> Latent [size, B, K] of a network some of whose layers make members."""
+    """x [B, ...] -> Latent [M, B, K] of a network some of whose layers make members."""
 
     backbone: nn.Module
     head: nn.Module
     size: int
     where: str
+    samples: int = 1  # of each member at prediction
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
         latent = self.head(self.backbone(x[None], train=train), train=train)
-        if latent.mean.shape[0] != self.size:
+        if latent.mean.shape[0] not in (self.size, self.size * self.samples):
             names = [name.rpartition("/")[0] for name in paths(self.variables["params"])]
             raise ValueError(
                 f"where: {self.where!r} is in the path of no layer that can make members; the "

@@ -74,20 +74,21 @@ class FastWeights(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if x.shape[0] not in (1, self.size):
+        r = self.fast("fast_input", x.shape[-1])
+        if x.shape[0] not in (1, len(r)):
             raise ValueError(
                 f"size: {self.size} members, but the network has made {x.shape[0]} already; "
                 "members are made in one place"
             )
-        y = self.shared(self._times(x, self.fast("fast_input", x.shape[-1])))
+        y = self.shared(self._times(x, r))
         y = self._times(y, self.fast("fast_output", y.shape[-1]))
         if not self.use_bias:
             return y
         bias = self.param("bias", self.bias_init, (self.size, y.shape[-1]), jnp.float32)
-        return y + _over_members(bias, y)
+        return y + _over_members(jnp.repeat(bias, len(r) // self.size, axis=0), y)
 
     def fast(self, name: str, features: int) -> jax.Array:
-        """r or s, [M, features]."""
+        """r or s, [M, features]; [M S, features] where a member has S of them."""
         return self.param(name, self.initial, (self.size, features), jnp.float32)
 
     @nn.nowrap
