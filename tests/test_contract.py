@@ -38,6 +38,11 @@ ENSEMBLES = {
     "multi_head": dict(name="multi_head", size=2),
     "mc_dropout": dict(name="mc_dropout", size=3, rate=0.1),
     "e3": dict(name="e3", size=2),
+    "batch_ensemble": dict(name="batch_ensemble", size=2),
+    "mimo": dict(name="mimo", size=2),
+    "masksembles": dict(name="masksembles", size=3, scale=1.5),
+    "packed": dict(name="packed", size=2, alpha=1.5),
+    "rank1": dict(name="rank1", size=2, num_examples=64, prior_scale=1.0),
 }
 HEADS = {  # with the likelihood that it is for
     "dense": (dict(name="dense.Dense", outputs=K), dict(name="softmax")),
@@ -89,12 +94,18 @@ INFERENCE = {
 LIKELIHOODS = {"softmax", "sigmoid", "gaussian"}  # each with every head in the trained few
 
 # What is in the folders and is not a method by itself.
-HELPERS = {"inputs", "executors", "exchange", "interacting", "members", "spectral"}
+HELPERS = {"inputs", "executors", "exchange", "interacting", "members", "replace", "spectral"}
+
+# Ensembles that change a backbone's layers meet every head once, all else with one head.
+BY_LAYERS = {"batch_ensemble", "mimo", "masksembles", "packed", "rank1"}
 
 
-def meant(names):
-    """Whether a combination is meant to work: members of e3 are blocks of experts."""
-    return names[1] != "e3" or names[0] == "vmoe"
+def meant(backbone, ensemble, head, inference="particles"):
+    """Whether a combination is meant to work, and is looked at."""
+    if ensemble == "e3" and backbone != "vmoe":  # its members are blocks of experts
+        return False
+    once = head == "dense" or (backbone, inference) == ("mlp", "particles")
+    return once or ensemble not in BY_LAYERS
 
 
 PRODUCT = list(itertools.product(BACKBONES, ENSEMBLES, HEADS, ["particles", "accumulated"]))
@@ -104,7 +115,7 @@ PRODUCT += [
     for names in itertools.product(BACKBONES, ENSEMBLES, HEADS, ["svgd", "wgd", "hyper"])
     if names[0] == "mlp" or names[1:3] in (("single", "dense"), ("e3", "dense"))
 ]
-PRODUCT = list(filter(meant, PRODUCT))
+PRODUCT = [names for names in PRODUCT if meant(*names)]
 
 
 def config_of(backbone, ensemble, head, inference, **changes):
@@ -161,9 +172,10 @@ def shapes(tree):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_models_keep_their_shapes(backbone):
     learned = {"kernel", "bias", "scale", "position_embedding", "class_token", "shared_factors",
-               "temperature"}  # fmt: skip
+               "temperature", "fast_input", "fast_output", "fast_input_scale",
+               "fast_output_scale"}  # fmt: skip
     for ensemble, head in itertools.product(ENSEMBLES, HEADS):
-        if not meant((backbone, ensemble)):
+        if not meant(backbone, ensemble, head):
             continue
         model, where = model_of(backbone, ensemble, head), f"{backbone} x {ensemble} x {head}"
         batch, key = batch_of(head), jax.random.key(0)
@@ -174,8 +186,8 @@ def test_models_keep_their_shapes(backbone):
         assert not {"params", "losses"} & set(collections), where
         for train in (True, False):
             M = ENSEMBLES[ensemble].get("size", 1)
-            if train and ensemble == "mc_dropout":
-                M = 1  # its members are masks at prediction
+            if train and ensemble in ("mc_dropout", "masksembles"):
+                M = 1  # their members are masks at prediction
             forward = functools.partial(model.forward, train=train)
             u, changed, auxiliary = jax.eval_shape(forward, params, collections, batch["x"], key)
             assert u.mean.shape == (M, B, K), where
@@ -308,6 +320,11 @@ TRAINED = [  # every line above at least once, every likelihood, both kinds of b
     ("mlp", "multi_head", "dense", "svgd", "softmax"),
     ("mlp", "mc_dropout", "hetsngp", "wgd", "softmax"),
     ("mlp", "multi_head", "laplace", "hyper", "softmax"),
+    ("mlp", "batch_ensemble", "dense", "particles", "softmax"),
+    ("mlp", "mimo", "dense", "particles", "softmax"),
+    ("mlp", "masksembles", "dense", "particles", "softmax"),
+    ("mlp", "packed", "dense", "particles", "softmax"),
+    ("mlp", "rank1", "dense", "particles", "softmax"),
     pytest.param("lenet", "mc_dropout", "dense", "accumulated", "softmax", marks=pytest.mark.slow),
     pytest.param("vit", "multi_head", "dense", "particles", "softmax", marks=pytest.mark.slow),
     pytest.param("vmoe", "e3", "dense", "particles", "softmax", marks=pytest.mark.slow),
@@ -380,7 +397,7 @@ def test_every_file_of_methods_has_its_line(package, lines):
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_a_prediction_is_a_function_of_the_state(ensemble):
-    backbone = "mlp" if meant(("mlp", ensemble)) else "vmoe"
+    backbone = "mlp" if meant("mlp", ensemble, "dense") else "vmoe"
     inference = build.inference(config_of(backbone, ensemble, "dense", "particles"))
     x = toy(0)[0][:4]
     state = inference.init(jax.random.key(1), x[:1])
@@ -406,6 +423,18 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=0.0)), "rate: 0.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=1.0)), "rate: 1.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2)), "ensemble.rate: missing"),
+    (dict(ensemble=dict(name="batch_ensemble", size=2, where="conv")),
+     "where: 'conv' is in the path of no layer that can make members"),
+    (dict(ensemble=dict(name="batch_ensemble", size=3),
+          backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "members: 4 of dropout, but the network has made 3 already"),
+    (dict(ensemble=dict(name="mimo", size=2), backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "mimo makes 2 members, but the backbone has made 4 already"),
+    (dict(ensemble=dict(name="packed", size=2),
+          backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "packed makes 2 members, but the backbone has made 4 already"),
+    (dict(ensemble=dict(name="masksembles", size=2, scale=0.5)), "scale: 0.5; at least 1"),
+    (dict(ensemble=dict(name="rank1", size=2)), "ensemble.num_examples: missing"),
     (dict(ensemble=dict(name="mc_dropout", size=0, rate=0.1)), "size: 0 members"),
     (dict(head=dict(name="mean_variance.MeanVariance", outputs=K, dense=None)),
      "head.dense: no such field"),

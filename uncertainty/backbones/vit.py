@@ -139,6 +139,11 @@ class ViT(nn.Module):
             raise ValueError(f"expert_blocks: {where!r} are none of {depth} blocks; {allowed}")
         return blocks
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The fields that say how many features there are, with what stands for None."""
+        return dict(width=self.size.width, mlp_dim=self.size.mlp_dim)
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         check_images(x)
