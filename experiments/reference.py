@@ -25,6 +25,7 @@ from absl import flags
 from experiments import config as config_lib
 from experiments import writers
 from experiments.data.source import load
+from experiments.evaluate import on_these_devices
 from experiments.evaluators.posterior import functions
 from experiments.evaluators.uncertainty_map import uncertainty_map
 from experiments.nuts import diagnose, nuts
@@ -88,6 +89,7 @@ def reference(
     experiment: Experiment,
     key: jax.Array,
     chains: int = 16,
+    samples: int = 400,
     keep: int = 200,
     second: int = 100,
     **options: Any,
@@ -98,6 +100,7 @@ def reference(
       experiment: its config has an evaluator 'posterior', on whose data functions are compared.
       key: of everything random.
       chains: from as many draws of the prior.
+      samples: draws of each chain.
       keep, second: draws of the file, from the even chains and from the others, at equal distances.
       options: of `nuts`.
 
@@ -106,23 +109,23 @@ def reference(
       where the config has an evaluator 'uncertainty_map' the entropy there, map [G, G]. And facts.
 
     Raises:
-      ConfigError: no evaluator 'posterior', no prior, or fewer draws than are to be kept.
+      ConfigError: no evaluator 'posterior', no prior, or more draws to keep than there are.
     """
     specs = {spec["name"]: spec for spec in experiment.config["evaluators"].values()}
     if "posterior" not in specs:
         raise ConfigError("evaluators: none is a 'posterior', on whose data functions are compared")
+    for field, wanted, half in (("keep", keep, (chains + 1) // 2), ("second", second, chains // 2)):
+        if not 0 < wanted <= half * samples:
+            raise ConfigError(f"{field}: {wanted} draws of {half * samples}")
     source = load(specs["posterior"]["data"])
     target = posterior(experiment)
     starting, running = jax.random.split(key)
     positions = jax.vmap(target.sample_prior)(jax.random.split(starting, chains))
-    made = nuts(target.log_density, positions, running, **options)
-    S = made.draws.shape[1]
-    halves = [made.draws[half::2].reshape(-1, made.draws.shape[-1]) for half in range(2)]
-    for field, wanted, half in zip(("keep", "second"), (keep, second), halves, strict=True):
-        if not 0 < wanted <= len(half):
-            raise ConfigError(f"{field}: {wanted} draws of {len(half)}")
-    kept = [half[np.linspace(0, len(half) - 1, n).round().astype(int)]
-            for half, n in zip(halves, (keep, second), strict=True)]  # fmt: skip
+    made = nuts(target.log_density, positions, running, samples=samples, **options)
+    kept = []
+    for first, n in enumerate((keep, second)):
+        half = made.draws[first::2].reshape(-1, made.draws.shape[-1])
+        kept.append(half[np.linspace(0, len(half) - 1, n).round().astype(int)])
 
     def predictor(draws: np.ndarray) -> Predictor:
         params = jax.vmap(target.unravel)(jnp.asarray(draws))
@@ -131,7 +134,7 @@ def reference(
         return Predictor(experiment, state)
 
     values = functions(predictor(made.draws.reshape(-1, made.draws.shape[-1]))(source))
-    found = diagnose(values.reshape(chains, S, *values.shape[1:]))
+    found = diagnose(values.reshape(chains, samples, *values.shape[1:]))
     arrays = dict(x=source.raw(np.arange(len(source)))["x"], **found)
     for name, draws in zip(("draws", "second"), kept, strict=True):
         arrays[name] = functions(predictor(draws)(source))
@@ -154,7 +157,7 @@ def reference(
 def main(argv: list[str]) -> None:
     config = config_lib.load(CONFIG.value, config_lib.assignments(argv[1:], "--config."))
     setup_logging()
-    experiment = setup(config)
+    experiment = setup(on_these_devices(config_lib.plain(config)))
     options = {name: flag.value for name, flag in OPTIONS.items()}
     arrays, facts = reference(experiment, jax.random.key(SEED.value), **options)
     settings = dict(

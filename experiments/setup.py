@@ -120,10 +120,11 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
                           "fault of one is one of all")  # fmt: skip
     over = executors.mapping(config["inference"].get("executor", "auto"))
     check_noise(config, model)
-    sizes = dict(train=max(len(source), 1), validation=len(validation) if validation else 1)
+    sizes = dict(train=max(len(source), 1), validation=1)
     stages = build.stages(config, model, over, sizes)
-    if validation is None and len(source) and any(s.data == "validation" for _, s in stages):
-        raise ConfigError("stages: one needs data.validation, and there is none")
+    if len(source) and any(s.data == "validation" for _, s in stages):
+        validation = validation or load_validation(config, source)
+        stages = build.stages(config, model, over, {**sizes, "validation": len(validation)})
     if not stages and "precision" not in shapes.collections and has_posterior(model, shapes, x):
         logger.warning(
             "the head has a posterior that nothing fits, so its predictions have no variance; set "
@@ -236,12 +237,8 @@ def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None, Source 
     source, validation, context = load(data["train"], "data.train"), None, None
     if every and not data.get("validation"):
         raise ConfigError(f"evaluation.every: {every}, but there is no data.validation")
-    if data.get("validation") and (every or config["stages"]):
-        validation = load(data["validation"], "data.validation")
-        for field in ("shape", "outputs", "task"):
-            wanted, found = getattr(source, field), getattr(validation, field)
-            if found != wanted:
-                raise ConfigError(f"data.validation: {field} {found}, but {wanted} in data.train")
+    if every:
+        validation = load_validation(config, source)
     try:
         batches(source, seed=0, batch_size=config["batch_size"], augment=data["augment"])
     except ConfigError as error:
@@ -260,6 +257,22 @@ def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None, Source 
                 f"data.context: shape {context.shape}, but {source.shape} in data.train"
             )
     return source, validation, context
+
+
+def load_validation(config: Mapping[str, Any], source: Source) -> Source:
+    """What a config validates on.
+
+    Raises:
+      ConfigError: there is none, or it is not like the training data.
+    """
+    if not config["data"].get("validation"):
+        raise ConfigError("stages: one needs data.validation, and there is none")
+    validation = load(config["data"]["validation"], "data.validation")
+    for field in ("shape", "outputs", "task"):
+        wanted, found = getattr(source, field), getattr(validation, field)
+        if found != wanted:
+            raise ConfigError(f"data.validation: {field} {found}, but {wanted} in data.train")
+    return validation
 
 
 def write_description(workdir: pathlib.Path, source: Source) -> None:

@@ -16,7 +16,7 @@ def get_table() -> dict[str, Any]:
             for label, method in ROWS.items()
         ],
         columns=[
-            *distances("configs/toys/particles.py:task=gaussians"),
+            *distances("gaussians"),
             dict(key="classification/nll", header="Test NLL", better="lower", digits=3),
             dict(key="ood/ring/auroc_entropy", header="AUROC ring, by H", better="higher",
                  digits=3),

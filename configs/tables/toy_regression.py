@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from experiments import config as config_lib
+from configs.toys.particles import get_config
 from experiments.evaluators.posterior import floor
 
 ROWS = {
@@ -32,9 +32,9 @@ DISTANCES = (
 )
 
 
-def distances(config: str) -> list[dict[str, Any]]:
+def distances(task: str) -> list[dict[str, Any]]:
     """Columns of the distances, with those of other draws of the reference in brackets."""
-    spec = config_lib.plain(config_lib.load(config))["evaluators"]["posterior"]
+    spec = get_config(f"task={task}").evaluators.posterior
     fields = {key: spec[key] for key in ("reference", "train", "near")}
     known = floor(**fields) if pathlib.Path(spec["reference"]).is_file() else {}
     return [
@@ -59,7 +59,7 @@ def get_table() -> dict[str, Any]:
             for label, method in ROWS.items()
         ],
         columns=[
-            *distances("configs/toys/particles.py:task=regression"),
+            *distances("regression"),
             dict(key="regression/rmse", header="Test RMSE", better="lower", digits=3),
             dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
         ],

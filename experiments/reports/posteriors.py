@@ -69,7 +69,7 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
     if not methods:
         raise ValueError("nothing to plot: no data was given")
     panels = {REFERENCE: reference, **methods}
-    titles = [textwrap.fill(label, 24) for label in panels]
+    titles = [textwrap.fill(label, 28) for label in panels]
     plane = reference.axes is not None
     size = (1.62, 1.75) if plane else (1.9, 1.6)
     figure, axes = wrapped(titles, *size, most=4 if len(panels) < 6 else 5, sharex=True,
@@ -90,6 +90,8 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
         low, high = reference.band.min(), reference.band.max()
         margin = 0.15 * (high - low)
         axes[0].set(xlim=reference.x[[0, -1], 0], ylim=(low - margin, high + margin))
+        figure.supxlabel("x", fontsize=8)
+        figure.supylabel("f(x)", fontsize=8)
         handles, labels = axes[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     return figure

@@ -139,8 +139,7 @@ def test_devices_do_not_change_particles_that_interact(direction):
     if direction in SAMPLERS:
         changes["optimiser"] = dict(name=SAMPLERS[direction], learning_rate=0.1)
     one, many = (
-        train(small(mesh, **changes))[1:]
-        for mesh in (dict(data=1), dict(particle=4, data=2))
+        train(small(mesh, **changes))[1:] for mesh in (dict(data=1), dict(particle=4, data=2))
     )
     kept = [(state.params, state.samples.params) for state, _ in (one, many)]
     for a, b in zip(*map(jax.tree.leaves, kept), strict=True):
