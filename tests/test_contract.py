@@ -28,11 +28,21 @@ BACKBONES = {
     "resnet": dict(name="resnet.ResNet", depth=8, width=4),
     "wide_resnet": dict(name="wide_resnet.WideResNet", depth=10, width_multiplier=1),
     "vit": dict(name="vit.ViT", variant="tiny", width=16, mlp_dim=32, depth=1),
-}
+    "vmoe": dict(
+        name="vit.ViT", variant="tiny", width=16, mlp_dim=32, depth=2,
+        experts=dict(name="experts.MoE", num_experts=4, router=dict(name="routers.TopK")),
+    ),
+}  # fmt: skip
 ENSEMBLES = {
     "single": dict(name="single"),
     "multi_head": dict(name="multi_head", size=2),
     "mc_dropout": dict(name="mc_dropout", size=3, rate=0.1),
+    "e3": dict(name="e3", size=2),
+    "batch_ensemble": dict(name="batch_ensemble", size=2),
+    "mimo": dict(name="mimo", size=2),
+    "masksembles": dict(name="masksembles", size=3, scale=1.5),
+    "packed": dict(name="packed", size=2, alpha=1.5),
+    "rank1": dict(name="rank1", size=2, num_examples=64, prior_scale=1.0),
 }
 HEADS = {  # with the likelihood that it is for
     "dense": (dict(name="dense.Dense", outputs=K), dict(name="softmax")),
@@ -84,15 +94,28 @@ INFERENCE = {
 LIKELIHOODS = {"softmax", "sigmoid", "gaussian"}  # each with every head in the trained few
 
 # What is in the folders and is not a method by itself.
-HELPERS = {"inputs", "executors", "exchange", "interacting", "members", "spectral"}
+HELPERS = {"inputs", "executors", "exchange", "interacting", "members", "replace", "spectral"}
+
+# Ensembles that change a backbone's layers meet every head once, all else with one head.
+BY_LAYERS = {"batch_ensemble", "mimo", "masksembles", "packed", "rank1"}
+
+
+def meant(backbone, ensemble, head, inference="particles"):
+    """Whether a combination is meant to work, and is looked at."""
+    if ensemble == "e3" and backbone != "vmoe":  # its members are blocks of experts
+        return False
+    once = head == "dense" or (backbone, inference) == ("mlp", "particles")
+    return once or ensemble not in BY_LAYERS
+
 
 PRODUCT = list(itertools.product(BACKBONES, ENSEMBLES, HEADS, ["particles", "accumulated"]))
 # Particles that interact see parameters and latents alone: each with every other part once.
 PRODUCT += [
     names
     for names in itertools.product(BACKBONES, ENSEMBLES, HEADS, ["svgd", "wgd", "hyper"])
-    if names[0] == "mlp" or names[1:3] == ("single", "dense")
+    if names[0] == "mlp" or names[1:3] in (("single", "dense"), ("e3", "dense"))
 ]
+PRODUCT = [names for names in PRODUCT if meant(*names)]
 
 
 def config_of(backbone, ensemble, head, inference, **changes):
@@ -149,8 +172,11 @@ def shapes(tree):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_models_keep_their_shapes(backbone):
     learned = {"kernel", "bias", "scale", "position_embedding", "class_token", "shared_factors",
-               "temperature"}  # fmt: skip
+               "temperature", "fast_input", "fast_output", "fast_input_scale",
+               "fast_output_scale"}  # fmt: skip
     for ensemble, head in itertools.product(ENSEMBLES, HEADS):
+        if not meant(backbone, ensemble, head):
+            continue
         model, where = model_of(backbone, ensemble, head), f"{backbone} x {ensemble} x {head}"
         batch, key = batch_of(head), jax.random.key(0)
         params, collections = jax.eval_shape(model.init, key, batch["x"][:1])
@@ -160,8 +186,8 @@ def test_models_keep_their_shapes(backbone):
         assert not {"params", "losses"} & set(collections), where
         for train in (True, False):
             M = ENSEMBLES[ensemble].get("size", 1)
-            if train and ensemble == "mc_dropout":
-                M = 1  # its members are masks at prediction
+            if train and ensemble in ("mc_dropout", "masksembles"):
+                M = 1  # their members are masks at prediction
             forward = functools.partial(model.forward, train=train)
             u, changed, auxiliary = jax.eval_shape(forward, params, collections, batch["x"], key)
             assert u.mean.shape == (M, B, K), where
@@ -182,7 +208,7 @@ def test_models_keep_their_shapes(backbone):
 
 @pytest.mark.parametrize(
     "backbone",
-    [pytest.param(b, marks=[pytest.mark.slow] * ("resnet" in b)) for b in BACKBONES],
+    [pytest.param(b, marks=[pytest.mark.slow] * (b == "vmoe" or "resnet" in b)) for b in BACKBONES],
 )
 def test_every_combination_keeps_its_shapes(backbone):
     for names in (n for n in PRODUCT if n[0] == backbone):
@@ -227,13 +253,15 @@ def test_every_backbone_may_have_layers_of_bounded_norm(backbone):
     of_one = {k: (v.shape[1:], v.dtype) for k, v in paths(state.params).items()}
     assert of_one == {k: (v.shape, v.dtype) for k, v in paths(plain).items()}
     kernels = [p for p in paths(state.params["backbone"]) if p.endswith("/kernel")]
+    kernels = [p for p in kernels if "/router/" not in p]  # scores experts, maps no features
     states = paths(state.collections["spectral_norm"]["backbone"])
     assert {p.removesuffix("/v") for p in states} == {p.removesuffix("/kernel") for p in kernels}
 
     after, metrics = jax.jit(inference.update)(state, dict(x=x, y=jnp.zeros(B, int)))
     assert np.asarray(metrics["finite"]).all()
     for name, v in paths(after.collections["spectral_norm"]["backbone"]).items():
-        np.testing.assert_allclose([np.linalg.norm(one) for one in v], 1, rtol=1e-5)
+        each = v.reshape(-1, *v.shape[2:]) if "/experts/" in name else v
+        np.testing.assert_allclose([np.linalg.norm(one) for one in each], 1, rtol=1e-5)
         assert v.dtype == jnp.float32 and not np.allclose(v, states[name], atol=1e-3), name
     for name, kernel in paths(after.params).items():
         assert name.endswith("bias") or not np.array_equal(kernel, paths(state.params)[name]), name
@@ -292,8 +320,14 @@ TRAINED = [  # every line above at least once, every likelihood, both kinds of b
     ("mlp", "multi_head", "dense", "svgd", "softmax"),
     ("mlp", "mc_dropout", "hetsngp", "wgd", "softmax"),
     ("mlp", "multi_head", "laplace", "hyper", "softmax"),
+    ("mlp", "batch_ensemble", "dense", "particles", "softmax"),
+    ("mlp", "mimo", "dense", "particles", "softmax"),
+    ("mlp", "masksembles", "dense", "particles", "softmax"),
+    ("mlp", "packed", "dense", "particles", "softmax"),
+    ("mlp", "rank1", "dense", "particles", "softmax"),
     pytest.param("lenet", "mc_dropout", "dense", "accumulated", "softmax", marks=pytest.mark.slow),
     pytest.param("vit", "multi_head", "dense", "particles", "softmax", marks=pytest.mark.slow),
+    pytest.param("vmoe", "e3", "dense", "particles", "softmax", marks=pytest.mark.slow),
     pytest.param("resnet", "multi_head", "mean_variance", "particles", "gaussian",
                  marks=pytest.mark.slow),
     pytest.param("wide_resnet", "mc_dropout", "dense", "accumulated", "sigmoid",
@@ -363,7 +397,8 @@ def test_every_file_of_methods_has_its_line(package, lines):
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_a_prediction_is_a_function_of_the_state(ensemble):
-    inference = build.inference(config_of("mlp", ensemble, "dense", "particles"))
+    backbone = "mlp" if meant("mlp", ensemble, "dense") else "vmoe"
+    inference = build.inference(config_of(backbone, ensemble, "dense", "particles"))
     x = toy(0)[0][:4]
     state = inference.init(jax.random.key(1), x[:1])
     predict = jax.jit(inference.predict)
@@ -388,9 +423,25 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=0.0)), "rate: 0.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=1.0)), "rate: 1.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2)), "ensemble.rate: missing"),
+    (dict(ensemble=dict(name="batch_ensemble", size=2, where="conv")),
+     "where: 'conv' is in the path of no layer that can make members"),
+    (dict(ensemble=dict(name="batch_ensemble", size=3),
+          backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "members: 4 of dropout, but the network has made 3 already"),
+    (dict(ensemble=dict(name="mimo", size=2), backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "mimo makes 2 members, but the backbone has made 4 already"),
+    (dict(ensemble=dict(name="packed", size=2),
+          backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "packed makes 2 members, but the backbone has made 4 already"),
+    (dict(ensemble=dict(name="masksembles", size=2, scale=0.5)), "scale: 0.5; at least 1"),
+    (dict(ensemble=dict(name="rank1", size=2)), "ensemble.num_examples: missing"),
     (dict(ensemble=dict(name="mc_dropout", size=0, rate=0.1)), "size: 0 members"),
     (dict(head=dict(name="mean_variance.MeanVariance", outputs=K, dense=None)),
      "head.dense: no such field"),
+    (dict(ensemble=dict(name="e3", size=2)), "e3 needs experts, and this MLP has none"),
+    (dict(ensemble=dict(name="e3", size=3), backbone=BACKBONES["vmoe"]),
+     "num_experts: 4 is not divisible by 3 members"),
+    (dict(backbone=BACKBONES["vmoe"] | dict(expert_blocks="last 2")), "none of 2 blocks"),
     (dict(likelihood=dict(name="gaussian", noise_std=-1.0)), "noise_std: -1.0"),
     (dict(inference=dict(name="particles", size=0)), "size: 0 particles; at least 1"),
 ]  # fmt: skip

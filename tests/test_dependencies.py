@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "layers": {"types", "layers"},
     "backbones": {"types", "layers", "backbones"},
     "heads": {"types", "layers", "heads"},
-    "ensembles": {"types", "layers", "backbones", "ensembles"},
+    "ensembles": {"types", "rules", "layers", "backbones", "ensembles"},
     "model": {"types", "predictive", "likelihoods"},
     "priors": {"types", "rules"},
     "inference": {"types", "likelihoods", "kernels", "samplers", "inference"},

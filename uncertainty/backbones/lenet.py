@@ -1,6 +1,6 @@
 """LeNet-5 in its two current forms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ from uncertainty.layers.pool import max_pool
 
 
 class LeNet5(nn.Module):
-    """Images x [M or 1, B, H, W, C] -> features [M or 1, B, 84].
+    """Images x [M or 1, B, H, W, C] -> features [M or 1, B, widths[-1]]; 84 by default.
 
     Convolutions 5 x 5 with 6, 16 and 120 filters, the first padded to keep its size, maxima over
     2 x 2 after the first two, a dense layer of 84; ReLU after each, then dropout where there is
@@ -26,16 +26,19 @@ class LeNet5(nn.Module):
 
     Attributes:
       padding: of the second and third convolution.
+      widths: filters of the three convolutions, and features of the dense layer.
       conv, dense: factories of `conv0`, `conv1`, `conv2` and `dense0`; kernels start Glorot uniform
         as in Keras.
       dropout: factory, or None.
       dtype: what is computed in, and the dtype of the features; parameters are float32.
 
     Raises:
-      ValueError: another padding, or images that are too small (VALID needs 25 x 25).
+      ValueError: another padding, widths that are not four numbers from 1 up, or images that are
+        too small (VALID needs 25 x 25).
     """
 
     padding: str = "VALID"
+    widths: Sequence[int] = (6, 16, 120, 84)
     conv: Callable[..., nn.Module] = Conv
     dense: Callable[..., nn.Module] = nn.Dense
     dropout: Callable[..., nn.Module] | None = None
@@ -44,7 +47,14 @@ class LeNet5(nn.Module):
     def __post_init__(self):
         if self.padding not in ("VALID", "SAME"):
             raise ValueError(f"padding: {self.padding!r}; allowed 'VALID', 'SAME'")
+        if len(self.widths) != 4 or min(self.widths) < 1:
+            raise ValueError(f"widths: {tuple(self.widths)}; allowed four numbers, at least 1 each")
         super().__post_init__()
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The fields that say how many features there are, with what stands for None."""
+        return dict(widths=tuple(self.widths))
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -52,7 +62,7 @@ class LeNet5(nn.Module):
         kernel_init = nn.initializers.glorot_uniform()
         x = x.astype(self.dtype)
         paddings = ("SAME", self.padding, self.padding)
-        for i, (features, padding) in enumerate(zip((6, 16, 120), paddings, strict=True)):
+        for i, (features, padding) in enumerate(zip(self.widths[:3], paddings, strict=True)):
             x = self.conv(
                 features=features,
                 kernel_size=(5, 5),
@@ -66,7 +76,11 @@ class LeNet5(nn.Module):
             x = nn.relu(max_pool(x) if i < 2 else x)  # ReLU is increasing: pooling first is cheaper
             x = self._drop(x, f"dropout{i}", train)
         x = self.dense(
-            features=84, use_bias=True, kernel_init=kernel_init, dtype=self.dtype, name="dense0"
+            features=self.widths[3],
+            use_bias=True,
+            kernel_init=kernel_init,
+            dtype=self.dtype,
+            name="dense0",
         )(x.reshape(*x.shape[:2], -1))
         return self._drop(nn.relu(x), "dropout3", train)
 

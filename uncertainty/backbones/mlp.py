@@ -45,6 +45,11 @@ class MLP(nn.Module):
             )
         super().__post_init__()
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The fields that say how many features there are, with what stands for None."""
+        return dict(widths=tuple(self.widths))
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if x.ndim < 3:

@@ -1,7 +1,7 @@
 """Residual networks, version 1, for CIFAR and for ImageNet."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -65,6 +65,11 @@ class ResNet(ConvModule):
         if self.width is not None and self.width < 1:
             raise ValueError(f"width: {self.width}; allowed None, or at least 1")
         super().__post_init__()
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The fields that say how many features there are, with what stands for None."""
+        return dict(width=self.width or _SHAPES[self.depth].width)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

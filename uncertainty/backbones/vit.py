@@ -2,7 +2,8 @@
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -54,6 +55,10 @@ class ViT(nn.Module):
       pooling: 'token' for the class token, 'gap' for the mean over tokens (then without one).
       swaps: {block: factory of what replaces its feed-forward}; the factory is called with `name`,
         what it makes with (x [M or 1, B, T, D], train=...).
+      experts: factory of a mixture of experts (`layers/experts.py`) in the place of feed-forward
+        layers, or None; it is called with `feed_forward`, what an expert is, and `name`.
+      expert_blocks: which blocks have experts: 'every 2' (1, 3, 5, ...; likewise 'every n'),
+        'last n' (the last n of 1, 3, 5, ...), or their numbers.
       dense: factory of query, key, value, out and of the feed-forward's layers, all Xavier uniform.
       conv: factory of the patch embedding.
       norm: factory of the norms.
@@ -63,7 +68,8 @@ class ViT(nn.Module):
 
     Raises:
       ValueError: an unknown variant or pooling, a size below 1, heads that do not divide the width,
-        a block in `swaps` that does not exist, or patches that do not divide the image.
+        a block in `swaps` or `expert_blocks` that does not exist or is in both, or patches that do
+        not divide the image.
     """
 
     variant: str
@@ -74,6 +80,8 @@ class ViT(nn.Module):
     mlp_dim: int | None = None
     pooling: str = "token"
     swaps: Mapping[int, Callable[..., nn.Module]] = FrozenDict()
+    experts: Callable[..., nn.Module] | None = None
+    expert_blocks: str | Sequence[int] = "every 2"
     dense: Callable[..., nn.Module] = nn.Dense
     conv: Callable[..., nn.Module] = nn.Conv
     norm: Callable[..., nn.Module] = LayerNorm
@@ -99,6 +107,8 @@ class ViT(nn.Module):
                 raise ValueError(f"swaps: block {i!r}; allowed 0 to {size.depth - 1}")
         # JSON makes strings of the keys, and Flax wants modules to be hashable.
         self.swaps = FrozenDict({int(i): factory for i, factory in self.swaps.items()})
+        if self.experts is not None and set(self.swaps) & set(self._with_experts()):
+            raise ValueError(f"swaps: {dict(self.swaps)}; experts stand in {self._with_experts()}")
         super().__post_init__()
 
     @property
@@ -106,6 +116,33 @@ class ViT(nn.Module):
         """The variant's sizes with the fields that override them."""
         given = {field: getattr(self, field) for field in _Size._fields}
         return _SIZES[self.variant]._replace(**{k: v for k, v in given.items() if v is not None})
+
+    @nn.nowrap
+    def _with_experts(self) -> tuple[int, ...]:
+        """The blocks that have experts."""
+        depth, where = self.size.depth, self.expert_blocks
+        allowed = f"allowed 'every n', 'last n', or numbers of 0 to {depth - 1}"
+        if not isinstance(where, str):
+            if not where or not all(i in range(depth) for i in where):
+                raise ValueError(f"expert_blocks: {where!r}; {allowed}")
+            return tuple(sorted(where))
+        said = re.fullmatch(r"(every|last) (\d+)", where)
+        if said is None:
+            raise ValueError(f"expert_blocks: {where!r}; {allowed}")
+        n = int(said[2])
+        if said[1] == "every":
+            blocks = tuple(range(n - 1, depth, n)) if n else ()
+        else:
+            blocks = tuple(range(1, depth, 2))
+            blocks = blocks[-n:] if 0 < n <= len(blocks) else ()
+        if not blocks:
+            raise ValueError(f"expert_blocks: {where!r} are none of {depth} blocks; {allowed}")
+        return blocks
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The fields that say how many features there are, with what stands for None."""
+        return dict(width=self.size.width, mlp_dim=self.size.mlp_dim)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -137,10 +174,14 @@ class ViT(nn.Module):
         feed_forward = functools.partial(
             FeedForward, mlp_dim=mlp_dim, dense=self.dense, dropout=self.dropout, dtype=self.dtype
         )
+        layers = dict(self.swaps)
+        if self.experts is not None:
+            experts = functools.partial(self.experts, feed_forward=feed_forward)
+            layers |= dict.fromkeys(self._with_experts(), experts)
         block = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
         for i in range(depth):
             x = block(
-                feed_forward=self.swaps.get(i, feed_forward),
+                feed_forward=layers.get(i, feed_forward),
                 num_heads=num_heads,
                 dense=self.dense,
                 norm=self.norm,

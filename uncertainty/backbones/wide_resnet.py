@@ -1,6 +1,7 @@
 """Wide residual networks."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,36 +25,45 @@ class WideResNet(ConvModule):
     Attributes:
       depth: n = 6 i + 4.
       width_multiplier: k.
+      width: filters of the first convolution, 16; stages have k, 2 k and 4 k times as many.
       residual_dropout: dropout inside blocks only, as in the paper; otherwise around every
         convolution, which with `filterwise_dropout` is uncertainty-baselines' "improved" Monte
         Carlo dropout.
       conv, norm, dropout, filterwise_dropout, dtype: see `ConvModule`.
 
     Raises:
-      ValueError: another depth, a multiplier below 1, or an input that is not images.
+      ValueError: another depth, a multiplier or width below 1, or an input that is not images.
     """
 
     depth: int = 28
     width_multiplier: int = 10
     residual_dropout: bool = True
+    width: int = 16
 
     def __post_init__(self):
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth: {self.depth}; allowed 6 i + 4: 10, 16, 22, 28, 34, 40, ...")
         if self.width_multiplier < 1:
             raise ValueError(f"width_multiplier: {self.width_multiplier}; allowed at least 1")
+        if self.width < 1:
+            raise ValueError(f"width: {self.width}; allowed at least 1")
         super().__post_init__()
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The fields that say how many features there are, with what stands for None."""
+        return dict(width=self.width)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         check_images(x)
-        x = self.convolve(x.astype(self.dtype), "stem", 16)
+        x = self.convolve(x.astype(self.dtype), "stem", self.width)
         if not self.residual_dropout:
             x = self.drop(x, "dropout", train)
         for i in range(3):
             block = functools.partial(
                 PreActivationBlock,
-                features=16 * self.width_multiplier * 2**i,
+                features=self.width * self.width_multiplier * 2**i,
                 residual_dropout=self.residual_dropout,
                 **self.layers,
             )

@@ -1,6 +1,7 @@
 """Monte Carlo dropout: members are dropout masks, drawn at prediction (Gal & Ghahramani 2016)."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 
@@ -25,9 +26,20 @@ def mc_dropout(backbone: nn.Module, head: nn.Module, size: int, rate: float) -> 
         raise ValueError(f"rate: {rate}; a dropout rate lies strictly between 0 and 1")
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
+    dropout = functools.partial(Dropout, rate=rate, members=size)
+    return Single(with_dropout(backbone, dropout, "mc_dropout"), head)
+
+
+def with_dropout(
+    backbone: nn.Module, dropout: Callable[..., nn.Module], ensemble: str
+) -> nn.Module:
+    """The backbone with this factory as its `dropout`.
+
+    Raises:
+      ValueError: a backbone that has one already or no place for one; `ensemble` is told.
+    """
     if "dropout" not in type(backbone).__dataclass_fields__:
         raise ValueError(f"backbone: {type(backbone).__name__} has no field 'dropout'")
     if backbone.dropout is not None:
-        raise ValueError("backbone.dropout: mc_dropout sets it; give its `rate` instead")
-    dropout = functools.partial(Dropout, rate=rate, members=size)
-    return Single(backbone.clone(dropout=dropout), head)
+        raise ValueError(f"backbone.dropout: {ensemble} sets it; it has fields of its own for it")
+    return backbone.clone(dropout=dropout)

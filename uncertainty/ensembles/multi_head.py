@@ -15,19 +15,7 @@ class MultiHead(nn.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
         phi = self.backbone(x[None], train=train)
-        if phi.shape[0] != 1:
-            raise ValueError(
-                f"ensemble: multi_head makes {self.size} members, but the backbone has made "
-                f"{phi.shape[0]} already; members are made in one place"
-            )
-        heads = nn.vmap(
-            lambda head, phi: head(phi, train=train),
-            in_axes=None,
-            axis_size=self.size,
-            variable_axes={nn.DenyList(()): 0},
-            split_rngs={nn.DenyList(()): True},
-        )
-        return jax.tree.map(lambda a: a[:, 0], heads(self.head, phi))
+        return heads(self.head, phi, self.size, "multi_head", train=train)
 
 
 def multi_head(backbone: nn.Module, head: nn.Module, size: int) -> nn.Module:
@@ -35,3 +23,24 @@ def multi_head(backbone: nn.Module, head: nn.Module, size: int) -> nn.Module:
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
     return MultiHead(backbone, head, size)
+
+
+def heads(head: nn.Module, phi: jax.Array, size: int, ensemble: str, *, train: bool) -> Latent:
+    """phi [1, B, D] -> Latent [size, B, K] of heads of their own, within a Flax module's call.
+
+    Raises:
+      ValueError: a backbone that makes members; `ensemble` is told.
+    """
+    if phi.shape[0] != 1:
+        raise ValueError(
+            f"ensemble: {ensemble} makes {size} members, but the backbone has made "
+            f"{phi.shape[0]} already; members are made in one place"
+        )
+    of_members = nn.vmap(
+        lambda head, phi: head(phi, train=train),
+        in_axes=None,
+        axis_size=size,
+        variable_axes={nn.DenyList(()): 0},
+        split_rngs={nn.DenyList(()): True},
+    )
+    return jax.tree.map(lambda a: a[:, 0], of_members(head, phi))

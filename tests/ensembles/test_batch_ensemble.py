@@ -1,0 +1,175 @@
+"""BatchEnsemble against a loop over members, each a plain network with its own kernels."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.backbones.conftest import TINY, draw_variables
+from uncertainty import build
+from uncertainty.ensembles.batch_ensemble import batch_ensemble
+from uncertainty.ensembles.single import single
+from uncertainty.heads.dense import Dense
+from uncertainty.layers import batch_ensemble as layers
+from uncertainty.layers.spectral_norm import Dense as BoundedDense
+
+M, B, K = 3, 4, 5
+CLOSE = dict(rtol=2e-4, atol=2e-5)  # float32 sums in another order
+
+
+def inputs(shape, batch=B):
+    return jnp.asarray(np.random.default_rng(1).normal(size=(batch, *shape)), "float32")
+
+
+def leaves(tree):
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): a for p, a in flat}
+
+
+def of_member(m, ensemble, plain):
+    """The plain network's variables with member m's kernels and biases, by the definition."""
+    found = leaves(ensemble)
+
+    def make(path, like):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        layer, _, leaf = name.rpartition("/")
+        a = found[name]
+        if f"{layer}/fast_input" in found and leaf == "kernel":
+            r, s = found[f"{layer}/fast_input"][m], found[f"{layer}/fast_output"][m]
+            a = a * np.outer(r, s)
+        elif a.shape != like.shape:
+            a = a[m]
+        assert a.shape == like.shape, name
+        return jnp.asarray(a)
+
+    return jax.tree_util.tree_map_with_path(make, plain)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("where", ["", "block|dense0"])
+def test_members_are_networks_with_their_own_kernels(name, where):
+    backbone, shape = TINY[name]
+    x = inputs(shape)
+    plain = single(backbone(), Dense(K))
+    together = batch_ensemble(backbone(), Dense(K), M, where=where)
+    variables = draw_variables(together, x, train=False)
+    latent = jax.jit(functools.partial(together.apply, train=False))(variables, x)
+    assert latent.mean.shape == (M, B, K)
+
+    shapes = jax.eval_shape(functools.partial(plain.init, train=False), jax.random.key(0), x)
+    alone = jax.jit(functools.partial(plain.apply, train=False))
+    for m in range(M):
+        expected = alone(of_member(m, variables, shapes), x).mean[0]
+        np.testing.assert_allclose(latent.mean[m], expected, **CLOSE)
+    assert not np.allclose(latent.mean[0], latent.mean[1], atol=1e-2)
+
+    # Fast weights are exactly where they are asked for, kernels at the paths of the plain network.
+    own, given = leaves(variables["params"]), leaves(shapes["params"])
+    layers = {n.rpartition("/")[0] for n in given if n.endswith("kernel")}
+    fast = {n.rpartition("/")[0] for n in own if n.endswith("fast_input")}
+    assert fast == {layer for layer in layers if re.search(where, layer)}
+    shared = {n: a.shape for n, a in own.items() if "fast_" not in n}
+    assert set(shared) == set(given)
+    for n, a in given.items():
+        layer, _, leaf = n.rpartition("/")
+        assert shared[n] == ((M, *a.shape) if layer in fast and leaf == "bias" else a.shape)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet_same", "vit_gap"])
+def test_all_members_are_rows_of_one_product(name):
+    """As many products as the plain network has, none of them with a batch of kernels."""
+    backbone, shape = TINY[name]
+    x = inputs(shape)
+
+    def products(network):
+        variables = draw_variables(network, x, train=False)
+        program = jax.make_jaxpr(functools.partial(network.apply, train=False))(variables, x)
+        counts = {}
+
+        def visit(jaxpr):
+            for e in jaxpr.eqns:
+                kind = e.primitive.name
+                if kind == "dot_general":
+                    kind += "_batched" * bool(e.params["dimension_numbers"][1][0])
+                counts[kind] = counts.get(kind, 0) + 1
+                for value in e.params.values():
+                    inner = getattr(value, "jaxpr", value)
+                    if hasattr(inner, "eqns"):
+                        visit(inner)
+
+        visit(program.jaxpr)
+        kinds = ("dot_general", "dot_general_batched", "conv_general_dilated")
+        return {kind: counts.get(kind, 0) for kind in kinds}
+
+    plain = products(single(backbone(), Dense(K)))
+    assert plain["dot_general"] > 0
+    assert products(batch_ensemble(backbone(), Dense(K), M)) == plain
+
+
+def test_what_is_before_the_first_layer_with_fast_weights_is_computed_once():
+    backbone, shape = TINY["mlp"]
+    x = inputs(shape)
+    network = batch_ensemble(backbone(), Dense(K), M, where="head")
+    variables = draw_variables(network, x, train=False)
+    _, state = network.apply(variables, x, train=False, capture_intermediates=True)
+    assert state["intermediates"]["backbone"]["__call__"][0].shape[:2] == (1, B)
+
+
+def test_around_a_layer_of_bounded_norm():
+    shared = layers.around(functools.partial(BoundedDense, bound=0.1), M)(features=4)
+    x = inputs((6,))[None]
+    variables = shared.init(jax.random.key(0), x)
+    y, changed = shared.apply(variables, x, mutable="spectral_norm")
+    p = variables["params"]
+    bounded = BoundedDense(4, use_bias=False, bound=0.1)
+    one = {"params": {"kernel": p["kernel"]}, "spectral_norm": changed["spectral_norm"]}
+    for m in range(M):
+        expected = bounded.apply(one, x[0] * p["fast_input"][m]) * p["fast_output"][m]
+        np.testing.assert_allclose(y[m], expected, **CLOSE)
+
+
+def test_initial_fast_weights():
+    key = jax.random.key(0)
+    for probability in (0.0, 0.3, 1.0):
+        signs = np.asarray(layers.random_sign(key, (100, 200), probability=probability))
+        assert set(np.unique(signs)) <= {-1.0, 1.0}
+        assert abs((signs == 1).mean() - probability) < 4 * np.sqrt(0.25 / signs.size)
+    values = np.asarray(layers.gaussian(key, (100, 200), stddev=0.5))
+    assert abs(values.mean() - 1) < 4 * 0.5 / np.sqrt(values.size)
+    assert abs(values.std() - 0.5) < 4 * 0.5 / np.sqrt(2 * values.size)
+
+
+CONFIG = dict(
+    backbone=dict(name="mlp.MLP", widths=(7,)),
+    ensemble=dict(name="batch_ensemble", size=M),
+    head=dict(name="dense.Dense", outputs=K),
+)
+
+
+def test_initialisers_have_names_in_configs():
+    given = dict(name="batch_ensemble.gaussian", stddev=0.0)
+    network = build.network(CONFIG | dict(ensemble=CONFIG["ensemble"] | dict(fast_weights=given)))
+    params = network.init(jax.random.key(0), inputs((6,)), train=False)["params"]
+    np.testing.assert_array_equal(params["backbone"]["dense0"]["fast_input"], np.ones((M, 6)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (dict(size=0), "size: 0 members; at least 1"),
+        (dict(where="("), "where: '(' is not a regular expression"),
+        (dict(where="conv"), "where: 'conv' is in the path of no layer that can make members; the "
+                             "paths are backbone/dense0, head/logits"),
+        (dict(fast_weights=dict(name="batch_ensemble.random_sign", probability=2.0)),
+         "probability: 2.0; allowed 0 to 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_says_why(changes, why):
+    with pytest.raises(ValueError) as raised:
+        network = build.network(CONFIG | dict(ensemble=CONFIG["ensemble"] | changes))
+        jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0),
+                       inputs((6,)))  # fmt: skip
+    assert why in str(raised.value)

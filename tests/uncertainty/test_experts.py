@@ -1,0 +1,263 @@
+"""Mixtures of experts against a loop over tokens with a block-diagonal gate; E3's identities."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.uncertainty.routes import fill
+from uncertainty import build
+from uncertainty.backbones.vit import ViT
+from uncertainty.layers.experts import MoE
+from uncertainty.layers.feed_forward import FeedForward
+from uncertainty.layers.routers import Soft, TopK
+
+E, T, D, H = 4, 3, 5, 6
+FFN = functools.partial(FeedForward, mlp_dim=H)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def variables(members):
+    """Experts and routers that all differ, and a router that is sure of itself."""
+    return dict(
+        router=dict(kernel=normal(D, members, E // members, seed=1)),
+        experts=dict(
+            dense0=dict(kernel=normal(E, D, H, seed=2), bias=normal(E, H, seed=3)),
+            dense1=dict(kernel=normal(E, H, D, seed=4), bias=normal(E, D, seed=5)),
+        ),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(moe, params, x):
+    return moe.apply({"params": params}, x, train=False, mutable=["routing", "routes"])
+
+
+def apply(moe, params, x):
+    y, counts = _apply(moe, params, x)
+    counts = jax.tree.map(np.asarray, counts)
+    return np.asarray(y), counts.get("routing", {}).get("router", {}) | counts["routes"]
+
+
+def expert(params, e, x):
+    p = jax.tree.map(lambda a: a[e].astype(float), params["experts"])
+    a = x @ p["dense0"]["kernel"] + p["dense0"]["bias"]
+    a = a / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))
+    return a @ p["dense1"]["kernel"] + p["dense1"]["bias"]
+
+
+def loop(params, x, members, k, slots, group_size, batch_priority):
+    """sum_e G[m, n, e] FFN_e(x_n), with a gate G over all E experts, zero outside m's block."""
+    x = np.broadcast_to(x, (max(members, len(x)), *x.shape[1:]))
+    L, B = x.shape[:2]
+    gates, lost = np.zeros((L, B * T, E)), 0
+    tokens = x.reshape(L, B * T, D)
+    S, block = group_size * T, E // members
+    for m in range(L):
+        own = m if members > 1 else 0
+        for g in range(0, B * T, S):
+            scores = np.exp(tokens[m, g : g + S] @ params["router"]["kernel"][:, own])
+            scores /= scores.sum(1, keepdims=True)
+            _, where = fill(scores, k, slots, batch_priority)
+            for s in range(S):
+                for place in where[s]:
+                    if place is None:
+                        lost += 1
+                    else:
+                        gates[m, g + s, own * block + place[0]] = scores[s, place[0]]
+    y = sum(gates[..., e, None] * expert(params, e, tokens) for e in range(E))
+    share = (gates.reshape(L, B, T, E) > 0).mean(2)
+    return y.reshape(x.shape), lost / (L * B * T * k), share
+
+
+CASES = [  # members, leading axis of x, k, group_size, batch_priority, capacity_factor
+    (1, 1, 2, 4, False, 0.5),
+    (1, 2, 1, 2, True, 0.5),
+    (2, 1, 1, 2, True, 0.5),
+    (2, 2, 1, 4, False, 0.6),
+    (2, 1, 2, 2, False, None),  # K = E / M without drops: the dense mixture
+]
+
+
+@pytest.mark.parametrize("dispatch", ["sort", "einsum"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_mixture_is_a_loop_over_tokens(case, dispatch):
+    M, A, k, group_size, batch_priority, factor = case
+    params, x = variables(M), normal(A, 4, T, D)
+    router = functools.partial(
+        TopK, k=k, group_size=group_size, batch_priority=batch_priority, capacity_factor=factor,
+        multiple_of=1,
+    )  # fmt: skip
+    moe = MoE(E, FFN, router, M, dispatch)
+    y, counts = apply(moe, params, x)
+    S = group_size * T
+    slots = S if factor is None else int(np.ceil(S * k * factor / (E // M)))
+    expected, lost, share = loop(params, x, M, k, slots, group_size, batch_priority)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    assert counts["dropped"].mean() == pytest.approx(lost)
+    assert (lost > 0) == (factor is not None)
+    own = [share[m, :, m * E // M : (m + 1) * E // M] if M > 1 else share[m] for m in range(len(y))]
+    np.testing.assert_allclose(counts["per_example"], own, rtol=1e-6)
+    load = np.mean(own, axis=1).reshape(M, -1, E // M).mean(1)
+    np.testing.assert_allclose(counts["load"], load, rtol=1e-5)
+    assert counts["load"].sum(1).mean() == pytest.approx(k * (1 - lost), rel=1e-5)
+    if factor is None:
+        every = np.stack([expert(params, e, x[0]) for e in range(E)])
+        every = every.reshape(M, E // M, *x.shape[1:])
+        gates = np.exp(np.einsum("btd,dme->mebt", x[0], params["router"]["kernel"]))
+        gates /= gates.sum(1, keepdims=True)
+        np.testing.assert_allclose(
+            y, np.einsum("mebt,mebtd->mbtd", gates, every), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_soft_routing_is_a_loop_over_slots():
+    params, x = variables(2), normal(1, 2, T, D)
+    params["router"] = dict(kernel=normal(D, 2, 2, 3, seed=6), scale=np.float32([1.5, 0.7]))
+    y, _ = apply(MoE(E, FFN, functools.partial(Soft, slots=3), 2), params, x)
+    unit = x[0] / np.linalg.norm(x[0], axis=-1, keepdims=True)
+    for m, b in np.ndindex(2, 2):
+        phi = params["router"]["kernel"][:, m]
+        phi = phi / np.linalg.norm(phi, axis=0) * params["router"]["scale"][m]
+        score = np.exp(np.einsum("td,dec->tec", unit[b], phi))
+        inward, outward = score / score.sum(0), score / score.sum((1, 2), keepdims=True)
+        slots = np.einsum("tec,td->ecd", inward, x[0, b])
+        made = np.stack([expert(params, 2 * m + e, slots[e]) for e in range(2)])
+        expected = np.einsum("tec,ecd->td", outward, made)
+        np.testing.assert_allclose(y[m, b], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_those_of_finite_differences():
+    params, x = variables(2), normal(1, 2, T, D)
+    moe = MoE(E, FFN, functools.partial(TopK, capacity_factor=0.7, multiple_of=1), 2)
+    weights = normal(2, 2, T, D, seed=7)
+
+    @jax.jit
+    def loss(at):
+        return jnp.sum(weights * _apply(moe, *at)[0])
+
+    at = (params, x)
+    gradients = jax.jit(jax.grad(loss))(at)
+    for i, g in enumerate(jax.tree.leaves(gradients)):
+        step = [np.zeros_like(a) for a in jax.tree.leaves(at)]
+        step[i] = 1e-2 * normal(*g.shape, seed=i)
+        step = jax.tree.unflatten(jax.tree.structure(at), step)
+        ends = [loss(jax.tree.map(lambda a, s, c=c: a + c * s, at, step)) for c in (1, -1)]
+        expected = float(jnp.vdot(jax.tree.leaves(step)[i], g))
+        # float32 sums of 60 terms differ by 1e-5; a wrong gradient by a good part of 1e-2.
+        assert (ends[0] - ends[1]) / 2 == pytest.approx(expected, rel=1e-2, abs=5e-5)
+
+
+def test_noise_has_the_deviation_that_was_asked_for():
+    router, x = TopK(num_experts=2, k=2, noise_std=1.5, capacity_factor=None), normal(1, 1, 2000, D)
+    route = jax.jit(functools.partial(router.apply, train=True, mutable=["losses", "routing"]))
+    zeros = dict(params=dict(kernel=np.zeros((D, 1, 2), "float32")))
+    routes, sown = route(zeros, x, rngs=dict(noise=jax.random.key(0)))
+    order = np.argsort(routes.token[0, 0], axis=1)
+    gate = np.take_along_axis(np.asarray(routes.gate[0, 0]), order, axis=1)
+    std = np.std(np.log(gate[0]) - np.log(gate[1])) / np.sqrt(2)
+    assert std == pytest.approx(1.5 / 2, rel=0.1)
+    assert set(sown["losses"]) == {"importance", "load"}
+
+
+@pytest.mark.parametrize(
+    ("where", "blocks"),
+    [("every 2", {1, 3, 5, 7}), ("last 2", {5, 7}), ("every 3", {2, 5}), ((0, 6), {0, 6})],
+)
+def test_experts_stand_in_the_blocks_that_were_asked_for(where, blocks):
+    vit = ViT("tiny", depth=8, width=4, mlp_dim=4, num_heads=1, expert_blocks=where,
+              experts=functools.partial(MoE, num_experts=2, members=2))  # fmt: skip
+    images = jax.ShapeDtypeStruct((1, 2, 8, 8, 1), "float32")
+    y, variables = jax.eval_shape(
+        lambda x: vit.init_with_output(jax.random.key(0), x, train=False), images
+    )
+    params = variables["params"]
+    assert y.shape == (2, 2, 4)
+    layers = {f"block{i:02d}": params[f"block{i:02d}"]["feed_forward"] for i in range(8)}
+    assert {int(name[-2:]) for name, layer in layers.items() if "router" in layer} == blocks
+
+
+def test_blocks_that_do_not_exist_are_refused():
+    for where in ("last 5", "every 9", "last 0", "some", (8,), ()):
+        with pytest.raises(ValueError, match="expert_blocks"):
+            ViT("tiny", depth=8, experts=MoE, expert_blocks=where)
+    with pytest.raises(ValueError, match="swaps"):
+        ViT("tiny", depth=8, experts=MoE, swaps={1: FeedForward})
+
+
+CONFIG = dict(
+    backbone=dict(
+        name="vit.ViT", variant="tiny", width=16, mlp_dim=24, depth=2, expert_blocks="last 1",
+        experts=dict(name="experts.MoE", num_experts=E, split_rngs=True,
+                     router=dict(name="routers.TopK", multiple_of=1, capacity_factor=1.0)),
+    ),
+    head=dict(name="dense.Dense", outputs=3),
+    likelihood=dict(name="softmax"),
+)  # fmt: skip
+X = normal(4, 8, 8, 1)
+
+
+@functools.cache
+def network(ensemble, size=None, num_experts=E):
+    spec = dict(name=ensemble) if size is None else dict(name=ensemble, size=size)
+    experts = CONFIG["backbone"]["experts"] | dict(num_experts=num_experts)
+    config = CONFIG | dict(ensemble=spec, backbone=CONFIG["backbone"] | dict(experts=experts))
+    model = build.model(config)
+    return jax.jit(model.init), jax.jit(model.forward, static_argnames="train")
+
+
+def predict(ensemble, params, **fields):
+    forward = network(ensemble, **fields)[1]
+    return np.asarray(forward(params, {}, X, jax.random.key(1), train=False)[0].mean)
+
+
+def with_experts(params, fn):
+    """The parameters with `fn` of those of the experts' layer, in the last block."""
+    block = params["backbone"]["block01"]
+    block = block | dict(feed_forward=fn(block["feed_forward"]))
+    return params | dict(backbone=params["backbone"] | dict(block01=block))
+
+
+def test_one_member_is_v_moe_and_two_are_by_a_reshape_of_its_routers():
+    key = jax.random.key(0)
+    params = network("single")[0](key, X)[0]
+    ones = network("e3", size=1)[0](key, X)[0]
+    jax.tree.map(np.testing.assert_array_equal, params, ones)
+    np.testing.assert_array_equal(predict("single", params), predict("e3", params, size=1))
+    pairs = network("e3", size=2)[0](key, X)[0]
+    reshaped = jax.tree.map(lambda a, b: a.reshape(b.shape), params, pairs)
+    jax.tree.map(np.testing.assert_array_equal, reshaped, pairs)
+
+
+def test_members_follow_their_blocks():
+    params = network("e3", size=2)[0](jax.random.key(0), X)[0]
+    u = predict("e3", params, size=2)
+    assert u.shape == (2, len(X), 3)
+    assert np.abs(u[0] - u[1]).max() > 1e-3
+
+    def swap(layer):
+        experts = jax.tree.map(lambda a: jnp.roll(a, E // 2, axis=0), layer["experts"])
+        return dict(experts=experts, router=dict(kernel=layer["router"]["kernel"][:, ::-1]))
+
+    swapped = predict("e3", with_experts(params, swap), size=2)
+    np.testing.assert_allclose(swapped, u[::-1], rtol=1e-5, atol=1e-6)
+
+    def twice(layer):
+        experts = jax.tree.map(lambda a: jnp.concatenate([a[: E // 2]] * 2), layer["experts"])
+        kernel = layer["router"]["kernel"][:, :1]
+        return dict(experts=experts, router=dict(kernel=jnp.tile(kernel, (1, 2, 1))))
+
+    def half(layer):
+        experts = jax.tree.map(lambda a: a[: E // 2], layer["experts"])
+        return dict(experts=experts, router=dict(kernel=layer["router"]["kernel"][:, :1]))
+
+    equal = predict("e3", with_experts(params, twice), size=2)
+    np.testing.assert_allclose(equal[0], equal[1], rtol=1e-6, atol=1e-6)
+    alone = predict("single", with_experts(params, half), num_experts=E // 2)
+    np.testing.assert_allclose(alone[0], equal[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(alone[0], u[0], rtol=1e-5, atol=1e-6)

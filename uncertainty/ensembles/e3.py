@@ -1,0 +1,30 @@
+"""Efficient ensemble of experts: members are blocks of the experts (Allingham et al. 2022)."""
+
+import functools
+
+import flax.linen as nn
+
+from uncertainty.ensembles.single import Single
+
+
+def e3(backbone: nn.Module, head: nn.Module, size: int) -> nn.Module:
+    """`size` members, each with its own routers and a share of the experts of `backbone.experts`.
+
+    Source: "Sparse MoEs meet efficient ensembles" (first called partitioned batch ensembles).
+    Everything but routers and experts is shared, the head too, and what comes before the first
+    mixture of experts is computed once. Trained on the mean of the members' losses; predictions
+    average their probabilities. A V-MoE's parameters become these by a reshape of the router's
+    kernels, [D, 1, E] to [D, M, E / M].
+
+    Raises:
+      ValueError: `size` below 1, or a backbone without experts or whose experts have members
+        already; and, when it is called, one that does not divide the experts.
+    """
+    if size < 1:
+        raise ValueError(f"size: {size} members; at least 1")
+    if getattr(backbone, "experts", None) is None:
+        raise ValueError(f"backbone: e3 needs experts, and this {type(backbone).__name__} has none;"
+                         " vit.ViT has a field `experts`")  # fmt: skip
+    if "members" in getattr(backbone.experts, "keywords", {}):
+        raise ValueError("backbone.experts.members: e3 sets them; give its `size` instead")
+    return Single(backbone.clone(experts=functools.partial(backbone.experts, members=size)), head)

@@ -1,0 +1,29 @@
+"""Masksembles: members are fixed masks of features (Durasov et al. 2021)."""
+
+import functools
+
+import flax.linen as nn
+
+from uncertainty.ensembles.mc_dropout import with_dropout
+from uncertainty.ensembles.single import Single
+from uncertainty.layers.masksembles import Masksembles
+
+
+def masksembles(backbone: nn.Module, head: nn.Module, size: int, scale: float = 2.0) -> nn.Module:
+    """`size` masks wherever the backbone has a place for dropout; `Masksembles`.
+
+    Training gives each example one mask (M = 1), so it costs as much as a plain network's. At
+    prediction the first mask broadcasts to [size, B, ...].
+
+    Args:
+      size: M.
+      scale: from 1 (full masks, members are equal) up; at 2, half of a mask's features are in
+        another; larger is closer to separate networks, and to smaller ones.
+
+    Raises:
+      ValueError: a size or scale below 1, or a backbone that has a dropout already or no place for
+        one.
+    """
+    Masksembles(size, scale, parent=None)  # checked here, before anything is traced
+    masks = functools.partial(Masksembles, size=size, scale=scale)
+    return Single(with_dropout(backbone, masks, "masksembles"), head)

@@ -1,0 +1,101 @@
+"""Packed ensembles: M narrow networks as the groups of one (Laurent et al. 2023)."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from uncertainty.ensembles.replace import check, replace
+from uncertainty.layers.packed import Dense
+from uncertainty.types import Latent
+
+# Not in groups: what sees the input, or a flattened image, whose channels are not side by side.
+INNER = r"^(?!backbone/(dense0|conv0|stem|stem/conv|embedding)$)"
+
+
+class Packed(nn.Module):
+    """x [B, ...] -> Latent [M, B, K]; every variable leads with M, and members share nothing."""
+
+    backbone: nn.Module
+    head: nn.Module
+    size: int
+
+    def __call__(self, x: jax.Array, *, train: bool) -> Latent:
+        def member(module: nn.Module, x: jax.Array) -> Latent:
+            phi = module.backbone(x[None], train=train)
+            if phi.shape[0] != 1:
+                raise ValueError(
+                    f"ensemble: packed makes {module.size} members, but the backbone has made "
+                    f"{phi.shape[0]} already; members are made in one place"
+                )
+            return module.head(phi, train=train)
+
+        # A convolution mapped over its kernels is one convolution in groups.
+        together = nn.vmap(
+            member,
+            in_axes=None,
+            axis_size=self.size,
+            variable_axes={nn.DenyList(()): 0},
+            split_rngs={nn.DenyList(()): True},
+        )
+        return jax.tree.map(lambda a: a[:, 0], together(self, x))
+
+
+def packed(
+    backbone: nn.Module, head: nn.Module, size: int, alpha: float = 2.0, gamma: int = 1
+) -> nn.Module:
+    """`size` networks with alpha / size times the features of `backbone` in every layer.
+
+    Alpha = sqrt(size) has about the parameters and products of the backbone, alpha = size is a deep
+    ensemble. Training takes the mean of the members' losses. What differs from particles is that
+    members live in one set of parameters, with one optimiser (a clipped norm is that of all), and
+    run as one program of grouped products.
+
+    Differences from the paper: members have heads of any kind, each its own; batch statistics are
+    each member's own in both; features are rounded up to a multiple of gamma, and in a ViT of its
+    number of heads, which each member keeps.
+
+    Args:
+      backbone: with `sizes`, the fields that say how many features it has.
+      size: M.
+      alpha: width of all members together, in widths of the backbone.
+      gamma: groups in each member's layers but those that see the input, and the head.
+
+    Raises:
+      ValueError: a number below 1 (alpha: not positive), or a backbone without `sizes`.
+    """
+    check(size, "")
+    if not alpha > 0:
+        raise ValueError(f"alpha: {alpha}; a positive number")
+    if gamma < 1:
+        raise ValueError(f"gamma: {gamma} groups; at least 1")
+    if not hasattr(backbone, "sizes"):
+        raise ValueError(f"backbone: {type(backbone).__name__} does not tell its `sizes`")
+    backbone = narrower(backbone, alpha / size, gamma)
+    if gamma > 1:
+        backbone = replace(backbone, ("dense",), _in_groups(Dense, "groups", gamma), INNER)
+        grouped = _in_groups(nn.Conv, "feature_group_count", gamma)
+        backbone = replace(backbone, ("conv",), grouped, INNER)
+    return Packed(backbone, head, size)
+
+
+def narrower(backbone: nn.Module, factor: float, multiple: int = 1) -> nn.Module:
+    """The backbone with `factor` times its features, rounded up to a multiple."""
+    of_width = multiple * getattr(getattr(backbone, "size", None), "num_heads", 1)
+
+    def scaled(features: int, multiple: int) -> int:
+        return -(-round(features * factor * 1e6) // (multiple * 10**6)) * multiple
+
+    sizes = {}
+    for field, value in backbone.sizes.items():
+        unit = of_width if field == "width" else multiple
+        many = isinstance(value, tuple)
+        sizes[field] = tuple(scaled(v, unit) for v in value) if many else scaled(value, unit)
+    return backbone.clone(**sizes)
+
+
+def _in_groups(
+    layer: Callable[..., nn.Module], field: str, groups: int
+) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    return lambda plain: functools.partial(layer, **{field: groups})

@@ -1,0 +1,57 @@
+"""Rank-1 Bayesian neural networks: BatchEnsemble with a posterior (Dusenberry et al. 2020)."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from uncertainty.ensembles.replace import Members, check, replace
+from uncertainty.layers.batch_ensemble import around, random_sign
+from uncertainty.layers.rank1 import Rank1
+
+
+def rank1(
+    backbone: nn.Module,
+    head: nn.Module,
+    size: int,
+    num_examples: int,
+    family: str = "gaussian",
+    prior_location: float = 1.0,
+    prior_scale: float = 0.1,
+    fast_weights: Callable[..., jax.Array] = random_sign,
+    initial_scale: float = 0.03,
+    samples: int = 1,
+    anneal_steps: int = 0,
+    where: str = "",
+) -> nn.Module:
+    """`size` members whose fast weights are drawn from posteriors of their own; `Rank1`.
+
+    Fast weights stand where those of `batch_ensemble` do, under the same names, so the trained
+    parameters of one may start the other. Training takes the mean of the members' -ELBO / N, the KL
+    by closed form; predictions have `size` x `samples` members.
+
+    Args:
+      size: M, components of the posterior's mixture.
+      num_examples: N, the size of the training set.
+      family, prior_location, prior_scale, initial_scale, samples, anneal_steps: see `Rank1`.
+      fast_weights: initialiser of the locations, as in `batch_ensemble`.
+      where: as in `batch_ensemble`.
+
+    Raises:
+      ValueError: what `batch_ensemble` and `Rank1` refuse.
+    """
+    check(size, where)
+    fields = dict(
+        num_examples=num_examples,
+        family=family,
+        prior_location=prior_location,
+        prior_scale=prior_scale,
+        initial_scale=initial_scale,
+        samples=samples,
+        anneal_steps=anneal_steps,
+    )
+    Rank1(nn.Dense, size, **fields, parent=None)  # checked here, before anything is traced
+    wrap = functools.partial(around, size=size, kind=Rank1, initial=fast_weights, **fields)
+    backbone = replace(backbone, ("dense", "conv"), wrap, where)
+    return Members(backbone, replace(head, ("dense",), wrap, where), size, where, samples)

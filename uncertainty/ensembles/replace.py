@@ -1,0 +1,66 @@
+"""Members by layers: what ensembles share that put other layers into a network."""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+
+from uncertainty.layers.choice import Choice
+from uncertainty.rules import paths
+from uncertainty.types import Latent
+
+Wrap = Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]
+
+
+class Members(nn.Module):
+    """x [B, ...] -> Latent [M, B, K] of a network some of whose layers make members."""
+
+    backbone: nn.Module
+    head: nn.Module
+    size: int
+    where: str
+    samples: int = 1  # of each member at prediction
+
+    def __call__(self, x: jax.Array, *, train: bool) -> Latent:
+        latent = self.head(self.backbone(x[None], train=train), train=train)
+        if latent.mean.shape[0] not in (self.size, self.size * self.samples):
+            names = [name.rpartition("/")[0] for name in paths(self.variables["params"])]
+            raise ValueError(
+                f"where: {self.where!r} is in the path of no layer that can make members; the "
+                f"paths are {', '.join(dict.fromkeys(names))}"
+            )
+        return latent
+
+
+def replace(part: nn.Module, fields: Sequence[str], wrap: Wrap, where: str) -> nn.Module:
+    """`part` with wrap(factory) for each factory in `fields` that it has, at the paths `where`.
+
+    Args:
+      part: a backbone or a head.
+      fields: such as 'dense' and 'conv'.
+      wrap: makes one factory of another.
+      where: a regular expression that is searched for in the paths of layers, such as
+        `backbone/block0/attention/query`; '' is in all of them.
+    """
+
+    def chosen(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def make(*, name: str | None = None, **options) -> nn.Module:
+            factories = (functools.partial(f, **options) for f in (plain, wrap(plain)))
+            return Choice(*factories, where, name=name)
+
+        return make
+
+    own = [field for field in fields if field in type(part).__dataclass_fields__]
+    return part.clone(**{field: chosen(getattr(part, field)) for field in own})
+
+
+def check(size: int, where: str) -> None:
+    """Raises ValueError for a size below 1 or what is no regular expression."""
+    if size < 1:
+        raise ValueError(f"size: {size} members; at least 1")
+    try:
+        re.compile(where)
+    except re.error as error:
+        raise ValueError(f"where: {where!r} is not a regular expression: {error}") from None

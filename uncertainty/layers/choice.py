@@ -1,0 +1,26 @@
+"""One layer or another at the same path."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+
+class Choice(nn.Module):
+    """What `special` makes where `where` is found in this layer's path, and what `plain` else.
+
+    Parameters have the paths that they would have without this module.
+    """
+
+    plain: Callable[[], nn.Module]
+    special: Callable[[], nn.Module]
+    where: str
+
+    def setup(self):
+        chosen = re.search(self.where, "/".join(self.path))
+        self.layer = (self.special if chosen else self.plain)()
+        nn.share_scope(self, self.layer)
+
+    def __call__(self, *args, **options) -> Any:
+        return self.layer(*args, **options)

@@ -1,0 +1,116 @@
+"""A sparse mixture of experts in the place of a transformer block's feed-forward layer."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from uncertainty.layers import exchange
+from uncertainty.layers.dispatch import METHODS
+from uncertainty.layers.dropout import Dropout
+from uncertainty.layers.feed_forward import FeedForward
+from uncertainty.layers.routers import TopK
+from uncertainty.layers.routing import per_example
+
+
+class MoE(nn.Module):
+    """sum_e g_e(x) FFN_e(x) over the experts that x is routed to; tokens [M or 1, B, T, D].
+
+    Source: Riquelme et al. 2021, "Scaling vision with sparse mixture of experts" (V-MoE). A token
+    that no expert has room for becomes 0, so that in a residual block it passes through.
+
+    With members (E3: Allingham et al. 2022, "Sparse MoEs meet efficient ensembles"), member m has
+    a router of its own and the experts m E / M, ..., (m + 1) E / M - 1 to itself; tokens that have
+    come with the leading axis 1 become [M, B, T, D] here, so that what stands before the first
+    such layer is computed once. Parameters are those of a V-MoE with E experts, but for the shape
+    of the router's kernel, [D, M, E / M] in place of [D, 1, E]. `members=1` is V-MoE, for
+    each of the members that x may have already.
+
+    Differences from the papers: capacities are those of groups of one member's tokens, which are
+    equal to the papers'; experts start from different weights if `split_rngs`.
+
+    Where the collection `routes` is mutable, its `per_example` [M, B, E / M] tells which share of
+    an example's tokens each expert works on.
+
+    Attributes:
+      num_experts: E, of all members together.
+      feed_forward: factory of an expert; its variables are stacked, with a leading E.
+      router: factory; see `layers/routers.py`.
+      members: M, which divides E.
+      dispatch: 'sort' or 'einsum'; see `layers/dispatch.py`.
+      dropout: rate within experts, in place of that of `feed_forward`.
+      split_rngs: whether experts start from weights of their own. The papers start them equal,
+        and then it is routers alone that experts, and members, differ by.
+
+    Raises:
+      ValueError: experts or members below 1, members that do not divide the experts or that x has
+        already, an unknown dispatch, groups that do not divide the batch, or a mesh axis 'expert'
+        (`layers/exchange.py`) that does not divide experts and groups.
+    """
+
+    num_experts: int
+    feed_forward: Callable[..., nn.Module] = FeedForward
+    router: Callable[..., nn.Module] = TopK
+    members: int = 1
+    dispatch: str = "sort"
+    dropout: float | None = None
+    split_rngs: bool = False
+
+    def __post_init__(self):
+        for field in ("num_experts", "members"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: {getattr(self, field)}; at least 1")
+        if self.num_experts % self.members:
+            raise ValueError(
+                f"num_experts: {self.num_experts} is not divisible by {self.members} members"
+            )
+        if self.dispatch not in METHODS:
+            raise ValueError(f"dispatch: {self.dispatch!r}; allowed 'sort', 'einsum'")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        A, B, T, D = x.shape
+        M, E = self.members, self.num_experts
+        if M > 1 and A not in (1, M):
+            raise ValueError(
+                f"members: {M} of the experts, but the network has made {A} already; members are "
+                "made in one place"
+            )
+        router = self.router(num_experts=E // M, members=M, name="router")
+        size = min(router.group_size or B, B)
+        if B % size:
+            raise ValueError(f"group_size: {size} does not divide a batch of {B}")
+        x = x.reshape(A, B // size, size * T, D)  # groups [1 or M, G, S, D]
+        axes = () if self.is_initializing() else exchange.axes_of(B // size, E)
+        routes = router(x, train=train)
+        if self.is_mutable_collection("routes") and not self.is_initializing():
+            each = jax.vmap(jax.vmap(lambda r: per_example(r, size, T)))(routes)
+            each = each.reshape(each.shape[0], B, -1)
+            self.sow(
+                "routes", "per_example", each, init_fn=lambda: None, reduce_fn=lambda _, new: new
+            )
+        own = exchange.to_experts(x, routes, M, self.dispatch, axes)  # [E, N, G C, D]
+        y = self._work(own, train)
+        y = exchange.from_experts(y, routes, M, self.dispatch, axes, size * T)
+        return y.reshape(-1, B, T, D)
+
+    def _work(self, x: jax.Array, train: bool) -> jax.Array:
+        """Each expert on its own tokens."""
+        factory = self.feed_forward
+        if self.dropout is not None:
+            factory = functools.partial(
+                factory, dropout=functools.partial(Dropout, rate=self.dropout)
+            )
+        experts = nn.vmap(
+            lambda expert, x: expert(x, train=train),
+            variable_axes={nn.DenyList(()): 0},
+            split_rngs={"params": self.split_rngs, nn.DenyList("params"): True},
+        )
+        y = experts(factory(name="experts"), x)
+        if y.shape != x.shape:
+            raise ValueError(
+                "members: experts make some of their own; members are made in one place"
+            )
+        return y

@@ -1,0 +1,102 @@
+"""Masksembles: members are fixed masks of features (Durasov et al. 2021).
+
+Between Monte Carlo dropout, whose masks are many and random, and an ensemble, whose members share
+nothing: `scale` says how much the masks overlap.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Masksembles(nn.Module):
+    """Takes the place of dropout: x [M or 1, B, ..., D] times one of `size` masks of features.
+
+    In training example b of [1, B, ...] has the mask b mod M, and the leading axis stays. At
+    prediction the first of these layers makes members, [M, B, ...], one for each mask. Nothing is
+    rescaled. The masks [M, D] are in the collection 'masks'.
+
+    Differences from the paper: the batch is dealt to the masks in turn, not in M consecutive parts,
+    so it need not be a multiple of M. The numbers of the masks are those of the paper's algorithm
+    (`masks_of`); which feature has which is drawn for each layer and particle.
+
+    Attributes:
+      size: M.
+      scale: see `masks_of`.
+      broadcast_dims: for layers that drop whole filters, as these masks always do; no effect.
+
+    Raises:
+      ValueError: a size below 1, a scale below 1, members made before this layer whose number is
+        not `size`, or see `masks_of`.
+    """
+
+    size: int
+    scale: float = 2.0
+    broadcast_dims: Sequence[int] = ()
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size: {self.size} masks; at least 1")
+        if not self.scale >= 1:
+            raise ValueError(f"scale: {self.scale}; at least 1, where all masks are full")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        M, D = self.size, x.shape[-1]
+        if x.shape[0] not in (1, M):
+            raise ValueError(
+                f"size: {M} masks, but the network has made {x.shape[0]} members already; "
+                "members are made in one place"
+            )
+
+        def draw() -> jax.Array:
+            columns = jnp.asarray(masks_of(D, M, self.scale), jnp.float32)
+            return jax.random.permutation(self.make_rng("params"), columns, axis=1)
+
+        masks = self.variable("masks", "mask", draw).value.astype(x.dtype)
+        if train and x.shape[0] == 1:
+            masks = masks[jnp.arange(x.shape[1]) % M]  # [B, D]
+            return x * masks.reshape(1, -1, *[1] * (x.ndim - 3), D)
+        return x * masks.reshape(M, *[1] * (x.ndim - 2), D)
+
+
+@functools.cache
+def masks_of(features: int, size: int, scale: float) -> np.ndarray:
+    """[size, features] of 0 and 1, every mask with as many ones, every feature in some mask.
+
+    The algorithm of the paper (section 3.2): `size` random sets of A out of N places each; places
+    that are in no set are left out, and sets are drawn again until `features` places remain, with
+
+        A = floor(features / (scale (1 - (1 - 1 / scale)^size)))
+
+    ones in each mask. Two masks then share about A / scale features: with scale 1 all masks are
+    full, with a large scale they share nothing. N is where `features` places remain on average,
+    close to A scale.
+
+    Differences from the published code: N is found directly, not by raising and lowering the scale
+    in steps, so there are masks for fewer than 10 features and scales above 6 too; few features are
+    never fewer than all masks can fill.
+
+    Raises:
+      ValueError: a number below 1.
+    """
+    if min(features, size, scale) < 1:
+        raise ValueError(f"features, size, scale: {features}, {size}, {scale}; at least 1 each")
+    ones = int(features / (scale * (1 - (1 - 1 / scale) ** size)) + 1e-9)
+    ones = min(max(ones, -(-features // size)), features)  # else some feature is in no mask
+    places = np.arange(features, features * size + 1)
+    remaining = places * (1 - (1 - ones / np.maximum(places, ones)) ** size)
+    number = places[np.abs(remaining - features).argmin()]
+    random = np.random.default_rng(0)
+    while True:
+        masks = np.zeros((size, number), np.uint8)
+        for mask in masks:
+            mask[random.choice(number, ones, replace=False)] = 1
+        masks = masks[:, masks.any(0)]
+        if masks.shape[1] == features:
+            return masks

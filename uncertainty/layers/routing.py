@@ -1,0 +1,194 @@
+"""Which tokens go to which experts, as pure functions of a router's scores, for one group.
+
+A group is what is routed together: S tokens, E experts with C slots each. Top-k routing
+(Riquelme et al. 2021, "Scaling vision with sparse mixture of experts"), expert choice (Zhou et al.
+2022, "Mixture-of-experts with expert choice routing") and soft routing (Puigcerver et al. 2024,
+"From sparse to soft mixtures of experts"), and the losses that balance experts.
+"""
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+ROUNDING = ("ceil", "round")
+
+
+@flax.struct.dataclass
+class Routes:
+    """At most one token in each slot. Any axes, such as members and groups, may lead."""
+
+    token: jax.Array  # [..., E, C]: which of the S tokens; S for an empty slot
+    gate: jax.Array  # [..., E, C]: the weight of what the expert makes of it; 0 for an empty slot
+    # [..., S, K]: the slots e C + c that each token is in, E C for a choice that was dropped; None
+    # where a token may be in any number of slots.
+    slot: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Mixture:
+    """Slots that hold weighted sums of tokens."""
+
+    inward: jax.Array  # [..., S, E, C]: slot (e, c) holds sum_s inward[s, e, c] x_s
+    outward: jax.Array  # [..., S, E, C]: token s becomes sum_{e,c} outward[s, e, c] y_{e,c}
+
+
+def capacity(
+    tokens: int,
+    choices: float,
+    num_experts: int,
+    factor: float,
+    rounding: str = "ceil",
+    multiple_of: int = 4,
+) -> int:
+    """C = rounding(S K factor / E), then up to a multiple; at least 1, and S is enough.
+
+    The published code rounds up, and up again to a multiple of 4, which for small groups is much
+    more than was asked for; the paper's formula is 'round' with a multiple of 1.
+
+    Args:
+      tokens: S, of a group.
+      choices: K, of each token.
+      num_experts: E.
+      factor: the capacity factor; 1 is just enough if all experts are chosen equally often.
+      rounding: 'ceil' or 'round' (half to even).
+      multiple_of: 1 for none.
+
+    Raises:
+      ValueError: a factor that is not positive, a multiple below 1, or another rounding.
+    """
+    if not factor > 0:
+        raise ValueError(f"capacity_factor: {factor}; a positive number")
+    if rounding not in ROUNDING:
+        raise ValueError(f"rounding: {rounding!r}; allowed 'ceil', 'round'")
+    if multiple_of < 1:
+        raise ValueError(f"multiple_of: {multiple_of}; at least 1")
+    slots = tokens * choices * factor / num_experts
+    slots = math.ceil(slots) if rounding == "ceil" else round(slots)
+    return min(max(-(-slots // multiple_of) * multiple_of, 1), tokens)
+
+
+def top_k(gates: jax.Array, k: int, slots: int, batch_priority: bool = False) -> Routes:
+    """Each token goes to the k experts of its largest gates, as long as they have slots.
+
+    All first choices come before all second ones; within a choice, tokens come in their order or,
+    by `batch_priority`, in descending order of their largest gate. Of equal gates the lower
+    expert's, and of equal tokens the earlier one, comes first. Choices without a slot are dropped.
+
+    Time and memory are those of sorting S k numbers.
+
+    Args:
+      gates: [S, E], softmax over experts; weights are not normalised again after the choice.
+      k: choices of each token.
+      slots: C.
+      batch_priority: batch-priority routing.
+    """
+    S, E = gates.shape
+    best, expert = jax.lax.top_k(jax.lax.stop_gradient(gates), k)  # [S, K]
+    order = jnp.arange(S)
+    if batch_priority:
+        order = jnp.argsort(-best[:, 0], stable=True)
+    # Choices i = 0 .. K S - 1 by priority: choice i is that of token order[i % S].
+    chosen = expert[order].T.reshape(-1)
+    by_expert = jnp.argsort(chosen, stable=True)
+    start = jnp.searchsorted(chosen[by_expert], jnp.arange(E + 1))  # [E + 1]
+    at = start[:-1, None] + jnp.arange(slots)  # [E, C]
+    filled = at < start[1:, None]
+    token = order[by_expert[jnp.minimum(at, k * S - 1)] % S]
+    gate = jnp.where(filled, jnp.take_along_axis(gates.T, token, axis=1), 0.0)
+    rank = _inverse(by_expert) - start[chosen]
+    slot = jnp.where(rank < slots, chosen * slots + rank, E * slots)
+    slot = slot.reshape(k, S)[:, _inverse(order)].T
+    return Routes(token=jnp.where(filled, token, S), gate=gate, slot=slot)
+
+
+def expert_choice(gates: jax.Array, slots: int) -> Routes:
+    """Each expert takes the tokens with its C largest gates; of equal ones the earlier.
+
+    Args:
+      gates: [S, E], softmax over experts.
+      slots: C, at most S.
+    """
+    gate, token = jax.lax.top_k(gates.T, slots)
+    return Routes(token=token, gate=gate)
+
+
+def soft(logits: jax.Array) -> Mixture:
+    """Slots hold means of tokens, tokens become means over slots; [S, E, C] scores."""
+    S, E, C = logits.shape
+    outward = jax.nn.softmax(logits.reshape(S, E * C), axis=1).reshape(S, E, C)
+    return Mixture(inward=jax.nn.softmax(logits, axis=0), outward=outward)
+
+
+def importance_loss(gates: jax.Array) -> jax.Array:
+    """(std / mean)^2 over experts of sum_s gates[s, e]; gates [S, E] without noise."""
+    return _variation(gates.sum(0))
+
+
+def load_loss(logits: jax.Array, noisy: jax.Array, k: int, noise_std: float) -> jax.Array:
+    """(std / mean)^2 over experts of the expected share of tokens that choose expert e.
+
+    A token's threshold is its k-th largest noisy logit; p_e = 1 - Phi((threshold - logit_e) / std)
+    is the probability that new noise on e alone would reach it.
+
+    Args:
+      logits: [S, E], without noise.
+      noisy: [S, E], with it.
+      k: choices of each token.
+      noise_std: of the noise; positive.
+    """
+    threshold = jax.lax.top_k(noisy, k)[0][:, -1:]
+    p = jax.scipy.stats.norm.cdf((logits - threshold) / noise_std)
+    return _variation(p.mean(0))
+
+
+def gshard_loss(gates: jax.Array) -> jax.Array:
+    """E^2 mean_e(share_e mean_s gates[s, e]), share_e of tokens with expert e first; gates [S, E].
+
+    Lepikhin et al. (2021), "GShard".
+    """
+    E = gates.shape[1]
+    share = jax.nn.one_hot(gates.argmax(1), E).mean(0)
+    return E**2 * jnp.mean(share * gates.mean(0))
+
+
+def dropped(routes: Routes, tokens: int) -> jax.Array:
+    """The share of choices without a slot []; by expert choice, of the S tokens that none took."""
+    if routes.slot is not None:
+        return jnp.mean(routes.slot == routes.token.size)
+    seen = jnp.zeros(tokens, bool).at[routes.token.reshape(-1)].set(True, mode="drop")
+    return 1 - jnp.mean(seen)
+
+
+def per_example(routes: Routes | Mixture, examples: int, tokens: int) -> jax.Array:
+    """The share of each example's tokens that each expert works on [examples, E].
+
+    For mixtures, an expert's mean weight in the outputs.
+
+    Args:
+      routes: of a group.
+      examples: in the group.
+      tokens: of each example.
+    """
+    if isinstance(routes, Mixture):
+        share = routes.outward.sum(2).reshape(examples, tokens, -1)
+        return share.mean(1)
+    E = routes.token.shape[0]
+    example = routes.token // tokens  # that of an empty slot is beyond the end
+    counts = jnp.zeros((examples, E)).at[example, jnp.arange(E)[:, None]].add(1.0, mode="drop")
+    return counts / tokens
+
+
+def load(routes: Routes, tokens: int) -> jax.Array:
+    """What part of the S tokens each expert works on [E]."""
+    return jnp.sum(routes.token < tokens, axis=1) / tokens
+
+
+def _variation(x: jax.Array) -> jax.Array:
+    return x.var() / x.mean() ** 2
+
+
+def _inverse(permutation: jax.Array) -> jax.Array:
+    index = jnp.arange(permutation.size)
+    return jnp.zeros_like(permutation).at[permutation].set(index, unique_indices=True)
