@@ -104,6 +104,8 @@ def meant(backbone, ensemble, head, inference="particles"):
     """Whether a combination is meant to work, and is looked at."""
     if ensemble == "e3" and backbone != "vmoe":  # its members are blocks of experts
         return False
+    if backbone == "vmoe":  # a ViT but for its feed-forward layers, and slow to trace
+        return head == "dense" and ensemble in ("single", "multi_head", "e3")
     once = head == "dense" or (backbone, inference) == ("mlp", "particles")
     return once or ensemble not in BY_LAYERS
 
