@@ -71,7 +71,7 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
     panels = {REFERENCE: reference, **methods}
     plane = reference.axes is not None
     titles = [textwrap.fill(label, 20 if plane else 28) for label in panels]
-    size = (1.62, 1.75) if plane else (1.9, 1.6)
+    size = (1.62, 1.56) if plane else (1.9, 1.6)
     figure, axes = wrapped(titles, *size, most=4 if len(panels) < 6 else 5, sharex=True,
                            sharey=True)  # fmt: skip
     for ax, m in zip(axes, panels.values(), strict=True):
