@@ -60,9 +60,9 @@ def posterior(experiment: Experiment) -> Posterior:
     spec = config["inference"]
     if spec.get("prior") is None:
         raise ConfigError("inference.prior: a posterior needs one")
-    N = len(source) / spec.get("likelihood_temperature", 1.0)
     prior = build.make("priors", spec["prior"], "inference.prior")
-    target = Target(prior, N, spec.get("temperature", 1.0))
+    temperatures = (spec.get(f"{of}temperature", 1.0) for of in ("", "likelihood_"))
+    target = Target(prior, len(source), *temperatures)
     batch = jax.tree.map(jnp.asarray, source.gather(np.arange(len(source))))
     key = jax.random.key(config["seed"])
     params, collections = model.init(key, experiment.example())

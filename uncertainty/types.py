@@ -140,14 +140,15 @@ class Target(NamedTuple):
     """
 
     prior: Prior | None = None
-    num_examples: float | None = None  # N
+    num_examples: int | None = None
     temperature: float = 1.0  # 1 is Bayes; below it the posterior is 'cold'
+    likelihood_temperature: float = 1.0  # t
 
     def potential(self, params: Params, scale: jax.Array | float = 1.0) -> jax.Array | float:
         """-1/N log p(theta) of the prior with `scale` times its scale; 0 without a prior."""
         if self.prior is None:
             return 0.0
-        return self.prior.potential(jax.tree.map(lambda w: w / scale, params)) / self._N()
+        return self.prior.potential(jax.tree.map(lambda w: w / scale, params)) / self.N()
 
     def scale(self) -> float:
         """temperature / N.
@@ -155,9 +156,14 @@ class Target(NamedTuple):
         Raises:
           ValueError: N is not known.
         """
-        return self.temperature / self._N()
+        return self.temperature / self.N()
 
-    def _N(self) -> float:
+    def N(self) -> float:
+        """The examples that the tempered likelihood counts for, N / t.
+
+        Raises:
+          ValueError: the size of the data set is not known.
+        """
         if self.num_examples is None:
             raise ValueError("num_examples: a posterior needs the size of the data set")
-        return self.num_examples
+        return self.num_examples / self.likelihood_temperature

@@ -47,12 +47,11 @@ def posterior(
     if f.shape[1:] != draws.shape[1:]:
         raise ValueError(f"reference: {reference} has functions {draws.shape[1:]}, and the "
                          f"network {f.shape[1:]}")  # fmt: skip
-    for key, value in compared(f, draws, x, train, near).items():
+    shown = trained_on(train)
+    for key, value in compared(f, draws, x, shown, near).items():
         yield f"posterior/{key}", value
-    if train is not None:
-        shown = load(train)
-        for key, value in shown.raw(np.arange(len(shown))).items():
-            yield f"posterior/train_{key}", value
+    for key, value in shown.items():
+        yield f"posterior/train_{key}", value
     yield "posterior/x", x
     for name, values in (("", f), ("reference_", draws)):
         yield f"posterior/{name}mean", values.mean(0)
@@ -88,17 +87,24 @@ def floor(reference: str, train: Any = None, near: float = 0.0) -> dict[str, flo
       ValueError: there is no such file.
     """
     known = read(reference)
-    return compared(known["second"], known["draws"], known["x"], train, near)
+    return compared(known["second"], known["draws"], known["x"], trained_on(train), near)
+
+
+def trained_on(train: Any) -> dict[str, np.ndarray]:
+    """The examples of a data set's spec as they are, x [N, D] and y; none for None."""
+    if train is None:
+        return {}
+    source = load(train)
+    return source.raw(np.arange(len(source)))
 
 
 def compared(
-    f: np.ndarray, draws: np.ndarray, x: np.ndarray, train: Any, near: float
+    f: np.ndarray, draws: np.ndarray, x: np.ndarray, shown: dict[str, np.ndarray], near: float
 ) -> dict[str, float]:
     """`distances` of all points x [B, D], and of those near the training data and of the others."""
     parts = {"": np.full(len(x), True)}
-    if train is not None:
-        source = load(train)
-        close = closest(x, source.raw(np.arange(len(source)))["x"]) <= near
+    if shown:
+        close = closest(x, shown["x"]) <= near
         parts |= {"inside/": close, "outside/": ~close}
     return {
         f"{name}{key}": value

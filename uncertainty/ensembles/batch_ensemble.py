@@ -6,7 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from uncertainty.ensembles.replace import Members, check, replace
+from uncertainty.ensembles.replace import check, members
 from uncertainty.layers.batch_ensemble import around, random_sign
 
 
@@ -42,5 +42,4 @@ def batch_ensemble(
     """
     check(size, where)
     wrap = functools.partial(around, size=size, initial=fast_weights)
-    backbone = replace(backbone, ("dense", "conv"), wrap, where)
-    return Members(backbone, replace(head, ("dense",), wrap, where), size, where)
+    return members(backbone, head, size, wrap, where)

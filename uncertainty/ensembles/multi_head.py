@@ -1,5 +1,7 @@
 """M heads on one shared backbone (TreeNet with the branch at the last layer, Lee et al. 2015)."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
@@ -31,16 +33,31 @@ def heads(head: nn.Module, phi: jax.Array, size: int, ensemble: str, *, train: b
     Raises:
       ValueError: a backbone that makes members; `ensemble` is told.
     """
+    check_alone(phi, size, ensemble)
+    return of_each(lambda head, phi: head(phi, train=train), head, phi, size)
+
+
+def check_alone(phi: jax.Array, size: int, ensemble: str) -> None:
+    """Raises ValueError if phi [M, B, D] has members already; `ensemble` is told."""
     if phi.shape[0] != 1:
         raise ValueError(
             f"ensemble: {ensemble} makes {size} members, but the backbone has made "
             f"{phi.shape[0]} already; members are made in one place"
         )
-    of_members = nn.vmap(
-        lambda head, phi: head(phi, train=train),
+
+
+def of_each(
+    fn: Callable[[nn.Module, jax.Array], Latent], module: nn.Module, x: jax.Array, size: int
+) -> Latent:
+    """fn(module, x) [1, B, K] with `size` sets of variables, [size, B, K].
+
+    A convolution mapped over its kernels is one convolution in groups.
+    """
+    mapped = nn.vmap(
+        fn,
         in_axes=None,
         axis_size=size,
         variable_axes={nn.DenyList(()): 0},
         split_rngs={nn.DenyList(()): True},
     )
-    return jax.tree.map(lambda a: a[:, 0], of_members(head, phi))
+    return jax.tree.map(lambda a: a[:, 0], mapped(module, x))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from uncertainty.ensembles.multi_head import check_alone, of_each
 from uncertainty.ensembles.replace import check, replace
 from uncertainty.layers.packed import Dense
 from uncertainty.types import Latent
@@ -24,22 +25,10 @@ class Packed(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
         def member(module: nn.Module, x: jax.Array) -> Latent:
             phi = module.backbone(x[None], train=train)
-            if phi.shape[0] != 1:
-                raise ValueError(
-                    f"ensemble: packed makes {module.size} members, but the backbone has made "
-                    f"{phi.shape[0]} already; members are made in one place"
-                )
+            check_alone(phi, module.size, "packed")
             return module.head(phi, train=train)
 
-        # A convolution mapped over its kernels is one convolution in groups.
-        together = nn.vmap(
-            member,
-            in_axes=None,
-            axis_size=self.size,
-            variable_axes={nn.DenyList(()): 0},
-            split_rngs={nn.DenyList(()): True},
-        )
-        return jax.tree.map(lambda a: a[:, 0], together(self, x))
+        return of_each(member, self, x, self.size)
 
 
 def packed(

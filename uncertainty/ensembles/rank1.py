@@ -6,7 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from uncertainty.ensembles.replace import Members, check, replace
+from uncertainty.ensembles.replace import check, members
 from uncertainty.layers.batch_ensemble import around, random_sign
 from uncertainty.layers.rank1 import Rank1
 
@@ -53,5 +53,4 @@ def rank1(
     )
     Rank1(nn.Dense, size, **fields, parent=None)  # checked here, before anything is traced
     wrap = functools.partial(around, size=size, kind=Rank1, initial=fast_weights, **fields)
-    backbone = replace(backbone, ("dense", "conv"), wrap, where)
-    return Members(backbone, replace(head, ("dense",), wrap, where), size, where, samples)
+    return members(backbone, head, size, wrap, where, samples)

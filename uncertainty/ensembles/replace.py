@@ -34,6 +34,14 @@ class Members(nn.Module):
         return latent
 
 
+def members(
+    backbone: nn.Module, head: nn.Module, size: int, wrap: Wrap, where: str, samples: int = 1
+) -> nn.Module:
+    """The network whose dense and convolution layers at the paths `where` are wrapped."""
+    backbone = replace(backbone, ("dense", "conv"), wrap, where)
+    return Members(backbone, replace(head, ("dense",), wrap, where), size, where, samples)
+
+
 def replace(part: nn.Module, fields: Sequence[str], wrap: Wrap, where: str) -> nn.Module:
     """`part` with wrap(factory) for each factory in `fields` that it has, at the paths `where`.
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from uncertainty.inference import exchange
 from uncertainty.inference.independent import Direction, independent
+from uncertainty.inference.members import times
 from uncertainty.inference.spectral import prior_draws, prior_score
 from uncertainty.types import (
     Batch,
@@ -186,7 +187,7 @@ def interacting(
             draws = represent(model, forward(*drawn, points)[0][0], drawn[-1], values)
             score = prior_score(exchange.columns(z), exchange.columns(draws, shared=True))
             drive = exchange.mix(A, exchange.rows(score, z))
-            force = force - anneal(drive, state.step) / target.num_examples
+            force = force - anneal(drive, state.step) / target.N()
         (force,) = pull_values(force)
 
         energy, own = jax.vmap(jax.value_and_grad(_energy))(state.params)
@@ -200,7 +201,7 @@ def interacting(
             if context is not None:
                 g = add(g, *pull_seen((force, nothing)))
             if not function_prior:
-                g = add(g, jax.tree.map(lambda a: _times(weight, a), own))
+                g = add(g, jax.tree.map(times(weight), own))
         else:
             if space == "functional_repulsion":
                 A, _ = matrices(weight_kernel, exchange.columns(state.params))
@@ -233,10 +234,6 @@ def by_layer(step: Callable, params: Params, g: Params) -> Params:
 
 def add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
-
-
-def _times(weight: jax.Array, leaf: jax.Array) -> jax.Array:
-    return weight.reshape(-1, *[1] * (leaf.ndim - 1)) * leaf
 
 
 def _features(kernel: Kernel, z: jax.Array) -> tuple[jax.Array, jax.Array | float]:

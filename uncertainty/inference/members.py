@@ -23,8 +23,14 @@ def reserve(state: State, size: int) -> State:
     return state.replace(samples=Samples(room(state.params), room(state.collections), taken))
 
 
-def put(state: State, slot: jax.Array, when: jax.Array | bool = True) -> State:
-    """The state with its parameters and collections in a slot of its samples, if `when`."""
+def take(state: State, at: Sequence[int]) -> State:
+    """The state with its parameters in slot i of its samples, if the step is the i-th of `at`.
+
+    Steps ascend; collections go with the parameters.
+    """
+    at = jnp.asarray(at)
+    slot = jnp.minimum(jnp.searchsorted(at, state.step), len(at) - 1)
+    when = at[slot] == state.step
 
     def write(kept: jax.Array, new: jax.Array) -> jax.Array:
         old = jax.lax.dynamic_index_in_dim(kept, slot, axis=1, keepdims=False)
@@ -38,13 +44,6 @@ def put(state: State, slot: jax.Array, when: jax.Array | bool = True) -> State:
             taken=write(kept.taken, jnp.ones(kept.taken.shape[:1], bool)),
         )
     )
-
-
-def take(state: State, at: Sequence[int]) -> State:
-    """`put` in slot i where the step is the i-th of `at`, which ascend."""
-    at = jnp.asarray(at)
-    slot = jnp.minimum(jnp.searchsorted(at, state.step), len(at) - 1)
-    return put(state, slot, at[slot] == state.step)
 
 
 def predicting(state: State) -> tuple[Params, Collections, jax.Array]:
@@ -96,6 +95,11 @@ def draw_hyper(hyper: Mapping[str, Any], keys: Sequence[jax.Array]) -> dict[str,
             made = [jnp.float32(values[p % len(values)]) for p in range(len(keys))]
         drawn[name] = jnp.stack(made)
     return drawn
+
+
+def fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
+    """Keys [P] made of each particle's own [P] and a number."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def times(factors: jax.Array) -> Callable[[jax.Array], jax.Array]:

@@ -75,7 +75,7 @@ def particles(
     if (prior is not None or sampling) and num_examples is None:
         raise ValueError("num_examples: a posterior needs the size of the data set")
     over = executors.mapping(executor)
-    target = Target(prior, num_examples and num_examples / likelihood_temperature, temperature)
+    target = Target(prior, num_examples, temperature, likelihood_temperature)
     direct = direction(over=over, target=target, accumulate=accumulate)
     separable = getattr(direct, "separable", False)
     if sampling and not hasattr(direct, "colour"):
@@ -108,10 +108,10 @@ def particles(
         return members.reserve(state, len(collect)) if collect else state
 
     def update(state: State, batch: Batch) -> tuple[State, Metrics]:
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.key, state.step)
+        keys = members.fold(state.key, state.step)
         gradients, collections, metrics = direct(model, state, batch, keys)
         if sampling:
-            noise = normal(jax.vmap(jax.random.fold_in, (0, None))(keys, NOISE), state.params)
+            noise = normal(members.fold(keys, NOISE), state.params)
             noise = jax.tree.map(
                 lambda xi: target.scale() ** 0.5 * xi, direct.colour(state.params, noise)
             )

@@ -61,7 +61,38 @@ class _Router(nn.Module, kw_only=True):
                 kept.value = each
 
 
-class TopK(_Router):
+class _Bounded(_Router, kw_only=True):
+    """Attributes:
+    capacity_factor: see `routing.capacity`; None for as many slots as tokens, so that none is
+      dropped and experts' arrays are E / k times as large.
+    eval_capacity_factor: another one for prediction.
+    rounding, multiple_of: of the capacity.
+    """
+
+    capacity_factor: float | None = 1.0
+    eval_capacity_factor: float | None = None
+    rounding: str = "ceil"
+    multiple_of: int = 1
+
+    def __post_init__(self):
+        for train in (True, False):
+            self.capacity(1, 1, train)
+        super().__post_init__()
+
+    @nn.nowrap
+    def capacity(self, tokens: int, k: int, train: bool) -> int:
+        """C, of each expert in a group, when k experts want a token on average."""
+        factor = self.capacity_factor
+        if not train and self.eval_capacity_factor is not None:
+            factor = self.eval_capacity_factor
+        if factor is None:
+            return tokens
+        return routing.capacity(
+            tokens, k, self.num_experts, factor, self.rounding, self.multiple_of
+        )
+
+
+class TopK(_Bounded):
     """Each token goes to its k best experts, with noise in training (Riquelme et al. 2021).
 
     gates = softmax(W x + e), e ~ N(0, sigma^2) with sigma = noise_std / E in training; the k
@@ -74,10 +105,7 @@ class TopK(_Router):
       k: experts of each token.
       noise_std: 0 for none.
       batch_priority: whether tokens of large gates find slots first, not those that come first.
-      capacity_factor: see `routing.capacity`; None for as many slots as tokens, so that none is
-        dropped and experts' arrays are E / k times as large.
-      eval_capacity_factor: another one for prediction.
-      rounding, multiple_of: of the capacity.
+      capacity_factor, eval_capacity_factor, rounding, multiple_of: see `_Bounded`.
       importance_loss, load_loss, gshard_loss: weights.
 
     Raises:
@@ -89,8 +117,6 @@ class TopK(_Router):
     noise_std: float = 1.0
     batch_priority: bool = False
     capacity_factor: float | None = 1.05
-    eval_capacity_factor: float | None = None
-    rounding: str = "ceil"
     multiple_of: int = 4
     importance_loss: float = 0.005
     load_loss: float = 0.005
@@ -102,20 +128,7 @@ class TopK(_Router):
         for field in ("noise_std", "importance_loss", "load_loss", "gshard_loss"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"{field}: {getattr(self, field)}; at least 0")
-        for train in (True, False):
-            self.slots(1, train)
         super().__post_init__()
-
-    @nn.nowrap
-    def slots(self, tokens: int, train: bool) -> int:
-        factor = self.capacity_factor
-        if not train and self.eval_capacity_factor is not None:
-            factor = self.eval_capacity_factor
-        if factor is None:
-            return tokens
-        return routing.capacity(
-            tokens, self.k, self.num_experts, factor, self.rounding, self.multiple_of
-        )
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Routes:
@@ -127,7 +140,7 @@ class TopK(_Router):
             noisy += sigma * jax.random.normal(self.make_rng("noise"), logits.shape)
         if train:
             self._balance(logits, noisy, sigma)
-        slots = self.slots(S, train)
+        slots = self.capacity(S, self.k, train)
 
         def route(gates: jax.Array) -> Routes:
             return routing.top_k(gates, self.k, slots, self.batch_priority)
@@ -151,7 +164,7 @@ class TopK(_Router):
                 lambda a, b: routing.load_loss(a, b, self.k, sigma), logits, noisy)  # fmt: skip
 
 
-class ExpertChoice(_Router):
+class ExpertChoice(_Bounded):
     """Each expert takes its best tokens of the group (Zhou et al. 2022).
 
     gates = softmax(W x) over experts; expert e takes the C tokens with the largest gates, C being
@@ -160,35 +173,15 @@ class ExpertChoice(_Router):
 
     Attributes:
       capacity_factor: experts of a token, on average.
-      eval_capacity_factor: another one for prediction.
-      rounding, multiple_of: of the capacity.
+      eval_capacity_factor, rounding, multiple_of: see `_Bounded`.
     """
-
-    capacity_factor: float = 1.0
-    eval_capacity_factor: float | None = None
-    rounding: str = "ceil"
-    multiple_of: int = 1
-
-    def __post_init__(self):
-        for train in (True, False):
-            self.slots(1, train)
-        super().__post_init__()
-
-    @nn.nowrap
-    def slots(self, tokens: int, train: bool) -> int:
-        factor = self.capacity_factor
-        if not train and self.eval_capacity_factor is not None:
-            factor = self.eval_capacity_factor
-        return routing.capacity(
-            tokens, 1, self.num_experts, factor, self.rounding, self.multiple_of
-        )
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> Routes:
         S = x.shape[2]
         kernel = self.param("kernel", KERNEL_INIT, (x.shape[3], self.members, self.num_experts))
         gates = jax.nn.softmax(self.scores(x.astype(jnp.float32), kernel))
-        slots = self.slots(S, train)
+        slots = self.capacity(S, 1, train)
         routes = jax.vmap(jax.vmap(lambda g: routing.expert_choice(g, slots)))(gates)
         self.count(routes, S)
         return routes

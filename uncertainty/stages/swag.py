@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uncertainty.inference.members import fold
 from uncertainty.samplers import normal
 from uncertainty.stages.training import Optimiser, Train, further_training
 from uncertainty.types import Batch, Params, Samples, Stage, State
@@ -88,8 +89,7 @@ def swag(
 
     def draw(key: jax.Array, path: dict[str, Params]) -> Params:
         """A draw of each particle, [P, ...]."""
-        keys = jax.vmap(jax.random.fold_in, (0, None))(key, 1)
-        z = jax.vmap(lambda k: jax.random.normal(k, (rank,)))(keys)
+        z = jax.vmap(lambda k: jax.random.normal(k, (rank,)))(fold(key, 1))
 
         def move(mean, squares, D, xi):
             low_rank = jnp.einsum("pr...,pr->p...", D, z) / jnp.sqrt(rank - 1)
@@ -104,7 +104,6 @@ def swag(
         state = state.replace(params=path["mean"], opt_state=kept)
         if not samples:
             return state
-        fold = jax.vmap(jax.random.fold_in, (0, None))
         keys = fold(state.key, _DRAW)
         drawn = jax.vmap(lambda s: draw(fold(keys, s), path), out_axes=1)(jnp.arange(samples))
 

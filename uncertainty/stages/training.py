@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from uncertainty.inference.members import fold
 from uncertainty.samplers import SamplingTransformation
 from uncertainty.types import Batch, Inference, State
 
@@ -35,7 +36,7 @@ def further_training(
             )
         return state.replace(
             step=jnp.zeros_like(state.step),
-            key=jax.vmap(jax.random.fold_in, (0, None))(state.key, _AFTER),
+            key=fold(state.key, _AFTER),
             opt_state=dict(
                 optimiser=jax.vmap(optimiser.init)(state.params),
                 faults=jnp.zeros(state.key.shape, jnp.int32),
