@@ -151,6 +151,17 @@ def test_noise_of_particles_and_layers_is_independent():
     assert np.abs(np.corrcoef(flat[:, :100], flat[:, 100:200])[:4, 4:]).max() < 0.4
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_noise_is_standard_normal_whatever_the_generator(impl):
+    keys = jax.random.split(jax.random.key(0, impl=impl), 2)
+    flat = np.asarray(samplers.normal(keys, {"a": jnp.zeros((2, 50_001))})["a"]).ravel()
+    assert np.isfinite(flat).all() and len(np.unique(flat)) > 0.98 * len(flat)
+    assert scipy.stats.kstest(flat, "norm").pvalue > 1e-3
+    # Neighbours, and the two words of a block, which stand half of a leaf apart.
+    for lag in (1, 25_001):
+        assert abs(np.corrcoef(flat[:-lag], flat[lag:])[0, 1]) < 4 / np.sqrt(len(flat) - lag)
+
+
 @functools.cache
 def collected():
     inference = chains(samplers.sgld(), 0.02, size=3, collect=(4, 6, 9))
