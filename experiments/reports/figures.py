@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.reports import curves, maps, plots, posteriors, regression
+from experiments.reports import curves, maps, plots, posteriors, regression, routing
 from experiments.reports.runs import Run
 from experiments.reports.study import Study
 from experiments.reports.style import looks
@@ -52,6 +52,7 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
     yield from _classification(groups, style)
     yield from _posteriors(groups, seed)
     yield from _maps(groups, seed)
+    yield from _routing(groups, seed)
     shifted = {
         label: [run.metrics for run in runs]
         for label, runs in groups.items()
@@ -193,6 +194,28 @@ def _maps(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
             "how far members disagree). Look for entropy that is high on noisy labels and away "
             "from the data, and for which part says why."
             + " Numbers are means over parts of the test data and all seeds." * means
+            + seed,
+        )
+
+
+def _routing(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
+    found = {
+        label: routing.read(runs[0].scores, [run.metrics for run in runs])
+        for label, runs in groups.items()
+    }
+    found = {label: layers for label, layers in found.items() if layers}
+    if found:
+        yield Entry(
+            "Experts",
+            "routing",
+            routing.classes_by_experts(found),
+            "Where the tokens of each class go, in every layer with experts; lines part the "
+            "members, with experts or at least a router's view of their own. Below stand the "
+            "mutual information I of class and expert (0: all classes use experts alike), the "
+            "choices that are dropped, and the load of the least and the most busy expert over the "
+            "mean load. Look for rows that differ, which are experts that know their classes, and "
+            "for columns that are dark throughout, which are experts that nobody asks."
+            + " Numbers are means over particles and seeds."
             + seed,
         )
 
