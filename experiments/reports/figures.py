@@ -209,14 +209,13 @@ def _routing(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
             "Experts",
             "routing",
             routing.classes_by_experts(found),
-            "Where the tokens of each class go, in every layer with experts; lines part the "
-            "members, with experts or at least a router's view of their own. Below stand the "
-            "mutual information I of class and expert (0: all classes use experts alike), the "
-            "choices that are dropped, and the load of the least and the most busy expert over the "
-            "mean load. Look for rows that differ, which are experts that know their classes, and "
-            "for columns that are dark throughout, which are experts that nobody asks."
-            + " Numbers are means over particles and seeds."
-            + seed,
+            "Where the tokens of each class go, in every layer with experts; white lines part "
+            "members, each with experts or at least with tokens of its own, and of several "
+            "particles the first is shown. Below stand the mutual information I of class and "
+            "expert (0: all classes use experts alike), the choices that are dropped, and the load "
+            "of the least and of the most busy expert over the mean load, as means over particles "
+            "and seeds. Look for rows that differ, which are experts that know their classes, and "
+            "for columns that are dark throughout, which are experts without work." + seed,
         )
 
 

@@ -57,7 +57,7 @@ def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
     shown = {label: {name: _side_by_side(layer) for name, layer in layers.items()}
              for label, layers in methods.items()}  # fmt: skip
     experts = max(joined.shape[1] for row in shown.values() for joined, _ in row.values())
-    width = float(np.clip(0.16 * experts, 2.0, 4.5))
+    width = float(np.clip(0.16 * experts, 2.0, max(12 / columns, 2.0)))
     classes = max(joined.shape[0] for row in shown.values() for joined, _ in row.values())
     height = float(np.clip(0.16 * classes, 1.2, 2.6)) + 0.75
     figure, axes = panels(len(methods), columns, width + 0.9 / columns, height)
@@ -104,7 +104,7 @@ def _axes(ax: object, joined: np.ndarray, block: int) -> None:
 def _numbers(numbers: Mapping[str, float]) -> str:
     parts = []
     if "mutual_information" in numbers:
-        parts.append(f"I {numbers['mutual_information']:.2f} nats")
+        parts.append(f"$I$ {numbers['mutual_information']:.2f} nats")
     if "dropped" in numbers:
         parts.append(f"dropped {100 * numbers['dropped']:.1f} %")
     text = " · ".join(parts)

@@ -44,7 +44,7 @@ def test_members_stand_side_by_side_in_percent():
             row = layers["block01"].share[m, k]
             np.testing.assert_allclose(drawn[k, 4 * m : 4 * m + 4], 100 * row / row.sum())
     assert [line.get_xdata()[0] for line in panels[0].lines] == [3.5]
-    assert panels[0].get_xlabel() == "expert\nI 0.26 nats · dropped 3.1 %\nload 0.50 to 2.00"
+    assert panels[0].get_xlabel() == "expert\n$I$ 0.26 nats · dropped 3.1 %\nload 0.50 to 2.00"
     assert panels[0].images[0].get_clim() == panels[1].images[0].get_clim()
     assert panels[0].images[0].get_clim()[0] == 0
     assert [label.get_text() for label in panels[0].get_xticklabels()] == list("01230123")
