@@ -1,8 +1,10 @@
 """Where an experiment runs: one mesh, the placement of the state, and the compiled programs.
 
-The mesh has four axes. `data` shards the batch, `particle` shards P, and `expert` and `model` shard
-parameters by the rules of `config.sharding`. Nothing here changes a number: the same config gives
-the same training on any mesh, to the rounding of sums over the batch.
+The mesh has four axes. `data` and `expert` shard the batch, `particle` shards P, and `expert` and
+`model` shard parameters: those of experts over `expert`, where tokens move by all-to-all
+(`uncertainty/layers/exchange.py`), and others by the rules of `config.sharding`. To a network
+without experts the devices of `expert` are more of `data`. Nothing here changes a number: the same
+config gives the same training on any mesh, to the rounding of sums over the batch.
 """
 
 import math
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     from experiments.setup import Experiment
 
 AXES = ("data", "particle", "expert", "model")
-DATA = PartitionSpec("data")
+BATCH = ("data", "expert")  # that a batch is split over
 PARTICLE = PartitionSpec("particle")
+EXPERTS = ("/experts/", ("expert",))  # the last rule of every config
 
 
 def prepare() -> None:
@@ -90,14 +93,16 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(np.asarray(devices[:total]).reshape(shape), AXES)
 
 
-def check_divides(field: str, value: int, mesh: Mesh, axis: str) -> None:
-    """Raises ConfigError unless the devices of `axis` divide `value`."""
-    size = mesh.shape[axis]
+def check_divides(field: str, value: int, mesh: Mesh, *axes: str) -> None:
+    """Raises ConfigError unless the devices of `axes`, all together, divide `value`."""
+    size = math.prod(mesh.shape[axis] for axis in axes)
     if value % size:
+        several = [axis for axis in axes if mesh.shape[axis] > 1]
+        named = f"mesh ax{'e' if several[1:] else 'i'}s {' x '.join(map(repr, several))}"
         near = sorted({max(value // size, 1) * size, -(-value // size) * size})
         raise ConfigError(
-            f"{field}: {value} is not divisible by the {size} devices of mesh axis {axis!r}; "
-            f"nearest: {' or '.join(map(str, near))} (or set mesh.{axis})"
+            f"{field}: {value} is not divisible by the {size} devices of {named}; nearest: "
+            f"{' or '.join(map(str, near))} (or set mesh.{several[0]})"
         )
 
 
@@ -117,22 +122,30 @@ def state_shardings(state: State, mesh: Mesh, sharding_rules: rules.Rules = ()) 
     """The NamedSharding of every leaf: P over `particle`, then what the first rule says.
 
     A rule maps a parameter path to the mesh axes of its trailing dimensions, for example
-    `('expert/.*kernel', ('expert', None, None))`; collections and optimiser state follow the path
-    of their parameter. Without a rule a parameter is replicated over the other axes.
+    `('dense0/kernel', (None, 'model'))`; collections and optimiser state follow the path of their
+    parameter. Without one, what experts have, [P, E, ...], is over `expert`, and other parameters
+    are replicated over the other axes.
 
     Raises:
-      ValueError: a rule that matches no parameter.
+      ValueError: a rule that matches no parameter, or an axis that does not divide one.
     """
     rules.match(sharding_rules, state.params, field="sharding", default=())
+    default = (EXPERTS,) if mesh.shape["expert"] > 1 else ()
 
     def shard(key_path: tuple, leaf: Any) -> NamedSharding:
         path = rules.path_of(key_path)
-        axes = next((tuple(a) for r, a in sharding_rules if rules.re.search(r, path)), ())
+        found = (tuple(a) for r, a in (*sharding_rules, *default) if rules.re.search(r, path))
+        axes = next(found, ())
         if path.startswith("samples/"):  # [P, S, ...]
             axes = (None, *axes)
         if len(axes) >= leaf.ndim:  # a scalar of the optimiser, say
             axes = ()
-        return NamedSharding(mesh, PartitionSpec("particle", *axes))
+        sharding = NamedSharding(mesh, PartitionSpec("particle", *axes))
+        try:
+            sharding.shard_shape(leaf.shape)
+        except ValueError as error:
+            raise ValueError(f"sharding: of {path}, {error}") from error
+        return sharding
 
     placed = jax.tree_util.tree_map_with_path(shard, state.replace(step=None))
     return placed.replace(step=NamedSharding(mesh, PartitionSpec()))
@@ -156,7 +169,7 @@ def put_batch(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], Batch]:
 
     To a single CPU device a compiled program takes NumPy's arrays sooner itself.
     """
-    sharding = NamedSharding(mesh, DATA)
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
 
     def put(batch: Mapping[str, np.ndarray]) -> Batch:
         if jax.process_count() == 1:
@@ -173,22 +186,16 @@ def put_batch(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], Batch]:
 def compile_update(
     experiment: "Experiment", state: State, batch: Batch
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """The update as the train loop calls it; the state that it is given is donated.
-
-    Particles that are sharded run under `jax.shard_map`: no collective crosses those that are
-    separable, and those that interact make their own (`uncertainty/inference/exchange.py`).
-    """
-    inference, mesh = experiment.inference, experiment.mesh
+    """The update as the train loop calls it; the state that it is given is donated."""
+    mesh = experiment.mesh
+    inference = experiment.inference._replace(update=on_mesh(experiment.inference.update, mesh))
     executor = experiment.config["inference"].get("executor", "auto")
     sharded = mesh.shape["particle"] > 1
     if executor == "loop" or (
         executor == "auto" and not sharded and prefers_loop(inference, state, batch)
     ):
         return executors.loop(inference)
-    update = inference.update
-    if sharded:
-        update = over_particles(update, mesh)
-    return jax.jit(update, donate_argnums=0, out_shardings=(experiment.shardings, None))
+    return jax.jit(inference.update, donate_argnums=0, out_shardings=(experiment.shardings, None))
 
 
 LARGE = 1_000_000  # parameters of a particle
@@ -209,6 +216,31 @@ def prefers_loop(inference: Inference, state: State, batch: Batch) -> bool:
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype),
                        state.replace(step=None))  # fmt: skip
     return executors.has_convolution(inference.update, one.replace(step=state.step), batch)
+
+
+def on_mesh(
+    fn: Callable[[State, Any], Any], mesh: Mesh, particles: bool = True
+) -> Callable[[State, Any], Any]:
+    """fn(state, batch) as it is traced for a mesh: layers can tell its axes.
+
+    Particles that are sharded run under `jax.shard_map`: no collective crosses those that are
+    separable, and those that interact make their own (`uncertainty/inference/exchange.py`).
+
+    Args:
+      fn: whatever it returns leads with P, but for a step.
+      mesh: of all devices.
+      particles: whether `fn` takes each device's own particles, and not only all of them.
+    """
+    if mesh.size == 1:
+        return fn
+    if particles and mesh.shape["particle"] > 1:
+        fn = over_particles(fn, mesh)
+
+    def traced(state: State, shared: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return fn(state, shared)
+
+    return traced
 
 
 def over_particles(fn: Callable[[State, Any], Any], mesh: Mesh) -> Callable[[State, Any], Any]:
@@ -242,9 +274,7 @@ def over_particles(fn: Callable[[State, Any], Any], mesh: Mesh) -> Callable[[Sta
 
 def compile_predict(inference: Inference, mesh: Mesh) -> Callable[[State, jax.Array], Latent]:
     """The prediction, with the latents [P M, B, K] of all particles."""
-    if mesh.shape["particle"] > 1:
-        return over_particles(inference.predict, mesh)
-    return inference.predict
+    return on_mesh(inference.predict, mesh)
 
 
 def host(tree: Any) -> Any:

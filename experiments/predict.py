@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,9 @@ from experiments import execution
 from experiments.data.loader import epoch
 from experiments.data.source import Source, load
 from experiments.setup import Experiment
-from uncertainty import predictive
+from uncertainty import predictive, rules
 from uncertainty.build import ConfigError
+from uncertainty.inference import executors, members
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Predictor:
 
     def __init__(self, experiment: Experiment, state: State):
         self.state, self.drop = state, experiment.config["on_fault"] == "freeze"
+        self.experiment = experiment
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.shape, self.task = experiment.source.shape, experiment.source.task
         self._put = execution.put_batch(experiment.mesh)
@@ -73,25 +75,16 @@ class Predictor:
         if memo in self._memory:
             return self._memory[memo]
         source = load(spec) if isinstance(spec, Mapping) else spec
-        if tuple(source.shape) != tuple(self.shape):
-            raise ConfigError(
-                f"{source.name}: inputs of shape {tuple(source.shape)}, but the model was trained "
-                f"on {tuple(self.shape)}"
-            )
         parts, labels, seconds = [], [], 0.0
-        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        for batch in epoch(source, self.batch_size, **share):
-            known = execution.host({"y": batch["y"], "mask": batch["mask"]})
-            rows = int(np.sum(known["mask"]))
-            x = self._put({"x": batch["x"]})["x"]
+        for y, x in self._batches(source):
             if not self._compiled:
                 jax.block_until_ready(self._predict(self.state, x))
                 self._compiled = True
             began = time.monotonic()
             out = execution.host(self._predict(self.state, x))
             seconds += time.monotonic() - began
-            parts.append({key: value[:, :rows] for key, value in out.items()})
-            labels.append(known["y"][:rows])
+            parts.append({key: value[:, : len(y)] for key, value in out.items()})
+            labels.append(y)
         joined = {key: np.concatenate([p[key] for p in parts], axis=1) for key in parts[0]}
         joined = self._finite_members(joined, source.name)
         result = Predictions(
@@ -107,6 +100,45 @@ class Predictor:
         if memo is not None:
             self._memory = {memo: result}
         return result
+
+    def sown(
+        self, source: Source, collection: str
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """What layers keep in a Flax collection as they predict a source, one batch at a time.
+
+        Args:
+          source: of examples.
+          collection: its name; it is mutable then, and may not be one that predictions need.
+
+        Yields:
+          The labels of a batch, and path -> array [P S, ...] on the host. A last batch is filled up
+          with copies of its last example, so that its arrays have more rows than labels.
+        """
+        forward, config = self.experiment.model.forward, self.experiment.config
+        over = executors.mapping(config["inference"].get("executor", "auto"))
+
+        def one(particle: Any, x: jax.Array) -> Any:
+            params, collections, key = particle
+            found = forward(params, collections, x, key, train=False, mutable=(collection,))[1]
+            return found.get(collection, {})
+
+        run = jax.jit(execution.on_mesh(lambda state, x: over(one)(members.predicting(state), x),
+                                        self.experiment.mesh))  # fmt: skip
+        for y, x in self._batches(source):
+            found = execution.host(run(self.state, x))
+            yield y, dict(zip(rules.paths(found), jax.tree.leaves(found), strict=True))
+
+    def _batches(self, source: Source) -> Iterator[tuple[np.ndarray, jax.Array]]:
+        """Labels of the examples of a batch, and inputs, filled up, on the devices."""
+        if tuple(source.shape) != tuple(self.shape):
+            raise ConfigError(
+                f"{source.name}: inputs of shape {tuple(source.shape)}, but the model was trained "
+                f"on {tuple(self.shape)}"
+            )
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        for batch in epoch(source, self.batch_size, **share):
+            known = execution.host({"y": batch["y"], "mask": batch["mask"]})
+            yield known["y"][: int(np.sum(known["mask"]))], self._put({"x": batch["x"]})["x"]
 
     def _finite_members(self, arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
         bad = np.isnan(arrays.get("log_p", arrays["mean"])).any(axis=(1, 2))

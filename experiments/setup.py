@@ -98,9 +98,11 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     for name, spec in config["evaluators"].items():
         evaluator(name, spec, source.task)
     x = jax.ShapeDtypeStruct((1, *source.shape), jnp.float32)
+    many = jax.ShapeDtypeStruct((config["evaluation"]["batch_size"], *source.shape), jnp.float32)
+    predict = execution.on_mesh(inference.predict, mesh, particles=False)
     try:
         shapes = jax.eval_shape(inference.init, jax.eval_shape(jax.random.key, 0), x)
-        latent = jax.eval_shape(inference.predict, shapes, x)
+        latent = jax.eval_shape(predict, shapes, many)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{error} (with inputs of shape {source.shape})") from error
     execution.check_divides("inference.size", shapes.key.shape[0], mesh, "particle")
@@ -134,7 +136,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     y = (1,) if discrete else (1, source.outputs)
     y = jax.ShapeDtypeStruct(y, jnp.int32 if discrete else jnp.float32)
     if len(source):
-        check_update(config, inference, shapes, source)
+        check_update(config, inference, shapes, source, mesh)
     for i, (_, stage) in enumerate(stages):
         try:
             final = jax.eval_shape(stage.begin, final, x)
@@ -156,7 +158,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
 
 
 def check_update(
-    config: Mapping[str, Any], inference: Inference, shapes: State, source: Source
+    config: Mapping[str, Any], inference: Inference, shapes: State, source: Source, mesh: Mesh
 ) -> None:
     """Traces a step, of one particle where that is enough, for what it refuses.
 
@@ -168,14 +170,14 @@ def check_update(
             lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), shapes.replace(step=None)
         )
         shapes = one.replace(step=shapes.step)
-    B = config["inference"].get("accumulate", 1)
+    B = config["batch_size"]
     x = jax.ShapeDtypeStruct((B, *source.shape), jnp.float32)
     discrete = source.task == "classification"
     y = jax.ShapeDtypeStruct((B,) if discrete else (B, source.outputs),
                              jnp.int32 if discrete else jnp.float32)  # fmt: skip
     batch = {"x": x, "y": y} | ({"context": x} if config["data"].get("context") else {})
     try:
-        jax.eval_shape(inference.update, shapes, batch)
+        jax.eval_shape(execution.on_mesh(inference.update, mesh, particles=False), shapes, batch)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"inference: {error}") from error
 
@@ -215,15 +217,15 @@ def placed(shapes: State, shardings: State) -> State:
 def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:
     """Raises ConfigError where the devices or `accumulate` do not divide a batch."""
     size, accumulate = config["batch_size"], config["inference"].get("accumulate", 1)
-    execution.check_divides("batch_size", size, mesh, "data")
+    execution.check_divides("batch_size", size, mesh, *execution.BATCH)
     if size % accumulate:
         raise ConfigError(
             f"inference.accumulate: {accumulate} parts do not divide batch_size {size}"
         )
-    execution.check_divides("batch_size / inference.accumulate", size // accumulate, mesh, "data")
-    execution.check_divides(
-        "evaluation.batch_size", config["evaluation"]["batch_size"], mesh, "data"
-    )
+    part = "batch_size / inference.accumulate"
+    execution.check_divides(part, size // accumulate, mesh, *execution.BATCH)
+    size = config["evaluation"]["batch_size"]
+    execution.check_divides("evaluation.batch_size", size, mesh, *execution.BATCH)
 
 
 def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None, Source | None]:

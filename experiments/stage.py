@@ -103,9 +103,8 @@ def run_stage(
     mesh = experiment.mesh
     # Whatever shape the examples have, `begin` and `finish` see one for each device.
     x = experiment.example(mesh.shape["data"])
-    begin, update, finish = stage.begin, stage.update, stage.finish
-    if mesh.shape["particle"] > 1 and stage.separable:
-        begin, update, finish = (execution.over_particles(f, mesh) for f in (begin, update, finish))
+    begin, update, finish = (execution.on_mesh(fn, mesh, particles=stage.separable)
+                             for fn in (stage.begin, stage.update, stage.finish))  # fmt: skip
     state = jax.jit(begin)(state, x)
     done = 0
     checkpoints = Checkpoints(half, keep=1) if stage.steps else None

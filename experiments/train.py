@@ -20,6 +20,7 @@ from experiments import config as config_lib
 from experiments import evaluate, execution, stage, writers
 from experiments.checkpoint import Checkpoints
 from experiments.data.loader import depth, prefetch
+from experiments.evaluators import routing
 from experiments.progress import Progress, format_losses, setup_logging
 from experiments.setup import Experiment, setup, write_description
 from experiments.termination import graceful_termination
@@ -100,6 +101,9 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
             if done % every == 0 or done in (start + 1, steps):
                 record, text = summary(execution.host(metrics))
                 faults.check(done)
+                if "routing" in state.collections:
+                    found = routing.counted(execution.host(state.collections["routing"]))
+                    record, text = record | found, f"{text} · {routing.text(found)}"
                 record["learning_rate"] = float(learning_rate(step))
                 if done % every == 0 or done == steps:
                     writer.write(done, {**record, **clock.record(done)})

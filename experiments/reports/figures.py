@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.reports import curves, maps, plots, posteriors, regression
+from experiments.reports import curves, maps, plots, posteriors, regression, routing
 from experiments.reports.runs import Run
 from experiments.reports.study import Study
 from experiments.reports.style import looks
@@ -52,6 +52,7 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
     yield from _classification(groups, style)
     yield from _posteriors(groups, seed)
     yield from _maps(groups, seed)
+    yield from _routing(groups, seed)
     shifted = {
         label: [run.metrics for run in runs]
         for label, runs in groups.items()
@@ -194,6 +195,27 @@ def _maps(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
             "from the data, and for which part says why."
             + " Numbers are means over parts of the test data and all seeds." * means
             + seed,
+        )
+
+
+def _routing(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
+    found = {
+        label: routing.read(runs[0].scores, [run.metrics for run in runs])
+        for label, runs in groups.items()
+    }
+    found = {label: layers for label, layers in found.items() if layers}
+    if found:
+        yield Entry(
+            "Experts",
+            "routing",
+            routing.classes_by_experts(found),
+            "Where the tokens of each class go, in every layer with experts; white lines part "
+            "members, each with experts or at least with tokens of its own, and of several "
+            "particles the first is shown. Below stand the mutual information I of class and "
+            "expert (0: all classes use experts alike), the choices that are dropped, and the load "
+            "of the least and of the most busy expert over the mean load, as means over particles "
+            "and seeds. Look for rows that differ, which are experts that know their classes, and "
+            "for columns that are dark throughout, which are experts without work." + seed,
         )
 
 

@@ -60,11 +60,14 @@ def from_experts(
     return _over(back, axes, False)(y, routes)
 
 
-def axes_of(groups: int, experts: int) -> tuple[str, ...]:
+def axes_of(groups: int, experts: int, train: bool) -> tuple[str, ...]:
     """Those of AXES that tracing is under, have several devices, and divide the groups.
 
+    Of groups that are not divided, such as those of the last examples of a set, XLA gathers what it
+    needs.
+
     Raises:
-      ValueError: 'expert' does not divide experts, or groups.
+      ValueError: 'expert' does not divide experts or, in training, groups.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     data, expert = (sizes.get(axis, 1) for axis in AXES)
@@ -73,7 +76,9 @@ def axes_of(groups: int, experts: int) -> tuple[str, ...]:
             f"num_experts: {experts}, which the {expert} devices of mesh axis 'expert' do not "
             "divide"
         )
-    if groups % (data * expert):  # then XLA gathers what it needs over 'data'
+    if groups % expert and not train:
+        expert = 1
+    if groups % (data * expert):
         data = 1
     if groups % expert:
         raise ValueError(

@@ -46,7 +46,7 @@ class MoE(nn.Module):
     Raises:
       ValueError: experts or members below 1, members that do not divide the experts or that x has
         already, an unknown dispatch, groups that do not divide the batch, or a mesh axis 'expert'
-        (`layers/exchange.py`) that does not divide experts and groups.
+        (`layers/exchange.py`) that does not divide experts or, in training, groups.
     """
 
     num_experts: int
@@ -83,7 +83,7 @@ class MoE(nn.Module):
         if B % size:
             raise ValueError(f"group_size: {size} does not divide a batch of {B}")
         x = x.reshape(A, B // size, size * T, D)  # groups [1 or M, G, S, D]
-        axes = () if self.is_initializing() else exchange.axes_of(B // size, E)
+        axes = () if self.is_initializing() else exchange.axes_of(B // size, E, train)
         routes = router(x, train=train)
         if self.is_mutable_collection("routes") and not self.is_initializing():
             each = jax.vmap(jax.vmap(lambda r: per_example(r, size, T)))(routes)

@@ -4,6 +4,7 @@ A router has one kernel [D, M, E / M] without bias: member m scores its own bloc
 It is called with groups x [1 or M, G, S, D]. It counts in the collection 'routing', for each member
 as a mean over groups: `load` [M, E / M], the share of tokens that each expert works on, and
 `dropped` [M]. They are those of the last training step, or of any call where 'routing' is mutable.
+Where 'routes' is, its `dropped` [M or 1, G, S] is that of each token.
 """
 
 from typing import Any
@@ -51,6 +52,9 @@ class _Router(nn.Module, kw_only=True):
 
     def count(self, routes: Routes, tokens: int) -> None:
         """Keeps the counts of routes that lead with [M, G]."""
+        if self.is_mutable_collection("routes") and not self.is_initializing():
+            each = jax.vmap(jax.vmap(lambda r: routing.lost(r, tokens)))(routes)
+            self.sow("routes", "dropped", each, init_fn=lambda: None, reduce_fn=lambda _, new: new)
         if not self.is_mutable_collection("routing"):
             return
         for name, of in dict(load=routing.load, dropped=routing.dropped).items():

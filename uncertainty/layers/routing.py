@@ -155,10 +155,15 @@ def gshard_loss(gates: jax.Array) -> jax.Array:
 
 def dropped(routes: Routes, tokens: int) -> jax.Array:
     """The share of choices without a slot []; by expert choice, of the S tokens that none took."""
+    return jnp.mean(lost(routes, tokens))
+
+
+def lost(routes: Routes, tokens: int) -> jax.Array:
+    """The same of each token [S]."""
     if routes.slot is not None:
-        return jnp.mean(routes.slot == routes.token.size)
+        return jnp.mean(routes.slot == routes.token.size, axis=-1)
     seen = jnp.zeros(tokens, bool).at[routes.token.reshape(-1)].set(True, mode="drop")
-    return 1 - jnp.mean(seen)
+    return 1.0 - seen
 
 
 def per_example(routes: Routes | Mixture, examples: int, tokens: int) -> jax.Array:

@@ -1,0 +1,126 @@
+"""Which classes go to which experts."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.data.source import load
+from uncertainty import rules
+
+COMMON = {"backbone", "feed_forward", "router"}  # parts of a path that all layers have
+
+
+def routing(predict: Any, data: Any) -> Iterator[tuple[str, Any]]:
+    """The share of each class's tokens that each expert works on, in every layer with experts.
+
+    Yields for a layer, such as `routing/block01`, the arrays (P particles, M sets of E experts that
+    a token chooses among: members with experts of their own, or members that share them)
+
+      share   [P, M, K, E]  mean over a class's examples of the share of their tokens
+      load    [P, M, E]     the same over all examples
+
+    whose rows add up to (choices of a token) (1 - dropped), and the numbers
+
+      dropped             share of the choices that find no room (with expert choice, of the tokens
+                          that no expert takes); not of soft routing
+      load_max, load_min  load of the busiest and the least busy expert over the mean load: 1 in
+                          balance, 0 an expert without tokens; extremes within a particle
+      mutual_information  I(Y; e) = sum_{y,e} p(y, e) log(p(y, e) / (p(y) p(e))) in nats, where
+                          p(y, e) is the part of all that the experts work on that is tokens of
+                          class y with expert e
+
+    as means over particles, the last one over members too. The mutual information is 0 if all
+    classes use experts alike, and at most log min(K, E). Of N independent tokens chance alone makes
+    it about (K - 1) (E - 1) / 2N; tokens of one example are not independent, and count for less.
+
+    Args:
+      predict: `predict.Predictor`.
+      data: a source's spec.
+
+    Raises:
+      ValueError: the network has no experts.
+    """
+    source = load(data)
+    K, N = source.outputs, np.zeros(source.outputs)
+    shares: dict[str, np.ndarray] = {}  # [P, M, K, E], sums over examples
+    lost: dict[str, np.ndarray] = {}  # [P, M], likewise
+    for y, sown in predict.sown(source, "routes"):
+        classes = np.eye(K)[y]  # [B, K]
+        N += classes.sum(0)
+        for path, a in sown.items():
+            layer, kind = name_of(path), path.rpartition("/")[2]
+            if kind == "per_example":  # [P, ..., M, B, E]; what is beyond y fills up the batch
+                each = a.reshape(len(a), -1, *a.shape[-2:])[:, :, : len(y)]
+                found = np.einsum("pmbe,bk->pmke", each, classes, optimize=True)
+                shares[layer] = shares.get(layer, 0) + found
+            else:  # dropped [P, ..., M, G, S], by groups of examples
+                T = a.shape[-2] * a.shape[-1] // predict.batch_size
+                each = a.reshape(len(a), -1, predict.batch_size, T)
+                lost[layer] = lost.get(layer, 0) + each[:, :, : len(y)].mean(3).sum(2)
+    if not shares:
+        raise ValueError("routing: the network has no experts; vit.ViT has a field `experts`")
+    for layer, total in shares.items():
+        share, mean = total / np.maximum(N, 1)[:, None], total.sum(2) / N.sum()
+        dropped = lost[layer] / N.sum() if layer in lost else None
+        yield f"routing/{layer}/share", share.astype(np.float32)
+        yield f"routing/{layer}/load", mean.astype(np.float32)
+        for key, value in balance(mean, dropped).items():
+            yield f"routing/{layer}/{key}", value
+        yield f"routing/{layer}/mutual_information", float(mutual_information(total).mean())
+
+
+routing.task = "classification"
+
+
+def counted(counts: Any) -> dict[str, float]:
+    """What routers counted in the last step of training, by `routing/<layer>/<name>`.
+
+    See `routing` for the names.
+
+    Args:
+      counts: the collection 'routing' of a State, on the host: of each router `load`
+        [P, ..., M, E] and `dropped` [P, ..., M].
+    """
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for path, leaf in zip(rules.paths(counts), jax.tree.leaves(counts), strict=True):
+        layers.setdefault(name_of(path), {})[path.rpartition("/")[2]] = leaf
+    return {
+        f"routing/{layer}/{key}": value
+        for layer, of in layers.items()
+        for key, value in balance(of["load"], of["dropped"]).items()
+    }
+
+
+def text(found: Mapping[str, float]) -> str:
+    """'dropped 3% load 0.41-1.9': of what `counted` finds, the mean and the extremes of layers."""
+    dropped, least, most = (
+        [value for key, value in found.items() if key.endswith(name)]
+        for name in ("/dropped", "/load_min", "/load_max")
+    )
+    return f"dropped {np.mean(dropped):.0%} load {min(least):.2g}-{max(most):.2g}"
+
+
+def name_of(path: str) -> str:
+    """'block01' of 'backbone/block01/feed_forward/router/load': what tells a layer from others."""
+    return "/".join(part for part in path.split("/")[:-1] if part not in COMMON) or "experts"
+
+
+def balance(load: np.ndarray, dropped: np.ndarray | None) -> dict[str, float]:
+    """`dropped`, `load_max` and `load_min` of loads [P, ..., E], see `routing`."""
+    load = np.asarray(load, np.float64).reshape(len(load), -1)
+    load = load / np.maximum(load.mean(1, keepdims=True), np.finfo(float).tiny)
+    known = {} if dropped is None else {"dropped": float(np.mean(dropped))}
+    return known | {
+        "load_max": float(load.max(1).mean()),
+        "load_min": float(load.min(1).mean()),
+    }
+
+
+def mutual_information(counts: np.ndarray) -> np.ndarray:
+    """I of the joint distributions that counts [..., K, E] are in proportion to, in nats [...]."""
+    p = counts / np.maximum(counts.sum((-2, -1), keepdims=True), np.finfo(float).tiny)
+    apart = p.sum(-1, keepdims=True) * p.sum(-2, keepdims=True)
+    ratio = np.divide(p, apart, out=np.ones_like(p), where=p > 0)
+    return np.sum(p * np.log(ratio), axis=(-2, -1))
