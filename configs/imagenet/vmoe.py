@@ -5,11 +5,11 @@ V-MoE (E=8, K=2, Last 2), mean of 3 seeds: 76.8 % top-1 on the 1 % of the traini
 held out, 73.1 % on the validation set, which is `test` here; 5 h 50 min on a TPUv3-32.
 For E3 from scratch (`members=2`: K=1, M=2) a checkpoint is released, and no accuracy.
 Settings (same source, and configs/vmoe_paper/common.py): 300 epochs of 99 % of the training
-images, batches of 8,192, Adam at 3e-3, warm-up of 10,000 steps, linear to 1e-5, gradients clipped at
-norm 1, decay of kernels by 0.1 times the rate, sigmoid, mixup 0.2, RandAugment of 2 operations of
-magnitude 10, width 512, 8 blocks, class token, experts in the blocks 5 and 7, dropout of 0.2 within
-experts, which start equal; capacity factor 1.05 in training and 4 after, routed in groups of 8
-images; head from zero, its bias from -log 1000.
+images, batches of 8,192, Adam at 3e-3, warm-up of 10,000 steps, linear to 1e-5, gradients clipped
+at norm 1, decay of kernels by 0.1 times the rate, sigmoid, mixup 0.2, RandAugment of 2 operations
+of magnitude 10, width 512, 8 blocks, class token, experts in the blocks 5 and 7, dropout of 0.2
+within experts, which start equal; capacity factor 1.05 in training and 4 after, routed in groups
+of 8 images; head from zero, its bias from -log 1000.
 
 Differences from the source: random windows of the padded centre crop, not Inception crops, which
 costs accuracy; 14 RandAugment operations, not its 16, whose magnitude 10 is of 10 (here 30 of 30,
