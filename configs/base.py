@@ -24,6 +24,7 @@ def base() -> ConfigDict:
             head=dict(name="dense.Dense", outputs=10),
             likelihood=dict(name="softmax"),
             # parameters
+            pretrained=dict(),  # path, layout, rules, keep: experiments/pretrained.py
             inference=dict(name="particles", size=1, direction=dict(name="independent")),
             # optimisation
             steps=1_000,
@@ -108,6 +109,7 @@ def shrink(
         config.inference.collect.size = 1
         if "cycles" in config.inference.collect:
             config.inference.collect.cycles = 1
+    config.pretrained = dict()  # the file fits the full size
     config.stages = tuple(_short_stage(stage) for stage in config.stages)
     schedule = config.optimiser.get("schedule", {})
     if "warmup_steps" in schedule:

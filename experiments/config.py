@@ -16,10 +16,12 @@ from uncertainty.build import ConfigError, nearest
 
 # What may differ when a run goes on: none of it changes a number.
 MAY_CHANGE = (
-    "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*"
+    "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*",
+    "pretrained.path",
 )  # fmt: skip
 _NAMED = {"backbone", "ensemble", "head", "likelihood"}  # may be a name alone
-_OPEN = {"mesh", "evaluators", "inference", "optimiser", *_NAMED}  # checked by who reads them
+# Checked by who reads them.
+_OPEN = {"mesh", "evaluators", "inference", "optimiser", "pretrained", *_NAMED}
 _OPTIONAL = {"data": ("context", "validation")}
 _AT_LEAST = {
     "steps": 1,

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import config as config_lib
-from experiments import execution, writers
+from experiments import execution, pretrained, writers
 from experiments.data.loader import Batch, batches, with_context
 from experiments.data.source import Source, load
 from experiments.evaluators import evaluator
@@ -66,7 +66,12 @@ class Experiment(NamedTuple):
 
     def init(self) -> State:
         """The state at step 0, a function of the config's seed."""
+        spec = self.config["pretrained"]
+        if spec:
+            pretrained.check(spec, self.shapes, required=True)
         state = self.inference.init(jax.random.key(self.config["seed"]), self.example())
+        if spec:
+            state = pretrained.load(spec, state, build.optimiser(self.config))
         return execution.place(state, self.shardings)
 
 
@@ -82,7 +87,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
       ValueError: data that cannot be trained on.
     """
     execution.prepare()
-    config = config_lib.plain(config)
+    config = {"pretrained": {}, **config_lib.plain(config)}  # runs of before have none
     config_lib.check(config)
     model = build.model(config)
     inference = build.inference(config, model, num_examples=1)  # refused early if it is wrong
@@ -136,6 +141,8 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     y = (1,) if discrete else (1, source.outputs)
     y = jax.ShapeDtypeStruct(y, jnp.int32 if discrete else jnp.float32)
     if len(source):
+        if config["pretrained"]:
+            pretrained.check(config["pretrained"], shapes)
         check_update(config, inference, shapes, source, mesh)
     for i, (_, stage) in enumerate(stages):
         try:

@@ -54,13 +54,33 @@ RUNS = [  # file and its options, runlocal apart
     pytest.param("cifar/wide_resnet.py", "masks=30", marks=SLOW),
     pytest.param("cifar/wide_resnet.py", "method=sngp,masks=10", marks=SLOW),
     pytest.param("cifar/wide_resnet.py", "dataset=cifar100,method=hetsngp", marks=SLOW),
+    pytest.param("cifar/wide_resnet.py", "ensemble=batch_ensemble", marks=SLOW),
+    pytest.param("cifar/wide_resnet.py", "dataset=cifar100,ensemble=mimo", marks=SLOW),
     pytest.param("cifar/resnet.py", "depth=56", marks=SLOW),
+    pytest.param("cifar/vmoe.py", "", marks=SLOW),
+    pytest.param("cifar/vmoe.py", "model=vmoe-B/16,dataset=cifar10", marks=SLOW),
     pytest.param("imagenet/resnet50.py", "masks=10", marks=SLOW),
     pytest.param("imagenet/resnet50.py", "method=het", marks=SLOW),
     pytest.param("imagenet/resnet50.py", "method=sngp,size=4", marks=SLOW),
     pytest.param("imagenet/vit.py", "variant=L/16", marks=SLOW),
+    pytest.param("imagenet/vmoe.py", "", marks=SLOW),
+    pytest.param("imagenet/vmoe.py", "members=2", marks=SLOW),
     pytest.param("imagenet/vit.py", "variant=B/16,method=hetsngp", marks=SLOW),
 ]
+
+FAST = (  # inputs and outputs of the layers of WideResNet-28-10
+    (3 + 16) + (16 + 160) + (160 + 320) + (320 + 640)  # the stem, three projections
+    + (16 + 160) + (160 + 320) + (320 + 640)  # three first convolutions
+    + 7 * (160 + 160) + 7 * (320 + 320) + 7 * (640 + 640) + (640 + 10)  # all others, the head
+)  # fmt: skip
+
+
+def transformer(patch, D, depth, mlp, sparse, tokens, experts=8):
+    """Parameters of a ViT without its head, with experts in `sparse` blocks."""
+    dense = D * mlp + mlp + mlp * D + D
+    blocks = depth * (4 * (D * D + D) + 4 * D) + (depth - sparse) * dense
+    return (patch**2 * 3 + 1) * D + D + tokens * D + blocks + sparse * experts * (dense + D) + 2 * D
+
 
 FULL = [  # file, options, parameters of one network
     ("digits/mlp.py", "", 64 * 128 + 128 + 128 * 128 + 128 + 128 * 8 + 8),
@@ -89,6 +109,15 @@ FULL = [  # file, options, parameters of one network
     ("imagenet/vit.py", "variant=B/16", 86_567_656 - 2 * 768),
     ("imagenet/vit.py", "variant=L/16,size=2", 304_326_632 - 2 * 1024),
     # With both; its dense head gives way to the GP's weights, d, v, and 50 shared factors.
+    # E3 has as many as V-MoE; eight experts in two of eight blocks.
+    ("cifar/vmoe.py", "", transformer(32, 512, 8, 2048, 2, 17) + 513 * 100),
+    ("cifar/vmoe.py", "model=vmoe-S/32", transformer(32, 512, 8, 2048, 2, 17) + 513 * 100),
+    ("cifar/vmoe.py", "model=vmoe-B/16,dataset=cifar10",
+     transformer(16, 768, 12, 3072, 6, 65) + 769 * 10),
+    ("imagenet/vmoe.py", "", transformer(32, 512, 8, 2048, 2, 50) + 513 * 1000),
+    # Kernels are shared, convolutions have no bias: two vectors a layer, and four last biases.
+    ("cifar/wide_resnet.py", "ensemble=batch_ensemble", 36_479_194 + 4 * FAST + 3 * 10),
+    ("cifar/wide_resnet.py", "ensemble=mimo", 36_479_194 + 2 * 9 * 3 * 16 + 2 * 641 * 10),
     ("imagenet/vit.py", "variant=B/16,method=hetsngp",
      86_567_656 - 769 * 1000 + 1024 * 1000 + 2 * 769 * 1000 + 1000 * 50),
 ]  # fmt: skip

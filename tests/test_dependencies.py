@@ -14,6 +14,8 @@ PACKAGES = ("uncertainty", "experiments", "configs")
 MAY_IMPORT = {
     "types": set(),
     "rules": set(),
+    "layouts": set(),
+    "pretrained": {"layouts"},
     "schedules": set(),
     "samplers": {"types"},
     "optimisers": {"rules", "samplers"},

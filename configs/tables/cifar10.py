@@ -1,4 +1,5 @@
-"""uncertainty-baselines' CIFAR-10 table, as far as there are rows here: WideResNet-28-10.
+"""uncertainty-baselines' CIFAR-10 table, as far as there are rows here: WideResNet-28-10. Below it
+V-MoE and E3, fine-tuned from released checkpoints.
 
 HetSNGP, and on CIFAR-10 HET too, have scripts there but no published row. Nothing is published for
 our corruptions, which are not those of CIFAR-10-C.
@@ -20,6 +21,13 @@ ROWS = {
     "Heteroscedastic ensemble (4)": ",method=het,size=4",
     "SNGP ensemble (4)": ",method=sngp,size=4",
     "HetSNGP ensemble (4)": ",method=hetsngp,size=4",
+    "BatchEnsemble (4)": ",ensemble=batch_ensemble",
+    "MIMO (3)": ",ensemble=mimo",
+}
+FINE_TUNED = {
+    "E3-S/32 (1, 2), ImageNet": ",model=e3-S/32",
+    "V-MoE-S/32, ImageNet": ",model=vmoe-S/32",
+    "V-MoE-B/16, ImageNet-21k": ",model=vmoe-B/16",
 }
 
 
@@ -28,13 +36,14 @@ def get_table(dataset: str = "cifar10", title: str = "CIFAR-10", near: str = "ci
     rows: list[dict[str, Any]] = [
         dict(
             label=label,
-            config=f"configs/cifar/wide_resnet.py:dataset={dataset}{options}",
+            config=f"configs/cifar/{file}.py:dataset={dataset}{options}",
             published=PUBLISHED[dataset].get(label, {}),
         )
-        for label, options in ROWS.items()
+        for file, found in dict(wide_resnet=ROWS, vmoe=FINE_TUNED).items()
+        for label, options in found.items()
     ]
     return dict(
-        title=f"WideResNet-28-10 on {title} (uncertainty-baselines, baselines/cifar)",
+        title=f"{title}: WideResNet-28-10 (uncertainty-baselines) and V-MoE (google-research)",
         seeds=(0, 1, 2, 3, 4),
         rows=rows,
         columns=[

@@ -1,4 +1,5 @@
-"""uncertainty-baselines' ImageNet table, as far as there are rows here: ResNet-50.
+"""uncertainty-baselines' ImageNet table, as far as there are rows here: ResNet-50. Below it
+V-MoE and E3 from scratch.
 
 HetSNGP has a script there but no published row.
 """
@@ -16,20 +17,22 @@ ROWS = {
     "SNGP ensemble (4)": ":method=sngp,size=4",
     "HetSNGP ensemble (4)": ":method=hetsngp,size=4",
 }
+SCRATCH = {"V-MoE-S/32": "", "E3-S/32 (1, 2)": ":members=2"}
 
 
 def get_table() -> dict:
     """Rows, columns and seeds."""
     return dict(
-        title="ResNet-50 on ImageNet (uncertainty-baselines, baselines/imagenet)",
+        title="ImageNet: ResNet-50 (uncertainty-baselines) and V-MoE (google-research)",
         seeds=(0, 1, 2),
         rows=[
             dict(
                 label=label,
-                config=f"configs/imagenet/resnet50.py{options}",
+                config=f"configs/imagenet/{file}.py{options}",
                 published=PUBLISHED["imagenet"].get(label, {}),
             )
-            for label, options in ROWS.items()
+            for file, found in dict(resnet50=ROWS, vmoe=SCRATCH).items()
+            for label, options in found.items()
         ],
         columns=[
             dict(key="classification/nll", header="NLL", better="lower", digits=3),

@@ -26,6 +26,7 @@ def _rows_of(source: str) -> Callable[..., Row]:
 
 _lenet5 = _rows_of("google/uncertainty-baselines, baselines/mnist/README.md (LeNet5)")
 _cifar = _rows_of("google/uncertainty-baselines, baselines/cifar/README.md (Wide ResNet 28-10)")
+_vmoe = _rows_of("google-research/vmoe, docstrings of configs/vmoe_paper and configs/eee_paper")
 _imagenet = _rows_of("google/uncertainty-baselines, baselines/imagenet/README.md (ResNet-50)")
 
 PUBLISHED = {
@@ -49,6 +50,9 @@ PUBLISHED = {
         "SNGP, MC dropout (10)": _cifar(0.131, 95.9, 0.008, 36.5),
         "Ensemble (4)": _cifar(0.114, 96.6, 0.010, 146),
         "SNGP ensemble (4)": _cifar(0.109, 96.7, 0.005, 146),
+        "BatchEnsemble (4)": _cifar(0.136, 96.3, 0.0177, 36.6),
+        "MIMO (3)": _cifar(0.123, 96.4, 0.010, 36.5),
+        "V-MoE-B/16, ImageNet-21k": _vmoe(None, 98.7),
     },
     "cifar100": {
         "Deterministic": _cifar(0.875, 79.8, 0.0857, 36.5),
@@ -60,6 +64,9 @@ PUBLISHED = {
         "Ensemble (4)": _cifar(0.666, 82.7, 0.021, 146),
         "Heteroscedastic ensemble (4)": _cifar(0.671, 82.7, 0.026, 148),
         "SNGP ensemble (4)": _cifar(0.665, 81.9, 0.011, 146),
+        "BatchEnsemble (4)": _cifar(0.690, 81.9, 0.0265, 36.6),
+        "MIMO (3)": _cifar(0.690, 82.0, 0.022, 36.5),
+        "E3-S/32 (1, 2), ImageNet": _vmoe(None, 81.31),
     },
     "imagenet": {
         "Deterministic": _imagenet(0.939, 76.2, 0.032, 25.6),
@@ -69,5 +76,6 @@ PUBLISHED = {
         "Ensemble (4)": _imagenet(0.857, 77.9, 0.017, 102.4),
         "Heteroscedastic ensemble (4)": _imagenet(0.790, 79.5, 0.015, 233.6),
         "SNGP ensemble (4)": _imagenet(0.851, 78.1, 0.039, 102.4),
+        "V-MoE-S/32": _vmoe(None, 73.1),
     },
 }

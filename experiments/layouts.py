@@ -1,0 +1,152 @@
+"""Checkpoints of the layouts that there are, read without the libraries that wrote them."""
+
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.checkpoint import ITEM, LEAVES, verify
+from uncertainty.build import ConfigError
+
+
+class Checkpoint(NamedTuple):
+    """Arrays on disk or in a bucket."""
+
+    shapes: dict[str, tuple[int, ...]]  # by path
+    read: Callable[[Collection[str]], dict[str, np.ndarray]]
+
+
+def npz(path: Any) -> Checkpoint:
+    """A NumPy archive."""
+
+    def read(names: Collection[str]) -> dict[str, np.ndarray]:
+        with path.open("rb") as file, np.load(file) as archive:
+            return {name: _known(archive[name]) for name in names}
+
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a directory, not an .npz file")
+    shapes = {}
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    version = np.lib.format.read_magic(member)
+                    header = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shapes[name.removesuffix(".npy")] = header(member)[0]
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise ConfigError(f"pretrained.path: {path} is no .npz file: {error}") from error
+    return Checkpoint(shapes, read)
+
+
+def _known(x: np.ndarray) -> np.ndarray:
+    """NumPy saves bfloat16 as two bytes of no type."""
+    return x.view(jnp.bfloat16) if x.dtype.kind == "V" and x.dtype.itemsize == 2 else x
+
+
+def released_vmoe(path: Any) -> Checkpoint:
+    """A checkpoint of google-research/vmoe: PREFIX.index and PREFIX.data-00000-of-00032, ....
+
+    MessagePack, as Flax has it, with types of its own. The index has for each array its shape, the
+    slices that it is stored in, and in which file each is; array i is that of the i-th path in
+    order. A data file has a list of (flat parts, slice) for each array that it has something of.
+    """
+    from flax.serialization import msgpack, msgpack_restore
+    from flax.traverse_util import flatten_dict
+
+    def plain(packed: bytes) -> Any:
+        return msgpack.unpackb(packed, raw=True, strict_map_key=False)
+
+    def slices(packed: bytes) -> tuple[slice, ...]:
+        return tuple(slice(*plain(one)[:2]) for one in plain(packed))
+
+    path = path.parent / path.name.removesuffix(".index")
+    try:
+        index = msgpack_restore((path.parent / f"{path.name}.index").read_bytes())
+        found = {k: plain(v.data) for k, v in sorted(flatten_dict(index["index"]).items())}
+        count = int(index["shard_count"])
+        shapes = {"/".join(k): tuple(plain(info[0])[0]) for k, info in found.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"pretrained.path: {path}.index is no index of V-MoE: {error!r}"
+        ) from error
+
+    def read(names: Collection[str]) -> dict[str, np.ndarray]:
+        ids = {i: name for i, name in enumerate(shapes) if name in names}
+        infos = list(found.values())
+        types = {i: plain(infos[i][0])[1].decode() for i in ids}
+        arrays = {i: np.zeros(shapes[name], jnp.dtype(types[i])) for i, name in ids.items()}
+        missing = {i: arrays[i].size for i in ids}
+        for shard in sorted({s for i in ids for s in infos[i][2]}):
+            file = path.parent / f"{path.name}.data-{shard:05d}-of-{count:05d}"
+            stored = msgpack_restore(file.read_bytes())
+            for i in ids:
+                for parts, where in stored.get(str(i), ()):
+                    at = slices(where.data)
+                    part = arrays[i][at]
+                    arrays[i][at] = np.concatenate(parts).reshape(part.shape)
+                    missing[i] -= part.size
+        for i, left in missing.items():
+            if left:
+                raise ConfigError(f"pretrained.path: {left} numbers of {ids[i]} are in no file of "
+                                  f"{path}")  # fmt: skip
+        return {name: arrays[i] for i, name in ids.items()}
+
+    return Checkpoint(shapes, read)
+
+
+def own(path: Any, particle: int | None = None) -> Checkpoint:
+    """The newest checkpoint of a run's workdir: parameters and collections of one particle."""
+    import orbax.checkpoint as ocp
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    folder = path / "checkpoints"
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+    if not steps:
+        raise FileNotFoundError(f"{path} has no checkpoint")
+    directory = folder / str(max(steps))
+    saved = json.loads((directory / LEAVES).read_text())  # path -> such as 'float32[2,8]'
+    of = {name: tuple(int(n) for n in text[text.index("[") + 1 : -1].split(",") if n)
+          for name, text in saved.items()}  # fmt: skip
+    P = of["key"][0]
+    if particle is None and P > 1:
+        raise ConfigError(f"pretrained.particle: {path} has {P}; which one is it?")
+    p = particle or 0
+    if not 0 <= p < P:
+        raise ConfigError(f"pretrained.particle: {p}; {path} has {P}")
+    full = {name.split("/", 1)[1]: name for name in of
+            if name.startswith(("params/", "collections/"))}  # fmt: skip
+
+    def read(names: Collection[str]) -> dict[str, np.ndarray]:
+        wanted = {full[name]: saved[full[name]].partition("[")[0] for name in names}
+        item = unflatten_dict(
+            {name: jax.ShapeDtypeStruct(of[name], dtype) for name, dtype in wanted.items()}, sep="/"
+        )
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        if "://" not in str(directory):
+            verify(pathlib.Path(directory))
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore(
+                directory / ITEM,
+                args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True),
+            )
+        arrays = flatten_dict(tree, sep="/")
+        return {name: arrays[full[name]][p] for name in names}
+
+    return Checkpoint({short: of[name][1:] for short, name in full.items()}, read)
+
+
+READERS: dict[str, Callable[..., Checkpoint]] = {
+    "own": own,
+    "vit": npz,
+    "vmoe": released_vmoe,
+    "transformers": npz,
+}

@@ -1,0 +1,345 @@
+"""Runs that begin from a file: of each layout, written here as its library writes it."""
+
+import itertools
+import json
+import logging
+import pathlib
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from flax.serialization import msgpack, msgpack_serialize
+from fsspec.implementations.memory import MemoryFileSystem
+
+from experiments import config as config_lib
+from experiments import layouts, pretrained, train
+from experiments.checkpoint import Checkpoints
+from experiments.setup import setup
+from uncertainty import build
+from uncertainty.build import ConfigError
+from uncertainty.rules import path_of
+
+GOLDEN = pathlib.Path(__file__).parent / "transformers_vit.npz"
+RNG = np.random.default_rng(0)
+
+
+def random(*shape, dtype=np.float32):
+    return RNG.normal(size=shape).astype(dtype)
+
+
+def write_release(prefix, tree, shards, split=2):
+    """Writes what google-research/vmoe's `save_checkpoint` writes: arrays whose path has 'Mlp' in
+    `split` slices of their first axis, slices in turn in `shards` files, in parts of 7 numbers."""
+
+    def ext(code, value):
+        return msgpack.ExtType(code, value)
+
+    def packed(value):
+        return msgpack.packb(value, use_bin_type=True)
+
+    def where(slices):
+        return packed(tuple(packed((s.start, s.stop, s.step)) for s in slices))
+
+    files = [{"__msgpack_array_chunk_a87ca2__": True} for _ in range(shards)]
+    index, turn = {}, 0
+    for number, path in enumerate(sorted(tree, key=lambda name: name.split("/"))):
+        array, of = tree[path], []
+        edges = np.linspace(0, len(array), split + 1 if "/Mlp/" in path else 2).astype(int)
+        for a, b in itertools.pairwise(edges):
+            slices = (slice(int(a), int(b)), *(slice(0, n) for n in array.shape[1:]))
+            flat, shard = array[a:b].ravel(), turn % shards
+            parts = [flat[i : i + 7] for i in range(0, len(flat), 7)]
+            files[shard].setdefault(str(number), []).append([parts, ext(6, where(slices))])
+            of.append((where(slices), shard))
+            turn += 1
+        shape = packed((array.shape, array.dtype.name, False, {}))
+        *parents, last = path.split("/")
+        node = index
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = ext(8, packed((shape, tuple(w for w, _ in of), tuple(s for _, s in of))))
+    for i, file in enumerate(files):
+        path = f"{prefix}.data-{i:05d}-of-{shards:05d}"
+        pathlib.Path(path).write_bytes(msgpack_serialize(file))
+    content = msgpack_serialize({"shard_count": shards, "index": index})
+    pathlib.Path(f"{prefix}.index").write_bytes(content)
+
+
+def test_a_released_checkpoint_is_read_back(tmp_path):
+    tree = {f"Encoder/encoderblock_{i}/Moe/Mlp/Dense_0/kernel": random(4, 3, 5) for i in range(12)}
+    tree |= {"cls": random(1, 1, 3), "head/bias": random(9, dtype=jnp.bfloat16)}
+    write_release(tmp_path / "release", tree, shards=5)
+    for name in ("release", "release.index"):
+        checkpoint = layouts.released_vmoe(epath.Path(tmp_path / name))
+        assert checkpoint.shapes == {name: array.shape for name, array in tree.items()}
+        found = checkpoint.read(set(tree))
+        for path, array in tree.items():
+            assert found[path].dtype == array.dtype
+            np.testing.assert_array_equal(found[path], array)
+
+
+def test_a_release_with_a_file_missing_or_without_its_numbers(tmp_path):
+    tree = {"a/Mlp/kernel": random(4, 3), "b": random(3)}
+    write_release(tmp_path / "release", tree, shards=2)
+    checkpoint = layouts.released_vmoe(epath.Path(tmp_path / "release"))
+    empty = msgpack_serialize({"__msgpack_array_chunk_a87ca2__": True})
+    (tmp_path / "release.data-00001-of-00002").write_bytes(empty)
+    with pytest.raises(ConfigError, match="6 numbers of a/Mlp/kernel are in no file"):
+        checkpoint.read({"a/Mlp/kernel"})
+    (tmp_path / "release.data-00001-of-00002").unlink()
+    with pytest.raises(FileNotFoundError, match="data-00001-of-00002"):
+        checkpoint.read({"a/Mlp/kernel"})
+    (tmp_path / "release.index").write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match="is no index of V-MoE"):
+        layouts.released_vmoe(epath.Path(tmp_path / "release"))
+
+
+def test_an_archive_is_read_back(tmp_path):
+    tree = {"a/b/kernel": random(2, 3), "c": random(4, dtype=jnp.bfloat16), "d": np.float64(3)}
+    np.savez(tmp_path / "x.npz", **tree)
+    checkpoint = layouts.npz(epath.Path(tmp_path / "x.npz"))
+    assert checkpoint.shapes == {"a/b/kernel": (2, 3), "c": (4,), "d": ()}
+    found = checkpoint.read(["a/b/kernel", "c"])
+    assert found["c"].dtype == jnp.bfloat16
+    for path in found:
+        np.testing.assert_array_equal(found[path], tree[path])
+    (tmp_path / "x.npz").write_bytes(b"PK nonsense")
+    with pytest.raises(ConfigError, match=r"x.npz is no \.npz file"):
+        layouts.npz(epath.Path(tmp_path / "x.npz"))
+
+
+SMALL = dict(name="vit.ViT", variant="tiny", patch_size=4, depth=2, num_heads=4)
+
+
+def config(**changes):
+    small = config_lib.load("configs/digits/mlp.py:runlocal,size=2")
+    small.mesh = dict(data=1)
+    small.evaluators = {}
+    small.data.train = dict(name="stand_in", shape=(16, 16, 3), num_classes=5)
+    del small.data.validation
+    small.evaluation.every = 0
+    small.data.augment = ()
+    small.backbone = SMALL
+    small.head = dict(name="dense.Dense", outputs=5)
+    for section, value in changes.items():
+        small[section] = value
+    return config_lib.plain(small)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """A ViT of the transformers library as a user saves it, with what it sees and says."""
+    with np.load(GOLDEN) as golden:
+        state = {k.removeprefix("state/"): golden[k] for k in golden if k.startswith("state/")}
+        x, logits = golden["images"].transpose(0, 2, 3, 1), golden["logits"]
+    path = tmp_path_factory.mktemp("vit") / "vit.npz"
+    np.savez(path, **state)
+    return str(path), x, logits
+
+
+def test_a_vit_of_the_transformers_library_says_the_same(vit):
+    """See benchmarks/transformers_vit.py for how its file was made."""
+    path, x, logits = vit
+    experiment = setup(config(pretrained=dict(path=path, layout="transformers")))
+    state = experiment.init()
+    found = np.asarray(jax.jit(experiment.inference.predict)(state, x).mean)
+    assert found.shape == (2, *logits.shape) and np.abs(logits).max() > 1
+    for particle in found:
+        np.testing.assert_allclose(particle, logits, atol=1e-4)
+
+
+def test_what_is_kept_differs_between_particles_and_the_optimiser_starts_anew(vit, caplog):
+    spec = dict(path=vit[0], layout="transformers", keep=("head/",))
+    adam = dict(name="adam", learning_rate=1e-3)
+    with caplog.at_level(logging.INFO):
+        state = setup(config(pretrained=spec, optimiser=adam)).init()
+    assert "as initialised: head/logits/bias, head/logits/kernel" in caplog.text
+    plain = setup(config(optimiser=adam)).init()
+    np.testing.assert_array_equal(
+        state.params["head"]["logits"]["kernel"], plain.params["head"]["logits"]["kernel"]
+    )
+    first, second = state.params["head"]["logits"]["kernel"]
+    assert not np.array_equal(first, second)
+    leaves = jax.tree_util.tree_leaves_with_path(state.params["backbone"])
+    for key, leaf in leaves:
+        np.testing.assert_array_equal(leaf[0], leaf[1], err_msg=path_of(key))
+    same = jax.tree.map(np.array_equal, state.opt_state, plain.opt_state)
+    assert all(jax.tree.leaves(same))
+
+
+def digits(**changes):
+    small = config_lib.load("configs/digits/mlp.py:runlocal,size=2")
+    small.mesh, small.steps, small.evaluators = dict(data=1), 2, {}
+    small.evaluation.every = 0
+    for section, value in changes.items():
+        small[section] = value
+    return config_lib.plain(small)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two particles on the digits, and its last state."""
+    workdir = tmp_path_factory.mktemp("digits")
+    experiment = train.train(digits(), workdir)
+    return workdir, Checkpoints(workdir, read_only=True).restore(experiment.shapes)[0]
+
+
+def test_a_run_that_goes_on_does_not_need_the_file(trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained[0], copy)
+    spec = dict(path=str(copy), layout="own", particle=1, keep=("head/",))
+    whole = digits(pretrained=spec, steps=4, checkpoint=dict(every=2, keep=2))
+    straight = train.train(whole, tmp_path / "straight")
+    shutil.copytree(tmp_path / "straight", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "4")  # as if it had been stopped before
+    shutil.rmtree(copy)
+    train.train(whole, tmp_path / "broken")
+    states = [Checkpoints(tmp_path / name, read_only=True).restore(straight.shapes, 4)[0]
+              for name in ("straight", "broken")]  # fmt: skip
+    same = jax.tree.map(np.array_equal, *(s.params for s in states))
+    assert all(jax.tree.leaves(same))
+    with pytest.raises(ConfigError, match=r"pretrained\.path: .* has no checkpoint"):
+        train.train(whole, tmp_path / "new")
+
+
+def test_a_deterministic_run_becomes_a_batch_ensemble(tmp_path):
+    """Batch statistics come too; members differ by fast weights, and with ones they are the run."""
+    resnet = dict(name="resnet.ResNet", depth=8, width=4)
+    inference = dict(config()["inference"], size=1)
+    alone = dict(backbone=resnet, inference=inference, steps=2)
+    train.train(config(**alone), tmp_path)
+    source = setup(config(**alone))
+    trained, _ = Checkpoints(tmp_path, read_only=True).restore(source.shapes)
+    spec = dict(path=str(tmp_path), layout="own", keep=("/fast_",))
+    ensemble = dict(name="batch_ensemble", size=3)
+    experiment = setup(config(**{**alone, "ensemble": ensemble, "pretrained": spec}))
+    state = experiment.init()
+    ones = jax.tree_util.tree_map_with_path(
+        lambda k, a: jnp.ones_like(a) if "fast_" in path_of(k) else a, state.params
+    )
+    x = random(4, 16, 16, 3)
+    expected = jax.jit(source.inference.predict)(trained, x).mean
+    found = jax.jit(experiment.inference.predict)(state.replace(params=ones), x).mean
+    assert found.shape[0] == 3
+    for member in found:
+        np.testing.assert_allclose(member, expected[0], atol=1e-4)
+
+
+def test_one_of_several_particles(trained):
+    workdir, state = trained
+    kernel = np.asarray(state.params["head"]["logits"]["kernel"])
+
+    def begin(**spec):
+        spec = dict(path=str(workdir), layout="own", **spec)
+        return setup(digits(pretrained=spec)).init().params["head"]["logits"]["kernel"]
+
+    for p in (0, 1):
+        for particle in begin(particle=p):
+            np.testing.assert_array_equal(particle, kernel[p])
+    with pytest.raises(ConfigError, match=r"pretrained\.particle: .* has 2; which one"):
+        begin()
+    with pytest.raises(ConfigError, match=r"pretrained\.particle: 2; .* has 2"):
+        begin(particle=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(layout="vitt"), "pretrained.layout: 'vitt'; did you mean 'vit'"),
+        (dict(kep=()), "pretrained.kep: no such field .*did you mean 'keep'"),
+        (dict(particle=1), "pretrained.particle: 1; only 'own'"),
+        (dict(keep=("hed/",)), "keep: 'hed/' is found in no parameter's path"),
+        (dict(rules=(("vit.layernorm.bias", None),)), "backbone/norm/bias .*nothing in the"),
+    ],
+)
+def test_mistakes_are_told_in_setup(vit, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        setup(config(pretrained={"path": vit[0], "layout": "transformers", **changes}))
+
+
+def test_numbers_that_are_not_finite_are_refused(vit, tmp_path):
+    with np.load(vit[0]) as archive:
+        arrays = dict(archive)
+    arrays["vit.layernorm.bias"][3] = np.nan
+    np.savez(tmp_path / "bad.npz", **arrays)
+    spec = dict(path=str(tmp_path / "bad.npz"), layout="transformers")
+    with pytest.raises(ConfigError, match=r"vit\.layernorm\.bias of .* is not finite"):
+        setup(config(pretrained=spec)).init()
+
+
+class Bucket(MemoryFileSystem):
+    """A file system of fsspec that stands where gcsfs does."""
+
+    protocol = ("gs", "gcs")
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("gs://").strip("/")
+
+
+def test_buckets_are_read_through_fsspec(vit, monkeypatch):
+    monkeypatch.setattr(sys.modules["etils.epath.gpath"], "_is_tf_installed", lambda: False)
+    for protocol in ("gs", "gcs"):
+        monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, protocol, Bucket)
+    Bucket().pipe_file("gs://bucket/vit.npz", pathlib.Path(vit[0]).read_bytes())
+    here = layouts.npz(epath.Path(vit[0]))
+    there = layouts.npz(epath.Path("gs://bucket/vit.npz"))
+    assert there.shapes == here.shapes
+    names = set(here.shapes)
+    for name, array in there.read(names).items():
+        np.testing.assert_array_equal(array, here.read([name])[name])
+
+
+def test_full_size_checkpoints_fit_their_configs(caplog):
+    """The released names and shapes (google-research/vmoe, nn/vit_moe.py) fill the full models."""
+    for options, hidden in (("model=e3-S/32", True), ("model=vmoe-B/16,dataset=cifar10", False)):
+        full = config_lib.plain(config_lib.load(f"configs/cifar/vmoe.py:{options}"))
+        config_lib.check(full)
+        network = build.network(full)
+        size, members = network.backbone.size, full["ensemble"].get("size", 0)
+        shapes = release_shapes(size, network.backbone._with_experts(), members, hidden)
+        x = jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
+        inference = build.inference(full, num_examples=1)
+        state = jax.eval_shape(inference.init, jax.eval_shape(jax.random.key, 0), x)
+        checkpoint = layouts.Checkpoint(shapes, lambda names: {})
+        moves = pretrained._plan(full["pretrained"], checkpoint, pretrained._tree(state))
+        paths = {path_of(k) for k, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+        assert paths - moves.keys() == {"head/logits/kernel", "head/logits/bias"}
+        json.dumps(full["pretrained"])  # as a workdir keeps it
+
+
+def release_shapes(size, experts, members, hidden, tokens=None):
+    patch, D, depth, H, F = size
+    tokens = tokens or (224 // patch) ** 2 + 1
+    found = {
+        "cls": (1, 1, D),
+        "embedding/kernel": (patch, patch, 3, D),
+        "embedding/bias": (D,),
+        "Encoder/posembed_input/pos_embedding": (1, tokens, D),
+        "head/kernel": (D, 1000),
+        "head/bias": (1000,),
+    }
+    if hidden:
+        found |= {"pre_logits/kernel": (D, D), "pre_logits/bias": (D,)}
+    norms = ["Encoder/encoder_norm"]
+    for i in range(depth):
+        block = f"Encoder/encoderblock_{i}/"
+        norms += [block + "LayerNorm_0", block + "LayerNorm_1"]
+        for name in ("query", "key", "value"):
+            found[f"{block}SelfAttention/{name}/kernel"] = (D, H, D // H)
+            found[f"{block}SelfAttention/{name}/bias"] = (H, D // H)
+        found[block + "SelfAttention/out/kernel"] = (H, D // H, D)
+        found[block + "SelfAttention/out/bias"] = (D,)
+        lead, mlp = ((8,), "Moe/Mlp") if i in experts else ((), "Mlp")
+        for j, (a, b) in enumerate(((D, F), (F, D))):
+            found[f"{block}{mlp}/Dense_{j}/kernel"] = (*lead, a, b)
+            found[f"{block}{mlp}/Dense_{j}/bias"] = (*lead, b)
+        if i in experts:
+            router = (D, members, 8 // members) if members else (D, 8)
+            found[block + "Moe/Router/dense/kernel"] = router
+    return found | {f"{n}/{p}": (D,) for n in norms for p in ("scale", "bias")}
