@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from experiments.data.source import Source, load
 from experiments.setup import Experiment
 from uncertainty import predictive
 from uncertainty.build import ConfigError
+from uncertainty.inference import executors, members
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Predictor:
     """
 
     def __init__(self, experiment: Experiment, state: State):
+        self.experiment = experiment
         self.state, self.drop = state, experiment.config["on_fault"] == "freeze"
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.shape, self.task = experiment.source.shape, experiment.source.task
@@ -63,6 +65,18 @@ class Predictor:
             log_p = likelihood.log_probs(latent, jax.random.key(0))
             return dict(log_p=log_p, mean=latent.mean, **known)
 
+        def features(state: State, x: jax.Array) -> jax.Array:
+            over = executors.mapping(experiment.config["inference"].get("executor", "auto"))
+
+            def one(particle, x):
+                params, collections, key = particle
+                return experiment.model.features(params, collections, x, key)
+
+            phi = over(one)(members.predicting(state), x)  # [P S, M, B, D]
+            return phi.reshape(-1, *phi.shape[2:])
+
+        inference = experiment.inference._replace(predict=features)
+        self._features = jax.jit(execution.compile_predict(inference, experiment.mesh))
         self._predict = jax.jit(predict)
         self._compiled = False
         self._memory: dict[str, Predictions] = {}
@@ -72,18 +86,9 @@ class Predictor:
         memo = json.dumps(spec, sort_keys=True, default=str) if isinstance(spec, Mapping) else None
         if memo in self._memory:
             return self._memory[memo]
-        source = load(spec) if isinstance(spec, Mapping) else spec
-        if tuple(source.shape) != tuple(self.shape):
-            raise ConfigError(
-                f"{source.name}: inputs of shape {tuple(source.shape)}, but the model was trained "
-                f"on {tuple(self.shape)}"
-            )
+        source = self._source(spec)
         parts, labels, seconds = [], [], 0.0
-        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        for batch in epoch(source, self.batch_size, **share):
-            known = execution.host({"y": batch["y"], "mask": batch["mask"]})
-            rows = int(np.sum(known["mask"]))
-            x = self._put({"x": batch["x"]})["x"]
+        for x, y, rows in self._batches(source):
             if not self._compiled:
                 jax.block_until_ready(self._predict(self.state, x))
                 self._compiled = True
@@ -91,7 +96,7 @@ class Predictor:
             out = execution.host(self._predict(self.state, x))
             seconds += time.monotonic() - began
             parts.append({key: value[:, :rows] for key, value in out.items()})
-            labels.append(known["y"][:rows])
+            labels.append(y)
         joined = {key: np.concatenate([p[key] for p in parts], axis=1) for key in parts[0]}
         joined = self._finite_members(joined, source.name)
         result = Predictions(
@@ -107,6 +112,37 @@ class Predictor:
         if memo is not None:
             self._memory = {memo: result}
         return result
+
+    def features(self, spec: Mapping[str, Any] | Source) -> tuple[np.ndarray, np.ndarray]:
+        """Features of a whole source, members' and particles' side by side, and its labels.
+
+        Returns:
+          phi: [B, P M D] float32; members that share features have them once.
+          y: [B].
+        """
+        phi, labels = [], []
+        for x, y, rows in self._batches(self._source(spec)):
+            out = execution.host(self._features(self.state, x))[:, :rows]
+            phi.append(np.moveaxis(out, 0, 1).reshape(rows, -1))
+            labels.append(y)
+        return np.concatenate(phi), np.concatenate(labels)
+
+    def _source(self, spec: Mapping[str, Any] | Source) -> Source:
+        source = load(spec) if isinstance(spec, Mapping) else spec
+        if tuple(source.shape) != tuple(self.shape):
+            raise ConfigError(
+                f"{source.name}: inputs of shape {tuple(source.shape)}, but the model was trained "
+                f"on {tuple(self.shape)}"
+            )
+        return source
+
+    def _batches(self, source: Source) -> Iterator[tuple[jax.Array, np.ndarray, int]]:
+        """(x on the mesh, labels, rows of x that count), in order."""
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        for batch in epoch(source, self.batch_size, **share):
+            known = execution.host({"y": batch["y"], "mask": batch["mask"]})
+            rows = int(np.sum(known["mask"]))
+            yield self._put({"x": batch["x"]})["x"], known["y"][:rows], rows
 
     def _finite_members(self, arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
         bad = np.isnan(arrays.get("log_p", arrays["mean"])).any(axis=(1, 2))
