@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from uncertainty import rules
 from uncertainty.build import ConfigError, nearest
 from uncertainty.inference import executors
-from uncertainty.types import Batch, Inference, Latent, Metrics, State
+from uncertainty.types import Batch, Inference, Metrics, State
 
 if TYPE_CHECKING:
     from experiments.setup import Experiment
@@ -270,11 +270,6 @@ def over_particles(fn: Callable[[State, Any], Any], mesh: Mesh) -> Callable[[Sta
         )(state, shared)
 
     return mapped
-
-
-def compile_predict(inference: Inference, mesh: Mesh) -> Callable[[State, jax.Array], Latent]:
-    """The prediction, with the latents [P M, B, K] of all particles."""
-    return on_mesh(inference.predict, mesh)
 
 
 def host(tree: Any) -> Any:

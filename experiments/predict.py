@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +49,7 @@ class Predictor:
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.shape, self.task = experiment.source.shape, experiment.source.task
         self._put = execution.put_batch(experiment.mesh)
-        latents = execution.compile_predict(experiment.inference, experiment.mesh)
+        latents = execution.on_mesh(experiment.inference.predict, experiment.mesh)
         likelihood = experiment.model.likelihood
 
         def predict(state: State, x: jax.Array) -> dict[str, jax.Array]:
@@ -65,6 +65,11 @@ class Predictor:
             log_p = likelihood.log_probs(latent, jax.random.key(0))
             return dict(log_p=log_p, mean=latent.mean, **known)
 
+        def features(particle: Any, x: jax.Array) -> jax.Array:
+            params, collections, key = particle
+            return experiment.model.features(params, collections, x, key)
+
+        self._features = self._of_particles(features)
         self._predict = jax.jit(predict)
         self._compiled = False
         self._memory: dict[str, Predictions] = {}
@@ -74,9 +79,9 @@ class Predictor:
         memo = json.dumps(spec, sort_keys=True, default=str) if isinstance(spec, Mapping) else None
         if memo in self._memory:
             return self._memory[memo]
-        source = load(spec) if isinstance(spec, Mapping) else spec
+        source = self._source(spec)
         parts, labels, seconds = [], [], 0.0
-        for y, x in self._batches(source):
+        for x, y in self._batches(source):
             if not self._compiled:
                 jax.block_until_ready(self._predict(self.state, x))
                 self._compiled = True
@@ -102,43 +107,67 @@ class Predictor:
         return result
 
     def sown(
-        self, source: Source, collection: str
+        self, spec: Mapping[str, Any] | Source, collection: str
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """What layers keep in a Flax collection as they predict a source, one batch at a time.
 
         Args:
-          source: of examples.
+          spec: of a data set, or a source.
           collection: its name; it is mutable then, and may not be one that predictions need.
 
         Yields:
           The labels of a batch, and path -> array [P S, ...] on the host. A last batch is filled up
           with copies of its last example, so that its arrays have more rows than labels.
         """
-        forward, config = self.experiment.model.forward, self.experiment.config
-        over = executors.mapping(config["inference"].get("executor", "auto"))
+        forward = self.experiment.model.forward
 
-        def one(particle: Any, x: jax.Array) -> Any:
+        def kept(particle: Any, x: jax.Array) -> Any:
             params, collections, key = particle
             found = forward(params, collections, x, key, train=False, mutable=(collection,))[1]
             return found.get(collection, {})
 
-        run = jax.jit(execution.on_mesh(lambda state, x: over(one)(members.predicting(state), x),
-                                        self.experiment.mesh))  # fmt: skip
-        for y, x in self._batches(source):
+        run = self._of_particles(kept)
+        for x, y in self._batches(self._source(spec)):
             found = execution.host(run(self.state, x))
             yield y, dict(zip(rules.paths(found), jax.tree.leaves(found), strict=True))
 
-    def _batches(self, source: Source) -> Iterator[tuple[np.ndarray, jax.Array]]:
-        """Labels of the examples of a batch, and inputs, filled up, on the devices."""
+    def features(self, spec: Mapping[str, Any] | Source) -> tuple[np.ndarray, np.ndarray]:
+        """Features of a whole source, members' and particles' side by side, and its labels.
+
+        Returns:
+          phi: [B, P M D] float32; members that share features have them once.
+          y: [B].
+        """
+        phi, labels = [], []
+        for x, y in self._batches(self._source(spec)):
+            out = execution.host(self._features(self.state, x))[:, :, : len(y)]  # [P S, M, B, D]
+            phi.append(np.moveaxis(out, 2, 0).reshape(len(y), -1))
+            labels.append(y)
+        return np.concatenate(phi), np.concatenate(labels)
+
+    def _of_particles(self, fn: Callable[[Any, jax.Array], Any]) -> Callable:
+        """(state, x) -> fn(particle, x) of all that predict, [P S, ...]; see `predicting`."""
+        over = executors.mapping(self.experiment.config["inference"].get("executor", "auto"))
+        mesh = self.experiment.mesh
+        return jax.jit(
+            execution.on_mesh(lambda state, x: over(fn)(members.predicting(state), x), mesh)
+        )
+
+    def _source(self, spec: Mapping[str, Any] | Source) -> Source:
+        source = load(spec) if isinstance(spec, Mapping) else spec
         if tuple(source.shape) != tuple(self.shape):
             raise ConfigError(
                 f"{source.name}: inputs of shape {tuple(source.shape)}, but the model was trained "
                 f"on {tuple(self.shape)}"
             )
+        return source
+
+    def _batches(self, source: Source) -> Iterator[tuple[jax.Array, np.ndarray]]:
+        """Inputs on the mesh, a last batch filled up, and the labels of those that count."""
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         for batch in epoch(source, self.batch_size, **share):
             known = execution.host({"y": batch["y"], "mask": batch["mask"]})
-            yield known["y"][: int(np.sum(known["mask"]))], self._put({"x": batch["x"]})["x"]
+            yield self._put({"x": batch["x"]})["x"], known["y"][: int(np.sum(known["mask"]))]
 
     def _finite_members(self, arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
         bad = np.isnan(arrays.get("log_p", arrays["mean"])).any(axis=(1, 2))

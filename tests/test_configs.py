@@ -47,6 +47,14 @@ RUNS = [  # file and its options, runlocal apart
     pytest.param("digits/lenet5.py", "ensemble=packed", marks=SLOW),
     pytest.param("digits/lenet5.py", "ensemble=rank1", marks=SLOW),
     pytest.param("digits/lenet5.py", "masks=3", marks=SLOW),
+    ("digits/vit.py", "method=e3"),
+    *(
+        pytest.param("digits/vit.py", f"method={method}", marks=SLOW)
+        for method in ("only_tiling", "only_partitioning", "mimo")
+    ),
+    pytest.param("small_images/vit.py", "method=vmoe,size=2", marks=SLOW),
+    pytest.param("small_images/vit.py", "method=batch_ensemble", marks=SLOW),
+    pytest.param("small_images/vit.py", "method=mc_dropout", marks=SLOW),
     pytest.param("small_images/lenet5.py", "dataset=mnist,size=10", marks=SLOW),
     pytest.param("small_images/lenet5.py", "padding=VALID", marks=SLOW),
     pytest.param("small_images/noisy_fashion_mnist.py", "method=sngp,masks=3", marks=SLOW),

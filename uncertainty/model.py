@@ -24,6 +24,7 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       A Model. `forward` updates all collections in training, and otherwise only those named in
       `mutable`, which it may add (`uncertainty/stages`): a layer tells by
       `is_mutable_collection`. The latents are float32 whatever the network computes in.
+      `features` are what its module `backbone` returns.
     """
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Params, Collections]:
@@ -53,7 +54,23 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         auxiliary = sum(map(jnp.mean, losses), start=jnp.zeros(()))
         return latent, {**collections, **changed}, auxiliary
 
-    return Model(init=init, forward=forward, likelihood=likelihood)
+    def features(
+        params: Params, collections: Collections, x: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        _, captured = network.apply(
+            {"params": params, **collections},
+            x,
+            train=False,
+            rngs=_rngs(key, *_STREAMS),
+            capture_intermediates=lambda module, method: (
+                module.path == ("backbone",) and method == "__call__"
+            ),
+            mutable=["intermediates"],
+        )
+        (phi,) = captured["intermediates"]["backbone"]["__call__"]
+        return phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)  # packed: [M, 1, B, D]
+
+    return Model(init=init, forward=forward, likelihood=likelihood, features=features)
 
 
 def _rngs(key: jax.Array, *streams: str) -> dict[str, jax.Array]:

@@ -54,6 +54,8 @@ class Model(NamedTuple):
     # params, collections, x, key, *, train, mutable=() -> latent, collections, auxiliary loss []
     forward: Callable[..., tuple[Latent, Collections, jax.Array]]
     likelihood: Likelihood
+    # params, collections, x, key -> phi [M, B, D] at prediction, or [1, B, D] if members share it
+    features: Callable[..., jax.Array] | None = None
 
 
 @flax.struct.dataclass

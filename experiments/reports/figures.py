@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.reports import curves, maps, plots, posteriors, regression, routing
+from experiments.reports import costs, curves, maps, plots, posteriors, regression, routing
 from experiments.reports.runs import Run
 from experiments.reports.study import Study
 from experiments.reports.style import looks
@@ -49,6 +49,15 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
         if any(row.published for row in study.rows):
             caption += " Hollow diamonds are published values."
         yield Entry("Comparison", "comparison", curves.comparison(study, style), caption)
+    if costs.costed(study):
+        yield Entry(
+            "Comparison",
+            "cost",
+            costs.quality_against_cost(study, costs.costed(study)),
+            "NLL against floating point operations: what is further left is cheaper, what is lower "
+            "is better. Mean over seeds; bars are standard errors. Compare what stands above one "
+            "another.",
+        )
     yield from _classification(groups, style)
     yield from _posteriors(groups, seed)
     yield from _maps(groups, seed)

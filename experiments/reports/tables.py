@@ -50,7 +50,7 @@ def human(name: str, value: float) -> tuple[str, str]:
             if value >= 2 * size:
                 return f"{value / size:.1f}", unit
         return f"{value:.3g}", "s"
-    if "parameters" in words:
+    if words & {"parameters", "flops"}:
         for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
             if value >= size:
                 return f"{value / size:.2f}", unit

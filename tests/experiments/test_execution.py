@@ -66,7 +66,7 @@ def test_devices_do_not_change_training(mesh, executor):
     assert len(leaf.sharding.device_set) == experiment.mesh.size
 
     x = execution.put_batch(experiment.mesh)({"x": np.ones((16, 8, 8, 1), np.float32)})["x"]
-    predict = jax.jit(execution.compile_predict(experiment.inference, experiment.mesh))
+    predict = jax.jit(execution.on_mesh(experiment.inference.predict, experiment.mesh))
     one = setup(small(dict(data=1)))
     np.testing.assert_allclose(
         predict(state, x).mean, one.inference.predict(expected, np.asarray(x)).mean,

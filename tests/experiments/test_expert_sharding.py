@@ -94,7 +94,7 @@ def test_devices_do_not_change_the_training_of_experts(ensemble, mesh, tmp_path)
     assert momentum and momentum[0].sharding.spec == kernel.sharding.spec
 
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype("float32")
-    predict = jax.jit(execution.compile_predict(experiment.inference, experiment.mesh))
+    predict = jax.jit(execution.on_mesh(experiment.inference.predict, experiment.mesh))
     placed = execution.put_batch(experiment.mesh)({"x": x})["x"]
     program = predict.lower(state, placed).compile()
     assert program.as_text().count(" all-to-all(") >= 2

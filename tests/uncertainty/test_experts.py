@@ -261,3 +261,35 @@ def test_members_follow_their_blocks():
     alone = predict("single", with_experts(params, half), num_experts=E // 2)
     np.testing.assert_allclose(alone[0], equal[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(alone[0], u[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dispatch", ["sort", "einsum"])
+def test_only_tiling_is_v_moe_with_each_of_the_routers(dispatch):
+    params, x = variables(2), normal(1, 4, T, D)
+    params["router"] = dict(kernel=normal(D, 2, E, seed=1))
+    router = functools.partial(TopK, k=2, capacity_factor=0.7, multiple_of=1)
+    tiled, counts = apply(MoE(E, FFN, router, 2, dispatch, partition=False), params, x)
+    assert counts["load"].shape == (2, E)
+    for m in range(2):
+        own = params | dict(router=dict(kernel=params["router"]["kernel"][:, m : m + 1]))
+        slots = int(np.ceil(4 * T * 2 * 0.7 / E))
+        expected, _, _ = loop(own, x, 1, 2, slots, 4, False)
+        np.testing.assert_allclose(tiled[m], expected[0], rtol=1e-4, atol=1e-5)
+    again, _ = apply(MoE(E, FFN, router, 2, dispatch, partition=False), params, tiled)
+    assert again.shape == (2, 4, T, D)  # and so does a layer that finds members
+
+
+def test_only_partitioning_adds_up_the_blocks():
+    params, x = variables(2), normal(1, 4, T, D)
+    router = functools.partial(TopK, capacity_factor=0.7, multiple_of=1)
+    y, _ = apply(MoE(E, FFN, router, 2, tile=False), params, x)
+    slots = int(np.ceil(4 * T * 0.7 / (E // 2)))
+    expected, _, _ = loop(params, x, 2, 1, slots, 4, False)
+    np.testing.assert_allclose(y, expected.sum(0, keepdims=True), rtol=1e-4, atol=1e-5)
+
+
+def test_halves_that_are_nothing_are_refused():
+    with pytest.raises(ValueError, match="partition, tile"):
+        MoE(E, FFN, members=2, partition=False, tile=False)
+    with pytest.raises(ValueError, match="made 2 already"):
+        apply(MoE(E, FFN, members=2, tile=False), variables(2), normal(2, 4, T, D))

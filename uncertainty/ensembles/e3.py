@@ -7,7 +7,9 @@ import flax.linen as nn
 from uncertainty.ensembles.single import Single
 
 
-def e3(backbone: nn.Module, head: nn.Module, size: int) -> nn.Module:
+def e3(
+    backbone: nn.Module, head: nn.Module, size: int, partition: bool = True, tile: bool = True
+) -> nn.Module:
     """`size` members, each with its own routers and a share of the experts of `backbone.experts`.
 
     Source: "Sparse MoEs meet efficient ensembles" (first called partitioned batch ensembles).
@@ -15,6 +17,11 @@ def e3(backbone: nn.Module, head: nn.Module, size: int) -> nn.Module:
     mixture of experts is computed once. Trained on the mean of the members' losses; predictions
     average their probabilities. A V-MoE's parameters become these by a reshape of the router's
     kernels, [D, 1, E] to [D, M, E / M].
+
+    Args:
+      size: M.
+      partition, tile: False for the ablations "only tiling" and "only partitioning"; see
+        `layers/experts.py`. Without `tile` there is one prediction.
 
     Raises:
       ValueError: `size` below 1, or a backbone without experts or whose experts have members
@@ -27,4 +34,5 @@ def e3(backbone: nn.Module, head: nn.Module, size: int) -> nn.Module:
                          " vit.ViT has a field `experts`")  # fmt: skip
     if "members" in getattr(backbone.experts, "keywords", {}):
         raise ValueError("backbone.experts.members: e3 sets them; give its `size` instead")
-    return Single(backbone.clone(experts=functools.partial(backbone.experts, members=size)), head)
+    experts = functools.partial(backbone.experts, members=size, partition=partition, tile=tile)
+    return Single(backbone.clone(experts=experts), head)

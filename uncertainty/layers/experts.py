@@ -27,11 +27,16 @@ class MoE(nn.Module):
     of the router's kernel, [D, M, E / M] in place of [D, 1, E]. `members=1` is V-MoE, for
     each of the members that x may have already.
 
+    Two halves of E3 serve to find out what its gain comes from. Without `partition` the M routers
+    choose among all E experts, and members differ by that alone ("only tiling"). Without `tile` no
+    members are made: what the M blocks, each with its router, make of x is added up ("only
+    partitioning").
+
     Differences from the papers: capacities are those of groups of one member's tokens, which are
     equal to the papers'; experts start from different weights if `split_rngs`.
 
-    Where the collection `routes` is mutable, its `per_example` [M, B, E / M] tells which share of
-    an example's tokens each expert works on.
+    Where the collection `routes` is mutable, its `per_example` [M, B, E / M] (without `partition`
+    [M, B, E]) tells which share of an example's tokens each expert works on.
 
     Attributes:
       num_experts: E, of all members together.
@@ -42,11 +47,14 @@ class MoE(nn.Module):
       dropout: rate within experts, in place of that of `feed_forward`.
       split_rngs: whether experts start from weights of their own. The papers start them equal,
         and then it is routers alone that experts, and members, differ by.
+      partition: whether each member has experts to itself.
+      tile: whether each member goes on by itself.
 
     Raises:
       ValueError: experts or members below 1, members that do not divide the experts or that x has
-        already, an unknown dispatch, groups that do not divide the batch, or a mesh axis 'expert'
-        (`layers/exchange.py`) that does not divide experts or, in training, groups.
+        already, neither `partition` nor `tile`, an unknown dispatch, groups that do not divide the
+        batch, or a mesh axis 'expert' (`layers/exchange.py`) that does not divide experts or, in
+        training, groups.
     """
 
     num_experts: int
@@ -56,6 +64,8 @@ class MoE(nn.Module):
     dispatch: str = "sort"
     dropout: float | None = None
     split_rngs: bool = False
+    partition: bool = True
+    tile: bool = True
 
     def __post_init__(self):
         for field in ("num_experts", "members"):
@@ -65,6 +75,8 @@ class MoE(nn.Module):
             raise ValueError(
                 f"num_experts: {self.num_experts} is not divisible by {self.members} members"
             )
+        if not (self.partition or self.tile):
+            raise ValueError("partition, tile: False, False; without both there are no members")
         if self.dispatch not in METHODS:
             raise ValueError(f"dispatch: {self.dispatch!r}; allowed 'sort', 'einsum'")
         super().__post_init__()
@@ -73,12 +85,13 @@ class MoE(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         A, B, T, D = x.shape
         M, E = self.members, self.num_experts
-        if M > 1 and A not in (1, M):
+        blocks = M if self.partition else 1
+        if (M > 1 and A not in (1, M)) or (A > 1 and not self.tile):
             raise ValueError(
                 f"members: {M} of the experts, but the network has made {A} already; members are "
                 "made in one place"
             )
-        router = self.router(num_experts=E // M, members=M, name="router")
+        router = self.router(num_experts=E // blocks, members=M, name="router")
         size = min(router.group_size or B, B)
         if B % size:
             raise ValueError(f"group_size: {size} does not divide a batch of {B}")
@@ -91,10 +104,11 @@ class MoE(nn.Module):
             self.sow(
                 "routes", "per_example", each, init_fn=lambda: None, reduce_fn=lambda _, new: new
             )
-        own = exchange.to_experts(x, routes, M, self.dispatch, axes)  # [E, N, G C, D]
+        own = exchange.to_experts(x, routes, blocks, self.dispatch, axes)  # [E, N, G C, D]
         y = self._work(own, train)
-        y = exchange.from_experts(y, routes, M, self.dispatch, axes, size * T)
-        return y.reshape(-1, B, T, D)
+        y = exchange.from_experts(y, routes, blocks, self.dispatch, axes, size * T)
+        y = y.reshape(-1, B, T, D)
+        return y if self.tile else y.sum(0, keepdims=True)
 
     def _work(self, x: jax.Array, train: bool) -> jax.Array:
         """Each expert on its own tokens."""

@@ -1,0 +1,91 @@
+"""What a few labelled examples of other data make of a model's features: a linear probe."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from uncertainty.build import nearest
+from uncertainty.metrics.few_shot import L2, best_l2, draw_shots, probe
+
+
+def few_shot(
+    predict: Any,
+    sets: Mapping[str, Mapping[str, Any]],
+    shots: Sequence[int] = (1, 5, 10, 25),
+    draws: int = 5,
+    choose: str = "held_out",
+    held_out: int = 1_000,
+    seed: int = 0,
+) -> Iterator[tuple[str, Any]]:
+    """Errors of ridge regression from features to classes, with `shots` examples of each class.
+
+    Features are those of the backbone at prediction, with those of members and particles side by
+    side (members that share them have them once); the probe is `uncertainty/metrics/few_shot.py`.
+
+    One l2 of 2^-10, ..., 2^19 is chosen for each number of shots: the one with the best mean rank
+    over all sets and draws. The published protocol ranks by the accuracy on the test sets
+    themselves, which with one set is no test any more; by default examples of the train split are
+    ranked by that no probe of that draw sees.
+
+    Yields `few_shot/<set>/<n>_shot_error`, means over draws; `few_shot/<n>_shot_error`, over sets
+    too; `few_shot/error`, over all; and the chosen `few_shot/<n>_shot_log2_l2`.
+
+    Args:
+      predict: `predict.Predictor`.
+      sets: name -> dict(train=spec, test=spec) of labelled images of the shape of the training
+        data, of any classes.
+      shots: examples of each class.
+      draws: of these examples, at random; errors are their means.
+      choose: 'held_out', or 'test' for the published protocol.
+      held_out: at most so many examples choose l2.
+      seed: of the draws.
+
+    Raises:
+      ValueError: numbers below 1, another `choose`, a set that is not of that form or has fewer
+        examples than that.
+    """
+    _check(sets, shots, draws, choose, held_out)
+    chosen, tested = ({n: {} for n in shots} for _ in range(2))  # shots -> (set, draw) -> [L]
+    for name, spec in sets.items():
+        x, y = predict.features(spec["train"])
+        x_test, y_test = predict.features(spec["test"])
+        for draw in range(draws):
+            rng = np.random.default_rng([seed, draw])
+            try:
+                examples = draw_shots(y, max(shots), rng)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            rest = rng.permutation(np.setdiff1d(np.arange(len(y)), examples))[:held_out]
+            if choose == "held_out" and not len(rest):
+                raise ValueError(f"{name}: no example is left to choose l2 by; choose='test'")
+            for n in shots:
+                seen = examples[:, :n].ravel()
+                apart, test = probe(x[seen], y[seen], len(examples), [x[rest], x_test])
+                tested[n][name, draw] = (test == y_test).mean(1)
+                apart = (apart == y[rest]).mean(1) if choose == "held_out" else None
+                chosen[n][name, draw] = tested[n][name, draw] if apart is None else apart
+    errors = {}
+    for n in shots:
+        i = best_l2(chosen[n])
+        yield f"few_shot/{n}_shot_log2_l2", float(np.log2(L2[i]))
+        for name in sets:
+            errors[n, name] = 1 - float(np.mean([tested[n][name, d][i] for d in range(draws)]))
+            yield f"few_shot/{name}/{n}_shot_error", errors[n, name]
+        yield f"few_shot/{n}_shot_error", float(np.mean([errors[n, name] for name in sets]))
+    yield "few_shot/error", float(np.mean(list(errors.values())))
+
+
+few_shot.task = "classification"
+
+
+def _check(
+    sets: Mapping[str, Any], shots: Sequence[int], draws: int, choose: str, held_out: int
+) -> None:
+    if choose not in ("held_out", "test"):
+        raise ValueError(f"choose: {choose!r}; {nearest(str(choose), ('held_out', 'test'))}")
+    if not sets or not all(set(spec) == {"train", "test"} for spec in sets.values()):
+        raise ValueError(f"sets: {dict(sets)}; name -> dict(train=..., test=...)")
+    for field, value in dict(shots=min(shots, default=0), draws=draws, held_out=held_out).items():
+        if value < 1:
+            raise ValueError(f"{field}: {value}; at least 1")

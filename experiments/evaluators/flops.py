@@ -1,0 +1,67 @@
+"""Floating point operations of a training step and of a prediction, from compiled programs."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from uncertainty import build
+from uncertainty.types import State
+
+
+def flops(predict: Any) -> Iterator[tuple[str, Any]]:
+    """`cost/train_flops_per_example`, `cost/predict_flops_per_example`: as XLA counts, of all P M.
+
+    A product of [A, B] and [B, C] counts 2 A B C, and whatever is computed for each element counts
+    too; exp, tanh and their like do not. Training has the backward pass and the optimiser; what a
+    stage after training costs is not in it. Batches are those of the config: with experts it is
+    slots that are computed, not the tokens that fill them.
+
+    XLA counts the body of a loop once, and nothing in calls of libraries. So it is one particle's
+    program for CPU that is compiled for this, without microbatches, times P; particles that
+    interact are mapped all at once. What remains uncounted are factorisations (Cholesky,
+    eigenvalues), sorts, and loops within a layer.
+
+    Args:
+      predict: `predict.Predictor`.
+    """
+    experiment = predict.experiment
+    config, source = experiment.config, experiment.source
+    plain = dict(config["inference"], executor="vmap", accumulate=1)
+    inference = build.inference(
+        {**config, "inference": plain}, experiment.model, num_examples=max(len(source), 1)
+    )
+    count = counted_once if inference.separable else counted
+    x = jax.ShapeDtypeStruct((config["batch_size"], *source.shape), "float32")
+    discrete = source.task == "classification"
+    y = jax.ShapeDtypeStruct(x.shape[:1] if discrete else (x.shape[0], source.outputs),
+                             "int32" if discrete else "float32")  # fmt: skip
+    batch = {"x": x, "y": y} | ({"context": x} if config["data"].get("context") else {})
+    total = count(inference.update, experiment.shapes, batch)
+    yield "cost/train_flops_per_example", total / x.shape[0]
+    x = jax.ShapeDtypeStruct((config["evaluation"]["batch_size"], *source.shape), "float32")
+    total = counted_once(inference.predict, experiment.final_shapes, x)
+    yield "cost/predict_flops_per_example", total / x.shape[0]
+
+
+flops.task = None
+
+
+# Half the time to compile; what is counted is the program before these steps.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def counted(fn: Callable[[State, Any], Any], state: State, batch: Any) -> float:
+    """Operations of fn(state, batch), given their shapes."""
+    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)  # no sharding
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        program = jax.jit(fn).lower(state, batch).compile(QUICK)
+        return float(program.cost_analysis()["flops"])
+
+
+def counted_once(fn: Callable[[State, Any], Any], state: State, batch: Any) -> float:
+    """P times the operations for one particle."""
+    one = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), state.replace(step=None)
+    )
+    return state.key.shape[0] * counted(fn, one.replace(step=state.step), batch)

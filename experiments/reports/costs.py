@@ -1,0 +1,53 @@
+"""Quality against cost: a point for every row of a study."""
+
+import itertools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from experiments.reports.study import Study, summarise, values_of
+from experiments.reports.style import MARKERS, PALETTE, panels, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLOPS = {  # key -> what stands on the axis
+    "cost/predict_flops_per_example": "FLOPs of a prediction",
+    "cost/train_flops_per_example": "FLOPs of a training step, per example",
+}
+QUALITY = "classification/nll"
+
+
+def costed(study: Study, quality: str = QUALITY) -> dict[str, str]:
+    """Those of FLOPS that at least two rows have, together with `quality`."""
+    known = [row for row in study.rows if values_of(row, quality)]
+    return {k: v for k, v in FLOPS.items() if sum(bool(values_of(r, k)) for r in known) > 1}
+
+
+@styled
+def quality_against_cost(
+    study: Study, costs: Mapping[str, str], quality: str = QUALITY, title: str = "NLL (nats)"
+) -> "Figure":
+    """Means of `quality` with standard errors against each cost (logarithmic).
+
+    Args:
+      study: its rows' `results` have both.
+      costs: key -> what stands on the axis.
+      quality: a key.
+      title: what stands on the vertical axis.
+    """
+    figure, axes = panels(1, len(costs), 3.6, 3.4, sharey=True)
+    # Each colour and marker once, where the looks of curves differ by their lines.
+    shapes = [(c, m) for m, c in itertools.product(MARKERS, PALETTE)]
+    for ax, (key, name) in zip(axes[0], costs.items(), strict=True):
+        for row, (color, marker) in zip(study.rows, itertools.cycle(shapes), strict=False):
+            cost, y = (summarise(values_of(row, k)) for k in (key, quality))
+            if cost and y:
+                ax.errorbar(
+                    cost.mean, y.mean, y.error or 0.0, label=row.label, color=color, marker=marker,
+                    linestyle="none", elinewidth=0.9,
+                )  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_xlabel(name)
+    axes[0, 0].set_ylabel(title)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    return figure

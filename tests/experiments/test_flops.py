@@ -1,0 +1,84 @@
+"""Counted operations against counts by hand: the products, and a little for each element."""
+
+import types
+
+import pytest
+
+from configs.base import base
+from experiments import config as config_lib
+from experiments.evaluators.flops import flops
+from experiments.setup import setup
+
+B, T, D, H, K, DEPTH = 20, 16, 32, 64, 8, 2
+EMBEDDING = 2 * 4 * D * T  # patches of 2 x 2
+ATTENTION = 8 * D * D * T + 4 * T * T * D
+FEED_FORWARD = 4 * D * H * T
+HEAD = 2 * D * K
+DENSE = EMBEDDING + DEPTH * (ATTENTION + FEED_FORWARD) + HEAD
+
+
+def counted(**sections):
+    config = base()
+    config.data.train = dict(name="digits", split="train[:100]", classes=tuple(range(K)))
+    config.batch_size = config.evaluation.batch_size = B
+    config.backbone = dict(name="vit.ViT", variant="tiny", patch_size=2, pooling="gap")
+    config.head.outputs = K
+    config.mesh = dict(data=1)
+    for name, fields in sections.items():
+        config[name].update(fields)
+    experiment = setup(config_lib.plain(config))
+    found = dict(flops(types.SimpleNamespace(experiment=experiment)))
+    return [found[f"cost/{name}_flops_per_example"] for name in ("train", "predict")]
+
+
+@pytest.fixture(scope="module")
+def single():
+    return counted()
+
+
+# Norms, softmax, GELU and sums cost some tenths beside products of this width.
+ELEMENTS = 1.15
+
+
+def test_a_vit_costs_its_products(single):
+    train, predict = single
+    assert DENSE < predict < ELEMENTS * DENSE
+    # The backward pass has two products for each, but none for the gradient of the images.
+    products = 3 * DENSE - EMBEDDING
+    assert products < train < ELEMENTS * products
+
+
+@pytest.mark.slow
+def test_experts_cost_their_slots():
+    experts = dict(name="experts.MoE", num_experts=8,
+                   router=dict(name="routers.TopK", capacity_factor=1.5))  # fmt: skip
+    fields = dict(experts=experts, expert_blocks=(1,))
+    slots = 2 * 4 * (B * T * 1.5 / 4)  # of M members with 4 experts each
+    assert slots == 3 * B * T
+    layer = 4 * D * H * slots / B + 2 * D * 8 * T  # with the routers
+    train, predict = counted(backbone=fields, ensemble=dict(name="e3", size=2))
+    products = DENSE - FEED_FORWARD + layer + HEAD
+    assert products < predict < ELEMENTS * products
+    assert 3 * products - EMBEDDING < train < ELEMENTS * (3 * products - EMBEDDING)
+
+
+@pytest.mark.slow  # compiles three more steps
+def test_loops_over_particles_and_parts_are_counted(single):
+    """A loop's body is counted once by XLA: neither the executor nor `accumulate` may matter."""
+    for executor in ("scan", "unroll"):
+        fields = dict(size=3, executor=executor, accumulate=2)
+        assert counted(inference=fields) == pytest.approx([3 * n for n in single])
+    svgd = dict(size=3, executor="scan", direction=dict(name="svgd", kernel=dict(name="linear")))
+    train, predict = counted(inference=svgd | dict(prior=dict(name="gaussian", scale=1.0)))
+    assert predict == pytest.approx(3 * single[1])
+    # What particles do to one another, for each of 25,000 parameters and not for each example.
+    assert 3 * single[0] < train < 3.3 * single[0]
+
+
+@pytest.mark.slow
+def test_members_that_share_a_trunk_cost_less_than_networks(single):
+    where = "block01/feed_forward"
+    train, predict = counted(ensemble=dict(name="batch_ensemble", size=2, where=where))
+    products = DENSE + FEED_FORWARD + HEAD
+    assert products < predict < ELEMENTS * products
+    assert train < 2 * single[0]
