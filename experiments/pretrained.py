@@ -7,8 +7,8 @@
         keep=("head/",),  # stays as it is initialised, different in each particle
     )
 
-Buckets are read through fsspec, which needs a package of theirs: gcsfs for gs://, s3fs for s3://.
-Only a run that begins reads the file; one that goes on, and evaluation, do without.
+Buckets are read through fsspec, which needs a package of theirs (gcsfs for gs://, s3fs for s3://),
+or through TensorFlow where it is installed. Only a run that begins reads the file; one that goes on, and evaluation, do without.
 """
 
 import logging
