@@ -16,6 +16,7 @@ setup(
     install_requires=[
         "absl-py",
         "clu>=0.0.12",
+        "etils[epath]",
         "flax>=0.12",
         "jax>=0.10",
         "matplotlib",
@@ -35,6 +36,8 @@ setup(
     extras_require={
         # Preparing a tfds set, and writing TensorBoard files, need TensorFlow.
         "tensorflow": ["tensorflow", "tensorboard"],
+        # Checkpoints in gs:// buckets, where there is no TensorFlow.
+        "gcs": ["gcsfs"],
         # Reading the R files of `experiments.data.prepare_uci`.
         "uci": ["rdata"],
         # `experiments.reference`, and the reference row of `experiments.sampling`.

@@ -1,14 +1,15 @@
 """Initial parameters from a file: what a config's `pretrained` stands for.
 
     config.pretrained = dict(
-        path="gs://vit_models/augreg/...npz",  # or a local file
-        layout="vit",
+        path="gs://BUCKET/FILE.npz",  # or a local one
+        layout="vit",  # one of uncertainty/layouts.py
         rules=(("pre_logits/.*", None),),  # before the layout's own; see uncertainty/pretrained.py
         keep=("head/",),  # stays as it is initialised, different in each particle
     )
 
-Buckets are read through fsspec, which needs a package of theirs: gcsfs for gs://, s3fs for s3://.
-Only a run that begins reads the file; one that goes on, and evaluation, do without.
+Buckets are read through fsspec, which needs a package of theirs (gcsfs for gs://, s3fs for s3://),
+or through TensorFlow where it is installed. Only a run that begins reads the file; one that goes
+on, and evaluation, do without.
 """
 
 import logging

@@ -15,7 +15,7 @@ have a hidden layer (tanh) between features and head, which is dropped here; pro
 are float32, there bfloat16; the head's bias starts at 0, there at -10, which softmax does not see.
 
 Hardware and time there: a TPUv3-8, 10 minutes. Ours: not measured. The bucket needs `pip install
-gcsfs`; a copy on disk: --config.pretrained.path=DIR/eee_s32_last2_ilsvrc2012.
+'.[gcs]'`; a copy on disk: --config.pretrained.path=DIR/eee_s32_last2_ilsvrc2012.
 Command: python -m experiments.train --config configs/cifar/vmoe.py:model=e3-S/32,dataset=cifar100 \
     --workdir runs/e3
 """

@@ -206,6 +206,7 @@ def test_a_run_that_goes_on_does_not_need_the_file(trained, tmp_path):
         train.train(whole, tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_becomes_a_batch_ensemble(tmp_path):
     """Batch statistics come too; members differ by fast weights, and with ones they are the run."""
     resnet = dict(name="resnet.ResNet", depth=8, width=4)
