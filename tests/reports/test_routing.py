@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.reports import routing
+from experiments.reports.figures import figures
+from experiments.reports.runs import Run, study_of
 
 RNG = np.random.default_rng(0)
 
@@ -49,6 +51,17 @@ def test_members_stand_side_by_side_in_percent():
     assert panels[0].images[0].get_clim()[0] == 0
     assert [label.get_text() for label in panels[0].get_xticklabels()] == list("01230123")
     assert np.asarray(panels[2].images[0].get_array()).shape == (5, 96)  # 12 members have room
+
+
+def test_the_report_has_it_where_runs_have_experts():
+    metrics = {"classification/accuracy": 0.5, "routing/block01/mutual_information": 0.5}
+    runs = {label: [Run(label, {"seed": 0}, metrics, made)]
+            for label, made in (("E3", scores()), ("ViT", {}))}  # fmt: skip
+    study = study_of([run for of in runs.values() for run in of], "Summary")
+    entries = {entry.name: entry for entry in figures(runs, study)}
+    panels = [ax for ax in entries["routing"].figure.axes if ax.get_title()]
+    assert len(panels) == 2 and panels[0].get_ylabel() == "E3\nclass"
+    assert "routing" not in {entry.name for entry in figures({"ViT": runs["ViT"]}, study)}
 
 
 def test_nothing_to_plot_says_so():
