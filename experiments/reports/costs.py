@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOPS = {  # key -> what stands on the axis
-    "cost/predict_flops_per_example": "FLOPs of a prediction",
-    "cost/train_flops_per_example": "FLOPs of a training step, per example",
+    "cost/predict_flops_per_example": "prediction, FLOPs per example",
+    "cost/train_flops_per_example": "training, FLOPs per example",
 }
 QUALITY = "classification/nll"
 
@@ -35,7 +35,9 @@ def quality_against_cost(
       quality: a key.
       title: what stands on the vertical axis.
     """
-    figure, axes = panels(1, len(costs), 3.6, 3.4, sharey=True)
+    from matplotlib import ticker
+
+    figure, axes = panels(1, len(costs), 4.2, 3.8, sharey=True)
     # Each colour and marker once, where the looks of curves differ by their lines.
     shapes = [(c, m) for m, c in itertools.product(MARKERS, PALETTE)]
     for ax, (key, name) in zip(axes[0], costs.items(), strict=True):
@@ -47,6 +49,10 @@ def quality_against_cost(
                     linestyle="none", elinewidth=0.9,
                 )  # fmt: skip
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        ax.xaxis.set_major_formatter(ticker.EngFormatter())
+        ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+        ax.margins(x=0.1)
         ax.set_xlabel(name)
     axes[0, 0].set_ylabel(title)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
