@@ -6,7 +6,8 @@
   transformers   ViTForImageClassification of the transformers library
 
 Biases are tiled over members, which is what BatchEnsemble needs; routers are reshaped, which makes
-an E3 of a V-MoE. Hidden layers between features and head (`pre_logits`) have no place in `vit.ViT`.
+an E3 of a V-MoE. A hidden layer between features and head (`pre_logits`) asks for
+`vit.ViT(representation=...)`.
 """
 
 from collections.abc import Sequence

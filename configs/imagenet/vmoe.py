@@ -7,15 +7,14 @@ For E3 from scratch (`members=2`: K=1, M=2) a checkpoint is released, and no acc
 Settings (same source, and configs/vmoe_paper/common.py): 300 epochs of 99 % of the training
 images, batches of 8,192, Adam at 3e-3, warm-up of 10,000 steps, linear to 1e-5, gradients clipped
 at norm 1, decay of kernels by 0.1 times the rate, sigmoid, mixup 0.2, RandAugment of 2 operations
-of magnitude 10, width 512, 8 blocks, class token, experts in the blocks 5 and 7, dropout of 0.2
-within experts, which start equal; capacity factor 1.05 in training and 4 after, routed in groups
-of 8 images; head from zero, its bias from -log 1000.
+of magnitude 10, width 512, 8 blocks, class token, a hidden layer (tanh) before the head, experts in
+the blocks 5 and 7, dropout of 0.2 within experts, which start equal; capacity factor 1.05 in
+training and 4 after, routed in groups of 8 images; head from zero, its bias from -log 1000.
 
 Differences from the source: random windows of the padded centre crop, not Inception crops, which
 costs accuracy; 14 RandAugment operations, not its 16, whose magnitude 10 is of 10 (here 30 of 30,
-which rotates as far); mixup weights for each example, not for each device's batch; no hidden layer
-(tanh) between features and head; all but the router and the head is bfloat16, there the products
-with routing weights.
+which rotates as far); mixup weights for each example, not for each device's batch; all but the
+router and the head is bfloat16, there the products with routing weights.
 
 Hardware and time: not measured. On fewer devices: --config.inference.accumulate=8.
 Command: python -m experiments.train --config configs/imagenet/vmoe.py --workdir runs/vmoe
@@ -59,6 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         depth=8,
         num_heads=8,
         mlp_dim=2048,
+        representation=512,
         experts=dict(name="experts.MoE", num_experts=8, router=router, dropout=0.2),
         expert_blocks="last 2",
         dtype="bfloat16",
@@ -96,6 +96,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         ),
     )
     if arg.runlocal:
-        tiny = dict(variant="tiny", patch_size=32, width=32, depth=4, num_heads=2, mlp_dim=64)
+        tiny = dict(variant="tiny", patch_size=32, width=32, depth=4, num_heads=2, mlp_dim=64,
+                    representation=32)  # fmt: skip
         shrink(config, SHAPE, CLASSES, **tiny)
     return config

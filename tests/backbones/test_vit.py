@@ -79,9 +79,10 @@ def test_feed_forward_uses_the_tanh_gelu(random_variables):
     np.testing.assert_allclose(y, feed_forward(x, variables["params"]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["token", "gap"])
-def test_whole_network(pooling, random_variables):
-    module = ViT("tiny", patch_size=2, width=8, mlp_dim=5, num_heads=4, pooling=pooling)
+@pytest.mark.parametrize(("pooling", "hidden"), [("token", None), ("gap", None), ("token", 3)])
+def test_whole_network(pooling, hidden, random_variables):
+    sizes = dict(patch_size=2, width=8, mlp_dim=5, num_heads=4)
+    module = ViT("tiny", pooling=pooling, representation=hidden, **sizes)
     x = normal(1, 2, 4, 6, 3)
     variables = random_variables(module, x, train=False)
     params = jax.tree.map(np.asarray, variables["params"])
@@ -99,7 +100,8 @@ def test_whole_network(pooling, random_variables):
             tokens = tokens + attention(norm(tokens, p["norm0"]), p["attention"], 4)
             tokens = tokens + feed_forward(norm(tokens, p["norm1"]), p["feed_forward"])
         tokens = norm(tokens, params["norm"])
-        expected.append(tokens[0] if pooling == "token" else tokens.mean(0))
+        features = tokens[0] if pooling == "token" else tokens.mean(0)
+        expected.append(np.tanh(dense(features, params["pre_logits"])) if hidden else features)
     features = jax.jit(functools.partial(module.apply, train=False))(variables, x)
     np.testing.assert_allclose(features[0], expected, rtol=1e-3, atol=1e-4)
 

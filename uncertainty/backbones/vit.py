@@ -44,8 +44,8 @@ class ViT(nn.Module):
     `block00`, `block01`, ... of attention and feed-forward follow, then a norm, then the class
     token or the mean over tokens. GELU is the tanh approximation.
 
-    Differences from the paper: no hidden layer between features and head (as in AugReg, Steiner et
-    al. 2022), no dropout of attention weights.
+    Differences from the paper: no hidden layer between features and head unless `representation`
+    asks for it (as in AugReg, Steiner et al. 2022), no dropout of attention weights.
 
     Attributes:
       variant: 'Ti/16', 'S/16', 'S/32', 'B/16', 'B/32', 'L/16', 'L/32', or 'tiny' (patch 4, width
@@ -53,6 +53,7 @@ class ViT(nn.Module):
         depth 8, num_heads 8, mlp_dim 2048.
       patch_size, width, depth, num_heads, mlp_dim: override the variant's.
       pooling: 'token' for the class token, 'gap' for the mean over tokens (then without one).
+      representation: features of a last hidden layer with tanh, `pre_logits`, or None for none.
       swaps: {block: factory of what replaces its feed-forward}; the factory is called with `name`,
         what it makes with (x [M or 1, B, T, D], train=...).
       experts: factory of a mixture of experts (`layers/experts.py`) in the place of feed-forward
@@ -79,6 +80,7 @@ class ViT(nn.Module):
     num_heads: int | None = None
     mlp_dim: int | None = None
     pooling: str = "token"
+    representation: int | None = None
     swaps: Mapping[int, Callable[..., nn.Module]] = FrozenDict()
     experts: Callable[..., nn.Module] | None = None
     expert_blocks: str | Sequence[int] = "every 2"
@@ -97,8 +99,8 @@ class ViT(nn.Module):
         if self.pooling not in ("token", "gap"):
             raise ValueError(f"pooling: {self.pooling!r}; allowed 'token', 'gap'")
         size = self.size
-        for field, value in size._asdict().items():
-            if value < 1:
+        for field, value in dict(size._asdict(), representation=self.representation).items():
+            if value is not None and value < 1:
                 raise ValueError(f"{field}: {value}; allowed at least 1")
         if size.width % size.num_heads:
             raise ValueError(f"num_heads: {size.num_heads} does not divide width {size.width}")
@@ -142,7 +144,8 @@ class ViT(nn.Module):
     @property
     def sizes(self) -> dict[str, Any]:
         """The fields that say how many features there are, with what stands for None."""
-        return dict(width=self.size.width, mlp_dim=self.size.mlp_dim)
+        hidden = {} if self.representation is None else dict(representation=self.representation)
+        return dict(width=self.size.width, mlp_dim=self.size.mlp_dim, **hidden)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -190,7 +193,17 @@ class ViT(nn.Module):
                 name=f"block{i:02d}",
             )(x, train)
         x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
-        return x[:, :, 0] if self.pooling == "token" else jnp.mean(x, axis=2)
+        x = x[:, :, 0] if self.pooling == "token" else jnp.mean(x, axis=2)
+        if self.representation is None:
+            return x
+        x = self.dense(
+            features=self.representation,
+            use_bias=True,
+            kernel_init=nn.initializers.lecun_normal(),
+            dtype=self.dtype,
+            name="pre_logits",
+        )(x)
+        return jnp.tanh(x)
 
 
 class _Block(nn.Module):
