@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from uncertainty.ensembles.batch_ensemble import batch_ensemble
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.layers import batch_ensemble as layers
+from uncertainty.layers.conv import Conv
 from uncertainty.layers.spectral_norm import Dense as BoundedDense
 
 M, B, K = 3, 4, 5
@@ -79,8 +81,9 @@ def test_members_are_networks_with_their_own_kernels(name, where):
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet_same", "vit_gap"])
-def test_all_members_are_rows_of_one_product(name):
+def test_all_members_are_rows_of_one_product(name, monkeypatch):
     """As many products as the plain network has, none of them with a batch of kernels."""
+    monkeypatch.setattr(layers, "MEMBERS", 0)  # convolutions too, as on accelerators
     backbone, shape = TINY[name]
     x = inputs(shape)
 
@@ -107,6 +110,30 @@ def test_all_members_are_rows_of_one_product(name):
     plain = products(single(backbone(), Dense(K)))
     assert plain["dot_general"] > 0
     assert products(batch_ensemble(backbone(), Dense(K), M)) == plain
+
+
+@pytest.mark.parametrize("given", [1, M])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        functools.partial(Conv, padding="VALID"),
+        functools.partial(nn.Conv, strides=(2, 1)),
+        functools.partial(nn.Conv, feature_group_count=2),
+    ],
+)
+def test_convolutions_by_members_are_the_one_of_all(layer, given, monkeypatch):
+    fast = layers.around(layer, M, initial=layers.gaussian)(features=4, kernel_size=(3, 3))
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.normal(size=(given, B, 6, 5, 2)), "float32")
+    variables = draw_variables(fast, x)
+    results = []
+    for members in (layers.MEMBERS, 0):
+        monkeypatch.setattr(layers, "MEMBERS", members)
+        y, back = jax.vjp(fast.apply, variables, x)
+        weights = np.random.default_rng(3).normal(size=y.shape)
+        results.append((y, *back(jnp.asarray(weights, y.dtype))))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, **CLOSE)
 
 
 def test_what_is_before_the_first_layer_with_fast_weights_is_computed_once():

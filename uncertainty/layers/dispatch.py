@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from uncertainty.layers.routing import Mixture, Routes
+from uncertainty.layers.routing import Mixture, Routes, over_row
 
 METHODS = ("sort", "einsum")
 
@@ -69,7 +69,7 @@ def _scatter(y: jax.Array, routes: Routes, tokens: int) -> jax.Array:
     M, _, G, _, D = y.shape
     index, inverse = _flat(routes, tokens)
     gate = jnp.swapaxes(routes.gate, 1, 2)  # [M, E, G, C]
-    y = y * gate[..., None].astype(y.dtype)
+    y = y * over_row(gate[..., None].astype(y.dtype), D)
     N = M * G * tokens
     return _put(N, y.reshape(-1, D), index.reshape(-1), inverse).reshape(M, G, tokens, D)
 

@@ -149,12 +149,12 @@ class TopK(_Bounded):
         def route(gates: jax.Array) -> Routes:
             return routing.top_k(gates, self.k, slots, self.batch_priority)
 
-        routes = jax.vmap(jax.vmap(route))(jax.nn.softmax(noisy))
+        routes = jax.vmap(jax.vmap(route))(routing.softmax(noisy))
         self.count(routes, S)
         return routes
 
     def _balance(self, logits: jax.Array, noisy: jax.Array, sigma: float) -> None:
-        gates = jax.nn.softmax(logits)
+        gates = routing.softmax(logits)
 
         def sow(name: str, weight: float, fn: Any, *args: Any) -> None:
             if weight:
@@ -184,7 +184,7 @@ class ExpertChoice(_Bounded):
     def __call__(self, x: jax.Array, *, train: bool) -> Routes:
         S = x.shape[2]
         kernel = self.param("kernel", KERNEL_INIT, (x.shape[3], self.members, self.num_experts))
-        gates = jax.nn.softmax(self.scores(x.astype(jnp.float32), kernel))
+        gates = routing.softmax(self.scores(x.astype(jnp.float32), kernel))
         slots = self.capacity(S, 1, train)
         routes = jax.vmap(jax.vmap(lambda g: routing.expert_choice(g, slots)))(gates)
         self.count(routes, S)
