@@ -39,7 +39,7 @@ def base() -> ConfigDict:
             evaluators=dict(),  # name -> dict(name=file of experiments/evaluators, its fields)
             # how it runs; none of these changes a number
             mesh=dict(),  # axis -> devices, e.g. dict(particle=4, data=2); default: all for data
-            sharding=(),  # rules from parameter paths to mesh axes, e.g. ('.*dense0/kernel', (None, 'model'))
+            sharding=(),  # parameter paths -> mesh axes, e.g. ('.*dense0/kernel', (None, 'model'))
             logging=dict(every=50, tensorboard=False, profile=()),
             checkpoint=dict(every=1_000, keep=2),
         ),
