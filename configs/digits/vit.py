@@ -21,8 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.backbone = dict(name="vit.ViT", variant="tiny", patch_size=2, pooling="gap")
     set_method(config, arg, blocks=(1,))
     config.inference.size = arg.size
-    config.steps = 500
-    config.optimiser.learning_rate = 2e-3
+    config.optimiser.learning_rate = 6e-3
     config.evaluators.corruption.severities = (1, 3, 5)
     config.evaluators.few_shot = dict(
         name="few_shot",
