@@ -22,6 +22,7 @@ class Members(nn.Module):
     size: int
     where: str
     samples: int = 1  # of each member at prediction
+    variational: bool = False  # the parameters are those of a posterior, and the loss has its KL
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
         latent = self.head(self.backbone(x[None], train=train), train=train)
