@@ -190,11 +190,18 @@ def check_update(
 
 
 def check_noise(config: Mapping[str, Any], model: Model) -> None:
-    """Raises ConfigError where a head's posterior is not that of the Gaussian likelihood."""
-    head = build.network(config).head
-    if model.likelihood.moments is None or not hasattr(head, "curvature"):
+    """Raises ConfigError where a head's posterior is not that of the likelihood."""
+    head, spec = build.network(config).head, config["likelihood"]
+    if not hasattr(head, "curvature"):
         return
-    spec = config["likelihood"]
+    if model.likelihood.moments is None:
+        name = spec if isinstance(spec, str) else spec["name"]
+        if head.curvature not in ("gaussian", name):  # 'gaussian' is SNGP's choice for all
+            raise ConfigError(
+                f"head.curvature: {head.curvature!r}, but the likelihood is {name!r}; allowed "
+                f"{name!r}, 'gaussian'"
+            )
+        return
     variance = (1.0 if isinstance(spec, str) else spec.get("noise_std", 1.0)) ** 2
     if head.curvature != "gaussian":
         raise ConfigError(f"head.curvature: {head.curvature!r}; real outcomes need 'gaussian'")

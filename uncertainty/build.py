@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from uncertainty import optimisers
 from uncertainty.model import from_network
+from uncertainty.samplers import SamplingTransformation
 from uncertainty.specs import (
     ConfigError,
     check_types,
@@ -106,7 +107,27 @@ def inference(
     if spec.get("collect"):
         given["collect"] = make("thinning", spec.pop("collect"), "inference.collect",
                                 total_steps=_section(config, "steps"))  # fmt: skip
-    return _inference(spec, network or model(config), optimiser(config), num_examples, **given)
+    optimise = optimiser(config)
+    made = _inference(spec, network or model(config), optimise, num_examples, **given)
+    _check_posterior(config, optimise, made)
+    return made
+
+
+def _check_posterior(
+    config: Mapping[str, Any], optimiser: Any, made: Inference, field: str = "optimiser"
+) -> None:
+    """Refuses a second posterior for an ensemble whose parameters are those of one already."""
+    fields = dict(
+        prior=spec_of(_section(config, "inference"), "inference").get("prior") is not None,
+        direction=not made.separable,
+        optimiser=isinstance(optimiser, SamplingTransformation),
+    )
+    fields = [field for field, given in fields.items() if given]
+    if fields and getattr(network(config), "variational", False):
+        where = field if fields[0] == "optimiser" else f"inference.{fields[0]}"
+        name = spec_of(_section(config, "ensemble"), "ensemble")["name"]
+        raise ConfigError(f"{where}: stands for a posterior of the parameters, but those of "
+                          f"ensemble {name!r} describe one themselves; unset it")  # fmt: skip
 
 
 def _inference(
@@ -134,7 +155,9 @@ def stages(
     alone = {k: v for k, v in spec.items() if k not in ("direction", "collect")}
 
     def train(optimiser: Any) -> Inference:
-        return _inference(alone, network, optimiser, sizes["train"])
+        made = _inference(alone, network, optimiser, sizes["train"])
+        _check_posterior(config, optimiser, made, f"{field}.optimiser")
+        return made
 
     offered = dict(model=network, over=over, train=train, num_validation=sizes["validation"])
     specs = config.get("stages", ())

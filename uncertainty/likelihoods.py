@@ -90,6 +90,9 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
 
     Labels are real, [B, K] or (K = 1) [B], in the units of the data after normalisation. With a
     head that predicts its own variance (`mean_variance`) set `noise_std=0`.
+
+    Raises:
+      ValueError: a negative noise_std; in `nll`, 0 where the latents have no variance.
     """
     if not noise_std >= 0:
         raise ValueError(f"noise_std: {noise_std!r} must not be negative")
@@ -99,6 +102,9 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
 
     def nll(latent: Latent, labels: jax.Array, key: jax.Array) -> jax.Array:
         del key
+        if not noise_std and latent.variance is None and latent.factors is None:
+            raise ValueError("noise_std: 0, but the head says no variance in training; above 0, or "
+                             "a head of noise such as mean_variance.MeanVariance")  # fmt: skip
         labels = labels[:, None] if labels.ndim == 1 else labels
         K = latent.mean.shape[-1]
         residual = labels - latent.mean

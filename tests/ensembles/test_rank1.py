@@ -12,10 +12,13 @@ import scipy.stats
 
 from tests.backbones.conftest import TINY, draw_variables
 from uncertainty import likelihoods
+from uncertainty.backbones.vit import ViT
 from uncertainty.ensembles.batch_ensemble import batch_ensemble
 from uncertainty.ensembles.rank1 import rank1
 from uncertainty.heads.dense import Dense
+from uncertainty.layers.experts import MoE
 from uncertainty.layers.rank1 import FAMILIES, Rank1
+from uncertainty.layers.routers import TopK
 from uncertainty.model import from_network
 
 M, S, B, K, N = 2, 3, 4, 5, 50
@@ -113,6 +116,31 @@ def test_the_loss_is_the_members_divergence_by_number_of_examples(anneal_steps):
     assert u.mean.shape == (M * S, B, K) and auxiliary == 0
     jax.tree.map(np.testing.assert_array_equal, after, collections)
     assert len(np.unique(np.round(np.asarray(u.mean[:, 0, 0]), 6))) == M * S
+
+
+def test_divergences_of_experts_add_up():
+    """A network of E experts has E times the fast weights, and the divergence of them all."""
+    router = functools.partial(TopK, importance_loss=0.0, load_loss=0.0)
+    vit = ViT("tiny", width=8, mlp_dim=4, depth=1, expert_blocks=(0,),
+              experts=functools.partial(MoE, num_experts=3, router=router))  # fmt: skip
+    model = from_network(rank1(vit, Dense(K), M, N, prior_scale=0.3), likelihoods.softmax())
+    x = inputs((8, 8, 1))
+    params, collections = jax.jit(model.init)(jax.random.key(0), x)
+    leaves = {
+        jax.tree_util.keystr(path): np.asarray(leaf, np.float64)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    total, experts = 0.0, 0
+    for name, at in leaves.items():
+        if name.endswith(("fast_input']", "fast_output']")):
+            scale = np.log1p(np.exp(leaves[name.removesuffix("']") + "_scale']"]))
+            kl = np.log(0.3 / scale) + (scale**2 + (at - 1) ** 2) / (2 * 0.3**2) - 0.5
+            total += kl.sum() / M / N
+            experts += at.ndim == 3
+    assert experts == 4
+    forward = jax.jit(model.forward, static_argnames="train")
+    auxiliary = forward(params, collections, x, jax.random.key(1), train=True)[2]
+    np.testing.assert_allclose(auxiliary, total, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

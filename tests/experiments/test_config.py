@@ -94,6 +94,8 @@ REFUSED = {  # overrides -> what the message says, in this order
     "mesh.data": ("all", "mesh.data: 'all'"),
     # combinations that cannot be
     "head.outputs ": (7, "head.outputs: 7", "8 classes"),
+    "head": (dict(name="laplace.Laplace", outputs=8, curvature="sigmoid"),
+             "head.curvature: 'sigmoid'", "likelihood is 'softmax'", "'gaussian'"),
     "likelihood ": ("gaussian", "'gaussian'", "real outcomes", "digits"),
     "data.train": (dict(name="diabetes"), "data.validation: shape (8, 8, 1), but (10,)"),
     "evaluators.test": (dict(name="regression", data={"name": "digits"}), "for regression"),

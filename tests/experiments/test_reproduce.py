@@ -251,10 +251,11 @@ def test_interrupted_in_training(programs, tmp_path, number, more):
 @pytest.mark.slow
 def test_interrupted_in_evaluation_and_resumed_alone(programs, tmp_path):
     """Ctrl-C while a cell is evaluated; then the rest of it in a process of its own."""
-    # One example at a time, so that the evaluation is still going on when the signal comes.
-    slow = ["--set", "evaluation.batch_size=1"]
-    arguments = digits(tmp_path, "--set", "steps=60", *slow)
-    running = programs.start("reproduce", *arguments)
+    arguments = digits(tmp_path, "--set", "steps=60")
+    # So many examples, one at a time, that the signal comes while it goes on.
+    many = "{'name':'stand_in','shape':[8,8,1],'num_classes':8,'size':300000,'split':'test'}"
+    slow = ["--set", "evaluation.batch_size=1", "--set", f"evaluators.test.data={many}"]
+    running = programs.start("reproduce", *arguments, *slow)
     wait(lambda: "evaluate test" in running.output())
     running.send(signal.SIGINT)
     code, output = running.result()

@@ -20,7 +20,8 @@ def batch_ensemble(
     """`size` members by fast weights around the dense and convolution layers; `FastWeights`.
 
     In the backbone these are the layers of its fields `dense` and `conv`, in the head of its field
-    `dense`; other heads are shared by the members. Training takes the mean of the members' losses.
+    `dense`; other heads are shared by the members. The bound of a spectrally normalised layer is
+    that of the shared kernel, which fast weights multiply. Training takes the mean of the losses.
     A deterministic checkpoint has the shared parameters at the same paths, all but the biases.
 
     Fast weights are `fast_(input|output)` in rules; published settings often give them a learning

@@ -21,9 +21,15 @@ def masksembles(backbone: nn.Module, head: nn.Module, size: int, scale: float = 
         another; larger is closer to separate networks, and to smaller ones.
 
     Raises:
-      ValueError: a size or scale below 1, or a backbone that has a dropout already or no place for
-        one.
+      ValueError: a size or scale below 1, a backbone that has a dropout already or no place for
+        one, or one whose experts have no `dropout` of their own.
     """
     Masksembles(size, scale, parent=None)  # checked here, before anything is traced
     masks = functools.partial(Masksembles, size=size, scale=scale)
-    return Single(with_dropout(backbone, masks, "masksembles"), head)
+    experts = getattr(backbone, "experts", None)
+    if experts is not None and "dropout" not in getattr(experts, "keywords", {}):
+        raise ValueError(
+            "backbone.experts.dropout: missing; masks belong to examples, and an expert works on "
+            "tokens of many; 0.0 leaves experts without masks"
+        )
+    return Single(with_dropout(backbone, masks, "masksembles"), head, size)

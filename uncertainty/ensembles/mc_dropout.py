@@ -20,14 +20,14 @@ def mc_dropout(backbone: nn.Module, head: nn.Module, size: int, rate: float) -> 
 
     Raises:
       ValueError: `rate` outside (0, 1), `size` below 1, or a backbone that has a dropout
-        already or no place for one.
+        already or no place for one (one without layers is found out when traced).
     """
     if not 0 < rate < 1:
         raise ValueError(f"rate: {rate}; a dropout rate lies strictly between 0 and 1")
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
     dropout = functools.partial(Dropout, rate=rate, members=size)
-    return Single(with_dropout(backbone, dropout, "mc_dropout"), head)
+    return Single(with_dropout(backbone, dropout, "mc_dropout"), head, size)
 
 
 def with_dropout(

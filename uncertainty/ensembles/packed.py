@@ -52,7 +52,8 @@ def packed(
       gamma: groups in each member's layers but those that see the input, and the head.
 
     Raises:
-      ValueError: a number below 1 (alpha: not positive), or a backbone without `sizes`.
+      ValueError: a number below 1 (alpha: not positive), a backbone without `sizes`, or with gamma
+        one whose layers are replaced already.
     """
     check(size, "")
     if not alpha > 0:
@@ -61,6 +62,11 @@ def packed(
         raise ValueError(f"gamma: {gamma} groups; at least 1")
     if not hasattr(backbone, "sizes"):
         raise ValueError(f"backbone: {type(backbone).__name__} does not tell its `sizes`")
+    for field in ("dense", "conv") if gamma > 1 else ():
+        plain = type(backbone).__dataclass_fields__.get(field)
+        if plain is not None and getattr(backbone, field) is not plain.default:
+            raise ValueError(f"backbone.{field}: gamma {gamma} puts layers in groups in its place; "
+                             "leave it out, or set gamma to 1")  # fmt: skip
     backbone = narrower(backbone, alpha / size, gamma)
     if gamma > 1:
         backbone = replace(backbone, ("dense",), _in_groups(Dense, "groups", gamma), INNER)

@@ -29,7 +29,9 @@ def rank1(
 
     Fast weights stand where those of `batch_ensemble` do, under the same names, so the trained
     parameters of one may start the other. Training takes the mean of the members' -ELBO / N, the KL
-    by closed form; predictions have `size` x `samples` members.
+    by closed form; predictions have `size` x `samples` members. What stands for another posterior
+    of the same parameters does not go with it: a prior of `inference`, samplers, and particles that
+    interact (`build.inference` refuses them).
 
     Args:
       size: M, components of the posterior's mixture.
@@ -53,4 +55,4 @@ def rank1(
     )
     Rank1(nn.Dense, size, **fields, parent=None)  # checked here, before anything is traced
     wrap = functools.partial(around, size=size, kind=Rank1, initial=fast_weights, **fields)
-    return members(backbone, head, size, wrap, where, samples)
+    return members(backbone, head, size, wrap, where, samples=samples, variational=True)

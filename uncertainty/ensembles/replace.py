@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ class Members(nn.Module):
     size: int
     where: str
     samples: int = 1  # of each member at prediction
+    variational: bool = False  # the parameters are those of a posterior, and the loss has its KL
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
         latent = self.head(self.backbone(x[None], train=train), train=train)
@@ -35,11 +37,11 @@ class Members(nn.Module):
 
 
 def members(
-    backbone: nn.Module, head: nn.Module, size: int, wrap: Wrap, where: str, samples: int = 1
+    backbone: nn.Module, head: nn.Module, size: int, wrap: Wrap, where: str, **fields: Any
 ) -> nn.Module:
-    """The network whose dense and convolution layers at the paths `where` are wrapped."""
+    """`Members` whose dense and convolution layers at the paths `where` are wrapped."""
     backbone = replace(backbone, ("dense", "conv"), wrap, where)
-    return Members(backbone, replace(head, ("dense",), wrap, where), size, where, samples)
+    return Members(backbone, replace(head, ("dense",), wrap, where), size, where, **fields)
 
 
 def replace(part: nn.Module, fields: Sequence[str], wrap: Wrap, where: str) -> nn.Module:

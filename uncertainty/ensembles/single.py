@@ -11,9 +11,16 @@ class Single(nn.Module):
 
     backbone: nn.Module
     head: nn.Module
+    size: int | None = None  # members that layers are to make, at prediction; None for any number
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
-        return self.head(self.backbone(x[None], train=train), train=train)
+        phi = self.backbone(x[None], train=train)
+        if not train and self.size not in (None, phi.shape[0]):
+            raise ValueError(
+                f"size: {self.size} members, but {type(self.backbone).__name__} with these fields "
+                f"makes {phi.shape[0]}: it has no layer that could make them"
+            )
+        return self.head(phi, train=train)
 
 
 def single(backbone: nn.Module, head: nn.Module) -> nn.Module:

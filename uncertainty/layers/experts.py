@@ -123,6 +123,11 @@ class MoE(nn.Module):
             split_rngs={"params": self.split_rngs, nn.DenyList("params"): True},
         )
         y = experts(factory(name="experts"), x)
+        # What experts lose by themselves, such as a divergence of their weights, adds up.
+        if self.is_mutable_collection("losses") and self.has_variable("losses", "experts"):
+            own = self.get_variable("losses", "experts")
+            own = jax.tree.map(lambda a: a.sum(0), own)
+            self.put_variable("losses", "experts", own)
         if y.shape != x.shape:
             raise ValueError(
                 "members: experts make some of their own; members are made in one place"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from uncertainty.inference import members
+from uncertainty.stages.training import check_no_posterior
 from uncertainty.types import Batch, Collections, Model, Stage, State
 
 NAME = "batch_stats"
@@ -23,7 +24,7 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
       over: executor that maps over the particles.
 
     Raises:
-      ValueError: the model has none.
+      ValueError: the model has none, or the stage 'laplace' came before.
     """
 
     def forward(state: State, x: jax.Array, filled: float) -> Collections:
@@ -42,6 +43,7 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
     def begin(state: State, x: jax.Array) -> State:
         if NAME not in state.collections:
             raise ValueError("batch_statistics: the model has no batch normalisation")
+        check_no_posterior(state)
         sums = jax.tree.map(jnp.zeros_like, members.predicting(state)[1][NAME])
         count = jnp.zeros(jax.tree.leaves(sums)[0].shape[:1])
         return state.replace(opt_state=dict(optimiser=state.opt_state, sums=sums, count=count))

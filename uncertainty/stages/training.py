@@ -15,6 +15,16 @@ Optimiser = optax.GradientTransformation | SamplingTransformation
 Train = Callable[[Optimiser], Inference]  # independent particles, as the run's config has them
 
 
+def check_no_posterior(state: State) -> None:
+    """Raises ValueError after the stage 'laplace', whose posterior would be out of date."""
+    flat = jax.tree_util.tree_leaves_with_path(state.collections.get("precision", {}))
+    if any(jax.tree_util.keystr(path).endswith("['factor']") for path, _ in flat):
+        raise ValueError(
+            "there is a posterior already, of the stage laplace, for parameters and statistics as "
+            "they are; let laplace come after"
+        )
+
+
 def further_training(
     train: Train, optimiser: Optimiser
 ) -> tuple[Callable[[State], State], Callable[[State, Batch], State]]:
@@ -24,11 +34,13 @@ def further_training(
     counts the steps that were not finite and so did not happen.
 
     Raises:
-      ValueError: at its begin, where there are samples already, which would be lost.
+      ValueError: at its begin, where there are samples already, which would be lost, or the
+        posterior of the stage 'laplace'.
     """
     inference = train(optimiser)
 
     def begin(state: State) -> State:
+        check_no_posterior(state)
         if state.samples is not None:
             raise ValueError(
                 "there are samples already, of inference.collect or of a stage before, which "

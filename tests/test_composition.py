@@ -1,0 +1,272 @@
+"""What goes with what: every combination is traced, or refused and says why."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.test_contract import (
+    BACKBONES,
+    ENSEMBLES,
+    HEADS,
+    INFERENCE,
+    SAMPLERS,
+    B,
+    K,
+    batch_of,
+    config_of,
+    paths,
+    shapes,
+)
+from uncertainty import build
+from uncertainty.inference import executors
+
+INTERACTING = {n for n in INFERENCE if INFERENCE[n]["direction"]["name"] != "independent"}
+POSTERIOR = {n for n in INFERENCE if "prior" in INFERENCE[n]}
+GP = {"sngp", "hetsngp", "laplace"}  # heads that the stage laplace has something to do for
+WITH_NORM = {"resnet", "wide_resnet"}
+STAGES = {
+    "laplace": dict(name="laplace"),
+    "swag": dict(name="swag", steps=4, every=2, samples=2,
+                 optimiser=dict(name="sgd", learning_rate=0.01)),
+    "average": dict(name="swag", steps=4, every=2, samples=0,
+                    optimiser=dict(name="sgd", learning_rate=0.01)),
+    "snapshots": dict(name="snapshots", steps=4, size=2,
+                      optimiser=dict(name="adam", learning_rate=1e-3)),
+    "chain": dict(name="snapshots", steps=4, size=2,
+                  optimiser=dict(name="sgld", learning_rate=0.01)),
+    "batch_statistics": dict(name="batch_statistics"),
+    "select": dict(name="select", size=3),
+}  # fmt: skip
+SAMPLES = {"swag", "snapshots", "chain"}
+
+# Which combinations are refused, by axis, and why: a regular expression for the message.
+REFUSED = [
+    (dict(ensemble={"e3"}, backbone=set(BACKBONES) - {"vmoe"}),
+     r"ensemble: backbone: e3 needs experts, and this \w+ has none"),
+    (dict(ensemble={"masksembles"}, backbone={"vmoe"}),
+     r"ensemble: backbone\.experts\.dropout: missing; masks belong to examples"),
+    (dict(ensemble={"rank1"}, inference=POSTERIOR),
+     r"inference\.prior: stands for a posterior of the parameters, but those of ensemble 'rank1'"),
+    (dict(head={"mean_variance"}, inference={"svgd_probabilities"}),
+     r"values: 'probabilities' are those of classes; use 'logits'"),
+    (dict(stage={"laplace"}, head=set(HEADS) - GP),
+     r"laplace: the model has no posterior to fit; heads with one are sngp\.Sngp"),
+    (dict(stage={"laplace"}, inference={"collect"}),
+     r"laplace: fits the last parameters, but samples of them predict; unset inference\.collect"),
+    (dict(stage=SAMPLES | {"average"}, inference={"collect"}),
+     r"there are samples already, of inference\.collect or of a stage before"),
+    (dict(stage={"batch_statistics"}, backbone=set(BACKBONES) - WITH_NORM),
+     r"batch_statistics: the model has no batch normalisation"),
+    (dict(stage={"chain"}, ensemble={"rank1"}),
+     r"stages\[0\]\.optimiser: stands for a posterior of the parameters"),
+    (dict(stage=SAMPLES, then={"laplace"}),
+     r"laplace: fits the last parameters, but samples of them predict; .* what makes samples"),
+    (dict(stage=SAMPLES, then=SAMPLES | {"average"}), r"there are samples already"),
+    (dict(stage={"laplace"}, then=SAMPLES | {"average", "batch_statistics"}),
+     r"there is a posterior already, of the stage laplace, .* let laplace come after"),
+    (dict(direction=INTERACTING, hyper={True}),
+     r"hyper: particles that interact or sample have one posterior"),
+    (dict(direction=INTERACTING - {"svgd"}, sampler={"sgld", "psgld", "sghmc"}),
+     r"direction: this one has no diffusion that a sampler could follow"),
+    (dict(direction={"svgd"}, sampler={"psgld", "sghmc"}),
+     r"direction: particles that interact sample by 'sgld' alone"),
+    (dict(sampler={"sgld", "psgld", "sghmc"}, hyper={True}),
+     r"hyper: particles that interact or sample have one posterior"),
+]  # fmt: skip
+
+
+def why_not(**chosen):
+    """The reasons that are given for these choices: any one of them may be."""
+    reasons = [
+        why for axes, why in REFUSED if all(chosen.get(axis) in of for axis, of in axes.items())
+    ]
+    return "|".join(f"(?:{why})" for why in reasons)
+
+
+def meant(make, **chosen):
+    """What `make()` returns; None where it is refused, with the reason that the table gives."""
+    why = why_not(**chosen)
+    if not why:
+        return make()
+    with pytest.raises(ValueError, match=why):
+        make()
+    return None
+
+
+LEARNED = {"kernel", "bias", "scale", "position_embedding", "class_token", "shared_factors",
+           "temperature", "fast_input", "fast_output", "fast_input_scale",
+           "fast_output_scale"}  # fmt: skip
+
+
+@functools.cache
+def model_of(backbone, ensemble, head):
+    """The model, jitted: what is traced once is not traced again for every inference."""
+    model = build.model(config_of(backbone, ensemble, head, "particles"))
+    return model._replace(
+        init=jax.jit(model.init), forward=jax.jit(model.forward, static_argnames="train")
+    )
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+@pytest.mark.parametrize(
+    "backbone", [pytest.param(b, marks=[pytest.mark.slow] * (b != "mlp")) for b in BACKBONES]
+)
+def test_every_network(backbone, ensemble):
+    for head in HEADS:
+        batch, key = batch_of(head), jax.random.key(0)
+
+        def both(x, names=(backbone, ensemble, head), key=key):
+            model = model_of(*names)
+            variables = model.init(key, x[:1])
+            passes = [model.forward(*variables, x, key, train=train) for train in (True, False)]
+            return variables, passes
+
+        made = meant(lambda f=both, x=batch["x"]: jax.eval_shape(f, x),
+                     backbone=backbone, ensemble=ensemble)  # fmt: skip
+        if made is None:
+            continue
+        (params, collections), passes = made
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}, head
+        assert {path.split("/")[0] for path in paths(params)} == {"backbone", "head"}, head
+        assert {path.split("/")[-1] for path in paths(params)} <= LEARNED, head
+        assert not {"params", "losses"} & set(collections), head
+        likelihood = model_of(backbone, ensemble, head).likelihood
+        for train, (u, changed, auxiliary) in zip((True, False), passes, strict=True):
+            M = ENSEMBLES[ensemble].get("size", 1)
+            if train and ensemble in ("mc_dropout", "masksembles"):
+                M = 1  # their members are masks at prediction
+            assert u.mean.shape == (M, B, K), head
+            assert {leaf.dtype.name for leaf in jax.tree.leaves((u, auxiliary))} == {"float32"}
+            assert all(p is None or p.shape[:2] == (M, B) for p in (u.variance, u.factors)), head
+            assert auxiliary.shape == (), head
+            assert shapes(changed) == shapes(collections), head
+            nll = jax.eval_shape(likelihood.nll, u, batch["y"], key)
+            assert (nll.shape, nll.dtype) == ((M, B), jnp.float32), head
+            if likelihood.log_probs:
+                said = [jax.eval_shape(likelihood.log_probs, u, key)]
+            else:
+                said = jax.eval_shape(likelihood.moments, u)
+            assert {a.shape for a in said} == {(M, B, K)}, head
+
+
+# Inference sees parameters and latents alone: all of it with each part of a network once, and with
+# networks whose parts are the least like others.
+NETWORKS = {("mlp" if e != "e3" else "vmoe", e, "dense") for e in ENSEMBLES}
+NETWORKS |= {("mlp", "single", head) for head in HEADS}
+NETWORKS |= {("mlp", "mimo", "heteroscedastic_xl"), ("mlp", "packed", "hetsngp")}
+FEW = ("particles", "accumulated", "svgd_functions", "sghmc", "hyper")  # for every backbone
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(names, marks=[pytest.mark.slow] * (names[0] != "mlp"), id=" x ".join(names))
+        for names in [*sorted(NETWORKS), *((b, "multi_head", "sngp") for b in BACKBONES)]
+    ],
+)
+def test_every_inference(network):
+    _, ensemble, head = network
+    for name in INFERENCE if network in NETWORKS else FEW:
+        config = config_of(*network, name)
+        # Traced once for all particles; test_particles shows that executors agree.
+        config["inference"] = config["inference"] | dict(executor="vmap")
+        batch = batch_of(head)
+
+        def trace(config=config, batch=batch):
+            inference = build.inference(config, model_of(*network), num_examples=64)
+            state = jax.eval_shape(inference.init, jax.random.key(0), batch["x"][:1])
+            update = jax.eval_shape(inference.update, state, batch)
+            return state, update, jax.eval_shape(inference.predict, state, batch["x"])
+
+        made = meant(trace, ensemble=ensemble, head=head, inference=name)
+        if made is None:
+            continue
+        state, (after, metrics), latent = made
+        P, M = config["inference"]["size"], config["ensemble"].get("size", 1)
+        S = config["inference"].get("collect", {}).get("size", 1)
+        assert state.key.shape == (P,) and state.step.shape == (), name
+        assert all(a.shape[0] == P for a in jax.tree.leaves(state.replace(step=None))), name
+        one = jax.eval_shape(model_of(*network).init, jax.random.key(0), batch["x"][:1])
+        for a, b in zip((state.params, state.collections), one, strict=True):
+            assert jax.tree.map(lambda a: (a.shape[1:], a.dtype), a) == shapes(b), name
+        assert shapes(after) == shapes(state), name
+        assert metrics["loss"].shape == metrics["finite"].shape == (P,), name
+        assert metrics["nll"].shape[::2] == (P, B), name
+        assert latent.mean.shape == (P * S * M, B, K), name
+
+
+DIRECTIONS = ["particles", *sorted(INTERACTING - set(SAMPLERS))]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_direction_with_every_optimiser(direction):
+    for sampler, hyper in itertools.product([None, "sgld", "psgld", "sghmc"], [False, True]):
+        config = config_of("mlp", "single", "dense", direction)
+        config["inference"] = dict(config["inference"], prior=dict(name="gaussian"))
+        if sampler:
+            config["optimiser"] = SAMPLERS[sampler]
+        if hyper:
+            config["inference"]["hyper"] = dict(learning_rate=(0.5, 1.0))
+        meant(lambda c=config: build.inference(c, model_of("mlp", "single", "dense"), 64),
+              direction=direction, sampler=sampler, hyper=hyper)  # fmt: skip
+
+
+def after(config, *names):
+    """The shapes of the state after each of these stages, and of its predictions."""
+    network = build.model(config)
+    x = jnp.zeros((B, 8, 8, 1))
+    inference = build.inference(config, network, num_examples=64)
+    stages = build.stages(
+        config | dict(stages=[STAGES[name] for name in names]), network,
+        executors.mapping("vmap"), dict(train=64, validation=B),
+    )  # fmt: skip
+    state = jax.eval_shape(inference.init, jax.random.key(0), x[:1])
+    for _, one in stages:
+        state = jax.eval_shape(one.begin, state, x)
+        state = jax.eval_shape(one.update, state, dict(x=x, y=jnp.zeros(B, int)))
+        state = jax.eval_shape(one.finish, state, x)
+    return jax.eval_shape(inference.predict, state, x)
+
+
+def of_stages():
+    """Stages that see members with every ensemble and head, those that train with one of them."""
+    for ensemble in ENSEMBLES:
+        for name in ("laplace", "select", "chain"):
+            yield "vmoe" if ensemble == "e3" else "mlp", ensemble, "laplace", name
+    yield from (("mlp", "single", head, "laplace") for head in HEADS if head != "mean_variance")
+    yield from (("mlp", "single", "dense", name) for name in STAGES)
+    yield from (
+        ("resnet", ensemble, "sngp", "batch_statistics") for ensemble in ("single", "packed")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", of_stages(), ids=" x ".join)
+def test_every_stage(names):
+    backbone, ensemble, head, name = names
+    config = config_of(backbone, ensemble, head, "particles")
+    latent = meant(lambda: after(config, name), backbone=backbone, ensemble=ensemble, head=head,
+                   stage=name)  # fmt: skip
+    if latent is None:
+        return
+    P, S = 3 if name == "select" else 2, 2 if name in SAMPLES else 1
+    members = P * S * config["ensemble"].get("size", 1)
+    assert latent.mean.shape == (members, B, K)
+    if name == "laplace":
+        assert latent.epistemic.shape[:2] == (members, B)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", STAGES)
+def test_every_stage_after_every_other_and_after_samples(first):
+    def backbone(*names):
+        return "resnet" if "batch_statistics" in names else "mlp"
+
+    for second in STAGES:
+        config = config_of(backbone(first, second), "single", "sngp", "particles")
+        meant(lambda c=config, names=(first, second): after(c, *names), stage=first, then=second)
+    config = config_of(backbone(first), "single", "sngp", "collect")
+    meant(lambda: after(config, first), stage=first, inference="collect")
