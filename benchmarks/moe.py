@@ -19,7 +19,7 @@ ten passes and three transcendental functions, 15 ns a number: 8 % at E = 32, 30
 K = 1. So sort is 1.23 times dense at E = 32, K = 1, and 1.18 at K = 2, where products run as fast
 in parts as in one; what is the router's grows with E by definition, and falls with width as 1 / D.
 Experts' weights are read twice and their gradients written, 3 x 0.53 MB x E, 200 MB at E = 128: as
-long as dense takes for 3,000 tokens, so for few tokens time has to grow with E. Einsum adds
+long as dense takes for 3,000 tokens (800 at E = 32): for few tokens time grows with E. Einsum adds
 8 D x 1.05 K T operations a token: as many as dense has at T = 730, 11 times as many at 8,000.
 """
 

@@ -139,7 +139,7 @@ def load_loss(logits: jax.Array, noisy: jax.Array, k: int, noise_std: float) -> 
       noise_std: of the noise; positive.
     """
     chosen = _largest(jax.lax.stop_gradient(noisy), k)[1][:, -1:]
-    threshold = _row_sum(jnp.where(jnp.arange(noisy.shape[1]) == chosen, noisy, 0.0))
+    threshold = jnp.take_along_axis(noisy, chosen, axis=1)
     p = jax.scipy.stats.norm.cdf((logits - threshold) / noise_std)
     return _variation(p.mean(0))
 
