@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "stages": {"types", "samplers", "thinning", "inference", "stages"},
     "kernels": {"types", "kernels"},
     "specs": set(),  # finds all else by name
-    "build": {"types", "model", "optimisers", "specs"},
+    "build": {"types", "model", "optimisers", "samplers", "specs"},
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output
 STANDARD = {"collections", "concurrent", "dataclasses", "difflib", "functools", "importlib",
