@@ -1,6 +1,5 @@
 """From a config to everything that training and evaluation share, refused early if it is wrong."""
 
-import functools
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,13 @@ from jax.sharding import Mesh
 
 from experiments import config as config_lib
 from experiments import execution, pretrained, writers
+from experiments.checks import (
+    batch_shapes,
+    check_batches,
+    check_noise,
+    check_update,
+    has_posterior,
+)
 from experiments.data.loader import Batch, batches, with_context
 from experiments.data.source import Source, load
 from experiments.evaluators import evaluator
@@ -102,12 +108,12 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     inference = build.inference(config, model, num_examples=max(len(source), 1))
     for name, spec in config["evaluators"].items():
         evaluator(name, spec, source.task)
-    x = jax.ShapeDtypeStruct((1, *source.shape), jnp.float32)
-    many = jax.ShapeDtypeStruct((config["evaluation"]["batch_size"], *source.shape), jnp.float32)
+    one, many = (batch_shapes(source, n) for n in (1, config["evaluation"]["batch_size"]))
+    x = one["x"]
     predict = execution.on_mesh(inference.predict, mesh, particles=False)
     try:
         shapes = jax.eval_shape(inference.init, jax.eval_shape(jax.random.key, 0), x)
-        latent = jax.eval_shape(predict, shapes, many)
+        latent = jax.eval_shape(predict, shapes, many["x"])
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{error} (with inputs of shape {source.shape})") from error
     execution.check_divides("inference.size", shapes.key.shape[0], mesh, "particle")
@@ -138,8 +144,6 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
             "stages=(dict(name='laplace'),)"
         )
     final = shapes
-    y = (1,) if discrete else (1, source.outputs)
-    y = jax.ShapeDtypeStruct(y, jnp.int32 if discrete else jnp.float32)
     if len(source):
         if config["pretrained"]:
             pretrained.check(config["pretrained"], shapes)
@@ -147,7 +151,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     for i, (_, stage) in enumerate(stages):
         try:
             final = jax.eval_shape(stage.begin, final, x)
-            final = jax.eval_shape(stage.update, final, {"x": x, "y": y})
+            final = jax.eval_shape(stage.update, final, one)
             final = jax.eval_shape(stage.finish, final, x)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"stages[{i}]: {error}") from error
@@ -164,82 +168,11 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     )  # fmt: skip
 
 
-def check_update(
-    config: Mapping[str, Any], inference: Inference, shapes: State, source: Source, mesh: Mesh
-) -> None:
-    """Traces a step, of one particle where that is enough, for what it refuses.
-
-    Raises:
-      ConfigError: what it refuses.
-    """
-    if inference.separable:
-        one = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), shapes.replace(step=None)
-        )
-        shapes = one.replace(step=shapes.step)
-    B = config["batch_size"]
-    x = jax.ShapeDtypeStruct((B, *source.shape), jnp.float32)
-    discrete = source.task == "classification"
-    y = jax.ShapeDtypeStruct((B,) if discrete else (B, source.outputs),
-                             jnp.int32 if discrete else jnp.float32)  # fmt: skip
-    batch = {"x": x, "y": y} | ({"context": x} if config["data"].get("context") else {})
-    try:
-        jax.eval_shape(execution.on_mesh(inference.update, mesh, particles=False), shapes, batch)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"inference: {error}") from error
-
-
-def check_noise(config: Mapping[str, Any], model: Model) -> None:
-    """Raises ConfigError where a head's posterior is not that of the likelihood."""
-    head, spec = build.network(config).head, config["likelihood"]
-    if not hasattr(head, "curvature"):
-        return
-    if model.likelihood.moments is None:
-        name = spec if isinstance(spec, str) else spec["name"]
-        if head.curvature not in ("gaussian", name):  # 'gaussian' is SNGP's choice for all
-            raise ConfigError(
-                f"head.curvature: {head.curvature!r}, but the likelihood is {name!r}; allowed "
-                f"{name!r}, 'gaussian'"
-            )
-        return
-    variance = (1.0 if isinstance(spec, str) else spec.get("noise_std", 1.0)) ** 2
-    if head.curvature != "gaussian":
-        raise ConfigError(f"head.curvature: {head.curvature!r}; real outcomes need 'gaussian'")
-    if not variance or abs(head.noise / variance - 1) > 1e-6:
-        raise ConfigError(
-            f"head.noise: {head.noise}, but likelihood.noise_std^2 is {variance:g}; the posterior "
-            "needs the likelihood's, above 0"
-        )
-
-
-def has_posterior(model: Model, shapes: State, x: jax.Array) -> bool:
-    """Whether a layer of the model would sum over the data for its posterior."""
-    params, collections, key = jax.eval_shape(
-        lambda s: jax.tree.map(lambda a: a[0], (s.params, s.collections, s.key)), shapes
-    )
-    forward = functools.partial(model.forward, train=False, mutable=("moments",))
-    return "moments" in jax.eval_shape(forward, params, collections, x, key)[1]
-
-
 def placed(shapes: State, shardings: State) -> State:
     """Shapes that know where their arrays go."""
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
     )
-
-
-def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:
-    """Raises ConfigError where the devices or `accumulate` do not divide a batch."""
-    size, accumulate = config["batch_size"], config["inference"].get("accumulate", 1)
-    execution.check_divides("batch_size", size, mesh, *execution.BATCH)
-    if size % accumulate:
-        raise ConfigError(
-            f"inference.accumulate: {accumulate} parts do not divide batch_size {size}"
-        )
-    part = "batch_size / inference.accumulate"
-    execution.check_divides(part, size // accumulate, mesh, *execution.BATCH)
-    size = config["evaluation"]["batch_size"]
-    execution.check_divides("evaluation.batch_size", size, mesh, *execution.BATCH)
 
 
 def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None, Source | None]:
