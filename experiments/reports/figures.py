@@ -1,7 +1,7 @@
 """Which figures a report shows, from what the runs have, and what each caption says to look at."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -164,12 +164,14 @@ def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
     return scores[f"test/{score}"], outside
 
 
+def _read(read: Callable, groups: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """What `read` finds in the first run's arrays and in all runs' metrics, where it finds some."""
+    found = {k: read(runs[0].scores, [run.metrics for run in runs]) for k, runs in groups.items()}
+    return {label: what for label, what in found.items() if what}
+
+
 def _posteriors(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
-    found = {
-        label: posteriors.read(runs[0].scores, [run.metrics for run in runs])
-        for label, runs in groups.items()
-    }
-    found = {label: both for label, both in found.items() if both is not None}
+    found = _read(posteriors.read, groups)
     if found:
         _, reference = next(iter(found.values()))
         yield Entry(
@@ -185,11 +187,7 @@ def _posteriors(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entr
 
 
 def _maps(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
-    found = {
-        label: maps.read(runs[0].scores, [run.metrics for run in runs])
-        for label, runs in groups.items()
-    }
-    found = {label: m for label, m in found.items() if m is not None}
+    found = _read(maps.read, groups)
     if found:
         means = any(m.groups for m in found.values())
         yield Entry(
@@ -208,11 +206,7 @@ def _maps(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
 
 
 def _routing(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
-    found = {
-        label: routing.read(runs[0].scores, [run.metrics for run in runs])
-        for label, runs in groups.items()
-    }
-    found = {label: layers for label, layers in found.items() if layers}
+    found = _read(routing.read, groups)
     if found:
         yield Entry(
             "Experts",
