@@ -33,4 +33,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         ),
     )
     config.evaluators.flops = dict(name="flops")
+    if "experts" in config.backbone:
+        config.evaluators.routing = dict(name="routing", data=config.evaluators.test.data)
     return shrink(config) if arg.runlocal else config
