@@ -22,7 +22,7 @@ GROUPS = {
     "selective": "Selective prediction",
     "cost": "Cost",
 }
-ACRONYMS = "NLL ECE MCE RMSE MAE CRPS AUROC AUPR FPR95 AURC KL OOD GFLOPs"
+ACRONYMS = "NLL ECE MCE RMSE MAE CRPS AUROC AUPR FPR95 AURC KL OOD FLOPs"
 ACRONYMS = {word.lower(): word for word in ACRONYMS.split(" ")}
 PERCENT = {"accuracy", "error", "ece", "mce", "auroc", "aupr", "fpr95", "coverage", "disagreement"}
 NATS = {"nll", "entropy", "information", "kl", "loss"}
