@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from experiments import config as config_lib
-from experiments import evaluate, stage, train
+from experiments import evaluate, setup, stage, train
 from experiments.cells import table_of
 from experiments.data import embedded
 from experiments.data.source import load
@@ -146,7 +146,41 @@ def test_no_config_is_left_out():
     assert {case[0] for case in cases} == files()
 
 
-@pytest.mark.parametrize(("file", "options"), RUNS)
+# Their parts are trained in other rows and in `test_composition_trained.py`: these are traced only.
+TRACED = {
+    ("toys/rings.py", "method=het"),
+    ("toys/rings.py", "method=sngp"),
+    ("digits/lenet5.py", "heads=3"),
+    ("digits/lenet5.py", "ensemble=batch_ensemble"),
+    ("digits/lenet5.py", "ensemble=masksembles"),
+    ("digits/lenet5.py", "ensemble=packed"),
+    ("small_images/lenet5.py", "padding=VALID"),
+    ("cifar/wide_resnet.py", "dataset=cifar100"),
+    ("cifar/wide_resnet.py", "method=sngp,masks=10"),
+    ("imagenet/resnet50.py", "masks=10"),
+    ("imagenet/resnet50.py", "method=sngp,size=4"),
+    ("imagenet/vit.py", "variant=L/16"),
+}
+
+
+def runs(traced):
+    return [case for case in RUNS if (getattr(case, "values", case) in TRACED) == traced]
+
+
+@pytest.mark.parametrize(("file", "options"), runs(traced=True))
+def test_runlocal_is_set_up(file, options):
+    """All that can be wrong before the first step: data, shapes, stages, and a traced update."""
+    config = config_of(file, options, "runlocal")
+    config.mesh = dict(data=1)
+    experiment = setup.setup(config_lib.plain(config))
+    assert len(experiment.stages) == len(config.stages)
+
+
+def test_what_is_traced_only_is_there():
+    assert len(runs(traced=True)) == len(TRACED)
+
+
+@pytest.mark.parametrize(("file", "options"), runs(traced=False))
 def test_runlocal_trains_and_evaluates(file, options, tmp_path):
     config = config_of(file, options, "runlocal")
     config.steps = 2

@@ -21,7 +21,7 @@ B, K = 8, 3
 IMAGE = (8, 8, 1)
 
 BACKBONES = {
-    "mlp": dict(name="mlp.MLP", widths=(16,)),
+    "mlp": dict(name="mlp.MLP", widths=(16,), activation="silu"),  # no unit of which is ever dead
     "lenet": dict(name="lenet.LeNet5", padding="SAME"),
     "resnet": dict(name="resnet.ResNet", depth=8, width=4),
     "wide_resnet": dict(name="wide_resnet.WideResNet", depth=10, width_multiplier=1),

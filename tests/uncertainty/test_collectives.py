@@ -87,6 +87,11 @@ def run(made, D):
 
 
 @functools.cache
+def run_of(name, D):
+    return run(DIRECTIONS[name](), D)
+
+
+@functools.cache
 def alone(make_inference):
     return jax.jit(make_inference().update)(state(), BATCH)
 
@@ -106,7 +111,7 @@ DIRECTIONS = {
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_devices_do_not_change_particles_and_what_they_move_is_bounded(name):
     new, metrics = alone(DIRECTIONS[name])
-    many, many_metrics, moved = run(DIRECTIONS[name](), 4)
+    many, many_metrics, moved = run_of(name, 4)
     for a, b in zip(jax.tree.leaves(many.params), jax.tree.leaves(new.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)  # sums in another order
     np.testing.assert_allclose(many_metrics["loss"], metrics["loss"], rtol=1e-4)
@@ -128,7 +133,7 @@ def test_independent_particles_move_nothing():
 @pytest.mark.parametrize("D", [2, 4, 8])
 def test_weights_move_less_than_one_all_gather_of_them_from_four_devices_on(D):
     """At two devices it is 1.5: what is mixed has to arrive, and the products need it before."""
-    moved = sum(run(make(svgd), D)[2].values())
+    moved = sum(run_of("svgd", D)[2].values())
     assert moved < 3 / D * parameters() * 1.02 + 2 * 4 * P * P
     assert D == 2 or moved < parameters()
 
@@ -141,7 +146,7 @@ def test_noise_is_coloured_alike_on_devices():
     spread = jax.shard_map(made.colour, mesh=mesh, in_specs=PartitionSpec("particle"),
                            out_specs=PartitionSpec("particle"), axis_names={exchange.AXIS},
                            check_vma=False)  # fmt: skip
-    expected = made.colour(params, noise)
+    expected = jax.jit(made.colour)(params, noise)
     for a, b in zip(
         jax.tree.leaves(jax.jit(spread)(params, noise)), jax.tree.leaves(expected), strict=True
     ):

@@ -40,9 +40,11 @@ def fitted(model, x, sizes=None, P=1, executor="vmap"):
     state = inference.init(KEY, x[:1])
     stage = laplace(model, executors.mapping(executor))
     state = stage.begin(state, x[:1])
+    update = jax.jit(stage.update)
     for part in np.split(x, np.cumsum(sizes or [len(x)])[:-1]):
-        state = stage.update(state, dict(x=jnp.asarray(part)))
-    return inference, stage.finish(state, x[:1])
+        state = update(state, dict(x=jnp.asarray(part)))
+    inference = inference._replace(predict=jax.jit(inference.predict))
+    return inference, jax.jit(stage.finish)(state, x[:1])
 
 
 def hidden(state, x, p=0):

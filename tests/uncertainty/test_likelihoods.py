@@ -121,8 +121,8 @@ def test_draws_in_chunks_are_the_same_integral(monkeypatch):
 
     def value_and_gradient():
         likelihood = likelihoods.softmax(samples=12_000)
-        grad = jax.grad(lambda u: likelihood.nll(u, labels, KEY).sum())(u)
-        return likelihood.log_probs(u, KEY), grad
+        grad = jax.jit(jax.grad(lambda u: likelihood.nll(u, labels, KEY).sum()))(u)
+        return jax.jit(likelihood.log_probs)(u, KEY), grad
 
     whole, gradient = value_and_gradient()
     monkeypatch.setattr(predictive, "LIMIT", 12 * 2_000)  # six chunks
