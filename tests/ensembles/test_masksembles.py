@@ -85,7 +85,8 @@ def test_members_are_networks_without_the_masked_features(backbone, shape):
             return next_call(*arguments, **options)
 
         with nn.intercept_methods(without):
-            return network.clone(size=None).apply(variables, x, train=False).mean[0]
+            one = network.clone(size=None)  # which does not ask where its members are
+            return one.apply(variables, x, train=False).mean[0]
 
     loop = np.stack([one_mask(m) for m in range(M)])
     assert together.shape == (M, B, K)
