@@ -163,7 +163,9 @@ FEW = ("particles", "accumulated", "svgd_functions", "sghmc", "hyper")  # for ev
 @pytest.mark.parametrize(
     "network",
     [
-        pytest.param(names, marks=[pytest.mark.slow] * (names[0] != "mlp"), id=" x ".join(names))
+        pytest.param(
+            names, marks=[pytest.mark.slow] * (names[:2] != ("mlp", "single")), id=" x ".join(names)
+        )
         for names in [*sorted(NETWORKS), *((b, "multi_head", "sngp") for b in BACKBONES)]
     ],
 )
