@@ -47,7 +47,7 @@ RUNS = [  # file and its options, runlocal apart
     pytest.param("digits/lenet5.py", "ensemble=packed", marks=SLOW),
     pytest.param("digits/lenet5.py", "ensemble=rank1", marks=SLOW),
     pytest.param("digits/lenet5.py", "masks=3", marks=SLOW),
-    ("digits/vit.py", "method=e3"),
+    pytest.param("digits/vit.py", "method=e3", marks=SLOW),
     *(
         pytest.param("digits/vit.py", f"method={method}", marks=SLOW)
         for method in ("only_tiling", "only_partitioning", "mimo")
@@ -118,11 +118,11 @@ FULL = [  # file, options, parameters of one network
     ("imagenet/vit.py", "variant=L/16,size=2", 304_326_632 - 2 * 1024),
     # With both; its dense head gives way to the GP's weights, d, v, and 50 shared factors.
     # E3 has as many as V-MoE; eight experts in two of eight blocks.
-    ("cifar/vmoe.py", "", transformer(32, 512, 8, 2048, 2, 17) + 513 * 100),
-    ("cifar/vmoe.py", "model=vmoe-S/32", transformer(32, 512, 8, 2048, 2, 17) + 513 * 100),
+    ("cifar/vmoe.py", "", transformer(32, 512, 8, 2048, 2, 17) + 513 * (512 + 100)),
+    ("cifar/vmoe.py", "model=vmoe-S/32", transformer(32, 512, 8, 2048, 2, 17) + 513 * (512 + 100)),
     ("cifar/vmoe.py", "model=vmoe-B/16,dataset=cifar10",
      transformer(16, 768, 12, 3072, 6, 65) + 769 * 10),
-    ("imagenet/vmoe.py", "", transformer(32, 512, 8, 2048, 2, 50) + 513 * 1000),
+    ("imagenet/vmoe.py", "", transformer(32, 512, 8, 2048, 2, 50) + 513 * (512 + 1000)),
     # Kernels are shared, convolutions have no bias: two vectors a layer, and four last biases.
     ("cifar/wide_resnet.py", "ensemble=batch_ensemble", 36_479_194 + 4 * FAST + 3 * 10),
     ("cifar/wide_resnet.py", "ensemble=mimo", 36_479_194 + 2 * 9 * 3 * 16 + 2 * 641 * 10),
@@ -163,6 +163,14 @@ TRACED = {
     ("imagenet/resnet50.py", "masks=10"),
     ("imagenet/resnet50.py", "method=sngp,size=4"),
     ("imagenet/vit.py", "variant=L/16"),
+    ("imagenet/vmoe.py", "members=2"),
+    ("cifar/vmoe.py", "model=vmoe-B/16,dataset=cifar10"),
+    ("cifar/wide_resnet.py", "ensemble=batch_ensemble"),
+    ("cifar/wide_resnet.py", "dataset=cifar100,ensemble=mimo"),
+    ("digits/vit.py", "method=only_tiling"),
+    ("digits/vit.py", "method=mimo"),
+    ("small_images/vit.py", "method=batch_ensemble"),
+    ("small_images/vit.py", "method=mc_dropout"),
 }
 
 

@@ -141,7 +141,8 @@ def test_fine_tuning_is_that_of_its_source(options, steps, rate, experts, slots)
     members = config["ensemble"].get("size", 1)
     group = network.backbone.experts.keywords["router"](num_experts=8 // members)
     tokens = group.group_size * ((128 // network.backbone.size.patch_size) ** 2 + 1)
-    assert group.slots(tokens, True) == group.slots(tokens, False) == slots
+    for train in (True, False):
+        assert group.capacity(tokens, group.k, train) == slots
     assert group.noise_std == 1.0 and not group.batch_priority
 
 
