@@ -34,7 +34,7 @@ import numpy as np
 
 import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import timing
-from benchmarks.gp_heads import block, over, show
+from benchmarks.timing import block, over, show
 from uncertainty import build
 
 D, H, DEPTH, PATCH, E, M = 512, 2048, 8, 32, 8, 2

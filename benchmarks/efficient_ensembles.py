@@ -40,7 +40,7 @@ import numpy as np
 
 import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import against_torch, timing
-from benchmarks.gp_heads import block, over, show
+from benchmarks.timing import block, over, show
 from uncertainty import build
 
 M, BATCHES, COMPARED = 4, 4, 5

@@ -43,18 +43,16 @@ steps wait for one another.
 
 import argparse
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
 import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import timing
+from benchmarks.timing import block, over, show
 from uncertainty.backbones.wide_resnet import WideResNet
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
@@ -69,17 +67,6 @@ from uncertainty.model import from_network
 from uncertainty.stages.laplace import laplace as laplace_stage
 
 FEATURES = 1024
-Seconds = dict[str, dict[str, float]]
-
-
-def block(run: Callable[[], Any], units: int = 1) -> Callable[[], tuple[float, float]]:
-    """Wall and CPU seconds per unit of work of run(), to its end on the device."""
-
-    def clock() -> tuple[float, float]:
-        seconds = timing.clock(lambda: jax.block_until_ready(run()))
-        return seconds[0] / units, seconds[1] / units
-
-    return clock
 
 
 def training(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -295,30 +282,6 @@ def factor(arguments: argparse.Namespace) -> dict[str, Any]:
         own = {k: v for k, v in seconds.items() if k.startswith(f"{B}:")}
         ratios |= over(own, f"{B}: factor in 4 blocks")
     return dict(job=f"variance with {m:,} features", seconds=seconds, ratios=ratios, targets={})
-
-
-def over(seconds: Seconds, base: str) -> Seconds:
-    """Side -> its seconds over those of `base`, by each clock."""
-    return {
-        side: {clock: value / seconds[base][clock] for clock, value in values.items()}
-        for side, values in seconds.items()
-        if side != base
-    }
-
-
-def show(record: dict[str, Any]) -> None:
-    table = Table(title=record["job"], caption="ms; ratios and targets are of times")
-    for title in ("", "wall min", "median", "CPU min", "median", "ratio wall", "median", "CPU",
-                  "median", "target"):  # fmt: skip
-        table.add_column(title, justify="right" if title else "left")
-    clocks = ("wall", "wall_median", "cpu", "cpu_median")
-    for side, values in record["seconds"].items():
-        cells = [f"{1e3 * values[c]:,.2f}" for c in clocks]
-        if side in record["ratios"]:
-            cells += [f"{record['ratios'][side][c]:.3f}" for c in clocks]
-            cells += [str(record["targets"].get(side, ""))]
-        table.add_row(side, *cells)
-    Console(width=130).print(table)
 
 
 JOBS = {f.__name__: f for f in (training, prediction, exact_pass, factor)}

@@ -32,7 +32,7 @@ import optax
 
 import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import against_torch, timing
-from benchmarks.gp_heads import block, show
+from benchmarks.timing import block, show
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.single import single
 from uncertainty.heads.sngp import Sngp

@@ -34,7 +34,7 @@ import numpy as np
 
 import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import timing
-from benchmarks.gp_heads import block, over, show
+from benchmarks.timing import block, over, show
 from uncertainty.layers.experts import MoE
 from uncertainty.layers.feed_forward import FeedForward
 from uncertainty.layers.routers import TopK

@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import against_torch, timing
-from benchmarks.gp_heads import block, over, show
 from benchmarks.svgd_sides import HIDDEN, RATE, RECORDED, B, Comparison, Ours, adam, data
+from benchmarks.timing import block, over, show
 
 
 def steps(arguments: argparse.Namespace) -> dict[str, Any]:

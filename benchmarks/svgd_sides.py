@@ -13,8 +13,8 @@ import numpy as np
 
 import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import timing
-from benchmarks.gp_heads import block, over
 from benchmarks.svgd_opponents import compiled_bytes
+from benchmarks.timing import block, over
 from uncertainty import build
 
 B, BATCHES, COMPARED = 128, 8, 3

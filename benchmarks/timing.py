@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+Seconds = dict[str, dict[str, float]]
 RESULTS = pathlib.Path(__file__).parent / "results"
 # Freed memory is kept, as `experiments` asks for in this process: page faults would be timed else.
 KEEP_FREED_MEMORY = {
@@ -49,6 +52,42 @@ def take_turns(
         low, middle = np.min(blocks, axis=0), np.median(blocks, axis=0)
         summary[name] = dict(wall=low[0], cpu=low[1], wall_median=middle[0], cpu_median=middle[1])
     return {name: {key: float(v) for key, v in values.items()} for name, values in summary.items()}
+
+
+def block(run: Callable[[], Any], units: int = 1) -> Callable[[], tuple[float, float]]:
+    """Wall and CPU seconds per unit of work of run(), to its end on the device."""
+
+    def timed() -> tuple[float, float]:
+        import jax
+
+        seconds = clock(lambda: jax.block_until_ready(run()))
+        return seconds[0] / units, seconds[1] / units
+
+    return timed
+
+
+def over(seconds: Seconds, base: str) -> Seconds:
+    """Side -> its seconds over those of `base`, by each clock."""
+    return {
+        side: {clock: value / seconds[base][clock] for clock, value in values.items()}
+        for side, values in seconds.items()
+        if side != base
+    }
+
+
+def show(record: dict[str, Any]) -> None:
+    table = Table(title=record["job"], caption="ms; ratios and targets are of times")
+    for title in ("", "wall min", "median", "CPU min", "median", "ratio wall", "median", "CPU",
+                  "median", "target"):  # fmt: skip
+        table.add_column(title, justify="right" if title else "left")
+    clocks = ("wall", "wall_median", "cpu", "cpu_median")
+    for side, values in record["seconds"].items():
+        cells = [f"{1e3 * values[c]:,.2f}" for c in clocks]
+        if side in record["ratios"]:
+            cells += [f"{record['ratios'][side][c]:.3f}" for c in clocks]
+            cells += [str(record["targets"].get(side, ""))]
+        table.add_row(side, *cells)
+    Console(width=130).print(table)
 
 
 class Worker:
