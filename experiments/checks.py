@@ -23,6 +23,12 @@ def batch_shapes(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {"x": x, "y": jax.ShapeDtypeStruct((size, source.outputs), jnp.float32)}
 
 
+def update_shapes(config: Mapping[str, Any], source: Source) -> dict[str, jax.ShapeDtypeStruct]:
+    """Those of a batch of training, with the points of `data.context` if there are any."""
+    batch = batch_shapes(source, config["batch_size"])
+    return batch | ({"context": batch["x"]} if config["data"].get("context") else {})
+
+
 def check_update(
     config: Mapping[str, Any], inference: Inference, shapes: State, source: Source, mesh: Mesh
 ) -> None:
@@ -32,13 +38,8 @@ def check_update(
       ConfigError: what it refuses.
     """
     if inference.separable:
-        one = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), shapes.replace(step=None)
-        )
-        shapes = one.replace(step=shapes.step)
-    batch = batch_shapes(source, config["batch_size"])
-    if config["data"].get("context"):
-        batch["context"] = batch["x"]
+        shapes = execution.one_particle(shapes)
+    batch = update_shapes(config, source)
     try:
         jax.eval_shape(execution.on_mesh(inference.update, mesh, particles=False), shapes, batch)
     except (TypeError, ValueError) as error:

@@ -213,9 +213,15 @@ def prefers_loop(inference: Inference, state: State, batch: Batch) -> bool:
         return False
     if sum(a.size for a in jax.tree.leaves(state.params)) >= LARGE * P:
         return True
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype),
-                       state.replace(step=None))  # fmt: skip
-    return executors.has_convolution(inference.update, one.replace(step=state.step), batch)
+    return executors.has_convolution(inference.update, one_particle(state), batch)
+
+
+def one_particle(state: State) -> State:
+    """The shapes of one particle of a state or of its shapes, without their sharding."""
+    one = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), state.replace(step=None)
+    )
+    return one.replace(step=state.step)
 
 
 def on_mesh(

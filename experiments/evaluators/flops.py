@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from experiments.checks import batch_shapes, update_shapes
+from experiments.execution import one_particle
 from uncertainty import build
 from uncertainty.types import State
 
@@ -32,16 +34,12 @@ def flops(predict: Any) -> Iterator[tuple[str, Any]]:
         {**config, "inference": plain}, experiment.model, num_examples=max(len(source), 1)
     )
     count = counted_once if inference.separable else counted
-    x = jax.ShapeDtypeStruct((config["batch_size"], *source.shape), "float32")
-    discrete = source.task == "classification"
-    y = jax.ShapeDtypeStruct(x.shape[:1] if discrete else (x.shape[0], source.outputs),
-                             "int32" if discrete else "float32")  # fmt: skip
-    batch = {"x": x, "y": y} | ({"context": x} if config["data"].get("context") else {})
-    total = count(inference.update, experiment.shapes, batch)
-    yield "cost/train_flops_per_example", total / x.shape[0]
-    x = jax.ShapeDtypeStruct((config["evaluation"]["batch_size"], *source.shape), "float32")
+    total = count(inference.update, experiment.shapes, update_shapes(config, source))
+    yield "cost/train_flops_per_example", total / config["batch_size"]
+    size = config["evaluation"]["batch_size"]
+    x = batch_shapes(source, size)["x"]
     total = counted_once(inference.predict, experiment.final_shapes, x)
-    yield "cost/predict_flops_per_example", total / x.shape[0]
+    yield "cost/predict_flops_per_example", total / size
 
 
 flops.task = None
@@ -61,7 +59,4 @@ def counted(fn: Callable[[State, Any], Any], state: State, batch: Any) -> float:
 
 def counted_once(fn: Callable[[State, Any], Any], state: State, batch: Any) -> float:
     """P times the operations for one particle."""
-    one = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), state.replace(step=None)
-    )
-    return state.key.shape[0] * counted(fn, one.replace(step=state.step), batch)
+    return state.key.shape[0] * counted(fn, one_particle(state), batch)
