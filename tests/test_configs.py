@@ -67,6 +67,8 @@ RUNS = [  # file and its options, runlocal apart
     pytest.param("cifar/resnet.py", "depth=56", marks=SLOW),
     pytest.param("cifar/vmoe.py", "", marks=SLOW),
     pytest.param("cifar/vmoe.py", "model=vmoe-B/16,dataset=cifar10", marks=SLOW),
+    pytest.param("cifar/vit.py", "", marks=SLOW),
+    pytest.param("cifar/vit.py", "ensemble=batch_ensemble,dataset=cifar100", marks=SLOW),
     pytest.param("imagenet/resnet50.py", "masks=10", marks=SLOW),
     pytest.param("imagenet/resnet50.py", "method=het", marks=SLOW),
     pytest.param("imagenet/resnet50.py", "method=sngp,size=4", marks=SLOW),
@@ -116,6 +118,7 @@ FULL = [  # file, options, parameters of one network
     ("imagenet/vit.py", "", 22_050_664 - 2 * 384),
     ("imagenet/vit.py", "variant=B/16", 86_567_656 - 2 * 768),
     ("imagenet/vit.py", "variant=L/16,size=2", 304_326_632 - 2 * 1024),
+    ("cifar/vit.py", "", transformer(32, 768, 12, 3072, 0, 145) + 769 * 10),
     # With both; its dense head gives way to the GP's weights, d, v, and 50 shared factors.
     # E3 has as many as V-MoE; eight experts in two of eight blocks.
     ("cifar/vmoe.py", "", transformer(32, 512, 8, 2048, 2, 17) + 513 * (512 + 100)),
@@ -165,6 +168,8 @@ TRACED = {
     ("imagenet/vit.py", "variant=L/16"),
     ("imagenet/vmoe.py", "members=2"),
     ("cifar/vmoe.py", "model=vmoe-B/16,dataset=cifar10"),
+    ("cifar/vit.py", ""),
+    ("cifar/vit.py", "ensemble=batch_ensemble,dataset=cifar100"),
     ("cifar/wide_resnet.py", "ensemble=batch_ensemble"),
     ("cifar/wide_resnet.py", "dataset=cifar100,ensemble=mimo"),
     ("digits/vit.py", "method=only_tiling"),

@@ -146,6 +146,22 @@ def test_fine_tuning_is_that_of_its_source(options, steps, rate, experts, slots)
     assert group.noise_std == 1.0 and not group.batch_priority
 
 
+@pytest.mark.parametrize(("dataset", "rate"), [("cifar10", 0.003), ("cifar100", 0.01)])
+def test_vit_is_fine_tuned_as_in_its_source(dataset, rate):
+    config = config_of("cifar/vit.py", f"dataset={dataset}")
+    assert (config["steps"], config["batch_size"]) == (10_000, 512)
+    schedule = build.schedule(config)
+    assert float(schedule(500)) == pytest.approx(rate)
+    assert float(schedule(10_000)) == pytest.approx(0.0, abs=1e-9)
+    taken, names = config["optimiser"], {"weight_decay", "l2", "multipliers", "nesterov"}
+    assert (taken["momentum"], taken["clip"]) == (0.9, 1.0) and not names & set(taken)
+    assert [config["data"][k]["split"] for k in ("train", "validation")] == [
+        "train[:98%]", "train[98%:]"
+    ]  # fmt: skip
+    assert build.network(config).backbone.size.patch_size == 32
+    assert config["head"]["kernel_init"] == dict(name="zeros_init")
+
+
 def test_v_moe_from_scratch_is_that_of_its_source():
     config = config_of("imagenet/vmoe.py", "")
     assert config["steps"] * config["batch_size"] == pytest.approx(300 * 1_268_355, rel=1e-4)
@@ -156,12 +172,13 @@ def test_v_moe_from_scratch_is_that_of_its_source():
     assert (router["k"], router["capacity_factor"], router["eval_capacity_factor"]) == (2, 1.05, 4)
 
 
-@pytest.mark.parametrize("file", [FINE_TUNED, "imagenet/vmoe.py"])
-def test_docstrings_of_v_moe_give_the_published_accuracies(file):
+@pytest.mark.parametrize("file", [FINE_TUNED, "imagenet/vmoe.py", "cifar/vit.py"])
+def test_docstrings_of_fine_tuning_give_the_published_accuracies(file):
     text = ast.get_docstring(ast.parse((ROOT / "configs" / file).read_text(encoding="utf-8")))
     tables = ("imagenet",) if "imagenet" in file else ("cifar10", "cifar100")
-    rows = [row for t in tables for name, row in PUBLISHED[t].items() if "S/32" in name
-            or "B/16" in name]  # fmt: skip
+    names = ("ViT-B/32",) if file == "cifar/vit.py" else ("S/32", "B/16")
+    rows = [row for t in tables for label, row in PUBLISHED[t].items()
+            if any(name in label for name in names)]  # fmt: skip
     assert rows
     for row in rows:
         assert f"{row['classification/accuracy'][0]} %" in text

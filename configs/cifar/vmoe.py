@@ -24,7 +24,7 @@ Command: python -m experiments.train --config configs/cifar/vmoe.py:model=e3-S/3
 from ml_collections import ConfigDict
 
 from configs.base import base, parse_arg, shrink
-from configs.cifar.wide_resnet import CLASSES
+from configs.cifar.wide_resnet import CLASSES, data
 
 SIZE = 128
 READ = dict(resize=SIZE, size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -63,12 +63,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = parse_arg(arg, model=tuple(SETTINGS), dataset=("cifar100", "cifar10"), size=1)
     settings = SETTINGS[arg.model]
     config = base()
-    test = dict(name=arg.dataset, split="test", **READ)
-    other = "cifar100" if arg.dataset == "cifar10" else "cifar10"
-
-    config.data.train = dict(name=arg.dataset, split="train[:98%]", **READ)
-    config.data.validation = dict(name=arg.dataset, split="train[98%:]", **READ)
-    config.data.augment = (dict(name="crop", pad=SIZE // 8), dict(name="flip"))
+    data(config, arg.dataset, pad=SIZE // 8, read=READ)
+    for name, split in dict(train="train[:98%]", validation="train[98%:]").items():
+        config.data[name] = dict(name=arg.dataset, split=split, **READ)
     config.batch_size = 1_024
 
     router = dict(
@@ -107,18 +104,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.evaluation.batch_size = 1_024
     config.evaluation.every = 100
-    config.evaluators = dict(
-        test=dict(name="classification", data=test),
-        corruption=dict(name="corruption", data=test),
-        ood=dict(
-            name="ood",
-            data=test,
-            sets={
-                other: dict(name=other, split="test", **READ),
-                "svhn": dict(name="svhn_cropped", split="test", **READ),
-            },
-        ),
-    )
     if arg.runlocal:
         tiny = dict(variant="tiny", patch_size=32, width=32, depth=4, num_heads=2, mlp_dim=64)
         if "representation" in config.backbone:

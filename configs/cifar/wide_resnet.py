@@ -45,6 +45,8 @@ Command: python -m experiments.train --config configs/cifar/wide_resnet.py:metho
     --workdir runs/wrn
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.base import base, parse_arg, shrink
@@ -161,11 +163,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config
 
 
-def data(config: ConfigDict, dataset: str, pad: int) -> None:
+def data(config: ConfigDict, dataset: str, pad: int, read: dict[str, Any] = NORMALISED) -> None:
     """Training images in random windows, mirrored; test images, the other CIFAR and SVHN."""
-    test = dict(name=dataset, split="test", **NORMALISED)
+    test = dict(name=dataset, split="test", **read)
     other = "cifar100" if dataset == "cifar10" else "cifar10"
-    config.data.train = dict(name=dataset, split="train", **NORMALISED)
+    config.data.train = dict(name=dataset, split="train", **read)
     config.data.augment = (dict(name="crop", pad=pad), dict(name="flip"))
     config.logging.every = 100
     config.evaluators = dict(
@@ -175,8 +177,8 @@ def data(config: ConfigDict, dataset: str, pad: int) -> None:
             name="ood",
             data=test,
             sets={
-                other: dict(name=other, split="test", **NORMALISED),
-                "svhn": dict(name="svhn_cropped", split="test", **NORMALISED),
+                other: dict(name=other, split="test", **read),
+                "svhn": dict(name="svhn_cropped", split="test", **read),
             },
         ),
     )

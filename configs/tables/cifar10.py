@@ -1,5 +1,5 @@
 """uncertainty-baselines' CIFAR-10 table, as far as there are rows here: WideResNet-28-10. Below it
-V-MoE and E3, fine-tuned from released checkpoints.
+ViT, V-MoE and E3, fine-tuned from released checkpoints.
 
 HetSNGP, and on CIFAR-10 HET too, have scripts there but no published row. Nothing is published for
 our corruptions, which are not those of CIFAR-10-C.
@@ -24,7 +24,12 @@ ROWS = {
     "BatchEnsemble (4)": ",ensemble=batch_ensemble",
     "MIMO (3)": ",ensemble=mimo",
 }
-FINE_TUNED = {
+VITS = {
+    "ViT-B/32, ImageNet-21k": "",
+    "BatchEnsemble ViT-B/32 (4), ImageNet-21k": ",ensemble=batch_ensemble",
+    "Ensemble of ViT-B/32 (4), ImageNet-21k": ",size=4",
+}
+EXPERTS = {
     "E3-S/32 (1, 2), ImageNet": ",model=e3-S/32",
     "V-MoE-S/32, ImageNet": ",model=vmoe-S/32",
     "V-MoE-B/16, ImageNet-21k": ",model=vmoe-B/16",
@@ -39,11 +44,11 @@ def get_table(dataset: str = "cifar10", title: str = "CIFAR-10", near: str = "ci
             config=f"configs/cifar/{file}.py:dataset={dataset}{options}",
             published=PUBLISHED[dataset].get(label, {}),
         )
-        for file, found in dict(wide_resnet=ROWS, vmoe=FINE_TUNED).items()
+        for file, found in dict(wide_resnet=ROWS, vit=VITS, vmoe=EXPERTS).items()
         for label, options in found.items()
     ]
     return dict(
-        title=f"{title}: WideResNet-28-10 (uncertainty-baselines) and V-MoE (google-research)",
+        title=f"{title}: WideResNet-28-10, and fine-tuned ViT and V-MoE",
         seeds=(0, 1, 2, 3, 4),
         rows=rows,
         columns=[

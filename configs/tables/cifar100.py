@@ -1,4 +1,4 @@
-"""As CIFAR-10's: WideResNet-28-10 of uncertainty-baselines, and fine-tuned V-MoE and E3."""
+"""As CIFAR-10's: WideResNet-28-10 of uncertainty-baselines, and fine-tuned ViT, V-MoE and E3."""
 
 from configs.tables import cifar10
 

@@ -27,6 +27,7 @@ def _rows_of(source: str) -> Callable[..., Row]:
 _lenet5 = _rows_of("google/uncertainty-baselines, baselines/mnist/README.md (LeNet5)")
 _cifar = _rows_of("google/uncertainty-baselines, baselines/cifar/README.md (Wide ResNet 28-10)")
 _vmoe = _rows_of("google-research/vmoe, docstrings of configs/vmoe_paper and configs/eee_paper")
+_augreg = _rows_of("google-research/big_vision, docstring of configs/transfer.py (means of 5)")
 _imagenet = _rows_of("google/uncertainty-baselines, baselines/imagenet/README.md (ResNet-50)")
 
 PUBLISHED = {
@@ -53,6 +54,7 @@ PUBLISHED = {
         "BatchEnsemble (4)": _cifar(0.136, 96.3, 0.0177, 36.6),
         "MIMO (3)": _cifar(0.123, 96.4, 0.010, 36.5),
         "V-MoE-B/16, ImageNet-21k": _vmoe(None, 98.7),
+        "ViT-B/32, ImageNet-21k": _augreg(None, 98.55),
     },
     "cifar100": {
         "Deterministic": _cifar(0.875, 79.8, 0.0857, 36.5),
@@ -67,6 +69,7 @@ PUBLISHED = {
         "BatchEnsemble (4)": _cifar(0.690, 81.9, 0.0265, 36.6),
         "MIMO (3)": _cifar(0.690, 82.0, 0.022, 36.5),
         "E3-S/32 (1, 2), ImageNet": _vmoe(None, 81.31),
+        "ViT-B/32, ImageNet-21k": _augreg(None, 91.35),
     },
     "imagenet": {
         "Deterministic": _imagenet(0.939, 76.2, 0.032, 25.6),

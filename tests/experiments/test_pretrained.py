@@ -230,7 +230,7 @@ def test_a_deterministic_run_becomes_a_batch_ensemble(tmp_path):
         np.testing.assert_allclose(member, expected[0], atol=1e-4)
 
 
-def test_one_of_several_particles(trained):
+def test_one_of_several_particles(trained, caplog):
     workdir, state = trained
     kernel = np.asarray(state.params["head"]["logits"]["kernel"])
 
@@ -241,6 +241,11 @@ def test_one_of_several_particles(trained):
     for p in (0, 1):
         for particle in begin(particle=p):
             np.testing.assert_array_equal(particle, kernel[p])
+    warning = "2 particles begin with the same parameters"
+    assert warning in caplog.text
+    caplog.clear()
+    begin(particle=0, keep=("head/",))
+    assert warning not in caplog.text
     with pytest.raises(ConfigError, match=r"pretrained\.particle: .* has 2; which one"):
         begin()
     with pytest.raises(ConfigError, match=r"pretrained\.particle: 2; .* has 2"):
@@ -296,15 +301,38 @@ def test_buckets_are_read_through_fsspec(vit, monkeypatch):
         np.testing.assert_array_equal(array, here.read([name])[name])
 
 
+AUGREG = {
+    "Encoder/": "Transformer/",
+    "SelfAttention/": "MultiHeadDotProductAttention_1/",
+    "LayerNorm_1/": "LayerNorm_2/",
+    "Mlp/": "MlpBlock_3/",
+}
+
+
+def augreg(name):
+    """What vision_transformer calls the array of a ViT that V-MoE calls `name`."""
+    for ours, theirs in AUGREG.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
 def test_full_size_checkpoints_fit_their_configs(caplog):
-    """The released names and shapes (google-research/vmoe, nn/vit_moe.py) fill the full models."""
-    for options, hidden in (("model=e3-S/32", True), ("model=vmoe-B/16,dataset=cifar10", False)):
-        full = config_lib.plain(config_lib.load(f"configs/cifar/vmoe.py:{options}"))
+    """The released names and shapes (google-research/vmoe, nn/vit_moe.py; google-research/
+    vision_transformer, models_vit.py) fill the full models."""
+    for file, hidden, pixels in (
+        ("vmoe.py:model=e3-S/32", True, 128),
+        ("vmoe.py:model=vmoe-B/16,dataset=cifar10", False, 128),
+        ("vit.py:", False, 384),
+    ):
+        full = config_lib.plain(config_lib.load(f"configs/cifar/{file}"))
         config_lib.check(full)
         network = build.network(full)
         size, members = network.backbone.size, full["ensemble"].get("size", 0)
-        shapes = release_shapes(size, network.backbone._with_experts(), members, hidden)
-        x = jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
+        sparse = network.backbone._with_experts() if "experts" in full["backbone"] else ()
+        shapes = release_shapes(size, sparse, members, hidden)
+        if not sparse:
+            shapes = {augreg(name): shape for name, shape in shapes.items()}
+        x = jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32)
         inference = build.inference(full, num_examples=1)
         state = jax.eval_shape(inference.init, jax.eval_shape(jax.random.key, 0), x)
         checkpoint = layouts.Checkpoint(shapes, lambda names: {})
