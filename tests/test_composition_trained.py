@@ -106,13 +106,8 @@ def learnable(backbone, ensemble, head, how):
     return config | dict(steps=steps, batch_size=32, mesh=dict(data=1))
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(r, marks=[pytest.mark.slow] * (r[:2] != ("mlp", "single")), id="-".join(r))
-        for r in ROWS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids="-".join)
 def test_it_beats_chance(row, tmp_path):
     experiment = setup(learnable(*row))
     state, update = experiment.init(), None

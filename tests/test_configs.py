@@ -28,55 +28,53 @@ RUNS = [  # file and its options, runlocal apart
     ("toys/regression.py", ""),
     ("toys/two_moons.py", "size=1"),
     ("toys/rings.py", "method=hetsngp,size=4"),
-    pytest.param("toys/rings.py", "method=het", marks=SLOW),
-    pytest.param("toys/rings.py", "method=sngp", marks=SLOW),
+    ("toys/rings.py", "method=het"),
+    ("toys/rings.py", "method=sngp"),
     ("tabular/breast_cancer.py", ""),
     ("tabular/breast_cancer.py", "dataset=wine,size=1"),
     ("tabular/diabetes.py", ""),
     ("tabular/uci.py", "method=svgd"),
-    pytest.param("tabular/uci.py", "method=wgd_functions", marks=SLOW),
+    ("tabular/uci.py", "method=wgd_functions"),
     ("toys/particles.py", "task=gaussians,method=svgd_functions"),
-    pytest.param("toys/particles.py", "task=regression,method=stochastic_svgd", marks=SLOW),
-    pytest.param("small_images/particles.py", "method=f_ssge", marks=SLOW),
-    pytest.param("small_images/particles.py", "method=hyper", marks=SLOW),
-    pytest.param("digits/lenet5.py", "size=2", marks=SLOW),
-    pytest.param("digits/lenet5.py", "heads=3", marks=SLOW),
-    pytest.param("digits/lenet5.py", "ensemble=batch_ensemble", marks=SLOW),
-    pytest.param("digits/lenet5.py", "ensemble=mimo", marks=SLOW),
-    pytest.param("digits/lenet5.py", "ensemble=masksembles", marks=SLOW),
-    pytest.param("digits/lenet5.py", "ensemble=packed", marks=SLOW),
-    pytest.param("digits/lenet5.py", "ensemble=rank1", marks=SLOW),
-    pytest.param("digits/lenet5.py", "masks=3", marks=SLOW),
-    pytest.param("digits/vit.py", "method=e3", marks=SLOW),
-    *(
-        pytest.param("digits/vit.py", f"method={method}", marks=SLOW)
-        for method in ("only_tiling", "only_partitioning", "mimo")
-    ),
-    pytest.param("small_images/vit.py", "method=vmoe,size=2", marks=SLOW),
-    pytest.param("small_images/vit.py", "method=batch_ensemble", marks=SLOW),
-    pytest.param("small_images/vit.py", "method=mc_dropout", marks=SLOW),
-    pytest.param("small_images/lenet5.py", "dataset=mnist,size=10", marks=SLOW),
-    pytest.param("small_images/lenet5.py", "padding=VALID", marks=SLOW),
-    pytest.param("small_images/noisy_fashion_mnist.py", "method=sngp,masks=3", marks=SLOW),
-    pytest.param("cifar/wide_resnet.py", "dataset=cifar100", marks=SLOW),
-    pytest.param("cifar/wide_resnet.py", "masks=30", marks=SLOW),
-    pytest.param("cifar/wide_resnet.py", "method=sngp,masks=10", marks=SLOW),
-    pytest.param("cifar/wide_resnet.py", "dataset=cifar100,method=hetsngp", marks=SLOW),
-    pytest.param("cifar/wide_resnet.py", "ensemble=batch_ensemble", marks=SLOW),
-    pytest.param("cifar/wide_resnet.py", "dataset=cifar100,ensemble=mimo", marks=SLOW),
-    pytest.param("cifar/resnet.py", "depth=56", marks=SLOW),
-    pytest.param("cifar/vmoe.py", "", marks=SLOW),
-    pytest.param("cifar/vmoe.py", "model=vmoe-B/16,dataset=cifar10", marks=SLOW),
-    pytest.param("cifar/vit.py", "", marks=SLOW),
-    pytest.param("cifar/vit.py", "ensemble=batch_ensemble,dataset=cifar100", marks=SLOW),
-    pytest.param("imagenet/resnet50.py", "masks=10", marks=SLOW),
-    pytest.param("imagenet/resnet50.py", "method=het", marks=SLOW),
-    pytest.param("imagenet/resnet50.py", "method=sngp,size=4", marks=SLOW),
-    pytest.param("imagenet/vit.py", "variant=L/16", marks=SLOW),
-    pytest.param("imagenet/vmoe.py", "", marks=SLOW),
-    pytest.param("imagenet/vmoe.py", "members=2", marks=SLOW),
-    pytest.param("imagenet/vit.py", "variant=B/16,method=hetsngp", marks=SLOW),
-]
+    ("toys/particles.py", "task=regression,method=stochastic_svgd"),
+    ("small_images/particles.py", "method=f_ssge"),
+    ("small_images/particles.py", "method=hyper"),
+    ("digits/lenet5.py", "size=2"),
+    ("digits/lenet5.py", "heads=3"),
+    ("digits/lenet5.py", "ensemble=batch_ensemble"),
+    ("digits/lenet5.py", "ensemble=mimo"),
+    ("digits/lenet5.py", "ensemble=masksembles"),
+    ("digits/lenet5.py", "ensemble=packed"),
+    ("digits/lenet5.py", "ensemble=rank1"),
+    ("digits/lenet5.py", "masks=3"),
+    ("digits/vit.py", "method=e3"),
+    *(("digits/vit.py", f"method={method}")
+      for method in ("only_tiling", "only_partitioning", "mimo")),
+    ("small_images/vit.py", "method=vmoe,size=2"),
+    ("small_images/vit.py", "method=batch_ensemble"),
+    ("small_images/vit.py", "method=mc_dropout"),
+    ("small_images/lenet5.py", "dataset=mnist,size=10"),
+    ("small_images/lenet5.py", "padding=VALID"),
+    ("small_images/noisy_fashion_mnist.py", "method=sngp,masks=3"),
+    ("cifar/wide_resnet.py", "dataset=cifar100"),
+    ("cifar/wide_resnet.py", "masks=30"),
+    ("cifar/wide_resnet.py", "method=sngp,masks=10"),
+    ("cifar/wide_resnet.py", "dataset=cifar100,method=hetsngp"),
+    ("cifar/wide_resnet.py", "ensemble=batch_ensemble"),
+    ("cifar/wide_resnet.py", "dataset=cifar100,ensemble=mimo"),
+    ("cifar/resnet.py", "depth=56"),
+    ("cifar/vmoe.py", ""),
+    ("cifar/vmoe.py", "model=vmoe-B/16,dataset=cifar10"),
+    ("cifar/vit.py", ""),
+    ("cifar/vit.py", "ensemble=batch_ensemble,dataset=cifar100"),
+    ("imagenet/resnet50.py", "masks=10"),
+    ("imagenet/resnet50.py", "method=het"),
+    ("imagenet/resnet50.py", "method=sngp,size=4"),
+    ("imagenet/vit.py", "variant=L/16"),
+    ("imagenet/vmoe.py", ""),
+    ("imagenet/vmoe.py", "members=2"),
+    ("imagenet/vit.py", "variant=B/16,method=hetsngp"),
+]  # fmt: skip
 
 FAST = (  # inputs and outputs of the layers of WideResNet-28-10
     (3 + 16) + (16 + 160) + (160 + 320) + (320 + 640)  # the stem, three projections
@@ -145,8 +143,7 @@ def files():
 
 
 def test_no_config_is_left_out():
-    cases = [getattr(case, "values", case) for case in RUNS]
-    assert {case[0] for case in cases} == files()
+    assert {file for file, _ in RUNS} == files()
 
 
 # Their parts are trained in other rows and in `test_composition_trained.py`: these are traced only.
@@ -170,19 +167,17 @@ TRACED = {
     ("cifar/vmoe.py", "model=vmoe-B/16,dataset=cifar10"),
     ("cifar/vit.py", ""),
     ("cifar/vit.py", "ensemble=batch_ensemble,dataset=cifar100"),
-    ("cifar/wide_resnet.py", "ensemble=batch_ensemble"),
-    ("cifar/wide_resnet.py", "dataset=cifar100,ensemble=mimo"),
-    ("digits/vit.py", "method=only_tiling"),
-    ("digits/vit.py", "method=mimo"),
+    *(("digits/vit.py", f"method={m}") for m in ("only_tiling", "only_partitioning", "mimo")),
     ("small_images/vit.py", "method=batch_ensemble"),
     ("small_images/vit.py", "method=mc_dropout"),
 }
 
 
 def runs(traced):
-    return [case for case in RUNS if (getattr(case, "values", case) in TRACED) == traced]
+    return [case for case in RUNS if (case in TRACED) == traced]
 
 
+@SLOW
 @pytest.mark.parametrize(("file", "options"), runs(traced=True))
 def test_runlocal_is_set_up(file, options):
     """All that can be wrong before the first step: data, shapes, stages, and a traced update."""
@@ -196,6 +191,7 @@ def test_what_is_traced_only_is_there():
     assert len(runs(traced=True)) == len(TRACED)
 
 
+@SLOW
 @pytest.mark.parametrize(("file", "options"), runs(traced=False))
 def test_runlocal_trains_and_evaluates(file, options, tmp_path):
     config = config_of(file, options, "runlocal")
@@ -216,7 +212,7 @@ def test_runlocal_trains_and_evaluates(file, options, tmp_path):
         assert found and np.isfinite(found).all(), prefix
 
 
-@pytest.mark.parametrize(("file", "options"), [getattr(case, "values", case) for case in RUNS])
+@pytest.mark.parametrize(("file", "options"), RUNS)
 def test_runlocal_needs_no_file(file, options):
     """Only embedded sets are left, with the shape, type and classes that the real ones have."""
     full, small = (config_of(file, options, *more) for more in ((), ("runlocal",)))
@@ -254,6 +250,7 @@ def specs(config):
     return list(itertools.chain(walk(config.data), *map(walk, config.evaluators.values())))
 
 
+@SLOW
 @pytest.mark.parametrize(("file", "options", "parameters"), FULL)
 def test_full_size_models_have_their_published_numbers_of_parameters(file, options, parameters):
     config, _, state, _ = traced(file, options)

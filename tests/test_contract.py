@@ -156,6 +156,7 @@ BOUNDED = {  # in every field of a backbone with this name
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backbone",
     [pytest.param(b, marks=[pytest.mark.slow] * (b != "mlp")) for b in BACKBONES],
@@ -194,6 +195,7 @@ def test_every_backbone_may_have_layers_of_bounded_norm(backbone):
     jax.tree.map(np.testing.assert_array_equal, unchanged, one[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_bfloat16_is_confined_to_the_backbone(backbone):
     names = (backbone, "multi_head", "dense", "particles")
@@ -231,6 +233,7 @@ def test_every_file_of_methods_has_its_line(package, lines):
     assert files == {name.split(".")[0] for name in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_a_prediction_is_a_function_of_the_state(ensemble):
     backbone = "vmoe" if ensemble == "e3" else "mlp"

@@ -155,6 +155,7 @@ def test_everything_that_is_imported_is_declared():
                 assert f'"{named.get(top, top).lower()}' in declared, f"{name} imports {top}"
 
 
+@pytest.mark.slow
 def test_programs_start_without_heavy_libraries_and_claim_no_device():
     code = (
         f"import sys, {', '.join(PROGRAMS)}, jax\n"

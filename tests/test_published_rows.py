@@ -56,6 +56,7 @@ def config_of(file, options):
     return config_lib.plain(config_lib.load(f"{ROOT / 'configs' / file}:{options}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "options", "epoch", "epochs", "rate", "l2", "fields"), ROWS)
 def test_settings_are_those_of_the_source(file, options, epoch, epochs, rate, l2, fields):
     config = config_of(file, options)
@@ -222,6 +223,7 @@ def test_an_ensemble_of_sngps_on_imagenet_is_of_posterior_modes():
     np.testing.assert_allclose(log_probs(latent, key), log_probs(certain, key), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_of_sngp_drops_whole_filters_and_in_training_alone():
     config = config_of(CIFAR, "method=sngp")
     model = build.model(config)

@@ -51,6 +51,7 @@ def test_members_and_examples_equal_a_loop_over_them(tiny):
     assert not np.allclose(together[0], together[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0.5, 1.0])
 def test_any_layer_may_make_members(tiny, place):
     """Where one layer turns 1 into M, each member is the network with that member's layer."""
@@ -80,6 +81,7 @@ def path_of(key_path) -> str:
     return "/".join(key.key for key in key_path[1:-1])
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_with_float32_parameters(tiny):
     reduced = tiny.make(dtype="bfloat16")
     x = tiny.x()
@@ -95,6 +97,7 @@ def test_bfloat16_computes_with_float32_parameters(tiny):
     assert 0 < error < 0.05
 
 
+@pytest.mark.slow
 def test_training_reaches_every_parameter_and_changes_batch_statistics_only(tiny):
     x = tiny.x(batch=4)
     params, rest = tiny.variables["params"], tiny.variables.copy()
@@ -121,6 +124,7 @@ def test_training_reaches_every_parameter_and_changes_batch_statistics_only(tiny
         assert same == name.startswith("params/"), name
 
 
+@pytest.mark.slow
 def test_dropout_is_off_in_prediction_and_on_in_training(tiny):
     dropped = tiny.make(dropout=functools.partial(Dropout, rate=0.5))
     x = tiny.x()
@@ -141,6 +145,7 @@ def test_dropout_is_off_in_prediction_and_on_in_training(tiny):
     np.testing.assert_array_equal(first, train(0))
 
 
+@pytest.mark.slow
 def test_monte_carlo_dropout_makes_members_in_prediction_only(tiny):
     module = tiny.make(dropout=functools.partial(Dropout, rate=0.5, members=4))
 
@@ -158,6 +163,7 @@ def test_monte_carlo_dropout_makes_members_in_prediction_only(tiny):
                        tiny.variables, tiny.x(members=3), key(0))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_initialisation_needs_no_dropout_key_and_gives_the_same_parameters(tiny):
     module = tiny.make(dropout=functools.partial(Dropout, rate=0.5, members=2))
     shapes = [

@@ -26,6 +26,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", NUMPY)
 def test_mlp_is_affine_maps_and_activations(activation, random_variables):
     module = MLP(widths=(5, 4), activation=activation)
@@ -98,6 +99,7 @@ def test_lenet_is_correlations_pools_and_affine_maps(padding, size, random_varia
     np.testing.assert_allclose(features[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("H, W", [(4, 6), (5, 7), (1, 2), (1, 1)])
 def test_max_pool_equals_a_window_reduction_with_its_gradient(H, W):
     x, weights = normal(2, 3, H, W, 2), normal(2, 3, (H + 1) // 2, (W + 1) // 2, 2, seed=1)

@@ -92,6 +92,7 @@ def agree(module, variables, x, reference):
 BLOCKS = {"basic": BasicBlock, "bottleneck": BottleneckBlock, "pre_activation": PreActivationBlock}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize("channels, strides", [(12, 1), (12, 2), (5, 1)])
 @pytest.mark.parametrize("fields", [{}, {"norm": None}])
@@ -118,6 +119,7 @@ def test_cifar_network(random_variables):
     agree(module, variables, x, reference)
 
 
+@pytest.mark.slow
 def test_imagenet_network(random_variables):
     module, x = ResNet(depth=50, width=1), normal(1, 1, 32, 32, 2)
     variables = random_variables(module, x, train=False)
@@ -142,6 +144,7 @@ def test_wide_network(random_variables):
     agree(module, variables, x, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [ResNet(depth=8), WideResNet(depth=10, width_multiplier=1)],

@@ -39,6 +39,7 @@ def paths(variables):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, shape, classes, total",
     [

@@ -54,6 +54,7 @@ def test_attention_is_a_loop_over_heads_and_tokens(random_variables):
     np.testing.assert_allclose(jax.jit(module.apply)(variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_equals_flax_with_reshaped_kernels(random_variables):
     """The layout that published Flax checkpoints have: [D, heads, d] and [heads, d, D]."""
     D, heads = 6, 3
@@ -79,6 +80,7 @@ def test_feed_forward_uses_the_tanh_gelu(random_variables):
     np.testing.assert_allclose(y, feed_forward(x, variables["params"]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "hidden"), [("token", None), ("gap", None), ("token", 3)])
 def test_whole_network(pooling, hidden, random_variables):
     sizes = dict(patch_size=2, width=8, mlp_dim=5, num_heads=4)
@@ -117,6 +119,7 @@ class Doubler(nn.Module):
         return x * factor * (1 + jnp.arange(self.members).reshape(-1, 1, 1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, "1"])
 def test_swaps_replace_a_feed_forward(block, random_variables):
     x = normal(1, 2, 8, 8, 2)
@@ -131,6 +134,7 @@ def test_swaps_replace_a_feed_forward(block, random_variables):
     assert hash(swapped) is not None
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_values_nor_gradients(random_variables):
     x = normal(1, 2, 8, 8, 2)
     fields = dict(width=8, mlp_dim=6, depth=1)

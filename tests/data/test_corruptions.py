@@ -23,6 +23,7 @@ def test_an_example_does_not_depend_on_its_batch(kind):
     np.testing.assert_array_equal(corrupt(X[chosen], kind, 3, indices=chosen), whole[chosen])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", IMAGE)
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 48, 3), (224, 224, 3)])
 def test_any_size_stays_an_image_and_severity_grows(kind, shape):

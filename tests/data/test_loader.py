@@ -169,6 +169,7 @@ def test_exceptions_come_in_their_turn():
     assert not alive()
 
 
+@pytest.mark.slow
 def test_an_abandoned_stream_ends_its_thread():
     stream = prefetch(batches(DIGITS, seed=0, batch_size=8), lambda batch: batch)
     next(stream)
@@ -178,6 +179,7 @@ def test_an_abandoned_stream_ends_its_thread():
     assert not alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["pass", "raise KeyboardInterrupt"])
 def test_a_program_ends_with_its_stream_open(end):
     program = f"""

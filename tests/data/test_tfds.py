@@ -152,6 +152,7 @@ def test_what_needs_tensorflow_says_so(data_dir, tmp_path, monkeypatch):
         load(spec(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_prepared_set_is_read_without_tensorflow(data_dir):
     program = f"""
 import sys

@@ -71,6 +71,7 @@ def test_inputs_without_outcomes_are_refused_in_any_order(tmp_path):
             load(dict(name="npz", path=str(tmp_path / "table.npz"), **fields))
 
 
+@pytest.mark.slow
 def test_metrics_are_in_the_stored_units(table, tmp_path):
     """The same predictions as those of the normalised data, taken back by hand."""
     config = config_lib.load(f"{CONFIG}:runlocal")

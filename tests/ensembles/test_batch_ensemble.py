@@ -50,6 +50,7 @@ def of_member(m, ensemble, plain):
     return jax.tree_util.tree_map_with_path(make, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("where", ["", "block|dense0"])
 def test_members_are_networks_with_their_own_kernels(name, where):
@@ -112,6 +113,7 @@ def test_all_members_are_rows_of_one_product(name, monkeypatch):
     assert products(batch_ensemble(backbone(), Dense(K), M)) == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [1, M])
 @pytest.mark.parametrize(
     "layer",
@@ -145,6 +147,7 @@ def test_what_is_before_the_first_layer_with_fast_weights_is_computed_once():
     assert state["intermediates"]["backbone"]["__call__"][0].shape[:2] == (1, B)
 
 
+@pytest.mark.slow
 def test_around_a_layer_of_bounded_norm():
     shared = layers.around(functools.partial(BoundedDense, bound=0.1), M)(features=4)
     x = inputs((6,))[None]
@@ -176,6 +179,7 @@ CONFIG = dict(
 )
 
 
+@pytest.mark.slow
 def test_initialisers_have_names_in_configs():
     given = dict(name="batch_ensemble.gaussian", stddev=0.0)
     network = build.network(CONFIG | dict(ensemble=CONFIG["ensemble"] | dict(fast_weights=given)))

@@ -51,6 +51,7 @@ def test_extremes():
     np.testing.assert_array_equal(apart.sum(0), np.ones(64))  # members share nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6,), (4, 5, 6)])
 def test_the_layer_is_a_product_with_its_masks(shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, B, *shape)), "float32")
@@ -67,6 +68,7 @@ def test_the_layer_is_a_product_with_its_masks(shape):
     assert layer.apply(variables, predicted, train=False).shape == predicted.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone, shape", [(MLP((12, 11)), (6,)), (LeNet5("SAME"), (8, 8, 1))])
 def test_members_are_networks_without_the_masked_features(backbone, shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(B, *shape)), "float32")

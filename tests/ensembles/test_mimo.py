@@ -36,6 +36,7 @@ def reading(slots, **fields):
     return forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repetitions", [1, 3])
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
 def test_rows_stay_on_their_own_examples(share, repetitions):
@@ -47,6 +48,7 @@ def test_rows_stay_on_their_own_examples(share, repetitions):
             np.testing.assert_array_equal(one, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repetitions", [1, 2])
 @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
 def test_other_inputs_have_other_examples_but_for_the_share(share, repetitions):
@@ -88,6 +90,7 @@ def test_orders_are_permutations_with_a_common_part():
     assert len({tuple(order[:5]) for order in made}) > 1
 
 
+@pytest.mark.slow
 def test_images_are_joined_channel_by_channel_and_heads_are_independent():
     """Against the network written out: LeNet on M C channels, and a loop over heads."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(B, 8, 8, 2)), "float32")
@@ -106,6 +109,7 @@ def test_images_are_joined_channel_by_channel_and_heads_are_independent():
         np.testing.assert_allclose(latent.mean[m], phi @ kernel[m], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_in_features_is_aligned_too():
     """The nll of a HET-XL head by the labels is that of a batch in the heads' own orders."""
     model = from_network(

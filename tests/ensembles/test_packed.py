@@ -26,6 +26,7 @@ def inputs(shape):
     return jnp.asarray(np.random.default_rng(1).normal(size=(B, *shape)), "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_members_are_separate_networks(name):
     make, shape = TINY[name]
@@ -47,6 +48,7 @@ def test_members_are_separate_networks(name):
     assert not np.allclose(together[0], together[1], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_each_members_own():
     make, shape = TINY["resnet"]
     x = inputs(shape)
@@ -107,6 +109,7 @@ def test_a_dense_layer_in_groups_is_block_diagonal():
         layers.Dense(features=8, groups=4).init(jax.random.key(0), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "lenet_same"])
 def test_gamma_makes_groups_of_inner_layers(name):
     """The same numbers as ungrouped members with block-diagonal kernels."""

@@ -43,6 +43,7 @@ def test_divergences_are_integrals(family, at, scale):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_draws_follow_the_posterior(family):
     """Identities as kernels, one input of ones: outputs are r s, the product of two draws."""
@@ -64,6 +65,7 @@ def test_draws_follow_the_posterior(family):
     assert abs(np.corrcoef(r.reshape(-1, 400))[np.triu_indices(M * S, 1)]).max() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "lenet_same", "resnet", "vit_token"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_spread_it_is_a_batch_ensemble(name, family):
@@ -92,6 +94,7 @@ def test_without_spread_it_is_a_batch_ensemble(name, family):
     np.testing.assert_allclose(found, np.repeat(expected, S, axis=0), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anneal_steps", [0, 4])
 def test_the_loss_is_the_members_divergence_by_number_of_examples(anneal_steps):
     make, shape = TINY["mlp"]
@@ -118,6 +121,7 @@ def test_the_loss_is_the_members_divergence_by_number_of_examples(anneal_steps):
     assert len(np.unique(np.round(np.asarray(u.mean[:, 0, 0]), 6))) == M * S
 
 
+@pytest.mark.slow
 def test_divergences_of_experts_add_up():
     """A network of E experts has E times the fast weights, and the divergence of them all."""
     router = functools.partial(TopK, importance_loss=0.0, load_loss=0.0)

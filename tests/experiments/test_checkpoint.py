@@ -82,6 +82,7 @@ def copy(workdir, tmp_path):
     return shutil.copytree(workdir, tmp_path / "copy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before, after", [(1, 1), (8, 1), (1, 8), (8, 4)])
 def test_gives_back_the_same_bits_on_any_number_of_devices(tmp_path, before, after):
     state = make_state(3, devices=before)
@@ -97,6 +98,7 @@ def test_gives_back_the_same_bits_on_any_number_of_devices(tmp_path, before, aft
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_the_state_may_be_donated_while_it_is_being_written(tmp_path):
     state = make_state(0, features=40_000, devices=8)
     expected = np.asarray(state.params["dense"]["kernel"]).copy()
@@ -140,6 +142,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damage_to_any_file_falls_back_or_does_no_harm(two, tmp_path, how, caplog):
     files = [p.relative_to(two) for p in (two / "checkpoints" / "20").rglob("*") if p.is_file()]
@@ -269,6 +272,7 @@ def child(script, *args, stderr=subprocess.DEVNULL):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [50, 100_000])
 def test_a_save_that_finds_no_room_is_an_error_and_loses_nothing(tmp_path, limit):
     process = child(LIMITED, tmp_path, limit)

@@ -114,6 +114,7 @@ REFUSED = {  # overrides -> what the message says, in this order
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_before_anything_is_compiled_or_written(name, tmp_path, compilations):
     value, *words = REFUSED[name]

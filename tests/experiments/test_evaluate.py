@@ -221,6 +221,7 @@ def test_the_programs_say_that_an_evaluator_failed(programs, digits, tmp_path):
     assert saved(run) == kept
 
 
+@pytest.mark.slow
 def test_without_the_training_data(programs, tmp_path):
     """The checkpoint's folder and the data to evaluate on are all that is needed."""
     rng = np.random.default_rng(0)
@@ -258,6 +259,7 @@ def line(tmp_path_factory):
     return evaluate(experiment, workdir, show=False), workdir
 
 
+@pytest.mark.slow
 def test_regression_is_a_mixture_of_gaussians(line):
     (found, failures), workdir = line
     assert not failures

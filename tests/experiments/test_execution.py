@@ -48,6 +48,7 @@ def on_one_device():
     return train(small(dict(data=1)))[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh", [dict(data=8), dict(particle=4, data=1), dict(particle=4, data=2), dict(particle=2)]
 )
@@ -74,6 +75,7 @@ def test_devices_do_not_change_training(mesh, executor):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_batch_norm_takes_the_statistics_of_the_global_batch():
     net = dict(name="wide_resnet.WideResNet", depth=10, width_multiplier=1)
     one = train(small(dict(data=1), size=1, backbone=net), steps=1)[1]
@@ -125,6 +127,7 @@ INTERACTING = {
 SAMPLERS = {"stochastic": "sgld", "independent chains": "sghmc"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", INTERACTING)
 def test_devices_do_not_change_particles_that_interact(direction):
     inference = dict(

@@ -109,6 +109,7 @@ def test_devices_do_not_change_the_training_of_experts(ensemble, mesh, tmp_path)
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_without_experts_the_devices_share_the_batch():
     config = base()
     config.batch_size = config.evaluation.batch_size = 16
@@ -123,6 +124,7 @@ def test_without_experts_the_devices_share_the_batch():
     assert batch["x"].addressable_shards[0].data.shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "changes", "message"),
     [

@@ -91,6 +91,7 @@ def sound(request, data, tmp_path_factory):
     return request.param, workdir
 
 
+@pytest.mark.slow
 def test_frozen_for_a_step(sound, data, tmp_path, caplog):
     executor, expected = sound
     config = config_of(data, executor)
@@ -121,6 +122,7 @@ def test_frozen_for_a_step(sound, data, tmp_path, caplog):
     np.testing.assert_allclose(ours[2]["loss"], (ours[2]["loss/0"] + ours[2]["loss/2"]) / 2)
 
 
+@pytest.mark.slow
 def test_frozen_for_good_and_left_out_of_evaluation(sound, data, tmp_path, caplog):
     executor, expected = sound
     config = config_of(data, executor)
@@ -140,6 +142,7 @@ def test_frozen_for_good_and_left_out_of_evaluation(sound, data, tmp_path, caplo
     assert {name: found[name] for name in wanted} == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit, step", [(overflowing, BAD_STEP + 1), (not_a_number, 1)])
 def test_stopped(sound, data, tmp_path, edit, step):
     executor, expected = sound
@@ -176,6 +179,7 @@ def test_infinite_in_validation_alone(data, tmp_path):
     assert Checkpoints(tmp_path).steps() == [0, 2, 4]
 
 
+@pytest.mark.slow
 def test_no_particle_left(data, tmp_path):
     config = config_of(data, size=2)
     begin(config, tmp_path, lambda params: jax.tree.map(lambda leaf: leaf * np.nan, params))

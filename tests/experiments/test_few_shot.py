@@ -68,6 +68,7 @@ def accuracies(x, y, tests, l2):
     return [np.mean(ridge.predict(columns(a)).argmax(1) == b) for a, b in tests]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choose", ["held_out", "test"])
 def test_errors_are_those_of_ridge_with_the_chosen_strength(predictor, by_hand, choose):
     found = dict(few_shot(predictor, SETS, SHOTS, DRAWS, choose, held_out=50, seed=3))

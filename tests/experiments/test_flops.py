@@ -40,6 +40,7 @@ def single():
 ELEMENTS = 1.15
 
 
+@pytest.mark.slow
 def test_a_vit_costs_its_products(single):
     train, predict = single
     assert DENSE < predict < ELEMENTS * DENSE

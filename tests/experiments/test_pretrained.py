@@ -141,6 +141,7 @@ def vit(tmp_path_factory):
     return str(path), x, logits
 
 
+@pytest.mark.slow
 def test_a_vit_of_the_transformers_library_says_the_same(vit):
     """See benchmarks/transformers_vit.py for how its file was made."""
     path, x, logits = vit
@@ -152,6 +153,7 @@ def test_a_vit_of_the_transformers_library_says_the_same(vit):
         np.testing.assert_allclose(particle, logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_kept_differs_between_particles_and_the_optimiser_starts_anew(vit, caplog):
     spec = dict(path=vit[0], layout="transformers", keep=("head/",))
     adam = dict(name="adam", learning_rate=1e-3)
@@ -188,6 +190,7 @@ def trained(tmp_path_factory):
     return workdir, Checkpoints(workdir, read_only=True).restore(experiment.shapes)[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_does_not_need_the_file(trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained[0], copy)
@@ -252,6 +255,7 @@ def test_one_of_several_particles(trained, caplog):
         begin(particle=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -316,6 +320,7 @@ def augreg(name):
     return name
 
 
+@pytest.mark.slow
 def test_full_size_checkpoints_fit_their_configs(caplog):
     """The released names and shapes (google-research/vmoe, nn/vit_moe.py; google-research/
     vision_transformer, models_vit.py) fill the full models."""

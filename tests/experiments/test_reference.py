@@ -43,6 +43,7 @@ def by_hand(e, flat):
     return likelihood, NORMAL.logpdf(flat).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["regression", "gaussians"])
 def test_density_is_that_of_all_data_and_the_prior(task):
     e = experiment(f"task={task}")
@@ -66,6 +67,7 @@ def test_temperatures_are_those_of_the_inference():
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_prior_draws_have_the_prior():
     target = reference.posterior(experiment())
     draws = jax.vmap(target.sample_prior)(jax.random.split(jax.random.key(0), 40))

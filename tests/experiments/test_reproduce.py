@@ -93,6 +93,7 @@ def made(tables, tmp_path_factory):
     return folder, code, lines
 
 
+@pytest.mark.slow
 def test_a_failing_row_is_reported_and_the_others_are_done(made):
     folder, code, lines = made
     assert code == 1
@@ -137,6 +138,7 @@ def test_the_json_has_every_number_and_where_it_is_from(made):
     json.loads((folder / "r" / "a_table" / "table.json").read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(made):
     folder, _, _ = made
     before = contents(folder / "w"), contents(folder / "r" / "a_table" / "runs")
@@ -148,6 +150,7 @@ def test_a_second_run_does_nothing(made):
     assert {p: p.stat().st_mtime_ns for p in (folder / "w").rglob("metrics.json*")} == stamps
 
 
+@pytest.mark.slow
 def test_filters(tables, tmp_path):
     assert main(arguments(tmp_path, "--rows", "^Two: of", "--seeds", "4")) == 0
     assert [p.name for p in (tmp_path / "r" / "a_table" / "runs").iterdir()] == [
@@ -283,6 +286,7 @@ def test_file_names():
     assert config_lib.assignments(["a.b=c=d"]) == {"a.b": "c=d"}
 
 
+@pytest.mark.slow
 def test_runs_of_another_config_are_not_in_the_report(made):
     """Their directories are there; the report would refuse to put them beside the others."""
     folder, _, _ = made

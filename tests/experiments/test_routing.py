@@ -93,6 +93,7 @@ def routed(state, x):
     return share, dropped
 
 
+@pytest.mark.slow
 def test_classes_by_experts_are_a_loop_over_tokens(run):
     _, state, metrics, arrays, _ = run
     source = load(DATA)

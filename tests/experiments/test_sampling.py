@@ -122,6 +122,7 @@ def test_a_method_that_fails_is_reported_and_the_others_are_not():
     assert shown.keys() == {"Exact draws", "works"}
 
 
+@pytest.mark.slow
 def test_the_program_writes_a_table_and_a_figure(tmp_path):
     command = ["--runlocal", "--target", "funnel", "--methods", "linear|^SGLD", "--seeds", "0,1"]
     assert sampling.main([*command, "--results", str(tmp_path)]) == 0

@@ -53,6 +53,7 @@ def factors(experiment, workdir):
     return np.asarray(factor, np.float64)
 
 
+@pytest.mark.slow
 def test_the_precision_is_that_of_every_example_once(sngp):
     experiment, workdir = sngp
     state, _ = restore(experiment, workdir)
@@ -72,6 +73,7 @@ def test_the_precision_is_that_of_every_example_once(sngp):
         np.testing.assert_allclose(F.T @ F, exact, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [dict(data=8), dict(particle=2, data=4)], ids=str)
 def test_eight_devices_give_the_precision_of_one(sngp, tmp_path, mesh):
     experiment, workdir = sngp
@@ -82,6 +84,7 @@ def test_eight_devices_give_the_precision_of_one(sngp, tmp_path, mesh):
                                atol=1e-5)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_moving_average_is_that_of_the_global_batch(tmp_path):
     found = []
     for i, mesh in enumerate((dict(data=1), dict(data=8))):
@@ -118,6 +121,7 @@ def test_evaluation_refuses_a_run_whose_stages_are_missing_or_old(sngp, tmp_path
     assert not failures and metrics["classification/accuracy"] > 0.2
 
 
+@pytest.mark.slow
 def test_a_trained_run_gets_a_laplace_posterior_afterwards(digits, tmp_path):
     changes = {"head.name": "laplace.Laplace", "stages": [dict(name="laplace")]}
     experiment = stage.begin_from(digits, tmp_path / "new", changes)
@@ -136,6 +140,7 @@ def test_a_trained_run_gets_a_laplace_posterior_afterwards(digits, tmp_path):
     assert "ood/held_out/auroc_epistemic_variance" in metrics
 
 
+@pytest.mark.slow
 def test_a_new_run_is_not_made_over_one_with_other_parameters(digits, tmp_path):
     changes = {"head.name": "laplace.Laplace", "stages": [dict(name="laplace")]}
     stage.begin_from(digits, tmp_path / "new", changes)
@@ -150,6 +155,7 @@ def test_a_new_run_is_not_made_over_one_with_other_parameters(digits, tmp_path):
         stage.begin_from(tmp_path / "other", tmp_path / "new", changes)
 
 
+@pytest.mark.slow
 def test_a_start_with_other_parameters_is_refused(digits, tmp_path):
     with pytest.raises(ConfigError, match=r"head/diagonal/bias: None -> \(2, 8\)"):
         stage.begin_from(digits, tmp_path, {"head.name": "heteroscedastic.Heteroscedastic"})
@@ -243,6 +249,7 @@ def samples(experiment, workdir):
     return jax.tree.map(np.asarray, (state.params, state.samples.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", PATHS, ids=lambda spec: spec["name"])
 def test_a_stage_that_was_killed_goes_on_to_the_same_end(plain, tmp_path, spec, monkeypatch):
     changes, workdir = plain
@@ -291,6 +298,7 @@ class Stopped:
         return next(self.stream)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", PATHS, ids=lambda spec: spec["name"])
 def test_a_stage_that_trains_is_the_same_on_eight_devices(plain, tmp_path, spec):
     changes, workdir = plain
@@ -311,6 +319,7 @@ def test_a_stage_whose_steps_are_not_finite_stops(plain, tmp_path):
         stage.run(setup(config(**{**changes, "stages": (wild,)})), tmp_path)
 
 
+@pytest.mark.slow
 def test_hyper_deep_ensemble_by_config(plain, tmp_path):
     """Networks with priors of their own, of which validation data choose some, with repetition."""
     changes, _ = plain

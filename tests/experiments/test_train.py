@@ -114,6 +114,7 @@ def small(steps=40, **fields):
     return config_lib.load(DIGITS, overrides)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_batch(tmp_path):
     train(small(), tmp_path / "whole")
     train(small(inference__accumulate=4), tmp_path / "parts")
@@ -127,6 +128,7 @@ def test_accumulated_gradients_are_those_of_the_batch(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_half_precision_learns_with_float32_parameters(tmp_path):
     experiment = train(small(200, backbone__dtype="bfloat16"), tmp_path)
     state = final_state(tmp_path)
@@ -146,6 +148,7 @@ def test_a_finished_run_is_left_alone(digits):
     assert changed <= {".lock", "data.json"}
 
 
+@pytest.mark.slow
 def test_the_seed_changes_the_run(tmp_path):
     losses = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -209,6 +212,7 @@ def test_tensorboard(programs, tmp_path):
         assert last.startswith("error: config.logging.tensorboard: True needs tensorflow")
 
 
+@pytest.mark.slow
 def test_imports_are_light():
     """Under three seconds of a core; TensorFlow, plots and scikit-learn wait until needed."""
     script = (
@@ -228,6 +232,7 @@ def test_imports_are_light():
     raise AssertionError(f"imports take {best} s")
 
 
+@pytest.mark.slow
 def test_mixed_labels_reach_the_loss(tmp_path):
     """Mixup makes labels probabilities, whose entropy no network can predict away."""
     train(small(60, data__augment=[dict(name="mixup", alpha=1.0)]), tmp_path / "mixed")
@@ -236,6 +241,7 @@ def test_mixed_labels_reach_the_loss(tmp_path):
     assert 2 * plain < mixed < np.log(8)
 
 
+@pytest.mark.slow
 def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
     """The batch's context is the other set's, in an order of its own, the same after a restart."""
     digits = dict(name="digits", classes=list(range(8)))
@@ -262,6 +268,7 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
         setup(config_lib.load("configs/digits/mlp.py:runlocal", other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("direction", "optimiser"),
     [(dict(name="svgd"), "sgld"), (dict(name="independent"), "sghmc"),

@@ -59,6 +59,7 @@ def run(tmp_path_factory):
     return Predictor(experiment, state), metrics, arrays, logits
 
 
+@pytest.mark.slow
 def test_the_grid_is_predicted_in_its_place(run):
     _, _, arrays, logits = run
     ticks = np.linspace(-3, 5, 5)

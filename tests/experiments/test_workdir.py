@@ -143,6 +143,7 @@ def test_json_round_trip(value):
     assert repr(back) == repr(value)  # repr: NaN and -0.0 too
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text("ab", min_size=1), plain))
 def test_a_config_does_not_differ_from_itself(config):
     assert lib.difference(config, lib.from_jsonable(lib.jsonable(config))) == {}

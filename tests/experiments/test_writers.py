@@ -63,6 +63,7 @@ def run_and_kill(workdir, start, steps):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_leaves_the_same_records(tmp_path):
     path = tmp_path / "metrics.jsonl"
     run_and_kill(tmp_path, 0, 7)
@@ -117,6 +118,7 @@ def test_tensorboard_files_or_how_to_get_them(tmp_path):
     assert [make_ndarray(v.tensor_proto) for v in values.values()] == [0.5, 0.25, 0.75]
 
 
+@pytest.mark.slow
 def test_tensorflow_is_not_imported_unless_asked_for():
     script = "import sys\nimport experiments.writers\nassert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -131,6 +133,7 @@ def test_parameters_are_logged_with_shapes_and_total(caplog):
     assert "Total: 160" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_profile_covers_the_steps_asked_for(tmp_path):
     update = jax.jit(lambda x: x @ x)
     x = jnp.eye(8)

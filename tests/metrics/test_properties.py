@@ -186,6 +186,7 @@ scores = st.lists(
 ).map(np.array)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(scores, scores)
 def test_ranking_is_scikit_learns(inside, outside):

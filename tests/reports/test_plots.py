@@ -69,6 +69,7 @@ def test_confidence_histogram_counts_right_and_wrong():
     np.testing.assert_array_equal(heights, expected)
 
 
+@pytest.mark.slow
 def test_ood_histograms():
     inside, outside = RNG.normal(size=200), RNG.normal(1, 1, 300)
     methods = {

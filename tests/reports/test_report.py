@@ -106,6 +106,7 @@ def written(runs, tmp_path_factory):
     return path, path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(written):
     _, text = written
     page = Page(text)

@@ -108,6 +108,7 @@ DIRECTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_devices_do_not_change_particles_and_what_they_move_is_bounded(name):
     new, metrics = alone(DIRECTIONS[name])
@@ -130,6 +131,7 @@ def test_independent_particles_move_nothing():
     assert run(make(independent), 4)[2] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("D", [2, 4, 8])
 def test_weights_move_less_than_one_all_gather_of_them_from_four_devices_on(D):
     """At two devices it is 1.5: what is mixed has to arrive, and the products need it before."""
@@ -138,6 +140,7 @@ def test_weights_move_less_than_one_all_gather_of_them_from_four_devices_on(D):
     assert D == 2 or moved < parameters()
 
 
+@pytest.mark.slow
 def test_noise_is_coloured_alike_on_devices():
     made = svgd(over=None, target=Target(num_examples=50))
     params = state().params

@@ -72,6 +72,7 @@ def gradients(method, strides, padding, x, kernel, bias, g):
     return jax.grad(inner, argnums=(0, 1) if bias is None else (0, 1, 2))(x, kernel, bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_equal_those_of_lax(shape, with_bias):
@@ -116,6 +117,7 @@ def test_patches_equal_lax_for_any_shape(data):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["vmap kernels", "vmap both", "vmap x", "scan"])
 def test_gradients_over_particles_equal_a_loop(over):
     P = 3

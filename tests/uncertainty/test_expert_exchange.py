@@ -25,6 +25,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("router", "members", "dispatch", "mesh"),
     [
@@ -65,6 +66,7 @@ def test_eight_devices_have_the_outputs_and_gradients_of_one(router, members, di
     assert kernel.sharding.spec[0] == "expert"
 
 
+@pytest.mark.slow
 def test_devices_that_do_not_divide_groups_say_so_in_training():
     moe, x = MoE(E, FFN), normal(1, B, T, D)
     params = moe.init(jax.random.key(0), x, train=False)["params"]

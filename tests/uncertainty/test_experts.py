@@ -84,6 +84,7 @@ CASES = [  # members, leading axis of x, k, group_size, batch_priority, capacity
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dispatch", ["sort", "einsum"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_mixture_is_a_loop_over_tokens(case, dispatch):
@@ -132,6 +133,7 @@ def test_soft_routing_is_a_loop_over_slots():
         np.testing.assert_allclose(y[m, b], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     params, x = variables(2), normal(1, 2, T, D)
     moe = MoE(E, FFN, functools.partial(TopK, capacity_factor=0.7, multiple_of=1), 2)
@@ -165,6 +167,7 @@ def test_noise_has_the_deviation_that_was_asked_for():
     assert set(sown["losses"]) == {"importance", "load"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "blocks"),
     [("every 2", {1, 3, 5, 7}), ("last 2", {5, 7}), ("every 3", {2, 5}), ((0, 6), {0, 6})],
@@ -223,6 +226,7 @@ def with_experts(params, fn):
     return params | dict(backbone=params["backbone"] | dict(block01=block))
 
 
+@pytest.mark.slow
 def test_one_member_is_v_moe_and_two_are_by_a_reshape_of_its_routers():
     key = jax.random.key(0)
     params = network("single")[0](key, X)[0]
@@ -234,6 +238,7 @@ def test_one_member_is_v_moe_and_two_are_by_a_reshape_of_its_routers():
     jax.tree.map(np.testing.assert_array_equal, reshaped, pairs)
 
 
+@pytest.mark.slow
 def test_members_follow_their_blocks():
     params = network("e3", size=2)[0](jax.random.key(0), X)[0]
     u = predict("e3", params, size=2)
@@ -263,6 +268,7 @@ def test_members_follow_their_blocks():
     np.testing.assert_allclose(alone[0], u[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dispatch", ["sort", "einsum"])
 def test_only_tiling_is_v_moe_with_each_of_the_routers(dispatch):
     params, x = variables(2), normal(1, 4, T, D)

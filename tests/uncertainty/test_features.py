@@ -23,6 +23,7 @@ ENSEMBLES = [  # with the features that members have of their own
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ensemble", "members"), ENSEMBLES)
 def test_the_head_makes_the_latent_of_them(ensemble, members):
     experts = dict(experts=EXPERTS) if ensemble["name"] == "e3" else {}

@@ -56,6 +56,7 @@ def close(estimate, exact):
     np.testing.assert_allclose(estimate, exact, atol=0.025 * np.abs(exact).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("efficient", [False, True])
 def test_noise_has_the_covariance_v_vt_plus_d_squared(efficient):
     params, latent = applied(Heteroscedastic(outputs=K, rank=R, efficient=efficient))
@@ -70,6 +71,7 @@ def test_noise_has_the_covariance_v_vt_plus_d_squared(efficient):
     assert latent.epistemic is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("efficient", [False, True])
 def test_latent_space_noise_goes_through_the_output_layer(efficient):
     params, latent = applied(
@@ -95,6 +97,7 @@ def test_parameters_of_latent_space_noise_do_not_grow_with_the_classes():
     assert count(3) == count(3000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [Heteroscedastic, HeteroscedasticXL])
 def test_a_learned_temperature_divides_the_whole_latent(head):
     plain = head(outputs=K, rank=R, learn_temperature=False)
@@ -114,6 +117,7 @@ def test_a_learned_temperature_divides_the_whole_latent(head):
         np.testing.assert_allclose(predictive.marginal_variance(cooled), scaled, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_scaling_mean_noise_and_temperature_together_changes_nothing():
     _, latent = applied(Heteroscedastic(outputs=K, rank=R))
     double = latent.replace(
@@ -126,6 +130,7 @@ def test_scaling_mean_noise_and_temperature_together_changes_nothing():
         )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", [softmax, sigmoid])
 def test_permuting_the_classes_permutes_the_probabilities(likelihood):
     permutation = np.array([2, 0, 3, 1])
@@ -166,6 +171,7 @@ def fitted(head, x):
 X = jnp.asarray(RNG.normal(size=(30, 3)), jnp.float32)
 
 
+@pytest.mark.slow
 def test_hetsngp_adds_the_two_variances_by_their_weights():
     inference, state = fitted(hetsngp(), X)
     latent = inference.predict(state, X)
@@ -205,6 +211,7 @@ def test_without_gp_variance_hetsngp_is_het_with_a_mean_of_random_features():
     np.testing.assert_allclose(latent.mean, mean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_noise_hetsngp_is_sngp():
     inference, state = fitted(hetsngp(noise_weight=0.0), X)
     params = jax.tree.map(jnp.copy, state.params)
@@ -224,6 +231,7 @@ def test_without_noise_hetsngp_is_sngp():
                                likelihood.log_probs(expected, KEY), rtol=1e-4)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_weight", [1.0, 0.0])  # a weight of predictions
 def test_training_draws_label_noise_alone(noise_weight):
     head = hetsngp(noise_weight=noise_weight)
@@ -233,6 +241,7 @@ def test_training_draws_label_noise_alone(noise_weight):
     assert latent.epistemic is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "bias"),
     [
@@ -271,6 +280,7 @@ def test_the_gradient_of_the_loss_is_its_slope(head, bias):
         np.testing.assert_allclose(slope, norm, rtol=0.02, atol=3e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_many_draws_converge_and_few_are_biased_up():
     """NLL with S draws exceeds the exact one by Var[p] / (2 S p^2) on average (Jensen)."""
     _, latent = applied(Heteroscedastic(outputs=K, rank=R))

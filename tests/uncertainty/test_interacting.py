@@ -110,6 +110,7 @@ def test_svgd_in_weight_space_is_the_double_sum(name):
         np.testing.assert_allclose((flat(g) - flat(without)).sum(0), 0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_wgd_in_weight_space_is_the_estimators_formula(estimator):
     g, _, _ = direct(wgd, kernel=lambda: rbf(2.0), estimator=estimator, ridge=0.05, kept=1.0)
@@ -134,6 +135,7 @@ def test_kde_with_a_delta_kernel_is_a_deep_ensemble():
     np.testing.assert_allclose(flat(g), flat(plain), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES[1:])
 @pytest.mark.parametrize(
     ("values", "kernel", "points"),
@@ -186,6 +188,7 @@ def test_every_space_of_functions_is_its_formula(space, values, kernel, points):
     np.testing.assert_allclose(metrics["loss"][0], -log_joint(each[0]), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
 def test_annealing_scales_the_drive_and_not_the_repulsion(space):
     def go(temperature, annealing=None):
@@ -208,6 +211,7 @@ class Normalised(nn.Module):
         return Latent(mean=nn.Dense(K)(jnp.tanh(x)))
 
 
+@pytest.mark.slow
 def test_collections_are_those_of_the_batch_and_points_are_the_same_for_all():
     model = from_network(Normalised(), softmax())
     state = particles(model, sgd(), size=3).init(jax.random.key(0), BATCH["x"])
@@ -245,6 +249,7 @@ def stein_by_loops(draws, at, kept):
     return score
 
 
+@pytest.mark.slow
 def test_the_prior_score_is_the_estimator_and_that_of_samples_at_samples():
     draws, at = RNG.normal(size=(9, 2)), RNG.normal(size=(3, 2))
     (score,) = prior_score([jnp.asarray(at)], [jnp.asarray(draws)], kept=0.9)
@@ -290,6 +295,7 @@ def prior_part(n, method=wgd):
     return np.linalg.norm(part - exact) / np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [svgd, wgd])
 def test_the_prior_on_functions_approaches_a_gaussian_process_with_more_draws(method):
     # Over 40 particles; the same estimator in NumPy has 0.65 and 0.27 on average over draws.
@@ -297,6 +303,7 @@ def test_the_prior_on_functions_approaches_a_gaussian_process_with_more_draws(me
     assert many < 0.4 and many < 0.6 * few, (few, many)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_noise_is_coloured_by_the_matrix_root(per_layer):
     made = svgd(executors.vmap, TARGET, kernel=lambda: rbf(2.0), per_layer=per_layer)
@@ -328,6 +335,7 @@ METHODS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("method", METHODS)
 def test_permuting_particles_permutes_the_direction(method, space):
@@ -342,6 +350,7 @@ def test_permuting_particles_permutes_the_direction(method, space):
     np.testing.assert_allclose(flat(h), flat(g)[order], atol=2e-3 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_single_particle_is_map_estimation(method, space):
@@ -356,6 +365,7 @@ def test_a_single_particle_is_map_estimation(method, space):
         rtol=1e-4, atol=1e-6)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["unroll", "scan"])
 @pytest.mark.parametrize("space", SPACES)
 def test_executors_agree(space, executor):

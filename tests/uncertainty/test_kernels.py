@@ -26,6 +26,7 @@ def particles(P=5, n=3, seed=0):
     return np.random.default_rng(seed).normal(size=(P, n)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("P", [1, 2, 7])
 def test_matrices_are_the_double_sum(name, P):
@@ -45,6 +46,7 @@ def compiled(kernel):
     return jax.jit(kernel.matrices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [rbf(), imq()], ids=["rbf", "imq"])
 @given(P=st.integers(2, 8), n=st.integers(1, 6), seed=st.integers(0, 100))
 def test_stationary_forces_sum_to_zero_and_ignore_a_shift(kernel, P, n, seed):
@@ -57,6 +59,7 @@ def test_stationary_forces_sum_to_zero_and_ignore_a_shift(kernel, P, n, seed):
     np.testing.assert_allclose(matrices(jnp.asarray(shifted @ shifted.T))[0], gram, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [rbf(), imq(), linear()], ids=["rbf", "imq", "linear"])
 def test_permuting_particles_permutes_the_matrices(kernel):
     z = particles(6)
@@ -67,6 +70,7 @@ def test_permuting_particles_permutes_the_matrices(kernel):
         np.testing.assert_allclose(permuted, whole[order][:, order], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [rbf(), imq(), linear()], ids=["rbf", "imq", "linear"])
 @pytest.mark.parametrize("P", [1, 4])
 def test_equal_particles_and_a_single_one_are_safe(kernel, P):
@@ -91,6 +95,7 @@ def test_the_bandwidth_is_the_median_over_pairs():
     np.testing.assert_allclose(gram[np.triu_indices(9, 1)], 1 / 10, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_the_bandwidth_is_a_constant_under_differentiation():
     z = jnp.asarray(particles(4))
 
@@ -137,6 +142,7 @@ def test_what_cannot_be_is_refused(make, fields, why):
 MEDIAN = jax.jit(rbf_module._median)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.lists(st.floats(0, 2.0**99, width=32, allow_subnormal=False), min_size=1, max_size=8))
 def test_the_median_is_numpys(values):

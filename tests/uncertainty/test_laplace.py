@@ -67,6 +67,7 @@ def direct(train, test, weights=1.0):
     return np.einsum("bi,ij,bj->b", test, np.linalg.inv(precision), test)
 
 
+@pytest.mark.slow
 def test_gaussian_variance_is_that_of_the_regression_posterior():
     m, noise = 40, 0.3
     inference, state = fitted(model_of(Sngp(outputs=3, features=m, noise=noise)), X)
@@ -86,6 +87,7 @@ def test_gaussian_variance_is_that_of_the_regression_posterior():
                                np.einsum("bi,ij,bj->b", phi, ridge, phi), rtol=2e-4)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curvature", ["softmax", "sigmoid"])
 def test_classes_have_the_curvature_of_their_likelihood(curvature):
     m = 24
@@ -123,6 +125,7 @@ def test_last_layer_laplace_has_a_dense_heads_parameters_and_the_direct_variance
         np.testing.assert_allclose(variance[0, :, k], expected, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_pass_does_not_depend_on_the_batches_or_their_order():
     model = model_of(Sngp(outputs=2, features=16))
     inference, whole = fitted(model, X)
@@ -132,6 +135,7 @@ def test_the_pass_does_not_depend_on_the_batches_or_their_order():
     assert "moments" not in whole.collections
 
 
+@pytest.mark.slow
 def test_far_from_the_data_is_the_prior_and_near_it_nothing_is_left_open():
     # One input dimension and no backbone, so that distance is distance.
     x = np.tile(np.linspace(-1, 1, 40, dtype=np.float32)[:, None], (50, 1))
@@ -147,6 +151,7 @@ def test_far_from_the_data_is_the_prior_and_near_it_nothing_is_left_open():
     assert np.all(np.abs(far.mean) < 3) and np.all(np.isfinite(far.mean))
 
 
+@pytest.mark.slow
 def test_there_is_no_variance_in_training_or_before_the_stage():
     model = model_of(Sngp(outputs=2, features=16))
     params, collections = model.init(KEY, X[:1])
@@ -160,6 +165,7 @@ def test_there_is_no_variance_in_training_or_before_the_stage():
     assert model.forward(*one, X, KEY, train=True)[0].variance is None
 
 
+@pytest.mark.slow
 def test_momentum_in_the_stationary_case_is_the_exact_pass():
     # Every step sees the whole data, so the average is the mean from the first step on.
     exact, expected = fitted(model_of(Sngp(outputs=2, features=16)), X)
@@ -177,6 +183,7 @@ def test_momentum_in_the_stationary_case_is_the_exact_pass():
                                    exact.predict(expected, X).variance, rtol=1e-3)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_prior_does_not_decay_and_an_average_of_nothing_is_the_prior():
     head = Sngp(outputs=2, features=16, momentum=0.5, num_examples=50)
     model = model_of(head)
@@ -203,6 +210,7 @@ def test_the_stage_replaces_a_moving_average_by_the_exact_sum():
                                exact.predict(expected, X).variance, rtol=1e-5)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["vmap", "unroll", "scan"])
 def test_particles_are_fitted_each_by_itself(executor):
     model = model_of(Sngp(outputs=2, features=16))
@@ -213,6 +221,7 @@ def test_particles_are_fitted_each_by_itself(executor):
         np.testing.assert_allclose(variance[p, :, 0], direct(train, train[:5]), rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_multi_head_members_have_a_posterior_each():
     inference, state = fitted(model_of(Sngp(outputs=2, features=16), multi_head, size=2), X)
     variance = inference.predict(state, X[:5]).variance
@@ -223,6 +232,7 @@ def test_multi_head_members_have_a_posterior_each():
         np.testing.assert_allclose(variance[member, :, 0], direct(train, train[:5]), rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_with_dropout_members_the_precision_is_their_mean():
     # Dropout follows the hidden layer, so each member has features of its own for every example.
     model = model_of(Sngp(outputs=2, features=16), mc_dropout, size=3, rate=0.3)
@@ -245,6 +255,7 @@ def test_with_dropout_members_the_precision_is_their_mean():
     np.testing.assert_allclose(variance, expected, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_many_features_give_the_exact_gaussian_process_near_and_far():
     rng = np.random.default_rng(6)
     x = rng.uniform(-2, 2, (25, 1)).astype(np.float32)
@@ -259,6 +270,7 @@ def test_many_features_give_the_exact_gaussian_process_near_and_far():
     assert errors[1] < 0.1 < errors[0]
 
 
+@pytest.mark.slow
 def test_float32_stays_finite_with_a_million_examples_and_singular_features():
     # 1e6 examples on a line of features, 1e4 times over the same 100: rank 2 of 256.
     rng = np.random.default_rng(3)
@@ -312,6 +324,7 @@ def test_eigenvalues_are_computed_only_where_they_are_needed():
     assert "cholesky" in names and "cond" in names and "eigh" not in names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [1, 64, 65, 200])
 def test_the_inverse_of_a_triangle_is_that_of_a_solve(m):
     a = np.random.default_rng(m).normal(size=(m, 2 * m))
@@ -352,6 +365,7 @@ def test_bfloat16_features_leave_the_covariance_in_float32():
                                direct(train, train), rtol=2e-3)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_regression_with_an_sngp_head_is_bayesian_linear_regression():
     # Exact: the MAP of the linear weights, by one solve, and the posterior of the stage.
     m, noise_std = 30, 0.2

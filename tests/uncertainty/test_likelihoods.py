@@ -40,6 +40,7 @@ def test_soft_label_of_zero_ignores_log_zero():
     np.testing.assert_array_equal(nll, [[0.0]])
 
 
+@pytest.mark.slow
 def test_softmax_integral_of_two_classes_matches_quadrature():
     # With two classes softmax(u) depends on u_0 - u_1 ~ N(m, s^2) alone.
     u = latent(M=1, B=4, K=2, R=2, variance=True)
@@ -85,6 +86,7 @@ def projected(M=2, B=3, K=4, Q=5, R=2, seed=1):
     )
 
 
+@pytest.mark.slow
 def test_noise_in_another_space_has_the_projected_covariance():
     u = projected()
     covariance = np.asarray(in_classes(u))
@@ -115,6 +117,7 @@ def test_gaussian_likelihood_with_noise_in_another_space_is_scipys():
             np.testing.assert_allclose(got[m, b], exact, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_draws_in_chunks_are_the_same_integral(monkeypatch):
     u = latent(M=1, B=4, K=3, R=2, variance=True)
     labels = jnp.array([0, 1, 2, 0])
@@ -181,6 +184,7 @@ def test_mean_field_is_near_the_integral_and_exact_where_nothing_is_uncertain():
         likelihoods.softmax(mean_field=0)
 
 
+@pytest.mark.slow
 def test_members_share_their_random_numbers():
     one = latent(M=1, variance=True, R=1)
     twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), one)

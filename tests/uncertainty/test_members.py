@@ -24,6 +24,7 @@ def run(size=1, rate=0.02, scale=0.5, hyper=None, slot=slice(None), **fields):
     return np.asarray(state.params["layer"]["kernel"])[slot], state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["vmap", "scan", "unroll"])
 def test_particles_have_the_learning_rates_and_priors_that_they_are_given(executor):
     hyper = dict(learning_rate=[1.0, 3.0], prior_scale=[0.4, 1.0, 2.0])

@@ -81,6 +81,7 @@ def test_auxiliary_losses_of_all_layers_are_summed_in_training():
     assert auxiliary == pytest.approx((1 * 4 + 3 * 2) + (10 * 4 + 3 * 2))
 
 
+@pytest.mark.slow
 def test_auxiliary_losses_enter_the_gradient():
     model = model_of(Counting(5.0))
     x, y = jnp.zeros((4, 3)), jnp.zeros(4, int)  # logits are 0 whatever `scale` is
@@ -168,6 +169,7 @@ def test_initialisation_is_a_function_of_the_key_and_not_of_the_batch():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_latents_and_parameters_are_float32_whatever_the_network_computes_in(dtype):
     model = model_of(MLP(widths=(64, 64), dtype=dtype))

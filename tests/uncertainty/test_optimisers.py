@@ -171,6 +171,7 @@ def test_multipliers_scale_the_whole_step_and_zero_freezes():
     np.testing.assert_array_equal(got["head"]["kernel"], float32(tree(0))["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_particles_are_clipped_each_by_its_own_norm():
     made = optimisers.optimiser(optimisers.sgd(momentum=0.9), 0.1, clip=1.0)
     sizes = (1.0, 100.0, 0.01)

@@ -60,6 +60,7 @@ def reference(size):
     return steps(particles(mlp(), OPTIMISER, size=size, executor="unroll"))
 
 
+@pytest.mark.slow
 def test_one_particle_is_plain_optax_training():
     model = mlp()
     inference = particles(model, OPTIMISER)
@@ -84,6 +85,7 @@ def test_one_particle_is_plain_optax_training():
     np.testing.assert_allclose(metrics["loss"], [value], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_particle_does_not_depend_on_how_many_there_are():
     five, _ = reference(5)
     three, _ = reference(3)
@@ -91,6 +93,7 @@ def test_a_particle_does_not_depend_on_how_many_there_are():
     assert_close(first, three.replace(step=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["auto", "vmap", "scan"])
 def test_executors_give_the_same_numbers(executor):
     inference = particles(mlp(), OPTIMISER, size=3, executor=executor)
@@ -148,6 +151,7 @@ def test_loop_refuses_particles_that_interact():
         executors.loop(inference)
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_the_whole_batch():
     direction = lambda over, target, accumulate: independent(over, target, 4)  # noqa: E731
     parts = particles(mlp(), OPTIMISER, size=3, direction=direction, executor="unroll")
@@ -185,6 +189,7 @@ def test_an_overflowing_update_keeps_the_last_finite_parameters():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_predictions_stack_particles_and_members():
     config = dict(
         backbone=dict(name="mlp.MLP", widths=(4,)),

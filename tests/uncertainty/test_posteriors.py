@@ -27,6 +27,7 @@ def scan(inference, state, batch, steps):
     return jax.lax.scan(update, state, length=steps)[0]
 
 
+@pytest.mark.slow
 def test_stochastic_svgd_samples_the_posterior_that_svgd_is_too_narrow_for():
     """One particle of each of many groups is a draw, however few are in its group."""
     P, groups, rate = 3, 300, 0.02
@@ -122,6 +123,7 @@ def ensemble():
     return distance(independent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [svgd, wgd], ids=["svgd", "kde-wgd"])
 def test_function_space_is_nearer_to_the_exact_process_than_weights_and_those_than_an_ensemble(
     method,

@@ -322,6 +322,7 @@ def test_pooling_by_attention_is_told_apart():
         plan(source, targets(model_of()), "vit")
 
 
+@pytest.mark.slow
 def test_fast_weights_learn_at_a_rate_of_their_own():
     """One step of SGD with and without the rule: half as far for fast weights alone."""
     config = dict(

@@ -37,6 +37,7 @@ def test_the_cosine_and_its_derivative():
     assert np.isnan(cosine(jnp.float32(np.inf)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_orthogonal", [True, False])
 def test_inner_products_approach_the_rbf_kernel(is_orthogonal):
     exact = 1.5**2 * RBF(2.0)(X)
@@ -50,6 +51,7 @@ def test_inner_products_approach_the_rbf_kernel(is_orthogonal):
     assert errors[1] < 0.05
 
 
+@pytest.mark.slow
 def test_the_default_length_scale_is_that_of_unit_variance():
     phi = features(X, features=20_000)
     np.testing.assert_allclose(phi @ phi.T, RBF(np.sqrt(X.shape[1] / 2))(X), atol=0.05)
@@ -74,6 +76,7 @@ def test_orthogonal_features_have_less_variance():
     assert squared[0] < 0.8 * squared[1]
 
 
+@pytest.mark.slow
 def test_orthogonal_columns_are_orthogonal_and_as_long_as_gaussian_ones():
     W = np.asarray(orthogonal(jax.random.key(0), 8, 20))
     assert W.shape == (8, 20)
@@ -92,6 +95,7 @@ def test_orthogonal_columns_are_orthogonal_and_as_long_as_gaussian_ones():
     assert np.abs(many.mean(0)).max() < 0.12
 
 
+@pytest.mark.slow
 def test_the_posterior_of_many_features_is_the_exact_gaussian_process():
     rng = np.random.default_rng(1)
     x = rng.uniform(-3, 3, (15, 1)).astype(np.float32)
@@ -112,6 +116,7 @@ def test_the_posterior_of_many_features_is_the_exact_gaussian_process():
     assert errors[1][0] < errors[0][0] and errors[1][1] < errors[0][1]
 
 
+@pytest.mark.slow
 def test_features_are_not_trained_and_stay_float32():
     layer = RandomFeatures(features=8)
     x = jnp.asarray(X, jnp.bfloat16)

@@ -26,6 +26,7 @@ def random_gates(seed, S, E, levels):
     return (np.random.default_rng(seed).integers(1, levels, (S, E)) / levels).astype("float32")
 
 
+@pytest.mark.slow
 @few
 @given(st.sampled_from(SIZES), st.booleans(), st.integers(0, 999), st.sampled_from([3, 10**6]))
 def test_top_k_fills_slots_like_a_loop(size, batch_priority, seed, levels):
@@ -44,6 +45,7 @@ def test_top_k_fills_slots_like_a_loop(size, batch_priority, seed, levels):
     np.testing.assert_allclose(routing.load(routes, S), [len(f) / S for f in full], rtol=1e-6)
 
 
+@pytest.mark.slow
 @few
 @given(st.sampled_from(SIZES), st.integers(0, 999), st.sampled_from([3, 10**6]))
 def test_expert_choice_takes_the_best_tokens(size, seed, levels):

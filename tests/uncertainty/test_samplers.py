@@ -56,6 +56,7 @@ def stationary(rate, temperature=1.0, G=None, friction=None):
     return scipy.linalg.solve_discrete_lyapunov(drift, noise)[:D, :D]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "rate", "friction"),
     [(samplers.sgld(), 0.02, None), (samplers.sghmc(friction=0.2), 0.01, 0.2),
@@ -80,6 +81,7 @@ def test_smaller_steps_come_closer_to_the_posterior():
     assert errors[0] > 1.8 * errors[1] > 1.8 * 1.8 * errors[2]
 
 
+@pytest.mark.slow
 def test_preconditioned_chains_have_the_stationary_law_of_their_preconditioner():
     state = run(chains(samplers.psgld(decay=0.9, adapt_steps=30), 0.01, size=500), 1500)
     mean, exact = posterior(BATCH, NOISE, PRIOR)
@@ -105,6 +107,7 @@ def test_preconditioner_is_the_running_mean_of_squares():
         np.testing.assert_allclose(update, -0.5 * G * g[t] + np.sqrt(G) * xi[t], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [dict(temperature=0.25), dict(likelihood_temperature=4.0), dict(prior=priors.gaussian(0.3))],
@@ -142,6 +145,7 @@ def test_a_learning_rate_of_zero_is_no_step():
     np.testing.assert_array_equal(weights(state), weights(before))
 
 
+@pytest.mark.slow
 def test_noise_of_particles_and_layers_is_independent():
     keys = jax.random.split(jax.random.key(0), 4)
     params = {"a": jnp.zeros((4, 300, 3)), "b": jnp.zeros((4, 100))}
@@ -151,6 +155,7 @@ def test_noise_of_particles_and_layers_is_independent():
     assert np.abs(np.corrcoef(flat[:, :100], flat[:, 100:200])[:4, 4:]).max() < 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_noise_is_standard_normal_whatever_the_generator(impl):
     keys = jax.random.split(jax.random.key(0, impl=impl), 2)

@@ -93,6 +93,7 @@ def v_of(variables):
     return np.asarray(variables["spectral_norm"]["v"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(7, 5), (4, 9), (1, 3), (6, 1)])
 def test_dense_has_the_bound_as_its_largest_singular_value(shape):
     layer, variables, x = made(spectral_norm.Dense, shape[:1], shape[1], bound=0.9)
@@ -103,6 +104,7 @@ def test_dense_has_the_bound_as_its_largest_singular_value(shape):
     np.testing.assert_allclose(W_eff, 0.9 * W.T / sigma, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image, features, fields", CONVS)
 def test_convolution_has_the_bound_as_the_norm_of_its_map(image, features, fields):
     layer, variables, x = made(spectral_norm.Conv, image, features, bound=1.5, **fields)
@@ -156,6 +158,7 @@ def test_the_error_is_within_what_is_stated():
     assert 1e-3 < error.mean() < 0.871 * np.log(n) / t
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, dict(use_bias=False), dict(dtype="bfloat16")])
 def test_below_the_bound_layers_are_those_without_one(fields):
     pairs = [
@@ -200,6 +203,7 @@ def test_gradient_is_that_of_the_formula_with_fixed_vectors():
         np.testing.assert_allclose(g, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_training_moves_the_state_and_prediction_does_not():
     for (layer, variables, x), (_, others, _) in zip(
         both(), both(kernel_init=nn.initializers.zeros), strict=True
@@ -251,6 +255,7 @@ def test_bfloat16_rounds_the_bounded_kernel_and_keeps_the_state():
         np.testing.assert_allclose(y.astype("float32"), exact, rtol=2**-6, atol=2**-6 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["vmap", "scan"])
 def test_particles_together_equal_each_alone(over):
     for layer, variables, x in both():
@@ -286,6 +291,7 @@ def test_examples_over_devices_give_the_same_state():
         )
 
 
+@pytest.mark.slow
 def test_a_kernel_of_zeros_is_let_through():
     for layer, variables, x in both(kernel_init=nn.initializers.zeros):
 

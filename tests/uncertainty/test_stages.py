@@ -164,6 +164,7 @@ def test_greedy_selection_is_that_of_a_loop(seed):
     np.testing.assert_array_equal(greedy(jnp.asarray(np.log(p)), 5), chosen)
 
 
+@pytest.mark.slow
 def test_selection_keeps_the_particles_that_the_validation_data_like():
     inference, state = trained(size=5)
     x, y = (np.concatenate([b[k] for b in BATCHES]) for k in ("x", "y"))
@@ -189,6 +190,7 @@ class Normalised(nn.Module):
         return Latent(nn.Dense(1, name="out")(h))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampled", [False, True])
 def test_batch_statistics_are_the_mean_over_a_pass(sampled):
     model = from_network(Normalised(), likelihoods.gaussian(noise_std=1.0))
