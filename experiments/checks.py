@@ -48,24 +48,26 @@ def check_update(
 
 def check_noise(config: Mapping[str, Any], model: Model) -> None:
     """Raises ConfigError where a head's posterior is not that of the likelihood."""
-    head, spec = build.network(config).head, config["likelihood"]
+    head, spec, field = build.network(config).head, config["likelihood"], "head"
+    if hasattr(head, "mean"):  # of HetSNGP
+        head, field = head.mean(outputs=head.outputs), "head.mean"
     if not hasattr(head, "curvature"):
         return
     if model.likelihood.moments is None:
         name = spec if isinstance(spec, str) else spec["name"]
         if head.curvature not in ("gaussian", name):  # 'gaussian' is SNGP's choice for all
             raise ConfigError(
-                f"head.curvature: {head.curvature!r}, but the likelihood is {name!r}; allowed "
+                f"{field}.curvature: {head.curvature!r}, but the likelihood is {name!r}; allowed "
                 f"{name!r}, 'gaussian'"
             )
         return
     variance = (1.0 if isinstance(spec, str) else spec.get("noise_std", 1.0)) ** 2
     if head.curvature != "gaussian":
-        raise ConfigError(f"head.curvature: {head.curvature!r}; real outcomes need 'gaussian'")
+        raise ConfigError(f"{field}.curvature: {head.curvature!r}; real outcomes need 'gaussian'")
     if not variance or abs(head.noise / variance - 1) > 1e-6:
         raise ConfigError(
-            f"head.noise: {head.noise}, but likelihood.noise_std^2 is {variance:g}; the posterior "
-            "needs the likelihood's, above 0"
+            f"{field}.noise: {head.noise}, but likelihood.noise_std^2 is {variance:g}; the "
+            "posterior needs the likelihood's, above 0"
         )
 
 

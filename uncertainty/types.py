@@ -138,7 +138,8 @@ class Target(NamedTuple):
 
     Everything is kept per example: the gradient of -1/N log p(D, theta) is that of the mean nll
     plus that of `potential`, and forces and noise carry temperature / N. So a likelihood that is
-    tempered alone, p(D | theta)^(1 / t), is N / t examples in place of N.
+    tempered alone, p(D | theta)^(1 / t), is N / t examples in place of N. What a network loses
+    besides, say for the balance of experts, is a part of the target: a factor exp(-N loss).
     """
 
     prior: Prior | None = None

@@ -1,6 +1,7 @@
 """A sparse mixture of experts in the place of a transformer block's feed-forward layer."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -52,9 +53,9 @@ class MoE(nn.Module):
 
     Raises:
       ValueError: experts or members below 1, members that do not divide the experts or that x has
-        already, neither `partition` nor `tile`, an unknown dispatch, groups that do not divide the
-        batch, or a mesh axis 'expert' (`layers/exchange.py`) that does not divide experts or, in
-        training, groups.
+        already, neither `partition` nor `tile`, an unknown dispatch, a mesh axis
+        'expert' (`layers/exchange.py`) that does not divide experts, or in training groups that do
+        not divide the batch or an axis that does not divide groups.
     """
 
     num_experts: int
@@ -94,7 +95,9 @@ class MoE(nn.Module):
         router = self.router(num_experts=E // blocks, members=M, name="router")
         size = min(router.group_size or B, B)
         if B % size:
-            raise ValueError(f"group_size: {size} does not divide a batch of {B}")
+            if train:
+                raise ValueError(f"group_size: {size} does not divide a batch of {B}")
+            size = math.gcd(B, size)
         x = x.reshape(A, B // size, size * T, D)  # groups [1 or M, G, S, D]
         axes = () if self.is_initializing() else exchange.axes_of(B // size, E, train)
         routes = router(x, train=train)

@@ -26,7 +26,8 @@ class _Router(nn.Module, kw_only=True):
     num_experts: E / M, of each member.
     members: M.
     group_size: examples whose tokens are routed together; None for the whole batch. It must
-      divide a larger batch.
+      divide a larger batch in training. One that it does not divide in prediction, such as the
+      last of a set, has groups of their greatest common divisor.
     """
 
     num_experts: int
