@@ -163,7 +163,18 @@ class Predictor:
         return source
 
     def _batches(self, source: Source) -> Iterator[tuple[jax.Array, np.ndarray]]:
-        """Inputs on the mesh, a last batch filled up, and the labels of those that count."""
+        """Inputs on the mesh, a last batch filled up, and the labels of those that count.
+
+        Where examples share the experts' slots, what it is filled up with takes some of them. To
+        leave it out would make predictions depend on the devices, so there is a warning.
+        """
+        left = len(source) % self.batch_size
+        if left and "routing" in self.experiment.final_shapes.collections:
+            logger.warning(
+                "%s: %d examples are no multiple of evaluation.batch_size %d; copies of the last "
+                "one share the experts' slots with the last %d",
+                source.name, len(source), self.batch_size, left,
+            )  # fmt: skip
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         for batch in epoch(source, self.batch_size, **share):
             known = execution.host({"y": batch["y"], "mask": batch["mask"]})

@@ -128,7 +128,9 @@ def _targets(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def _plan(spec: Mapping[str, Any], checkpoint: Checkpoint, tree: Any) -> dict[str, Move]:
     targets = _targets(tree)
-    optional = [path for path in targets if path.split("/")[0] not in ("backbone", "head")]
+    # What else a network keeps (counts, estimates, masks) is made anew if it is not there.
+    needed = ("backbone", "head", "batch_stats")
+    optional = [path for path in targets if path.split("/")[0] not in needed]
     try:
         return plan(
             checkpoint.shapes,

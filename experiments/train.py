@@ -79,7 +79,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
     alone = jax.process_count() == 1
     ahead = depth(experiment.source, config["batch_size"])
     update = None
-    faults = Faults(config["on_fault"], start)
+    faults = Faults(config["on_fault"], start, experiment.inference.separable)
     with (
         contextlib.closing(
             writers.Writer(workdir, start, tensorboard=config["logging"]["tensorboard"])
@@ -155,8 +155,8 @@ def summary(metrics: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
 class Faults:
     """Which particles had a step that was not finite; looked at only when the loop waits anyway."""
 
-    def __init__(self, policy: str, step: int):
-        self.policy, self.step = policy, step
+    def __init__(self, policy: str, step: int, separable: bool):
+        self.policy, self.step, self.separable = policy, step, separable
         self._pending: list[tuple[jax.Array, jax.Array]] = []
         self._named: set[int] = set()
 
@@ -179,10 +179,9 @@ class Faults:
             at = first + int(np.flatnonzero(~finite[:, particle])[0])
             message = f"particle {particle}: loss, gradient or update is not finite at step {at}"
             if self.policy == "stop":
-                raise ParticleFault(
-                    f"{message}. Lower the learning rate or clip the gradient, or set "
-                    "on_fault='freeze' to let the other particles go on."
-                )
+                freeze = ", or set on_fault='freeze' to let the other particles go on"
+                raise ParticleFault(f"{message}. Lower the learning rate or clip the gradient"
+                                    f"{freeze if self.separable else ''}.")  # fmt: skip
             if particle not in self._named:
                 logger.warning("%s; such steps leave it as it is, the others go on", message)
                 self._named.add(int(particle))

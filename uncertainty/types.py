@@ -124,6 +124,7 @@ class Kernel(NamedTuple):
     matrices: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     stationary: bool  # k(a, b) = k(a - b): then z may be centred first, which keeps digits
     features: Callable[[jax.Array], jax.Array] | None = None
+    proportional: bool = False  # F = diag(d) - c K: then K @ (scores - c z) + d z is one product
 
 
 class Prior(NamedTuple):

@@ -79,9 +79,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.backbone = dict(name="vit.ViT", experts=experts, **settings["backbone"])
     if "members" in settings:
         config.ensemble = dict(name="e3", size=settings["members"])
-    config.head = dict(
-        name="dense.Dense", outputs=CLASSES[arg.dataset], kernel_init=dict(name="zeros_init")
-    )
+    config.head = dict(name="dense.Dense", outputs=CLASSES[arg.dataset])
+    if arg.size == 1:  # from zero several networks would differ by the routers' noise alone
+        config.head.kernel_init = dict(name="zeros_init")
     config.pretrained = dict(
         path=f"gs://vmoe_checkpoints/{settings['release']}",
         layout="vmoe",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from uncertainty.backbones.lenet import LeNet5
@@ -20,7 +20,9 @@ M, B, K = 3, 7, 5
 
 
 @settings(max_examples=50)
-@given(features=st.integers(1, 300), size=st.integers(1, 9), scale=st.floats(1.0, 8.0))
+@given(features=st.integers(1, 1100), size=st.integers(1, 9), scale=st.floats(1.0, 10.0))
+@example(features=1024, size=2, scale=6.0)  # sets of more places than all masks have ones
+@example(features=300, size=2, scale=8.0)
 def test_every_mask_has_as_many_ones_and_every_feature_a_mask(features, size, scale):
     masks = masks_of(features, size, scale)
     assert masks.shape == (size, features) and set(np.unique(masks)) <= {0, 1}

@@ -62,7 +62,8 @@ def test_draws_follow_the_posterior(family):
     r = np.asarray(r).reshape(M, S * 400)
     for m, (at, scale) in enumerate([(2.0, 0.5), (-1.0, 0.1)]):
         assert scipy.stats.kstest(r[m], DENSITIES[family](at, scale).cdf).pvalue > 0.01
-    assert abs(np.corrcoef(r.reshape(-1, 400))[np.triu_indices(M * S, 1)]).max() < 1
+    ranks = scipy.stats.spearmanr(r.reshape(-1, 400), axis=1).statistic
+    assert abs(ranks[np.triu_indices(M * S, 1)]).max() < 0.3  # six deviations of independent draws
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Which classes go to which experts: against a loop over tokens, with the router's kernel alone."""
 
+import dataclasses
 import functools
 import json
 
@@ -21,7 +22,7 @@ from uncertainty import build
 
 P, M, E, T, B, SIZE = 2, 2, 4, 4, 32, 2  # E: of each member
 SLOTS = 3  # ceil(2 4 2 0.7 / 4)
-DATA = dict(name="digits", split="test", classes=(0, 1, 2))  # 106 examples: a batch is filled up
+DATA = dict(name="digits", split="test", classes=(0, 1, 2))  # 121 examples: a batch is filled up
 
 
 def config_of(**mesh):
@@ -72,6 +73,16 @@ def before_router():
         return found["backbone"]["block01"]["norm1"]["__call__"][-1]
 
     return jax.jit(jax.vmap(apply, (0, 0, None)))
+
+
+def test_what_fills_up_a_batch_is_told(run, caplog):
+    experiment, state, *_ = run
+    predict, source = Predictor(experiment, state), load(DATA)
+    predict(source)
+    assert "121 examples are no multiple of evaluation.batch_size 32; copies" in caplog.text
+    caplog.clear()
+    predict(dataclasses.replace(source, x=source.x[:96], y=source.y[:96]))
+    assert "no multiple" not in caplog.text
 
 
 def routed(state, x):

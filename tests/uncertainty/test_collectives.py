@@ -24,8 +24,9 @@ from uncertainty.kernels.probability_product import probability_product
 from uncertainty.kernels.rbf import rbf
 from uncertainty.likelihoods import softmax
 from uncertainty.model import from_network
-from uncertainty.optimisers import sgd
+from uncertainty.optimisers import optimiser, sgd
 from uncertainty.priors import gaussian
+from uncertainty.samplers import sgld
 from uncertainty.types import Target
 
 P, B, K, D_IN = 8, 4, 3, 37
@@ -60,7 +61,7 @@ def parameters():
     return sum(a.size for a in jax.tree.leaves(state().params)) * 4
 
 
-def run(made, D):
+def run(made, D, begin=state):
     """The new state, the metrics, and the bytes that each kind of collective moves.
 
     A collective is counted by the bytes of its result on a device, so that an all-gather of the
@@ -68,7 +69,7 @@ def run(made, D):
     twice, it is double.
     """
     mesh = mesh_of(D)
-    placed = execution.place(state(), execution.state_shardings(state(), mesh))
+    placed = execution.place(begin(), execution.state_shardings(begin(), mesh))
     batch = jax.device_put(BATCH, NamedSharding(mesh, PartitionSpec()))
     update = jax.jit(execution.over_particles(made.update, mesh))
     compiled = update.lower(placed, batch).compile()
@@ -138,6 +139,22 @@ def test_weights_move_less_than_one_all_gather_of_them_from_four_devices_on(D):
     moved = sum(run_of("svgd", D)[2].values())
     assert moved < 3 / D * parameters() * 1.02 + 2 * 4 * P * P
     assert D == 2 or moved < parameters()
+
+
+@pytest.mark.slow
+def test_stochastic_svgd_moves_its_noise_too():
+    made = particles(
+        MODEL,
+        optimiser(sgld(), 0.01),
+        size=P,
+        direction=svgd,
+        prior=gaussian(1.0),
+        num_examples=50,
+        executor="vmap",
+    )
+    begin = functools.partial(made.init, jax.random.key(0), BATCH["x"])
+    moved = sum(run(made, 4, begin)[2].values())
+    assert 4 / 4 * parameters() < moved < 5 / 4 * parameters() * 1.02 + 4 * 4 * P * P
 
 
 @pytest.mark.slow

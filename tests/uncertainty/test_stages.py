@@ -151,6 +151,8 @@ def test_steps_that_are_not_finite_are_counted_and_samples_are_not_lost():
 def test_a_particle_without_numbers_is_never_chosen():
     log_p = jnp.log(jnp.array([[0.5, 0.5], [jnp.nan, 0.5], [0.9, 0.9]]))
     np.testing.assert_array_equal(greedy(log_p, 3), [2, 2, 2])
+    log_p = jnp.log(jnp.array([[jnp.nan, 1.0, 1.0], [0.5, 0.0, 0.5]]))  # good where it is a number
+    np.testing.assert_array_equal(greedy(log_p, 3), [1, 1, 1])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,6 +9,7 @@ gets, in one all-to-all, its share of the numbers of every particle, the columns
 takes inner products there (their sum over devices is [P, P]), mixes there, and sends back the
 particles' own rows. Weights, gradients and the result together are 3 / D of what an all-gather of
 the weights moves: less than one from D = 4 on, the same at D = 3 and half as much again at D = 2.
+The noise of stochastic SVGD goes there and back too, which makes 5 / D.
 Parameters that rules shard over another axis too are gathered over that axis for it.
 """
 

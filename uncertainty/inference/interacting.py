@@ -63,7 +63,14 @@ def interacting(
       functional_repulsion  g = A g - J^T B z with A of the weights and B z of the functions
 
     with J the Jacobian of a particle's function values. The last two are the readings of "hybrid"
-    in the literature.
+    in the literature; which of them "On Stein Variational Neural Network Ensembles" means its text
+    does not settle, so neither is the default, which is plain SVGD. Both pull the repulsion back by
+    the Jacobian of the particle that moves, J_i, as function space does. That of k(f(w_j), f(w_i))
+    in w_j would be J_j^T for each pair, P^2 pullbacks; with J_i it is no more the derivative of a
+    kernel of the weights, and the fixed point not that of Stein's identity.
+
+    With values='probabilities' it is z that are probabilities; dnll/du stays that of the latents u,
+    averaged as such, and so does what follows from it.
 
     Functions may be compared at other points than the batch, the same for all particles: then z, B
     and A are those of these points, where the networks run as in training, and B z is pulled back
@@ -141,7 +148,12 @@ def interacting(
                 return add(g, exchange.rows([-scale * exchange.product(B, a) for a in z], g))
             pairs = zip(exchange.columns(g), z, strict=True)
             product = exchange.product
-            return exchange.rows([product(A, g) - scale * product(B, z) for g, z in pairs], g)
+            if kernel.proportional:
+                c, d = _split(A, B)
+                mixed = [product(A, g + scale * c * z) - scale * d * z for g, z in pairs]
+            else:
+                mixed = [product(A, g) - scale * product(B, z) for g, z in pairs]
+            return exchange.rows(mixed, g)
 
         g = anneal(g, state.step)
         g = by_layer(step, state.params, g) if per_layer else step(state.params, g)
@@ -234,6 +246,13 @@ def by_layer(step: Callable, params: Params, g: Params) -> Params:
 
 def add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
+
+
+def _split(A: jax.Array, B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """c and d [P, 1] of B = diag(d) - c A."""
+    apart = 1 - jnp.eye(len(A), dtype=A.dtype)
+    c = -jnp.sum(B * apart) / jnp.maximum(jnp.sum(A * apart), jnp.finfo(A.dtype).tiny)
+    return c, (jnp.diagonal(B) + c * jnp.diagonal(A))[:, None]
 
 
 def _features(kernel: Kernel, z: jax.Array) -> tuple[jax.Array, jax.Array | float]:

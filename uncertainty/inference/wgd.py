@@ -44,13 +44,17 @@ def wgd(
     Args:
       estimator: one of ESTIMATORS; 'kde' needs a stationary kernel.
       ridge, kept: see above.
+      space: 'weights' or 'functions'. The hybrids of `interacting` differ by whose scores are
+        averaged, and here a particle follows its own.
       Others are those of `interacting`; `kernel`, `annealing` and `context` are factories.
 
     Raises:
-      ValueError: an unknown estimator, a kernel that is no density, a number out of range.
+      ValueError: an unknown estimator or space, a kernel that is no density, a number out of range.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: {estimator!r}; one of {', '.join(map(repr, ESTIMATORS))}")
+    if space not in ("weights", "functions"):
+        raise ValueError(f"space: {space!r}; 'weights' or 'functions', as scores are not averaged")
     if not ridge > 0:
         raise ValueError(f"ridge: {ridge}; a positive number")
     if not 0 < kept <= 1:

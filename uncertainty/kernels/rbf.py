@@ -33,7 +33,7 @@ def rbf(bandwidth: float | None = None) -> Kernel:
         gram = jnp.exp(-squared / (2 * h))
         return gram, (jnp.diag(gram.sum(1)) - gram) / h
 
-    return Kernel(kernel, stationary=True)
+    return Kernel(kernel, stationary=True, proportional=True)
 
 
 def squared_distances(inner: jax.Array) -> jax.Array:

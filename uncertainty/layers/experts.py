@@ -1,7 +1,6 @@
 """A sparse mixture of experts in the place of a transformer block's feed-forward layer."""
 
 import functools
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -97,7 +96,7 @@ class MoE(nn.Module):
         if B % size:
             if train:
                 raise ValueError(f"group_size: {size} does not divide a batch of {B}")
-            size = math.gcd(B, size)
+            size = next(n for n in range(size, 0, -1) if B % n == 0)
         x = x.reshape(A, B // size, size * T, D)  # groups [1 or M, G, S, D]
         axes = () if self.is_initializing() else exchange.axes_of(B // size, E, train)
         routes = router(x, train=train)

@@ -89,7 +89,9 @@ def masks_of(features: int, size: int, scale: float) -> np.ndarray:
         raise ValueError(f"features, size, scale: {features}, {size}, {scale}; at least 1 each")
     ones = int(features / (scale * (1 - (1 - 1 / scale) ** size)) + 1e-9)
     ones = min(max(ones, -(-features // size)), features)  # else some feature is in no mask
-    places = np.arange(features, features * size + 1)
+    # More places than that are for sets that hardly meet.
+    most = min(int(ones * scale), 100 * features * size)
+    places = np.arange(features, max(features * size, most) + 1)
     remaining = places * (1 - (1 - ones / np.maximum(places, ones)) ** size)
     number = places[np.abs(remaining - features).argmin()]
     random = np.random.default_rng(0)

@@ -27,7 +27,7 @@ class _Router(nn.Module, kw_only=True):
     members: M.
     group_size: examples whose tokens are routed together; None for the whole batch. It must
       divide a larger batch in training. One that it does not divide in prediction, such as the
-      last of a set, has groups of their greatest common divisor.
+      last of a set, has as large ones as divide it.
     """
 
     num_experts: int
@@ -46,7 +46,6 @@ class _Router(nn.Module, kw_only=True):
         """x [1 or M, G, S, D] and kernel [D, M, ...] -> [M, G, S, ...], or x's own 1 with M = 1."""
         if self.members == 1:
             return jnp.tensordot(x, kernel[:, 0], 1)
-        x = x.reshape(-1, *x.shape[-3:])
         if x.shape[0] == 1:
             return jnp.moveaxis(jnp.tensordot(x[0], kernel, 1), 2, 0)
         return jax.vmap(lambda x, w: jnp.tensordot(x, w, 1), (0, 1))(x, kernel)

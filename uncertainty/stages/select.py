@@ -68,11 +68,12 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
 
 def greedy(log_p: jax.Array, size: int) -> jax.Array:
     """Rows of log_p [P, B] whose mean probability is greedily best, [size]; the first of equals."""
-    log_p = jnp.where(jnp.isnan(log_p), -jnp.inf, log_p)
+    bad = jnp.isnan(log_p).any(axis=1)
     total, chosen = jnp.full(log_p.shape[1:], -jnp.inf), []
     for _ in range(size):
         joined = jnp.logaddexp(total, log_p)  # [P, B]
-        best = jnp.argmax(joined.mean(axis=1))
+        score = jnp.maximum(joined.mean(axis=1), jnp.finfo(joined.dtype).min)
+        best = jnp.argmax(jnp.where(bad, -jnp.inf, score))
         total = joined[best]
         chosen.append(best)
     return jnp.stack(chosen)
