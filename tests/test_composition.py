@@ -156,6 +156,7 @@ def test_every_network(backbone, ensemble):
 NETWORKS = {("mlp" if e != "e3" else "vmoe", e, "dense") for e in ENSEMBLES}
 NETWORKS |= {("mlp", "single", head) for head in HEADS}
 NETWORKS |= {("mlp", "mimo", "heteroscedastic_xl"), ("mlp", "packed", "hetsngp")}
+NETWORKS |= {("vmoe", "e3", "hetsngp")}
 FEW = ("particles", "accumulated", "svgd_functions", "sghmc", "hyper")  # for every backbone
 
 
@@ -236,6 +237,7 @@ def of_stages():
             yield "vmoe" if ensemble == "e3" else "mlp", ensemble, "laplace", name
     yield from (("mlp", "single", head, "laplace") for head in HEADS if head != "mean_variance")
     yield from (("mlp", "single", "dense", name) for name in STAGES)
+    yield from (("vmoe", "e3", head, "laplace") for head in ("sngp", "hetsngp"))
     yield from (
         ("resnet", ensemble, "sngp", "batch_statistics") for ensemble in ("single", "packed")
     )

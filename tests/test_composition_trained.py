@@ -63,7 +63,7 @@ vit batch_ensemble dense prior
 vit packed mean_variance prior
 vmoe e3 dense prior
 vmoe e3 mean_variance average
-vmoe e3 heteroscedastic kde
+vmoe e3 hetsngp kde
 vmoe e3 sngp psgld
 vmoe e3 heteroscedastic_xl prior
 """

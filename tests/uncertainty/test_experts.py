@@ -124,9 +124,9 @@ def test_a_batch_that_groups_do_not_divide_has_smaller_ones_in_prediction_alone(
         return MoE(E, FFN, functools.partial(TopK, group_size=group_size, capacity_factor=0.5))
 
     y, counts = apply(moe(4), variables(1), x)
-    expected, of_two = apply(moe(2), variables(1), x)
+    expected, of_three = apply(moe(3), variables(1), x)
     np.testing.assert_array_equal(y, expected)
-    np.testing.assert_array_equal(counts["per_example"], of_two["per_example"])
+    np.testing.assert_array_equal(counts["per_example"], of_three["per_example"])
     assert (y != apply(moe(6), variables(1), x)[0]).any()
     with pytest.raises(ValueError, match="group_size: 4 does not divide a batch of 6"):
         jax.eval_shape(lambda: moe(4).init(dict(params=jax.random.key(0)), x, train=True))

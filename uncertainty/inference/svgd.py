@@ -37,8 +37,8 @@ def svgd(
     them. theta <- theta - eta g + sqrt(2 eta temperature / N) colour is then stochastic SVGD
     (Gallego & Insua 2018), a Langevin diffusion of all particles with that matrix (Ma et al. 2015).
     Its divergence is the repulsion if the bandwidth is given. With the median, which moves with
-    the particles, a part is missing: variances are too large, by 179 % for two particles in one
-    dimension, 14 % for three, and less with more of either.
+    the particles, a part is missing: variances are too large, the more so the fewer particles and
+    dimensions there are.
 
     Differences from the reference code: the matrix root of K, not that of its elements.
 
