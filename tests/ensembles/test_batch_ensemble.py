@@ -11,14 +11,24 @@ import pytest
 
 from tests.backbones.conftest import TINY, draw_variables
 from uncertainty import build
+from uncertainty.backbones.vit import ViT
 from uncertainty.ensembles.batch_ensemble import batch_ensemble
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.layers import batch_ensemble as layers
 from uncertainty.layers.conv import Conv
+from uncertainty.layers.experts import MoE
+from uncertainty.layers.routers import TopK
 from uncertainty.layers.spectral_norm import Dense as BoundedDense
 
 M, B, K = 3, 4, 5
+EXPERTS = functools.partial(MoE, 4, router=functools.partial(TopK, k=2))
+NETWORKS = TINY | {
+    "vmoe": (
+        functools.partial(ViT, "tiny", width=8, mlp_dim=12, experts=EXPERTS, expert_blocks=(0,)),
+        (8, 8, 2),
+    )
+}
 CLOSE = dict(rtol=2e-4, atol=2e-5)  # float32 sums in another order
 
 
@@ -38,12 +48,12 @@ def of_member(m, ensemble, plain):
     def make(path, like):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         layer, _, leaf = name.rpartition("/")
-        a = found[name]
+        a, own = found[name], np.s_[:, m] if "/experts/" in name else m  # [E, M, ...] or [M, ...]
         if f"{layer}/fast_input" in found and leaf == "kernel":
-            r, s = found[f"{layer}/fast_input"][m], found[f"{layer}/fast_output"][m]
-            a = a * np.outer(r, s)
+            r, s = found[f"{layer}/fast_input"][own], found[f"{layer}/fast_output"][own]
+            a = a * np.einsum("...i,...o->...io", r, s)
         elif a.shape != like.shape:
-            a = a[m]
+            a = a[own]
         assert a.shape == like.shape, name
         return jnp.asarray(a)
 
@@ -51,10 +61,10 @@ def of_member(m, ensemble, plain):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("where", ["", "block|dense0"])
 def test_members_are_networks_with_their_own_kernels(name, where):
-    backbone, shape = TINY[name]
+    backbone, shape = NETWORKS[name]
     x = inputs(shape)
     plain = single(backbone(), Dense(K))
     together = batch_ensemble(backbone(), Dense(K), M, where=where)
@@ -71,7 +81,7 @@ def test_members_are_networks_with_their_own_kernels(name, where):
 
     # Fast weights are exactly where they are asked for, kernels at the paths of the plain network.
     own, given = leaves(variables["params"]), leaves(shapes["params"])
-    layers = {n.rpartition("/")[0] for n in given if n.endswith("kernel")}
+    layers = {n.rpartition("/")[0] for n in given if n.endswith("kernel") and "router" not in n}
     fast = {n.rpartition("/")[0] for n in own if n.endswith("fast_input")}
     assert fast == {layer for layer in layers if re.search(where, layer)}
     shared = {n: a.shape for n, a in own.items() if "fast_" not in n}
