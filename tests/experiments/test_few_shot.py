@@ -55,6 +55,27 @@ def test_features_of_particles_stand_side_by_side(predictor, by_hand):
     np.testing.assert_array_equal(y, labels)
 
 
+def test_features_of_members_stand_side_by_side_too(digits):
+    config = read_config(digits) | dict(
+        ensemble=dict(name="batch_ensemble", size=3), backbone=dict(name="mlp.MLP", widths=(5,))
+    )
+    experiment = setup(config, read_description(digits))
+    state = experiment.init()
+    phi, _ = Predictor(experiment, state).features(SETS["new"]["test"])
+    source = load(SETS["new"]["test"])
+    x = source.gather(np.arange(len(source)))["x"].reshape(len(source), -1)
+    layer = {k: np.asarray(v) for k, v in state.params["backbone"]["dense0"].items()}
+    expected = [
+        np.maximum((x * r) @ layer["kernel"][p] * s + b, 0)
+        for p in range(2)
+        for r, s, b in zip(
+            *(layer[k][p] for k in ("fast_input", "fast_output", "bias")), strict=True
+        )
+    ]
+    np.testing.assert_allclose(phi, np.concatenate(expected, axis=1), rtol=1e-4, atol=1e-5)
+    assert phi.shape == (400, 2 * 3 * 5)
+
+
 def accuracies(x, y, tests, l2):
     """Of scikit-learn's ridge on whitened features and a constant 100, for each of `tests`."""
     scale = StandardScaler().fit(x)
