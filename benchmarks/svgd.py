@@ -16,11 +16,12 @@ sgld       ten chains of SGLD against `blackjax.sgld`; at temperature 0 they hav
 
 The floor of `steps`, in multiply-adds, with n = 99,710 parameters. SVGD's Gram matrix takes P^2 n,
 and as many the product K (g + z / (N h)), by which phi can be written for this kernel at the
-temperature 1, and is computed: 2 P^2 n, 0.16 GFLOP at P = 20 and 1.00 at P = 50. A deep ensemble's step takes for a particle and an example 99,400 forward,
-as many for the gradients of the weights and 21,000 for those of the layers' inputs: 219,800, or
-1.13 and 2.81 GFLOP. So SVGD has 1.14 and 1.35 times its operations. In time the deep ensemble has
-Adam on top, which reads and writes some ten numbers a parameter: the floor in time, printed below,
-is 1 + time of those two products / time of its step.
+temperature 1, and is computed: 2 P^2 n, 0.16 GFLOP at P = 20 and 1.00 at P = 50. A deep ensemble's
+step takes for a particle and an example 99,400 forward, as many for the gradients of the weights
+and 21,000 for those of the layers' inputs: 219,800, or 1.13 and 2.81 GFLOP. So SVGD has 1.14 and
+1.35 times its operations. In time the deep ensemble has Adam on top, which reads and writes some
+ten numbers a parameter: the floor in time, printed below, is 1 + time of those two products / time
+of its step.
 """
 
 import argparse
