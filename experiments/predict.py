@@ -1,5 +1,6 @@
 """What the members of a trained state say of a whole data set."""
 
+import functools
 import json
 import logging
 import time
@@ -19,6 +20,7 @@ from uncertainty.inference import executors, members
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
+tell = functools.cache(logger.warning)  # once
 
 
 class Predictions(NamedTuple):
@@ -170,11 +172,11 @@ class Predictor:
         """
         left = len(source) % self.batch_size
         if left and "routing" in self.experiment.final_shapes.collections:
-            logger.warning(
-                "%s: %d examples are no multiple of evaluation.batch_size %d; copies of the last "
-                "one share the experts' slots with the last %d",
-                source.name, len(source), self.batch_size, left,
-            )  # fmt: skip
+            tell(
+                f"{source.name}: {len(source)} examples are no multiple of evaluation.batch_size "
+                f"{self.batch_size}; copies of the last one share the experts' slots with the last "
+                f"{left}"
+            )
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         for batch in epoch(source, self.batch_size, **share):
             known = execution.host({"y": batch["y"], "mask": batch["mask"]})

@@ -169,7 +169,7 @@ def machine(hardware: Mapping[str, Any]) -> str:
     """Processor, devices and day in words: 'Intel Xeon, 2 cores; 1 x NVIDIA H100; 2025-01-31'."""
     processor = str(hardware.get("processor", ""))
     if "cores" in hardware:
-        processor += f", {hardware['cores']} cores"
+        processor += f", {hardware['cores']} core{'s' * (hardware['cores'] != 1)}"
     parts = (processor.strip(", "), hardware.get("devices", ""), hardware.get("date", ""))
     return "; ".join(str(part) for part in parts if part)
 

@@ -14,7 +14,7 @@ from experiments import config as config_lib
 from experiments.data.source import load
 from experiments.evaluate import evaluate, restore
 from experiments.evaluators import routing
-from experiments.predict import Predictor
+from experiments.predict import Predictor, tell
 from experiments.setup import setup
 from experiments.train import train
 from tests.uncertainty.routes import fill
@@ -77,6 +77,7 @@ def before_router():
 
 def test_what_fills_up_a_batch_is_told(run, caplog):
     experiment, state, *_ = run
+    tell.cache_clear()
     predict, source = Predictor(experiment, state), load(DATA)
     predict(source)
     assert "121 examples are no multiple of evaluation.batch_size 32; copies" in caplog.text
