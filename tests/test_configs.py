@@ -50,7 +50,7 @@ RUNS = [  # file and its options, runlocal apart
     ("digits/vit.py", "method=e3"),
     *(("digits/vit.py", f"method={method}")
       for method in ("only_tiling", "only_partitioning", "mimo")),
-    ("small_images/vit.py", "method=vmoe,size=2"),
+    ("small_images/vit.py", "method=vmoe"),
     ("small_images/vit.py", "method=batch_ensemble"),
     ("small_images/vit.py", "method=mc_dropout"),
     ("small_images/lenet5.py", "dataset=mnist,size=10"),

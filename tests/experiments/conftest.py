@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 # which the parent never makes. A child leaves out nothing at its end but freeing the memory that it
 # shares with its parent, which takes seconds.
 SERVER = """
-import atexit, ctypes, importlib, json, os, resource, runpy, sys, threading, traceback, warnings
+import atexit, ctypes, importlib, json, os, resource, runpy, signal, sys, threading, traceback
+import warnings
 for name in ("evaluate", "reproduce", "data.loader"):
     importlib.import_module("experiments." + name)
 import sklearn.datasets
@@ -30,6 +31,7 @@ def end_with_parent():
 
 def run(job):
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
     output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
         os.dup2(file, number)
