@@ -1,5 +1,6 @@
 """8 CPU devices, a persistent compilation cache, and little time spent on optimising programs."""
 
+import gc
 import os
 import pathlib
 
@@ -18,6 +19,8 @@ if jaxlib.version.__version_info__ < (0, 11):  # a third of the time again; late
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# Tracing makes millions of objects that stay: to look through them often is an eighth of its time.
+gc.set_threshold(200_000, 20, 50)
 # A busy machine is no failure of a property.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")

@@ -67,7 +67,6 @@ def close(a, b):
     ("ensemble", "mesh"),
     [
         ("vmoe", dict(expert=8)),
-        ("vmoe", dict(particle=2, expert=4)),
         ("e3", dict(data=2, expert=4)),
         ("e3", dict(particle=2, expert=4)),
     ],
