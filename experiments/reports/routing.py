@@ -48,8 +48,8 @@ def read(
 def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
     """A row per method and a panel per layer: of a class's tokens at work, how many % are with e.
 
-    Experts of members stand side by side, as many members as there is room for. The colours of a
-    row have one scale, from 0.
+    Methods with a single layer each stand in three columns. Experts of members stand side by side,
+    as many members as there is room for. The colours of a method have one scale, from 0.
     """
     if not methods:
         raise ValueError("nothing to plot: no data was given")
@@ -60,8 +60,13 @@ def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
     width = float(np.clip(0.16 * experts, 2.0, max(12 / columns, 2.0)))
     classes = max(joined.shape[0] for row in shown.values() for joined, _ in row.values())
     height = float(np.clip(0.16 * classes, 1.2, 2.6)) + 0.75
-    figure, axes = panels(len(methods), columns, width + 0.9 / columns, height)
-    for line, (label, row) in zip(axes, shown.items(), strict=True):
+    across = min(3, len(methods)) if columns == 1 else 1
+    rows = -(-len(methods) // across)
+    figure, axes = panels(rows, columns * across, width + 0.9 / columns, height)
+    lines = axes.reshape(-1, columns)
+    for ax in lines[len(methods) :].flat:
+        ax.remove()
+    for line, (label, row) in zip(lines, shown.items(), strict=False):
         high = max(joined.max() for joined, _ in row.values())
         for ax, (name, (joined, block)) in zip(line, row.items(), strict=False):
             image = ax.imshow(joined, aspect="auto", vmin=0, vmax=high, cmap="viridis",
@@ -69,9 +74,10 @@ def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
             for edge in range(block, joined.shape[1], block):
                 ax.axvline(edge - 0.5, color="white", linewidth=1.5)
             _axes(ax, joined, block)
-            ax.set_title(name)
+            ax.set_title(f"{textwrap.fill(label, 36)}\n{name}" if across > 1 else name, fontsize=9)
             ax.set_xlabel("expert\n" + _numbers(methods[label][name].numbers), fontsize=7.5)
-        line[0].set_ylabel(textwrap.fill(label, 22) + "\nclass", fontsize=8)
+        side = "class" if across > 1 else textwrap.fill(label, 22) + "\nclass"
+        line[0].set_ylabel(side, fontsize=8)
         for ax in line[len(row) :]:
             ax.remove()
         bar = figure.colorbar(image, ax=list(line[: len(row)]), pad=0.01, aspect=14)
