@@ -30,7 +30,8 @@ def run(inference, steps, seed=0):
     state = inference.init(jax.random.key(seed), BATCH["x"][:1])
     return jax.jit(
         lambda s: jax.lax.scan(lambda s, _: (inference.update(s, BATCH)[0], None), s,
-                               length=steps)[0]
+                               length=steps)[0],
+        compiler_options={"xla_backend_optimization_level": 3},  # these run for long
     )(state)  # fmt: skip
 
 
