@@ -84,7 +84,7 @@ def load(spec: Mapping[str, Any], state: State, optimiser: Any) -> State:
     kept = sorted(_targets(state.params).keys() - moves.keys())
     logger.info("%d arrays of %s; as initialised: %s", len(arrays), spec["path"],
                 ", ".join(kept) or "nothing")  # fmt: skip
-    if all((leaf == leaf[:1]).all() for leaf in jax.tree.leaves(params)) and len(state.key) > 1:
+    if len(state.key) > 1 and all((a == a[:1]).all() for a in jax.tree.leaves(params)):
         logger.warning("pretrained: all %d particles begin with the same parameters and differ by "
                        "noise alone; let `keep` name a layer that is initialised with random "
                        "numbers", len(state.key))  # fmt: skip

@@ -36,9 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         arg, dataset=("cifar10", "cifar100"), ensemble=("single", "batch_ensemble"), size=1
     )
     config = base()
-    data(config, arg.dataset, pad=(LARGE - SIZE) // 2, read=READ)
-    for name, split in dict(train="train[:98%]", validation="train[98%:]").items():
-        config.data[name] = dict(name=arg.dataset, split=split, **READ)
+    data(config, arg.dataset, pad=(LARGE - SIZE) // 2, read=READ, held_out=True)
     config.batch_size = 512
 
     config.backbone = dict(name="vit.ViT", variant="B/32")

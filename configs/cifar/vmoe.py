@@ -63,9 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = parse_arg(arg, model=tuple(SETTINGS), dataset=("cifar100", "cifar10"), size=1)
     settings = SETTINGS[arg.model]
     config = base()
-    data(config, arg.dataset, pad=SIZE // 8, read=READ)
-    for name, split in dict(train="train[:98%]", validation="train[98%:]").items():
-        config.data[name] = dict(name=arg.dataset, split=split, **READ)
+    data(config, arg.dataset, pad=SIZE // 8, read=READ, held_out=True)
     config.batch_size = 1_024
 
     router = dict(

@@ -163,11 +163,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config
 
 
-def data(config: ConfigDict, dataset: str, pad: int, read: dict[str, Any] = NORMALISED) -> None:
-    """Training images in random windows, mirrored; test images, the other CIFAR and SVHN."""
+def data(
+    config: ConfigDict,
+    dataset: str,
+    pad: int,
+    read: dict[str, Any] = NORMALISED,
+    held_out: bool = False,
+) -> None:
+    """Training images in random windows, mirrored; test images, the other CIFAR and SVHN.
+
+    Where images are `held_out`, the last 2 % of those of training are for validation.
+    """
     test = dict(name=dataset, split="test", **read)
     other = "cifar100" if dataset == "cifar10" else "cifar10"
-    config.data.train = dict(name=dataset, split="train", **read)
+    train = "train[:98%]" if held_out else "train"
+    config.data.train = dict(name=dataset, split=train, **read)
+    if held_out:
+        config.data.validation = dict(name=dataset, split="train[98%:]", **read)
     config.data.augment = (dict(name="crop", pad=pad), dict(name="flip"))
     config.logging.every = 100
     config.evaluators = dict(
