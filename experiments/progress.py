@@ -173,7 +173,8 @@ def setup_logging(level: int = logging.INFO, console: rich.console.Console | Non
     """Sends all logging, absl's included, to standard error so that no line cuts a bar.
 
     Call it after absl's `app.run` has begun. Orbax's records are left out: they are many, and
-    `Checkpoints` raises what they report.
+    `Checkpoints` raises what they report. So are the writes that a failed save leaves behind: each
+    finds orbax's event loop closed, and its traceback would cut the line that says what failed.
     """
     import absl.logging
 
@@ -191,3 +192,10 @@ def setup_logging(level: int = logging.INFO, console: rich.console.Console | Non
     root.setLevel(level)
     logging.getLogger("jax").setLevel(logging.WARNING)  # which backends it did not find
     absl.logging.set_verbosity(absl.logging.converter.standard_to_absl(level))
+    hook = sys.unraisablehook
+
+    def unless_abandoned(fault: "sys.UnraisableHookArgs") -> None:
+        if fault.object is not None or str(fault.exc_value) != "Event loop is closed":
+            hook(fault)
+
+    sys.unraisablehook = unless_abandoned

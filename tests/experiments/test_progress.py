@@ -36,6 +36,39 @@ def main(_):
             jobs.update(job + 1)
 app.run(main)
 """
+# A write that ends after the event loop that awaited it, as when another write of a save failed;
+# then a fault that is to be seen.
+ABANDONED = """
+import asyncio
+import tensorstore
+from experiments.progress import setup_logging
+
+setup_logging()
+promise, write = tensorstore.Promise.new()
+
+async def awaited():
+    await write
+
+async def failed():
+    await asyncio.sleep(0)
+    raise OSError("disk")
+
+async def save():
+    await asyncio.gather(awaited(), failed())
+
+loop = asyncio.new_event_loop()  # as orbax does; asyncio.run would cancel the other write
+try:
+    loop.run_until_complete(save())
+except OSError:
+    loop.close()
+    promise.set_result(0)
+
+class Faulty:
+    def __del__(self):
+        raise RuntimeError("to be seen")
+
+Faulty()
+"""
 LOSSES = re.escape("loss 0.0500 ensemble 0.0250 [0.0250 0.0750]")
 
 
@@ -104,6 +137,14 @@ def test_in_a_log_file_it_is_few_plain_lines():
     assert len(progress) == len(expected)
     for line, pattern in zip(progress, expected, strict=True):
         assert re.fullmatch(pattern, line), line
+
+
+def test_what_a_failed_save_abandons_says_nothing():
+    process = subprocess.run(
+        [sys.executable, "-c", ABANDONED], stderr=subprocess.PIPE, text=True, check=True
+    )
+    assert "to be seen" in process.stderr
+    assert "Event loop is closed" not in process.stderr
 
 
 def lines_of(monkeypatch, total, seconds_per_step, start=0, **settings):
