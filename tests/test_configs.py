@@ -36,7 +36,7 @@ TRAINED = [  # file and its options, runlocal apart
     ("toys/particles.py", "task=gaussians,method=svgd_functions"),
     ("toys/particles.py", "task=regression,method=stochastic_svgd"),
     ("small_images/particles.py", "method=f_ssge"),
-    ("small_images/particles.py", "method=hyper"),
+    ("small_images/particles.py", "method=hyper_selected"),
     ("digits/lenet5.py", "size=2"),
     ("digits/vit.py", "method=e3"),
     ("small_images/vit.py", "method=vmoe"),

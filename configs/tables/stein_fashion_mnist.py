@@ -5,6 +5,7 @@ from typing import Any
 ROWS = {  # label -> method of configs/small_images/particles.py
     "Deep ensemble": "ensemble",
     "Hyper-deep ensemble": "hyper",
+    "Hyper-deep ensemble, selected": "hyper_selected",
     "SGLD": "sgld",
     "SVGD": "svgd",
     "Stochastic SVGD": "stochastic_svgd",
