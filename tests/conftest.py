@@ -13,12 +13,13 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8"
     # Tests compile much and run little: half the compile time for 40% more running time.
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
 if jaxlib.version.__version_info__ < (0, 11):  # a third of the time again; later ones lack the flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # less is as soon compiled
+jax.config.update("jax_traceback_in_locations_limit", 0)  # which nobody reads; lowering writes them
 # Tracing makes millions of objects that stay: to look through them often is an eighth of its time.
 gc.set_threshold(200_000, 20, 50)
 # A busy machine is no failure of a property.

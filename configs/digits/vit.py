@@ -35,4 +35,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluators.flops = dict(name="flops")
     if "experts" in config.backbone:
         config.evaluators.routing = dict(name="routing", data=config.evaluators.test.data)
-    return shrink(config) if arg.runlocal else config
+    return shrink(config, depth=2) if arg.runlocal else config

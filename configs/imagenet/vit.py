@@ -100,5 +100,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         ),
     )
     if arg.runlocal:
-        shrink(config, SHAPE, CLASSES, variant="tiny", patch_size=32)
+        shrink(config, SHAPE, CLASSES, variant="tiny", patch_size=32, depth=2)
     return config

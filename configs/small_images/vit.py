@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         pooling="gap",
     )  # fmt: skip
     config.head = dict(name="dense.Dense", outputs=CLASSES)
-    set_method(config, arg, blocks=(2, 3))
+    set_method(config, arg, blocks=(1,) if arg.runlocal else (2, 3))
     config.inference.size = arg.size
 
     config.steps = 2_500
@@ -101,7 +101,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         flops=dict(name="flops"),
     )
     if arg.runlocal:
-        shrink(config, SHAPE, CLASSES, width=16)
+        shrink(config, SHAPE, CLASSES, width=16, depth=2)
         config.evaluators.few_shot.shots = (1, 5)
         for spec in config.evaluators.few_shot.sets.kmnist.values():
             spec.size = 320  # so that every class has so many
