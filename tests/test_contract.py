@@ -168,7 +168,7 @@ def test_every_backbone_may_have_layers_of_bounded_norm(backbone):
     config["inference"] = dict(name="particles", size=1)  # half the compilation
     model, x = build.model(config), images(B)
     inference = build.inference(config, model)
-    state = inference.init(jax.random.key(0), x[:1])
+    state = jax.jit(inference.init)(jax.random.key(0), x[:1])
 
     plain, _ = jax.eval_shape(
         build.model(config_of(backbone, "single", "dense", "particles")).init, jax.random.key(0), x
@@ -239,7 +239,7 @@ def test_a_prediction_is_a_function_of_the_state(ensemble):
     backbone = "vmoe" if ensemble == "e3" else "mlp"
     inference = build.inference(config_of(backbone, ensemble, "dense", "particles"))
     x = images(4)
-    state = inference.init(jax.random.key(1), x[:1])
+    state = jax.jit(inference.init)(jax.random.key(1), x[:1])
     predict = jax.jit(inference.predict)
     np.testing.assert_array_equal(predict(state, x).mean, predict(state, x).mean)
 

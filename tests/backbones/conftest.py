@@ -37,9 +37,8 @@ def draw_variables(module, x, **options):
         return rng.normal(0, 0.3, a.shape)
 
     shapes = jax.eval_shape(functools.partial(module.init, **options), jax.random.key(0), x)
-    return jax.tree.map(
-        lambda a: jnp.asarray(a, "float32"), jax.tree_util.tree_map_with_path(draw, shapes)
-    )
+    drawn = jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree.map(lambda a: jnp.asarray(a.astype("float32")), drawn)
 
 
 class Tiny:

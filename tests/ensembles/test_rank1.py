@@ -89,7 +89,7 @@ def test_without_spread_it_is_a_batch_ensemble(name, family):
 
     params = jax.tree_util.tree_map_with_path(of, shapes)
     expected = jax.jit(functools.partial(plain.apply, train=False))(params, x).mean
-    rngs = {"noise": jax.random.key(1)}
+    rngs = {"noise": jax.random.key(1, impl="unsafe_rbg")}  # sooner compiled
     found = jax.jit(functools.partial(network.apply, train=False))(variables, x, rngs=rngs).mean
     assert found.shape == (M * S, B, K)
     np.testing.assert_allclose(found, np.repeat(expected, S, axis=0), rtol=2e-4, atol=2e-5)

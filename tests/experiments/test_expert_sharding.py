@@ -21,7 +21,7 @@ def config_of(mesh, ensemble="vmoe", size=2, group_size=1, **changes):
     config = base()
     config.batch_size = config.evaluation.batch_size = 16
     config.backbone = dict(
-        name="vit.ViT", variant="tiny", width=8, num_heads=2, mlp_dim=8, pooling="gap",
+        name="vit.ViT", variant="tiny", depth=2, width=8, num_heads=2, mlp_dim=8, pooling="gap",
         experts=dict(
             name="experts.MoE", num_experts=8, split_rngs=True,
             router=dict(name="routers.TopK", k=2, group_size=group_size, multiple_of=1),

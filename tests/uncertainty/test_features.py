@@ -27,7 +27,7 @@ ENSEMBLES = [  # with the features that members have of their own
 @pytest.mark.parametrize(("ensemble", "members"), ENSEMBLES)
 def test_the_head_makes_the_latent_of_them(ensemble, members):
     experts = dict(experts=EXPERTS) if ensemble["name"] == "e3" else {}
-    backbone = dict(name="vit.ViT", variant="tiny", width=8, mlp_dim=8, **experts)
+    backbone = dict(name="vit.ViT", variant="tiny", width=8, mlp_dim=8, depth=2, **experts)
     model = build.model(
         dict(backbone=backbone, ensemble=ensemble, head=dict(name="dense.Dense", outputs=K),
              likelihood="softmax")

@@ -27,13 +27,13 @@ K, R = 4, 3
 
 
 def applied(head, h=H, train=True, randomise=True):
-    variables = head.init(KEY, h, train=False)
+    variables = jax.jit(functools.partial(head.init, train=False))(KEY, h)
     if randomise:  # biases start at zero
         leaves, tree = jax.tree.flatten(variables["params"])
         keys = jax.random.split(jax.random.key(7), len(leaves))
         noisy = [a + 0.5 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
         variables = {**variables, "params": jax.tree.unflatten(tree, noisy)}
-    return variables["params"], head.apply(variables, h, train=train)
+    return variables["params"], jax.jit(functools.partial(head.apply, train=train))(variables, h)
 
 
 def affine(params, h=H):
@@ -162,10 +162,14 @@ def hetsngp(**fields):
 def fitted(head, x):
     model = from_network(single(MLP(widths=(6,)), head), softmax(samples=64))
     inference = particles(model, sgd(), size=1)
-    state = inference.init(KEY, x[:1])
     stage = laplace(model, executors.mapping("vmap"))
-    state = stage.finish(stage.update(stage.begin(state, x[:1]), dict(x=x)), x[:1])
-    return inference, state
+
+    @jax.jit
+    def fit(x):
+        state = inference.init(KEY, x[:1])
+        return stage.finish(stage.update(stage.begin(state, x[:1]), dict(x=x)), x[:1])
+
+    return inference._replace(predict=jax.jit(inference.predict)), fit(x)
 
 
 X = jnp.asarray(RNG.normal(size=(30, 3)), jnp.float32)

@@ -43,12 +43,16 @@ DIRECTIONS = {
 ON_THE_BATCH = {name for name in DIRECTIONS if "functions" in name or "hybrid" in name}
 
 
-def force(name, state=STATE, rows=slice(None), n=N):
-    """n g [P, parameters]: minus the gradient of the log posterior, and what particles add."""
+@functools.cache
+def compiled(name, n):
     target = Target(prior=gaussian(0.8), num_examples=n, temperature=0.7)
     direction = DIRECTIONS[name](over=executors.vmap, target=target)
-    batch = dict(x=X[rows], y=Y[rows])
-    g, _, _ = jax.jit(lambda s: direction(MODEL, s, batch, s.key))(state)
+    return jax.jit(lambda state, batch: direction(MODEL, state, batch, state.key))
+
+
+def force(name, state=STATE, rows=slice(None), n=N):
+    """n g [P, parameters]: minus the gradient of the log posterior, and what particles add."""
+    g, _, _ = compiled(name, n)(state, dict(x=X[rows], y=Y[rows]))
     P = len(state.key)
     return n * np.concatenate([np.reshape(a, (P, -1)) for a in jax.tree.leaves(g)], axis=1)
 
