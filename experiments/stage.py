@@ -19,6 +19,7 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -34,7 +35,7 @@ from experiments.progress import Progress, setup_logging
 from experiments.setup import Experiment, read_description, setup, write_description
 from experiments.workdir import locked, open_workdir, read_config
 from uncertainty.build import ConfigError
-from uncertainty.types import Batch, Stage, State
+from uncertainty.types import Batch, Collections, Stage, State
 
 logger = logging.getLogger(__name__)
 
@@ -176,16 +177,18 @@ def parts(source: Source, mesh: Mesh, size: int) -> Iterator[tuple[int, Batch]]:
 def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: dict) -> Experiment:
     """A new run in `workdir` with the parameters of the run in `start` and a changed config.
 
-    Collections that both have (batch statistics, say) come from `start` too.
+    Collections that both have (batch statistics, say) and samples come from `start` too.
 
     Raises:
-      ConfigError: the parameters of the two differ in path or shape, or `workdir` has others.
+      ConfigError: the parameters of the two differ in path or shape, or `workdir` has others;
+        hyper-parameters or samples are not those of `start`.
     """
     old_config = read_config(start)
     config = ConfigDict(old_config, type_safe=False)
     for name, value in changes.items():
         config_lib.override(config, name, value)
-    old, new = setup(old_config, read_description(start)), setup(config)
+    old = setup(evaluate.on_these_devices(old_config), read_description(start))
+    new = setup(config)
     restored = Checkpoints(start, read_only=True).restore(old.shapes)
     if restored is None:
         raise ConfigError(f"start: {start} has no checkpoint")
@@ -200,14 +203,29 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
     if hyper[0] != hyper[1]:
         raise ConfigError(f"start: {start} has the hyper-parameters {hyper[1]}, the new config "
                           f"{hyper[0]}; they belong to its particles")  # fmt: skip
-    mine, theirs = (flax.traverse_util.flatten_dict(s.collections) for s in (state, restored[0]))
-    kept = {k: theirs[k] for k in mine if k in theirs and theirs[k].shape == mine[k].shape}
+    samples = [None if s.samples is None else s.samples.taken.shape for s in (state, restored[0])]
+    if samples[0] != samples[1]:
+        mine, theirs = (0 if shape is None else shape[1] for shape in samples)
+        raise ConfigError(f"inference.collect: {start} has {theirs} samples of each particle, "
+                          f"the new config {mine}; they belong to its particles")  # fmt: skip
+
+    def both(mine: Collections, theirs: Collections) -> Collections:
+        mine, theirs = (flax.traverse_util.flatten_dict(c) for c in (mine, theirs))
+        kept = {k: theirs[k] for k in mine if k in theirs and theirs[k].shape == mine[k].shape}
+        return flax.traverse_util.unflatten_dict({**mine, **kept})
+
+    trained = restored[0]
     state = state.replace(
-        step=restored[0].step,
-        params=restored[0].params,
-        hyper=restored[0].hyper,
-        collections=flax.traverse_util.unflatten_dict({**mine, **kept}),
+        step=trained.step,
+        params=trained.params,
+        hyper=trained.hyper,
+        collections=both(state.collections, trained.collections),
     )
+    if trained.samples is not None:
+        S = samples[0][1]
+        new_ones = jax.tree.map(lambda a: jnp.stack([a] * S, axis=1), state.collections)
+        collections = both(new_ones, trained.samples.collections)
+        state = state.replace(samples=trained.samples.replace(collections=collections))
     workdir = open_workdir(workdir, new.config, ignore=config_lib.MAY_CHANGE)
     with locked(workdir), contextlib.closing(Checkpoints(workdir)) as checkpoints:
         former = checkpoints.restore(new.shapes)

@@ -44,7 +44,9 @@ def cyclical(steps: int, cycles: int = 5, power: float = 10.0) -> Annealing:
     if cycles < 1:
         raise ValueError(f"cycles: {cycles}; at least 1")
     return lambda step: jnp.where(
-        step < steps, jnp.mod(_share(step, steps) * cycles, 1.0) ** power, 1.0
+        step < steps,
+        (step * cycles % steps / steps) ** power,
+        1.0,  # whole numbers do not round
     )
 
 

@@ -198,10 +198,9 @@ def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
     run = tmp_path / "run"
     # Soon after some step: while a checkpoint is written, in validation, in between.
     kills = sorted((moments.randrange(1, STEPS), moments.uniform(0, 0.1)) for _ in range(KILLS - 8))
-    # While it starts and restores, and in what follows if that was quick: never from where a quick
-    # one would come to its end.
+    # While it starts and restores; no longer, or a quick one would be at its end too soon.
     for _ in range(4):
-        kills.insert(moments.randrange(len(kills) // 2), (0, moments.uniform(0, 2)))
+        kills.insert(moments.randrange(len(kills)), (0, moments.uniform(0, 0.8)))
     kills.insert(0, (0, 0.0))
     kills += [(STEPS, moments.uniform(0, 0.1)) for _ in range(3)]  # in evaluation
     found = []

@@ -141,6 +141,27 @@ def test_a_trained_run_gets_a_laplace_posterior_afterwards(digits, tmp_path):
 
 
 @pytest.mark.slow
+def test_samples_of_the_start_come_along(plain, tmp_path):
+    changes = plain[0] | {"inference.collect": dict(name="after_burn_in", size=2)}
+    # One device reads it, whatever trained it.
+    train(config(**changes, mesh={"particle": 2, "data": 4}), tmp_path / "old")
+    chosen = {"stages": [dict(name="select", size=2)], "mesh": {"data": 1}}
+    experiment = stage.begin_from(tmp_path / "old", tmp_path / "new", chosen)
+    former = Checkpoints(tmp_path / "new", read_only=True).restore(experiment.shapes)[0]
+    assert former.samples.taken.all()
+    assert not np.array_equal(*jax.tree.leaves(former.samples.params)[0].swapaxes(0, 1))
+    stage.run(experiment, tmp_path / "new")
+    kept = restore(experiment, tmp_path / "new")[0].samples
+    assert kept.taken.shape == (2, 2) and kept.taken.all()
+    for a, b in zip(jax.tree.leaves(kept.params), jax.tree.leaves(former.samples.params),
+                    strict=True):  # fmt: skip
+        assert all(any(np.array_equal(one, old) for old in b) for one in a)
+    with pytest.raises(ConfigError, match="has 0 samples of each particle, the new config 2"):
+        collect = {"inference.collect": dict(name="after_burn_in", size=2)}
+        stage.begin_from(plain[1], tmp_path / "none", collect)
+
+
+@pytest.mark.slow
 def test_a_new_run_is_not_made_over_one_with_other_parameters(digits, tmp_path):
     changes = {"head.name": "laplace.Laplace", "stages": [dict(name="laplace")]}
     stage.begin_from(digits, tmp_path / "new", changes)

@@ -1,5 +1,6 @@
 """Annealing against its formulas."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,6 +25,14 @@ def test_formulas(made, formula):
         np.testing.assert_allclose(made(np.int32(t)), formula(t), rtol=1e-3, atol=1e-6)
     for t in (T, T + 1, 10**7):
         assert made(np.int32(t)) == 1.0
+
+
+@pytest.mark.parametrize("steps", [1_000, 5_000, 50_000])
+def test_each_cycle_begins_at_nothing(steps):
+    starts = np.arange(5, dtype=np.int32) * (steps // 5)
+    made = jax.jit(jax.vmap(annealing.cyclical(steps)))
+    np.testing.assert_array_equal(made(starts), 0.0)
+    np.testing.assert_allclose(made(starts[1:] - 1), (1 - 5 / steps) ** 10, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,19 @@ def test_wgd_in_weight_space_is_the_estimators_formula(estimator):
     np.testing.assert_allclose(flat(g), -(s - 0.7 / N * score), rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
+def test_equal_particles_have_equal_probabilities():
+    """The draws of a latent with variance are no difference between particles."""
+    rng = np.random.default_rng(0)
+    mean, variance = (jnp.asarray(rng.uniform(1, 2, (1, 1, B, K)), jnp.float32) for _ in range(2))
+    latent = jax.tree.map(lambda a: jnp.tile(a, (P, 1, 1, 1)), Latent(mean, variance))
+    model = MODEL._replace(likelihood=softmax(samples=16))
+    made = interacting.represent(model, latent, jax.random.key(0), "probabilities")
+    np.testing.assert_array_equal(made, np.broadcast_to(made[:1], made.shape))
+    other_draws = interacting.represent(model, latent, jax.random.key(1), "probabilities")
+    assert np.abs(made - other_draws).max() > 1e-3
+
+
 def test_kde_with_a_delta_kernel_is_a_deep_ensemble():
     g, _, _ = direct(wgd, kernel=lambda: rbf(1e-6))
     plain, _, _ = direct(independent)

@@ -10,6 +10,9 @@ import pytest
 
 from tests.uncertainty.posteriors import data, linear_regression, p_values
 from uncertainty import likelihoods, optimisers, priors, samplers
+from uncertainty.backbones.mlp import MLP
+from uncertainty.ensembles.single import single
+from uncertainty.heads.heteroscedastic import Heteroscedastic
 from uncertainty.inference import executors
 from uncertainty.inference.members import predicting
 from uncertainty.inference.particles import particles
@@ -184,6 +187,19 @@ def test_selection_keeps_the_particles_that_the_validation_data_like():
     assert inference.predict(after, BATCHES[0]["x"]).mean.shape[0] == 3
 
 
+@pytest.mark.slow
+def test_selection_does_not_look_for_the_luckiest_draws():
+    head = Heteroscedastic(outputs=4, rank=1)
+    model = from_network(single(MLP(widths=()), head), likelihoods.softmax(samples=8))
+    x, y = BATCHES[0]["x"], jnp.arange(8) % 4
+    state = jax.jit(particles(model, OPTIMISER, size=3).init)(jax.random.key(0), x[:1])
+    params = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), state.params)
+    stage = select(model, over(), num_validation=8, size=2)
+    state = stage.begin(state.replace(params=params), x)
+    log_p = jax.jit(stage.update)(state, dict(x=x, y=y)).opt_state["noted"]["log_p"]
+    np.testing.assert_array_equal(log_p, np.broadcast_to(log_p[:1], log_p.shape))
+
+
 class Normalised(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
@@ -193,7 +209,7 @@ class Normalised(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("sampled", [None, "all", "one"])
 def test_batch_statistics_are_the_mean_over_a_pass(sampled):
     model = from_network(Normalised(), likelihoods.gaussian(noise_std=1.0))
     inference = particles(model, OPTIMISER, size=P)
@@ -202,8 +218,13 @@ def test_batch_statistics_are_the_mean_over_a_pass(sampled):
     if sampled:
         state = run(snapshots(train_of(None, model), OPTIMISER, steps=4, size=2), state,
                     BATCHES[:4])  # fmt: skip
+    if sampled == "one":  # in the other slot predicts the particle itself
+        taken = state.samples.taken.at[:, 1].set(False)
+        state = state.replace(samples=state.samples.replace(taken=taken))
+    before = predicting(state)[0]
     after = run(batch_statistics(model, over()), state, batches)
     params, found, _ = predicting(after)
+    jax.tree.map(np.testing.assert_array_equal, params, before)
     sizes = np.array([len(b["x"]) for b in batches])
     for i, (W, b) in enumerate(zip(np.asarray(params["dense"]["kernel"], np.float64),
                                    np.asarray(params["dense"]["bias"]), strict=True)):  # fmt: skip

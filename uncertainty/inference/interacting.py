@@ -35,6 +35,7 @@ VALUES = ("logits", "probabilities")
 # K, F -> A, B. None for A is the identity; B is linear in F.
 Transport = Callable[[jax.Array, jax.Array], tuple[jax.Array | None, jax.Array]]
 POINTS = 0x706F696E  # of particle 0's key: context points
+DRAWS = 0x64726177  # of particle 0's key: draws that make probabilities
 
 
 def interacting(
@@ -189,14 +190,15 @@ def interacting(
             points = context(batch, jax.random.fold_in(shared, POINTS))
             (seen, _), pull_seen, _ = pullback(points)
 
-        z, pull_values = jax.vjp(lambda u: represent(model, u, keys, values), seen)
+        noise = jax.random.fold_in(shared, DRAWS)
+        z, pull_values = jax.vjp(lambda u: represent(model, u, noise, values), seen)
         phi, slope = _features(kernel, z)
         compared = exchange.columns(phi)
         A, B = matrices(kernel, compared)
         force = exchange.rows([-scale * exchange.product(B, a) for a in compared], z) * slope
         if function_prior:
             drawn = prior_draws(target.prior, function_prior, state, shared)
-            draws = represent(model, forward(*drawn, points)[0][0], drawn[-1], values)
+            draws = represent(model, forward(*drawn, points)[0][0], noise, values)
             score = prior_score(exchange.columns(z), exchange.columns(draws, shared=True))
             drive = exchange.mix(A, exchange.rows(score, z))
             force = force - anneal(drive, state.step) / target.N()
@@ -228,13 +230,16 @@ def interacting(
     return in_functions if in_function_space else in_weights
 
 
-def represent(model: Model, latent: Latent, keys: jax.Array, values: str) -> jax.Array:
-    """Function values of each particle, [P, M, B, K]."""
+def represent(model: Model, latent: Latent, key: jax.Array, values: str) -> jax.Array:
+    """Function values of each particle, [P, M, B, K]; one set of draws makes all probabilities.
+
+    With draws of their own equal particles would differ, and repel each other by that noise.
+    """
     if values == "logits":
         return latent.mean
     if model.likelihood.log_probs is None:
         raise ValueError("values: 'probabilities' are those of classes; use 'logits'")
-    return jnp.exp(jax.vmap(model.likelihood.log_probs)(latent, keys))
+    return jnp.exp(jax.vmap(model.likelihood.log_probs, (0, None))(latent, key))
 
 
 def by_layer(step: Callable, params: Params, g: Params) -> Params:

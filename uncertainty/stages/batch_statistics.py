@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from uncertainty.inference import members
 from uncertainty.stages.training import check_no_posterior
-from uncertainty.types import Batch, Collections, Model, Stage, State
+from uncertainty.types import Batch, Collections, Model, Samples, Stage, State
 
 NAME = "batch_stats"
 
@@ -66,9 +66,12 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
         state = state.replace(opt_state=kept["optimiser"])
         if state.samples is None:
             return state.replace(collections={**state.collections, NAME: found})
-        P, S = state.samples.taken.shape
-        found = jax.tree.map(lambda a: a.reshape(P, S, *a.shape[1:]), found)
-        collections = {**state.samples.collections, NAME: found}
-        return state.replace(samples=state.samples.replace(collections=collections))
+        # What predicts in a slot that is not taken is the particle itself, with statistics of now.
+        shape = state.samples.taken.shape
+        params, collections, _ = members.predicting(state)
+        params, collections = jax.tree.map(
+            lambda a: a.reshape(*shape, *a.shape[1:]), (params, {**collections, NAME: found})
+        )
+        return state.replace(samples=Samples(params, collections, jnp.ones(shape, bool)))
 
     return Stage(begin, update, finish)

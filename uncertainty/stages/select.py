@@ -41,10 +41,13 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
         return state.replace(opt_state=dict(optimiser=state.opt_state, noted=noted))
 
     def update(state: State, batch: Batch) -> State:
+        # One set of draws for all particles: a greedy choice would find the luckiest.
+        draws = jax.random.fold_in(jax.random.key(0), state.opt_state["noted"]["count"][0])
+
         def one(particle, batch):
             params, collections, key = particle
             latent, _, _ = model.forward(params, collections, batch["x"], key, train=False)
-            nll = model.likelihood.nll(latent, batch["y"], key)
+            nll = model.likelihood.nll(latent, batch["y"], draws)
             return jax.nn.logsumexp(-nll, axis=0) - jnp.log(len(nll))  # of its members, [B]
 
         log_p = over(one)(members.predicting(state), batch)
