@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{path}: {len(runs)} runs; PNGs in {path.parent / (path.stem + '_figures')}")
+    count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    print(f"{path}: {count}; PNGs in {path.parent / (path.stem + '_figures')}")
     return 0
 
 
