@@ -106,8 +106,13 @@ class Cells:
             if (path := self.file(row, seed)).is_file():
                 logger.warning("%s is of another config and is not used", path)
             return False
-        now = self.config(row, seed)["evaluators"]
-        return not record["failures"] or same_but_for(record["config"]["evaluators"], now, ())
+        then, now = record["config"]["evaluators"], self.config(row, seed)["evaluators"]
+        if record["failures"]:
+            return same_but_for(then, now, ())
+        if not same_but_for(then, now, ("*.sets.*.name", "*.sets.*.path")):
+            logger.warning("%s was evaluated otherwise than config.evaluators asks now; "
+                           "delete it to evaluate it again", self.file(row, seed))  # fmt: skip
+        return True
 
     def run(self, row: Mapping[str, Any], seed: int) -> None:
         """Trains and evaluates one cell and records it."""

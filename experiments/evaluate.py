@@ -7,6 +7,7 @@
 """
 
 import ast
+import json
 import logging
 import math
 import os
@@ -165,8 +166,12 @@ def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
     """
     if text.lstrip().startswith("{"):
         try:
+            return dict(json.loads(text))
+        except ValueError:
+            pass
+        try:
             return dict(ast.literal_eval(text))
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, TypeError) as error:
             raise ConfigError(f"--data: {text!r} is not a dict: {error}") from None
     name, _, split = text.partition(":")
     spec = dict(train) if name == train["name"] else dict(name=name)

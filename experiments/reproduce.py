@@ -12,22 +12,25 @@ their fields have changed.
 """
 
 import argparse
+import collections
 import logging
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments import config as config_lib
 from experiments import train
 from experiments.cells import Cells, name_of, slug
 from experiments.progress import Progress, setup_logging
 from experiments.reports import formats, html
-from experiments.reports.study import Study
+from experiments.reports.study import Study, machine
 from experiments.reports.tables import print_study
 from experiments.termination import graceful_termination
 from uncertainty.build import ConfigError
@@ -110,7 +113,7 @@ def run_alone(command: Sequence[str]) -> None:
 
 def study(cells: Cells, errors: Mapping[str, str]) -> Study:
     """The Study of all finished cells: the metrics that its columns show."""
-    rows, found_seeds, hardware = [], set(), {}
+    rows, found_seeds, ran_on = [], set(), []
     shown = [column["key"] for column in cells.table["columns"]]
     for row in cells.table["rows"]:
         found = (cells.results / "runs").glob(f"{slug(row)}-seed*.json")
@@ -118,8 +121,11 @@ def study(cells: Cells, errors: Mapping[str, str]) -> Study:
         records = [r for r in (cells.record(row, seed) for seed in seeds) if r is not None]
         notes = {f"{k}: {v}" for r in records for k, v in r["failures"].items()}
         found_seeds |= {r["seed"] for r in records}
-        for r in records:
-            hardware = r["hardware"]
+        ran_on += [r["hardware"] for r in records]
+        machines = collections.Counter(machine({**r["hardware"], "date": ""}) for r in records)
+        if len(machines) > 1:
+            counts = ", ".join(f"{where} ({n})" for where, n in sorted(machines.items()))
+            notes.add(f"Its runs, and so its times, are of several machines: {counts}")
         rows.append(
             dict(
                 label=name_of(row),
@@ -133,15 +139,23 @@ def study(cells: Cells, errors: Mapping[str, str]) -> Study:
                 failed=errors.get(name_of(row), ""),
             )
         )
+    known = sorted({name for h in ran_on for name in h})
+    overrides = [f"--set={name}={value}" for name, value in cells.overrides.items()]
     return Study(
         title=cells.table["title"],
         columns=cells.table["columns"],
         rows=rows,
-        command=f"python -m experiments.reproduce {cells.name}",
+        command=shlex.join(["python", "-m", "experiments.reproduce", cells.name, *overrides]),
         config={name_of(row): row["config"] for row in cells.table["rows"]},
         seeds=sorted(found_seeds),
-        hardware=hardware,
+        hardware={name: _joined([h[name] for h in ran_on if name in h]) for name in known},
     )
+
+
+def _joined(values: list[Any]) -> Any:
+    """The one value, or each of several in words."""
+    found = sorted(set(values))
+    return found[0] if len(found) == 1 else " or ".join(map(str, found))
 
 
 def seeds_of(text: str) -> list[int]:

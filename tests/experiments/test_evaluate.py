@@ -180,8 +180,11 @@ def test_a_name_is_the_training_data_or_another_set():
     assert parse_data("digits", train) == train
     assert parse_data("iris:test[:50%]", train) == dict(name="iris", split="test[:50%]")
     assert parse_data('{"name": "npz", "path": "a:b"}', train) == dict(name="npz", path="a:b")
-    with pytest.raises(ConfigError, match="--data"):
-        parse_data("{name}", train)
+    assert parse_data('{"name": "npz", "a": true}', train) == dict(name="npz", a=True)
+    assert parse_data("{'name': 'npz', 'a': None}", train) == dict(name="npz", a=None)
+    for text in ("{name}", "{1, 2}"):
+        with pytest.raises(ConfigError, match="--data"):
+            parse_data(text, train)
 
 
 @pytest.mark.parametrize("batch_size", [7, 100, 1000])

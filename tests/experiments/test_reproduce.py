@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import time
 
@@ -12,8 +13,8 @@ import configs.tables
 from experiments import config as config_lib
 from experiments.cells import Cells, slug
 from experiments.checkpoint import Checkpoints
-from experiments.reproduce import main, render, reproduce
-from experiments.workdir import read_config, read_json
+from experiments.reproduce import main, render, reproduce, study
+from experiments.workdir import read_config, read_json, write_json
 from uncertainty.build import ConfigError
 
 TABLE = '''
@@ -194,6 +195,22 @@ def test_cells_of_another_config_are_not_shown(made, caplog):
     assert "one-seed0.json is of another config and is not used" in caplog.text
     assert "optimiser.learning_rate: 0.001 -> 0.5" in study.rows[0].failed
     assert study.rows[0].results == []
+
+
+def test_the_table_says_what_its_cells_were_made_with(made, tmp_path, caplog):
+    shutil.copytree(made[0] / "r", tmp_path / "r")
+    file = tmp_path / "r" / "a_table" / "runs" / "one-seed1.json"
+    cell = read_json(file)
+    cores = cell["hardware"]["cores"]
+    write_json(file, cell | {"hardware": cell["hardware"] | {"cores": cores + 1}})
+    cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {"evaluators.test.bins": "7"})
+    found = study(cells, {})
+    assert found.hardware["cores"] == f"{cores} or {cores + 1}"
+    assert found.hardware["jax"] == cell["hardware"]["jax"]
+    assert ["several machines" in row.note for row in found.rows] == [True, False, False, False]
+    assert found.command.endswith("reproduce a_table --set=evaluators.test.bins=7")
+    assert cells.done(cells.table["rows"][0], 1)
+    assert "one-seed1.json was evaluated otherwise than config.evaluators asks" in caplog.text
 
 
 def test_overrides_where_they_fit(tables, tmp_path):
