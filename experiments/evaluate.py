@@ -175,7 +175,15 @@ def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"--data: {text!r} is not a dict: {error}") from None
     name, _, split = text.partition(":")
     spec = dict(train) if name == train["name"] else dict(name=name)
-    return {**spec, **({"split": split} if split else {})}
+    spec |= {"split": split} if split else {}
+    lacking = {
+        f: train[f] for f in ("resize", "size", "mean", "std") if f in train and f not in spec
+    }
+    if lacking:
+        logger.warning("--data %s: without %s of the training data, which the model may need; "
+                       "with them it is --data \"%s\"",
+                       text, ", ".join(lacking), {**spec, **lacking})  # fmt: skip
+    return spec
 
 
 def on_these_devices(config: Mapping[str, Any]) -> dict[str, Any]:

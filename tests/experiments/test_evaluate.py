@@ -174,7 +174,7 @@ def test_a_workdir_without_a_run(programs, tmp_path, digits):
     assert result.output == f"error: workdir: {tmp_path} has no checkpoint to evaluate\n"
 
 
-def test_a_name_is_the_training_data_or_another_set():
+def test_a_name_is_the_training_data_or_another_set(caplog):
     train = dict(name="digits", split="train", classes=(1, 2))
     assert parse_data("digits:test", train) == dict(name="digits", split="test", classes=(1, 2))
     assert parse_data("digits", train) == train
@@ -182,6 +182,10 @@ def test_a_name_is_the_training_data_or_another_set():
     assert parse_data('{"name": "npz", "path": "a:b"}', train) == dict(name="npz", path="a:b")
     assert parse_data('{"name": "npz", "a": true}', train) == dict(name="npz", a=True)
     assert parse_data("{'name': 'npz', 'a': None}", train) == dict(name="npz", a=None)
+    assert not caplog.text
+    assert parse_data("iris", dict(name="digits", mean=0.5)) == dict(name="iris")
+    assert "without mean of the training data" in caplog.text
+    assert "--data \"{'name': 'iris', 'mean': 0.5}\"" in caplog.text
     for text in ("{name}", "{1, 2}"):
         with pytest.raises(ConfigError, match="--data"):
             parse_data(text, train)
