@@ -192,18 +192,19 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
     restored = Checkpoints(start, read_only=True).restore(old.shapes)
     if restored is None:
         raise ConfigError(f"start: {start} has no checkpoint")
+    trained, step = restored
     state = new.init()
-    here, there = (_shapes(s.params) for s in (state, restored[0]))
+    here, there = (_shapes(s.params) for s in (state, trained))
     different = sorted(k for k in here | there if here.get(k) != there.get(k))
     if different:
         lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
         raise ConfigError(f"start: parameters of {start} that the new config has otherwise:\n"
                           + "\n".join(lines))  # fmt: skip
-    hyper = [None if s.hyper is None else sorted(s.hyper) for s in (state, restored[0])]
+    hyper = [None if s.hyper is None else sorted(s.hyper) for s in (state, trained)]
     if hyper[0] != hyper[1]:
         raise ConfigError(f"start: {start} has the hyper-parameters {hyper[1]}, the new config "
                           f"{hyper[0]}; they belong to its particles")  # fmt: skip
-    samples = [None if s.samples is None else s.samples.taken.shape for s in (state, restored[0])]
+    samples = [None if s.samples is None else s.samples.taken.shape for s in (state, trained)]
     if samples[0] != samples[1]:
         mine, theirs = (0 if shape is None else shape[1] for shape in samples)
         raise ConfigError(f"inference.collect: {start} has {theirs} samples of each particle, "
@@ -214,7 +215,6 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         kept = {k: theirs[k] for k in mine if k in theirs and theirs[k].shape == mine[k].shape}
         return flax.traverse_util.unflatten_dict({**mine, **kept})
 
-    trained = restored[0]
     state = state.replace(
         step=trained.step,
         params=trained.params,
@@ -230,7 +230,7 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
     with locked(workdir), contextlib.closing(Checkpoints(workdir)) as checkpoints:
         former = checkpoints.restore(new.shapes)
         if former is None:
-            checkpoints.save(restored[1], state)
+            checkpoints.save(step, state)
         elif not _same(former[0].params, state.params):
             raise ConfigError(f"workdir: {workdir} has other parameters than {start}; take another")
         if jax.process_index() == 0:

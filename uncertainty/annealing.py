@@ -43,11 +43,8 @@ def cyclical(steps: int, cycles: int = 5, power: float = 10.0) -> Annealing:
     _check(steps, power)
     if cycles < 1:
         raise ValueError(f"cycles: {cycles}; at least 1")
-    return lambda step: jnp.where(
-        step < steps,
-        (step * cycles % steps / steps) ** power,
-        1.0,  # whole numbers do not round
-    )
+    # Whole numbers do not round: a cycle begins at 0.
+    return lambda step: jnp.where(step < steps, (step * cycles % steps / steps) ** power, 1.0)
 
 
 def _share(step: jax.Array, steps: int) -> jax.Array:
