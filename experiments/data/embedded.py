@@ -4,14 +4,18 @@ Each function makes a Dataset of all its splits; scikit-learn's sets are split b
 that depends on `seed` alone. Images are float32 in [0, 1].
 """
 
+import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.data.files import require_memory
 from experiments.data.order import SPLIT, philox
-from experiments.data.splits import Arrays, Dataset, dataset
+from experiments.data.splits import UNBOUNDED, Arrays, Dataset, Range, dataset
 
 DIGITS = {"train": 1200, "validation": 197, "test": 400}
+UNIT = (0.0, 1.0)
 
 
 def digits(upsample: int | None = None, seed: int = 0) -> Dataset:
@@ -23,16 +27,15 @@ def digits(upsample: int | None = None, seed: int = 0) -> Dataset:
       upsample: side of the images after linear interpolation, such as 28.
     """
     import scipy.ndimage
-    import sklearn.datasets
 
-    raw = sklearn.datasets.load_digits()
+    raw = _scikit_learns("load_digits")
     x = (raw.images / 16).astype(np.float32)[..., None]
     if upsample is not None:
         if upsample < 8:
             raise ValueError(f"upsample: {upsample}; at least 8 is needed")
         zoom = (1, upsample / 8, upsample / 8, 1)
         x = scipy.ndimage.zoom(x, zoom, order=1, mode="nearest", grid_mode=True)
-    return _partition((x, raw.target), DIGITS, seed, 10)
+    return _partition((x, raw.target), DIGITS, seed, 10, range=UNIT)
 
 
 def breast_cancer(seed: int = 0) -> Dataset:
@@ -168,7 +171,9 @@ def noise(
         raise ValueError(f"distribution: {distribution!r}; 'uniform' or 'normal' is needed")
     rng = np.random.default_rng(seed)
     draw = rng.random if distribution == "uniform" else rng.standard_normal
-    return _generated({"test": (draw((size, *shape)), np.zeros(size, int))}, 1)
+    require_memory(8 * size * math.prod(shape), f"noise of shape {tuple(shape)} and size {size}")
+    limits = UNIT if distribution == "uniform" else UNBOUNDED
+    return _generated({"test": (draw((size, *shape)), np.zeros(size, int))}, 1, range=limits)
 
 
 def stand_in(shape: Sequence[int], num_classes: int, size: int = 32, seed: int = 0) -> Dataset:
@@ -181,6 +186,7 @@ def stand_in(shape: Sequence[int], num_classes: int, size: int = 32, seed: int =
       num_classes: K.
       size: examples in each of the splits 'train', 'validation' and 'test'.
     """
+    require_memory(3 * size * math.prod(shape), f"stand_in of shape {tuple(shape)} and size {size}")
     rng = np.random.default_rng(seed)
     splits = {
         name: (rng.integers(0, 256, (size, *shape), np.uint8), rng.integers(0, num_classes, size))
@@ -189,17 +195,29 @@ def stand_in(shape: Sequence[int], num_classes: int, size: int = 32, seed: int =
     return _generated(splits, num_classes)
 
 
-def _tabular(loader: str, seed: int, classes: int | None) -> Dataset:
+@functools.cache
+def _scikit_learns(loader: str):
+    """What one of scikit-learn's functions reads from its text files, once."""
     import sklearn.datasets
 
-    arrays = getattr(sklearn.datasets, loader)(return_X_y=True)
+    return getattr(sklearn.datasets, loader)()
+
+
+def _tabular(loader: str, seed: int, classes: int | None) -> Dataset:
+    found = _scikit_learns(loader)
+    arrays = found.data, found.target
     n = len(arrays[0])
     sizes = {"train": round(0.7 * n), "validation": round(0.1 * n), "test": n}
     return _partition(arrays, sizes, seed, classes, standardise=True)
 
 
 def _partition(
-    arrays: Arrays, sizes: dict[str, int], seed: int, classes: int | None, standardise: bool = False
+    arrays: Arrays,
+    sizes: dict[str, int],
+    seed: int,
+    classes: int | None,
+    standardise: bool = False,
+    range: Range = None,
 ) -> Dataset:
     """Splits of these sizes, in this order, after a permutation; the last takes what is left."""
     x, y = arrays
@@ -209,7 +227,7 @@ def _partition(
         chosen = order[start : start + size]
         splits[name] = x[chosen], y[chosen]
         start += size
-    return _generated(splits, classes, standardise)
+    return _generated(splits, classes, standardise, range)
 
 
 def _curve(function, inputs, grid: np.ndarray, noise_std: float, rng) -> Dataset:
@@ -222,6 +240,9 @@ def _curve(function, inputs, grid: np.ndarray, noise_std: float, rng) -> Dataset
 
 
 def _generated(
-    splits: dict[str, Arrays], classes: int | None, standardise: bool = False
+    splits: dict[str, Arrays],
+    classes: int | None,
+    standardise: bool = False,
+    range: Range = None,
 ) -> Dataset:
-    return dataset(splits, splits.__getitem__, classes, standardise)
+    return dataset(splits, splits.__getitem__, classes, standardise, range)

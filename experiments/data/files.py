@@ -2,8 +2,12 @@
 
 import gzip
 import math
+import os
 import pathlib
+import re
+import zipfile
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,7 +22,8 @@ PREFIXES = {"train": ("train",), "validation": ("validation", "valid"), "test": 
 def idx(path: str, num_classes: int | None = None) -> Dataset:
     """A folder like MNIST's: train-images-idx3-ubyte(.gz), t10k-labels-idx1-ubyte(.gz), ...
 
-    Splits: 'train', and 'test' (files that begin with t10k or test), as far as they are there.
+    Splits: 'train', and 'test' (files that begin with t10k or test), as far as they are there. A
+    file of labels may be missing where labels are not used, as in out-of-distribution data.
 
     Args:
       path: the folder.
@@ -29,34 +34,44 @@ def idx(path: str, num_classes: int | None = None) -> Dataset:
       ValueError: a file is damaged, or images and labels differ in number.
     """
     found = _pairs(path, ("images", "imgs"), "idx", "train-images-idx3-ubyte.gz")
-    return dataset(found, lambda name: _labelled(*map(read_idx, found[name])), num_classes or 0)
+    return dataset(found, lambda name: _read(found[name], read_idx), num_classes or 0)
 
 
 def npz(path: str, num_classes: int | None = None, seed: int | None = None) -> Dataset:
     """A folder of pairs (kmnist-test-imgs.npz, kmnist-test-labels.npz), or one npz file.
 
     One file holds 'x' and 'y', which are the split 'train', or 'x_train', 'y_train', 'x_test', ...
-    Integer y are labels; real-valued y [N] or [N, K] are regression targets.
+    Integer y are labels; real-valued y [N] or [N, K] are regression targets. Where labels are not
+    used, as in out-of-distribution data, there need be no y.
 
     Args:
       path: the folder or file.
-      num_classes: K; by default one more than the largest label.
+      num_classes: K; by default one more than the largest label. Where it is given, whole numbers
+        that are stored as floats are labels too.
       seed: of a random order of the examples of each split, so that 'train[:90%]' and 'train[90%:]'
         divide one file at random; by default they stand as they are stored.
 
     Raises:
       ConfigError: the file, or the arrays in it, are missing.
-      ValueError: inputs and labels differ in number, or an array has another type than a number's.
+      ValueError: inputs and labels differ in number, an array has another type than a number's, or
+        the file unpacks to more than the memory that is free.
     """
     location = pathlib.Path(path).expanduser()
     if location.is_dir():
         found = _pairs(path, ("images", "imgs"), "npz", "kmnist-test-imgs.npz")
-        reads = {n: (lambda n=n: _labelled(*map(_only_array, found[n]))) for n in found}
+        reads = {n: (lambda n=n: _read(found[n], _only_array)) for n in found}
     else:
         reads = _arrays_of(location)
-    first = next(iter(reads.values()))()[1]
-    classes = None if first.dtype.kind == "f" else num_classes or 0
-    return dataset(reads, lambda name: _in_order(reads[name](), seed), classes)
+    labels = [y for y in (read()[1] for read in reads.values()) if y is not None]
+    real = bool(labels) and labels[0].dtype.kind == "f"
+    if real and num_classes is None:
+        return dataset(reads, lambda name: _in_order(reads[name](), seed), None)
+
+    def read(name: str) -> Arrays:
+        x, y = _in_order(reads[name](), seed)
+        return x, _whole(y, f"{path}: labels of {name!r}") if real and y is not None else y
+
+    return dataset(reads, read, num_classes or 0)
 
 
 def read_idx(path: pathlib.Path | str) -> np.ndarray:
@@ -67,33 +82,72 @@ def read_idx(path: pathlib.Path | str) -> np.ndarray:
     Raises:
       ValueError: the file is not IDX, is cut short, or its gzip stream is damaged.
     """
-    data = pathlib.Path(path).read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip file ({error})") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_TYPES:
-        raise ValueError(f"{path}: not an IDX file (it begins with {data[:4]!r})")
-    dtype, start = np.dtype(IDX_TYPES[data[2]]), 4 + 4 * data[3]
-    shape = tuple(int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4))
-    if len(data) != start + math.prod(shape) * dtype.itemsize:
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            return _idx_array(path, file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: damaged gzip file ({error})") from error
+
+
+def _idx_array(path: pathlib.Path | str, file) -> np.ndarray:
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in IDX_TYPES:
+        raise ValueError(f"{path}: not an IDX file (it begins with {head!r})")
+    dtype, sizes = np.dtype(IDX_TYPES[head[2]]), file.read(4 * head[3])
+    shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
+    size = math.prod(shape) * dtype.itemsize
+    require_memory(size, path)
+    data = file.read(size + 1)  # one more shows what the header does not speak of
+    if len(sizes) != 4 * head[3] or len(data) != size:
         raise ValueError(f"{path}: {len(data)} bytes do not hold an array {list(shape)} of {dtype}")
-    array = np.frombuffer(data, dtype, offset=start).reshape(shape)
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
-def _labelled(x: np.ndarray, y: np.ndarray) -> Arrays:
-    if len(x) != len(y):
-        raise ValueError(f"{len(x)} inputs but {len(y)} labels")
+def free_memory() -> int:
+    """Bytes of memory that programs can still take, as the operating system says."""
+    try:
+        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):  # macOS knows neither
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def require_memory(size: int, what: object) -> None:
+    """Raises ValueError where `size` bytes are more than the memory that is free."""
+    if size > (free := free_memory()):
+        raise ValueError(f"{what}: {size / 2**30:,.1f} GiB in memory are needed, but "
+                         f"{free / 2**30:,.1f} are free")  # fmt: skip
+
+
+def _read(files: tuple, read: Callable) -> Arrays:
+    inputs, labels = files
+    return _labelled(read(inputs), None if labels is None else read(labels))
+
+
+def _labelled(x: np.ndarray, y: np.ndarray | None) -> Arrays:
+    if y is not None and (y.ndim == 0 or len(x) != len(y)):
+        count = "a single label" if y.ndim == 0 else f"{len(y)} labels"
+        raise ValueError(f"{len(x)} inputs but {count}")
     return (x[..., None] if x.ndim == 3 else x), y  # images get a channel
+
+
+def _whole(y: np.ndarray, what: str) -> np.ndarray:
+    """Labels that are stored as floats, as integers."""
+    if not (np.isfinite(y).all() and (y == np.rint(y)).all() and (np.abs(y) < 2**31).all()):
+        raise ValueError(f"{what} are {y.dtype} and not all whole numbers; with num_classes they "
+                         "have to be, and without it they are regression targets")  # fmt: skip
+    return y.astype(np.int64)
 
 
 def _in_order(arrays: Arrays, seed: int | None) -> Arrays:
     if seed is None:
         return arrays
     order = np.argsort(philox(seed, SPLIT).random_raw(len(arrays[0])), kind="stable")
-    return tuple(a[order] for a in arrays)
+    return tuple(a if a is None else a[order] for a in arrays)
 
 
 def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict[str, tuple]:
@@ -108,10 +162,10 @@ def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict
         if len(inputs) > 1 or len(labels) > 1:
             names = [file.name for file in inputs + labels]
             raise ConfigError(f"path: {folder} has several files for {split!r}: {names}")
-        if inputs and labels:
-            found[split] = inputs[0], labels[0]
+        if inputs:
+            found[split] = inputs[0], labels[0] if labels else None
     if not found:
-        raise ConfigError(f"path: {folder} has no files like {example} with their labels")
+        raise ConfigError(f"path: {folder} has no files like {example}")
     return found
 
 
@@ -127,10 +181,22 @@ def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"path: there is no file {path}; an npz file or a folder of them is needed"
         )
     try:
-        with np.load(path) as file:
-            return {key: file[key] for key in file.files}
-    except Exception as error:  # NumPy, zipfile and zlib each have their own
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path}: not a readable npz file ({error})") from error
+    require_memory(size, path)
+    try:
+        with np.load(path) as file:
+            arrays = {key: file[key] for key in file.files}
+    except Exception as error:  # NumPy, zipfile and zlib each have their own
+        reason = "it holds Python objects, which are not read; store numbers" \
+            if "allow_pickle" in str(error) else error  # fmt: skip
+        raise ValueError(f"{path}: not a readable npz file ({reason})") from error
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.ndim == 0:
+            raise ValueError(f"{path}: {key} is not an array of examples")
+    return arrays
 
 
 def _only_array(path: pathlib.Path) -> np.ndarray:
@@ -140,14 +206,18 @@ def _only_array(path: pathlib.Path) -> np.ndarray:
     return next(iter(arrays.values()))
 
 
-def _arrays_of(path: pathlib.Path) -> dict:
+def _arrays_of(path: pathlib.Path) -> dict[str, Callable[[], Arrays]]:
     arrays = _load_npz(path)
     reads = {}
     for key in arrays:
         suffix = key.removeprefix("x")
-        if key.startswith("x") and "y" + suffix in arrays:
-            pair = _labelled(arrays[key], arrays["y" + suffix])
-            reads[suffix.lstrip("_") or "train"] = lambda pair=pair: pair
+        if not re.fullmatch(r"x(_\w+)?", key) and not (suffix != key and "y" + suffix in arrays):
+            continue
+        try:
+            pair = _labelled(arrays[key], arrays.get("y" + suffix))
+        except ValueError as error:
+            raise ValueError(f"{path}: {key} has {error}") from None
+        reads[suffix.lstrip("_") or "train"] = lambda pair=pair: pair
     if not reads:
         raise ConfigError(f"path: {path} has the arrays {sorted(arrays)}; 'x' and 'y', or "
                           "'x_train', 'y_train' and so on, are needed")  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.splits import Arrays, Dataset
+from experiments.data.splits import Arrays, Dataset, positions
 from uncertainty.build import ConfigError, nearest
 
 EXTRA = "pip install '.[tensorflow]'"
@@ -35,7 +35,8 @@ def tfds(
     Args:
       name: as `tfds.builder` takes it, with configuration and version where wanted.
       data_dir: where sets are prepared; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      keys: names of the features that are x and y; by default those of supervised learning.
+      keys: names of the features that are x and y; by default those of supervised learning. x
+        alone where labels are not used, as in out-of-distribution data.
       resize: the shorter side of an image becomes this long (bilinear) ...
       size: ... and the centre of this side is kept. Needed where images differ in size.
       in_memory: bytes up to which a split becomes an array; a larger one is read at random from
@@ -50,41 +51,64 @@ def tfds(
     for key in keys:
         if key not in info.features:
             raise ConfigError(f"keys: {name} has no {key!r}; {nearest(key, info.features)}")
-    if len(keys) != 2:
+    if len(keys) not in (1, 2):
         raise ConfigError(f"keys: {keys!r}; the names of x and y among {sorted(info.features)}")
-    features = info.features[keys[0]], info.features[keys[1]]
+    features = [info.features[key] for key in keys]
     shape = (size, size, features[0].shape[-1]) if size else features[0].shape
     if None in shape:
         raise ConfigError(f"size: needed, since images of {name} differ in size (resize=256, "
                           "size=224 for instance)")  # fmt: skip
-    classes = getattr(features[1], "num_classes", None)
+    labels = features[1] if len(features) > 1 else None
+    # Images of 16 bits are PNG files, in which 65,535 is white.
+    deep = np.dtype(features[0].np_dtype) == np.uint16
+    names = getattr(labels, "names", None)
 
     def read(split: str) -> Arrays:
-        _check_split(name, info, split)
+        split = _in_examples(name, info, split)
         if info.file_format.value != "array_record":
             return _through_tensorflow(builder, split, keys, shape, in_memory)
         records = Records(builder, split, keys, shape, resize)
         if len(records) * math.prod(shape) * records.dtype.itemsize > in_memory:
-            return records, records
+            return records, None if labels is None else records
         parts = [
             records.gather(np.arange(i, min(i + CHUNK, len(records))))
             for i in range(0, len(records), CHUNK)
         ]
-        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        x, y = zip(*parts, strict=True)
+        return np.concatenate(x), None if labels is None else np.concatenate(y)
 
-    return Dataset(read, classes)
+    return Dataset(
+        read,
+        getattr(labels, "num_classes", None),
+        range=(0.0, 65535.0) if deep else None,
+        class_names=tuple(names) if names and not _numbered(names) else None,
+        reading={k: v for k, v in dict(resize=resize, size=size).items() if v is not None},
+    )
 
 
-def _check_split(name: str, info: Any, split: str) -> None:
-    base = str(split).split("[")[0].split("+")[0].strip()
-    if base not in info.splits:
-        raise ConfigError(f"split: {base!r} of {name} does not exist; {nearest(base, info.splits)}")
+def _numbered(names: Sequence[str]) -> bool:
+    """Whether classes are called '0', '1', ..., as tfds does where they have no names."""
+    return list(names) == [str(i) for i in range(len(names))]
+
+
+def _in_examples(name: str, info: Any, split: str) -> str:
+    """The split with its slices in examples, see `splits.positions`; shards are left to tfds.
+
+    Raises:
+      ConfigError: there is no such split.
+    """
     try:
-        size = info.splits[split].num_examples
+        if "shard" not in str(split):
+            found = positions(split, list(info.splits), lambda part: info.splits[part].num_examples)
+            return "+".join(
+                part if (start, stop) == (0, info.splits[part].num_examples)
+                else f"{part}[{start}:{stop}]" for part, start, stop in found
+            )  # fmt: skip
+        if info.splits[split].num_examples == 0:
+            raise ConfigError(f"split: {split!r} has no examples")
     except (AssertionError, KeyError, ValueError) as error:
-        raise ConfigError(f"split: {split!r} of {name}: {error}") from error
-    if size == 0:
-        raise ValueError(f"{name}[{split}]: the split is empty")
+        raise ConfigError(f"{error} ({name})") from error
+    return split
 
 
 class Records:
@@ -106,30 +130,77 @@ class Records:
         return len(self.records)
 
     def gather(self, indices: np.ndarray) -> Arrays:
-        """x [B, ...] and y [B, ...] of these examples, as they are stored."""
+        """x [B, ...] and y [B, ...] of these examples, as they are stored; y None without a key."""
         examples = self.records.__getitems__([int(i) for i in indices])
         x = [example[self.keys[0]] for example in examples]
         if self.is_image:
             x = list((self.threads.map if self.threads else map)(self._decode, x))
-        return np.stack(x), np.asarray([example[self.keys[1]] for example in examples])
+        y = [example[key] for example in examples for key in self.keys[1:]]
+        return np.stack(x), np.asarray(y) if y else None
 
     def _decode(self, encoded: bytes) -> np.ndarray:
+        """One image, resized and cut, of the type of the feature.
+
+        Raises:
+          ValueError: the image is smaller than what is to be cut out of it.
+        """
         from PIL import Image
 
         height, width, channels = self.shape[1:]
+        if _bits(encoded) == 16:
+            return self._decode_deep(encoded)
         image = Image.open(io.BytesIO(encoded))
         if self.dtype == np.uint8:
             image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+        image = self._framed(image)
+        if self.dtype != np.uint8:
+            return np.asarray(image, self.dtype).reshape(height, width, channels)
+        return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+
+    def _framed(self, image: Any) -> Any:
+        """A Pillow image, resized and its centre cut out as the config says."""
+        from PIL import Image
+
+        height, width = self.shape[1:3]
         if self.resize:
             scale = self.resize / min(image.size)
             sides = [max(round(scale * side), self.resize) for side in image.size]
             image = image.resize(sides, Image.Resampling.BILINEAR)
+        if image.width < width or image.height < height:
+            raise ValueError(
+                f"size: an image of {image.height} x {image.width} has no part of {height} x "
+                f"{width}; resize={max(height, width)} makes its shorter side as long"
+            )
         left, top = (image.width - width) // 2, (image.height - height) // 2
         if image.size != (width, height):
             image = image.crop((left, top, left + width, top + height))
-        if self.dtype != np.uint8:
-            return np.asarray(image, self.dtype).reshape(height, width, channels)
-        return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+        return image
+
+    def _decode_deep(self, encoded: bytes) -> np.ndarray:
+        """An image of 16 bits: values v as stored, or v / 257 where the feature has bytes.
+
+        Pillow keeps the upper byte of colours of 16 bits, and clips grey ones to 255.
+        """
+        import png
+        from PIL import Image
+
+        channels = self.shape[-1]
+        columns, rows, lines, _ = png.Reader(bytes=encoded).read()
+        pixels = np.stack([np.asarray(line) for line in lines]).reshape(rows, columns, -1)
+        if pixels.shape[-1] != channels:
+            raise ValueError(f"an image of 16 bits has {pixels.shape[-1]} channels; {channels} are "
+                             "needed")  # fmt: skip
+        planes = [
+            np.asarray(self._framed(Image.fromarray(plane)))
+            for plane in np.moveaxis(pixels.astype(np.float32), -1, 0)
+        ]
+        value = np.stack(planes, -1) / (257 if self.dtype == np.uint8 else 1)
+        return (np.rint(value) if self.dtype.kind in "iu" else value).astype(self.dtype)
+
+
+def _bits(encoded: bytes) -> int:
+    """Bits of a value of an encoded image; 8 for whatever is not PNG."""
+    return encoded[24] if encoded[:8] == b"\x89PNG\r\n\x1a\n" else 8
 
 
 def check_name(name: str, data_dir: str | None, field: str) -> None:
@@ -193,11 +264,11 @@ def _through_tensorflow(builder: Any, split: str, keys: tuple, shape: tuple, lim
     dataset = library.as_numpy(builder.as_dataset(split=split, read_config=config))
     examples, total = [], 0
     for example in dataset:
-        x, y = (np.asarray(example[key]) for key in keys)
+        x, *y = (np.asarray(example[key]) for key in keys)
         total += x.nbytes
         if x.shape != tuple(shape) or total > limit:
             raise ConfigError(f"name: {builder.name} is stored as tfrecord and too large or uneven "
                               "for memory; prepare it with file_format='array_record'")  # fmt: skip
-        examples.append((x, y))
-    x, y = zip(*examples, strict=True)
-    return np.stack(x), np.asarray(y)
+        examples.append((x, *y))
+    x, *y = zip(*examples, strict=True)
+    return np.stack(x), np.asarray(*y) if y else None

@@ -4,13 +4,22 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.ranges import BYTES
+from experiments.data.splits import UNBOUNDED, Range
 from uncertainty.build import ConfigError
 
 
-def statistics_of(name: str, x: Any, y: Any, classes: int | None) -> tuple:
+def statistics_of(name: str, x: Any, y: Any, classes: int | None, limits: Range = None) -> tuple:
     """Mean and standard deviation of x, a feature or channel each, and of regression targets.
 
     A constant feature has standard deviation 1 here, so that it becomes 0 and not NaN.
+
+    Args:
+      name: of the split, for messages.
+      x: [N, ...] as stored.
+      y: labels or targets [N, ...].
+      classes: None for regression.
+      limits: the range of images, see `ranges`; statistics are those of values in [0, 1] then.
 
     Returns:
       mean and std of x, each float32 [D] or [C]; those of y, [K], or None for classes.
@@ -23,7 +32,12 @@ def statistics_of(name: str, x: Any, y: Any, classes: int | None) -> tuple:
         raise ConfigError("standardise: needs a set that fits in memory; give mean and std")
     check_finite(name, x, y)
     axes = tuple(range(max(x.ndim - 1, 1)))
-    x = np.asarray(x, np.float64) / (255 if x.dtype == np.uint8 else 1)
+    low, high = (0, 1) if limits in (None, UNBOUNDED) else limits
+    if x.dtype == np.uint8 and limits is None:
+        low, high = BYTES
+    x = np.array(x, np.float64)
+    x -= low
+    x /= high - low
     moments = [x.mean(axes), _positive(x.std(axes)), None, None]
     if classes is None:
         y = np.asarray(y, np.float64).reshape(len(y), -1)
@@ -54,10 +68,35 @@ def per_example(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | N
     return np.broadcast_to(value, shape).copy()  # a short last axis would be slow to broadcast
 
 
-def check_finite(name: str, x: np.ndarray, y: np.ndarray) -> None:
-    """Raises ValueError that names the first example with NaN or infinity."""
+def compact(value: np.ndarray | None, axes: int) -> list | float | None:
+    """The opposite of `per_example`: without the axes over which it is constant, as a list.
+
+    Args:
+      value: of the shape of an example, or None.
+      axes: how many leading axes may go: 2 of an image.
+    """
+    if value is None:
+        return None
+    for _ in range(axes):
+        if not (value == value[:1]).all():
+            return value.tolist()
+        value = value[0]
+    return value.tolist()
+
+
+def check_finite(
+    name: str, x: np.ndarray, y: np.ndarray, indices: np.ndarray | None = None
+) -> None:
+    """Raises ValueError that names the first example with NaN or infinity.
+
+    Args:
+      name: of the set.
+      x, y: of its examples.
+      indices: of these examples in their set; by default their places.
+    """
     for key, values in (("x", x), ("y", y)):
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             bad = np.argwhere(~np.isfinite(values))[0]
-            raise ValueError(f"{name}: {key} of example {bad[0]} is {values[tuple(bad)]} "
+            first = bad[0] if indices is None else indices[bad[0]]
+            raise ValueError(f"{name}: {key} of example {first} is {values[tuple(bad)]} "
                              f"(position {tuple(bad[1:].tolist())})")  # fmt: skip

@@ -2,17 +2,21 @@
 
 import dataclasses
 import inspect
+import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.data import augment, embedded, files, from_tfds
+from experiments.data import augment, embedded, files, from_tfds, labels, ranges
 from experiments.data.fields import check_fields
 from experiments.data.normalisation import check_finite, per_example, statistics_of
 from experiments.data.order import LABELS, philox
-from experiments.data.splits import Dataset
+from experiments.data.splits import UNBOUNDED, Dataset, Range
 from uncertainty.build import ConfigError, nearest
+
+logger = logging.getLogger(__name__)
 
 OWN = {
     name: function
@@ -29,13 +33,14 @@ OWN = {
 class Source:
     """The examples of one split, and how they are normalised.
 
-    What leaves `gather` is (raw - mean) / std, where raw is in [0, 1] for images of bytes and as
-    stored otherwise; targets of regression are (y - y_mean) / y_std, so that the error in the
-    stored unit is y_std times as large and the NLL larger by sum(log y_std).
+    What leaves `gather` is (raw - mean) / std, where raw is in [0, 1] for images that have a range
+    (`ranges`), bytes over 255, and as stored otherwise; targets of regression are
+    (y - y_mean) / y_std, so that the error in the stored unit is y_std times as large and the NLL
+    larger by sum(log y_std).
     """
 
     name: str
-    x: Any  # [N, ...] array of uint8 or float32, or `from_tfds.Records`
+    x: Any  # [N, ...] array, or `from_tfds.Records`
     y: Any  # [N] int32 or [N, K] float32, already normalised; None where x is Records
     classes: int | None  # None: regression
     outputs: int  # K
@@ -44,6 +49,11 @@ class Source:
     y_mean: np.ndarray | None = None  # [K]
     y_std: np.ndarray | None = None  # [K]
     transform: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None  # raw x, indices
+    range: Range = None  # of images, as stored
+    class_names: tuple[str, ...] | None = None
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as in `Dataset`
+    notes: tuple[str, ...] = ()  # what its spec has it read otherwise than the training data
+    labelled: bool = True  # False: y is 0, whatever is stored
 
     def __len__(self) -> int:
         return len(self.x)
@@ -58,17 +68,25 @@ class Source:
         """'classification' or 'regression'."""
         return "regression" if self.classes is None else "classification"
 
+    @property
+    def in_unit_range(self) -> bool:
+        """Whether these are images whose values before normalisation are in [0, 1]."""
+        return len(self.shape) == 3 and self.range != UNBOUNDED
+
     def raw(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """x [B, ...] float32 before normalisation, and y."""
+        """x [B, ...] float32 before normalisation, and y.
+
+        Raises:
+          ValueError: an example of a set on disk is one that `check` refuses.
+        """
         if isinstance(self.x, np.ndarray):
             x, y = self.x.take(indices, axis=0), self.y.take(indices, axis=0)  # copies
         else:
             x, y = self.x.gather(indices)
+            y = y if self.labelled else np.zeros(len(x), np.int32)
+            _check_values(self, x, y, indices)
             y = _targets(y, self.classes, self.y_mean, self.y_std)
-        if x.dtype == np.uint8:
-            x = np.divide(x, np.float32(255), dtype=np.float32)
-        elif x.dtype != np.float32:
-            x = x.astype(np.float32)
+        x = ranges.in_units(x, self.range)
         if self.transform is not None:
             x = self.transform(x, indices)
         return {"x": x, "y": y}
@@ -87,8 +105,28 @@ class Source:
         batch["x"] = self.normalise(batch["x"])
         return batch
 
+    def digest(self) -> str:
+        """Eight hexadecimal digits that tell these examples from others.
 
-def load(spec: Mapping[str, Any], field: str = "data") -> Source:
+        A CRC-32 of inputs and labels as they are stored; of a set on disk, of its name and size.
+        """
+        if not isinstance(self.x, np.ndarray):
+            return f"{zlib.crc32(repr((self.name, self.x.shape)).encode()):08x}"
+        crc = zlib.crc32(repr((self.x.shape, self.x.dtype, self.classes)).encode())
+        y = self.y
+        if self.y_mean is not None:
+            y = np.asarray(y * self.y_std + self.y_mean, np.float32)
+        for array in (self.x, y):
+            crc = zlib.crc32(np.ascontiguousarray(array), crc)
+        return f"{crc:08x}"
+
+
+def load(
+    spec: Mapping[str, Any],
+    field: str = "data",
+    like: Source | None = None,
+    labels: str = labels.OWN,
+) -> Source:
     """The split of a data set that a config describes.
 
     Args:
@@ -100,26 +138,43 @@ def load(spec: Mapping[str, Any], field: str = "data") -> Source:
         standardise: take mean and std, also of regression targets, from the split `statistics`;
           by default True for scikit-learn's tables and False for all else.
         statistics: 'train' by default.
+        range: (low, high), the stored values of images that become 0 and 1 before `mean` and `std`;
+          'measured': those of the split `statistics`; 'unbounded': values stay as they are stored,
+          and what assumes a range (corruptions, most augmentations) is refused. By default bytes
+          have (0, 255) and others must be in [0, 1].
+        channels: 'first' for images [C, H, W], 'last' where the shape alone looks like that.
         label_noise: dict(transition=[[...]], seed=0): each label is redrawn once from its row.
       field: where the spec stands in the config, for messages.
+      like: the training data of the model that is to see these examples. What the spec leaves open
+        is read alike: mean and std, the range of images of the same type, the size of tfds' images
+        and the side of the channels. Targets are always in units of the training targets, as the
+        model predicts them. What the spec has otherwise stands in `Source.notes`.
+      labels: 'own' for those of the set by itself; 'alike' if they are labels or targets of the
+        model; 'unused' if they may be of any kind or missing, as in out-of-distribution data.
 
     Raises:
       ConfigError: an unknown name, field, split, class, or a missing file.
-      ValueError: the data is empty, is not finite, or has labels outside [0, K).
+      ValueError: the data is empty, is not finite, has labels outside [0, K), or images outside of
+        their range.
     """
     function, name, fields, common = check_spec(spec, field)
     given = {} if name in OWN else {"name": name}
+    reading = {} if like is None else like.reading
+    if name not in OWN:
+        fields = {k: v for k, v in reading.items() if k in ("resize", "size")} | fields
     try:
         try:
             dataset = function(**given, **fields)
         except TypeError as error:
             raise ConfigError(f"{name}({fields}): {error}") from error
-        source = _source(name, dataset, **common)
+        source = _source(name, dataset, like, labels, **common)
         check(source)
     except ConfigError as error:
         raise ConfigError(f"{field}.{error}") from error
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from error
+    except MemoryError as error:
+        raise ValueError(f"{field}: {name} does not fit in memory: {error}") from error
     return source
 
 
@@ -150,76 +205,199 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
 def _source(
     name: str,
     dataset: Dataset,
+    like: Source | None = None,
+    use: str = labels.OWN,
+    *,
     split: str = "train",
     classes: Sequence[int] | None = None,
     mean: Any = None,
     std: Any = None,
     standardise: bool | None = None,
-    statistics: str = "train",
+    statistics: str | None = None,
+    range: Any = None,
+    channels: str | None = None,
     label_noise: Mapping[str, Any] | None = None,
 ) -> Source:
     x, y = dataset.read(split)
     label = f"{name}[{split}]" if "[" not in split else f"{name}/{split}"
+    x, channels = _channels_last(label, x, channels, like)
     in_memory = isinstance(x, np.ndarray)
-    k = dataset.classes
-    if k == 0:
-        k = int(np.max(y, initial=0)) + 1
+    if in_memory:
+        _check_inputs(label, x)
+        x = x if x.dtype in (np.uint8, np.uint16) else np.asarray(x, np.float32)
+    if x.shape[0] == 0:
+        raise ValueError(f"{label}: the split is empty")
+    if like is not None and tuple(x.shape[1:]) != like.shape:
+        raise ConfigError(f"name: {label} has inputs of shape {list(x.shape[1:])}, but the model "
+                          f"was trained on {list(like.shape)}")  # fmt: skip
+
+    def read_statistics() -> tuple[str, np.ndarray, Any]:
+        named = statistics or "train"
+        try:
+            found = dataset.read(named)
+        except ConfigError as error:
+            default = "" if statistics else " (statistics is 'train' unless it is given)"
+            raise ConfigError(f"statistics: {error}{default}") from None
+        return f"{name}[{named}]", _channels_last(label, found[0], channels, like)[0], found[1]
+
+    range = _range(label, x, dataset, range, like, read_statistics)
     y_mean = y_std = None
-    if dataset.standardise if standardise is None else standardise:
-        if mean is not None or std is not None:
+    wanted = dataset.standardise if standardise is None else standardise
+    if mean is not None or std is not None:
+        if standardise:
             raise ConfigError("standardise: True, but mean or std is given too")
-        mean, std, y_mean, y_std = statistics_of(
-            f"{name}[{statistics}]", *dataset.read(statistics), k
-        )
+    elif wanted and (like is None or statistics or (standardise and like.mean is None)):
+        where, x_fit, y_fit = read_statistics()
+        targets = None if dataset.classes is None and y_fit is not None else 0
+        mean, std, y_mean, y_std = statistics_of(where, x_fit, y_fit, targets, range)
+    elif like is not None and standardise is not False:
+        mean, std = like.mean, like.std
     mean, std = (per_example(v, x.shape[1:], n) for v, n in ((mean, "mean"), (std, "std")))
+    if like is not None:
+        y_mean, y_std = like.y_mean, like.y_std
+    reading = {**dataset.reading, **({"channels": channels} if channels else {})}
+    source = Source(label, x, None, None, 0, mean, std, y_mean, y_std, range=range,
+                    reading=reading, labelled=use != labels.UNUSED)  # fmt: skip
+    source = dataclasses.replace(source, notes=_notes(source, like))
     if not in_memory:
         if classes is not None or label_noise is not None:
             raise ConfigError("classes: and label_noise need a set that fits in memory "
                               "(field in_memory)")  # fmt: skip
-        return Source(label, x, None, k, k or 1, mean, std)
+        if use != labels.UNUSED and y is None:
+            raise ValueError(f"{label}: there are no labels")
+        k, names = labels.classes_of(label, None, dataset, like, use)
+        return dataclasses.replace(source, classes=k, outputs=k or 1, class_names=names)
+    if use == labels.UNUSED and classes is None:
+        k = like.classes if like is not None else 1
+        y = np.zeros(len(x), np.int32)
+        return dataclasses.replace(source, y=y, classes=k, outputs=k or 1)
+    if y is None:
+        raise ValueError(f"{label}: there are no labels")
     if len(x) != len(y):
         raise ValueError(f"{label}: {len(x)} inputs but {len(y)} labels")
-    _check_labels(label, y, k)
-    y = _targets(y, k, y_mean, y_std)
     if classes is not None:
+        k = labels.number_of(label, y, dataset)
+        labels.check(label, y, k)
         x, y, k = _only_classes(x, y, k, classes)
+        source = dataclasses.replace(source, x=x)
+        names = dataset.class_names
+        dataset = dataset._replace(
+            classes=k, class_names=names and tuple(names[c] for c in classes)
+        )
+    if use == labels.UNUSED:
+        k, names, y = (like.classes if like is not None else 1), None, np.zeros(len(x), np.int32)
+    else:
+        k, names = labels.classes_of(label, y, dataset, like, use)
+        labels.check(label, y, k)
+    y = _targets(y, k, y_mean, y_std)
     if label_noise is not None:
-        y = _noisy(y, k, **label_noise)
-    x = x if x.dtype == np.uint8 else np.asarray(x, np.float32)
+        y = _noisy(y, k, label_noise)
     outputs = k if k is not None else y.shape[1]
-    return Source(label, x, y, k, outputs, mean, std, y_mean, y_std)
+    return dataclasses.replace(source, y=y, classes=k, outputs=outputs, class_names=names)
 
 
-_COMMON = tuple(inspect.signature(_source).parameters)[2:]
+_COMMON = tuple(
+    n for n, p in inspect.signature(_source).parameters.items() if p.kind is p.KEYWORD_ONLY
+)
+
+
+def _check_inputs(label: str, x: np.ndarray) -> None:
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"{label}: inputs are {x.dtype}; real numbers are needed")
+
+
+def _channels_last(label: str, x: Any, channels: str | None, like: Source | None) -> tuple:
+    """Images [N, H, W, C], and where their channels stood if the spec or `like` says it."""
+    if channels not in (None, "first", "last"):
+        raise ConfigError(f"channels: {channels!r}; 'first' or 'last'")
+    if len(x.shape) != 4 or not isinstance(x, np.ndarray):
+        if channels == "first":
+            raise ConfigError(f"channels: 'first' is for images in memory; {label} has inputs of "
+                              f"shape {list(x.shape[1:])}")  # fmt: skip
+        return x, channels
+    looks_first = x.shape[1] in (1, 3) and min(x.shape[2:]) > 4
+    if channels is None and looks_first and like is not None:
+        channels = like.reading.get("channels")
+    if channels is None and looks_first:
+        raise ValueError(f"{label}: images of shape {list(x.shape[1:])} look as if their channels "
+                         "stood first; channels='first' reads them so, channels='last' as they "
+                         "are")  # fmt: skip
+    return (np.moveaxis(x, 1, -1) if channels == "first" else x), channels
+
+
+def _range(
+    label: str,
+    x: Any,
+    dataset: Dataset,
+    given: Any,
+    like: Source | None,
+    read_statistics: Callable[[], tuple],
+) -> Range:
+    """The range of the images of a set: that of the spec, of the set, or of the training data."""
+    if len(x.shape) != 4:
+        if given is not None:
+            raise ConfigError(f"range: {given!r}, but {label} has inputs of shape "
+                              f"{list(x.shape[1:])}; only images [H, W, C] have one")  # fmt: skip
+        return None
+    range = ranges.declared(given)
+    if range == ranges.MEASURED:
+        where, found, _ = read_statistics()
+        if not isinstance(found, np.ndarray):
+            raise ConfigError(f"range: {given!r} needs a set that fits in memory")
+        return ranges.measured(where, found)
+    if range is None:
+        range = dataset.range
+    inherited = range is None and like is not None and len(like.shape) == 3
+    if inherited and np.dtype(like.x.dtype) == x.dtype:
+        range = like.range
+        if isinstance(range, tuple) and isinstance(x, np.ndarray):
+            most = float(x.max())
+            if most - range[0] < 0.1 * (range[1] - range[0]):
+                logger.warning(
+                    "%s: values up to %.4g are read with the range (%g, %g) of the training data; "
+                    "if they are on another scale, give range=(low, high)", label, most, *range
+                )  # fmt: skip
+    return range
+
+
+def _notes(source: Source, like: Source | None) -> tuple[str, ...]:
+    """What is read otherwise than the training data."""
+    if like is None:
+        return ()
+    notes = []
+    for field, absent in (("mean", 0.0), ("std", 1.0)):
+        mine, theirs = (absent if v is None else v for v in (getattr(source, field),
+                                                            getattr(like, field)))  # fmt: skip
+        if not np.allclose(mine, theirs, rtol=1e-6, atol=1e-7):
+            notes.append(f"{field} is its own, not that of the training data")
+    return tuple(notes)
 
 
 def check(source: Source, sample: int = 256) -> None:
     """Refuses data that would fail in training, or worse, not fail.
 
-    Every example of a set in memory is looked at, and the first `sample` of another.
+    Every example of a set in memory is looked at, and the first `sample` of another, whose batches
+    are looked at as they are read.
 
     Raises:
       ValueError: no examples; a value that is not finite (the first example is named); a label
-        outside [0, K).
+        outside [0, K); images outside of their range.
     """
     if len(source) == 0:
         raise ValueError(f"{source.name}: the split is empty")
-    x, y = source.x, source.y
-    if not isinstance(x, np.ndarray):
-        batch = source.raw(np.arange(min(sample, len(source))))
-        x, y = batch["x"], batch["y"]
-    check_finite(source.name, x, y)
-    _check_labels(source.name, y, source.classes)
+    if isinstance(source.x, np.ndarray):
+        _check_values(source, source.x, source.y)
+    else:
+        source.raw(np.arange(min(sample, len(source))))
 
 
-def _check_labels(name: str, y: np.ndarray, classes: int | None) -> None:
-    if classes is None:
-        return
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError(f"{name}: labels are {y.dtype} {list(y.shape)}; integers [N] are needed")
-    bad = np.flatnonzero((y < 0) | (y >= classes))
-    if len(bad):
-        raise ValueError(f"{name}: label {y[bad[0]]} of example {bad[0]} is not in [0, {classes})")
+def _check_values(
+    source: Source, x: np.ndarray, y: np.ndarray, indices: np.ndarray | None = None
+) -> None:
+    check_finite(source.name, x, y, indices)
+    if x.ndim == 4:
+        ranges.check(source.name, x, source.range)
+    labels.check(source.name, y, source.classes, indices)
 
 
 def _targets(y, classes: int | None, mean: np.ndarray | None, std: np.ndarray | None):
@@ -240,8 +418,15 @@ def _only_classes(x, y, k: int | None, classes: Sequence[int]) -> tuple:
     return x[y >= 0], y[y >= 0], len(classes)
 
 
-def _noisy(y: np.ndarray, k: int | None, transition: Any, seed: int = 0) -> np.ndarray:
+def _noisy(y: np.ndarray, k: int | None, fields: Mapping[str, Any]) -> np.ndarray:
     if k is None:
         raise ConfigError("label_noise: needs classes")
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"label_noise: {fields!r}; dict(transition=[[...]], seed=0)")
+    check_fields(_label_noise, fields, "label_noise.", given=("y",))
+    return _label_noise(y, **fields)
+
+
+def _label_noise(y: np.ndarray, transition: Any, seed: int = 0) -> np.ndarray:
     draw = augment.Draw(philox(seed, LABELS), len(y))
     return augment.label_noise({"y": y}, draw, transition=transition)["y"]

@@ -1,14 +1,17 @@
 """A data set before it is normalised, and the names of its parts: 'train[:80%]+validation'."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from uncertainty.build import ConfigError, nearest
 
-Arrays = tuple[Any, Any]  # x [N, ...], y [N] or [N, K]
+Arrays = tuple[Any, Any]  # x [N, ...], y [N] or [N, K], or None where there are no labels
+UNBOUNDED = "unbounded"
+Range = tuple[float, float] | str | None
 
 
 class Dataset(NamedTuple):
@@ -17,6 +20,11 @@ class Dataset(NamedTuple):
     read: Callable[[str], Arrays]
     classes: int | None  # None: y is real-valued; 0: as many as the labels show
     standardise: bool = False  # what `load` does unless the spec says otherwise
+    # The stored values of images that become 0 and 1; 'unbounded': they are read as stored. None:
+    # bytes have 0 and 255, and others have to be in [0, 1].
+    range: Range = None
+    class_names: tuple[str, ...] | None = None  # where the set has some
+    reading: Mapping[str, Any] = {}  # fields that shape what is read and that other sets may share
 
 
 def dataset(
@@ -24,45 +32,88 @@ def dataset(
     get: Callable[[str], Arrays],
     classes: int | None,
     standardise: bool = False,
+    range: Range = None,
 ) -> Dataset:
     """A Dataset of the splits `names`; `get(name)` reads one of them."""
-    return Dataset(lambda split: take(names, get, split), classes, standardise)
+    return Dataset(lambda split: take(names, get, split), classes, standardise, range)
 
 
-_PART = re.compile(r"\s*([\w-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
+_PART = re.compile(r"\s*([\w-]+)\s*(?:\[\s*([^\[\]:]*?)\s*:\s*([^\[\]:]*?)\s*\])?\s*")
+_END = re.compile(r"-?\d[\d_]*|-?[\d_]*\.?[\d_]+%|-?\d[\d_]*\.%")
 
 
 def take(names: Collection[str], get: Callable[[str], Arrays], split: str) -> Arrays:
-    """The examples of a split in the syntax of tfds: a name, a slice of it, or a sum of those.
-
-    'train', 'train[:50000]', 'train[80%:]', 'train[-500:]', 'train[:10%]+test'. Percentages are
-    rounded to the closest example, as in tfds.
+    """The examples of a split, see `positions`.
 
     Raises:
-      ConfigError: another syntax, an unknown split, or a slice that ends beyond it.
+      ConfigError: as `positions`.
     """
-    parts = [_part(names, get, part) for part in str(split).split("+")]
+    read: dict[str, Arrays] = {}
+
+    def size(name: str) -> int:
+        read[name] = get(name)
+        return len(read[name][0])
+
+    parts = []
+    for name, start, stop in positions(split, names, size):
+        parts.append(tuple(a if a is None else a[start:stop] for a in read[name]))
     if len(parts) == 1:
         return parts[0]
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    x, y = zip(*parts, strict=True)
+    return np.concatenate(x), None if any(a is None for a in y) else np.concatenate(y)
 
 
-def _part(names: Collection[str], get: Callable[[str], Arrays], part: str) -> Arrays:
+def positions(
+    split: str, names: Collection[str], size: Callable[[str], int]
+) -> list[tuple[str, int, int]]:
+    """(name, start, stop) of each part of a split in the syntax of tfds.
+
+    A part is a name or a slice of it, and a split a sum of parts: 'train', 'train[:50_000]',
+    'train[80%:]', 'train[-500:]', 'train[:12.5%]+test'; 'all' is the sum of all splits. Percentages
+    are rounded to the closest example (half to even), as in tfds, but exactly. So 'train[:-1%]' and
+    'train[-1%:]' have nothing in common, where tfds reads all of a small set for the second.
+
+    Args:
+      split: to read.
+      names: of all splits.
+      size: the number of examples of a split.
+
+    Raises:
+      ConfigError: another syntax, an unknown split, a slice that ends beyond it or has no example.
+    """
+    return [
+        found
+        for part in str(split).split("+")
+        for found in ([(name, 0, size(name)) for name in names] if part.strip() == "all"
+                      and "all" not in names else [_position(part, names, size)])
+    ]  # fmt: skip
+
+
+def _position(
+    part: str, names: Collection[str], size: Callable[[str], int]
+) -> tuple[str, int, int]:
     match = _PART.fullmatch(part)
-    if not match:
-        raise ConfigError(f"split: {part!r} is not like 'train', 'train[:100]' or 'train[80%:]'")
+    ends = [text for text in match.groups()[1:] if text] if match else []
+    if not match or not all(map(_END.fullmatch, ends)):
+        shards = " (only tfds has shards)" if "shard" in part else ""
+        raise ConfigError(f"split: {part!r} is not like 'train', 'train[:100]', 'train[80%:]' or "
+                          f"'all'{shards}")  # fmt: skip
     name, start, stop = match.groups()
     if name not in names:
         raise ConfigError(f"split: {name!r} does not exist; {nearest(name, names)}")
-    x, y = get(name)
-    wanted = slice(_position(start, len(x)), _position(stop, len(x)))
-    for end in (wanted.start, wanted.stop):
-        if end is not None and abs(end) > len(x):
-            raise ConfigError(f"split: {part!r} goes beyond the {len(x)} examples of {name!r}")
-    return x[wanted], y[wanted]
+    n = size(name)
+    first, last = (_end(start, n) if start else 0), (_end(stop, n) if stop else n)
+    if not (0 <= first <= n and 0 <= last <= n):
+        raise ConfigError(f"split: {part!r} goes beyond the {n} examples of {name!r}")
+    if first >= last:
+        raise ConfigError(
+            f"split: the split is empty: {part!r} has none of the {n} examples of {name!r}"
+        )
+    return name, first, last
 
 
-def _position(text: str | None, n: int) -> int | None:
-    if text is None:
-        return None
-    return round(int(text[:-1]) * n / 100) if text.endswith("%") else int(text)
+def _end(text: str, n: int) -> int:
+    """The position that one end of a slice names; negative ones count from the end."""
+    digits = text.removeprefix("-").replace("_", "")
+    count = round(Fraction(digits[:-1]) * n / 100) if digits.endswith("%") else int(digits)
+    return n - count if text.startswith("-") else count

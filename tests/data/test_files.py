@@ -1,6 +1,7 @@
 """IDX and npz files written here byte by byte; splits against tfds' own parser."""
 
 import gzip
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -97,14 +98,15 @@ def test_missing_files_are_named(tmp_path, idx_folder):
         load(dict(name="npz", path=str(tmp_path / "uneven.npz")))
 
 
+decimals = st.decimals(-101, 101, places=1).map("{}%".format)
 bound = st.one_of(
-    st.none(), st.integers(-120, 120).map(str), st.integers(-100, 100).map("{}%".format)
+    st.none(), st.integers(-120, 120).map(str), st.integers(-100, 100).map("{}%".format), decimals
 )
 
 
 @settings(deadline=None)
 @given(n=st.integers(1, 110), start=bound, stop=bound)
-def test_slices_are_those_of_tfds(n, start, stop):
+def test_slices_are_those_of_tfds_or_refused(n, start, stop):
     import tensorflow_datasets as tfds
 
     if start is None and stop is None:
@@ -119,14 +121,23 @@ def test_slices_are_those_of_tfds(n, start, stop):
     def ours():
         return splits.take(["train"], lambda _: (data, -data), spec)
 
+    def nothing_from_the_end(end):  # which tfds takes for 0: all of the set, or nothing of it
+        return end and end.startswith("-") and not round(Fraction(end.rstrip("%")) * n / 100)
+
     try:
         (absolute,) = tfds.core.ReadInstruction.from_spec(spec).to_absolute({"train": info})
     except (AssertionError, ValueError):
         with pytest.raises(ConfigError, match="goes beyond"):
             ours()
         return
+    first = n if nothing_from_the_end(start) else absolute.from_ or 0
+    last = n if nothing_from_the_end(stop) or absolute.to is None else absolute.to
+    if first >= last:
+        with pytest.raises(ConfigError, match="the split is empty"):
+            ours()
+        return
     x, y = ours()
-    np.testing.assert_array_equal(x, data[absolute.from_ : absolute.to])
+    np.testing.assert_array_equal(x, data[first:last])
     np.testing.assert_array_equal(y, -x)
 
 
@@ -140,3 +151,21 @@ def test_sums_of_splits():
 def test_other_syntax_is_refused(split):
     with pytest.raises(ConfigError, match="split"):
         splits.take(["train"], lambda _: (X, Y), split)
+
+
+def test_parts_of_a_split():
+    sizes = {"train": 40, "test": 10}
+
+    def found(split):
+        return splits.positions(split, list(sizes), sizes.__getitem__)
+
+    assert found("train[:12.5%] + test[-3:]") == [("train", 0, 5), ("test", 7, 10)]
+    assert found("all") == [("train", 0, 40), ("test", 0, 10)]
+    assert found("train[1_0:2_0]") == [("train", 10, 20)]
+    assert found("train[:-1%]") == [("train", 0, 40)]  # and the rest has nothing of it
+    for split in ("train[-1%:]", "train[99%:]", "train[-0.4%:]", "train[:0]+test"):
+        with pytest.raises(ConfigError, match=r"split is empty: .* none of the 40 examples"):
+            found(split)
+    for split in ("train[:1e3]", "train[50]", "train[a:]", "train[:3shard]", "train[::2]", ""):
+        with pytest.raises(ConfigError, match="is not like"):
+            found(split)

@@ -1,0 +1,108 @@
+"""Labels and targets: of how many classes, of which kind, and whether they are the model's."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.data.splits import Dataset
+from uncertainty.build import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.data.source import Source
+
+logger = logging.getLogger(__name__)
+
+OWN, ALIKE, UNUSED = "own", "alike", "unused"  # what `source.load` takes them for
+
+
+def classes_of(
+    label: str, y: np.ndarray | None, dataset: Dataset, like: "Source | None", use: str
+) -> tuple[int | None, tuple[str, ...] | None]:
+    """K (None for regression) and the names of the classes.
+
+    Raises:
+      ConfigError: they are not those of the model that is to predict them.
+      ValueError: labels that are not what classes can be counted by.
+    """
+    names = dataset.class_names
+    if like is None or use == OWN:
+        return number_of(label, y, dataset), names
+    if use == UNUSED:
+        return like.classes or 1, None
+    real = dataset.classes is None
+    if real != (like.classes is None):
+        kinds = ("labels of classes", "real-valued targets")
+        raise ConfigError(f"name: {label} has {kinds[real]}, but the model was trained on "
+                          f"{kinds[not real]} ({like.name})")  # fmt: skip
+    if dataset.classes and dataset.classes != like.classes:
+        raise ConfigError(
+            f"classes: {label} has {dataset.classes} classes, but the model was trained on "
+            f"{like.classes} ({like.name}); name those that it knows, in its order: classes=(...)"
+        )
+    if names and like.class_names and names != like.class_names:
+        if set(names) >= set(like.class_names):
+            order = tuple(names.index(name) for name in like.class_names)
+            raise ConfigError(f"classes: {label} has the classes of {like.name} in another "
+                              f"order; classes={order} reads them in that one")  # fmt: skip
+        logger.warning("%s calls its classes %s, ..., the training data %s, ...; they are taken "
+                       "for the same", label, ", ".join(names[:3]),
+                       ", ".join(like.class_names[:3]))  # fmt: skip
+    return like.classes, like.class_names or names
+
+
+def number_of(label: str, y: np.ndarray | None, dataset: Dataset) -> int | None:
+    """K, counted where the set does not know it.
+
+    Raises:
+      ValueError: labels that are not integers, or that do not begin at 0.
+    """
+    if dataset.classes != 0:
+        return dataset.classes
+    _check_kind(label, y)
+    if not len(y):
+        return 1
+    least, most = int(y.min()), int(y.max())
+    if least > 0:
+        raise ValueError(
+            f"{label}: labels run from {least} to {most}, but classes are counted from 0; subtract "
+            f"{least}, or give num_classes={most + 1} if class 0 has no example here"
+        )
+    return most + 1
+
+
+def check(
+    label: str, y: np.ndarray, classes: int | None, indices: np.ndarray | None = None
+) -> None:
+    """Raises ValueError, naming the first example, unless labels are integers in [0, K).
+
+    Args:
+      label: of the set, for messages.
+      y: labels [N] or targets.
+      classes: K; None for regression, whose targets have to be numbers.
+      indices: of the examples in their set; by default their places.
+    """
+    if classes is None:
+        if np.asarray(y).dtype.kind not in "biuf":
+            raise ValueError(f"{label}: targets are {y.dtype}; real numbers are needed")
+        return
+    _check_kind(label, y)
+    bad = np.flatnonzero((y < 0) | (y >= classes))
+    if len(bad):
+        first = bad[0] if indices is None else indices[bad[0]]
+        raise ValueError(f"{label}: label {y[bad[0]]} of example {first} is not in [0, {classes})")
+
+
+def _check_kind(label: str, y: Any) -> None:
+    if y.ndim == 1 and y.dtype.kind in "iu":
+        return
+    hint = ""
+    if y.dtype.kind in "US":
+        hint = "; np.unique(y, return_inverse=True)[1] makes them of names"
+    elif y.ndim == 2 and y.shape[1] > 1:
+        hint = "; y.argmax(1) makes them of one column per class"
+    elif y.ndim == 2:
+        hint = "; y[:, 0] makes them of one column"
+    raise ValueError(
+        f"{label}: labels are {y.dtype} {list(y.shape)}; integers [N] are needed{hint}"
+    )

@@ -1,0 +1,93 @@
+"""The range of images: which of the stored values become 0 and 1.
+
+Augmentations and corruptions are defined on [0, 1], so that is what images are before they are
+normalised. Bytes have the range (0, 255) by their type. Whatever else is stored has to be in [0, 1]
+already, or its range is declared: nothing is rescaled that nobody spoke of.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from experiments.data.splits import UNBOUNDED, Range
+from uncertainty.build import ConfigError
+
+MEASURED = "measured"
+BYTES = (0.0, 255.0)
+
+
+def declared(value: Any) -> Range:
+    """A range as a spec gives it: (low, high), 'unbounded', 'measured' or None.
+
+    Raises:
+      ConfigError: anything else.
+    """
+    if value in (None, UNBOUNDED, MEASURED):
+        return value
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if isinstance(value, str) or not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(
+            f"range: {value!r}; (low, high), the stored values that become 0 and 1, {MEASURED!r}, "
+            f"those of the split `statistics`, or {UNBOUNDED!r}, as they are stored"
+        )
+    return low, high
+
+
+def measured(name: str, x: np.ndarray) -> Range:
+    """The least and the largest value of the images x [N, H, W, C].
+
+    Raises:
+      ValueError: there is one value only.
+    """
+    low, high = float(x.min()), float(x.max())
+    if not low < high:
+        raise ValueError(f"{name}: range: 'measured', but all values are {low:g}")
+    return low, high
+
+
+def in_units(x: np.ndarray, range: Range) -> np.ndarray:
+    """Stored values as float32: in [0, 1] where they have a range, else as they are."""
+    if range is None and x.dtype == np.uint8:
+        range = BYTES
+    if range in (None, UNBOUNDED, (0.0, 1.0)):
+        return x if x.dtype == np.float32 else x.astype(np.float32)
+    low, high = map(np.float32, range)
+    if low == 0:
+        return np.divide(x, high, dtype=np.float32)
+    return np.subtract(x, low, dtype=np.float32) / (high - low)
+
+
+def check(name: str, x: np.ndarray, range: Range) -> None:
+    """Refuses images with values outside of their range, but for rounding.
+
+    Raises:
+      ValueError: says how to declare the range.
+    """
+    if range == UNBOUNDED or (x.dtype == np.uint8 and range in (None, BYTES)):
+        return
+    low, high = range or (0.0, 1.0)
+    least, most = float(x.min()), float(x.max())
+    slack = 1e-6 * (high - low)
+    if least >= low - slack and most <= high + slack:
+        return
+    found = f"{name}: images have values from {least:.6g} to {most:.6g}"
+    if range is not None:
+        raise ValueError(f"{found}, outside of their range ({low:g}, {high:g}); declare another "
+                         f"range=(low, high), or range={UNBOUNDED!r}")  # fmt: skip
+    raise ValueError(
+        f"{found}; declare range={_likely(least, most)}, the stored values that become 0 and 1, "
+        f"range={MEASURED!r} for those of the split `statistics`, or range={UNBOUNDED!r} to read "
+        "them as they are stored"
+    )
+
+
+def _likely(least: float, most: float) -> str:
+    if least >= 0 and 16 < most <= 255:
+        return "(0, 255)"
+    if least >= -1 and most <= 1:
+        return "(-1, 1)"
+    return f"({least:.6g}, {most:.6g})"
