@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,16 +23,20 @@ from absl import flags
 from experiments import config as config_lib
 from experiments import writers
 from experiments.checkpoint import Checkpoints
-from experiments.data.source import load
+from experiments.data import labels
+from experiments.data.derived import specs as data_sets
+from experiments.data.source import Source, load
 from experiments.evaluators import evaluator
 from experiments.predict import Predictor
 from experiments.progress import Progress, setup_logging
 from experiments.setup import Experiment, read_description, setup
-from experiments.workdir import read_config, write_json
+from experiments.workdir import read_config, read_json, write_json
 from uncertainty.build import ConfigError
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
+
+SETS = "sets.json"  # which data an evaluation read: name, examples, digest
 
 
 def evaluate(
@@ -56,6 +60,7 @@ def evaluate(
     runners = {key: evaluator(key, spec, task) for key, spec in specs.items()}
     state, step = restore(experiment, workdir)
     predict = Predictor(experiment, state)
+    paths = {path: spec for key, spec in specs.items() for path, spec in _sets(key, spec)}
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     failures: dict[str, str] = {}
@@ -75,12 +80,36 @@ def evaluate(
     metrics["cost/step"] = step
     if jax.process_index() != 0:
         return metrics, failures
-    write_results(workdir / "evaluation" / name, metrics, arrays)
+    sets = {path: noted for path, spec in paths.items() if (noted := predict.noted(spec))}
     if show:
         from experiments.reports.tables import print_metrics
 
+        print_sets(sets, step)
         print_metrics(metrics)
+    write_results(workdir / "evaluation" / name, metrics, arrays, sets)
     return metrics, failures
+
+
+def _sets(name: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(path, spec or source) of the sets of one evaluator: 'test' of `data`, 'ood.mnist' of `sets`,
+    'map.groups.inner' of other fields."""
+    for field, value in spec.items():
+        at = {"data": name, "sets": name}.get(field, f"{name}.{field}")
+        if isinstance(value, Source):
+            yield at, value
+        else:
+            yield from data_sets(value, at)
+
+
+def print_sets(sets: Mapping[str, Mapping[str, Any]], step: int) -> None:
+    """Prints which data were evaluated: a line for each set, and what was read otherwise."""
+    lines: dict[str, list[str]] = {}
+    for path, noted in sets.items():
+        notes = "".join(f"; {note}" for note in noted.get("notes", ()))
+        lines.setdefault(f"{noted['name']}, {noted['examples']:,} examples{notes}", []).append(path)
+    print(f"Step {step:,} on")
+    for text, paths in lines.items():
+        print(f"  {', '.join(paths)}: {text}")
 
 
 def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
@@ -104,13 +133,17 @@ def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
 
 
 def write_results(
-    directory: pathlib.Path, metrics: Mapping[str, float], arrays: Mapping[str, np.ndarray]
+    directory: pathlib.Path,
+    metrics: Mapping[str, float],
+    arrays: Mapping[str, np.ndarray],
+    sets: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Writes metrics.json and scores.npz, whole or not at all."""
+    """Writes metrics.json, scores.npz and sets.json, whole or not at all."""
     half = directory / "half.npz"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(half, **arrays)
+        write_json(directory / SETS, sets)
         write_json(directory / "metrics.json", metrics)
         os.replace(half, directory / "scores.npz")
     except OSError as error:
@@ -158,32 +191,73 @@ def report(failures: Mapping[str, str]) -> None:
 def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
     """`NAME`, `NAME:SPLIT`, or a dict in Python or JSON syntax.
 
-    A name alone that is that of the training data stands for the training data with its other
-    fields, such as the classes it is restricted to, too.
+    A name alone that is that of the training data, and a dict that has a split and no name, stand
+    for the training data with its other fields, such as the classes it is restricted to, too.
 
     Raises:
       ConfigError: neither of these.
     """
     if text.lstrip().startswith("{"):
         try:
-            return dict(json.loads(text))
+            spec = dict(json.loads(text))
         except ValueError:
-            pass
-        try:
-            return dict(ast.literal_eval(text))
-        except (ValueError, SyntaxError, TypeError) as error:
-            raise ConfigError(f"--data: {text!r} is not a dict: {error}") from None
-    name, _, split = text.partition(":")
+            try:
+                spec = dict(ast.literal_eval(text))
+            except (ValueError, SyntaxError, TypeError) as error:
+                raise ConfigError(f"--data: {text!r} is not a dict: {error}") from None
+        return {**train, **spec} if "split" in spec and "name" not in spec else spec
+    name, _, split = text.strip().partition(":")
+    if not name:
+        raise ConfigError(f"--data: {text!r}; NAME, NAME:SPLIT, or a dict of fields")
     spec = dict(train) if name == train["name"] else dict(name=name)
-    spec |= {"split": split} if split else {}
-    lacking = {
-        f: train[f] for f in ("resize", "size", "mean", "std") if f in train and f not in spec
-    }
-    if lacking:
-        logger.warning("--data %s: without %s of the training data, which the model may need; "
-                       "with them it is --data \"%s\"",
-                       text, ", ".join(lacking), {**spec, **lacking})  # fmt: skip
-    return spec
+    return spec | ({"split": split} if split else {})
+
+
+def name_of(spec: Mapping[str, Any]) -> str:
+    """Where under evaluation/ the results of a set go: 'digits-validation', 'npz-mine-test'."""
+    parts = (spec["name"], pathlib.Path(str(spec.get("path", ""))).stem, spec.get("split", ""))
+    return re.sub(r"[^\w.-]+", "-", " ".join(map(str, parts))).strip("-.") or "data"
+
+
+def place(workdir: pathlib.Path, name: str | None, spec: Mapping[str, Any], source: Source) -> str:
+    """The name under evaluation/ for the results of a set that the config does not name.
+
+    Args:
+      workdir: of the run.
+      name: that the user gave; None for one made of the data: `name_of`, and where that has
+        results of other data, their digest too.
+      spec, source: of the data.
+
+    Raises:
+      ConfigError: a name that is no folder's, or one that has results of other data.
+    """
+
+    def of_other_data(name: str) -> bool:
+        folder = workdir / "evaluation" / name
+        if not folder.exists():
+            return False
+        try:
+            sets = read_json(folder / SETS)
+            return sets["data"]["digest"] != source.digest()
+        except (OSError, ValueError, KeyError, TypeError):  # of another version, or the config's
+            return True
+
+    if name is None:
+        name = name_of(spec)
+        return f"{name}-{source.digest()}" if of_other_data(name) else name
+    check_name(name)
+    if of_other_data(name):
+        raise ConfigError(
+            f"--name: {name!r} has results of other data in {workdir / 'evaluation' / name}; "
+            "give another name, or remove that folder"
+        )
+    return name
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError unless `name` is that of a folder."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"--name: {name!r}; letters, digits, '.', '_' and '-' make a name")
 
 
 def on_these_devices(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,12 +274,19 @@ def main(argv: list[str]) -> None:
     config = on_these_devices(read_config(WORKDIR.value))
     experiment = setup(config, read_description(WORKDIR.value))
     specs, name = None, "test"
-    if DATA.value:
+    if NAME.value is not None:
+        check_name(NAME.value)
+    if DATA.value is not None:
         spec = parse_data(DATA.value, config["data"]["train"])
-        source = load(spec, "--data")
+        source = load(spec, "--data", experiment.source, labels.ALIKE)
+        for note in source.notes:
+            logger.warning("--data: %s of %s", note, source.name)
         specs = {"data": dict(name=experiment.source.task, data=source)}
-        name = re.sub(r"[^\w.-]+", "-", f"{spec['name']} {spec.get('split', '')}".strip())
-    _, failures = evaluate(experiment, WORKDIR.value, specs=specs, name=NAME.value or name)
+        name = place(pathlib.Path(WORKDIR.value), NAME.value, spec, source)
+    elif NAME.value is not None:
+        name = NAME.value
+    _, failures = evaluate(experiment, WORKDIR.value, specs=specs, name=name)
+    print(f"results: {pathlib.Path(WORKDIR.value) / 'evaluation' / name}")
     report(failures)
 
 

@@ -5,22 +5,27 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from experiments import execution
+from experiments.data import labels as labels_lib
+from experiments.data.files import free_memory
 from experiments.data.loader import epoch
 from experiments.data.source import Source, load
 from experiments.setup import Experiment
-from uncertainty import predictive, rules
+from uncertainty import metrics, predictive, rules
 from uncertainty.build import ConfigError
 from uncertainty.inference import executors, members
+from uncertainty.metrics import streaming
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
 tell = functools.cache(logger.warning)  # once
+T = TypeVar("T")
+LARGE = 1 << 30  # bytes of predictions from which on it is said what they take
 
 
 class Predictions(NamedTuple):
@@ -36,13 +41,30 @@ class Predictions(NamedTuple):
     seconds: float  # of computing, compilation left out
 
 
+class Summary(NamedTuple):
+    """What metrics of classes need of a source: sums, and arrays [B] of each example."""
+
+    tally: streaming.Accumulator | None  # None where labels are unused
+    confidence: np.ndarray
+    correct: np.ndarray
+    examples: dict[str, np.ndarray]  # `metrics.per_example`
+    scores: dict[str, np.ndarray]  # `metrics.ood_scores`
+    source: Source
+    seconds: float
+
+
 class Predictor:
     """predict(source or its spec) -> Predictions, compiled once and sharded like training.
 
     Where the latents are integrated by draws, the draws belong to a place in the batch.
 
-    Members whose predictions are not numbers are left out with a warning in runs with
+    What a spec leaves open is read as the training data were (`data.source.load`, `like`).
+
+    Members whose predictions are not finite are left out with a warning in runs with
     `on_fault='freeze'`, and an error in others.
+
+    Attributes:
+      read: spec as JSON, or a source's name -> `described` of it, for all that was read.
     """
 
     def __init__(self, experiment: Experiment, state: State):
@@ -74,39 +96,134 @@ class Predictor:
         self._features = self._of_particles(features)
         self._predict = jax.jit(predict)
         self._compiled = False
-        self._memory: dict[str, Predictions] = {}
+        self._sources: dict[str, Source] = {}  # the last one
+        self._summaries: dict[tuple, Summary] = {}
+        self.read: dict[str, dict[str, Any]] = {}
 
-    def __call__(self, spec: Mapping[str, Any] | Source) -> Predictions:
-        """Predicts a whole source, given as it is or as what `data.source.load` takes."""
-        memo = json.dumps(spec, sort_keys=True, default=str) if isinstance(spec, Mapping) else None
-        if memo in self._memory:
-            return self._memory[memo]
-        source = self._source(spec)
-        parts, labels, seconds = [], [], 0.0
-        for x, y in self._batches(source):
-            if not self._compiled:
-                jax.block_until_ready(self._predict(self.state, x))
-                self._compiled = True
-            began = time.monotonic()
-            out = execution.host(self._predict(self.state, x))
-            seconds += time.monotonic() - began
-            parts.append({key: value[:, : len(y)] for key, value in out.items()})
-            labels.append(y)
-        joined = {key: np.concatenate([p[key] for p in parts], axis=1) for key in parts[0]}
-        joined = self._finite_members(joined, source.name)
-        result = Predictions(
-            y=np.concatenate(labels),
-            mean=joined["mean"],
-            log_p=joined.get("log_p"),
-            variance=joined.get("variance"),
-            latent_variance=joined.get("latent_variance"),
-            epistemic=joined.get("epistemic"),
+    def __call__(
+        self, spec: Mapping[str, Any] | Source, labels: str = labels_lib.ALIKE
+    ) -> Predictions:
+        """Predicts a whole source, given as it is or as what `data.source.load` takes.
+
+        All of it is held in memory; what needs sums and numbers of each example alone is found by
+        `summary`, in parts.
+
+        Raises:
+          ValueError: the predictions take more memory than is free.
+        """
+        source = self.source(spec, labels)
+
+        def kept(part: Predictions) -> Predictions:
+            if not parts:
+                size = sum(a.nbytes for a in part if isinstance(a, np.ndarray))
+                self._require(source, size * len(source) / len(part.y))
+            parts.append(part)
+            return part
+
+        parts: list[Predictions] = []
+        found = self._over(source, kept)
+        return Predictions(
+            *(_joined([part[i] for part in found], int(i > 0)) for i in range(6)),
             source=source,
-            seconds=seconds,
+            seconds=sum(part.seconds for part in found),
         )
-        if memo is not None:
-            self._memory = {memo: result}
+
+    def summary(
+        self,
+        spec: Mapping[str, Any] | Source,
+        labels: str = labels_lib.ALIKE,
+        bins: int = 15,
+        scores: bool = True,
+    ) -> Summary:
+        """What metrics need of a source whose likelihood is of classes, batch by batch.
+
+        Args:
+          spec: of a data set, or a source.
+          labels: see `data.source.load`.
+          bins: of the calibration errors.
+          scores: whether those of `metrics.ood_scores` and `metrics.per_example` are wanted too.
+
+        Raises:
+          ValueError: the likelihood is of another kind.
+        """
+        memo = (_key(spec), labels, bins, scores)
+        if memo in self._summaries:
+            return self._summaries[memo]
+        source = self.source(spec, labels)
+        known = source.labelled
+
+        def part(p: Predictions) -> tuple:
+            if p.log_p is None:
+                raise ValueError(f"{source.name}: the likelihood is not of classes")
+            examples, found = {}, {}
+            if scores:
+                examples = metrics.per_example(p.log_p, p.y if known else None)
+                found = metrics.ood_scores(p.log_p, p.mean, p.epistemic)
+            none = np.zeros(0)
+            sums = streaming.tally(p.log_p, p.y, bins) if known else (None, none, none)
+            return *sums, examples, found, p.seconds
+
+        tallies, confidence, correct, examples, found, seconds = zip(
+            *self._over(source, part), strict=True
+        )
+        result = Summary(
+            tally=functools.reduce(streaming.merge, tallies) if known else None,
+            confidence=np.concatenate(confidence),
+            correct=np.concatenate(correct),
+            examples={key: np.concatenate([e[key] for e in examples]) for key in examples[0]},
+            scores={key: np.concatenate([f[key] for f in found]) for key in found[0]},
+            source=source,
+            seconds=sum(seconds),
+        )
+        if isinstance(spec, Mapping):
+            self._summaries[memo] = result
         return result
+
+    def _over(self, source: Source, fn: Callable[[Predictions], T]) -> list[T]:
+        """fn of the predictions of each batch, in order.
+
+        Members that are to be left out show in some batch; then all begins again without them.
+        """
+        left_out = np.zeros(0, bool)
+        while True:
+            found: list[T] = []
+            for x, y in self._batches(source):
+                if not self._compiled:
+                    jax.block_until_ready(self._predict(self.state, x))
+                    self._compiled = True
+                began = time.monotonic()
+                out = execution.host(self._predict(self.state, x))
+                seconds = time.monotonic() - began
+                out = {key: value[:, : len(y)] for key, value in out.items()}
+                bad = np.isnan(out.get("log_p", out["mean"])).any(axis=(1, 2))
+                if not len(left_out):
+                    left_out = np.zeros(len(bad), bool)
+                if (bad & ~left_out).any():
+                    left_out |= bad
+                    self._leave_out(left_out, source.name)
+                    break
+                out = {key: value[~left_out] for key, value in out.items()}
+                found.append(fn(_predictions(out, y, source, seconds)))
+            else:
+                return found
+
+    def _leave_out(self, bad: np.ndarray, name: str) -> None:
+        which = ", ".join(map(str, np.flatnonzero(bad)))
+        if not self.drop or bad.all():
+            raise FloatingPointError(f"{name}: the predictions of member {which} are not finite")
+        logger.warning("%s: the predictions of member %s are not finite and are left out", name,
+                       which)  # fmt: skip
+
+    def _require(self, source: Source, size: float) -> None:
+        """Says what predictions of `size` bytes take; twice as much while they are joined."""
+        needed = 2 * size
+        if needed < LARGE:
+            return
+        text = f"{source.name}: its predictions take {needed / 2**30:,.1f} GiB of memory"
+        if needed > (free := free_memory()):
+            raise ValueError(f"{text}, and {free / 2**30:,.1f} are free; take a part of the set, "
+                             "such as split='test[:10%]'")  # fmt: skip
+        logger.info(text)
 
     def sown(
         self, spec: Mapping[str, Any] | Source, collection: str
@@ -129,19 +246,19 @@ class Predictor:
             return found.get(collection, {})
 
         run = self._of_particles(kept)
-        for x, y in self._batches(self._source(spec)):
+        for x, y in self._batches(self.source(spec)):
             found = execution.host(run(self.state, x))
             yield y, dict(zip(rules.paths(found), jax.tree.leaves(found), strict=True))
 
     def features(self, spec: Mapping[str, Any] | Source) -> tuple[np.ndarray, np.ndarray]:
-        """Features of a whole source, members' and particles' side by side, and its labels.
+        """Features of a whole source, members' and particles' side by side, and its own labels.
 
         Returns:
           phi: [B, P M D] float32; members that share features have them once.
           y: [B].
         """
         phi, labels = [], []
-        for x, y in self._batches(self._source(spec)):
+        for x, y in self._batches(self.source(spec, labels_lib.OWN)):
             out = execution.host(self._features(self.state, x))[:, :, : len(y)]  # [P S, M, B, D]
             phi.append(np.moveaxis(out, 2, 0).reshape(len(y), -1))
             labels.append(y)
@@ -155,14 +272,36 @@ class Predictor:
             execution.on_mesh(lambda state, x: over(fn)(members.predicting(state), x), mesh)
         )
 
-    def _source(self, spec: Mapping[str, Any] | Source) -> Source:
-        source = load(spec) if isinstance(spec, Mapping) else spec
-        if tuple(source.shape) != tuple(self.shape):
+    def source(self, spec: Mapping[str, Any] | Source, labels: str = labels_lib.ALIKE) -> Source:
+        """The examples of a spec, read as the training data were; the last ones are kept.
+
+        Args:
+          spec: of a data set, or a source.
+          labels: see `data.source.load`.
+
+        Raises:
+          ConfigError: inputs of another shape than the model was trained on, or as `load`.
+        """
+        key = _key(spec)
+        if (key, labels) in self._sources:
+            return self._sources[key, labels]
+        self._sources.clear()  # before the next one takes its place in memory
+        source = spec
+        if isinstance(spec, Mapping):
+            source = load(spec, like=self.experiment.source, labels=labels)
+            self._sources[key, labels] = source
+        elif tuple(source.shape) != tuple(self.shape):
             raise ConfigError(
                 f"{source.name}: inputs of shape {tuple(source.shape)}, but the model was trained "
                 f"on {tuple(self.shape)}"
             )
+        if source.transform is None:
+            self.read[key] = described(source)
         return source
+
+    def noted(self, spec: Mapping[str, Any] | Source) -> dict[str, Any] | None:
+        """`described` of a set that was read; None for others."""
+        return self.read.get(_key(spec))
 
     def _batches(self, source: Source) -> Iterator[tuple[jax.Array, np.ndarray]]:
         """Inputs on the mesh, a last batch filled up, and the labels of those that count.
@@ -182,12 +321,33 @@ class Predictor:
             known = execution.host({"y": batch["y"], "mask": batch["mask"]})
             yield self._put({"x": batch["x"]})["x"], known["y"][: int(np.sum(known["mask"]))]
 
-    def _finite_members(self, arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-        bad = np.isnan(arrays.get("log_p", arrays["mean"])).any(axis=(1, 2))
-        if not bad.any():
-            return arrays
-        members = ", ".join(map(str, np.flatnonzero(bad)))
-        if not self.drop or bad.all():
-            raise FloatingPointError(f"{name}: the predictions of member {members} are not numbers")
-        logger.warning("%s: member %s predicts no numbers and is left out", name, members)
-        return {key: value[~bad] for key, value in arrays.items()}
+
+def described(source: Source) -> dict[str, Any]:
+    """What is noted of a set beside its metrics."""
+    noted = dict(name=source.name, examples=len(source), digest=source.digest())
+    return noted | ({"notes": list(source.notes)} if source.notes else {})
+
+
+def _key(spec: Mapping[str, Any] | Source) -> str:
+    if isinstance(spec, Mapping):
+        return json.dumps(spec, sort_keys=True, default=str)
+    return spec.name
+
+
+def _predictions(
+    out: Mapping[str, np.ndarray], y: np.ndarray, source: Source, seconds: float
+) -> Predictions:
+    return Predictions(
+        y=y,
+        mean=out["mean"],
+        log_p=out.get("log_p"),
+        variance=out.get("variance"),
+        latent_variance=out.get("latent_variance"),
+        epistemic=out.get("epistemic"),
+        source=source,
+        seconds=seconds,
+    )
+
+
+def _joined(parts: list[np.ndarray | None], axis: int) -> np.ndarray | None:
+    return None if parts[0] is None else np.concatenate(parts, axis)

@@ -1,5 +1,6 @@
 """From a config to everything that training and evaluation share, refused early if it is wrong."""
 
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,13 @@ from experiments.checks import (
     check_update,
     has_posterior,
 )
+from experiments.data import labels
+from experiments.data.derived import SET, derived, same_set
 from experiments.data.loader import Batch, batches, with_context
+from experiments.data.normalisation import compact, per_example
 from experiments.data.source import Source, load
-from experiments.evaluators import evaluator
-from experiments.workdir import read_json, write_json
+from experiments.evaluators import check_data, evaluator
+from experiments.workdir import jsonable, read_config, read_json, write_json
 from uncertainty import build
 from uncertainty.build import ConfigError
 from uncertainty.inference import executors
@@ -32,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 CONTEXT = 0x636F6E74  # added to the seed
 DATA = "data.json"  # what evaluation must know of the training data
+SAME = ("shape", "examples", "digest", "classes")  # of a run's data when it resumes
 
 
 class Experiment(NamedTuple):
@@ -81,12 +86,15 @@ class Experiment(NamedTuple):
         return execution.place(state, self.shardings)
 
 
-def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment:
+def setup(
+    config: Mapping[str, Any], source: Source | None = None, evaluated: bool = True
+) -> Experiment:
     """Builds an experiment; everything is checked by tracing before anything is compiled.
 
     Args:
       config: of a run.
       source: stands for the training data, as `read_description` gives it; for evaluation.
+      evaluated: whether the run will be evaluated, so that the evaluators' data are checked too.
 
     Raises:
       ConfigError: names the field, the value and what is allowed.
@@ -95,6 +103,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     execution.prepare()
     config = {"pretrained": {}, **config_lib.plain(config)}  # runs of before have none
     config_lib.check(config)
+    config = derived(config)
     model = build.model(config)
     inference = build.inference(config, model, num_examples=1)  # refused early if it is wrong
     mesh = execution.make_mesh(config["mesh"])
@@ -105,9 +114,12 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
         if config["logging"]["tensorboard"]:
             writers.require_tensorboard()
         source, validation, context = load_data(config)
+        warn_of_data(config, source)
     inference = build.inference(config, model, num_examples=max(len(source), 1))
     for name, spec in config["evaluators"].items():
         evaluator(name, spec, source.task)
+    if len(source) and evaluated:
+        check_data(config["evaluators"], source)
     one, many = (batch_shapes(source, n) for n in (1, config["evaluation"]["batch_size"]))
     x = one["x"]
     predict = execution.on_mesh(inference.predict, mesh, particles=False)
@@ -200,11 +212,7 @@ def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None, Source 
                 "data.context: nothing looks at it; set "
                 "inference.direction.context=dict(name='other'), or unset data.context"
             )
-        context = load(data["context"], "data.context")
-        if context.shape != source.shape:
-            raise ConfigError(
-                f"data.context: shape {context.shape}, but {source.shape} in data.train"
-            )
+        context = load(data["context"], "data.context", source, labels.UNUSED)
     return source, validation, context
 
 
@@ -216,27 +224,97 @@ def load_validation(config: Mapping[str, Any], source: Source) -> Source:
     """
     if not config["data"].get("validation"):
         raise ConfigError("stages: one needs data.validation, and there is none")
-    validation = load(config["data"]["validation"], "data.validation")
-    for field in ("shape", "outputs", "task"):
-        wanted, found = getattr(source, field), getattr(validation, field)
-        if found != wanted:
-            raise ConfigError(f"data.validation: {field} {found}, but {wanted} in data.train")
+    validation = load(config["data"]["validation"], "data.validation", source, labels.ALIKE)
+    if validation.outputs != source.outputs:
+        raise ConfigError(f"data.validation: {validation.outputs} outputs, but {source.outputs} in "
+                          "data.train")  # fmt: skip
     return validation
 
 
-def write_description(workdir: pathlib.Path, source: Source) -> None:
-    """Notes what evaluation must know of the training data, which it then does without."""
-    description = dict(
-        name=source.name, shape=source.shape, classes=source.classes, outputs=source.outputs
+def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
+    """Logs what is likely a mistake: test data of another set, a batch larger than the data."""
+    train = config["data"]["train"]
+    others = {"data.validation": config["data"].get("validation")}
+    for name, spec in config["evaluators"].items():
+        others[f"evaluators.{name}.data"] = spec.get("data") if isinstance(spec, Mapping) else None
+    for field, spec in others.items():
+        if isinstance(spec, Mapping) and "name" in spec and not same_set(spec, train):
+            names = [" ".join(str(s[key]) for key in SET if key in s) for s in (spec, train)]
+            logger.warning("%s reads %s, but data.train %s; %s={'split': '...'} is a part of the "
+                           "training data's set", field, *names, field)  # fmt: skip
+    if config["batch_size"] > len(source):
+        logger.warning("batch_size: %d, but %s has %d examples, so a batch has some of them more "
+                       "than once", config["batch_size"], source.name, len(source))  # fmt: skip
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """What evaluation must know of the training data, which it then does without."""
+    axes = len(source.shape) - 1
+    return dict(
+        name=source.name,
+        shape=source.shape,
+        dtype=str(np.dtype(source.x.dtype)),
+        examples=len(source),
+        digest=source.digest(),
+        classes=source.classes,
+        outputs=source.outputs,
+        class_names=source.class_names,
+        range=source.range,
+        mean=compact(source.mean, axes),
+        std=compact(source.std, axes),
+        y_mean=compact(source.y_mean, 0),
+        y_std=compact(source.y_std, 0),
+        reading=dict(source.reading),
     )
-    write_json(workdir / DATA, description)
+
+
+def write_description(workdir: pathlib.Path, source: Source) -> None:
+    """Notes `describe(source)`.
+
+    Raises:
+      ValueError: the workdir belongs to a run on other data.
+    """
+    description, path = jsonable(describe(source)), workdir / DATA
+    noted = read_json(path) if path.is_file() else {}
+    changed = [f"  {key}: {noted[key]} -> {description[key]}" for key in SAME
+               if key in noted and noted[key] != description[key]]  # fmt: skip
+    if changed:
+        raise ValueError(
+            f"workdir {workdir} belongs to a run on other training data (old -> new):\n"
+            + "\n".join(changed)
+        )
+    write_json(path, description)
 
 
 def read_description(workdir: str | pathlib.Path) -> Source | None:
-    """The training data without its examples; None where nothing was noted."""
+    """The training data without its examples; None where nothing was noted.
+
+    Runs of versions that noted less need their training data for it.
+
+    Raises:
+      ValueError: the file is damaged, or those data are not there.
+    """
     path = pathlib.Path(workdir) / DATA
     if not path.is_file():
         return None
     noted = read_json(path)
-    x = np.zeros((0, *noted["shape"]), np.float32)
-    return Source(noted["name"], x, None, noted["classes"], noted["outputs"])
+    try:
+        if "digest" not in noted:  # nor how they were read
+            source = load(derived(read_config(workdir))["data"]["train"], "data.train")
+            return dataclasses.replace(source, x=source.x[:0], y=None)
+        shape, names, limits = tuple(noted["shape"]), noted["class_names"], noted["range"]
+        return Source(
+            noted["name"],
+            np.zeros((0, *shape), noted["dtype"]),
+            None,
+            noted["classes"],
+            noted["outputs"],
+            *(per_example(noted[key], shape, key) for key in ("mean", "std")),
+            *(None if noted[key] is None else np.asarray(noted[key], np.float32)
+              for key in ("y_mean", "y_std")),
+            range=tuple(limits) if isinstance(limits, list) else limits,
+            class_names=None if names is None else tuple(names),
+            reading=noted["reading"],
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a description of training data: {error!r}") from error

@@ -1,8 +1,10 @@
 """Stateless augmentation: each random number belongs to (seed, step, stage, position in the batch).
 
 An augmentation is `f(batch, draw, **fields) -> batch`, on images [B, H, W, C] in [0, 1] before they
-are normalised. Its name in a config is its name here: `[dict(name="flip"), dict(name="crop",
-pad=4)]`. Neither the number of processes nor an interruption changes what an example becomes.
+are normalised; those of IN_UNIT_RANGE take 0 for black and 1 for white, and images whose values
+have no bounds are refused there. Its name in a config is its name here: `[dict(name="flip"),
+dict(name="crop", pad=4)]`. Neither the number of processes nor an interruption changes what an
+example becomes.
 """
 
 import functools
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data import ranges
 from experiments.data.fields import check_fields
 from experiments.data.order import AUGMENT, philox
 from uncertainty.build import ConfigError, nearest
@@ -44,7 +47,7 @@ def flip(batch: Batch, draw: Draw, *, p: float = 0.5) -> Batch:
 
 
 def crop(batch: Batch, draw: Draw, *, pad: int = 4, size: int | None = None) -> Batch:
-    """A random window after padding with `pad` zeros at each side.
+    """A random window after padding with `pad` zeros, which are black, at each side.
 
     Args:
       size: height and width of the window; by default those of the image.
@@ -66,7 +69,7 @@ def crop(batch: Batch, draw: Draw, *, pad: int = 4, size: int | None = None) -> 
 def cutout(batch: Batch, draw: Draw, *, size: int) -> Batch:
     """Sets a square of side `size`, centred anywhere in the image, to zero (DeVries & Taylor 2017).
 
-    The square may reach beyond the border.
+    Zero is black. The square may reach beyond the border.
     """
     x = _images(batch).copy()
     centres = draw("integers", 0, x.shape[1:3], shape=(2,)) - size // 2
@@ -128,12 +131,16 @@ def rand_augment(batch: Batch, draw: Draw, *, num_ops: int = 2, magnitude: float
     The operations are Pillow's, on bytes; `magnitude` is in [0, 30]. Geometric operations fill with
     black and take the nearest pixel, and like brightness, colour, contrast and sharpness go either
     way with equal probability. Ranges: `rand_augment_ops`.
+
+    Raises:
+      ValueError: a magnitude beyond that, or images that are not in [0, 1].
     """
     from experiments.data import rand_augment_ops
 
     if not 0 <= magnitude <= 30:
         raise ValueError(f"magnitude: {magnitude}; it must be in [0, 30]")
     x = _images(batch)
+    ranges.check("rand_augment", x, None)
     chosen = draw("integers", 0, len(rand_augment_ops.OPS), shape=(num_ops,))
     sign = np.where(draw("random", shape=(num_ops,)) < 0.5, -1, 1)
     pixels = np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
@@ -150,15 +157,25 @@ def soft(y: np.ndarray, classes: int) -> np.ndarray:
 
 
 def pipeline(
-    specs: Sequence[Mapping[str, Any]], classes: int | None, field: str = "augment"
+    specs: Sequence[Mapping[str, Any]],
+    classes: int | None,
+    field: str = "augment",
+    in_unit_range: bool = True,
 ) -> Callable[..., Batch]:
     """The augmentations of a config, one after the other.
+
+    Args:
+      specs: names and fields.
+      classes: of the data; None for regression.
+      field: where the specs stand in the config, for messages.
+      in_unit_range: whether images are in [0, 1].
 
     Returns:
       `f(batch, seed, step, size, rows) -> batch` for the `rows` of a global batch of `size`.
 
     Raises:
-      ConfigError: an unknown name or field, or a missing one.
+      ConfigError: an unknown name or field, or a missing one; one of IN_UNIT_RANGE for images that
+        are not.
     """
     stages = []
     for i, spec in enumerate(specs):
@@ -166,6 +183,9 @@ def pipeline(
         name = fields.pop("name", None)
         if name not in NAMES:
             raise ConfigError(f"{field}[{i}].name: {name!r}; {nearest(str(name), NAMES)}")
+        if name in IN_UNIT_RANGE and not in_unit_range:
+            raise ConfigError(f"{field}[{i}].name: {name!r} needs images that have a range; "
+                              "declare it in the data: range=(low, high)")  # fmt: skip
         given = {}
         if "classes" in inspect.signature(NAMES[name]).parameters:
             if classes is None:
@@ -195,3 +215,4 @@ def _fraction(name: str, value: float) -> float:
 
 
 NAMES = {f.__name__: f for f in (flip, crop, cutout, mixup, label_noise, rand_augment)}
+IN_UNIT_RANGE = ("crop", "cutout", "rand_augment")

@@ -27,6 +27,7 @@ import dataclasses
 import numpy as np
 import scipy.ndimage
 
+from experiments.data import ranges
 from experiments.data.order import CORRUPT, philox
 from experiments.data.source import Source
 from uncertainty.build import ConfigError, nearest
@@ -42,6 +43,9 @@ def corrupted(source: Source, kind: str, severity: int) -> Source:
     """
     std = 1 if source.std is None else source.std
     _constant(kind, severity, len(source.shape))
+    if len(source.shape) == 3 and not source.in_unit_range:
+        raise ConfigError(f"corruption: {source.name} has images of any value; corruptions need "
+                          "their range, range=(low, high) in the data")  # fmt: skip
 
     def transform(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
         return corrupt(x, kind, severity, indices=indices, std=std)
@@ -71,6 +75,7 @@ def corrupt(
 
     Raises:
       ConfigError: an unknown kind or severity, or one that is not for such data.
+      ValueError: images that are not in [0, 1].
     """
     constant = _constant(kind, severity, x.ndim - 1)
     if indices is None:
@@ -80,8 +85,14 @@ def corrupt(
     if x.ndim == 2:
         noise = np.stack([rng.standard_normal(x.shape[1], np.float32) for rng in rngs])
         return x + np.float32(constant) * np.asarray(std, np.float32) * noise
+    ranges.check(kind, x, None)
     out = _IMAGE[kind][0](x, rngs, constant)
     return np.clip(out, 0, 1).astype(np.float32, copy=False)
+
+
+def kinds_for(source: Source) -> tuple[str, ...]:
+    """The kinds that its examples can have."""
+    return IMAGE if len(source.shape) == 3 else TABULAR
 
 
 def _constant(kind: str, severity: int, rank: int) -> float:

@@ -129,9 +129,9 @@ def _read(files: tuple, read: Callable) -> Arrays:
 
 
 def _labelled(x: np.ndarray, y: np.ndarray | None) -> Arrays:
-    if y is not None and (y.ndim == 0 or len(x) != len(y)):
-        count = "a single label" if y.ndim == 0 else f"{len(y)} labels"
-        raise ValueError(f"{len(x)} inputs but {count}")
+    sizes = [a.shape[0] if a.ndim else "no" for a in (x, y) if a is not None]
+    if len(set(sizes)) > 1 or "no" in sizes:
+        raise ValueError(" but ".join(map("{} {}".format, sizes, ("inputs", "labels"))))
     return (x[..., None] if x.ndim == 3 else x), y  # images get a channel
 
 
@@ -193,9 +193,6 @@ def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         reason = "it holds Python objects, which are not read; store numbers" \
             if "allow_pickle" in str(error) else error  # fmt: skip
         raise ValueError(f"{path}: not a readable npz file ({reason})") from error
-    for key, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.ndim == 0:
-            raise ValueError(f"{path}: {key} is not an array of examples")
     return arrays
 
 

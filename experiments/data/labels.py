@@ -22,8 +22,8 @@ def classes_of(
     """K (None for regression) and the names of the classes.
 
     Raises:
-      ConfigError: they are not those of the model that is to predict them.
-      ValueError: labels that are not what classes can be counted by.
+      ConfigError: they are not those of the model that is to predict them, but can be.
+      ValueError: they cannot, or are labels that classes cannot be counted by.
     """
     names = dataset.class_names
     if like is None or use == OWN:
@@ -33,8 +33,8 @@ def classes_of(
     real = dataset.classes is None
     if real != (like.classes is None):
         kinds = ("labels of classes", "real-valued targets")
-        raise ConfigError(f"name: {label} has {kinds[real]}, but the model was trained on "
-                          f"{kinds[not real]} ({like.name})")  # fmt: skip
+        raise ValueError(f"{label}: {kinds[real]}, but the model was trained on "
+                         f"{kinds[not real]} ({like.name})")  # fmt: skip
     if dataset.classes and dataset.classes != like.classes:
         raise ConfigError(
             f"classes: {label} has {dataset.classes} classes, but the model was trained on "

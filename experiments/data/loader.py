@@ -42,7 +42,10 @@ def batches(
     """
     check_seed(seed)
     share = rows(batch_size, process_index, process_count)
-    apply = augmentation.pipeline(augment, source.classes)
+    images = len(source.shape) == 3
+    apply = augmentation.pipeline(
+        augment, source.classes, in_unit_range=source.in_unit_range or not images
+    )
     if augment:
         try:
             apply(source.raw(np.zeros(share.stop - share.start, int)), seed, 0, batch_size, share)

@@ -228,8 +228,8 @@ def _source(
     if x.shape[0] == 0:
         raise ValueError(f"{label}: the split is empty")
     if like is not None and tuple(x.shape[1:]) != like.shape:
-        raise ConfigError(f"name: {label} has inputs of shape {list(x.shape[1:])}, but the model "
-                          f"was trained on {list(like.shape)}")  # fmt: skip
+        raise ValueError(f"{label}: inputs of shape {tuple(x.shape[1:])}, but the model was "
+                         f"trained on {like.shape}")  # fmt: skip
 
     def read_statistics() -> tuple[str, np.ndarray, Any]:
         named = statistics or "train"

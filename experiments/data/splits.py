@@ -103,9 +103,10 @@ def _position(
         raise ConfigError(f"split: {name!r} does not exist; {nearest(name, names)}")
     n = size(name)
     first, last = (_end(start, n) if start else 0), (_end(stop, n) if stop else n)
-    if not (0 <= first <= n and 0 <= last <= n):
+    beyond = any(text.endswith("%") and abs(Fraction(text[:-1])) > 100 for text in ends)
+    if beyond or not (0 <= first <= n and 0 <= last <= n):
         raise ConfigError(f"split: {part!r} goes beyond the {n} examples of {name!r}")
-    if first >= last:
+    if first >= last and n:
         raise ConfigError(
             f"split: the split is empty: {part!r} has none of the {n} examples of {name!r}"
         )

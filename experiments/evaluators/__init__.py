@@ -1,17 +1,22 @@
 """Evaluators: `name='file'` in a config is the function `file` of `file.py` here.
 
 An evaluator gets `predict` and its fields in the config, and yields (metric, value); arrays are
-kept for the plots. Its attribute `task` says what data it is for; None for any.
+kept for the plots. Its attribute `task` says what data it is for; None for any. Its file may have
+LABELS, what the labels of a field's data sets are to the model (`data.source.load`; by default they
+are its own), and `check(source, **fields)`, which refuses fields before training.
 """
 
 import functools
 import importlib
+import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from experiments.data import labels as labels_lib
+from experiments.data.derived import specs
 from experiments.data.fields import check_fields
-from experiments.data.source import check_spec
+from experiments.data.source import Source, check_spec, load
 from uncertainty.build import ConfigError, nearest
 
 
@@ -36,16 +41,46 @@ def evaluator(name: str, spec: Mapping[str, Any], task: str) -> Callable[[Any], 
     fields = {key: value for key, value in spec.items() if key != "name"}
     check_fields(run, fields, f"{field}.", given=("predict",))
     for key, value in fields.items():
-        _check_data(value, f"{field}.{key}")
+        for path, data in specs(value, f"{field}.{key}"):
+            check_spec(data, path)
     if run.task not in (task, None):
         raise ConfigError(f"{field}.name: {kind!r} is for {run.task}, the training data for {task}")
     return functools.partial(run, **fields)
 
 
-def _check_data(value: Any, field: str) -> None:
-    """Checks the fields of a source's spec, and of those in a dict of specs."""
-    if isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values()):
-        for key, spec in value.items():
-            _check_data(spec, f"{field}.{key}")
-    elif isinstance(value, Mapping):
-        check_spec(value, field)
+def check_data(evaluators: Mapping[str, Mapping[str, Any]], source: Source) -> None:
+    """Reads every data set of the evaluators once, so that what is wrong shows before training.
+
+    Args:
+      evaluators: of a config; each is one that `evaluator` takes.
+      source: the training data.
+
+    Raises:
+      ConfigError: with a line for each fault: a missing file, another shape, labels that are not
+        the model's, and what an evaluator's module refuses in its `check(source, **fields)`.
+    """
+    faults: dict[str, None] = {}  # in order, each once
+    seen = set()
+    for name, spec in evaluators.items():
+        module = importlib.import_module(f"{__name__}.{spec['name']}")
+        fields = {key: value for key, value in spec.items() if key != "name"}
+        sound = True
+        for field, value in fields.items():
+            labels = getattr(module, "LABELS", {}).get(field, labels_lib.ALIKE)
+            for path, data in specs(value, f"evaluators.{name}.{field}"):
+                key = json.dumps([labels, data], sort_keys=True, default=str)
+                if key in seen:
+                    continue
+                seen.add(key)
+                try:
+                    load(data, path, like=source, labels=labels)
+                except (ValueError, OSError, ImportError) as error:
+                    faults[str(error)], sound = None, False
+        if sound and hasattr(module, "check"):
+            try:
+                module.check(source, **fields)
+            except ValueError as error:
+                faults[f"evaluators.{name}.{error}"] = None
+    if faults:
+        raise ConfigError("\n".join(faults) + "\n(What is None is left out; --noevaluate trains "
+                          "without evaluation.)")  # fmt: skip

@@ -19,18 +19,15 @@ def classification(predict: Any, data: Any, bins: int = 15) -> Iterator[tuple[st
       data: a source's spec.
       bins: of the calibration errors.
     """
-    p = predict(data)
-    if p.log_p is None:
-        raise ValueError("classification: the likelihood is for real outcomes")
-    yield from metrics.evaluate_classification(p.log_p, p.y, bins).items()
-    examples = metrics.per_example(p.log_p, p.y)
-    mean = np.mean(np.exp(examples["log_p_label"], dtype=np.float64))
+    p = predict.summary(data, bins=bins)
+    yield from metrics.of_tally(p.tally, p.confidence, p.correct).items()
+    mean = np.mean(np.exp(p.examples["log_p_label"], dtype=np.float64))
     yield "classification/nll_of_mean", -np.log(mean)
-    for key, value in examples.items():
+    for key, value in p.examples.items():
         yield f"test/{key}", value
     if p.source.shape in ((1,), (2,)):
         yield "test/x", p.source.gather(np.arange(len(p.source)))["x"]
-    yield "cost/predict_ms_per_example", 1e3 * p.seconds / len(p.y)
+    yield "cost/predict_ms_per_example", 1e3 * p.seconds / len(p.correct)
 
 
 classification.task = "classification"

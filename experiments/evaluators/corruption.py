@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from experiments.data import corruptions
-from experiments.data.source import load
 from uncertainty import metrics
 
 SHOWN = {"accuracy": "classification", "nll": "classification", "ece": "calibration"}
@@ -15,7 +14,7 @@ SHOWN = {"accuracy": "classification", "nll": "classification", "ece": "calibrat
 def corruption(
     predict: Any,
     data: Any,
-    kinds: Sequence[str] = corruptions.IMAGE,
+    kinds: Sequence[str] | None = None,
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     bins: int = 15,
 ) -> Iterator[tuple[str, Any]]:
@@ -24,16 +23,17 @@ def corruption(
     Args:
       predict: `predict.Predictor`.
       data: the clean source's spec.
-      kinds: names in `experiments/data/corruptions.py`.
+      kinds: names in `experiments/data/corruptions.py`; by default all for such data.
       severities: 1 (mild) to 5.
       bins: of the calibration error.
     """
-    clean = load(data)
+    clean = predict.source(data)
     total = {name: [] for name in SHOWN}
-    for kind in kinds:
+    for kind in kinds or corruptions.kinds_for(clean):
         for severity in severities:
-            p = predict(corruptions.corrupted(clean, kind, severity))
-            result = metrics.evaluate_classification(p.log_p, p.y, bins)
+            corrupted = corruptions.corrupted(clean, kind, severity)
+            p = predict.summary(corrupted, bins=bins, scores=False)
+            result = metrics.of_tally(p.tally, p.confidence, p.correct)
             for name, group in SHOWN.items():
                 value = result[f"{group}/{name}"]
                 total[name].append(value)
@@ -43,3 +43,16 @@ def corruption(
 
 
 corruption.task = "classification"
+
+
+def check(
+    source: Any,
+    data: Any,
+    kinds: Sequence[str] | None = None,
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    bins: int = 15,
+) -> None:
+    """Raises ConfigError for kinds and severities that examples like `source` cannot have."""
+    for kind in kinds or corruptions.kinds_for(source):
+        for severity in severities:
+            corruptions.corrupted(source, kind, severity)

@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data import labels
 from uncertainty.build import nearest
 from uncertainty.metrics.few_shot import L2, best_l2, draw_shots, probe
+
+LABELS = {"sets": labels.OWN}
 
 
 def few_shot(
@@ -45,7 +48,7 @@ def few_shot(
       ValueError: numbers below 1, another `choose`, a set that is not of that form or has fewer
         examples than that.
     """
-    _check(sets, shots, draws, choose, held_out)
+    check(None, sets, shots, draws, choose, held_out)
     chosen, tested = ({n: {} for n in shots} for _ in range(2))  # shots -> (set, draw) -> [L]
     for name, spec in sets.items():
         x, y = predict.features(spec["train"])
@@ -79,9 +82,16 @@ def few_shot(
 few_shot.task = "classification"
 
 
-def _check(
-    sets: Mapping[str, Any], shots: Sequence[int], draws: int, choose: str, held_out: int
+def check(
+    source: Any,
+    sets: Mapping[str, Any],
+    shots: Sequence[int] = (1, 5, 10, 25),
+    draws: int = 5,
+    choose: str = "held_out",
+    held_out: int = 1_000,
+    seed: int = 0,
 ) -> None:
+    """Raises ValueError for fields that `few_shot` refuses."""
     if choose not in ("held_out", "test"):
         raise ValueError(f"choose: {choose!r}; {nearest(str(choose), ('held_out', 'test'))}")
     if not sets or not all(set(spec) == {"train", "test"} for spec in sets.values()):

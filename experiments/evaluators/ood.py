@@ -1,9 +1,12 @@
-"""Telling data from elsewhere by the uncertainty of the prediction."""
+"""Telling out-of-distribution data by the uncertainty of the prediction."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiments.data import labels
 from uncertainty import metrics
+
+LABELS = {"sets": labels.UNUSED}
 
 
 def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -19,25 +22,23 @@ def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str,
       data: the in-distribution test source's spec.
       sets: name -> spec of a source with inputs of the same shape; its labels are not used.
     """
-    inside = predict(data)
-    scores_in = metrics.ood_scores(inside.log_p, inside.mean, inside.epistemic)
+    scores_in = predict.summary(data).scores
     missing = []
     for name, spec in sets.items():
         try:
-            outside = predict(spec)
+            outside = predict.summary(spec, labels.UNUSED)
         except (OSError, ValueError, ImportError) as error:
             missing.append(f"{name}: {error}")
             continue
-        scores_out = metrics.ood_scores(outside.log_p, outside.mean, outside.epistemic)
-        for score, values in scores_out.items():
+        for score, values in outside.scores.items():
             for metric, value in metrics.ranking(scores_in[score], values).items():
                 yield f"ood/{name}/{metric}_{score}", value
-        for score in {"entropy", "probability_std"} & scores_out.keys():
-            yield f"ood/{name}/ratio_{score}", scores_out[score].mean() / scores_in[score].mean()
-        example = metrics.per_example(outside.log_p, None)
+        for score in {"entropy", "probability_std"} & outside.scores.keys():
+            ratio = outside.scores[score].mean() / scores_in[score].mean()
+            yield f"ood/{name}/ratio_{score}", ratio
         for key in ("confidence", "entropy", "mutual_information"):
-            if key in example:
-                yield f"ood/{name}/{key}", example[key]
+            if key in outside.examples:
+                yield f"ood/{name}/{key}", outside.examples[key]
     if missing:
         raise ValueError("; ".join(missing))
 

@@ -63,6 +63,11 @@ def posterior(
 posterior.task = None  # of any kind
 
 
+def check(source: Any, reference: str, data: Any, train: Any = None, near: float = 0.0) -> None:
+    """Raises ValueError where there is no reference."""
+    read(reference)
+
+
 def functions(p: Any) -> np.ndarray:
     """f of `predict.Predictions`, [M, B, K]."""
     return np.asarray(p.mean if p.log_p is None else np.exp(p.log_p), np.float64)

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.data.source import load
 from uncertainty import rules
 
 COMMON = {"backbone", "feed_forward", "router"}  # parts of a path that all layers have
@@ -42,7 +41,7 @@ def routing(predict: Any, data: Any) -> Iterator[tuple[str, Any]]:
     Raises:
       ValueError: the network has no experts.
     """
-    source = load(data)
+    source = predict.source(data)
     K, N = source.outputs, np.zeros(source.outputs)
     shares: dict[str, np.ndarray] = {}  # [P, M, K, E], sums over examples
     lost: dict[str, np.ndarray] = {}  # [P, M], likewise

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.source import Source, load
+from experiments.data import labels
+from experiments.data.source import Source
 from uncertainty.build import nearest
 from uncertainty.metrics.information import entropy
 from uncertainty.metrics.ranking import auroc
@@ -51,16 +52,9 @@ def uncertainty_map(
     Raises:
       ValueError: inputs that are not points of a plane; limits that are not in order.
     """
-    source = load(data)
-    if source.shape != (2,):
-        raise ValueError(f"data: {source.name} has inputs of shape {source.shape}; (2,) is needed")
-    if points < 2:
-        raise ValueError(f"points: {points}; at least 2 are needed")
     groups, ood = dict(groups or {}), dict(ood or {})
-    if both := groups.keys() & ood.keys():
-        raise ValueError(f"ood: {sorted(both)} are names of groups too")
-    if reference is not None and reference not in groups:
-        raise ValueError(f"reference: no group {reference!r}; {nearest(reference, groups)}")
+    source = predict.source(data)
+    check(source, data, groups, ood, reference, limits, points)
     drawn = source.raw(np.arange(len(source)))
     axes = _axes(drawn["x"], limits, points)
     grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2).astype(np.float32)
@@ -78,7 +72,7 @@ def uncertainty_map(
     sets = {**groups, **ood}
     found = {}
     for name, spec in sets.items():
-        p = predict(spec)
+        p = predict(spec, labels.UNUSED)
         found[name] = uncertainties(p)
         if name in ood:
             yield f"map/{name}/x", p.source.raw(np.arange(len(p.source)))["x"]
@@ -90,6 +84,30 @@ def uncertainty_map(
 
 
 uncertainty_map.task = "classification"
+LABELS = {"groups": labels.UNUSED, "ood": labels.UNUSED}
+
+
+def check(
+    source: Source,
+    data: Any,
+    groups: Mapping[str, Any] | None = None,
+    ood: Mapping[str, Any] | None = None,
+    reference: str | None = None,
+    limits: Sequence[float] | None = None,
+    points: int = 96,
+) -> None:
+    """Raises ValueError for what `uncertainty_map` refuses."""
+    if source.shape != (2,):
+        raise ValueError(f"data: {source.name} has inputs of shape {source.shape}; (2,) is needed")
+    if points < 2:
+        raise ValueError(f"points: {points}; at least 2 are needed")
+    groups, ood = dict(groups or {}), dict(ood or {})
+    if both := groups.keys() & ood.keys():
+        raise ValueError(f"ood: {sorted(both)} are names of groups too")
+    if reference is not None and reference not in groups:
+        raise ValueError(f"reference: no group {reference!r}; {nearest(reference, groups)}")
+    if limits is not None and (len(limits) != 2 or not limits[0] < limits[1]):
+        raise ValueError(f"limits: {tuple(limits)}; (low, high) with low < high is needed")
 
 
 def uncertainties(p: Any) -> dict[str, np.ndarray]:
@@ -115,8 +133,6 @@ def _axes(x: np.ndarray, limits: Sequence[float] | None, points: int) -> np.ndar
         low, high = x.min(0), x.max(0)
         middle, half = (low + high) / 2, np.max(high - low)
         return np.linspace(middle - half, middle + half, points, axis=1)
-    if len(limits) != 2 or not limits[0] < limits[1]:
-        raise ValueError(f"limits: {tuple(limits)}; (low, high) with low < high is needed")
     return np.tile(np.linspace(*limits, points), (2, 1))
 
 

@@ -53,7 +53,7 @@ BAD = {
     "infinite": (lambda p: write(p, x=with_value(-np.inf, (63, 0))), {},
                  "data.train: npz[train]: x of example 63 is -inf (position (0,))"),
     "too few labels": (lambda p: write(p, y=np.zeros(63, int)), {},
-                       "data.train: 64 inputs but 63 labels"),
+                       "data.train: {path}: x has 64 inputs but 63 labels"),
     "empty": (lambda p: write(p, x=np.zeros((0, 5)), y=np.zeros(0, int)), {}, "data.train: npz"),
     "cut short": (lambda p: cut_short(write(p)), {}, "data.train: {path}: not a readable npz file"),
     "another file": (lambda p: (p.write_text("x"), p)[1], {}, "data.train: {path}: not a readable"),

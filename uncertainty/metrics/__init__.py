@@ -17,6 +17,7 @@ an ensemble predicts is the mixture: the mean of its members' probabilities.
 from uncertainty.metrics.evaluate import (
     evaluate_classification,
     evaluate_regression,
+    of_tally,
     per_example,
 )
 from uncertainty.metrics.ranking import ranking
@@ -25,6 +26,7 @@ from uncertainty.metrics.scores import ood_scores
 __all__ = [
     "evaluate_classification",
     "evaluate_regression",
+    "of_tally",
     "ood_scores",
     "per_example",
     "ranking",

@@ -29,9 +29,20 @@ def evaluate_classification(
       ValueError: wrong shapes, NaN, logits in place of log-probabilities, labels out of range.
     """
     log_p, labels = _arrays.checked(log_p, labels)
-    acc, confidence, correct = streaming.tally(log_p, labels, _arrays.checked_bins(bins))
+    return of_tally(*streaming.tally(log_p, labels, _arrays.checked_bins(bins)))
+
+
+def of_tally(
+    acc: streaming.Accumulator, confidence: np.ndarray, correct: np.ndarray
+) -> dict[str, float]:
+    """What `evaluate_classification` gives, of sums and of two numbers of each example.
+
+    Args:
+      acc: sums over all examples; of parts of them by `streaming.merge`.
+      confidence, correct: of each example [B], as `streaming.tally` gives them; joined.
+    """
     values = streaming.result(acc)
-    B = len(labels)
+    B, bins = len(confidence), acc.bins.shape[1]
     descending, errors = most_confident_first(confidence, correct)
     _, total, right, _ = mass_sums(descending, errors, bins)
     area = np.mean(errors / np.arange(1, B + 1))

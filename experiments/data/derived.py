@@ -1,0 +1,57 @@
+"""Data sets that a config describes by how they differ from its training data."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SET = ("name", "path", "data_dir")  # the fields that say which set it is, not which part of it
+
+
+def derived(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with every data set written out.
+
+    A data set of `data` and `evaluators` that has a split and no name, such as
+    `dict(split="test")`, is the training data with these fields: so a config whose sets are of
+    that form reads another set in all places when `data.train` is changed. A set or evaluator that
+    is None is left out.
+
+    Args:
+      config: plain dicts; it is not changed.
+    """
+    train = config["data"]["train"]
+    if not isinstance(train, Mapping):
+        return dict(config)
+    data = {key: _filled(value, train) for key, value in config["data"].items() if key != "train"}
+    evaluators = config["evaluators"]
+    if isinstance(evaluators, Mapping):
+        evaluators = {k: _filled(v, train) for k, v in evaluators.items() if v is not None}
+    return {**config, "data": {"train": train, **data}, "evaluators": evaluators}
+
+
+def _filled(value: Any, train: Mapping[str, Any]) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if "split" in value and "name" not in value:
+        return {**train, **value}
+    is_set = "name" in value  # whose other fields may be None for good
+    return {k: _filled(v, train) for k, v in value.items() if is_set or v is not None}
+
+
+def specs(value: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(path, spec) of each data set in an evaluator's field: the spec itself, or those of a dict.
+
+    Args:
+      value: of the field.
+      path: of the field; names within it follow after a full stop.
+    """
+    if not isinstance(value, Mapping) or not value:
+        return
+    if all(isinstance(inner, Mapping) for inner in value.values()):
+        for key, inner in value.items():
+            yield from specs(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def same_set(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two specs read one data set, whichever parts of it."""
+    return all(str(a.get(key)) == str(b.get(key)) for key in SET)
