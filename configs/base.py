@@ -15,7 +15,7 @@ def base() -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,
-            # data
+            # data: what has a split and no name, here or in an evaluator, is a part of data.train
             data=dict(train=dict(name="digits", split="train"), augment=()),
             batch_size=128,  # of all devices and processes together
             # features, members, latent, likelihood
@@ -121,9 +121,21 @@ def shrink(
         if evaluator.name == "corruption":
             evaluator.severities = (5,)
     seeds: dict[str, int] = {}  # one set, one seed, so that test data stay the same in all places
+    embedded_set = inspect.isfunction(getattr(embedded, config.data.train.name, None))
     for section in (config.data, *config.evaluators.values()):
+        if not embedded_set:
+            _without_slices(section)
         _stand_in(section, shape, num_classes, seeds)
     return config
+
+
+def _without_slices(section: ConfigDict) -> None:
+    """Whole splits in place of slices of the training data's set, which may be beyond its end."""
+    for spec in section.values():
+        if isinstance(spec, ConfigDict) and "name" not in spec:
+            if "split" in spec:
+                spec.split = re.sub(r"\[.*?\]", "", spec.split)
+            _without_slices(spec)
 
 
 def _short_stage(stage: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs.base import base
+from experiments.data.derived import derived
 from uncertainty.build import ConfigError, nearest
 
 # What may differ when a run goes on: none of it changes a number.
@@ -100,10 +101,14 @@ def assignments(items: Sequence[str], prefix: str = "") -> dict[str, str]:
 
 
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
-    """Nested dicts of plain values, as everything but the flags wants it."""
+    """Nested dicts of plain values with every data set written out (`data/derived.py`)."""
+    return derived(_plain(config))
+
+
+def _plain(config: ConfigDict | Mapping) -> dict[str, Any]:
     if isinstance(config, ConfigDict):
         config = config.to_dict()
-    return {k: plain(v) if isinstance(v, Mapping | ConfigDict) else v for k, v in config.items()}
+    return {k: _plain(v) if isinstance(v, Mapping | ConfigDict) else v for k, v in config.items()}
 
 
 def check(config: Mapping[str, Any]) -> None:

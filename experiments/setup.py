@@ -21,7 +21,7 @@ from experiments.checks import (
     has_posterior,
 )
 from experiments.data import labels
-from experiments.data.derived import SET, derived, same_set
+from experiments.data.derived import SET, same_set
 from experiments.data.loader import Batch, batches, with_context
 from experiments.data.normalisation import compact, per_example
 from experiments.data.source import Source, load
@@ -103,7 +103,6 @@ def setup(
     execution.prepare()
     config = {"pretrained": {}, **config_lib.plain(config)}  # runs of before have none
     config_lib.check(config)
-    config = derived(config)
     model = build.model(config)
     inference = build.inference(config, model, num_examples=1)  # refused early if it is wrong
     mesh = execution.make_mesh(config["mesh"])
@@ -300,7 +299,7 @@ def read_description(workdir: str | pathlib.Path) -> Source | None:
     noted = read_json(path)
     try:
         if "digest" not in noted:  # nor how they were read
-            source = load(derived(read_config(workdir))["data"]["train"], "data.train")
+            source = load(read_config(workdir)["data"]["train"], "data.train")
             return dataclasses.replace(source, x=source.x[:0], y=None)
         shape, names, limits = tuple(noted["shape"]), noted["class_names"], noted["range"]
         return Source(

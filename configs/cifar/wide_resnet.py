@@ -174,12 +174,12 @@ def data(
 
     Where images are `held_out`, the last 2 % of those of training are for validation.
     """
-    test = dict(name=dataset, split="test", **read)
+    test = dict(split="test")
     other = "cifar100" if dataset == "cifar10" else "cifar10"
     train = "train[:98%]" if held_out else "train"
     config.data.train = dict(name=dataset, split=train, **read)
     if held_out:
-        config.data.validation = dict(name=dataset, split="train[98%:]", **read)
+        config.data.validation = dict(split="train[98%:]")
     config.data.augment = (dict(name="crop", pad=pad), dict(name="flip"))
     config.logging.every = 100
     config.evaluators = dict(

@@ -15,10 +15,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = parse_arg(arg, size=1)
     config = base()
     seen, held_out = tuple(range(8)), (8, 9)
-    test = dict(name="digits", split="test", classes=seen)
+    test = dict(split="test")  # of the same set, restricted to the same classes
 
     config.data.train = dict(name="digits", split="train", classes=seen)
-    config.data.validation = dict(name="digits", split="validation", classes=seen)
+    config.data.validation = dict(split="validation")
     config.batch_size = 64
 
     config.backbone = dict(name="mlp.MLP", widths=(128, 128))

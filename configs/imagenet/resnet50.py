@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = parse_arg(arg, method=METHODS, size=1, masks=0)
     settings = SETTINGS["dropout" if arg.masks and arg.method == "deterministic" else arg.method]
     config = base()
-    test = dict(name="imagenet2012", split="validation", **READ)
+    test = dict(split="validation")
 
     config.data.train = dict(name="imagenet2012", split="train", **READ)
     config.data.augment = (dict(name="crop", pad=28), dict(name="flip"))

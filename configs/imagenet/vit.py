@@ -56,10 +56,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`variant`: one of VARIANTS; `method`: one of METHODS; `size`: networks."""
     arg = parse_arg(arg, variant=VARIANTS, method=METHODS, size=1)
     config = base()
-    test = dict(name="imagenet2012", split="validation", **READ)
+    test = dict(split="validation")
 
     config.data.train = dict(name="imagenet2012", split="train[:99%]", **READ)
-    config.data.validation = dict(name="imagenet2012", split="train[99%:]", **READ)
+    config.data.validation = dict(split="train[99%:]")
     config.data.augment = (
         dict(name="crop", pad=28),
         dict(name="flip"),

@@ -32,10 +32,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`members`: 1 for V-MoE, 2 for E3; `size`: networks."""
     arg = parse_arg(arg, members=(1, 2), size=1)
     config = base()
-    test = dict(name="imagenet2012", split="validation", **READ)
+    test = dict(split="validation")
 
     config.data.train = dict(name="imagenet2012", split="train[:99%]", **READ)
-    config.data.validation = dict(name="imagenet2012", split="train[99%:]", **READ)
+    config.data.validation = dict(split="train[99%:]")
     config.data.augment = (
         dict(name="crop", pad=28),
         dict(name="flip"),

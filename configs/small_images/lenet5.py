@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`dataset`: fashion_mnist or mnist; `size`: networks; `padding`: SAME or VALID."""
     arg = parse_arg(arg, dataset=("fashion_mnist", "mnist"), size=1, padding=("SAME", "VALID"))
     config = base()
-    test = dict(name=arg.dataset, split="test")
+    test = dict(split="test")
 
     config.data.train = dict(name=arg.dataset, split="train[:50000]")
     config.batch_size = 256

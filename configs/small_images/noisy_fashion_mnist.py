@@ -54,10 +54,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
 
     def noisy(split: str, seed: int) -> dict:
-        noise = dict(transition=transition(), seed=seed)
-        return dict(name="fashion_mnist", split=split, label_noise=noise)
+        return dict(split=split, label_noise=dict(transition=transition(), seed=seed))
 
-    config.data.train = noisy(f"train[:{TRAIN}]", 0)
+    config.data.train = dict(name="fashion_mnist", **noisy(f"train[:{TRAIN}]", 0))
     config.data.validation = noisy(f"train[{TRAIN}:]", 1)
     config.batch_size = 256
 

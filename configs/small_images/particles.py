@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`method`: one of DIRECTIONS; `size`: particles that predict; `steps`: of training."""
     arg = parse_arg(arg, method=tuple(DIRECTIONS), size=50, steps=50_000)
     config = base()
-    test = dict(name="fashion_mnist", split="test")
+    test = dict(split="test")
 
     config.data.train = dict(name="fashion_mnist", split="train")
     config.batch_size = 256
@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.inference.hyper = dict(prior_scale=(0.1, 0.2, 0.3, 0.4, 0.5))
     if arg.method == "hyper_selected":
         config.data.train.split = "train[:95%]"
-        config.data.validation = dict(name="fashion_mnist", split="train[95%:]")
+        config.data.validation = dict(split="train[95%:]")
         config.inference.size = 4 * arg.size
         config.inference.hyper = dict(prior_scale=dict(low=0.1, high=10.0))
         config.stages = (dict(name="select", size=arg.size),)

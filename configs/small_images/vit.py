@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     `size`: networks."""
     arg = parse_arg(arg, method=METHODS, k=1, members=2, size=1)
     config = base()
-    test = dict(name="fashion_mnist", split="test", **READ)
+    test = dict(split="test")
 
     config.data.train = dict(name="fashion_mnist", split="train", **READ)
     config.batch_size = 64

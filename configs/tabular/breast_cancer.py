@@ -18,10 +18,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`dataset`: breast_cancer, wine or iris; `size`: networks in the ensemble."""
     arg = parse_arg(arg, dataset=tuple(CLASSES), size=5)
     config = base()
-    test = dict(name=arg.dataset, split="test")
+    test = dict(split="test")
 
     config.data.train = dict(name=arg.dataset, split="train")
-    config.data.validation = dict(name=arg.dataset, split="validation")
+    config.data.validation = dict(split="validation")
     config.batch_size = 32
 
     config.backbone = dict(name="mlp.MLP", widths=(50, 50))

@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
 
     config.data.train = dict(name="diabetes", split="train")
-    config.data.validation = dict(name="diabetes", split="validation")
+    config.data.validation = dict(split="validation")
     config.batch_size = 32
 
     config.backbone = dict(name="mlp.MLP", widths=(50,))
@@ -37,6 +37,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation.batch_size = 96
     config.evaluation.every = 100
     config.evaluators = dict(
-        test=dict(name="regression", data=dict(name="diabetes", split="test")),
+        test=dict(name="regression", data=dict(split="test")),
     )
     return shrink(config) if arg.runlocal else config

@@ -82,7 +82,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.logging.every = 500
     config.checkpoint.every = 2_000
     config.evaluation.batch_size = 128
-    config.evaluators = dict(
-        test=dict(name="regression", data=dict(data, split=test, statistics=train))
-    )
+    config.evaluators = dict(test=dict(name="regression", data=dict(split=test)))
     return shrink(config) if arg.runlocal else config

@@ -92,24 +92,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.logging.every = 1_000
     config.checkpoint.every = config.steps
 
-    test = dict(data, split="test")
+    test = dict(split="test")
     posterior = dict(
         name="posterior",
         reference=f"results/toy_{arg.task}/reference.npz",
-        data=dict(data, split="grid"),
-        train=dict(data, split="train"),
+        data=dict(split="grid"),
+        train=dict(split="train"),
         near=0.1 if regression else 1.0,
     )
     if regression:
         config.evaluators = dict(test=dict(name="regression", data=test), posterior=posterior)
     else:
-        ood = dict(data, split="ood")
+        ood = dict(split="ood")
         config.evaluators = dict(
             test=dict(name="classification", data=test),
             ood=dict(name="ood", data=test, sets=dict(ring=ood)),
             map=dict(
                 name="uncertainty_map",
-                data=config.data.train,
+                data=dict(split="train"),
                 groups=dict(test=test),
                 ood=dict(ring=ood),
                 limits=(-20.0, 20.0),

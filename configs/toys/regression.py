@@ -59,8 +59,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluators = dict(
         test=dict(
             name="regression",
-            data=dict(name="x_sin_x", split="test"),
-            grid=dict(name="x_sin_x", split="grid"),
+            data=dict(split="test"),
+            grid=dict(split="grid"),
         ),
     )
     return shrink(config) if arg.runlocal else config

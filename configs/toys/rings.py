@@ -49,9 +49,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
 
     def noisy(split: str, seed: int) -> dict:
-        return dict(name="rings", split=split, label_noise=dict(transition=NOISE, seed=seed))
+        return dict(split=split, label_noise=dict(transition=NOISE, seed=seed))
 
-    config.data.train = noisy("train", 0)
+    config.data.train = dict(name="rings", **noisy("train", 0))
     config.batch_size = 100
 
     config.backbone = dict(name="mlp.MLP", widths=(128, 128))
@@ -68,16 +68,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimiser.l2 = (("head/(mean/)?logits/kernel", 1 / 900),)
     config.logging.every = 200
 
-    test, blob = noisy("test", 1), dict(name="rings", split="blob")
+    test, blob = noisy("test", 1), dict(split="blob", label_noise=None)
     config.evaluation.batch_size = 1_024
     config.evaluators = dict(
         test=dict(name="classification", data=test),
         ood=dict(name="ood", data=test, sets=dict(blob=blob)),
         map=dict(
             name="uncertainty_map",
-            data=config.data.train,
+            data=dict(split="train"),
             groups={
-                ring: dict(name="rings", split="test", classes=(k,))  # without noise a class
+                ring: dict(split="test", classes=(k,), label_noise=None)  # without noise a class
                 for k, ring in enumerate(("inner", "middle", "outer"))
             },
             reference="outer",

@@ -16,7 +16,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`size`: networks in the ensemble."""
     arg = parse_arg(arg, size=10)
     config = base()
-    test = dict(name="two_moons", split="test")
+    test = dict(split="test")
 
     config.data.train = dict(name="two_moons", split="train")
     config.batch_size = 64
@@ -38,6 +38,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             data=test,
             sets=dict(normal=dict(name="noise", shape=(2,), distribution="normal", split="test")),
         ),
-        map=dict(name="uncertainty_map", data=config.data.train),
+        map=dict(name="uncertainty_map", data=dict(split="train")),
     )
     return shrink(config) if arg.runlocal else config

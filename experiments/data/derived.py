@@ -11,19 +11,24 @@ def derived(config: Mapping[str, Any]) -> dict[str, Any]:
 
     A data set of `data` and `evaluators` that has a split and no name, such as
     `dict(split="test")`, is the training data with these fields: so a config whose sets are of
-    that form reads another set in all places when `data.train` is changed. A set or evaluator that
-    is None is left out.
+    that form reads another set in all places when `data.train` is changed. What is None is left
+    out: a field, a set or an evaluator.
 
     Args:
       config: plain dicts; it is not changed.
     """
-    train = config["data"]["train"]
+    sections = [config.get(key) for key in ("data", "evaluators")]
+    if not all(isinstance(section, Mapping) for section in sections):
+        return dict(config)  # refused later
+    train = config["data"].get("train")
     if not isinstance(train, Mapping):
         return dict(config)
     data = {key: _filled(value, train) for key, value in config["data"].items() if key != "train"}
-    evaluators = config["evaluators"]
-    if isinstance(evaluators, Mapping):
-        evaluators = {k: _filled(v, train) for k, v in evaluators.items() if v is not None}
+    evaluators = {
+        key: _filled(value, train)
+        for key, value in config["evaluators"].items()
+        if value is not None
+    }
     return {**config, "data": {"train": train, **data}, "evaluators": evaluators}
 
 
@@ -31,7 +36,7 @@ def _filled(value: Any, train: Mapping[str, Any]) -> Any:
     if not isinstance(value, Mapping):
         return value
     if "split" in value and "name" not in value:
-        return {**train, **value}
+        return {k: v for k, v in {**train, **value}.items() if v is not None}
     is_set = "name" in value  # whose other fields may be None for good
     return {k: _filled(v, train) for k, v in value.items() if is_set or v is not None}
 
