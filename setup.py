@@ -32,6 +32,7 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "importlib_resources",
         "pillow",
+        "pypng",  # images of 16 bits, of which Pillow keeps 8
     ],
     extras_require={
         # Preparing a tfds set, and writing TensorBoard files, need TensorFlow.

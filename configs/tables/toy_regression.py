@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from configs.toys.particles import get_config
-from experiments import config as config_lib
+from experiments.data.derived import derived
 from experiments.evaluators.posterior import floor
 
 ROWS = {
@@ -35,7 +35,7 @@ DISTANCES = (
 
 def distances(task: str) -> list[dict[str, Any]]:
     """Columns of the distances, with those of other draws of the reference in brackets."""
-    spec = config_lib.plain(get_config(f"task={task}"))["evaluators"]["posterior"]
+    spec = derived(get_config(f"task={task}").to_dict())["evaluators"]["posterior"]
     fields = {key: spec[key] for key in ("reference", "train", "near")}
     known = floor(**fields) if pathlib.Path(spec["reference"]).is_file() else {}
     return [

@@ -98,7 +98,7 @@ def check(
 ) -> None:
     """Raises ValueError for what `uncertainty_map` refuses."""
     if source.shape != (2,):
-        raise ValueError(f"data: {source.name} has inputs of shape {source.shape}; (2,) is needed")
+        raise ValueError(f"data: {source.name}: inputs of shape {source.shape}; (2,) is needed")
     if points < 2:
         raise ValueError(f"points: {points}; at least 2 are needed")
     groups, ood = dict(groups or {}), dict(ood or {})

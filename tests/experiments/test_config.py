@@ -58,7 +58,7 @@ REFUSED = {  # overrides -> what the message says, in this order
     "mesh.particles": (2, "mesh.particles", "did you mean 'particle'?"),
     "data.trian": ({}, "config.data.trian", "did you mean 'train'?"),
     "data.train.name": ("digts", "data.train.name", "did you mean 'digits'"),
-    "data.train.clases": ((1,), "data.train.clases", "did you mean 'classes'?"),
+    "data.train.clases": ((1,), "data.train.clases", "did you mean 'classes'"),
     "data.train.split": ("trian", "data.train.split", "did you mean 'train'?"),
     "data.validation.split": ("valid", "data.validation.split", "'validation'"),
     "data.augment": ([dict(name="flp")], "data.augment[0].name", "did you mean 'flip'?"),
@@ -100,7 +100,9 @@ REFUSED = {  # overrides -> what the message says, in this order
                    mean=dict(name="sngp.Sngp", curvature="sigmoid")),
               "head.mean.curvature: 'sigmoid'", "'gaussian'"),
     "likelihood ": ("gaussian", "'gaussian'", "real outcomes", "digits"),
-    "data.train": (dict(name="diabetes"), "data.validation: shape (8, 8, 1), but (10,)"),
+    "data.train": (dict(name="diabetes"), "evaluators.corruption.name", "for classification"),
+    "data.validation  ": (dict(name="diabetes"), "data.validation: diabetes[train]: inputs of "
+                          "shape (10,), but the model was trained on (8, 8, 1)"),
     "evaluators.test": (dict(name="regression", data={"name": "digits"}), "for regression"),
     "batch_size ": (60, "batch_size: 60", "8 devices", "56 or 64"),
     "evaluation.batch_size": (12, "evaluation.batch_size: 12", "8 or 16"),
@@ -111,7 +113,7 @@ REFUSED = {  # overrides -> what the message says, in this order
     "optimiser.weight_decay ": (((".*kernl", 1.0),), "'.*kernl' matches no parameter"),
     "sharding ": ((("nothing", ("model",)),), "'nothing' matches no parameter"),
     "optimiser.schedule.warmup_steps": (2000, "warmup_steps: 2000", "1000 steps"),
-    "data.validation": (dict(name="digits", split="test"), "data.validation: outputs 10, but 8"),
+    "data.validation": (dict(name="digits", split="test"), "data.validation.classes: digits[test] has 10 classes", "trained on 8"),
     "data.validation ": (None, "evaluation.every: 200, but there is no data.validation"),
     "data.augment  ": ([dict(name="crop", pad=-1)], "data.augment: pad: -1"),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from experiments.checkpoint import Checkpoints
 from experiments.data.source import load
 from experiments.evaluate import evaluate
 from experiments.evaluators import evaluator
-from experiments.evaluators.uncertainty_map import uncertainties, uncertainty_map
+from experiments.evaluators.uncertainty_map import check, uncertainties
 from experiments.predict import Predictions, Predictor
 from experiments.train import train
 from uncertainty.build import ConfigError
@@ -157,7 +157,7 @@ def test_a_shift_common_to_the_classes_is_no_disagreement():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(data=dict(name="iris")), r"data: iris\[train\] has inputs of shape \(4,\); \(2,\)"),
+        (dict(data=dict(name="iris")), r"data: iris\[train\]: inputs of shape \(4,\); \(2,\)"),
         (dict(limits=(1.0, -1.0)), r"limits: \(1.0, -1.0\); \(low, high\) with low < high"),
         (dict(limits=(1.0,)), r"limits: \(1.0,\)"),
         (dict(points=1), "points: 1; at least 2"),
@@ -166,8 +166,9 @@ def test_a_shift_common_to_the_classes_is_no_disagreement():
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
+    fields = {**FIELDS, **changes}
     with pytest.raises(ValueError, match=message):
-        next(uncertainty_map(None, **{**FIELDS, **changes}))
+        check(load(fields["data"]), **fields)
 
 
 def test_misspelt_specs_are_refused_before_anything_runs():
