@@ -282,20 +282,19 @@ class Predictor:
         Raises:
           ConfigError: inputs of another shape than the model was trained on, or as `load`.
         """
-        key = _key(spec)
-        if (key, labels) in self._sources:
-            return self._sources[key, labels]
-        self._sources.clear()  # before the next one takes its place in memory
-        source = spec
+        key, source = _key(spec), spec
         if isinstance(spec, Mapping):
-            source = load(spec, like=self.experiment.source, labels=labels)
-            self._sources[key, labels] = source
+            if (key, labels) not in self._sources:
+                self._sources.clear()  # before the next one takes its place in memory
+                source = load(spec, like=self.experiment.source, labels=labels)
+                self._sources[key, labels] = source
+            source = self._sources[key, labels]
         elif tuple(source.shape) != tuple(self.shape):
             raise ConfigError(
                 f"{source.name}: inputs of shape {tuple(source.shape)}, but the model was trained "
                 f"on {tuple(self.shape)}"
             )
-        if source.transform is None:
+        if source.transform is None and key not in self.read:
             self.read[key] = described(source)
         return source
 

@@ -126,7 +126,8 @@ def test_only_experiments_know_configs_and_only_tables_know_reports():
         for imported in imports(name, tree):
             if imported.startswith("experiments") and name.startswith("configs"):
                 allowed = ("experiments.data.embedded", "experiments.reports.published",
-                           "experiments.evaluators.posterior", "experiments.data.derived")  # fmt: skip
+                           "experiments.evaluators.posterior",
+                           "experiments.data.derived")  # fmt: skip
                 assert imported in allowed, f"{name} imports {imported}"
             if imported.startswith("experiments"):
                 assert not name.startswith("uncertainty")

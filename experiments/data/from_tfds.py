@@ -120,7 +120,11 @@ class Records:
         self.keys, self.resize = keys, resize
         self.is_image = isinstance(builder.info.features[keys[0]], features.Image)
         self.dtype = np.dtype(builder.info.features[keys[0]].np_dtype)
-        decoders = {keys[0]: decode.SkipDecoding()} if self.is_image else None
+        decoders = {
+            key: decode.SkipDecoding()  # ours is x, and others are not looked at
+            for key, feature in builder.info.features.items()
+            if isinstance(feature, features.Image)
+        } or None
         self.records = builder.as_data_source(split=split, decoders=decoders)
         self.shape = (len(self.records), *shape)
         # Pillow releases the interpreter lock, but small images cost less than the hand-over.

@@ -44,7 +44,12 @@ def evaluator(name: str, spec: Mapping[str, Any], task: str) -> Callable[[Any], 
         for path, data in specs(value, f"{field}.{key}"):
             check_spec(data, path)
     if run.task not in (task, None):
-        raise ConfigError(f"{field}.name: {kind!r} is for {run.task}, the training data for {task}")
+        hint = ""
+        if task == "regression":
+            hint = " (labels that are stored as floats are labels where num_classes is given)"
+        raise ConfigError(
+            f"{field}.name: {kind!r} is for {run.task}, the training data for {task}{hint}"
+        )
     return functools.partial(run, **fields)
 
 

@@ -6,6 +6,8 @@ import scipy.stats
 import sklearn.datasets
 
 from experiments.data import source as source_lib
+from experiments.data.corruptions import corrupted
+from experiments.data.loader import batches
 from experiments.data.source import Source, check, load
 
 
@@ -135,6 +137,198 @@ def test_images_are_bytes_over_255_then_normalised():
     ).gather(np.arange(7))["x"]
     np.testing.assert_allclose(standardised.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(standardised.std((0, 1, 2)), 1, rtol=1e-5)
+
+
+def stored(tmp_path, name="set.npz", **arrays):
+    np.savez(tmp_path / name, **arrays)
+    return dict(name="npz", path=str(tmp_path / name))
+
+
+def images(low, high, n=24, shape=(6, 6, 3), seed=0):
+    """Images whose least and largest values are `low` and `high`."""
+    x = np.random.default_rng(seed).uniform(low, high, (n, *shape)).astype(np.float32)
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = low, high
+    return x
+
+
+Y24 = np.arange(24) % 3
+
+
+def test_a_declared_range_reads_images_as_bytes_are_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 3), dtype=np.uint8)
+    pixels[0, 0, 0, :2] = 0, 255
+    expected = load(stored(tmp_path, "bytes.npz", x=pixels, y=Y24) | dict(mean=0.5, std=0.2))
+    expected = expected.gather(np.arange(24))["x"]
+    for name, x, limits in [
+        ("floats", pixels.astype(np.float32), (0, 255)),
+        ("whole", pixels.astype(np.int64), (0, 255)),
+        ("measured", pixels.astype(np.float64), "measured"),
+        ("deep", pixels.astype(np.uint16) * 257, (0, 65535)),
+        ("signed", pixels / np.float32(127.5) - 1, (-1, 1)),
+        ("unit", pixels / np.float32(255), None),
+    ]:
+        spec = stored(tmp_path, f"{name}.npz", x=x, y=Y24) | dict(mean=0.5, std=0.2, range=limits)
+        found = load(spec).gather(np.arange(24))["x"]
+        np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=name)
+        if name in ("floats", "whole"):
+            np.testing.assert_array_equal(found, expected)
+    spec = stored(tmp_path, "own.npz", x=images(-3, 9), y=Y24) | dict(range="unbounded")
+    np.testing.assert_array_equal(load(spec).gather(np.arange(24))["x"], images(-3, 9))
+
+
+def test_images_outside_of_their_range_are_refused(tmp_path):
+    for low, high, likely in [(0, 16, "0, 16"), (0, 255, "0, 255"), (-1, 1, "-1, 1")]:
+        spec = stored(tmp_path, x=images(low, high), y=Y24)
+        with pytest.raises(ValueError, match=rf"data: .* from {low} to {high}; .*\({likely}\)"):
+            load(spec)
+        with pytest.raises(ValueError, match=r"outside of their range \(0.1, 0.9\)"):
+            load(spec | dict(range=(0.1, 0.9)))
+    for limits in ("(0, 1)", (1, 0), (0, np.inf), 3, (1, 2, 3)):
+        with pytest.raises(ValueError, match=r"data\.range: .*; \(low, high\), the stored"):
+            load(stored(tmp_path, x=images(0, 1), y=Y24) | dict(range=limits))
+    with pytest.raises(ValueError, match=r"range: \(0, 1\), but .* only images"):
+        load(dict(name="iris", range=(0, 1)))
+    unbounded = load(stored(tmp_path, x=images(-3, 9), y=Y24) | dict(range="unbounded"))
+    with pytest.raises(ValueError, match="corruptions need their range"):
+        corrupted(unbounded, "contrast", 1)
+    for name in ("crop", "cutout", "rand_augment"):
+        with pytest.raises(ValueError, match="needs images that have a range"):
+            batches(unbounded, seed=0, batch_size=4, augment=[dict(name=name)])
+    batches(unbounded, seed=0, batch_size=4, augment=[dict(name="flip")])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 9, 7)])
+def test_images_whose_channels_stand_first(tmp_path, shape):
+    x = images(0, 1, shape=(*shape[1:], shape[0])) if shape[0] > 1 else np.random.default_rng(
+        0).random((24, *shape[1:], 1), np.float32)  # fmt: skip
+    spec = stored(tmp_path, x=np.moveaxis(x, -1, 1), y=Y24)
+    with pytest.raises(ValueError, match="channels='first' reads them so"):
+        load(spec)
+    first, last = (load(spec | dict(channels=side)) for side in ("first", "last"))
+    np.testing.assert_array_equal(first.gather(np.arange(24))["x"], x)
+    assert last.shape == shape
+    other = load(stored(tmp_path, x=np.moveaxis(x[:9], -1, 1), y=Y24[:9]), like=first)
+    np.testing.assert_array_equal(other.gather(np.arange(9))["x"], x[:9])
+    with pytest.raises(ValueError, match=r"channels: 'frist'; 'first' or 'last'"):
+        load(spec | dict(channels="frist"))
+
+
+def test_other_data_are_read_as_the_training_data(tmp_path):
+    """Inputs and targets in units of the training data, whatever file they come in."""
+    for name in ("iris", "diabetes"):
+        train = load(dict(name=name))
+        raw = load(dict(name=name, split="test", standardise=False))
+        expected = load(dict(name=name, split="test")).gather(np.arange(20))
+        spec = stored(tmp_path, x_test=raw.x, y_test=raw.y) | dict(split="test")
+        for more in ({}, dict(standardise=True)):
+            found = load(spec | more, like=train, labels="alike")
+            for key, value in found.gather(np.arange(20)).items():
+                np.testing.assert_array_equal(value, expected[key], err_msg=f"{name} {key}")
+            assert found.task == train.task and not found.notes
+        own = load(spec | dict(statistics="test", standardise=True), like=train, labels="alike")
+        np.testing.assert_allclose(own.mean, raw.x.mean(0, dtype=float), rtol=1e-5)
+        assert own.notes == ("mean is its own, not that of the training data",
+                             "std is its own, not that of the training data")  # fmt: skip
+        if name == "diabetes":  # the model predicts in units of its own targets all the same
+            np.testing.assert_array_equal(own.y[:20], expected["y"])
+        stored_mean = load(spec | dict(mean=0.5), like=train, labels="alike")
+        np.testing.assert_array_equal(stored_mean.mean, np.full(raw.shape, 0.5, np.float32))
+        assert len(stored_mean.notes) == 2
+    with pytest.raises(ValueError, match=r"'train' .*\(statistics is 'train' unless"):
+        load(spec | dict(standardise=True))
+
+
+def test_other_images_have_the_range_of_the_training_data(tmp_path, caplog):
+    train = load(stored(tmp_path, "a.npz", x=images(0, 16), y=Y24) | dict(range=(0, 16)))
+    test = load(stored(tmp_path, "b.npz", x=images(0, 16, seed=1), y=Y24), like=train)
+    np.testing.assert_allclose(test.gather(np.arange(24))["x"], images(0, 16, seed=1) / 16)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 3), dtype=np.uint8)
+    of_bytes = load(stored(tmp_path, "c.npz", x=pixels, y=Y24), like=train)
+    np.testing.assert_allclose(of_bytes.gather(np.arange(24))["x"], pixels / 255, rtol=1e-6)
+    noise = load(dict(name="noise", shape=(6, 6, 3), split="test"), like=train, labels="unused")
+    assert 0.9 < noise.gather(np.arange(24))["x"].max() <= 1
+    assert not caplog.records
+    load(stored(tmp_path, "d.npz", x=images(0, 1), y=Y24), like=train)
+    assert "read with the range (0, 16) of the training data" in caplog.text
+    with pytest.raises(ValueError, match=r"outside of their range \(0, 16\)"):
+        load(stored(tmp_path, "e.npz", x=images(0, 255), y=Y24), like=train)
+
+
+def test_labels_of_other_data(tmp_path):
+    """Checked where they are the model's, of any kind where nobody looks at them."""
+    train = load(dict(name="iris"))
+    x = load(dict(name="iris", split="test")).x
+    n = len(x)
+    for y, message in [
+        (np.full(n, 3), r"label 3 of example 0 is not in \[0, 3\)"),
+        (np.full(n, -1), r"label -1 of example 0"),
+        (np.array(["a"] * n), "labels are <U1.*return_inverse"),
+        (np.eye(3, dtype=int)[np.zeros(n, int)], r"y.argmax\(1\)"),
+        (np.zeros((n, 1), int), r"y\[:, 0\]"),
+        (np.zeros(n), "real-valued targets, but the model was trained on labels"),
+        (None, "there are no labels"),
+    ]:
+        spec = stored(tmp_path, x=x) if y is None else stored(tmp_path, x=x, y=y)
+        with pytest.raises(ValueError, match=message):
+            load(spec, like=train, labels="alike")
+        unused = load(spec, like=train, labels="unused")
+        np.testing.assert_array_equal(unused.y, np.zeros(n))
+        assert (unused.classes, unused.labelled) == (3, False)
+    subset = load(stored(tmp_path, x=x, y=np.zeros(n, int)), like=train, labels="alike")
+    assert subset.classes == 3  # not one, as the labels show
+    with pytest.raises(ValueError, match=r"classes: digits\[train\] has 10 classes.*trained on 8"):
+        load(dict(name="digits"), like=load(dict(name="digits", classes=range(8))), labels="alike")
+
+
+def test_labels_that_cannot_be_counted(tmp_path):
+    x = np.zeros((7, 4))
+    with pytest.raises(ValueError, match="labels run from 1 to 7, but classes are counted from 0"):
+        load(stored(tmp_path, x=x, y=np.arange(1, 8)))
+    assert load(stored(tmp_path, x=x, y=np.arange(1, 8)) | dict(num_classes=8)).classes == 8
+    as_floats = load(stored(tmp_path, x=x, y=np.arange(7.0)) | dict(num_classes=7))
+    assert as_floats.task == "classification" and as_floats.y.dtype == np.int32
+    with pytest.raises(ValueError, match="not all whole numbers"):
+        load(stored(tmp_path, x=x, y=np.arange(7) / 2) | dict(num_classes=7))
+    for key in ("x", "y"):
+        arrays = dict(x=x, y=np.arange(7.0)) | {key: np.full((7, 4)[: 2 if key == "x" else 1], 1j)}
+        with pytest.raises(ValueError, match="complex128"):
+            load(stored(tmp_path, **arrays))
+    with pytest.raises(ValueError, match="Python objects, which are not read"):
+        load(stored(tmp_path, x=x, y=np.array([None] * 7)))
+
+
+def test_class_names_in_another_order_are_not_taken_for_the_same(caplog):
+    def named(*names):
+        y = np.arange(6) % 3
+        return source_lib.Dataset(lambda _: (np.zeros((6, 2)), y), 3, class_names=names)
+
+    train = source_lib._source("a", named("cat", "dog", "fox"))
+    with pytest.raises(ValueError, match=r"another order; classes=\(1, 2, 0\) reads them"):
+        source_lib._source("b", named("fox", "cat", "dog"), train, "alike")
+    read = source_lib._source("b", named("fox", "cat", "dog"), train, "alike", classes=(1, 2, 0))
+    np.testing.assert_array_equal(read.y, [2, 0, 1, 2, 0, 1])
+    assert not caplog.records
+    source_lib._source("c", named("Cat", "Dog", "Fox"), train, "alike")
+    assert "are taken for the same" in caplog.text
+
+
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_made(tmp_path):
+    for spec in (
+        dict(name="stand_in", shape=(10_000, 10_000, 3), num_classes=2, size=10_000),
+        dict(name="noise", shape=(10_000, 10_000, 3), size=10_000, split="test"),
+    ):
+        with pytest.raises(ValueError, match=r"GiB in memory are needed, but"):
+            load(spec)
+
+
+def test_label_noise_of_another_form():
+    for noise, message in [
+        (3, r"label_noise: 3; dict\(transition"),
+        (dict(transitions=[[1]]), r"label_noise\.transitions: no such field"),
+        (dict(seed=1), r"label_noise\.transition: missing"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load(dict(name="iris", label_noise=noise))
 
 
 def test_gathering_never_changes_what_is_stored():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import png
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
@@ -59,7 +60,7 @@ def test_a_prepared_set_holds_the_files_examples(data_dir):
 
 
 def test_order_and_splits_are_those_of_tfds(data_dir):
-    for split in ("train", "train[10:20]", "train[80%:]+test", "test[-3:]"):
+    for split in ("train", "train[10:20]", "train[80%:]+test", "test[-3:]", "all", "test[:12.5%]"):
         source = load(spec(data_dir, split=split))
         theirs = tfds.data_source("fashion_mnist", split=split, data_dir=data_dir, download=False)
         np.testing.assert_array_equal(source.x, [example["image"] for example in theirs])
@@ -116,6 +117,96 @@ def test_images_of_different_sizes_are_resized_and_cut(tmp_path):
         image = image.resize([round(side * scale) for side in image.size], Image.BILINEAR)
         left, top = (image.width - 16) // 2, (image.height - 16) // 2
         np.testing.assert_array_equal(x, np.asarray(image)[top : top + 16, left : left + 16])
+
+
+def test_an_image_smaller_than_what_is_cut_out_of_it_is_refused(tmp_path):
+    TinyPhotos(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    given = dict(name="tiny_photos", data_dir=str(tmp_path), split="test", keys=["image", "kind"])
+    with pytest.raises(
+        ValueError, match=r"size: an image of (50 x 30|30 x 50) has no part of 32 x 32"
+    ):
+        load(given | dict(size=32))
+
+
+DEEP = rng.integers(0, 65536, (3, 6, 6, 3), dtype=np.uint16)
+
+
+class DeepPhotos(tfds.core.GeneratorBasedBuilder):
+    """Colour and grey images of 16 bits, the grey ones of a feature of bytes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "colour": tfds.features.Image(shape=(6, 6, 3), dtype=np.uint16),
+            "grey": tfds.features.Image(shape=(6, 6, 1), dtype=np.uint8),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, photo in enumerate(DEEP):
+            colour, grey = io.BytesIO(), io.BytesIO()
+            writer = png.Writer(6, 6, greyscale=False, bitdepth=16)
+            writer.write(colour, photo.reshape(6, 18).tolist())
+            Image.fromarray(photo[..., 0]).save(grey, "PNG")
+            yield i, {"colour": colour.getvalue(), "grey": grey.getvalue()}
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 30])
+def test_images_of_16_bits_keep_their_depth(tmp_path, in_memory):
+    DeepPhotos(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    given = dict(name="deep_photos", data_dir=str(tmp_path), split="test", in_memory=in_memory)
+
+    def found(key):
+        x = load(given | dict(keys=[key]), labels="unused").gather(np.arange(3))["x"]
+        return x[np.lexsort(x.reshape(3, -1).T)]
+
+    scaled = DEEP / 65535
+    expected = scaled[np.lexsort(scaled.reshape(3, -1).T)]
+    np.testing.assert_allclose(found("colour"), expected, atol=1e-7)
+    grey = np.rint(DEEP[..., :1] / 257) / 255
+    expected = grey[np.lexsort(grey.reshape(3, -1).T)]
+    np.testing.assert_allclose(found("grey"), expected, atol=1e-7)
+
+
+class Table(tfds.core.GeneratorBasedBuilder):
+    """300 rows, the last of them without a class and with NaN in one of two columns of inputs."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        row = tfds.features.Tensor(shape=(2,), dtype=np.float32)
+        features = {"x": row, "z": row, "y": tfds.features.ClassLabel(names=["cat", "dog"])}
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(300):
+            last = i == 299
+            x = np.array([i, np.nan if last else 0], np.float32)
+            yield i, {"x": x, "z": np.array([i, 0], np.float32), "y": -1 if last else i % 2}
+
+
+def test_every_batch_of_a_set_on_disk_is_checked(tmp_path):
+    Table(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    given = dict(name="table", data_dir=str(tmp_path), in_memory=0)
+    at = 299  # not among the first 256, which are looked at in any case
+    for key, message in (("z", "label -1"), ("x", "x of example")):
+        source = load(given | dict(keys=[key, "y"]))
+        assert source.class_names == ("cat", "dog")
+        source.gather(np.arange(256))
+        with pytest.raises(ValueError, match=message) as error:
+            list(epoch(source, 100))
+        assert f"example {at}" in str(error.value)
+    batch = load(given | dict(keys=["z", "y"]), labels="unused").gather(np.array([at]))
+    assert batch["y"] == 0
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,8 @@ REFUSED = {  # overrides -> what the message says, in this order
     "optimiser.weight_decay ": (((".*kernl", 1.0),), "'.*kernl' matches no parameter"),
     "sharding ": ((("nothing", ("model",)),), "'nothing' matches no parameter"),
     "optimiser.schedule.warmup_steps": (2000, "warmup_steps: 2000", "1000 steps"),
-    "data.validation": (dict(name="digits", split="test"), "data.validation.classes: digits[test] has 10 classes", "trained on 8"),
+    "data.validation": (dict(name="digits", split="test"), "data.validation.classes: digits[test] "
+                        "has 10 classes", "trained on 8"),
     "data.validation ": (None, "evaluation.every: 200, but there is no data.validation"),
     "data.augment  ": ([dict(name="crop", pad=-1)], "data.augment: pad: -1"),
 }  # fmt: skip

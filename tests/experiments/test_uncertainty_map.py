@@ -12,7 +12,7 @@ from experiments.checkpoint import Checkpoints
 from experiments.data.source import load
 from experiments.evaluate import evaluate
 from experiments.evaluators import evaluator
-from experiments.evaluators.uncertainty_map import check, uncertainties
+from experiments.evaluators.uncertainty_map import check, uncertainties, uncertainty_map
 from experiments.predict import Predictions, Predictor
 from experiments.train import train
 from uncertainty.build import ConfigError

@@ -1,0 +1,191 @@
+"""Data that a run is evaluated on: read as its training data were, checked before it trains."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from configs.tabular import breast_cancer, diabetes
+from experiments import config as config_lib
+from experiments.data.source import load
+from experiments.evaluate import evaluate, name_of, place, print_sets
+from experiments.setup import describe, read_description, setup
+from experiments.train import train
+from experiments.workdir import read_config, read_json, write_json
+from uncertainty.build import ConfigError
+
+
+def small(module, **fields):
+    """The config with two networks of few steps."""
+    config = module.get_config()
+    config.update(dict(steps=40, mesh=dict(data=1), **fields))
+    config.logging.every, config.evaluation.every, config.inference.size = 20, 0, 2
+    config.optimiser.schedule = dict(name="constant")
+    return config
+
+
+@pytest.fixture(scope="module", params=[breast_cancer, diabetes], ids=["classes", "targets"])
+def table(request, tmp_path_factory):
+    """A run on one of scikit-learn's tables, and its test part raw in a file."""
+    folder = tmp_path_factory.mktemp("table")
+    config = small(request.param)
+    train(config, folder / "run")
+    spec = config_lib.plain(config)["evaluators"]["test"]["data"]
+    raw = load(spec | dict(standardise=False))
+    np.savez(folder / "raw.npz", x_test=raw.x, y_test=raw.y)
+    return folder / "run", dict(name="npz", path=str(folder / "raw.npz"), split="test")
+
+
+def evaluated(run, data):
+    experiment = setup(read_config(run), read_description(run))
+    source = load(data, like=experiment.source, labels="alike")
+    specs = {"data": dict(name=experiment.source.task, data=source)}
+    found, failures = evaluate(experiment, run, specs=specs, name=name_of(data), show=False)
+    assert not failures
+    return {k: v for k, v in found.items() if not k.startswith("cost")}
+
+
+def test_raw_test_data_give_the_numbers_of_the_built_in_ones(table):
+    run, spec = table
+    built_in = read_config(run)["evaluators"]["test"]["data"]
+    expected = evaluated(run, built_in)
+    assert evaluated(run, spec) == expected
+    assert evaluated(run, spec | dict(standardise=True)) == expected
+    otherwise = evaluated(run, spec | dict(standardise=False))
+    assert otherwise != expected
+    noted = read_json(run / "evaluation" / name_of(spec) / "sets.json")["data"]
+    assert noted["notes"] == ["mean is its own, not that of the training data",
+                              "std is its own, not that of the training data"]  # fmt: skip
+
+
+def test_how_the_training_data_were_read_is_part_of_the_run(table):
+    run, _ = table
+    noted, config = read_description(run), read_config(run)
+    source = load(config["data"]["train"])
+    for field in ("mean", "std", "y_mean", "y_std"):
+        np.testing.assert_array_equal(getattr(noted, field), getattr(source, field))
+    assert (noted.classes, noted.outputs, noted.shape, len(noted)) == (
+        source.classes, source.outputs, source.shape, 0)  # fmt: skip
+    before = read_json(run / "data.json")
+    # A run of a version that noted less has it from the training data again.
+    write_json(run / "data.json", {k: before[k] for k in ("name", "shape", "classes", "outputs")})
+    again = read_description(run)
+    write_json(run / "data.json", before)
+    np.testing.assert_array_equal(again.mean, noted.mean)
+    assert describe(source) == describe(load(config["data"]["train"]))
+
+
+def test_images_are_described_by_channel(tmp_path):
+    x = np.random.default_rng(0).uniform(0, 16, (9, 5, 5, 3))
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(9) % 3)
+    spec = dict(name="npz", path=str(tmp_path / "a.npz"), range=(0, 16), mean=(0.1, 0.2, 0.3))
+    source = load(spec | dict(std=0.5))
+    write_json(tmp_path / "data.json", describe(source))
+    assert len(read_json(tmp_path / "data.json")["mean"]) == 3
+    noted = read_description(tmp_path)
+    np.testing.assert_array_equal(noted.mean, source.mean)
+    assert noted.range == (0, 16) and noted.shape == (5, 5, 3)
+    write_json(tmp_path / "data.json", {"digest": "", "shape": None})
+    with pytest.raises(ValueError, match=r"data.json is not a description of training data"):
+        read_description(tmp_path)
+
+
+def test_a_run_does_not_resume_on_other_data(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "own.npz"
+    config = small(breast_cancer)
+    config.evaluators = {}
+    config.data.train = dict(name="npz", path=str(path))
+    config.data.validation = None
+    for scale in (1, 2):
+        np.savez(path, x=scale * rng.standard_normal((40, 3)), y=np.arange(40) % 2)
+        if scale == 1:
+            train(config, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"on other training data .*\n  digest: \w+ -> \w+"):
+        train(config, tmp_path / "run")
+
+
+def test_results_are_named_after_the_data_and_not_overwritten(digits, tmp_path, programs):
+    """Two files, each with results of its own; the same data again replace their own results."""
+    test = load(dict(name="digits", split="test", classes=range(8)))
+    results = []
+    for folder, rows in (("a", slice(0, 100)), ("b", slice(100, 200)), ("a", slice(0, 100))):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        path = tmp_path / folder / "mine.npz"
+        np.savez(path, x_test=test.x[rows], y_test=test.y[rows])
+        spec = dict(name="npz", path=str(path), split="test")
+        result = programs("evaluate", "--workdir", digits, "--data", str(spec))
+        assert result.code == 0, result.output
+        assert "data: npz[test], 100 examples" in result.output
+        results.append(result.output.splitlines()[-1].rpartition("/")[2])
+    assert results[0] == results[2] == "npz-mine-test"
+    assert results[1].startswith("npz-mine-test-") and len(results[1]) == len("npz-mine-test-") + 8
+    experiment = setup(read_config(digits), read_description(digits))
+    source = load(dict(name="digits", split="validation", classes=range(8)), like=experiment.source)
+    with pytest.raises(ConfigError, match=r"--name: 'npz-mine-test' has results of other data"):
+        place(digits, "npz-mine-test", {}, source)
+
+
+def test_the_sets_are_noted_and_shown(digits, capsys):
+    sets = read_json(digits / "evaluation" / "test" / "sets.json")
+    assert set(sets) == {"test", "corruption", "ood", "ood.held_out", "ood.noise"}
+    assert sets["test"] == sets["ood"]
+    assert sets["test"]["examples"] == len(
+        load(dict(name="digits", split="test", classes=range(8)))
+    )
+    print_sets(sets, 300)
+    assert "ood, test: digits[test], 323 examples" in capsys.readouterr().out
+
+
+BEFORE = {
+    "missing file": (dict(sets=dict(a=dict(name="npz", path="/no/file.npz"))),
+                     "evaluators.ood.sets.a.path: there is no file"),
+    "another shape": (dict(sets=dict(a=dict(name="iris"))),
+                      r"evaluators.ood.sets.a: iris\[train\]: inputs of shape \(4,\), but"),
+    "labels": (dict(data=dict(name="digits", split="test")),
+               "data.classes: .* 10 classes, but the model was trained on 8"),
+    "split": (dict(data=dict(split="tst")), "data.split: 'tst' does not exist"),
+    "severity": ({}, "evaluators.corruption.severity: 9; 1 to 5 are known"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_evaluators_data_are_checked_before_training(case):
+    changes, message = BEFORE[case]
+    config = config_lib.load("configs/digits/mlp.py", {"mesh": dict(data=1)})
+    config.evaluators.ood.update(changes)
+    if case in ("severity", "missing file"):
+        config.evaluators.corruption.severities = (9,)  # every fault is named
+    with pytest.raises(ConfigError, match=message):
+        setup(config)
+    setup(config, evaluated=False)
+
+
+def test_what_is_none_is_left_out():
+    overrides = {"evaluators.ood.sets.noise": None, "evaluators.corruption": None}
+    plain = config_lib.plain(config_lib.load("configs/digits/mlp.py", overrides))
+    assert set(plain["evaluators"]) == {"test", "ood"}
+    assert set(plain["evaluators"]["ood"]["sets"]) == {"held_out"}
+
+
+def test_one_override_sets_all_data(tmp_path, caplog):
+    """The sets of a config derive from its training data; one that does not is spoken of."""
+    x = np.random.default_rng(0).random((60, 8, 8, 1))
+    parts = {f"x_{s}": x for s in ("train", "validation", "test")}
+    labels = {name.replace("x", "y"): np.arange(60) % 8 for name in parts}
+    np.savez(tmp_path / "own.npz", **parts, **labels)
+    own = dict(name="npz", path=str(tmp_path / "own.npz"), split="train")
+    config = config_lib.load("configs/digits/mlp.py", {"data.train": own, "mesh": dict(data=1)})
+    config.evaluators.ood.sets = {}
+    with caplog.at_level(logging.WARNING):
+        experiment = setup(config)
+    plain = experiment.config
+    assert plain["evaluators"]["test"]["data"] == own | dict(split="test")
+    assert plain["evaluators"]["corruption"]["data"] == own | dict(split="test")
+    assert plain["data"]["validation"] == own | dict(split="validation")
+    assert "batch_size: 64, but npz[train] has 60 examples" in caplog.text
+    assert "reads" not in caplog.text
+    config.evaluators.test.data = dict(name="digits", split="test", classes=tuple(range(8)))
+    with caplog.at_level(logging.WARNING):
+        setup(config)
+    assert "evaluators.test.data reads digits, but data.train npz" in caplog.text
