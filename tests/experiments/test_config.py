@@ -101,8 +101,6 @@ REFUSED = {  # overrides -> what the message says, in this order
               "head.mean.curvature: 'sigmoid'", "'gaussian'"),
     "likelihood ": ("gaussian", "'gaussian'", "real outcomes", "digits"),
     "data.train": (dict(name="diabetes"), "evaluators.corruption.name", "for classification"),
-    "data.validation  ": (dict(name="diabetes"), "data.validation: diabetes[train]: inputs of "
-                          "shape (10,), but the model was trained on (8, 8, 1)"),
     "evaluators.test": (dict(name="regression", data={"name": "digits"}), "for regression"),
     "batch_size ": (60, "batch_size: 60", "8 devices", "56 or 64"),
     "evaluation.batch_size": (12, "evaluation.batch_size: 12", "8 or 16"),

@@ -131,7 +131,8 @@ def test_frozen_for_good_and_left_out_of_evaluation(sound, data, tmp_path, caplo
         experiment = train(config, tmp_path)
     messages = [r.getMessage() for r in caplog.records]
     assert sum(f"particle {BAD}" in m and "at step 1;" in m for m in messages) == 1
-    assert sum("member 1 predicts no numbers and is left out" in m for m in messages) == 2
+    left_out = "the predictions of member 1 are not finite and are left out"
+    assert sum(left_out in m for m in messages) == 2
     assert particles(tmp_path, config, STEPS, OTHERS) == particles(expected, config, STEPS, OTHERS)
 
     found, failures = evaluate(experiment, tmp_path, show=False)
@@ -162,7 +163,7 @@ def test_stopped(sound, data, tmp_path, edit, step):
         assert np.isfinite(found["classification/nll"])
     else:
         assert not found
-        assert failures == {"test": "npz[test]: the predictions of member 1 are not numbers"}
+        assert failures == {"test": "npz[test]: the predictions of member 1 are not finite"}
 
     # The same run goes on with the other policy.
     train(config | {"on_fault": "freeze"}, tmp_path)
@@ -173,7 +174,7 @@ def test_infinite_in_validation_alone(data, tmp_path):
     config = config_of(data, on_fault="stop")
     config["data"]["validation"]["split"] = "train"
     begin(config, tmp_path, overflowing)
-    message = r"validation at step 5: npz\[train\]: the predictions of member 1 are not numbers"
+    message = r"validation at step 5: npz\[train\]: the predictions of member 1 are not finite"
     with pytest.raises(ParticleFault, match=message):
         train(config, tmp_path)
     assert Checkpoints(tmp_path).steps() == [0, 2, 4]
