@@ -53,6 +53,7 @@ class Predictor:
         self._put = execution.put_batch(experiment.mesh)
         latents = execution.on_mesh(experiment.inference.predict, experiment.mesh)
         likelihood = experiment.model.likelihood
+        self.normalised = likelihood.normalised
 
         def predict(state: State, x: jax.Array) -> dict[str, jax.Array]:
             latent = latents(state, x)

@@ -39,8 +39,8 @@ MAY_IMPORT = {
     "build": {"types", "model", "optimisers", "samplers", "specs"},
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output
-STANDARD = {"collections", "concurrent", "dataclasses", "difflib", "fractions", "functools", "importlib",
-            "inspect", "itertools", "math", "operator", "os", "pkgutil", "re", "types",
+STANDARD = {"collections", "concurrent", "dataclasses", "difflib", "fractions", "functools",
+            "importlib", "inspect", "itertools", "math", "operator", "os", "pkgutil", "re", "types",
             "typing"}  # fmt: skip
 HEAVY = ("tensorflow", "tensorflow_datasets", "tensorboard", "torch", "keras", "sklearn", "pandas",
          "matplotlib", "clu.metric_writers")  # fmt: skip

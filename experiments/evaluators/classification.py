@@ -22,7 +22,7 @@ def classification(predict: Any, data: Any, bins: int = 15) -> Iterator[tuple[st
     p = predict(data)
     if p.log_p is None:
         raise ValueError("classification: the likelihood is for real outcomes")
-    yield from metrics.evaluate_classification(p.log_p, p.y, bins).items()
+    yield from metrics.evaluate_classification(p.log_p, p.y, bins, predict.normalised).items()
     examples = metrics.per_example(p.log_p, p.y)
     mean = np.mean(np.exp(examples["log_p_label"], dtype=np.float64))
     yield "classification/nll_of_mean", -np.log(mean)

@@ -33,7 +33,7 @@ def corruption(
     for kind in kinds:
         for severity in severities:
             p = predict(corruptions.corrupted(clean, kind, severity))
-            result = metrics.evaluate_classification(p.log_p, p.y, bins)
+            result = metrics.evaluate_classification(p.log_p, p.y, bins, predict.normalised)
             for name, group in SHOWN.items():
                 value = result[f"{group}/{name}"]
                 total[name].append(value)

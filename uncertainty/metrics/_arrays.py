@@ -100,6 +100,22 @@ def _check_values(log_p: np.ndarray, labels: np.ndarray, first: int) -> None:
         )
 
 
+def check_sums(p: np.ndarray, first: int = 0) -> None:
+    """Raises ValueError where the probabilities p [M, b, K] do not sum to 1, within 1 %.
+
+    `first` is the number of the first example.
+    """
+    sums = p.sum(-1)
+    off = np.abs(sums - 1)
+    if not off.max() <= 0.01:
+        m, b = np.unravel_index(off.argmax(), off.shape)
+        raise ValueError(
+            f"log_p: probabilities sum to {sums[m, b]:.6g} at member {m}, example {first + b}, but "
+            "1 is expected (logits passed? for classes that are independent, as with a sigmoid, "
+            "say normalised=False)"
+        )
+
+
 def log_mean_exp(x: np.ndarray) -> np.ndarray:
     """log(mean(exp(x))) over the leading axis; -inf where all is."""
     if len(x) == 1:
