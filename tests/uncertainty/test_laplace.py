@@ -126,6 +126,44 @@ def test_last_layer_laplace_has_a_dense_heads_parameters_and_the_direct_variance
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("N", "K", "too_small", "difference"),
+    [
+        (100, 2, (1.1, 1.7), (0.6, 0.8)),
+        (1000, 2, (1.2, 4.5), (0.5, 0.75)),
+        (1000, 10, (1.1, 1.9), (0.9, 1.2)),
+    ],
+)
+def test_what_the_covariance_between_classes_would_add(N, K, too_small, difference):
+    # The full posterior of a multinomial regression, [K m, K m], in float64.
+    rng, m = np.random.default_rng(0), 10
+    phi, f = rng.normal(size=(N, m)) / m**0.5, 3 * rng.normal(size=(m, K))
+    p = scipy.special.softmax(phi @ f, axis=1)
+    test = rng.normal(size=(100, m)) / m**0.5
+    curvature = p[:, :, None] * np.eye(K) - p[:, :, None] * p[:, None]
+    precision = np.einsum("nkl,ni,nj->kilj", curvature, phi, phi, optimize=True)
+    precision = precision.reshape(K * m, K * m) + np.eye(K * m)
+    full = np.linalg.inv(precision).reshape(K, m, K, m)
+    full = np.einsum("kilj,bi,bj->bkl", full, test, test, optimize=True)
+    fitted = layer.Laplace("softmax")
+
+    @jax.jit
+    def variance(phi, mean, test):
+        variables = {}
+        for collection in ("moments", "precision"):
+            made = fitted.apply(variables, phi, mean, train=False, mutable=[collection])[1]
+            variables = variables | made
+        return fitted.apply(variables, test, jnp.zeros((1, len(test[0]), K)), train=False)[0]
+
+    blocks = variance(*(np.float32(a)[None] for a in (phi, phi @ f, test)))
+    ratio = np.einsum("bkk->bk", full) / blocks
+    assert too_small[0] <= ratio.min() + 1e-4 and ratio.max() < too_small[1]
+    centre = np.eye(K) - 1 / K
+    ratio = np.einsum("kl,blm,km->bk", centre, full, centre) / (blocks @ centre.T**2)
+    assert difference[0] < ratio.min() and ratio.max() < difference[1]
+
+
+@pytest.mark.slow
 def test_the_pass_does_not_depend_on_the_batches_or_their_order():
     model = model_of(Sngp(outputs=2, features=16))
     inference, whole = fitted(model, X)
