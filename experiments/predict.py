@@ -75,6 +75,7 @@ class Predictor:
         self._put = execution.put_batch(experiment.mesh)
         latents = execution.on_mesh(experiment.inference.predict, experiment.mesh)
         likelihood = experiment.model.likelihood
+        self.normalised = likelihood.normalised
 
         def predict(state: State, x: jax.Array) -> dict[str, jax.Array]:
             latent = latents(state, x)
@@ -160,7 +161,11 @@ class Predictor:
                 examples = metrics.per_example(p.log_p, p.y if known else None)
                 found = metrics.ood_scores(p.log_p, p.mean, p.epistemic)
             none = np.zeros(0)
-            sums = streaming.tally(p.log_p, p.y, bins) if known else (None, none, none)
+            sums = (
+                streaming.tally(p.log_p, p.y, bins, self.normalised)
+                if known
+                else (None, none, none)
+            )
             return *sums, examples, found, p.seconds
 
         tallies, confidence, correct, examples, found, seconds = zip(

@@ -67,6 +67,10 @@ REFUSED = [
     (dict(stage=SAMPLES, then=SAMPLES | {"average"}), r"there are samples already"),
     (dict(stage={"laplace"}, then=SAMPLES | {"average", "batch_statistics"}),
      r"there is a posterior already, of the stage laplace, .* let laplace come after"),
+    (dict(decay={"weight_decay", "l2"}),
+     r"optimiser\.(weight_decay|l2): changes the posterior that (prior|direction) states"),
+    (dict(decay={"weight_decay"}, sampler={"sgld", "psgld", "sghmc"}),
+     r"weight_decay: .* a sampler's posterior is changed by it"),
     (dict(direction=INTERACTING, hyper={True}),
      r"hyper: particles that interact or sample have one posterior"),
     (dict(direction=INTERACTING - {"svgd"}, sampler={"sgld", "psgld", "sghmc"}),
@@ -210,6 +214,25 @@ def test_every_direction_with_every_optimiser(direction):
             config["inference"]["hyper"] = dict(learning_rate=(0.5, 1.0))
         meant(lambda c=config: build.inference(c, model_of("mlp", "single", "dense"), 64),
               direction=direction, sampler=sampler, hyper=hyper)  # fmt: skip
+
+
+@pytest.mark.parametrize("decay", ["weight_decay", "l2"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_no_posterior_has_decay_beside_it(direction, decay):
+    for sampler in (None, "sgld", "psgld", "sghmc"):
+        config = config_of("mlp", "single", "dense", direction)
+        config["inference"] = dict(config["inference"], prior=dict(name="gaussian"))
+        rules = {decay: ((".*kernel", 0.1),)}
+        config["optimiser"] = (SAMPLERS[sampler] if sampler else config["optimiser"]) | rules
+        made = lambda c=config: build.inference(c, model_of("mlp", "single", "dense"), 64)  # noqa: E731
+        meant(made, direction=direction, sampler=sampler, decay=decay)
+        config["inference"].pop("prior")  # then SVGD's and WGD's are flat, and others' are none
+        if "function_prior" in config["inference"]["direction"]:
+            continue  # which is drawn from the prior
+        if direction != "particles":
+            meant(made, direction=direction, sampler=sampler, decay=decay)
+        elif not (sampler and decay == "weight_decay"):
+            made()
 
 
 def after(config, *names):

@@ -16,11 +16,12 @@ MAY_IMPORT = {
     "rules": set(),
     "layouts": set(),
     "pretrained": {"layouts"},
-    "schedules": set(),
+    "cycles": set(),
+    "schedules": {"cycles"},
     "samplers": {"types"},
     "optimisers": {"rules", "samplers"},
     "thinning": set(),
-    "annealing": set(),
+    "annealing": {"cycles"},
     "context": {"types"},
     "predictive": {"types"},
     "likelihoods": {"types", "predictive"},
@@ -38,8 +39,8 @@ MAY_IMPORT = {
     "build": {"types", "model", "optimisers", "samplers", "specs"},
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output
-STANDARD = {"collections", "concurrent", "dataclasses", "difflib", "functools", "importlib",
-            "inspect", "itertools", "math", "operator", "os", "pkgutil", "re", "types",
+STANDARD = {"collections", "concurrent", "dataclasses", "difflib", "fractions", "functools",
+            "importlib", "inspect", "itertools", "math", "operator", "os", "pkgutil", "re", "types",
             "typing"}  # fmt: skip
 HEAVY = ("tensorflow", "tensorflow_datasets", "tensorboard", "torch", "keras", "sklearn", "pandas",
          "matplotlib", "clu.metric_writers")  # fmt: skip

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from uncertainty.cycles import share
+
 Annealing = Callable[[jax.Array], jax.Array]
 
 
@@ -43,8 +45,7 @@ def cyclical(steps: int, cycles: int = 5, power: float = 10.0) -> Annealing:
     _check(steps, power)
     if cycles < 1:
         raise ValueError(f"cycles: {cycles}; at least 1")
-    # Whole numbers do not round: a cycle begins at 0.
-    return lambda step: jnp.where(step < steps, (step * cycles % steps / steps) ** power, 1.0)
+    return lambda step: jnp.where(step < steps, share(step, steps, cycles) ** power, 1.0)
 
 
 def _share(step: jax.Array, steps: int) -> jax.Array:

@@ -82,7 +82,7 @@ def sigmoid(
             labels = jax.nn.one_hot(labels, latent.mean.shape[-1])
         return -jnp.sum(labels * log_on + (1 - labels) * log_off, axis=-1)
 
-    return Likelihood(nll=nll, log_probs=log_probs)
+    return Likelihood(nll=nll, log_probs=log_probs, normalised=False)
 
 
 def gaussian(noise_std: float = 1.0) -> Likelihood:

@@ -9,7 +9,14 @@ import jax
 import optax
 
 from uncertainty import rules
-from uncertainty.samplers import Sampler, SamplingTransformation, psgld, sghmc, sgld
+from uncertainty.samplers import (
+    DecayingTransformation,
+    Sampler,
+    SamplingTransformation,
+    psgld,
+    sghmc,
+    sgld,
+)
 
 # What a config may name; `optimiser` joins them.
 __all__ = ("adam", "lion", "psgld", "rmsprop", "sgd", "sghmc", "sgld")
@@ -49,7 +56,7 @@ def optimiser(
     weight_decay: rules.Rules = (),
     l2: rules.Rules = (),
     multipliers: rules.Rules = (),
-) -> optax.GradientTransformation | SamplingTransformation:
+) -> optax.GradientTransformation | DecayingTransformation | SamplingTransformation:
     """params <- params - learning_rate schedule(t) c (direction(g + l2 params) + decay params).
 
     Made for one particle; `inference` maps it over P, so clipping never couples particles.
@@ -67,6 +74,9 @@ def optimiser(
         the direction. A Keras regulariser `l2(c)` is 2 c here.
       multipliers: rules to c, a factor on the learning rate (decay included); 0 freezes.
 
+    Particles that stand for a posterior, by `inference.prior` or by their interaction, take neither
+    `weight_decay` nor `l2`: the prior says all (`inference/particles.py`).
+
     Raises:
       ValueError: a rate out of range, a field that a sampler does not have; at `init`, a rule that
         matches no parameter.
@@ -78,6 +88,7 @@ def optimiser(
     for field, given in dict(weight_decay=weight_decay, l2=l2, multipliers=multipliers).items():
         rules.check(given, field)
 
+    decays = tuple(field for field, given in (("weight_decay", weight_decay), ("l2", l2)) if given)
     if isinstance(direction, Sampler):
         for field, given in dict(
             clip=clip, weight_decay=weight_decay, multipliers=multipliers
@@ -87,8 +98,8 @@ def optimiser(
                                  "weights' scale is inference.prior")  # fmt: skip
         sampler = direction.make(lambda step: learning_rate * schedule(step))
         joined = optax.chain(*_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p), sampler)
-        return SamplingTransformation(joined.init, joined.update, direction.plain and not l2)
-    return optax.chain(
+        return SamplingTransformation(joined.init, joined.update, direction.plain, decays)
+    joined = optax.chain(
         *([optax.clip_by_global_norm(clip)] if clip is not None else []),
         *_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p),
         direction,
@@ -96,6 +107,7 @@ def optimiser(
         optax.scale_by_schedule(lambda step: -learning_rate * schedule(step)),
         *_by_rule(multipliers, "multipliers", 1.0, lambda g, p, c: c * g),
     )
+    return DecayingTransformation(joined.init, joined.update, decays) if decays else joined
 
 
 def _by_rule(

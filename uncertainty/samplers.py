@@ -35,6 +35,18 @@ class SamplingTransformation(NamedTuple):
     init: Callable[[Params], Any]
     update: Callable[..., tuple[Params, Any]]
     plain: bool
+    decays: tuple[str, ...] = ()
+
+
+class DecayingTransformation(NamedTuple):
+    """An optimiser that pulls parameters to 0: `decays` names its fields that do.
+
+    So it has a fixed point of its own, which a posterior that is stated elsewhere does not know.
+    """
+
+    init: Callable[[Params], Any]
+    update: Callable[..., tuple[Params, Any]]
+    decays: tuple[str, ...]
 
 
 def sgld() -> Sampler:

@@ -5,9 +5,12 @@ that comes before it.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import jax.numpy as jnp
 import optax
+
+from uncertainty.cycles import share
 
 
 def constant(total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
@@ -36,7 +39,8 @@ def step(
     """Times `factor` at each of `boundaries`, given as fractions of the whole run in (0, 1)."""
     if not all(0 < b < 1 for b in boundaries):
         raise ValueError(f"boundaries: {tuple(boundaries)}; fractions of the run in (0, 1)")
-    at = [round(b * total_steps) - warmup_steps for b in boundaries]
+    # Of the fractions as they are written: 0.575 of 100 steps is 57.5 and not 57.49999999999999.
+    at = [round(Fraction(str(b)) * total_steps) - warmup_steps for b in boundaries]
     if min(at, default=0) < 0:
         raise ValueError(f"boundaries: {tuple(boundaries)} begin before warm-up ends")
 
@@ -61,7 +65,7 @@ def cyclical(
         raise ValueError(f"warmup_steps: {warmup_steps}; between 0 and the {total_steps} steps")
 
     def multiple(t):
-        done = (t * cycles % total_steps) / total_steps  # of the cycle
+        done = share(t, total_steps, cycles)
         value = final + (1 - final) * (1 + jnp.cos(jnp.pi * done)) / 2
         return value * jnp.minimum((t + 1) / max(warmup_steps, 1), 1.0)
 

@@ -1,5 +1,7 @@
 """Which steps of a run leave a sample behind: a list of them, from the whole number of steps."""
 
+from fractions import Fraction
+
 
 def after_burn_in(total_steps: int, size: int, burn_in: float = 0.5) -> tuple[int, ...]:
     """`size` steps at equal distances after the first `burn_in` of the run; the last is its end.
@@ -37,7 +39,7 @@ def cyclical(total_steps: int, size: int, cycles: int = 4, burn_in: float = 0.5)
     each, steps = size // cycles, []
     for cycle in range(cycles):
         start, end = (-(-c * total_steps // cycles) for c in (cycle, cycle + 1))
-        usable = round((end - start) * (1 - burn_in))
+        usable = round((end - start) * (1 - Fraction(str(burn_in))))  # as it is written
         steps += [end - usable * (each - 1 - i) // each for i in range(each)]
     if len(set(steps)) < size or steps != sorted(steps) or steps[0] < 1:
         raise ValueError(f"size: {size} samples do not fit into {total_steps} steps")

@@ -45,6 +45,7 @@ class Likelihood(NamedTuple):
     nll: Callable[[Latent, jax.Array, jax.Array], jax.Array]  # latent, labels, key -> nats [M, B]
     log_probs: Callable[[Latent, jax.Array], jax.Array] | None = None  # latent, key -> [M, B, K]
     moments: Callable[[Latent], tuple[jax.Array, jax.Array]] | None = None  # mean, variance of y
+    normalised: bool = True  # probabilities of the classes sum to 1
 
 
 class Model(NamedTuple):

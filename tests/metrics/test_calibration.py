@@ -1,11 +1,14 @@
 """Calibration errors against np.histogram, loops and permutations."""
 
 import itertools
+from fractions import Fraction
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
-from uncertainty.metrics import calibration
+from uncertainty.metrics import _arrays, calibration
 
 
 def ece_by_loop(confidence, correct, bins):
@@ -14,7 +17,7 @@ def ece_by_loop(confidence, correct, bins):
         inside = [
             (c, r)
             for c, r in zip(confidence, correct, strict=True)
-            if min(int(c * bins), bins - 1) == j
+            if j / bins <= c and (c < (j + 1) / bins or j == bins - 1)
         ]
         if inside:
             total += abs(sum(c for c, _ in inside) - sum(r for _, r in inside))
@@ -48,6 +51,34 @@ def test_bins_of_equal_width_are_those_of_numpy():
     right = np.histogram(confidence, b.edges, weights=correct.astype(float))[0]
     np.testing.assert_allclose(b.confidence * b.count, total, rtol=1e-12)
     np.testing.assert_allclose(b.accuracy * b.count, right, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@hypothesis.given(bins=st.integers(1, 3000), p=st.lists(st.floats(0, 1, width=32), max_size=20))
+def test_every_number_is_between_the_edges_of_its_bin(dtype, bins, p):
+    # Edges are exact fractions, rounded once; they and their neighbours are the hardest numbers.
+    edges = np.array([float(Fraction(j, bins)) for j in range(bins + 1)]).astype(dtype)
+    beside = [np.nextafter(edges, dtype(to)) for to in (-1, 2)]
+    p = np.concatenate([edges, *beside, np.array(p, dtype)])
+    p = p[(p >= 0) & (p <= 1)]
+    index = _arrays.bin_index(p, bins)
+    inside = (edges[index] <= p) & ((p < edges[index + 1]) | (index == bins - 1))
+    assert inside.all(), p[~inside]
+    np.testing.assert_array_equal(np.bincount(index, minlength=bins), np.histogram(p, edges)[0])
+    np.testing.assert_array_equal(_arrays.bin_index(np.stack([p, p]).T, bins).T, [index] * 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_decimal_is_in_the_bin_that_begins_with_it(dtype):
+    for digits in (1, 2, 3):
+        bins = 10**digits
+        decimals = np.array([f"{j / bins:.{digits}f}" for j in range(bins)], dtype)
+        np.testing.assert_array_equal(_arrays.bin_index(decimals, bins), np.arange(bins))
+    confidence = np.repeat(np.array([0.29, 0.285], dtype), 10)
+    b = calibration.reliability_bins(confidence, np.repeat([1, 0], 10), bins=100)
+    assert b.count[29] == b.count[28] == 10
+    error = np.nansum(b.count / 20 * np.abs(b.confidence - b.accuracy))
+    np.testing.assert_allclose(error, (0.71 + 0.285) / 2, rtol=1e-6)
 
 
 def test_edges_go_up_and_one_goes_to_the_last_bin():

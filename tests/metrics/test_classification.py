@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from uncertainty.metrics import _arrays, classification
+from uncertainty import metrics
+from uncertainty.metrics import _arrays, classification, streaming
 
 
 @pytest.mark.parametrize("members", [1, 4])
@@ -179,6 +180,28 @@ def test_what_is_wrong_and_where(predict, monkeypatch, chunk):
     assert "integers are expected; got float64" in message(log_p, labels * 1.0)
     assert "[members, examples, classes]" in message(log_p[0], labels)
     assert "(3, 0, 5)" in message(log_p[:, :0], labels[:0])
+
+
+def test_logits_are_refused_and_independent_classes_are_not_if_asked(predict, monkeypatch):
+    monkeypatch.setattr(_arrays, "CHUNK", 1)
+    log_p, labels = predict(2, 200, 5)
+    logits = log_p.copy()
+    logits[1, 171] -= 0.1  # all negative, as log-probabilities are
+    why = "sum to 0.904837 at member 1, example 171, but 1 is expected .*normalised=False"
+    for refuse in (
+        lambda: metrics.evaluate_classification(logits, labels),
+        lambda: streaming.update(streaming.init(2, 5), logits, labels),
+    ):
+        with pytest.raises(ValueError, match=why):
+            refuse()
+    each = np.log(1 / (1 + np.exp(-3 * np.random.default_rng(0).normal(size=(2, 200, 5)))))
+    found = metrics.evaluate_classification(each, labels, normalised=False)
+    assert found["classification/nll"] == pytest.approx(classification.nll(each, labels))
+    acc = streaming.update(streaming.init(2, 5), each, labels, normalised=False)
+    assert streaming.result(acc)["classification/nll"] == found["classification/nll"]
+    # Sums of float32 and of half precision are near enough to 1.
+    for dtype in (np.float32, np.float16):
+        metrics.evaluate_classification(log_p.astype(dtype), labels)
 
 
 def test_wrong_options(predict):

@@ -192,6 +192,13 @@ def test_members_share_their_random_numbers():
     np.testing.assert_array_equal(log_p[0], log_p[1])
 
 
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_likelihoods_say_whether_probabilities_sum_to_1(name):
+    likelihood = getattr(likelihoods, name)()
+    sums = np.exp(likelihood.log_probs(latent(variance=True), KEY)).sum(-1)
+    assert np.allclose(sums, 1, atol=1e-5) == likelihood.normalised
+
+
 def test_sigmoid_is_a_sum_of_bernoullis():
     u = latent()
     labels = jnp.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [1, 0, 0]])

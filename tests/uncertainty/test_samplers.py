@@ -247,7 +247,7 @@ def test_the_cycles_of_samples_are_those_of_the_rate(total, cycles, warmup):
             svgd.svgd, kernel=linear.linear)), "direction: .*no diffusion"),
         (lambda: particles(linear_regression(D, NOISE), optimisers.optimiser(
             samplers.sgld(), 0.1, l2=((".*", 1.0),)), num_examples=N, direction=svgd.svgd),
-         "direction: .*without l2"),
+         r"optimiser\.l2: changes the posterior that direction states"),
         (lambda: chains(samplers.sgld(), 0.1, hyper=dict(learning_rate=[1.0])), "hyper: "),
         (lambda: chains(samplers.sgld(), 0.1, likelihood_temperature=0.0), "likelihood_temp"),
     ],

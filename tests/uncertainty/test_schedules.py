@@ -1,6 +1,7 @@
 """Schedules against their closed forms at every step."""
 
 import math
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -53,7 +54,7 @@ def test_cosine_and_linear(warmup, final):
 )
 def test_step_multiplies_once_for_every_boundary_that_has_passed(total, warmup, boundaries, factor):
     warmup = min(warmup, total)
-    at = [round(b * total) for b in boundaries]
+    at = [round(Fraction(str(b)) * total) for b in boundaries]
     if min(at, default=warmup) < warmup:
         with pytest.raises(ValueError, match="before warm-up ends"):
             schedules.step(total, warmup, boundaries, factor)
@@ -81,6 +82,12 @@ def test_no_step_is_idle_and_none_exceeds_the_peak(name, warmup):
     assert got.min() > 0
     assert got.max() == pytest.approx(1)
     assert got[max(warmup - 1, 0)] == pytest.approx(1)  # warm-up ends at the peak
+
+
+def test_a_boundary_is_that_of_the_fraction_as_it_is_written():
+    # 0.575 * 100 is 57.49999999999999 in floating point; 57.5 goes to the even step.
+    schedule = schedules.step(100, 0, (0.575,), 0.1)
+    close([schedule(t) for t in (57, 58)], [1.0, 0.1])
 
 
 def test_schedules_can_be_traced():

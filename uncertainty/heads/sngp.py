@@ -25,8 +25,9 @@ class Sngp(nn.Module):
     draws or by the likelihood's `mean_field`.
 
     Differences from the paper: the covariance is shared by the classes unless `curvature` says
-    otherwise, as in the authors' code; features are scaled by sqrt(2 / m), so that the prior's
-    variance is amplitude^2 whatever m; no bias on the mean.
+    otherwise, as in the authors' code ('softmax' has one for each class and none between classes,
+    by which its variances are too small: see `layers/laplace.py:Laplace`); features are scaled by
+    sqrt(2 / m), so that the prior's variance is amplitude^2 whatever m; no bias on the mean.
 
     Attributes:
       outputs: K.

@@ -9,7 +9,7 @@ import optax
 
 from uncertainty.inference import executors, members
 from uncertainty.inference.independent import Direction, independent
-from uncertainty.samplers import SamplingTransformation, normal
+from uncertainty.samplers import DecayingTransformation, SamplingTransformation, normal
 from uncertainty.types import Batch, Inference, Latent, Metrics, Model, Prior, State, Target
 
 NOISE = 0x6E6F6973  # of a particle's key and step: the noise of a sampler
@@ -17,7 +17,7 @@ NOISE = 0x6E6F6973  # of a particle's key and step: the noise of a sampler
 
 def particles(
     model: Model,
-    optimiser: optax.GradientTransformation | SamplingTransformation,
+    optimiser: optax.GradientTransformation | DecayingTransformation | SamplingTransformation,
     size: int = 1,
     direction: Callable[..., Direction] = independent,
     executor: str = "auto",
@@ -61,7 +61,8 @@ def particles(
     Raises:
       ValueError: size or accumulate below 1, an unknown executor, a temperature below 0 (or 0, of
         the likelihood), a prior or a sampler without `num_examples`, a sampler with a direction
-        that has no diffusion, or `hyper` with particles that interact or sample.
+        that has no diffusion, `hyper` with particles that interact or sample, or an optimiser that
+        decays parameters which have a prior or interact.
     """
     if size < 1:
         raise ValueError(f"size: {size} particles; at least 1")
@@ -78,13 +79,20 @@ def particles(
     target = Target(prior, num_examples, temperature, likelihood_temperature)
     direct = direction(over=over, target=target, accumulate=accumulate)
     separable = getattr(direct, "separable", False)
+    decays = isinstance(optimiser, DecayingTransformation | SamplingTransformation)
+    if decays and optimiser.decays and (prior is not None or not separable):
+        stated = "prior" if prior is not None else "direction"
+        raise ValueError(
+            f"optimiser.{optimiser.decays[0]}: changes the posterior that {stated} states; unset "
+            "it, and give the weights' scale by inference.prior alone"
+        )
     if sampling and not hasattr(direct, "colour"):
         raise ValueError(
             "direction: this one has no diffusion that a sampler could follow; samplers go with "
             "'independent', and 'sgld' with 'svgd' in weight space"
         )
     if sampling and not (separable or optimiser.plain):
-        raise ValueError("direction: particles that interact sample by 'sgld' alone, without l2")
+        raise ValueError("direction: particles that interact sample by 'sgld' alone")
     if hyper and (sampling or not separable):
         raise ValueError("hyper: particles that interact or sample have one posterior")
     members.check_hyper(hyper or {})

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from uncertainty.metrics._arrays import (
     bin_classes,
+    bin_edges,
     bin_index,
     checked,
     checked_bins,
@@ -40,7 +41,9 @@ def reliability_bins(
       confidence: [B] in [0, 1].
       correct: [B] of 0 and 1.
       bins: their number.
-      kind: 'width', bin j = [j / bins, (j + 1) / bins) and the last with its right edge; or 'mass',
+      kind: 'width', bin j = [j / bins, (j + 1) / bins) and the last with its right edge, where
+        j / bins is the nearest number in the precision of `confidence`, so that .29, in float64 or
+        in float32, is in [.29, .30) of 100 bins; or 'mass',
         examples in order of confidence cut into bins whose sizes differ by at most one, the larger
         ones first (Nixon et al., 2019). Of examples that tie across a cut each bin gets its share
         of the right ones in expectation, so the order of the examples does not matter.
@@ -54,8 +57,8 @@ def reliability_bins(
         raise ValueError(f"confidence: between {low:.6g} and {high:.6g}, but [0, 1] is expected")
     bins = _checked_bins(bins, kind)
     if kind == "width":
-        count, total, right = width_sums(confidence.astype(np.float64), correct, bins)
-        edges = np.arange(bins + 1) / bins
+        count, total, right = width_sums(confidence, correct, bins)
+        edges = bin_edges(bins)
     else:
         descending, errors = most_confident_first(confidence.astype(np.float64), correct)
         count, total, right, edges = mass_sums(descending, errors, bins)
@@ -104,7 +107,9 @@ def ece(log_p: ArrayLike, labels: ArrayLike, bins: int = 15, kind: str = "width"
         sum_j n_j / B |mean confidence_j - accuracy_j|
 
     over bins of equal width (Guo et al., 2017; at an edge theirs go to the lower bin, ours to the
-    upper one as in np.histogram) or, with kind='mass', of equal mass: see `reliability_bins`.
+    upper one, as in np.histogram with the edges j / bins) or, with kind='mass', of equal mass: see
+    `reliability_bins`. Confidences are float64, the exponential or the mean of exponentials of
+    log_p, which for log(.29) need not be the .29 that is the edge.
     """
     log_p, labels = checked(log_p, labels)
     bins = _checked_bins(bins, kind)

@@ -11,7 +11,7 @@ from uncertainty.metrics.selective import excess
 
 
 def evaluate_classification(
-    log_p: ArrayLike, labels: ArrayLike, bins: int = 15
+    log_p: ArrayLike, labels: ArrayLike, bins: int = 15, normalised: bool = True
 ) -> dict[str, float]:
     """Classification, calibration, selective and uncertainty metrics.
 
@@ -21,15 +21,18 @@ def evaluate_classification(
       log_p: [M, B, K] log-probabilities of each member.
       labels: [B] integers.
       bins: of the calibration errors and the Brier decomposition.
+      normalised: whether each row of probabilities sums to 1, as those of a softmax do, and is
+        checked for it; False for those of independent classes (`likelihoods.sigmoid`).
 
     Returns:
       'group/metric' -> value; mutual information, disagreement and pairwise KL where M > 1.
 
     Raises:
-      ValueError: wrong shapes, NaN, logits in place of log-probabilities, labels out of range.
+      ValueError: wrong shapes, NaN, logits in place of log-probabilities (positive ones, and with
+        `normalised` all), labels out of range.
     """
     log_p, labels = _arrays.checked(log_p, labels)
-    return of_tally(*streaming.tally(log_p, labels, _arrays.checked_bins(bins)))
+    return of_tally(*streaming.tally(log_p, labels, _arrays.checked_bins(bins), normalised))
 
 
 def of_tally(

@@ -47,11 +47,17 @@ def init(members: int, classes: int, bins: int = 15) -> Accumulator:
     return Accumulator(members, *[0] * 9, np.zeros((3, bins)), np.zeros((3, classes, bins)))
 
 
-def update(acc: Accumulator, log_p: ArrayLike, labels: ArrayLike) -> Accumulator:
+def update(
+    acc: Accumulator, log_p: ArrayLike, labels: ArrayLike, normalised: bool = True
+) -> Accumulator:
     """Adds the examples log_p [M, B, K] with labels [B].
 
+    Args:
+      acc: of the examples before.
+      log_p, labels, normalised: as in `evaluate_classification`.
+
     Raises:
-      ValueError: as `_arrays.checked`, or another number of members or classes than in `init`.
+      ValueError: as there, or another number of members or classes than in `init`.
     """
     log_p, labels = _arrays.checked(log_p, labels)
     expected, got = (acc.members, acc.class_bins.shape[1]), (len(log_p), log_p.shape[2])
@@ -60,7 +66,7 @@ def update(acc: Accumulator, log_p: ArrayLike, labels: ArrayLike) -> Accumulator
             f"log_p: {expected[0]} members and {expected[1]} classes are expected; got "
             f"{got[0]} and {got[1]}"
         )
-    return merge(acc, tally(log_p, labels, acc.bins.shape[1])[0])
+    return merge(acc, tally(log_p, labels, acc.bins.shape[1], normalised)[0])
 
 
 def merge(a: Accumulator, b: Accumulator) -> Accumulator:
@@ -104,9 +110,11 @@ def result(acc: Accumulator) -> dict[str, float]:
 
 
 def tally(
-    log_p: np.ndarray, labels: np.ndarray, bins: int
+    log_p: np.ndarray, labels: np.ndarray, bins: int, normalised: bool = False
 ) -> tuple[Accumulator, np.ndarray, np.ndarray]:
     """The accumulator of checked arrays; confidence and correctness [B] of each example.
+
+    With `normalised`, probabilities that do not sum to 1 are refused.
 
     One pass with one exponentiation: every metric takes what it needs from a chunk in the cache.
     """
@@ -115,6 +123,8 @@ def tally(
 
     def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> Accumulator:
         members, p, log_q, q = _arrays.mixture(x)
+        if normalised:
+            _arrays.check_sums(p, s.start)
         index = _arrays.argmax(x[0] if M == 1 else q)
         right = correct[s] = index == y
         top = confidence[s] = q.ravel().take(_arrays.places(index, K))

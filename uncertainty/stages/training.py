@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from uncertainty.inference.members import fold
-from uncertainty.samplers import SamplingTransformation
+from uncertainty.samplers import DecayingTransformation, SamplingTransformation
 from uncertainty.types import Batch, Inference, State
 
 _AFTER = 0x61667465  # of a particle's key
-Optimiser = optax.GradientTransformation | SamplingTransformation
+Optimiser = optax.GradientTransformation | DecayingTransformation | SamplingTransformation
 Train = Callable[[Optimiser], Inference]  # independent particles, as the run's config has them
 
 
