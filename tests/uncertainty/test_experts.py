@@ -258,6 +258,22 @@ def test_noise_has_the_deviation_that_was_asked_for():
     assert set(sown["losses"]) == {"importance", "load"}
 
 
+def test_gshard_looks_at_the_gates_that_route():
+    """With noise, as in the published code; read off the routes of tokens that see all experts."""
+    weights = dict(importance_loss=0.0, load_loss=0.0, gshard_loss=0.5)
+    router = TopK(num_experts=3, k=3, capacity_factor=None, **weights)
+    params, x = dict(kernel=normal(D, 1, 3, seed=1)), normal(1, 2, 5, D)
+    route = jax.jit(functools.partial(router.apply, train=True, mutable=["losses"]))
+    routes, sown = route({"params": params}, x, rngs=dict(noise=jax.random.key(0)))
+    order = np.argsort(routes.token[0], axis=-1)
+    gates = np.take_along_axis(np.asarray(routes.gate[0]), order, axis=-1)  # [G, E, S]
+    share = np.stack([(gates.argmax(1) == e).mean(1) for e in range(3)], axis=1)
+    expected = 9 * np.mean(share * gates.mean(2))
+    assert sown["losses"]["gshard"][0] == pytest.approx(0.5 * expected, rel=1e-5)
+    quiet = np.exp(np.einsum("gsd,de->ges", x[0], params["kernel"][:, 0]))
+    assert np.abs(quiet / quiet.sum(1, keepdims=True) - gates).max() > 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "blocks"),
