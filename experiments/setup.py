@@ -22,7 +22,7 @@ from experiments.checks import (
 from experiments.data.loader import Batch, batches, with_context
 from experiments.data.source import Source, load
 from experiments.evaluators import evaluator
-from experiments.workdir import read_json, write_json
+from experiments.workdir import DATA, read_json, write_json
 from uncertainty import build
 from uncertainty.build import ConfigError
 from uncertainty.inference import executors
@@ -31,7 +31,6 @@ from uncertainty.types import Inference, Model, Stage, State
 logger = logging.getLogger(__name__)
 
 CONTEXT = 0x636F6E74  # added to the seed
-DATA = "data.json"  # what evaluation must know of the training data
 
 
 class Experiment(NamedTuple):
@@ -72,12 +71,12 @@ class Experiment(NamedTuple):
 
     def init(self) -> State:
         """The state at step 0, a function of the config's seed."""
-        spec = self.config["pretrained"]
-        if spec:
-            pretrained.check(spec, self.shapes, required=True)
-        state = self.inference.init(jax.random.key(self.config["seed"]), self.example())
-        if spec:
-            state = pretrained.load(spec, state, build.optimiser(self.config))
+        config, shape = self.config, self.source.shape
+        if config["pretrained"]:
+            pretrained.check(config, shape, self.shapes, required=True)
+        state = self.inference.init(jax.random.key(config["seed"]), self.example())
+        if config["pretrained"]:
+            state = pretrained.load(config, shape, state, build.optimiser(config))
         return execution.place(state, self.shardings)
 
 
@@ -146,7 +145,7 @@ def setup(config: Mapping[str, Any], source: Source | None = None) -> Experiment
     final = shapes
     if len(source):
         if config["pretrained"]:
-            pretrained.check(config["pretrained"], shapes)
+            pretrained.check(config, source.shape, shapes)
         check_update(config, inference, shapes, source, mesh)
     for i, (_, stage) in enumerate(stages):
         try:
