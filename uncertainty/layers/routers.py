@@ -231,7 +231,7 @@ class Soft(_Router):
 
     Differences from the paper: the group is always one example, so `group_size` is 1, and what
     fills up a batch shares no slot with others. From the published code: vectors are divided by
-    sqrt(sum of squares + 1e-12), there + 1e-6, which matters for kernels near zero alone.
+    sqrt(sum of squares + 1e-12), there + 1e-6, which vectors near zero alone see.
 
     Attributes:
       slots: C, of each expert.

@@ -198,11 +198,6 @@ def lost(routes: Routes, tokens: int, real: jax.Array | None = None) -> jax.Arra
     return share if real is None else jnp.where(real, share, 0.0)
 
 
-def dropped(routes: Routes, tokens: int, real: jax.Array | None = None) -> jax.Array:
-    """The mean of `lost` over the S tokens []."""
-    return jnp.mean(lost(routes, tokens, real))
-
-
 def per_example(routes: Routes | Mixture, examples: int, tokens: int) -> jax.Array:
     """The share of each example's tokens that each expert works on [examples, E].
 
