@@ -3,7 +3,7 @@
 import json
 import pathlib
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.checkpoint import ITEM, LEAVES, verify
+from experiments.workdir import CONFIG, DATA
+from uncertainty import build
 from uncertainty.build import ConfigError
 
 
@@ -19,6 +21,18 @@ class Checkpoint(NamedTuple):
 
     shapes: dict[str, tuple[int, ...]]  # by path
     read: Callable[[Collection[str]], dict[str, np.ndarray]]
+    grid: tuple[int, int] | None = None  # rows and columns of patches, where the file tells them
+
+
+def patches_of(config: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int, int] | None:
+    """What position embeddings of a config's network are of (`vit.ViT.patches`), if it has some.
+
+    Args:
+      config: of a run.
+      shape: of its inputs.
+    """
+    backbone = build.network(config).backbone
+    return backbone.patches(shape) if hasattr(backbone, "patches") else None
 
 
 def npz(path: Any) -> Checkpoint:
@@ -141,7 +155,19 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
         arrays = flatten_dict(tree, sep="/")
         return {name: arrays[full[name]][p] for name in names}
 
-    return Checkpoint({short: of[name][1:] for short, name in full.items()}, read)
+    shapes = {short: of[name][1:] for short, name in full.items()}
+    return Checkpoint(
+        shapes, read, _grid_of(path) if "backbone/position_embedding" in full else None
+    )
+
+
+def _grid_of(path: Any) -> tuple[int, int] | None:
+    """Of the patches of the run in a workdir; None where it does not say what it ran on."""
+    try:
+        config, data = (json.loads((path / name).read_text()) for name in (CONFIG, DATA))
+        return patches_of(config, data["shape"])[1:]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 READERS: dict[str, Callable[..., Checkpoint]] = {

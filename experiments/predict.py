@@ -1,6 +1,5 @@
 """What the members of a trained state say of a whole data set."""
 
-import functools
 import json
 import logging
 import time
@@ -20,10 +19,9 @@ from uncertainty import metrics, predictive, rules
 from uncertainty.build import ConfigError
 from uncertainty.inference import executors, members
 from uncertainty.metrics import streaming
-from uncertainty.types import State
+from uncertainty.types import Batch, State
 
 logger = logging.getLogger(__name__)
-tell = functools.cache(logger.warning)  # once
 T = TypeVar("T")
 LARGE = 1 << 30  # bytes of predictions from which on it is said what they take
 
@@ -72,13 +70,17 @@ class Predictor:
         self.experiment = experiment
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.shape, self.task = experiment.source.shape, experiment.source.task
+        self._shares_slots = "routing" in experiment.final_shapes.collections
         self._put = execution.put_batch(experiment.mesh)
-        latents = execution.on_mesh(experiment.inference.predict, experiment.mesh)
+        latents = execution.on_mesh(
+            lambda state, batch: experiment.inference.predict(state, batch["x"], batch.get("mask")),
+            experiment.mesh,
+        )
         likelihood = experiment.model.likelihood
         self.normalised = likelihood.normalised
 
-        def predict(state: State, x: jax.Array) -> dict[str, jax.Array]:
-            latent = latents(state, x)
+        def predict(state: State, batch: Batch) -> dict[str, jax.Array]:
+            latent = latents(state, batch)
             known = {}
             if not predictive.is_certain(latent):
                 known["latent_variance"] = predictive.marginal_variance(latent)
@@ -90,13 +92,14 @@ class Predictor:
             log_p = likelihood.log_probs(latent, jax.random.key(0))
             return dict(log_p=log_p, mean=latent.mean, **known)
 
-        def features(particle: Any, x: jax.Array) -> jax.Array:
+        def features(particle: Any, batch: Batch) -> jax.Array:
             params, collections, key = particle
-            return experiment.model.features(params, collections, x, key)
+            x, mask = batch["x"], batch.get("mask")
+            return experiment.model.features(params, collections, x, key, mask)
 
         self._features = self._of_particles(features)
         self._predict = jax.jit(predict)
-        self._compiled = False
+        self._compiled: set[bool] = set()  # without and with a mask
         self._sources: dict[str, Source] = {}  # the last one
         self._summaries: dict[tuple, Summary] = {}
         self.read: dict[str, dict[str, Any]] = {}
@@ -192,12 +195,12 @@ class Predictor:
         left_out = np.zeros(0, bool)
         while True:
             found: list[T] = []
-            for x, y in self._batches(source):
-                if not self._compiled:
-                    jax.block_until_ready(self._predict(self.state, x))
-                    self._compiled = True
+            for batch, y in self._batches(source):
+                if ("mask" in batch) not in self._compiled:
+                    jax.block_until_ready(self._predict(self.state, batch))
+                    self._compiled.add("mask" in batch)
                 began = time.monotonic()
-                out = execution.host(self._predict(self.state, x))
+                out = execution.host(self._predict(self.state, batch))
                 seconds = time.monotonic() - began
                 out = {key: value[:, : len(y)] for key, value in out.items()}
                 bad = np.isnan(out.get("log_p", out["mean"])).any(axis=(1, 2))
@@ -245,14 +248,15 @@ class Predictor:
         """
         forward = self.experiment.model.forward
 
-        def kept(particle: Any, x: jax.Array) -> Any:
+        def kept(particle: Any, batch: Batch) -> Any:
             params, collections, key = particle
-            found = forward(params, collections, x, key, train=False, mutable=(collection,))[1]
+            options = dict(train=False, mutable=(collection,), mask=batch.get("mask"))
+            found = forward(params, collections, batch["x"], key, **options)[1]
             return found.get(collection, {})
 
         run = self._of_particles(kept)
-        for x, y in self._batches(self.source(spec)):
-            found = execution.host(run(self.state, x))
+        for batch, y in self._batches(self.source(spec)):
+            found = execution.host(run(self.state, batch))
             yield y, dict(zip(rules.paths(found), jax.tree.leaves(found), strict=True))
 
     def features(self, spec: Mapping[str, Any] | Source) -> tuple[np.ndarray, np.ndarray]:
@@ -263,18 +267,18 @@ class Predictor:
           y: [B].
         """
         phi, labels = [], []
-        for x, y in self._batches(self.source(spec, labels_lib.OWN)):
-            out = execution.host(self._features(self.state, x))[:, :, : len(y)]  # [P S, M, B, D]
-            phi.append(np.moveaxis(out, 2, 0).reshape(len(y), -1))
+        for batch, y in self._batches(self.source(spec, labels_lib.OWN)):
+            out = execution.host(self._features(self.state, batch))  # [P S, M, B, D]
+            phi.append(np.moveaxis(out[:, :, : len(y)], 2, 0).reshape(len(y), -1))
             labels.append(y)
         return np.concatenate(phi), np.concatenate(labels)
 
-    def _of_particles(self, fn: Callable[[Any, jax.Array], Any]) -> Callable:
-        """(state, x) -> fn(particle, x) of all that predict, [P S, ...]; see `predicting`."""
+    def _of_particles(self, fn: Callable[[Any, Batch], Any]) -> Callable:
+        """(state, batch) -> fn(particle, batch) of all that predict, [P S, ...]: `predicting`."""
         over = executors.mapping(self.experiment.config["inference"].get("executor", "auto"))
         mesh = self.experiment.mesh
         return jax.jit(
-            execution.on_mesh(lambda state, x: over(fn)(members.predicting(state), x), mesh)
+            execution.on_mesh(lambda state, batch: over(fn)(members.predicting(state), batch), mesh)
         )
 
     def source(self, spec: Mapping[str, Any] | Source, labels: str = labels_lib.ALIKE) -> Source:
@@ -307,23 +311,19 @@ class Predictor:
         """`described` of a set that was read; None for others."""
         return self.read.get(_key(spec))
 
-    def _batches(self, source: Source) -> Iterator[tuple[jax.Array, np.ndarray]]:
-        """Inputs on the mesh, a last batch filled up, and the labels of those that count.
+    def _batches(self, source: Source) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batches on the mesh, `x` and maybe `mask`, and the labels of the examples that count.
 
-        Where examples share the experts' slots, what it is filled up with takes some of them. To
-        leave it out would make predictions depend on the devices, so there is a warning.
+        The last one is filled up. Where examples share the slots of experts it has the `mask` [B]
+        of those that count, so that what fills it up takes none (`uncertainty/mask.py`).
         """
-        left = len(source) % self.batch_size
-        if left and "routing" in self.experiment.final_shapes.collections:
-            tell(
-                f"{source.name}: {len(source)} examples are no multiple of evaluation.batch_size "
-                f"{self.batch_size}; copies of the last one share the experts' slots with the last "
-                f"{left}"
-            )
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         for batch in epoch(source, self.batch_size, **share):
             known = execution.host({"y": batch["y"], "mask": batch["mask"]})
-            yield self._put({"x": batch["x"]})["x"], known["y"][: int(np.sum(known["mask"]))]
+            count = int(np.sum(known["mask"]))
+            full = count == len(known["mask"]) or not self._shares_slots
+            fields = ("x",) if full else ("x", "mask")
+            yield self._put({field: batch[field] for field in fields}), known["y"][:count]
 
 
 def described(source: Source) -> dict[str, Any]:

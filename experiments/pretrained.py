@@ -5,6 +5,7 @@
         layout="vit",  # one of uncertainty/layouts.py
         rules=(("pre_logits/.*", None),),  # before the layout's own; see uncertainty/pretrained.py
         keep=("head/",),  # stays as it is initialised, different in each particle
+        grid=(14, 14),  # rows and columns of patches in the file, where its positions do not tell
     )
 
 Buckets are read through fsspec, which needs a package of theirs (gcsfs for gs://, s3fs for s3://),
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.fields import check_fields
-from experiments.layouts import READERS, Checkpoint
+from experiments.layouts import READERS, Checkpoint, patches_of
 from uncertainty.build import ConfigError, nearest
 from uncertainty.pretrained import Move, plan
 from uncertainty.rules import path_of
@@ -30,17 +31,21 @@ from uncertainty.types import State
 logger = logging.getLogger(__name__)
 
 
-def check(spec: Mapping[str, Any], shapes: State, required: bool = False) -> None:
+def check(
+    config: Mapping[str, Any], shape: Sequence[int], shapes: State, required: bool = False
+) -> None:
     """Whether the checkpoint fits the run, from shapes; its arrays are not read.
 
     Args:
-      spec: of the config.
+      config: of the run.
+      shape: of an input.
       shapes: of the run's state.
       required: whether it has to be there. A run that goes on does not need it any more.
 
     Raises:
       ConfigError: an unknown field, or a checkpoint that does not fit.
     """
+    spec = config["pretrained"]
     _check_spec(spec)
     try:
         checkpoint = _open(spec)
@@ -50,14 +55,15 @@ def check(spec: Mapping[str, Any], shapes: State, required: bool = False) -> Non
                               "anyhow: --config.pretrained={}") from error  # fmt: skip
         logger.warning("pretrained.path: %s; a run that goes on does without", error)
         return
-    _plan(spec, checkpoint, _tree(shapes))
+    plan_of(config, shape, checkpoint, _tree(shapes))
 
 
-def load(spec: Mapping[str, Any], state: State, optimiser: Any) -> State:
+def load(config: Mapping[str, Any], shape: Sequence[int], state: State, optimiser: Any) -> State:
     """A state at step 0 with the checkpoint's arrays, the same in each particle.
 
     Args:
-      spec: of the config.
+      config: of the run.
+      shape: of an input.
       state: as it is initialised; what `keep` names stays.
       optimiser: of one particle; its state is made anew.
 
@@ -65,8 +71,9 @@ def load(spec: Mapping[str, Any], state: State, optimiser: Any) -> State:
       ConfigError: the checkpoint does not fit, or is not finite.
       OSError: it cannot be read.
     """
+    spec = config["pretrained"]
     tree, checkpoint = _tree(state), _open(spec)
-    moves = _plan(spec, checkpoint, tree)
+    moves = plan_of(config, shape, checkpoint, tree)
     arrays = checkpoint.read({move.source for move in moves.values()})
     for name, array in arrays.items():
         if not np.isfinite(array.astype(np.float32)).all():
@@ -101,6 +108,7 @@ def _fields(
     rules: Sequence[Any] = (),
     keep: Sequence[str] = (),
     particle: int | None = None,
+    grid: Sequence[int] | None = None,
 ) -> None:
     """The fields of `pretrained`; `particle` is for the layout 'own', where the run has several."""
 
@@ -113,6 +121,10 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         )
     if spec.get("particle") is not None and spec["layout"] != "own":
         raise ConfigError(f"pretrained.particle: {spec['particle']!r}; only 'own' has particles")
+    grid = spec.get("grid")
+    pair = isinstance(grid, list | tuple) and len(grid) == 2
+    if grid is not None and not (pair and all(type(n) is int and n > 0 for n in grid)):
+        raise ConfigError(f"pretrained.grid: {grid!r}; (rows, columns) of the file's patches")
 
 
 def _tree(state: State) -> dict[str, Any]:
@@ -126,8 +138,19 @@ def _targets(tree: Any) -> dict[str, tuple[int, ...]]:
     return {path_of(key): tuple(leaf.shape[1:]) for key, leaf in leaves}
 
 
-def _plan(spec: Mapping[str, Any], checkpoint: Checkpoint, tree: Any) -> dict[str, Move]:
-    targets = _targets(tree)
+def plan_of(
+    config: Mapping[str, Any], shape: Sequence[int], checkpoint: Checkpoint, tree: Any
+) -> dict[str, Move]:
+    """`uncertainty.pretrained.plan` of a config, for a tree of parameters and collections.
+
+    Raises:
+      ConfigError: the checkpoint does not fit.
+    """
+    spec, targets = config["pretrained"], _targets(tree)
+    grid = spec.get("grid")
+    if None not in (grid, checkpoint.grid) and tuple(grid) != checkpoint.grid:
+        raise ConfigError(f"pretrained.grid: {tuple(grid)}, but {spec['path']} has "
+                          f"{checkpoint.grid} patches")  # fmt: skip
     # What else a network keeps (counts, estimates, masks) is made anew if it is not there.
     needed = ("backbone", "head", "batch_stats")
     optional = [path for path in targets if path.split("/")[0] not in needed]
@@ -139,6 +162,8 @@ def _plan(spec: Mapping[str, Any], checkpoint: Checkpoint, tree: Any) -> dict[st
             rules=spec.get("rules", ()),
             keep=spec.get("keep", ()),
             optional=optional,
+            patches=patches_of(config, shape),
+            grid=grid or checkpoint.grid,
         )
     except ValueError as error:
         raise ConfigError(f"pretrained: {spec['path']} ({spec['layout']}): {error}") from error

@@ -26,7 +26,7 @@ from experiments.data.loader import Batch, batches, with_context
 from experiments.data.normalisation import compact, per_example
 from experiments.data.source import Source, load
 from experiments.evaluators import check_data, evaluator
-from experiments.workdir import jsonable, read_config, read_json, write_json
+from experiments.workdir import DATA, jsonable, read_config, read_json, write_json
 from uncertainty import build
 from uncertainty.build import ConfigError
 from uncertainty.inference import executors
@@ -35,7 +35,6 @@ from uncertainty.types import Inference, Model, Stage, State
 logger = logging.getLogger(__name__)
 
 CONTEXT = 0x636F6E74  # added to the seed
-DATA = "data.json"  # what evaluation must know of the training data
 SAME = ("shape", "examples", "digest", "classes")  # of a run's data when it resumes
 
 
@@ -77,12 +76,12 @@ class Experiment(NamedTuple):
 
     def init(self) -> State:
         """The state at step 0, a function of the config's seed."""
-        spec = self.config["pretrained"]
-        if spec:
-            pretrained.check(spec, self.shapes, required=True)
-        state = self.inference.init(jax.random.key(self.config["seed"]), self.example())
-        if spec:
-            state = pretrained.load(spec, state, build.optimiser(self.config))
+        config, shape = self.config, self.source.shape
+        if config["pretrained"]:
+            pretrained.check(config, shape, self.shapes, required=True)
+        state = self.inference.init(jax.random.key(config["seed"]), self.example())
+        if config["pretrained"]:
+            state = pretrained.load(config, shape, state, build.optimiser(config))
         return execution.place(state, self.shardings)
 
 
@@ -157,7 +156,7 @@ def setup(
     final = shapes
     if len(source):
         if config["pretrained"]:
-            pretrained.check(config["pretrained"], shapes)
+            pretrained.check(config, source.shape, shapes)
         check_update(config, inference, shapes, source, mesh)
     for i, (_, stage) in enumerate(stages):
         try:

@@ -31,6 +31,7 @@ from experiments.checkpoint import Checkpoints, DamagedCheckpointError, verify
 from experiments.data.loader import Prefetch, depth, prefetch
 from experiments.data.order import rows
 from experiments.data.source import Source
+from experiments.layouts import patches_of
 from experiments.progress import Progress, setup_logging
 from experiments.setup import Experiment, read_description, setup, write_description
 from experiments.workdir import locked, open_workdir, read_config
@@ -200,6 +201,10 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
         raise ConfigError(f"start: parameters of {start} that the new config has otherwise:\n"
                           + "\n".join(lines))  # fmt: skip
+    grids = [patches_of(e.config, e.source.shape) for e in (old, new)]
+    if grids[0] != grids[1]:  # as many patches, on other sides
+        raise ConfigError("start: position embeddings of {} x {} patches, of which the new config "
+                          "has {} x {}".format(*grids[0][1:], *grids[1][1:]))  # fmt: skip
     hyper = [None if s.hyper is None else sorted(s.hyper) for s in (state, trained)]
     if hyper[0] != hyper[1]:
         raise ConfigError(f"start: {start} has the hyper-parameters {hyper[1]}, the new config "

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 CONFIG = "config.json"
+DATA = "data.json"  # what evaluation must know of the training data
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

@@ -13,6 +13,7 @@ PACKAGES = ("uncertainty", "experiments", "configs")
 # What each part of the library may import of the others.
 MAY_IMPORT = {
     "types": set(),
+    "mask": set(),
     "rules": set(),
     "layouts": set(),
     "pretrained": {"layouts"},
@@ -26,11 +27,11 @@ MAY_IMPORT = {
     "predictive": {"types"},
     "likelihoods": {"types", "predictive"},
     "metrics": {"metrics"},
-    "layers": {"types", "layers"},
+    "layers": {"types", "mask", "layers"},
     "backbones": {"types", "layers", "backbones"},
     "heads": {"types", "layers", "heads"},
     "ensembles": {"types", "rules", "layers", "backbones", "ensembles"},
-    "model": {"types", "predictive", "likelihoods"},
+    "model": {"types", "mask", "predictive", "likelihoods"},
     "priors": {"types", "rules"},
     "inference": {"types", "likelihoods", "kernels", "samplers", "inference"},
     "stages": {"types", "samplers", "thinning", "inference", "stages"},
@@ -39,9 +40,9 @@ MAY_IMPORT = {
     "build": {"types", "model", "optimisers", "samplers", "specs"},
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output
-STANDARD = {"collections", "concurrent", "dataclasses", "difflib", "fractions", "functools",
-            "importlib", "inspect", "itertools", "math", "operator", "os", "pkgutil", "re", "types",
-            "typing"}  # fmt: skip
+STANDARD = {"collections", "concurrent", "contextlib", "contextvars", "dataclasses", "difflib",
+            "fractions", "functools", "importlib", "inspect", "itertools", "math", "operator", "os",
+            "pkgutil", "re", "types", "typing"}  # fmt: skip
 HEAVY = ("tensorflow", "tensorflow_datasets", "tensorboard", "torch", "keras", "sklearn", "pandas",
          "matplotlib", "clu.metric_writers")  # fmt: skip
 PROGRAMS = [

@@ -2,7 +2,7 @@
 
   own            another run of this project: the same paths
   vit            ViTs as vision_transformer (AugReg) and big_vision save them, scanned blocks too
-  vmoe           V-MoE and E3 as google-research/vmoe releases them
+  vmoe           V-MoE and E3 as google-research/vmoe releases them, or saves them in training
   transformers   ViTForImageClassification of the transformers library
 
 Biases are tiled over members, which is what BatchEnsemble needs; routers are reshaped, which makes
@@ -22,7 +22,8 @@ def _flax_vit() -> Rules:
     numbered = (top + r"(?:Transformer|Encoder)/encoderblock_(?P<n>\d+)/",
                 "backbone/block{n:0>2}/", ())  # fmt: skip
     scanned = (top + "Transformer/encoderblock/", "backbone/block{i:02}/", ("split",))
-    rules: list[tuple[Any, ...]] = [("(?:opt|chrono)(?:/.*)?", None)]  # of a training's state
+    # Of the state of a training, what is beside its parameters.
+    rules: list[tuple[Any, ...]] = [("(?:opt|opt_state|chrono|rngs|step)(?:/.*)?", None)]
     for there, ours, ops in (numbered, scanned):
         attention = there + "(?:MultiHeadDotProductAttention_[01]|SelfAttention)/"
         qkv, out = "(?P<p>query|key|value)/", "out/"

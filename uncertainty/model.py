@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uncertainty.mask import only
 from uncertainty.types import Collections, Latent, Likelihood, Model, Params
 
 _STREAMS = ("dropout", "noise")  # every source of randomness in a forward pass
@@ -24,7 +25,10 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       A Model. `forward` updates all collections in training, and otherwise only those named in
       `mutable`, which it may add (`uncertainty/stages`): a layer tells by
       `is_mutable_collection`. The latents are float32 whatever the network computes in.
-      `features` are what its module `backbone` returns.
+      `features` are what its module `backbone` returns. At prediction both take `mask` [B], bool:
+      examples where it is False fill up the batch, and no other example's result depends on them
+      (`uncertainty/mask.py`); their own results mean nothing. `forward` raises ValueError for one
+      in training.
     """
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Params, Collections]:
@@ -40,14 +44,18 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         *,
         train: bool,
         mutable: Sequence[str] = (),
+        mask: jax.Array | None = None,
     ) -> tuple[Latent, Collections, jax.Array]:
-        latent, changed = network.apply(
-            {"params": params, **collections},
-            x,
-            train=train,
-            rngs=_rngs(key, *_STREAMS),
-            mutable=[*collections, "losses"] if train else list(mutable),
-        )
+        if train and mask is not None:
+            raise ValueError("mask: for prediction; in training every example counts")
+        with only(mask):
+            latent, changed = network.apply(
+                {"params": params, **collections},
+                x,
+                train=train,
+                rngs=_rngs(key, *_STREAMS),
+                mutable=[*collections, "losses"] if train else list(mutable),
+            )
         changed = dict(changed)
         losses = jax.tree.leaves(changed.pop("losses", {}))
         latent = jax.tree.map(lambda a: a.astype(jnp.float32), latent)
@@ -55,18 +63,23 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         return latent, {**collections, **changed}, auxiliary
 
     def features(
-        params: Params, collections: Collections, x: jax.Array, key: jax.Array
+        params: Params,
+        collections: Collections,
+        x: jax.Array,
+        key: jax.Array,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
-        _, captured = network.apply(
-            {"params": params, **collections},
-            x,
-            train=False,
-            rngs=_rngs(key, *_STREAMS),
-            capture_intermediates=lambda module, method: (
-                module.path == ("backbone",) and method == "__call__"
-            ),
-            mutable=["intermediates"],
-        )
+        with only(mask):
+            _, captured = network.apply(
+                {"params": params, **collections},
+                x,
+                train=False,
+                rngs=_rngs(key, *_STREAMS),
+                capture_intermediates=lambda module, method: (
+                    module.path == ("backbone",) and method == "__call__"
+                ),
+                mutable=["intermediates"],
+            )
         (phi,) = captured["intermediates"]["backbone"]["__call__"]
         return phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)  # packed: [M, 1, B, D]
 

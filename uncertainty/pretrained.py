@@ -12,7 +12,7 @@ Ops, by name or as a list of name and arguments:
   reshape       to the parameter's shape
   tile          the same for each member (or expert), on a new leading axis, if the parameter has
                 one more than the array
-  positions     position embeddings [1, T, D] to another grid
+  positions     position embeddings [1, T, D] to the model's grid of patches
   split         first of all: the leading axis is over layers, whose number is {i} in `path`
 """
 
@@ -27,6 +27,7 @@ import numpy as np
 from uncertainty.layouts import LAYOUTS, Rules
 
 Shape = tuple[int, ...]
+Patches = tuple[int, int, int]  # class tokens (0 or 1), rows and columns of the grid of patches
 
 
 def transpose(x: np.ndarray, target: Shape, *axes: int) -> np.ndarray:
@@ -46,37 +47,66 @@ def tile(x: np.ndarray, target: Shape) -> np.ndarray:
     return x if x.ndim == len(target) else np.broadcast_to(x, (target[0], *x.shape))
 
 
-def positions(x: np.ndarray, target: Shape) -> np.ndarray:
+def positions(
+    x: np.ndarray,
+    target: Shape,
+    patches: Patches | None = None,
+    grid: Sequence[int] | None = None,
+) -> np.ndarray:
     """Position embeddings [1, T, D] -> [1, T', D], bilinear on the grid of patches.
 
     The corners of both grids are the same places, as in big_vision and V-MoE. The embedding of the
     class token is kept apart. Where the checkpoint has none (newer big_vision adds positions to
     patches alone) it is zero, and where the target has none it is left out.
 
+    Args:
+      x, target: the embeddings, and the shape that they are to have.
+      patches: what the target's T' are of.
+      grid: rows and columns of patches that the T are of, and a class token if there is one more.
+        None for a square, with or without a class token. Files do not tell: where T fits the
+        target's own grid too, and that is no square, it has to be given.
+
     Raises:
-      ValueError: other axes, or a grid that is not square.
+      ValueError: other axes, numbers of positions that are not those of the grids, or a grid that
+        has to be given.
     """
     from scipy.ndimage import zoom
 
     if x.ndim != 3 or len(target) != 3 or (x.shape[0], x.shape[2]) != (1, target[2]):
         raise ValueError(f"positions {list(x.shape)} are not [1, T, {target[-1]}]")
-    if x.shape == tuple(target):
+    if patches is None:
+        raise ValueError("the model does not tell the grid of patches that its positions are of")
+    wanted, *new = patches
+    if wanted + math.prod(new) != target[1]:
+        raise ValueError(f"{target[1]} positions are not those of {wanted} class tokens and "
+                         f"{new[0]} x {new[1]} patches")  # fmt: skip
+    token, *old = _patches(x.shape[1], new, grid)
+    if (token, old) == (wanted, new):
         return x
-    (token, side), (wants_token, new) = _grid(x.shape[1]), _grid(target[1])
-    grid = x[0, token:].reshape(side, side, -1)
-    if side != new:
-        grid = zoom(grid.astype(np.float32), (new / side, new / side, 1), order=1)
+    body = x[0, token:].reshape(*old, -1)
+    if old != new:
+        factors = (new[0] / old[0], new[1] / old[1], 1)
+        # Rounding may put the last corner beyond the grid, which by default is 0 there.
+        body = zoom(body.astype(np.float32), factors, order=1, mode="nearest")
     first = x[0, :1] if token else np.zeros_like(x[0, :1])
-    rows = [first] * wants_token + [grid.reshape(new * new, -1)]
-    return np.concatenate(rows)[None]
+    return np.concatenate([first] * wanted + [body.reshape(math.prod(new), -1)])[None]
 
 
-def _grid(tokens: int) -> tuple[int, int]:
-    """Whether there is a class token, 0 or 1, and the side of the grid."""
-    for token in (0, 1):
-        if math.isqrt(tokens - token) ** 2 == tokens - token:
-            return token, math.isqrt(tokens - token)
-    raise ValueError(f"{tokens} positions are no square grid, with or without a class token")
+def _patches(T: int, target: Sequence[int], grid: Sequence[int] | None) -> Patches:
+    """What T positions of a checkpoint are of; see `positions`."""
+    if grid is not None:
+        token = T - math.prod(grid)
+        if token not in (0, 1):
+            raise ValueError(f"grid: {grid[0]} x {grid[1]} patches, with or without a class token, "
+                             f"do not have {T} positions")  # fmt: skip
+        return token, *grid
+    sides = ((token, math.isqrt(T - token)) for token in (0, 1) if token < T)
+    square = next(((token, n, n) for token, n in sides if token + n * n == T), None)
+    several = target[0] != target[1] and T - math.prod(target) in (0, 1)
+    if square is None or several:
+        raise ValueError(f"{T} positions do not tell the grid of patches that they are of; give "
+                         "`grid`, its (rows, columns) in the checkpoint")  # fmt: skip
+    return square
 
 
 OPS: dict[str, Callable[..., np.ndarray]] = {
@@ -106,6 +136,8 @@ def plan(
     rules: Rules = (),
     keep: Sequence[str] = (),
     optional: Sequence[str] = (),
+    patches: Patches | None = None,
+    grid: Sequence[int] | None = None,
 ) -> dict[str, Move]:
     """Which array of a checkpoint becomes which parameter, from their shapes alone.
 
@@ -119,6 +151,9 @@ def plan(
       rules: of this run; see above. Each must match something.
       keep: patterns (`re.search`) of parameters that stay as they are initialised, say 'head/'.
       optional: paths in `target` that nothing needs to fill.
+      patches: what position embeddings of the target are of (`vit.ViT.patches`), if it has some.
+      grid: rows and columns of patches in the checkpoint, where they have to be told; see
+        `positions`.
 
     Returns:
       target path -> Move.
@@ -144,7 +179,7 @@ def plan(
                             + why)  # fmt: skip
             continue
         used.add(i)
-        for into, move in _moves(every[i], path, shape):
+        for into, move in _moves(every[i], path, shape, (patches, grid)):
             if into in kept:
                 continue
             goes = f"{path} {list(shape)} of the checkpoint goes to {into}"
@@ -170,12 +205,15 @@ def plan(
     return moves
 
 
-def _moves(rule: Sequence[Any], path: str, shape: Shape) -> list[tuple[str, Move]]:
+def _moves(
+    rule: Sequence[Any], path: str, shape: Shape, grids: tuple[Any, Any]
+) -> list[tuple[str, Move]]:
     """(target path, Move) of each parameter that a rule makes of an array."""
     pattern, into, *ops = rule
     if into is None:
         return []
     ops = tuple((op,) if isinstance(op, str) else tuple(op) for op in ops)
+    ops = tuple((*op, *grids) if op[:1] == ("positions",) else op for op in ops)
     split = ops[:1] == (("split",),)
     found = re.fullmatch(pattern, path)
     made = []

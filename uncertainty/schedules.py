@@ -2,6 +2,10 @@
 
 Every schedule takes `total_steps` (from the config's `steps`) and `warmup_steps`, a linear rise
 that comes before it.
+
+Differences from the published schedules (optax, vision_transformer, vmoe, uncertainty-baselines):
+warm-up of W steps begins at 1 / W, there at 0, so that no step is lost; it reaches 1 at step W - 1,
+where they have 1 - 1 / W.
 """
 
 from collections.abc import Sequence

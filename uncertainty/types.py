@@ -52,10 +52,12 @@ class Model(NamedTuple):
     """One network and its likelihood, as pure functions of the parameters."""
 
     init: Callable[[jax.Array, jax.Array], tuple[Params, Collections]]  # key, x [B, ...]
-    # params, collections, x, key, *, train, mutable=() -> latent, collections, auxiliary loss []
+    # params, collections, x, key, *, train, mutable=(), mask=None -> latent, collections,
+    # auxiliary loss []
     forward: Callable[..., tuple[Latent, Collections, jax.Array]]
     likelihood: Likelihood
-    # params, collections, x, key -> phi [M, B, D] at prediction, or [1, B, D] if members share it
+    # params, collections, x, key, mask=None -> phi [M, B, D] at prediction, or [1, B, D] if members
+    # share it
     features: Callable[..., jax.Array] | None = None
 
 
@@ -90,7 +92,9 @@ class Inference(NamedTuple):
 
     init: Callable[[jax.Array, jax.Array], State]  # key, x [B, ...]
     update: Callable[[State, Batch], tuple[State, Metrics]]
-    predict: Callable[[State, jax.Array], Latent]  # state, x [B, ...] -> [P M, B, K]
+    # state, x [B, ...], mask=None -> [P M, B, K]; where mask [B] is False, an example only fills up
+    # the batch (`uncertainty/mask.py`)
+    predict: Callable[..., Latent]
     separable: bool = False
 
 

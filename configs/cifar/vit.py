@@ -10,8 +10,8 @@ clipped at norm 1, no weight decay, rate 0.003 (CIFAR-10) or 0.01; class token, 
 Ours: BatchEnsemble of 4 in every block, fast weights around 1 at the same rate.
 
 Differences from the source: random windows of the padded centre crop, not of the larger image;
-momentum is float32, there bfloat16; from zero several networks would stay one, so the heads of
-`size` above 1 begin with random numbers.
+momentum is float32, there bfloat16; warm-up begins at 1/500 of the rate, there at 0; from zero
+several networks would stay one, so the heads of `size` above 1 begin with random numbers.
 
 Hardware and time: not measured. The bucket needs `pip install '.[gcs]'`; a copy on disk:
 --config.pretrained.path=DIR/B_32.npz.

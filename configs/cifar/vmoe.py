@@ -13,7 +13,7 @@ B/16 8 experts in every second block.
 
 Differences from the source: random windows of the padded image, not Inception crops; products of
 the experts are float32, there bfloat16; the head's bias starts at 0, there at -10, which softmax
-does not see.
+does not see; warm-up begins at 1 / W of the rate in W steps, there at 0.
 
 Hardware and time there: a TPUv3-8, 10 minutes. Ours: not measured. The bucket needs `pip install
 '.[gcs]'`; a copy on disk: --config.pretrained.path=DIR/eee_s32_last2_ilsvrc2012.
@@ -70,7 +70,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         name="routers.TopK",
         k=settings["k"],
         capacity_factor=1.5,
-        multiple_of=1 if arg.model == "vmoe-B/16" else 4,
         group_size=settings["group_size"],
     )
     experts = dict(name="experts.MoE", num_experts=8, router=router)

@@ -10,7 +10,8 @@ Ours: bfloat16, and every other variant than S/16, with the settings of S/16.
 
 Differences from the source: random windows of the padded centre crop, not Inception crops, which
 costs accuracy; 14 RandAugment operations, not its 16; mixup weights for each example, not for each
-batch; learned positions, not sines and cosines; no hidden layer before the head.
+batch; learned positions, not sines and cosines; no hidden layer before the head; warm-up begins at
+1e-4 of the rate, not at 0 (likewise below).
 
 HET, SNGP and HetSNGP (`variant=B/16`) are after google/uncertainty-baselines, baselines/jft/
 experiments/imagenet21k_vit_base16_{heteroscedastic,sngp,hetsngp}.py; nothing is published for them.

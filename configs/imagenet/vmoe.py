@@ -14,7 +14,8 @@ training and 4 after, routed in groups of 8 images; head from zero, its bias fro
 Differences from the source: random windows of the padded centre crop, not Inception crops, which
 costs accuracy; 14 RandAugment operations, not its 16, whose magnitude 10 is of 10 (here 30 of 30,
 which rotates as far); mixup weights for each example, not for each device's batch; all but the
-router and the head is bfloat16, there the products with routing weights.
+router and the head is bfloat16, there the products with routing weights; warm-up begins at 1e-4 of
+the rate, there at 0.
 
 Hardware and time: not measured. On fewer devices: --config.inference.accumulate=8.
 Command: python -m experiments.train --config configs/imagenet/vmoe.py --workdir runs/vmoe

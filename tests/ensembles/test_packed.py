@@ -71,6 +71,8 @@ def test_batch_statistics_are_each_members_own():
         (MLP((10, 7)), 0.5, 1, dict(widths=(5, 4))),
         (MLP((10, 7)), 0.5, 4, dict(widths=(8, 4))),
         (MLP((10,)), 3 / 10, 1, dict(widths=(3,))),
+        (MLP((50,)), 1.1, 1, dict(widths=(55,))),  # 55.00000000000001 in floating point
+        (MLP((3,)), 1.0000001, 1, dict(widths=(4,))),
         (LeNet5(), 0.5, 2, dict(widths=(4, 8, 60, 42))),
         (ResNet(20), 0.25, 1, dict(width=4)),
         (ResNet(50), 0.5, 1, dict(width=32)),

@@ -16,9 +16,10 @@ from flax.serialization import msgpack, msgpack_serialize
 from fsspec.implementations.memory import MemoryFileSystem
 
 from experiments import config as config_lib
-from experiments import layouts, pretrained, train
+from experiments import layouts, pretrained, stage, train
 from experiments.checkpoint import Checkpoints
-from experiments.setup import setup
+from experiments.setup import setup, write_description
+from experiments.workdir import write_json
 from uncertainty import build
 from uncertainty.build import ConfigError
 from uncertainty.rules import path_of
@@ -47,16 +48,17 @@ def write_release(prefix, tree, shards, split=2):
     files = [{"__msgpack_array_chunk_a87ca2__": True} for _ in range(shards)]
     index, turn = {}, 0
     for number, path in enumerate(sorted(tree, key=lambda name: name.split("/"))):
-        array, of = tree[path], []
+        array, of = np.atleast_1d(tree[path]), []
         edges = np.linspace(0, len(array), split + 1 if "/Mlp/" in path else 2).astype(int)
         for a, b in itertools.pairwise(edges):
             slices = (slice(int(a), int(b)), *(slice(0, n) for n in array.shape[1:]))
+            slices = slices[: tree[path].ndim]
             flat, shard = array[a:b].ravel(), turn % shards
             parts = [flat[i : i + 7] for i in range(0, len(flat), 7)]
             files[shard].setdefault(str(number), []).append([parts, ext(6, where(slices))])
             of.append((where(slices), shard))
             turn += 1
-        shape = packed((array.shape, array.dtype.name, False, {}))
+        shape = packed((tree[path].shape, array.dtype.name, False, {}))
         *parents, last = path.split("/")
         node = index
         for parent in parents:
@@ -96,6 +98,33 @@ def test_a_release_with_a_file_missing_or_without_its_numbers(tmp_path):
     (tmp_path / "release.index").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="is no index of V-MoE"):
         layouts.released_vmoe(epath.Path(tmp_path / "release"))
+
+
+def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
+    """Of V-MoE's own TrainState: step, parameters, optimiser and keys, and nothing else."""
+    moe = dict(SMALL, experts=dict(name="experts.MoE", num_experts=8))
+    size = build.network(config(backbone=moe)).backbone.size
+    params = {k: random(*v) for k, v in release_shapes(size, (1,), 0, False, 17, classes=5).items()}
+    tree = {f"params/{name}": array for name, array in params.items()}
+    tree |= {f"opt_state/0/trace/{name}": random(*a.shape) for name, a in params.items()}
+    tree |= {"opt_state/1/0/count": np.int32(7), "step": np.int32(7),
+             "rngs/gating": np.arange(2, dtype=np.uint32)}  # fmt: skip
+    write_release(tmp_path / "ckpt_7", tree, shards=3)
+    write_release(tmp_path / "params", params, shards=3)
+    small = config(backbone=moe)
+    states = []
+    for name in ("ckpt_7", "params"):
+        small["pretrained"] = dict(path=str(tmp_path / name), layout="vmoe")
+        states.append(setup(small).init())
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+    kernel = states[0].params["backbone"]["block01"]["feed_forward"]["experts"]["dense0"]["kernel"]
+    np.testing.assert_array_equal(
+        kernel[1], params["Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel"]
+    )
+    write_release(tmp_path / "more", tree | {"ema/cls": random(1, 1, 3)}, shards=1)
+    small["pretrained"]["path"] = str(tmp_path / "more")
+    with pytest.raises(ConfigError, match=r"ema/cls .* no rule says where it goes"):
+        setup(small)
 
 
 def test_an_archive_is_read_back(tmp_path):
@@ -281,6 +310,68 @@ def test_numbers_that_are_not_finite_are_refused(vit, tmp_path):
         setup(config(pretrained=spec)).init()
 
 
+@pytest.fixture(scope="module")
+def oblong(tmp_path_factory):
+    """A run on images of 2 x 4 patches, as it is initialised, and its positions."""
+    workdir = tmp_path_factory.mktemp("oblong")
+    small = images_of(8, 16)
+    experiment = setup(small)
+    state = experiment.init()
+    write_json(workdir / "config.json", small)
+    write_description(workdir, experiment.source)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(1, state)
+    checkpoints.close()
+    return workdir, np.asarray(state.params["backbone"]["position_embedding"][1, 0])
+
+
+def images_of(height, width, **changes):
+    small = config(**changes)
+    small["data"]["train"] = dict(name="stand_in", shape=(height, width, 3), num_classes=5)
+    return small
+
+
+def begun(workdir, height, width, **spec):
+    spec = dict(path=str(workdir), layout="own", particle=1, **spec)
+    params = setup(images_of(height, width, pretrained=spec)).init().params
+    return params["backbone"]["position_embedding"][0, 0]
+
+
+@pytest.mark.slow
+def test_positions_of_a_run_keep_their_places_on_other_images(oblong):
+    """As many patches do not make the same grid, and 9 positions are no 3 x 3 patches."""
+    workdir, x = oblong
+    np.testing.assert_array_equal(begun(workdir, 8, 16), x)
+    for rows, columns in ((4, 2), (2, 8), (3, 3)):
+        found = begun(workdir, 4 * rows, 4 * columns)
+        np.testing.assert_array_equal(found[0], x[0])
+        grid = x[1:].reshape(2, 4, -1)
+        at = np.linspace(0, 1, rows)[:, None, None], np.linspace(0, 3, columns)
+        low = np.minimum(at[1].astype(int), 2)
+        part = (at[1] - low)[:, None]
+        lines = grid[:, low] * (1 - part) + grid[:, low + 1] * part
+        expected = lines[0] * (1 - at[0]) + lines[1] * at[0]
+        np.testing.assert_allclose(found[1:].reshape(rows, columns, -1), expected, atol=1e-5)
+
+
+def test_positions_of_a_grid_that_nobody_tells_are_refused(oblong, tmp_path):
+    workdir, x = oblong
+    with pytest.raises(
+        ConfigError, match=r"pretrained.grid: \(4, 2\), but .* has \(2, 4\) patches"
+    ):
+        begun(workdir, 8, 16, grid=(4, 2))
+    with pytest.raises(ConfigError, match=r"pretrained.grid: \(4, 0\); \(rows, columns\)"):
+        begun(workdir, 8, 16, grid=(4, 0))
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "data.json").unlink()
+    with pytest.raises(ConfigError, match=r"9 positions do not tell the grid .* give `grid`"):
+        begun(tmp_path / "run", 8, 16)
+    np.testing.assert_array_equal(begun(tmp_path / "run", 8, 16, grid=(2, 4)), x)
+    changes = {"data.train.shape": (16, 8, 3)}
+    with pytest.raises(ConfigError, match="start: position embeddings of 2 x 4 patches, of which"):
+        stage.begin_from(workdir, tmp_path / "new", changes)
+
+
 class Bucket(MemoryFileSystem):
     """A file system of fsspec that stands where gcsfs does."""
 
@@ -341,13 +432,13 @@ def test_full_size_checkpoints_fit_their_configs(caplog):
         inference = build.inference(full, num_examples=1)
         state = jax.eval_shape(inference.init, jax.eval_shape(jax.random.key, 0), x)
         checkpoint = layouts.Checkpoint(shapes, lambda names: {})
-        moves = pretrained._plan(full["pretrained"], checkpoint, pretrained._tree(state))
+        moves = pretrained.plan_of(full, x.shape[1:], checkpoint, pretrained._tree(state))
         paths = {path_of(k) for k, _ in jax.tree_util.tree_leaves_with_path(state.params)}
         assert paths - moves.keys() == {"head/logits/kernel", "head/logits/bias"}
         json.dumps(full["pretrained"])  # as a workdir keeps it
 
 
-def release_shapes(size, experts, members, hidden, tokens=None):
+def release_shapes(size, experts, members, hidden, tokens=None, classes=1000):
     patch, D, depth, H, F = size
     tokens = tokens or (224 // patch) ** 2 + 1
     found = {
@@ -355,8 +446,8 @@ def release_shapes(size, experts, members, hidden, tokens=None):
         "embedding/kernel": (patch, patch, 3, D),
         "embedding/bias": (D,),
         "Encoder/posembed_input/pos_embedding": (1, tokens, D),
-        "head/kernel": (D, 1000),
-        "head/bias": (1000,),
+        "head/kernel": (D, classes),
+        "head/bias": (classes,),
     }
     if hidden:
         found |= {"pre_logits/kernel": (D, D), "pre_logits/bias": (D,)}

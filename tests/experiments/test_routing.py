@@ -1,6 +1,5 @@
 """Which classes go to which experts: against a loop over tokens, with the router's kernel alone."""
 
-import dataclasses
 import functools
 import json
 
@@ -14,14 +13,14 @@ from experiments import config as config_lib
 from experiments.data.source import load
 from experiments.evaluate import evaluate, restore
 from experiments.evaluators import routing
-from experiments.predict import Predictor, tell
+from experiments.predict import Predictor
 from experiments.setup import setup
 from experiments.train import train
 from tests.uncertainty.routes import fill
 from uncertainty import build
 
 P, M, E, T, B, SIZE = 2, 2, 4, 4, 32, 2  # E: of each member
-SLOTS = 3  # ceil(2 4 2 0.7 / 4)
+SLOTS = {1: 2, 2: 3}  # ceil(2 n 4 0.7 / 4) of n examples
 DATA = dict(name="digits", split="test", classes=(0, 1, 2))  # 121 examples: a batch is filled up
 
 
@@ -75,27 +74,47 @@ def before_router():
     return jax.jit(jax.vmap(apply, (0, 0, None)))
 
 
-def test_what_fills_up_a_batch_is_told(run, caplog):
+@pytest.mark.slow
+def test_predictions_are_those_of_the_examples_alone_whatever_the_size_of_a_batch(run):
     experiment, state, *_ = run
-    tell.cache_clear()
-    predict, source = Predictor(experiment, state), load(DATA)
-    predict(source)
-    assert "121 examples are no multiple of evaluation.batch_size 32; copies" in caplog.text
-    caplog.clear()
-    predict(dataclasses.replace(source, x=source.x[:96], y=source.y[:96]))
-    assert "no multiple" not in caplog.text
+    source = load(DATA)
+    x = source.gather(np.arange(len(source)))["x"]
+    predict = jax.jit(experiment.inference.predict)
+    pairs, last = (
+        predict(state, x[:-1]).mean,
+        predict(state, x[-1:]).mean,
+    )  # of groups that are full
+    expected = np.concatenate([pairs, last], axis=1)
+    features = []
+    for size in (B, 22):  # multiples of the group's size
+        predictor = Predictor(experiment, state)
+        predictor.batch_size = size
+        np.testing.assert_allclose(predictor(source).mean, expected, rtol=1e-4, atol=1e-5)
+        features.append(predictor.features(source)[0])
+    np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)
 
 
-def routed(state, x):
-    """What each expert works on of each example [P, M, B, E], and what is dropped [P, M, B]."""
+def test_a_full_batch_has_no_mask(run):
+    experiment, state, *_ = run
+    batches = [batch for batch, _ in Predictor(experiment, state)._batches(load(DATA))]
+    assert [set(batch) for batch in batches] == [{"x"}] * 3 + [{"x", "mask"}]
+    assert np.sum(batches[-1]["mask"]) == 121 - 96
+
+
+def routed(state, x, count):
+    """What each expert works on of each example [P, M, B, E], and what is dropped [P, M, B].
+
+    The groups are of the first `count` examples; others are nowhere.
+    """
     tokens = before_router()(state.params, state.collections, x)
     tokens = np.asarray(tokens).reshape(P, B, T, 8)
     kernel = np.asarray(state.params["backbone"]["block01"]["feed_forward"]["router"]["kernel"])
     share, dropped = np.zeros((P, M, B, E)), np.zeros((P, M, B))
     for p, m in np.ndindex(P, M):
-        for g in range(0, B, SIZE):
-            scores = np.exp(tokens[p, g : g + SIZE].reshape(SIZE * T, 8) @ kernel[p, :, m])
-            _, where = fill(scores / scores.sum(1, keepdims=True), 2, SLOTS, False)
+        for g in range(0, count, SIZE):
+            group = tokens[p, g : min(g + SIZE, count)]
+            scores = np.exp(group.reshape(-1, 8) @ kernel[p, :, m])
+            _, where = fill(scores / scores.sum(1, keepdims=True), 2, SLOTS[len(group)], False)
             for s, places in enumerate(where):
                 for place in places:
                     if place is None:
@@ -115,7 +134,7 @@ def test_classes_by_experts_are_a_loop_over_tokens(run):
     for start in range(0, N, B):
         batch = source.gather(np.minimum(np.arange(start, start + B), N - 1))
         end = min(start + B, N)
-        both = routed(state, batch["x"])
+        both = routed(state, batch["x"], end - start)
         shares[:, :, start:end], dropped[:, :, start:end] = (a[:, :, : end - start] for a in both)
     table = np.stack([shares[:, :, source.y == k].mean(2) for k in range(3)], axis=2)
     np.testing.assert_allclose(arrays["routing/block01/share"], table, atol=1e-5)

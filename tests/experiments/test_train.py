@@ -20,7 +20,6 @@ from experiments.train import train
 from experiments.workdir import read_config, read_json
 from experiments.writers import METRICS, read_metrics
 from uncertainty import build
-from uncertainty.build import ConfigError
 
 DIGITS = "configs/digits/mlp.py"
 

@@ -12,6 +12,7 @@ from experiments import execution
 from uncertainty.layers.experts import MoE
 from uncertainty.layers.feed_forward import FeedForward
 from uncertainty.layers.routers import ExpertChoice, TopK
+from uncertainty.mask import only
 
 B, T, D, E = 8, 3, 4, 8
 FFN = functools.partial(FeedForward, mlp_dim=6)
@@ -64,6 +65,34 @@ def test_eight_devices_have_the_outputs_and_gradients_of_one(router, members, di
     assert program.as_text().count(" all-to-all(") >= 4
     kernel = eight[0][0]["experts"]["dense0"]["kernel"]
     assert kernel.sharding.spec[0] == "expert"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("router", [TopK, ExpertChoice])
+def test_what_fills_up_a_batch_is_nowhere_on_eight_devices_too(router):
+    """Of 16 examples in groups of 2 the last three are copies: half a group, and a whole one."""
+    mesh, x, mask = mesh_of(2, 4), normal(1, 16, T, D), np.arange(16) < 13
+    router = functools.partial(router, group_size=2, multiple_of=1, capacity_factor=0.7)
+    moe = MoE(E, FFN, router, 2, split_rngs=True)
+    params = jax.jit(functools.partial(moe.init, train=False))(jax.random.key(0), x)["params"]
+
+    def run(x, mask):
+        with only(mask):
+            return moe.apply({"params": params}, x, train=False, mutable=["routing"])
+
+    one = jax.jit(run)(x, mask)
+    rows = NamedSharding(mesh, PartitionSpec(execution.BATCH))
+    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, execution.BATCH)))
+    with jax.set_mesh(mesh):
+        program = jax.jit(run).lower(placed, jax.device_put(mask, rows)).compile()
+        eight = program(placed, jax.device_put(mask, rows))
+    assert program.as_text().count(" all-to-all(") >= 2
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    full, alone = jax.jit(run)(x[:, :12], None)[0], jax.jit(run)(x[:, 12:13], None)[0]
+    expected = np.concatenate([full, alone], axis=1)
+    np.testing.assert_allclose(one[0][:, :13], expected, rtol=1e-4, atol=1e-5)
+    assert not np.any(one[0][:, 13:])
 
 
 @pytest.mark.slow

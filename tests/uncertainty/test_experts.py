@@ -1,18 +1,23 @@
 """Mixtures of experts against a loop over tokens with a block-diagonal gate; E3's identities."""
 
 import functools
+import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.uncertainty.routes import fill
 from uncertainty import build
 from uncertainty.backbones.vit import ViT
 from uncertainty.layers.experts import MoE
 from uncertainty.layers.feed_forward import FeedForward
-from uncertainty.layers.routers import Soft, TopK
+from uncertainty.layers.routers import ExpertChoice, Soft, TopK
+from uncertainty.mask import only
 
 E, T, D, H = 4, 3, 5, 6
 FFN = functools.partial(FeedForward, mlp_dim=H)
@@ -34,12 +39,13 @@ def variables(members):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(moe, params, x):
-    return moe.apply({"params": params}, x, train=False, mutable=["routing", "routes"])
+def _apply(moe, params, x, mask=None):
+    with only(mask):
+        return moe.apply({"params": params}, x, train=False, mutable=["routing", "routes"])
 
 
-def apply(moe, params, x):
-    y, counts = _apply(moe, params, x)
+def apply(moe, params, x, mask=None):
+    y, counts = _apply(moe, params, x, mask)
     counts = jax.tree.map(np.asarray, counts)
     return np.asarray(y), counts.get("routing", {}).get("router", {}) | counts["routes"]
 
@@ -51,8 +57,11 @@ def expert(params, e, x):
     return a @ p["dense1"]["kernel"] + p["dense1"]["bias"]
 
 
-def loop(params, x, members, k, slots, group_size, batch_priority):
-    """sum_e G[m, n, e] FFN_e(x_n), with a gate G over all E experts, zero outside m's block."""
+def loop(params, x, members, k, slots, group_size, batch_priority, choice=False):
+    """sum_e G[m, n, e] FFN_e(x_n), with a gate G over all E experts, zero outside m's block.
+
+    By expert choice (`choice`) each of them takes as many tokens as it has slots, the best ones.
+    """
     x = np.broadcast_to(x, (max(members, len(x)), *x.shape[1:]))
     L, B = x.shape[:2]
     gates, lost = np.zeros((L, B * T, E)), 0
@@ -64,6 +73,9 @@ def loop(params, x, members, k, slots, group_size, batch_priority):
             scores = np.exp(tokens[m, g : g + S] @ params["router"]["kernel"][:, own])
             scores /= scores.sum(1, keepdims=True)
             _, where = fill(scores, k, slots, batch_priority)
+            if choice:
+                taken = np.argsort(-scores, axis=0, kind="stable")[:slots]
+                where = [[(e, 0) for e in range(block) if s in taken[:, e]] for s in range(S)]
             for s in range(S):
                 for place in where[s]:
                     if place is None:
@@ -132,6 +144,70 @@ def test_a_batch_that_groups_do_not_divide_has_smaller_ones_in_prediction_alone(
         jax.eval_shape(lambda: moe(4).init(dict(params=jax.random.key(0)), x, train=True))
 
 
+FILLED = [  # router, its fields, members, leading axis of x
+    (TopK, dict(k=2), 1, 2),
+    (TopK, dict(k=2, batch_priority=True), 2, 1),
+    (ExpertChoice, {}, 2, 1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["sort", "einsum"])
+@pytest.mark.parametrize("case", FILLED)
+def test_what_fills_up_a_batch_takes_no_slots(case, dispatch):
+    """Each group of 3 is a loop over its real examples alone, whatever else is in it."""
+    router, fields, M, A = case
+    k, choice = fields.get("k", 1), router is ExpertChoice
+    common = dict(group_size=3, capacity_factor=0.7, multiple_of=1)
+    moe = MoE(E, FFN, functools.partial(router, **common, **fields), M, dispatch)
+    params, x = variables(M), normal(A, 6, T, D)
+    if M == 1:
+        params["router"]["kernel"] *= 3
+
+    @settings(max_examples=12)
+    @given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 99))
+    def check(mask, seed):
+        mask = np.asarray(mask)
+        filled = np.where(mask[:, None, None], x, normal(A, 6, T, D, seed=seed))
+        y, counts = apply(moe, params, filled, mask)
+        assert not y[:, ~mask].any()
+        shares, missed = np.zeros((max(M, A), 6, E)), 0
+        for g in (0, 3):
+            rows = g + np.flatnonzero(mask[g : g + 3])
+            if not len(rows):
+                continue
+            slots = math.ceil(len(rows) * T * k * Fraction("0.7") / (E // M))
+            priority = fields.get("batch_priority", False)
+            expected, lost, share = loop(
+                params, x[:, rows], M, k, slots, len(rows), priority, choice
+            )
+            np.testing.assert_allclose(y[:, rows], expected, rtol=1e-4, atol=1e-5)
+            if choice:
+                lost = np.mean(np.abs(expected).max(-1) == 0)
+            missed, shares[:, rows] = missed + lost * len(rows), share
+        own = [shares[m, :, m * E // M : (m + 1) * E // M] if M > 1 else shares[m]
+               for m in range(len(y))]  # fmt: skip
+        np.testing.assert_allclose(counts["per_example"], own, rtol=1e-6)
+        real = max(mask.sum(), 1)
+        load = np.sum(own, axis=1).reshape(M, -1, E // M).mean(1) / real
+        np.testing.assert_allclose(counts["load"], load, rtol=1e-5, atol=1e-7)
+        assert counts["dropped"].mean() == pytest.approx(missed / real, abs=1e-6)
+        each = counts["router"]["dropped"].reshape(len(y), 6, T).mean((0, 2))
+        assert each.sum() == pytest.approx(missed, abs=1e-5) and not each[~mask].any()
+
+    check()
+
+
+def test_an_example_shares_no_slots_with_others_in_soft_routing():
+    params, x = variables(1), normal(1, 3, T, D)
+    params["router"] = dict(kernel=normal(D, 1, E, 2, seed=6), scale=np.ones(1, "float32"))
+    moe = MoE(E, FFN, functools.partial(Soft, slots=2))
+    other = np.concatenate([x[:, :2], normal(1, 1, T, D, seed=9)], axis=1)
+    expected = apply(moe, params, x)[0][:, :2]
+    found = apply(moe, params, other, np.asarray([True, True, False]))[0][:, :2]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_soft_routing_is_a_loop_over_slots():
     params, x = variables(2), normal(1, 2, T, D)
     params["router"] = dict(kernel=normal(D, 2, 2, 3, seed=6), scale=np.float32([1.5, 0.7]))
@@ -180,6 +256,22 @@ def test_noise_has_the_deviation_that_was_asked_for():
     std = np.std(np.log(gate[0]) - np.log(gate[1])) / np.sqrt(2)
     assert std == pytest.approx(1.5 / 2, rel=0.1)
     assert set(sown["losses"]) == {"importance", "load"}
+
+
+def test_gshard_looks_at_the_gates_that_route():
+    """With noise, as in the published code; read off the routes of tokens that see all experts."""
+    weights = dict(importance_loss=0.0, load_loss=0.0, gshard_loss=0.5)
+    router = TopK(num_experts=3, k=3, capacity_factor=None, **weights)
+    params, x = dict(kernel=normal(D, 1, 3, seed=1)), normal(1, 2, 5, D)
+    route = jax.jit(functools.partial(router.apply, train=True, mutable=["losses"]))
+    routes, sown = route({"params": params}, x, rngs=dict(noise=jax.random.key(0)))
+    order = np.argsort(routes.token[0], axis=-1)
+    gates = np.take_along_axis(np.asarray(routes.gate[0]), order, axis=-1)  # [G, E, S]
+    share = np.stack([(gates.argmax(1) == e).mean(1) for e in range(3)], axis=1)
+    expected = 9 * np.mean(share * gates.mean(2))
+    assert sown["losses"]["gshard"][0] == pytest.approx(0.5 * expected, rel=1e-5)
+    quiet = np.exp(np.einsum("gsd,de->ges", x[0], params["kernel"][:, 0]))
+    assert np.abs(quiet / quiet.sum(1, keepdims=True) - gates).max() > 0.05
 
 
 @pytest.mark.slow
@@ -251,6 +343,56 @@ def test_one_member_is_v_moe_and_two_are_by_a_reshape_of_its_routers():
     pairs = network("e3", size=2)[0](key, X)[0]
     reshaped = jax.tree.map(lambda a, b: a.reshape(b.shape), params, pairs)
     jax.tree.map(np.testing.assert_array_equal, reshaped, pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ensemble", "changes"),
+    [
+        (dict(name="e3", size=2), dict(remat=True)),
+        (dict(name="mimo", size=2), {}),
+        (dict(name="packed", size=2), {}),
+        ("single", "swaps"),
+    ],
+)
+def test_the_mask_comes_to_the_experts_through_whatever_is_around_them(ensemble, changes):
+    """Three examples have the latents and features that they have by themselves."""
+    few = dict(name="routers.TopK", multiple_of=1, capacity_factor=0.5)
+    experts = CONFIG["backbone"]["experts"] | dict(router=few)
+    if changes == "swaps":  # what replaces a layer has to say what its experts are
+        ffn = dict(name="feed_forward.FeedForward", mlp_dim=24)
+        changes = dict(experts=None, swaps={1: experts | dict(feed_forward=ffn)})
+    backbone = CONFIG["backbone"] | dict(experts=experts, pooling="gap") | changes
+    model = build.model(CONFIG | dict(ensemble=ensemble, backbone=backbone))
+    variables, key = jax.jit(model.init)(jax.random.key(0), X), jax.random.key(1)
+    mask = np.arange(len(X)) > 0
+
+    @jax.jit
+    def both(x, mask=None):
+        latent = model.forward(*variables, x, key, train=False, mask=mask)[0].mean
+        return latent, model.features(*variables, x, key, mask)
+
+    for a, b, other in zip(both(X[1:]), both(X, mask), both(X), strict=True):
+        np.testing.assert_allclose(b[:, 1:], a, rtol=1e-4, atol=1e-5)
+        assert np.abs(other[:, 1:] - a).max() > 1e-3
+
+
+def test_a_mask_in_training_or_of_another_batch_is_refused():
+    model = build.model(CONFIG | dict(ensemble="single"))
+    params, collections = jax.eval_shape(model.init, jax.random.key(0), X)
+
+    def forward(mask, train=False):
+        def run(params, collections):
+            return model.forward(
+                params, collections, X, jax.random.key(0), train=train, mask=np.ones(mask, bool)
+            )
+
+        return jax.eval_shape(run, params, collections)
+
+    with pytest.raises(ValueError, match="mask: for prediction"):
+        forward(len(X), train=True)
+    with pytest.raises(ValueError, match=r"mask: shape \(3,\) for 4 examples"):
+        forward(3)
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """Rules that make parameters of checkpoints, against networks and loops in plain NumPy."""
 
+import functools
+import itertools
+import math
 import re
 
 import flax.traverse_util
@@ -8,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uncertainty import build
+from uncertainty import build, pretrained
 from uncertainty.pretrained import OPS, plan
 from uncertainty.rules import path_of
 
@@ -142,6 +145,7 @@ def targets(model, size=H):
 
 def converted(source, model, layout="vit", size=H, **options):
     target = targets(model, size)
+    options = dict(patches=(1, size // P, size // P)) | options
     moves = plan({k: v.shape for k, v in source.items()}, target, layout, **options)
     return {path: move(source[move.source], target[path]) for path, move in moves.items()}
 
@@ -241,20 +245,80 @@ def test_a_v_moe_of_ours_becomes_an_e3():
     assert all(np.array_equal(found[k], source[k]) for k in source if k != path)
 
 
-@pytest.mark.parametrize(("old", "new"), [(3, 5), (7, 4), (2, 1), (4, 4)])
-def test_positions_are_bilinear_between_corners(old, new):
-    x = random(1, 1 + old**2, 6)
-    found = OPS["positions"](x, (1, 1 + new**2, 6))
-    np.testing.assert_array_equal(found[:, 0], x[:, 0])
-    grid, made = x[0, 1:].reshape(old, old, 6), found[0, 1:].reshape(new, new, 6)
-    for i in range(new):
-        for j in range(new):
-            at = [k * (old - 1) / max(new - 1, 1) for k in (i, j)]
-            low = [min(int(a), max(old - 2, 0)) for a in at]
-            u, v = (a - b for a, b in zip(at, low, strict=True))
-            (a, b), (c, d) = grid[low[0] : low[0] + 2, low[1] : low[1] + 2]
-            expected = (1 - u) * ((1 - v) * a + v * b) + u * ((1 - v) * c + v * d)
-            np.testing.assert_allclose(made[i, j], expected, atol=1e-5)
+GRIDS = [(3, 3), (5, 5), (2, 4), (4, 2), (1, 8), (1, 1), (7, 3)]
+
+
+def resized(x, old, new):
+    """[rows, columns, D] at the places of a new grid with the same corners, one row at a time."""
+    (h, w), (H, W), D = old, new, x.shape[-1]
+    at = [np.arange(N) * (n - 1) / max(N - 1, 1) for n, N in zip(old, new, strict=True)]
+    rows = np.zeros((h, W, D))
+    for i, d in np.ndindex(h, D):
+        rows[i, :, d] = np.interp(at[1], np.arange(w), x[i, :, d])
+    made = np.zeros((H, W, D))
+    for j, d in np.ndindex(W, D):
+        made[:, j, d] = np.interp(at[0], np.arange(h), rows[:, j, d])
+    return made
+
+
+@pytest.mark.parametrize("old", GRIDS)
+@pytest.mark.parametrize("token", [0, 1])
+def test_positions_are_bilinear_between_corners(old, token):
+    x = random(1, token + math.prod(old), D)
+    for new, wanted in itertools.product(GRIDS, (0, 1)):
+        target = (1, wanted + math.prod(new), D)
+        found = OPS["positions"](x, target, (wanted, *new), old)
+        expected = resized(x[0, token:].reshape(*old, D), old, new)
+        np.testing.assert_allclose(found[0, wanted:].reshape(*new, D), expected, atol=1e-5)
+        if wanted:
+            np.testing.assert_array_equal(found[0, 0], x[0, 0] if token else np.zeros(D))
+
+
+def test_the_last_corner_is_no_zero():
+    """Sides whose last place is beyond the grid by rounding."""
+    for old, new in ((8, 26), (16, 30), (32, 16)):
+        found = OPS["positions"](
+            np.ones((1, old, 2), np.float32), (1, new, 2), (0, 1, new), (1, old)
+        )
+        np.testing.assert_array_equal(found, np.ones((1, new, 2)))
+
+
+@pytest.mark.parametrize(
+    "patches", [(0, 3, 3), (1, 3, 3), (0, 2, 4), (1, 2, 4), (1, 2, 8), (0, 1, 5)]
+)
+def test_grids_are_squares_unless_they_are_told(patches):
+    """Refused are numbers of no square, and those of the model's own grid, if that is none."""
+    target = (1, patches[0] + patches[1] * patches[2], D)
+    for T in range(1, 27):
+        x = random(1, T, D)
+        squares = [n for t in (0, 1) for n in range(1, 6) if t + n * n == T]
+        own = patches[1] != patches[2] and T - patches[1] * patches[2] in (0, 1)
+        if len(squares) == 1 and not own:
+            np.testing.assert_array_equal(
+                OPS["positions"](x, target, patches),
+                OPS["positions"](x, target, patches, squares * 2),
+            )
+        else:
+            with pytest.raises(ValueError, match=rf"{T} positions do not tell .*give `grid`"):
+                OPS["positions"](x, target, patches)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(), "10 positions do not tell the grid .* give `grid`"),
+        (dict(grid=(3, 4)), "grid: 3 x 4 patches, with or without a class token, do not have 10"),
+        (dict(patches=None), "the model does not tell the grid"),
+        (dict(patches=(0, 3, 3)), "10 positions are not those of 0 class tokens and 3 x 3"),
+    ],
+)
+def test_positions_that_cannot_be_placed_are_refused(options, message):
+    """9 patches of 1 x 9 here, and a class token: 3 x 3 there, for all that the numbers tell."""
+    source, target = {k: v.shape for k, v in augreg().items()}, targets(model_of())
+    with pytest.raises(ValueError, match=f"position_embedding .*, but {message}"):
+        plan(source, target, "vit", **{"patches": (1, 1, 9), **options})
+    plan(source, target, "vit", patches=(1, 1, 9), grid=(3, 3))
+    plan(source, target, "vit", patches=(1, 1, 9), keep=["position_embedding"])
 
 
 def test_positions_grow_with_the_image():
@@ -265,14 +329,15 @@ def test_positions_grow_with_the_image():
 
 def test_positions_without_class_token():
     x = random(1, 10, D)
-    np.testing.assert_array_equal(OPS["positions"](x, (1, 9, D)), x[:, 1:])
-    found = OPS["positions"](x[:, 1:], (1, 10, D))
+    np.testing.assert_array_equal(OPS["positions"](x, (1, 9, D), (0, 3, 3)), x[:, 1:])
+    found = OPS["positions"](x[:, 1:], (1, 10, D), (1, 3, 3))
     np.testing.assert_array_equal(found, np.concatenate([np.zeros((1, 1, D)), x[:, 1:]], axis=1))
 
 
 def test_strict_in_both_directions():
     """Whatever is left out, added or of another shape is named."""
     source, target = {k: v.shape for k, v in augreg().items()}, targets(model_of())
+    plan = functools.partial(pretrained.plan, patches=(1, 3, 3))
     moves = plan(source, target, "vit")
     for path in source:
         where = next(t for t, move in moves.items() if move.source == path)
@@ -313,7 +378,7 @@ def test_strict_in_both_directions():
 def test_bad_rules_are_named(options, message):
     source, target = {k: v.shape for k, v in augreg().items()}, targets(model_of())
     with pytest.raises(ValueError, match=message):
-        plan(source, target, **{"layout": "vit", **options})
+        plan(source, target, **{"layout": "vit", "patches": (1, 3, 3), **options})
 
 
 def test_pooling_by_attention_is_told_apart():

@@ -2,12 +2,13 @@
 
 import functools
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -41,7 +42,7 @@ def test_top_k_fills_slots_like_a_loop(size, batch_priority, seed, levels):
         found = [None if i == E * C else divmod(i, C) for i in routes.slot[s]]
         assert found == where[s]
     lost = np.mean([place is None for row in where for place in row])
-    assert routing.dropped(routes, S) == pytest.approx(lost)
+    assert routing.lost(routes, S).mean() == pytest.approx(lost)
     np.testing.assert_allclose(routing.load(routes, S), [len(f) / S for f in full], rtol=1e-6)
 
 
@@ -57,7 +58,7 @@ def test_expert_choice_takes_the_best_tokens(size, seed, levels):
         best = sorted(range(S), key=lambda s: -gates[s, e])[:C]
         assert list(routes.token[e]) == best
         assert list(routes.gate[e]) == [gates[s, e] for s in best]
-    assert routing.dropped(routes, S) == pytest.approx(1 - len(set(routes.token.ravel())) / S)
+    assert routing.lost(routes, S).mean() == pytest.approx(1 - len(set(routes.token.ravel())) / S)
 
 
 def test_soft_routing_is_two_softmaxes():
@@ -93,14 +94,28 @@ def test_losses_are_their_formulas(k):
     assert routing.importance_loss(np.full((S, E), 1 / E)) == pytest.approx(0, abs=1e-12)
 
 
-@given(st.integers(1, 400), st.integers(1, 3), st.integers(1, 40), st.floats(0.1, 4))
-def test_capacity_is_rounded_as_asked(S, K, E, factor):
-    wanted = S * K * factor / E
+@given(
+    st.integers(1, 400),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(1, 400).map(lambda n: n / 100) | st.floats(0.1, 4),
+)
+@example(400, 1, 2, 1.1)  # 220.00000000000003 in floating point
+@example(110, 2, 100, 1.15)  # 2.53: no tie
+@example(10, 1, 4, 0.6)  # 1.5: a tie, to even
+def test_capacity_is_exact_and_rounded_as_asked(S, K, E, factor):
+    wanted = S * K * Fraction(str(factor)) / E
     up = math.ceil(wanted)
     assert routing.capacity(S, K, E, factor, multiple_of=1) == min(up, S)
     of_four = routing.capacity(S, K, E, factor)
     assert of_four == S or (of_four % 4 == 0 and up <= of_four < up + 4)
     assert routing.capacity(S, K, E, factor, "round", 1) == min(max(round(wanted), 1), S)
+
+
+def test_a_factor_that_is_no_number_of_slots_is_refused():
+    for factor in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"capacity_factor: {factor}; a positive number"):
+            routing.capacity(4, 1, 2, factor)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

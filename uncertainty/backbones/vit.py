@@ -147,14 +147,23 @@ class ViT(nn.Module):
         hidden = {} if self.representation is None else dict(representation=self.representation)
         return dict(width=self.size.width, mlp_dim=self.size.mlp_dim, **hidden)
 
+    @nn.nowrap
+    def patches(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """What `position_embedding` [1, T, D] is of, for images of a shape (H, W, ...).
+
+        Returns:
+          Class tokens (0 or 1), which come first, and the rows and columns of patches.
+        """
+        (H, W), patch = shape[:2], self.size.patch_size
+        if H % patch or W % patch:
+            raise ValueError(f"patch_size: {patch} does not divide images of {H} x {W}")
+        return int(self.pooling == "token"), H // patch, W // patch
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         check_images(x)
         patch, D, depth, num_heads, mlp_dim = self.size
-        if x.shape[2] % patch or x.shape[3] % patch:
-            raise ValueError(
-                f"patch_size: {patch} does not divide images of {x.shape[2]} x {x.shape[3]}"
-            )
+        self.patches(x.shape[2:])
         x = self.conv(
             features=D,
             kernel_size=(patch, patch),

@@ -4,6 +4,9 @@ training     u_m(x_1, ..., x_M) learns the label of x_m, for M independent examp
 prediction   u_m(x, ..., x)
 """
 
+import math
+from fractions import Fraction
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -96,6 +99,6 @@ def orders(key: jax.Array, size: int, rows: int, repetition: float) -> jax.Array
     """[size, rows], permutations that agree on the share `repetition` of their places."""
     common, *keys = jax.random.split(key, size + 1)
     main = jax.random.permutation(common, rows)
-    # 1e-9: (1 - 0.9) 10 is below 1 in floating point
-    own = int((1 - repetition) * rows + 1e-9)
+    # Of the share as it is written: (1 - 0.9) 10 is below 1 in floating point.
+    own = math.floor((1 - Fraction(str(repetition))) * rows)
     return jnp.stack([main.at[:own].set(jax.random.permutation(k, main[:own])) for k in keys])

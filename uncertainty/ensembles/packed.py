@@ -1,7 +1,9 @@
 """Packed ensembles: M narrow networks as the groups of one (Laurent et al. 2023)."""
 
 import functools
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import flax.linen as nn
 import jax
@@ -56,7 +58,7 @@ def packed(
         one whose layers are replaced already.
     """
     check(size, "")
-    if not alpha > 0:
+    if not 0 < alpha < math.inf:
         raise ValueError(f"alpha: {alpha}; a positive number")
     if gamma < 1:
         raise ValueError(f"gamma: {gamma} groups; at least 1")
@@ -67,7 +69,7 @@ def packed(
         if plain is not None and getattr(backbone, field) is not plain.default:
             raise ValueError(f"backbone.{field}: gamma {gamma} puts layers in groups in its place; "
                              "leave it out, or set gamma to 1")  # fmt: skip
-    backbone = narrower(backbone, alpha / size, gamma)
+    backbone = narrower(backbone, Fraction(str(alpha)) / size, gamma)
     if gamma > 1:
         backbone = replace(backbone, ("dense",), _in_groups(Dense, "groups", gamma), INNER)
         grouped = _in_groups(nn.Conv, "feature_group_count", gamma)
@@ -75,12 +77,17 @@ def packed(
     return Packed(backbone, head, size)
 
 
-def narrower(backbone: nn.Module, factor: float, multiple: int = 1) -> nn.Module:
-    """The backbone with `factor` times its features, rounded up to a multiple."""
+def narrower(backbone: nn.Module, factor: Fraction | float, multiple: int = 1) -> nn.Module:
+    """The backbone with `factor` times its features, rounded up to a multiple.
+
+    The product is exact, of the factor as it is written: 1.1 times 50 are 55, and not
+    55.00000000000001 and so 56.
+    """
+    factor = Fraction(str(factor))
     of_width = multiple * getattr(getattr(backbone, "size", None), "num_heads", 1)
 
     def scaled(features: int, multiple: int) -> int:
-        return -(-round(features * factor * 1e6) // (multiple * 10**6)) * multiple
+        return math.ceil(features * factor / multiple) * multiple
 
     sizes = {}
     for field, value in backbone.sizes.items():

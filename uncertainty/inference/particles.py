@@ -154,12 +154,13 @@ def particles(
         )
         return (members.take(new, collect) if collect else new), metrics
 
-    def predict(state: State, x: jax.Array) -> Latent:
-        def one(particle, x):
+    def predict(state: State, x: jax.Array, mask: jax.Array | None = None) -> Latent:
+        def one(particle, batch):
             params, collections, key = particle
-            return model.forward(params, collections, x, key, train=False)[0]
+            x, mask = batch
+            return model.forward(params, collections, x, key, train=False, mask=mask)[0]
 
-        latent = over(one)(members.predicting(state), x)  # [P S, M, B, K]
+        latent = over(one)(members.predicting(state), (x, mask))  # [P S, M, B, K]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
 
     return Inference(init, update, predict, separable=separable)

@@ -12,6 +12,7 @@ from uncertainty.layers.dropout import Dropout
 from uncertainty.layers.feed_forward import FeedForward
 from uncertainty.layers.routers import TopK
 from uncertainty.layers.routing import per_example
+from uncertainty.mask import current
 
 
 class MoE(nn.Module):
@@ -31,6 +32,8 @@ class MoE(nn.Module):
     choose among all E experts, and members differ by that alone ("only tiling"). Without `tile` no
     members are made: what the M blocks, each with its router, make of x is added up ("only
     partitioning").
+
+    Examples that fill up a batch (`uncertainty/mask.py`) take no slots and become 0.
 
     Differences from the papers: capacities are those of groups of one member's tokens, which are
     equal to the papers'; experts start from different weights if `split_rngs`.
@@ -99,7 +102,9 @@ class MoE(nn.Module):
             size = next(n for n in range(size, 0, -1) if B % n == 0)
         x = x.reshape(A, B // size, size * T, D)  # groups [1 or M, G, S, D]
         axes = () if self.is_initializing() else exchange.axes_of(B // size, E, train)
-        routes = router(x, train=train)
+        mask = current(B)
+        real = None if mask is None else mask.reshape(B // size, size)
+        routes = router(x, train=train, real=real)
         if self.is_mutable_collection("routes") and not self.is_initializing():
             each = jax.vmap(jax.vmap(lambda r: per_example(r, size, T)))(routes)
             each = each.reshape(each.shape[0], B, -1)

@@ -5,7 +5,9 @@ nothing: `scale` says how much the masks overlap.
 """
 
 import functools
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import flax.linen as nn
 import jax
@@ -41,7 +43,7 @@ class Masksembles(nn.Module):
     def __post_init__(self):
         if self.size < 1:
             raise ValueError(f"size: {self.size} masks; at least 1")
-        if not self.scale >= 1:
+        if not 1 <= self.scale < math.inf:
             raise ValueError(f"scale: {self.scale}; at least 1, where all masks are full")
         super().__post_init__()
 
@@ -87,10 +89,11 @@ def masks_of(features: int, size: int, scale: float) -> np.ndarray:
     """
     if min(features, size, scale) < 1:
         raise ValueError(f"features, size, scale: {features}, {size}, {scale}; at least 1 each")
-    ones = int(features / (scale * (1 - (1 - 1 / scale) ** size)) + 1e-9)
+    exact = Fraction(str(scale))  # as it is written: a floor of floating point may be one too low
+    ones = math.floor(features / (exact * (1 - (1 - 1 / exact) ** size)))
     ones = min(max(ones, -(-features // size)), features)  # else some feature is in no mask
     # More places than that are for sets that hardly meet.
-    most = min(int(ones * scale), 100 * features * size)
+    most = min(math.floor(ones * exact), 100 * features * size)
     places = np.arange(features, max(features * size, most) + 1)
     remaining = places * (1 - (1 - ones / np.maximum(places, ones)) ** size)
     number = places[np.abs(remaining - features).argmin()]

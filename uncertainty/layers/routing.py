@@ -7,6 +7,7 @@ A group is what is routed together: S tokens, E experts with C slots each. Top-k
 """
 
 import math
+from fractions import Fraction
 
 import flax.struct
 import jax
@@ -47,6 +48,10 @@ def capacity(
     The published code rounds up, and up again to a multiple of 4, which for small groups is much
     more than was asked for; the paper's formula is 'round' with a multiple of 1.
 
+    The product is exact, of the factor as it is written in decimal: 400 tokens on 2 experts with a
+    factor of 1.1 need 220 slots. In floating point, as in the published code, that is 220 + 3e-14,
+    and up from there 224.
+
     Args:
       tokens: S, of a group.
       choices: K, of each token.
@@ -56,20 +61,28 @@ def capacity(
       multiple_of: 1 for none.
 
     Raises:
-      ValueError: a factor that is not positive, a multiple below 1, or another rounding.
+      ValueError: a factor that is not positive and finite, a multiple below 1, or another
+        rounding.
     """
-    if not factor > 0:
+    if not 0 < factor < math.inf:
         raise ValueError(f"capacity_factor: {factor}; a positive number")
     if rounding not in ROUNDING:
         raise ValueError(f"rounding: {rounding!r}; allowed 'ceil', 'round'")
     if multiple_of < 1:
         raise ValueError(f"multiple_of: {multiple_of}; at least 1")
-    slots = tokens * choices * factor / num_experts
+    slots = tokens * Fraction(str(choices)) * Fraction(str(factor)) / num_experts
     slots = math.ceil(slots) if rounding == "ceil" else round(slots)
     return min(max(-(-slots // multiple_of) * multiple_of, 1), tokens)
 
 
-def top_k(gates: jax.Array, k: int, slots: int, batch_priority: bool = False) -> Routes:
+def top_k(
+    gates: jax.Array,
+    k: int,
+    slots: int,
+    batch_priority: bool = False,
+    real: jax.Array | None = None,
+    room: jax.Array | None = None,
+) -> Routes:
     """Each token goes to the k experts of its largest gates, as long as they have slots.
 
     All first choices come before all second ones; within a choice, tokens come in their order or,
@@ -83,9 +96,14 @@ def top_k(gates: jax.Array, k: int, slots: int, batch_priority: bool = False) ->
       k: choices of each token.
       slots: C.
       batch_priority: batch-priority routing.
+      real: [S] bool, the tokens that are routed, the others being what fills up a batch; None for
+        all.
+      room: [], given with `real`: how many of its C slots an expert may fill.
     """
     S, E = gates.shape
     best, expert = _largest(jax.lax.stop_gradient(gates), k)  # [S, K]
+    if real is not None:
+        expert = jnp.where(real[:, None], expert, E)  # an expert that has no slots
     order = jnp.arange(S)
     if batch_priority:
         order = jnp.argsort(-best[:, 0], stable=True)
@@ -95,23 +113,33 @@ def top_k(gates: jax.Array, k: int, slots: int, batch_priority: bool = False) ->
     start = jnp.searchsorted(chosen[by_expert], jnp.arange(E + 1))  # [E + 1]
     at = start[:-1, None] + jnp.arange(slots)  # [E, C]
     filled = at < start[1:, None]
+    if real is not None:
+        filled &= jnp.arange(slots) < room
     token = order[by_expert[jnp.minimum(at, k * S - 1)] % S]
     gate = jnp.where(filled, jnp.take_along_axis(gates.T, token, axis=1), 0.0)
     rank = _inverse(by_expert) - start[chosen]
-    slot = jnp.where(rank < slots, chosen * slots + rank, E * slots)
+    placed = rank < slots if real is None else (rank < room) & (chosen < E)
+    slot = jnp.where(placed, chosen * slots + rank, E * slots)
     slot = slot.reshape(k, S)[:, _inverse(order)].T
     return Routes(token=jnp.where(filled, token, S), gate=gate, slot=slot)
 
 
-def expert_choice(gates: jax.Array, slots: int) -> Routes:
+def expert_choice(
+    gates: jax.Array, slots: int, real: jax.Array | None = None, room: jax.Array | None = None
+) -> Routes:
     """Each expert takes the tokens with its C largest gates; of equal ones the earlier.
 
     Args:
       gates: [S, E], softmax over experts.
       slots: C, at most S.
+      real, room: as in `top_k`, no more room than there are real tokens.
     """
-    gate, token = jax.lax.top_k(gates.T, slots)
-    return Routes(token=token, gate=gate)
+    if real is None:
+        gate, token = jax.lax.top_k(gates.T, slots)
+        return Routes(token=token, gate=gate)
+    gate, token = jax.lax.top_k(jnp.where(real[:, None], gates, -1.0).T, slots)
+    filled = jnp.arange(slots) < room
+    return Routes(token=jnp.where(filled, token, len(gates)), gate=jnp.where(filled, gate, 0.0))
 
 
 def soft(logits: jax.Array) -> Mixture:
@@ -154,17 +182,20 @@ def gshard_loss(gates: jax.Array) -> jax.Array:
     return E**2 * jnp.mean(share * gates.mean(0))
 
 
-def dropped(routes: Routes, tokens: int) -> jax.Array:
-    """The share of choices without a slot []; by expert choice, of the S tokens that none took."""
-    return jnp.mean(lost(routes, tokens))
+def lost(routes: Routes, tokens: int, real: jax.Array | None = None) -> jax.Array:
+    """The share of a token's choices that have no slot [S]; by expert choice, 1 if none took it.
 
-
-def lost(routes: Routes, tokens: int) -> jax.Array:
-    """The same of each token [S]."""
+    Args:
+      routes: of a group.
+      tokens: S.
+      real: as in `top_k`; of other tokens it is 0.
+    """
     if routes.slot is not None:
-        return jnp.mean(routes.slot == routes.token.size, axis=-1)
-    seen = jnp.zeros(tokens, bool).at[routes.token.reshape(-1)].set(True, mode="drop")
-    return 1.0 - seen
+        share = jnp.mean(routes.slot == routes.token.size, axis=-1)
+    else:
+        seen = jnp.zeros(tokens, bool).at[routes.token.reshape(-1)].set(True, mode="drop")
+        share = 1.0 - seen
+    return share if real is None else jnp.where(real, share, 0.0)
 
 
 def per_example(routes: Routes | Mixture, examples: int, tokens: int) -> jax.Array:
