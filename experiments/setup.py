@@ -224,12 +224,19 @@ def load_validation(config: Mapping[str, Any], source: Source) -> Source:
     return validation
 
 
-def write_description(workdir: pathlib.Path, source: Source) -> None:
-    """Notes what evaluation must know of the training data, which it then does without."""
-    description = dict(
+def describe(source: Source) -> dict[str, Any]:
+    """What evaluation, and the other processes of a training, must know of the training data."""
+    return dict(
         name=source.name, shape=source.shape, classes=source.classes, outputs=source.outputs
     )
-    write_json(workdir / DATA, description)
+
+
+def write_description(workdir: pathlib.Path, source: Source) -> None:
+    """Notes what evaluation must know of the training data, which it then does without."""
+    write_json(workdir / DATA, describe(source))
+
+
+NOTED = {"name": str, "shape": [int], "classes": (int, None), "outputs": int}
 
 
 def read_description(workdir: str | pathlib.Path) -> Source | None:
@@ -237,6 +244,6 @@ def read_description(workdir: str | pathlib.Path) -> Source | None:
     path = pathlib.Path(workdir) / DATA
     if not path.is_file():
         return None
-    noted = read_json(path)
+    noted = read_json(path, NOTED)
     x = np.zeros((0, *noted["shape"]), np.float32)
     return Source(noted["name"], x, None, noted["classes"], noted["outputs"])
