@@ -118,7 +118,7 @@ class Cells:
         """Trains and evaluates one cell and records it."""
         config = self.config(row, seed)
         directory = self.run_directory(row, seed)
-        experiment = train.train(config, directory)
+        experiment = train.train(config, directory, overview=False)
         stage.run(experiment, directory)
         metrics, failures = evaluate.evaluate(experiment, directory, show=False)
         self.file(row, seed).parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Checkpoints of a State: orbax writes them, file checksums tell a damaged one from a sound one.
 
 A step directory appears by one rename, after its arrays and their checksums are on disk, so a
-process killed at any moment leaves the previous checkpoint or the new one, never half of one.
+process killed at any moment leaves the previous checkpoint or the new one, never half of one. It
+says itself of which step and which config it is; one in another place than its own is damaged.
 """
 
 import functools
@@ -9,21 +10,28 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
+import stat
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from experiments.config import MAY_CHANGE
+from experiments.workdir import difference, jsonable, matches, read_json
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
 
 ITEM = "default"  # orbax's directory for the arrays within a step directory
-CHECKSUMS = "checksums.json"  # {file below ITEM or LEAVES: [bytes, crc32]}
+CHECKSUMS = "checksums.json"  # {file below ITEM, LEAVES or RUN: [bytes, crc32]}
 LEAVES = "leaves.json"  # {path of a leaf: "dtype[shape]"}
+RUN = "run.json"  # step, config, and how it is executed; checkpoints of before do not have it
 
 
 class DamagedCheckpointError(OSError):
@@ -37,6 +45,9 @@ class Checkpoints:
         workdir: the run's directory.
         keep: how many of the newest checkpoints stay on disk; the one being written comes on top.
         read_only: never write, rename or delete anything, for evaluation beside a running training.
+        config: of the run, which is saved too: a checkpoint of a config that differs in more than
+            `config.MAY_CHANGE` is damaged. None compares nothing.
+        execution: name -> value of what changes rounding, noted in each checkpoint.
     """
 
     def __init__(
@@ -45,10 +56,13 @@ class Checkpoints:
         *,
         keep: int = 2,
         read_only: bool = False,
+        config: Mapping[str, Any] | None = None,
+        execution: Mapping[str, Any] | None = None,
     ):
         self.workdir = pathlib.Path(workdir).absolute()
         self.directory = self.workdir / "checkpoints"
         self.keep, self.read_only = keep, read_only
+        self.config, self.execution = config, execution or {}
         self._saving: int | None = None  # the step of the last save that was started
         self._leaves: dict[str, str] = {}
 
@@ -56,7 +70,8 @@ class Checkpoints:
         """The steps whose checkpoints are on disk, oldest first; not the one being written."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+        found = (step_of(path.name) for path in self.directory.iterdir())
+        return sorted(step for step in found if step is not None)
 
     def latest_step(self) -> int | None:
         """The newest step on disk, or None."""
@@ -127,7 +142,7 @@ class Checkpoints:
         damaged = {}
         for candidate in reversed(saved) if step is None else [step]:
             try:
-                verify(self.directory / str(candidate))
+                verify(self.directory / str(candidate), self.config)
             except DamagedCheckpointError as error:
                 damaged[candidate] = error
                 continue
@@ -142,6 +157,12 @@ class Checkpoints:
             )
         return None
 
+    def executed_otherwise(self, step: int) -> list[str]:
+        """A line 'name: old -> new' for what changes rounding since the checkpoint of `step`."""
+        path = self.directory / str(step) / RUN
+        saved = read_json(path, IN_RUN)["execution"] if path.exists() else self.execution
+        return list(difference(saved, self.execution).values())
+
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         """Made at the first save: it creates the directory and removes what a kill left half."""
@@ -155,8 +176,11 @@ class Checkpoints:
     def _write_checksums(self) -> None:
         """Runs in orbax's thread of the first process, before the step directory is renamed."""
         directory = self._unfinished(self._saving) or self.directory / str(self._saving)
+        run = dict(step=self._saving, config=self.config, execution=self.execution)
         (directory / LEAVES).write_text(json.dumps(self._leaves))
-        files = [directory / LEAVES, *(p for p in (directory / ITEM).rglob("*") if p.is_file())]
+        (directory / RUN).write_text(json.dumps(jsonable(run)))
+        own = [directory / LEAVES, directory / RUN]
+        files = [*own, *(p for p in (directory / ITEM).rglob("*") if p.is_file())]
         sums = {str(p.relative_to(directory)): checksum(p) for p in sorted(files)}
         (directory / CHECKSUMS).write_text(json.dumps(sums))
 
@@ -176,7 +200,7 @@ class Checkpoints:
 
     def _read(self, step: int, target: State) -> State:
         directory = self.directory / str(step)
-        compare(json.loads((directory / LEAVES).read_text()), describe(target), directory)
+        compare(read_json(directory / LEAVES, {str: str}), describe(target), directory)
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(directory / ITEM, jax.tree.map(placed, target))
 
@@ -234,17 +258,75 @@ def checksum(path: pathlib.Path) -> list[int]:
     return [size, crc]
 
 
-def verify(directory: pathlib.Path) -> None:
-    """Raises DamagedCheckpointError, naming the first file that is not as it was written."""
+def of_training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that a checkpoint of training depends on: all but what follows it."""
+    return {name: value for name, value in config.items() if name != "stages"}
+
+
+def step_of(name: str) -> int | None:
+    """The step whose directory has this name, or None."""
+    return int(name) if re.fullmatch(r"0|[1-9][0-9]*", name) else None
+
+
+IN_RUN = {"step": int, "config": (dict, None), "execution": {str: object}}
+
+
+def verify(directory: pathlib.Path, config: Mapping[str, Any] | None = None) -> None:
+    """Whether a step directory is as it was written, and in its place.
+
+    Args:
+        directory: its name is the step.
+        config: of the run that it should be of; None compares none.
+
+    Raises:
+        DamagedCheckpointError: it is not; the first file at fault is named.
+    """
     try:
-        sums = json.loads((directory / CHECKSUMS).read_text())
-        files = [(name, checksum(directory / name), list(sum_)) for name, sum_ in sums.items()]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        sums = read_json(directory / CHECKSUMS, {str: [int]})
+        files = [(name, checksum(_below(directory, name)), sum_) for name, sum_ in sums.items()]
+        if LEAVES not in sums or any(len(written) != 2 for written in sums.values()):
+            raise DamagedCheckpointError(f"{CHECKSUMS} is incomplete")
+        for name, found, written in files:
+            if found[0] != written[0]:
+                raise DamagedCheckpointError(f"{name} has {found[0]} of {written[0]} bytes")
+            if found != written:
+                raise DamagedCheckpointError(f"{name} has the wrong checksum")
+        read_json(directory / LEAVES, {str: str})
+        run = read_json(directory / RUN, IN_RUN) if RUN in sums else {}
+    except DamagedCheckpointError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # the last, where links go in circles
         raise DamagedCheckpointError(f"{type(error).__name__}: {error}") from error
-    if LEAVES not in sums:
-        raise DamagedCheckpointError(f"{CHECKSUMS} is incomplete")
-    for name, (size, crc), (size_written, crc_written) in files:
-        if size != size_written:
-            raise DamagedCheckpointError(f"{name} has {size} of {size_written} bytes")
-        if crc != crc_written:
-            raise DamagedCheckpointError(f"{name} has the wrong checksum")
+    if run and run["step"] != step_of(directory.name):
+        raise DamagedCheckpointError(f"it is that of step {run['step']}, under another name")
+    if run and config is not None and run["config"] is not None:
+        changed = difference(run["config"], config)
+        lines = [line for name, line in changed.items() if not matches(name, MAY_CHANGE)]
+        if lines:
+            raise DamagedCheckpointError(f"it is of another config: {'; '.join(lines)}")
+
+
+def _below(directory: pathlib.Path, name: str) -> pathlib.Path:
+    """The regular file of that name below a directory, reached without a symbolic link."""
+    path = directory / name
+    if path.resolve() != directory.resolve() / name or ".." in pathlib.PurePath(name).parts:
+        raise DamagedCheckpointError(f"{CHECKSUMS} names {name!r}, which is not below it")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DamagedCheckpointError(f"{CHECKSUMS} names {name!r}, which is no regular file")
+    return path
+
+
+def check_step(state: State, step: int) -> None:
+    """That a state of training is of the step that its checkpoint is called.
+
+    For checkpoints that do not say it themselves.
+
+    Raises:
+        DamagedCheckpointError: it is not.
+    """
+    found = int(np.asarray(state.step.addressable_data(0)))
+    if found != step:
+        raise DamagedCheckpointError(
+            f"the checkpoint of step {step} is that of step {found}, under another name; "
+            "move it away, or rename it"
+        )

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import logging
 import pathlib
 import re
 import sys
@@ -13,9 +14,13 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from experiments.data.derived import derived
+from experiments.termination import Interrupted, status
 from uncertainty.build import ConfigError, nearest
 
-# What may differ when a run goes on: none of it changes a number.
+logger = logging.getLogger(__name__)
+
+# What may differ when a run is resumed: none of it changes what is trained. Another mesh or
+# executor takes sums in another order, and so changes rounding.
 MAY_CHANGE = (
     "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*",
     "pretrained.path",
@@ -163,7 +168,9 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
-    """`app.run` with one line for what the user can mend, in place of a traceback.
+    """`app.run` with one line for what the user can fix, in place of a traceback.
+
+    The exit status is 2 for an error, and 128 + the number of a signal that ended the program.
 
     `main` gets what is not a flag of absl's: the program, then its other arguments, among them
     `--config.field=value`.
@@ -174,24 +181,29 @@ def run(main: Callable[[list[str]], Any]) -> None:
         try:
             return flags.FLAGS([item for item in argv if item not in fields]) + fields
         except flags.Error as error:
-            _fail(str(error))
+            fail(str(error))
 
     def wrapped(argv: list[str]) -> Any:
         try:
             return main(argv)
-        except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        except Interrupted as message:
+            logger.warning("%s. The same command resumes.", message)
+            sys.exit(message.code)
+        except REPORTED as error:
             if flags.FLAGS.debug:
                 raise
-            _fail(str(error))
+            fail(str(error))
         except KeyboardInterrupt:
-            _fail("interrupted", code=130)
+            fail("interrupted", code=status("SIGINT"))
 
     app.run(wrapped, flags_parser=parse)
 
 
 flags.DEFINE_bool("debug", False, "Show the traceback of an error in the config or the data.")
+REPORTED = (ValueError, OSError, FloatingPointError, ImportError)  # in one line
 
 
-def _fail(message: str, code: int = 2) -> None:
+def fail(message: str, code: int = 2) -> None:
+    """Prints a message on standard error and ends the program."""
     print(f"error: {re.sub(r'^.Errno [0-9]+. ', '', message)}", file=sys.stderr)
     sys.exit(code)

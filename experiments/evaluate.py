@@ -7,6 +7,7 @@
 """
 
 import ast
+import contextlib
 import json
 import logging
 import math
@@ -22,7 +23,7 @@ from absl import flags
 
 from experiments import config as config_lib
 from experiments import writers
-from experiments.checkpoint import Checkpoints
+from experiments.checkpoint import Checkpoints, check_step, of_training
 from experiments.data import labels
 from experiments.data.derived import specs as data_sets
 from experiments.data.source import Source, load
@@ -30,7 +31,7 @@ from experiments.evaluators import evaluator
 from experiments.predict import Predictor
 from experiments.progress import Progress, setup_logging
 from experiments.setup import Experiment, read_description, setup
-from experiments.workdir import read_config, read_json, write_json
+from experiments.workdir import CONFIG, read_config, read_json, write_json
 from uncertainty.build import ConfigError
 from uncertainty.types import State
 
@@ -64,7 +65,8 @@ def evaluate(
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     failures: dict[str, str] = {}
-    with Progress(len(runners), f"evaluate {name}", show=jax.process_index() == 0) as progress:
+    first = jax.process_index() == 0
+    with Progress(len(runners), f"evaluate {name}", unit="evaluator", show=first) as progress:
         for i, (key, run) in enumerate(runners.items()):
             progress.update(i, key)
             try:
@@ -76,7 +78,11 @@ def evaluate(
         progress.update(len(runners), "")
     if failures and not metrics:
         return metrics, failures
-    metrics |= cost(experiment, state, workdir)
+    try:
+        metrics |= cost(experiment, state, workdir)
+    except ValueError as error:
+        failures["cost"] = str(error)
+        logger.error("cost: %s", error)
     metrics["cost/step"] = step
     if jax.process_index() != 0:
         return metrics, failures
@@ -85,7 +91,7 @@ def evaluate(
         from experiments.reports.tables import print_metrics
 
         print_sets(sets, step)
-        print_metrics(metrics)
+        print_metrics(metrics)  # first: what cannot be saved is seen at least
     write_results(workdir / "evaluation" / name, metrics, arrays, sets)
     return metrics, failures
 
@@ -118,12 +124,14 @@ def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
     Raises:
       ConfigError: there is none, or the stages have not seen the newest checkpoint.
     """
-    trained = Checkpoints(workdir, read_only=True)
+    trained = Checkpoints(workdir, read_only=True, config=of_training(experiment.config))
     if trained.latest_step() is None:
         raise ConfigError(f"workdir: {workdir} has no checkpoint to evaluate")
     if not experiment.stages:
-        return trained.restore(experiment.shapes)
-    after = Checkpoints(workdir / "stages", read_only=True)
+        state, step = trained.restore(experiment.shapes)
+        check_step(state, step)
+        return state, step
+    after = Checkpoints(workdir / "stages", read_only=True, config=experiment.config)
     if after.latest_step() != trained.latest_step():
         raise ConfigError(
             f"workdir: the stages of {workdir} have not run at step {trained.latest_step()}; "
@@ -147,21 +155,27 @@ def write_results(
         write_json(directory / "metrics.json", metrics)
         os.replace(half, directory / "scores.npz")
     except OSError as error:
-        half.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a disk that is read-only, say
+            half.unlink()
         raise OSError(error.errno, f"could not write {directory}: {error.strerror}") from error
 
 
 def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[str, float]:
-    """Parameters; seconds of training, and milliseconds for each example (median over records)."""
+    """Parameters; seconds of training, and milliseconds for each example (median over records).
+
+    What the records do not tell, as where a run has a single step, is left out.
+
+    Raises:
+      ValueError: they are damaged.
+    """
+    found = {"cost/parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
     records = writers.read_metrics(workdir / writers.METRICS)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    rates = [r["steps_per_second"] for r in records if "steps_per_second" in r]
-    examples_per_second = float(np.median(rates or [np.nan])) * experiment.config["batch_size"]
-    return {
-        "cost/parameters": parameters,
-        "cost/train_seconds": max((r.get("seconds", 0.0) for r in records), default=float("nan")),
-        "cost/train_ms_per_example": 1e3 / examples_per_second,
-    }
+    if seconds := [r["seconds"] for r in records if "seconds" in r]:
+        found["cost/train_seconds"] = max(seconds)
+    if rates := [r["steps_per_second"] for r in records if "steps_per_second" in r]:
+        examples_per_second = float(np.median(rates)) * experiment.config["batch_size"]
+        found["cost/train_ms_per_example"] = 1e3 / examples_per_second
+    return found
 
 
 def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | None:
@@ -260,6 +274,27 @@ def check_name(name: str) -> None:
         raise ConfigError(f"--name: {name!r}; letters, digits, '.', '_' and '-' make a name")
 
 
+def open_run(workdir: str | pathlib.Path, examples: bool = False) -> Experiment:
+    """The experiment of the run in a workdir, on the devices here.
+
+    Args:
+      workdir: of the run.
+      examples: whether to read the training data, and not only what was noted of them.
+
+    Raises:
+      ValueError: its files are damaged; it names the one.
+    """
+    config, file = read_config(workdir), pathlib.Path(workdir) / CONFIG
+    noted = None if examples else read_description(workdir)
+    try:
+        config_lib.check(config)
+        return setup(on_these_devices(config), noted)
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ConfigError(f"{file}: not a config that anything is made of: {error!r}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
 def on_these_devices(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with a mesh of as many of the devices here as share the batches equally."""
     sizes = config["batch_size"] // config["inference"].get("accumulate", 1)
@@ -271,13 +306,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}")
     setup_logging()
-    config = on_these_devices(read_config(WORKDIR.value))
-    experiment = setup(config, read_description(WORKDIR.value))
+    experiment = open_run(WORKDIR.value)
     specs, name = None, "test"
     if NAME.value is not None:
         check_name(NAME.value)
     if DATA.value is not None:
-        spec = parse_data(DATA.value, config["data"]["train"])
+        spec = parse_data(DATA.value, experiment.config["data"]["train"])
         source = load(spec, "--data", experiment.source, labels.ALIKE)
         for note in source.notes:
             logger.warning("--data: %s of %s", note, source.name)

@@ -3,8 +3,9 @@
 The mesh has four axes. `data` and `expert` shard the batch, `particle` shards P, and `expert` and
 `model` shard parameters: those of experts over `expert`, where tokens move by all-to-all
 (`uncertainty/layers/exchange.py`), and others by the rules of `config.sharding`. To a network
-without experts the devices of `expert` are more of `data`. Nothing here changes a number: the same
-config gives the same training on any mesh, to the rounding of sums over the batch.
+without experts the devices of `expert` are more of `data`. The same config gives the same training
+on any mesh and by any executor, to the rounding of sums: bit for bit only where all of `rounding`
+is the same.
 """
 
 import math
@@ -39,35 +40,6 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def join(processes: str | None) -> None:
-    """Joins the processes of a training on several hosts, before anything else is done with JAX.
-
-    Args:
-      processes: None for one process, 'auto' where JAX finds the others itself (Cloud TPU, SLURM,
-        Open MPI), else 'HOST:PORT,COUNT,INDEX' with the address of process 0.
-
-    Raises:
-      ConfigError: of another form.
-    """
-    if processes is None:
-        return
-    if processes == "auto":
-        return jax.distributed.initialize()
-    try:
-        address, count, index = processes.split(",")
-        count, index = int(count), int(index)
-    except ValueError:
-        raise ConfigError(
-            f"--distributed: {processes!r}; 'auto' or HOST:PORT,COUNT,INDEX"
-        ) from None
-    jax.distributed.initialize(address, count, index)
-
-
-def any_process(flag: bool) -> bool:
-    """Whether `flag` is true on any process; all of them have to ask."""
-    return bool(np.any(host(np.asarray([flag]))))
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -196,6 +168,16 @@ def compile_update(
     ):
         return executors.loop(inference)
     return jax.jit(inference.update, donate_argnums=0, out_shardings=(experiment.shardings, None))
+
+
+def rounding(experiment: "Experiment") -> dict[str, Any]:
+    """What numbers are rounded by, name -> value: the same training elsewhere has other bits."""
+    return dict(
+        mesh=dict(experiment.mesh.shape),
+        executor=experiment.config["inference"].get("executor", "auto"),
+        devices=experiment.mesh.devices.flat[0].device_kind,
+        jax=jax.__version__,
+    )
 
 
 LARGE = 1_000_000  # parameters of a particle

@@ -1,17 +1,18 @@
 """Checkpoints of the layouts that there are, read without the libraries that wrote them."""
 
-import json
+import contextlib
 import pathlib
+import re
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.checkpoint import ITEM, LEAVES, verify
-from experiments.workdir import CONFIG, DATA
+from experiments.checkpoint import ITEM, LEAVES, step_of, verify
+from experiments.workdir import CONFIG, DATA, read_json
 from uncertainty import build
 from uncertainty.build import ConfigError
 
@@ -35,29 +36,42 @@ def patches_of(config: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, in
     return backbone.patches(shape) if hasattr(backbone, "patches") else None
 
 
+@contextlib.contextmanager
+def reading(path: Any, kind: str) -> Iterator[None]:
+    """Whatever a parser raises for bytes that it cannot read becomes one line with the file's name.
+
+    Raises:
+      ConfigError: in place of any other error but those of the system.
+    """
+    try:
+        yield
+    except (ConfigError, OSError, ImportError):
+        raise
+    except Exception as error:  # parsers raise nearly all there are, RecursionError too
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ConfigError(f"pretrained.path: {path} is no {kind}: {reason}") from error
+
+
 def npz(path: Any) -> Checkpoint:
     """A NumPy archive."""
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
-        with path.open("rb") as file, np.load(file) as archive:
+        with reading(path, ".npz file"), path.open("rb") as file, np.load(file) as archive:
             return {name: _known(archive[name]) for name in names}
 
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a directory, not an .npz file")
     shapes = {}
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    version = np.lib.format.read_magic(member)
-                    header = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shapes[name.removesuffix(".npy")] = header(member)[0]
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise ConfigError(f"pretrained.path: {path} is no .npz file: {error}") from error
+    with reading(path, ".npz file"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                version = np.lib.format.read_magic(member)
+                header = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                shapes[name.removesuffix(".npy")] = header(member)[0]
     return Checkpoint(shapes, read)
 
 
@@ -83,31 +97,30 @@ def released_vmoe(path: Any) -> Checkpoint:
         return tuple(slice(*plain(one)[:2]) for one in plain(packed))
 
     path = path.parent / path.name.removesuffix(".index")
-    try:
+    with reading(f"{path}.index", "index of V-MoE"):
         index = msgpack_restore((path.parent / f"{path.name}.index").read_bytes())
         found = {k: plain(v.data) for k, v in sorted(flatten_dict(index["index"]).items())}
         count = int(index["shard_count"])
-        shapes = {"/".join(k): tuple(plain(info[0])[0]) for k, info in found.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"pretrained.path: {path}.index is no index of V-MoE: {error!r}"
-        ) from error
+        shapes = {"/".join(k): _shape(plain(info[0])[0]) for k, info in found.items()}
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
         ids = {i: name for i, name in enumerate(shapes) if name in names}
         infos = list(found.values())
-        types = {i: plain(infos[i][0])[1].decode() for i in ids}
-        arrays = {i: np.zeros(shapes[name], jnp.dtype(types[i])) for i, name in ids.items()}
-        missing = {i: arrays[i].size for i in ids}
-        for shard in sorted({s for i in ids for s in infos[i][2]}):
+        with reading(f"{path}.index", "index of V-MoE"):
+            types = {i: plain(infos[i][0])[1].decode() for i in ids}
+            arrays = {i: np.zeros(shapes[name], jnp.dtype(types[i])) for i, name in ids.items()}
+            missing = {i: arrays[i].size for i in ids}
+            shards = sorted({int(s) for i in ids for s in infos[i][2]})
+        for shard in shards:
             file = path.parent / f"{path.name}.data-{shard:05d}-of-{count:05d}"
-            stored = msgpack_restore(file.read_bytes())
-            for i in ids:
-                for parts, where in stored.get(str(i), ()):
-                    at = slices(where.data)
-                    part = arrays[i][at]
-                    arrays[i][at] = np.concatenate(parts).reshape(part.shape)
-                    missing[i] -= part.size
+            with reading(file, "data file of V-MoE"):
+                stored = msgpack_restore(file.read_bytes())
+                for i in ids:
+                    for parts, where in stored.get(str(i), ()):
+                        at = slices(where.data)
+                        part = arrays[i][at]
+                        arrays[i][at] = np.concatenate(parts).reshape(part.shape)
+                        missing[i] -= part.size
         for i, left in missing.items():
             if left:
                 raise ConfigError(f"pretrained.path: {left} numbers of {ids[i]} are in no file of "
@@ -123,14 +136,15 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     folder = path / "checkpoints"
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+    steps = [step_of(p.name) for p in folder.iterdir()] if folder.exists() else []
+    steps = [step for step in steps if step is not None]
     if not steps:
         raise FileNotFoundError(f"{path} has no checkpoint")
     directory = folder / str(max(steps))
-    saved = json.loads((directory / LEAVES).read_text())  # path -> such as 'float32[2,8]'
-    of = {name: tuple(int(n) for n in text[text.index("[") + 1 : -1].split(",") if n)
-          for name, text in saved.items()}  # fmt: skip
-    P = of["key"][0]
+    saved = read_json(directory / LEAVES, {"key": str, str: str})  # 'key' -> such as 'uint32[2,8]'
+    with reading(directory / LEAVES, "description of a checkpoint"):
+        of = {name: _shape_of(text) for name, text in saved.items()}
+        P = of["key"][0]
     if particle is None and P > 1:
         raise ConfigError(f"pretrained.particle: {path} has {P}; which one is it?")
     p = particle or 0
@@ -147,7 +161,7 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         if "://" not in str(directory):
             verify(pathlib.Path(directory))
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with reading(directory, "checkpoint"), ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.restore(
                 directory / ITEM,
                 args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True),
@@ -164,10 +178,24 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
 def _grid_of(path: Any) -> tuple[int, int] | None:
     """Of the patches of the run in a workdir; None where it does not say what it ran on."""
     try:
-        config, data = (json.loads((path / name).read_text()) for name in (CONFIG, DATA))
+        config, data = (read_json(path / name) for name in (CONFIG, DATA))
         return patches_of(config, data["shape"])[1:]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if any(type(n) is not int or n < 0 for n in sizes):
+        raise ValueError(f"{sizes!r} is no shape")
+    return tuple(sizes)
+
+
+def _shape_of(text: str) -> tuple[int, ...]:
+    """'float32[2,8]' as (2, 8)."""
+    found = re.fullmatch(r"[\w<>]+\[([0-9,]*)\]", text)
+    if not found:
+        raise ValueError(f"{text!r} is not like 'float32[2,8]'")
+    return tuple(int(n) for n in found[1].split(",") if n)
 
 
 READERS: dict[str, Callable[..., Checkpoint]] = {

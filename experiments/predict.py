@@ -1,5 +1,6 @@
 """What the members of a trained state say of a whole data set."""
 
+import functools
 import json
 import logging
 import time

@@ -3,15 +3,17 @@
 make quickstart        (python -m experiments.quickstart)
 """
 
+import argparse
 import logging
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 from experiments.cells import Cells
 from experiments.progress import CONSOLE, setup_logging
 from experiments.reproduce import render, reproduce
-from experiments.train import Interrupted
+from experiments.termination import Interrupted, status
 
 WORKDIR = pathlib.Path("runs/quickstart")
 
@@ -28,7 +30,10 @@ Next, after `source .venv/bin/activate`:
 """
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.quickstart", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.parse_args(argv)
     setup_logging(logging.WARNING)
     began = time.monotonic()
     cells = Cells("digits", WORKDIR / "results", WORKDIR, {})
@@ -36,8 +41,8 @@ def main() -> int:
         made = reproduce(cells)
         report = render(cells, made)
     except (Interrupted, KeyboardInterrupt) as message:
-        CONSOLE.print(f"{str(message) or 'interrupted'}. The same command goes on from there.")
-        return 130
+        CONSOLE.print(f"{str(message) or 'interrupted'}. The same command resumes.")
+        return getattr(message, "code", status("SIGINT"))
     CONSOLE.print(
         NEXT.format(report=report, seconds=time.monotonic() - began),
         highlight=False,

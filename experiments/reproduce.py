@@ -26,13 +26,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import config as config_lib
-from experiments import train
 from experiments.cells import Cells, name_of, slug
 from experiments.progress import Progress, setup_logging
 from experiments.reports import formats, html
 from experiments.reports.study import Study, machine
 from experiments.reports.tables import print_study
-from experiments.termination import graceful_termination
+from experiments.termination import Interrupted, graceful_termination, status
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def reproduce(
         raise ConfigError(f"rows: {rows!r} matches none of {names}")
     jobs = [(row, seed) for seed in seeds for row in wanted]
     errors: dict[str, str] = {}
-    with Progress(len(jobs), cells.name, show=isolate is None) as progress:
+    with Progress(len(jobs), cells.name, unit="cell", show=isolate is None) as progress:
         for i, (row, seed) in enumerate(jobs):
             name = f"{name_of(row)}, seed {seed}"
             progress.update(i, name)
@@ -80,7 +79,7 @@ def reproduce(
                     logger.info("%s (%d of %d)", name, i + 1, len(jobs))
                     run_alone([*isolate, "--rows", f"^{re.escape(name_of(row))}$",
                                "--seeds", str(seed)])  # fmt: skip
-            except train.Interrupted:
+            except Interrupted:
                 raise
             except Exception as error:  # one row must not take the others with it
                 logger.error("%s: %s", name, error)
@@ -106,7 +105,7 @@ def run_alone(command: Sequence[str]) -> None:
                 process.terminate()
         message = reason.read()
     if stop.requested:
-        raise train.Interrupted(message or f"stopped by {stop.signal}")
+        raise Interrupted(message or f"stopped by {stop.signal}", stop.signal)
     if process.returncode:
         raise RuntimeError(message or f"its process ended with status {process.returncode}")
 
@@ -203,12 +202,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = reproduce(cells, rows=args.rows, seeds=args.seeds,
                          isolate=command if args.isolate else None)  # fmt: skip
         report = render(cells, made)
-    except train.Interrupted as message:
-        logger.warning("%s. The same command goes on from there.", message)
-        return 130
+    except Interrupted as message:
+        logger.warning("%s. The same command resumes.", message)
+        return message.code
     except KeyboardInterrupt:
-        logger.warning("interrupted. The same command goes on from the last checkpoint.")
-        return 130
+        logger.warning("interrupted. The same command resumes from the last checkpoint.")
+        return status("SIGINT")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -246,7 +246,7 @@ def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """What evaluation must know of the training data, which it then does without."""
+    """What evaluation, and the other processes of a training, must know of the training data."""
     axes = len(source.shape) - 1
     return dict(
         name=source.name,
@@ -273,7 +273,7 @@ def write_description(workdir: pathlib.Path, source: Source) -> None:
       ValueError: the workdir belongs to a run on other data.
     """
     description, path = jsonable(describe(source)), workdir / DATA
-    noted = read_json(path) if path.is_file() else {}
+    noted = read_json(path, NOTED) if path.is_file() else {}
     changed = [f"  {key}: {noted[key]} -> {description[key]}" for key in SAME
                if key in noted and noted[key] != description[key]]  # fmt: skip
     if changed:
@@ -282,6 +282,9 @@ def write_description(workdir: pathlib.Path, source: Source) -> None:
             + "\n".join(changed)
         )
     write_json(path, description)
+
+
+NOTED = {"name": str, "shape": [int], "classes": (int, None), "outputs": int}
 
 
 def read_description(workdir: str | pathlib.Path) -> Source | None:
@@ -295,7 +298,7 @@ def read_description(workdir: str | pathlib.Path) -> Source | None:
     path = pathlib.Path(workdir) / DATA
     if not path.is_file():
         return None
-    noted = read_json(path)
+    noted = read_json(path, NOTED)
     try:
         if "digest" not in noted:  # nor how they were read
             source = load(read_config(workdir)["data"]["train"], "data.train")
@@ -312,7 +315,7 @@ def read_description(workdir: str | pathlib.Path) -> Source | None:
               for key in ("y_mean", "y_std")),
             range=tuple(limits) if isinstance(limits, list) else limits,
             class_names=None if names is None else tuple(names),
-            reading=noted["reading"],
+            reading=dict(noted["reading"]),
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a description of training data: {error!r}") from error
+        raise ValueError(f"{path} is damaged: {error!r}") from error

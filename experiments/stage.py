@@ -26,14 +26,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments import config as config_lib
-from experiments import evaluate, execution, writers
-from experiments.checkpoint import Checkpoints, DamagedCheckpointError, verify
+from experiments import evaluate, execution, processes, writers
+from experiments.checkpoint import Checkpoints, DamagedCheckpointError, of_training, verify
 from experiments.data.loader import Prefetch, depth, prefetch
 from experiments.data.order import rows
 from experiments.data.source import Source
 from experiments.layouts import patches_of
-from experiments.progress import Progress, setup_logging
-from experiments.setup import Experiment, read_description, setup, write_description
+from experiments.progress import Finished, Progress, setup_logging
+from experiments.setup import Experiment, setup, write_description
+from experiments.termination import Interrupted, Stop, graceful_termination
 from experiments.workdir import locked, open_workdir, read_config
 from uncertainty.build import ConfigError
 from uncertainty.types import Batch, Collections, Stage, State
@@ -49,19 +50,21 @@ def run(experiment: Experiment, workdir: str | pathlib.Path) -> None:
     Raises:
       ConfigError: there is no checkpoint.
       BlockingIOError: a training holds the workdir.
+      Interrupted: SIGTERM or SIGINT came; a stage that trains saves first, a pass begins again.
     """
     if experiment.stages:
-        with locked(workdir):
-            _run(experiment, pathlib.Path(workdir))
+        with locked(workdir), graceful_termination() as stop:
+            _run(experiment, pathlib.Path(workdir), stop)
 
 
-def _run(experiment: Experiment, workdir: pathlib.Path) -> None:
-    trained = Checkpoints(workdir, read_only=True)
+def _run(experiment: Experiment, workdir: pathlib.Path, stop: Stop) -> None:
+    config = experiment.config
+    trained = Checkpoints(workdir, read_only=True, config=of_training(config))
     step = trained.latest_step()
-    results = Checkpoints(workdir / FOLDER, keep=1)
+    results = Checkpoints(workdir / FOLDER, keep=1, config=config)
     if step is not None and step == results.latest_step():
         try:
-            return verify(results.directory / str(step))
+            return verify(results.directory / str(step), config)
         except DamagedCheckpointError as error:
             logger.warning("%s; its stages run again", error)
             shutil.rmtree(results.directory / str(step))
@@ -74,7 +77,8 @@ def _run(experiment: Experiment, workdir: pathlib.Path) -> None:
         start = step
         for i, (name, stage) in enumerate(experiment.stages):
             began = time.monotonic()
-            state = run_stage(experiment, stage, state, name, start, half / f"{step}-{i}-{name}")
+            folder = half / f"{step}-{i}-{name}"
+            state = run_stage(experiment, stage, state, name, start, folder, stop)
             start += stage.steps
             logger.info("stage %s: %.1f s", name, time.monotonic() - began)
         results.save(step, state)
@@ -89,6 +93,7 @@ def run_stage(
     name: str,
     start: int,
     half: pathlib.Path,
+    stop: Stop,
 ) -> State:
     """The state after a stage.
 
@@ -97,9 +102,11 @@ def run_stage(
       stage, name: what is to be run.
       state: before it.
       start: steps of training that came before, for the order of the examples.
-      half: where a stage that trains saves its checkpoints, and goes on from.
+      half: where a stage that trains saves its checkpoints, and resumes from.
+      stop: whether it was told to.
 
     Raises:
+      Interrupted: it was.
       FloatingPointError: with `on_fault='stop'`, a step of a stage that trains was not finite.
     """
     mesh = experiment.mesh
@@ -109,24 +116,36 @@ def run_stage(
                              for fn in (stage.begin, stage.update, stage.finish))  # fmt: skip
     state = jax.jit(begin)(state, x)
     done = 0
-    checkpoints = Checkpoints(half, keep=1) if stage.steps else None
+    checkpoints = Checkpoints(half, keep=1, config=experiment.config) if stage.steps else None
     if checkpoints:
         state, done = checkpoints.restore(state) or (state, 0)
     total, stream = examples(experiment, stage, start, done)
-    update = jax.jit(update, donate_argnums=0)
+    # The state is donated to the next step, so whether a step is done is asked of another array.
+    step = jax.jit(lambda *given: (new := update(*given), new.step + 0), donate_argnums=0)
+    finished = Finished(done)
+    alone, every = jax.process_count() == 1, experiment.config["logging"]["every"]
     with (
         contextlib.closing(checkpoints) if checkpoints else contextlib.nullcontext(),
         Progress(total, name, start=done, show=jax.process_index() == 0) as progress,
         stream as ahead,
     ):
         for i in range(done + 1, total + 1):
-            state = update(state, next(ahead)[1])
-            progress.update(i)
-            if checkpoints and (i % experiment.config["checkpoint"]["every"] == 0 or i == total):
+            state, token = step(state, next(ahead)[1])
+            finished.add(i, token)
+            progress.update(finished.step())
+            meeting = alone or i % every == 0 or i == total
+            told = processes.any_signal(stop) if meeting else None
+            due = i % experiment.config["checkpoint"]["every"] == 0 or i == total or told
+            if checkpoints and due:
                 check_faults(state, experiment.config["on_fault"], i)
                 if i < total:
                     checkpoints.save(i, state)
+            if told:
+                kept = "saved" if checkpoints and i < total else "this stage is to be run again"
+                raise Interrupted(f"stopped by {told} at step {i} of {total} of {name}; {kept}",
+                                  told)  # fmt: skip
         jax.block_until_ready(state)
+        progress.update(total)
     return jax.jit(finish)(state, x)
 
 
@@ -184,13 +203,13 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
       ConfigError: the parameters of the two differ in path or shape, or `workdir` has others;
         hyper-parameters or samples are not those of `start`.
     """
-    old_config = read_config(start)
-    config = ConfigDict(old_config, type_safe=False)
+    config = ConfigDict(read_config(start), type_safe=False)
     for name, value in changes.items():
         config_lib.override(config, name, value)
-    old = setup(evaluate.on_these_devices(old_config), read_description(start))
+    old = evaluate.open_run(start)
     new = setup(config)
-    restored = Checkpoints(start, read_only=True).restore(old.shapes)
+    trained = Checkpoints(start, read_only=True, config=of_training(old.config))
+    restored = trained.restore(old.shapes)
     if restored is None:
         raise ConfigError(f"start: {start} has no checkpoint")
     trained, step = restored
@@ -232,7 +251,8 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         collections = both(new_ones, trained.samples.collections)
         state = state.replace(samples=trained.samples.replace(collections=collections))
     workdir = open_workdir(workdir, new.config, ignore=config_lib.MAY_CHANGE)
-    with locked(workdir), contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    saved = Checkpoints(workdir, config=of_training(new.config), execution=execution.rounding(new))
+    with locked(workdir), contextlib.closing(saved) as checkpoints:
         former = checkpoints.restore(new.shapes)
         if former is None:
             checkpoints.save(step, state)
@@ -264,7 +284,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(f"--config.{next(iter(changes))}: only a new run, with --start, may have "
                           "another config")  # fmt: skip
     else:
-        experiment = setup(evaluate.on_these_devices(read_config(WORKDIR.value)))
+        experiment = evaluate.open_run(WORKDIR.value, examples=True)
     if not experiment.stages:
         raise ConfigError("config.stages: empty; such as [{'name': 'laplace'}]")
     run(experiment, WORKDIR.value)

@@ -15,6 +15,28 @@ class Stop:
     signal: str | None = None
 
 
+class Interrupted(Exception):
+    """The run was told to stop, and what it says about that.
+
+    Args:
+        message: where it stopped and what is saved.
+        signal: which told it, 'SIGTERM' or 'SIGINT'.
+
+    Attributes:
+        code: the exit status of a program that a signal ended, 128 + its number.
+    """
+
+    def __init__(self, message: str, signal: str):
+        super().__init__(message)
+        self.signal = signal
+        self.code = status(signal)
+
+
+def status(name: str) -> int:
+    """128 + the number of a signal: 143 for 'SIGTERM', 130 for 'SIGINT'."""
+    return 128 + signal.Signals[name]
+
+
 @contextlib.contextmanager
 def graceful_termination() -> Iterator[Stop]:
     """Turns the first SIGTERM or SIGINT into `stop.requested`, for the loop to look at.

@@ -2,10 +2,12 @@
 
     python -m experiments.train --config configs/digits/mlp.py:size=10 --workdir runs/ensemble
 
-trains, saves checkpoints, goes on where it was interrupted, and evaluates at the end.
+trains, saves checkpoints, resumes where it was interrupted, and evaluates at the end. A run that is
+told to stop (SIGTERM, SIGINT) saves first and exits with 128 + the number of the signal.
 """
 
 import contextlib
+import json
 import logging
 import pathlib
 import time
@@ -17,57 +19,105 @@ import numpy as np
 from absl import flags
 
 from experiments import config as config_lib
-from experiments import evaluate, execution, stage, writers
-from experiments.checkpoint import Checkpoints
+from experiments import evaluate, execution, processes, stage, writers
+from experiments.checkpoint import Checkpoints, check_step, of_training
 from experiments.data.loader import depth, prefetch
 from experiments.evaluators import routing
-from experiments.progress import Progress, format_losses, setup_logging
-from experiments.setup import Experiment, setup, write_description
-from experiments.termination import graceful_termination
-from experiments.workdir import locked, open_workdir
+from experiments.progress import Finished, Progress, format_losses, setup_logging
+from experiments.setup import Experiment, describe, setup, write_description
+from experiments.termination import Interrupted, Stop, graceful_termination
+from experiments.workdir import CONFIG as CONFIG_FILE
+from experiments.workdir import fields, jsonable, locked, open_workdir
 from uncertainty import build
 
 logger = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """The run was told to stop; its state is saved."""
 
 
 class ParticleFault(FloatingPointError):
     """A particle's step or predictions are not finite, and the config says to stop."""
 
 
-def train(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Experiment:
+# What the processes of one training may have each for itself.
+OWN = ("pretrained.path", "logging.tensorboard", "logging.profile")
+
+
+def train(
+    config: Mapping[str, Any],
+    workdir: str | pathlib.Path,
+    *,
+    overview: bool = True,
+    evaluated: bool = True,
+) -> Experiment:
     """Trains to `config.steps`, from the newest checkpoint of `workdir` if there is one.
+
+    A run that is resumed by the same code, with the same mesh and executor on the same kind of
+    devices, ends with the bits of one that was not interrupted. With others it is the same training
+    to rounding.
+
+    Args:
+      config: of `configs`.
+      workdir: the run's directory.
+      overview: whether a new run logs a table of its parameters.
+      evaluated: whether the run will be evaluated, so that the evaluators' data are checked first.
 
     Returns:
       The experiment; its final state is the newest checkpoint.
 
     Raises:
-      ConfigError: before anything is compiled.
+      ConfigError: before anything is compiled, or written. The processes of one training may also
+        differ: in a field, their data or their code.
       ParticleFault: with `on_fault='stop'`; what was saved before stays.
       Interrupted: SIGTERM or SIGINT came; the state is saved first.
     """
-    experiment = setup(config)
+    experiment = setup(config, evaluated=evaluated)
     config = experiment.config
-    workdir = open_workdir(workdir, config, ignore=config_lib.MAY_CHANGE)
+    processes.agree(what_runs(experiment))
+    workdir = pathlib.Path(workdir).expanduser().absolute()
+    if jax.process_index() == 0:
+        open_workdir(workdir, config, ignore=config_lib.MAY_CHANGE)
     with locked(workdir), graceful_termination() as stop:
         if jax.process_index() == 0:
             write_description(workdir, experiment.source)
-        _train(experiment, workdir, stop)
+        processes.barrier()
+        processes.agree(what_is_there(workdir))
+        _train(experiment, workdir, stop, overview)
     return experiment
 
 
-def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
+def what_runs(experiment: Experiment) -> dict[str, str]:
+    """What the processes of one training must have in common: config, data and code."""
+    config = fields(experiment.config, OWN)
+    data = describe(experiment.source)
+    return {
+        **{f"config.{name}": value for name, value in config.items()},
+        **{f"data: {name}": json.dumps(jsonable(value)) for name, value in data.items()},
+        **processes.code(),
+    }
+
+
+def what_is_there(workdir: pathlib.Path) -> dict[str, str]:
+    """What the processes of one training must see of a workdir, which lies on a shared disk."""
+    steps = Checkpoints(workdir, read_only=True).steps()
+    there = "there" if (workdir / CONFIG_FILE).is_file() else "missing"
+    return {f"{workdir}: {CONFIG_FILE}": there, f"{workdir}: checkpoints": str(steps)}
+
+
+def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: bool) -> None:
     config, mesh = experiment.config, experiment.mesh
     steps = config["steps"]
-    checkpoints = Checkpoints(workdir, keep=config["checkpoint"]["keep"])
+    rounding = execution.rounding(experiment)
+    checkpoints = Checkpoints(
+        workdir, keep=config["checkpoint"]["keep"], config=of_training(config), execution=rounding
+    )
     restored = checkpoints.restore(experiment.shapes)
     state, start = restored or (experiment.init(), 0)
+    check_step(state, start)
     if start:
-        logger.info("going on from step %d of %d", start, steps)
-    else:
+        logger.info("resuming from step %d of %d", start, steps)
+        if changed := checkpoints.executed_otherwise(start):
+            logger.info("%s: from here on the same training to rounding, not bit for bit",
+                        "; ".join(changed))  # fmt: skip
+    elif overview and jax.process_index() == 0:
         writers.log_parameters(state.params)
     if start >= steps:
         return
@@ -80,6 +130,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
     ahead = depth(experiment.source, config["batch_size"])
     update = None
     faults = Faults(config["on_fault"], start, experiment.inference.separable)
+    finished = Finished(start)
     with (
         contextlib.closing(
             writers.Writer(workdir, start, tensorboard=config["logging"]["tensorboard"])
@@ -97,6 +148,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
                 state, metrics = update(state, batch)
             done = step + 1
             faults.add(metrics["finite"], metrics["loss"])
+            finished.add(done, metrics["loss"])
             text = None
             if done % every == 0 or done in (start + 1, steps):
                 record, text = summary(execution.host(metrics))
@@ -108,8 +160,9 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
                 if done % every == 0 or done == steps:
                     writer.write(done, {**record, **clock.record(done)})
                 if done == start + 1:
+                    clock.mark(done)
                     logger.info("first step, with its compilation: %.1f s", clock.seconds())
-            progress.update(done, text)
+            progress.update(finished.step(), text)
             if validate and done % config["evaluation"]["every"] == 0 and done < steps:
                 try:
                     found = validate(state)
@@ -117,18 +170,15 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Any) -> None:
                     raise ParticleFault(f"validation at step {done}: {error}") from error
                 writer.write(done, {f"validation/{k}": v for k, v in found.items()})
             # Several processes agree to stop where they meet anyway.
-            stopping = (
-                stop.requested
-                if alone
-                else (done % every == 0 and execution.any_process(stop.requested))
-            )
-            if done % config["checkpoint"]["every"] == 0 or done == steps or stopping:
+            meeting = alone or done % every == 0 or done == steps
+            told = processes.any_signal(stop) if meeting else None
+            if done % config["checkpoint"]["every"] == 0 or done == steps or told:
                 faults.check(done)
                 checkpoints.save(done, state)
+            if told:
+                raise Interrupted(f"stopped by {told} at step {done} of {steps}; saved", told)
             if done == steps:
                 break
-            if stopping:
-                raise Interrupted(f"stopped by {stop.signal} at step {done} of {steps}; saved")
 
 
 def summary(metrics: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
@@ -199,28 +249,28 @@ class Clock:
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
+    def mark(self, step: int) -> None:
+        """Begins to count steps per second after `step`."""
+        self._mark = (self.seconds(), step)
+
     def record(self, step: int) -> dict[str, float]:
         now = self.seconds()
         record = {"seconds": self._before + now}
-        if self._mark:
+        if self._mark and now > self._mark[0]:
             record["steps_per_second"] = (step - self._mark[1]) / (now - self._mark[0])
-        self._mark = (now, step)
+        self.mark(step)
         return record
 
 
 def main(argv: list[str]) -> None:
-    execution.join(DISTRIBUTED.value)
-    config = config_lib.load(CONFIG.value, config_lib.assignments(argv[1:], "--config."))
-    setup_logging()
-    try:
-        experiment = train(config, WORKDIR.value)
-    except Interrupted as message:
-        logger.warning("%s. The same command goes on from there.", message)
-        return
-    stage.run(experiment, WORKDIR.value)
-    if EVALUATE.value:
-        _, failures = evaluate.evaluate(experiment, WORKDIR.value)
-        evaluate.report(failures)
+    with processes.joined(DISTRIBUTED.value):
+        config = config_lib.load(CONFIG.value, config_lib.assignments(argv[1:], "--config."))
+        setup_logging()
+        experiment = train(config, WORKDIR.value, evaluated=EVALUATE.value)
+        stage.run(experiment, WORKDIR.value)
+        if EVALUATE.value:
+            _, failures = evaluate.evaluate(experiment, WORKDIR.value)
+            evaluate.report(failures)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,15 @@
-"""A run's directory: its config, its lock, and files that are written whole or not at all."""
+"""A run's directory: its config, its lock, and files that are written whole or not at all.
+
+Whatever JSON file the programs read, they read by `read_json`, which says of a damaged one which
+file it is and what it should hold.
+"""
 
 import contextlib
+import copy
 import errno
 import fcntl
 import fnmatch
+import glob
 import json
 import math
 import os
@@ -17,6 +23,9 @@ import numpy as np
 
 CONFIG = "config.json"
 DATA = "data.json"  # what evaluation must know of the training data
+# Dotted name of a field or section of configs as it was -> as it is now. Files that were written
+# before are read, and compared, under the present names.
+RENAMED: dict[str, str] = {}
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -45,17 +54,18 @@ def open_workdir(
     new = jsonable(config)
     _require_writable(directory)
     require_free_space(directory, free_bytes)
+    remove_stale(directory)
     if (directory / CONFIG).exists():
         old = read_config(directory)
-        changes = difference(old, from_jsonable(new))
-        refused = [line for name, line in changes.items() if not _matches(name, ignore)]
+        changed = difference(old, new)
+        refused = [line for name, line in changed.items() if not matches(name, ignore)]
         if refused:
             shown = "\n".join(f"  {line}" for line in refused)
             raise ValueError(
                 f"workdir {directory} belongs to a run with another config (old -> new):\n{shown}\n"
-                "Take another workdir, or the old values to go on with that run."
+                "Take another workdir, or the old values to resume that run."
             )
-        if not changes:
+        if not changed:
             return directory
     elif (directory / "checkpoints").exists():
         raise ValueError(f"workdir {directory} has checkpoints but no {CONFIG}: whose are they?")
@@ -66,40 +76,64 @@ def open_workdir(
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
     """The config of the run in the directory `path`; its tuples come back as lists.
 
+    Fields that have been renamed since have their present names.
+
     Raises:
-        ValueError: there is none, or it is not JSON.
+        ValueError: there is none, or the file does not hold a config.
     """
     file = pathlib.Path(path) / CONFIG
     if not file.is_file():
         raise ValueError(f"{path} is not a run's workdir: it has no {CONFIG}")
-    try:
-        return read_json(file)
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    return renamed(read_json(file, {str: object}))
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the present names of the fields and sections that `RENAMED` names."""
+    for old, new in RENAMED.items():
+        *parents, last = old.split(".")
+        section = config = copy.deepcopy(dict(config))
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or last not in section:
+            continue
+        value, target = section.pop(last), config
+        *parents, last = new.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target.setdefault(last, value)
+    return dict(config)
+
+
+def fields(config: Mapping[str, Any], ignore: Sequence[str] = ()) -> dict[str, str]:
+    """Dotted name of each field to its value as JSON, as configs are compared.
+
+    As JSON, NaN equals itself, 1 differs from True, and a tuple is a list.
+
+    Args:
+        config: nested; renamed fields get their present names.
+        ignore: patterns (fnmatch) of names to leave out.
+    """
+    flat = flatten(renamed(from_jsonable(jsonable(config))))
+    return {k: json.dumps(v) for k, v in sorted(flat.items()) if not matches(k, ignore)}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """Dotted name of each field that differs to the line 'name: old -> new'."""
-    old, new = flatten(old), flatten(new)
-
-    def as_text(fields: Mapping[str, Any], name: str) -> str:
-        # As JSON, NaN equals itself and 1 differs from True.
-        return json.dumps(fields[name]) if name in fields else "(absent)"
-
+    old, new = fields(old), fields(new)
     return {
-        name: f"{name}: {as_text(old, name)} -> {as_text(new, name)}"
-        for name in sorted(old | new)
-        if as_text(old, name) != as_text(new, name)
+        name: f"{name}: {old.get(name, '(absent)')} -> {new.get(name, '(absent)')}"
+        for name in sorted({**old, **new})
+        if old.get(name) != new.get(name)
     }
 
 
 def same_but_for(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str]) -> bool:
     """Whether two configs differ in fields that match `ignore` alone."""
-    changed = difference(from_jsonable(jsonable(old)), from_jsonable(jsonable(new)))
-    return all(_matches(name, ignore) for name in changed)
+    return fields(old, ignore) == fields(new, ignore)
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a dotted name is one of those that patterns (fnmatch) are for."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -174,14 +208,70 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """What `write_json` wrote, non-finite numbers included."""
-    return from_jsonable(json.loads(pathlib.Path(path).read_text(encoding="utf-8")))
+def read_json(path: str | os.PathLike, form: Any = object) -> Any:
+    """What `write_json` wrote, non-finite numbers included.
+
+    Args:
+        path: the file.
+        form: what it has to hold: a type; a list of one form; a dict of the forms of the fields
+            that have to be there, or `{str: form}` for any; a tuple of alternatives.
+
+    Raises:
+        ValueError: it is not JSON, or not of that form; the file is named, and what is wrong.
+        OSError: it cannot be read.
+    """
+    if not hasattr(path, "read_bytes"):  # one in a bucket has it, too
+        path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    try:
+        value = from_jsonable(json.loads(path.read_bytes()))
+    except ValueError as error:  # of the encoding, too
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is not valid JSON: nested too deeply") from None
+    wrong = mismatch(value, form)
+    if wrong:
+        raise ValueError(f"{path} is damaged: {wrong}")
+    return value
+
+
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
+         type(None): "null", list: "a list", dict: "a dict"}  # fmt: skip
+
+
+def mismatch(value: Any, form: Any, name: str = "it") -> str | None:
+    """How `value` is not of a form that `read_json` takes, or None."""
+    if form is object:
+        return None
+    forms = form if isinstance(form, tuple) else (form,)
+    kinds = [one if isinstance(one, type) else type(one) for one in forms]
+    of_kind = [one for one, kind in zip(forms, kinds, strict=True) if _is(value, kind)]
+    if not of_kind:
+        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+        return f"{name} is {shown}, not {' or '.join(KINDS[kind] for kind in kinds)}"
+    form, inner = of_kind[0], []
+    if isinstance(form, list):
+        inner = [(v, form[0], f"{name}[{i}]") for i, v in enumerate(value)]
+    if isinstance(form, dict):
+        missing = [key for key in form if key is not str and key not in value]
+        if missing:
+            return f"{name} has no {missing[0]!r}"
+        inner = [(v, form.get(k, form.get(str, object)), k if name == "it" else f"{name}.{k}")
+                 for k, v in value.items()]  # fmt: skip
+    return next(filter(None, (mismatch(*one) for one in inner)), None)
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replaces the file at once: written beside it, flushed to the disk, then renamed."""
     path = pathlib.Path(path)
+    remove_stale(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -192,6 +282,27 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_stale(directory: pathlib.Path, name: str = "*") -> None:
+    """Removes what a `write_text` that was killed left of `name`: its process is no more."""
+    if name != "*":
+        name = glob.escape(name)
+    for path in directory.glob(f".{name}.*.tmp"):
+        process = path.name.split(".")[-2]
+        if process.isdecimal() and not _alive(int(process)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def jsonable(value: Any, name: str = "") -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.workdir import from_jsonable, jsonable, write_text
+from experiments.workdir import from_jsonable, jsonable, mismatch, write_text
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class Writer:
 
     Args:
         workdir: the run's directory, which exists.
-        start: the step that the run goes on from: records of later steps are dropped. 0 is a run
-            from its beginning: all records are dropped.
+        start: the step that the run resumes from: records of later steps are dropped, damaged ones
+            too. 0 is a run from its beginning: all records are dropped.
         tensorboard: also write TensorBoard files to `workdir/tensorboard`.
 
     Attributes:
@@ -50,7 +50,7 @@ class Writer:
     def __init__(self, workdir: str | os.PathLike, start: int = 0, *, tensorboard: bool = False):
         self.path = pathlib.Path(workdir) / METRICS
         self._file = self._summaries = None
-        kept = [r for r in read_metrics(self.path) if r["step"] <= start] if start else []
+        kept = read_metrics(self.path, start) if start else []
         self.seconds = next((r["seconds"] for r in reversed(kept) if "seconds" in r), 0.0)
         if jax.process_index() != 0:
             return
@@ -101,27 +101,47 @@ def require_tensorboard() -> None:
         )
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike, last: float = math.inf) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, oldest first; none if there is no file.
 
     A last line that a killed process left half written is passed over.
 
+    Args:
+      path: the file.
+      last: records of later steps are left out. Records come in the order of their steps, so a
+        damaged line that none of those that stay comes after is left out as well.
+
     Raises:
-        ValueError: a line before the last one is not a record.
+        ValueError: a line is not a record; the file is named, and the line.
     """
     path = pathlib.Path(path)
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = from_jsonable(json.loads(line))
-            int(record["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} line {number} is not a record: {line[:80]!r}") from error
-        records.append(record)
-    return records
+    records = [_record(line) for line in lines]
+    end = len(records)
+    if last < math.inf:
+        end = max((i for i, r in enumerate(records, 1) if r and r["step"] <= last), default=0)
+    for number, record in enumerate(records[:end], start=1):
+        if record is None:
+            raise ValueError(f"{path} line {number} is not a record: {lines[number - 1][:80]!r}")
+    dropped = sum(record is None for record in records[end:])
+    if dropped:
+        logger.warning("%s: %d damaged lines after step %d are dropped", path, dropped, last)
+    return [record for record in records[:end] if record["step"] <= last]
+
+
+FORMS = {"step": int, **dict.fromkeys(TIMING, float)}  # of what is read here
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl says; None if it is damaged."""
+    try:
+        record = from_jsonable(json.loads(line))
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(record, dict) and {"step", *record} & FORMS.keys()
+    return record if known and not mismatch(record, {k: FORMS[k] for k in known}) else None
 
 
 def without_timing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

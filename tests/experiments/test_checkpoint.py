@@ -1,5 +1,6 @@
 """Checkpoints give back the same bits, or the checkpoint before, or a clear error."""
 
+import json
 import logging
 import os
 import random
@@ -17,7 +18,16 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.checkpoint import Checkpoints, DamagedCheckpointError
+from experiments import workdir as lib
+from experiments.checkpoint import (
+    Checkpoints,
+    DamagedCheckpointError,
+    check_step,
+    checksum,
+    step_of,
+    verify,
+)
+from experiments.workdir import read_json
 from uncertainty.types import State
 
 P = 8
@@ -193,6 +203,105 @@ def test_when_all_are_damaged_it_says_so_and_moves_nothing(two, tmp_path):
     with pytest.raises(DamagedCheckpointError, match=r"(?s)no readable .*step 20: .*step 10: "):
         Checkpoints(workdir).restore(make_state())
     assert Checkpoints(workdir).steps() == [10, 20]
+
+
+def test_a_renamed_directory_is_not_the_step_that_it_is_called(two, tmp_path, caplog):
+    workdir = copy(two, tmp_path)
+    os.rename(workdir / "checkpoints" / "20", workdir / "checkpoints" / "58")
+    with caplog.at_level(logging.WARNING, logger="experiments.checkpoint"):
+        assert Checkpoints(workdir).restore(make_state())[1] == 10
+    assert "step 58 is damaged (it is that of step 20, under another name)" in caplog.text
+    os.rename(workdir / "checkpoints" / "10", workdir / "checkpoints" / "58")
+    with pytest.raises(DamagedCheckpointError, match="step 58: it is that of step 10"):
+        Checkpoints(workdir).restore(make_state())
+
+
+def test_a_checkpoint_belongs_to_its_config(tmp_path, monkeypatch):
+    config = {"seed": 0, "rate": 0.1, "logging": {"every": 5}}
+    checkpoints = Checkpoints(tmp_path, config=config, execution={"mesh": {"data": 8}})
+    checkpoints.save(1, make_state(1))
+    checkpoints.close()
+    may = Checkpoints(tmp_path, config={**config, "logging": {"every": 7}},
+                      execution={"mesh": {"data": 1}})  # fmt: skip
+    assert may.restore(make_state())[1] == 1
+    assert may.executed_otherwise(1) == ["mesh.data: 8 -> 1"]
+    other = Checkpoints(tmp_path, config={**config, "rate": 0.2})
+    with pytest.raises(DamagedCheckpointError, match=r"is of another config: rate: 0\.1 -> 0\.2"):
+        other.restore(make_state())
+    monkeypatch.setattr(lib, "RENAMED", {"rate": "optimiser.rate"})
+    renamed = {"seed": 0, "optimiser": {"rate": 0.1}, "logging": {"every": 5}}
+    assert Checkpoints(tmp_path, config=renamed).restore(make_state())[1] == 1
+
+
+def test_a_checkpoint_of_before_is_read(two, tmp_path):
+    """One that does not say of which step and config it is."""
+    workdir = copy(two, tmp_path)
+    directory = workdir / "checkpoints" / "20"
+    (directory / "run.json").unlink()
+    sums = read_json(directory / "checksums.json")
+    del sums["run.json"]
+    (directory / "checksums.json").write_text(json.dumps(sums))
+    checkpoints = Checkpoints(workdir, config={"seed": 1})
+    state, step = checkpoints.restore(make_state())
+    assert step == 20 and checkpoints.executed_otherwise(20) == []
+    check_step(state, 2)  # as `make_state(2)` has it
+    with pytest.raises(DamagedCheckpointError, match="step 20 is that of step 2, under another"):
+        check_step(state, step)
+
+
+NO_STEPS = ["²", "٣", "1٣", "007", "-1", "x", ""]
+
+
+def test_other_names_are_no_steps(two, tmp_path):
+    assert [step_of(name) for name in [*NO_STEPS, "0", "120"]] == [None] * 7 + [0, 120]
+    workdir = copy(two, tmp_path)
+    for name in filter(None, NO_STEPS):
+        (workdir / "checkpoints" / name).mkdir()
+    checkpoints = Checkpoints(workdir, keep=1)
+    assert checkpoints.restore(make_state())[1] == 20
+    checkpoints.save(30, make_state(3))
+    checkpoints.close()
+    assert checkpoints.steps() == [30]
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../../10/leaves.json", "link", "pipe", "default",
+                                  "linked/leaves.json", "a\0b"])  # fmt: skip
+def test_checksums_are_of_regular_files_below(two, tmp_path, name):
+    workdir = copy(two, tmp_path)
+    directory = workdir / "checkpoints" / "20"
+    (directory / "link").symlink_to(directory / "leaves.json")
+    (directory / "linked").symlink_to(workdir / "checkpoints" / "10")
+    os.mkfifo(directory / "pipe")
+    sums = read_json(directory / "checksums.json")
+    (directory / "checksums.json").write_text(json.dumps({**sums, name: sums["leaves.json"]}))
+    with pytest.raises(DamagedCheckpointError):
+        verify(directory)
+    assert Checkpoints(workdir, read_only=True).restore(make_state())[1] == 10
+
+
+JUNK = [
+    "{",
+    "[]",
+    '{"leaves.json": 5}',
+    '{"leaves.json": [1, "x"]}',
+    '{"leaves.json": [1]}',
+    "[" * 10**5,
+]
+
+
+@pytest.mark.parametrize("file", ["checksums.json", "leaves.json", "run.json"])
+@pytest.mark.parametrize("junk", JUNK, ids=range(len(JUNK)))
+def test_junk_in_its_own_files_is_damage(two, tmp_path, file, junk):
+    workdir = copy(two, tmp_path)
+    directory = workdir / "checkpoints" / "20"
+    (directory / file).write_text(junk)
+    if file != "checksums.json":  # the sums fit, so that the file is read
+        sums = read_json(directory / "checksums.json")
+        (directory / "checksums.json").write_text(
+            json.dumps({**sums, file: checksum(directory / file)})
+        )
+    with pytest.raises(DamagedCheckpointError):
+        verify(directory)
 
 
 def test_an_asked_for_step_does_not_fall_back(two, tmp_path):

@@ -1,6 +1,9 @@
 """Evaluation from a checkpoint, against a forward pass and metrics by hand."""
 
+import functools
 import logging
+import operator
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +16,7 @@ from configs.base import base
 from experiments.checkpoint import Checkpoints
 from experiments.data.corruptions import corrupted
 from experiments.data.source import load
-from experiments.evaluate import evaluate, parse_data
+from experiments.evaluate import evaluate, open_run, parse_data
 from experiments.predict import Predictor
 from experiments.setup import read_description, setup
 from experiments.train import train
@@ -227,6 +230,69 @@ def test_the_programs_say_that_an_evaluator_failed(programs, digits, tmp_path):
     assert result.output.splitlines()[-1].startswith("error: 1 failed: ood: noise: data.path")
     kept = {name: v for name, v in saved(digits).items() if not name.startswith("ood/noise")}
     assert saved(run) == kept
+
+
+def test_what_cannot_be_saved_is_printed(programs, digits, tmp_path):
+    run = shutil.copytree(digits, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    (run / "evaluation").write_text("in the way")
+    code, output = programs("evaluate", "--workdir", run)
+    assert code == 2 and "Traceback" not in output
+    assert re.search(r"Accuracy +[\d.]+", output), output
+    assert output.splitlines()[-1].startswith(f"error: could not write {run}/evaluation/test: ")
+
+
+DAMAGED = [
+    ("config.json", "{", "is not valid JSON"),
+    ("config.json", "[]", "is damaged: it is [], not a dict"),
+    ("config.json", "{}", "config.backbone: missing"),
+    ("config.json", '{"batch_size": "x"}', "config."),
+    ("data.json", "[" * 100_000, "is not valid JSON"),
+    (
+        "data.json",
+        '{"name": "digits", "shape": "8 x 8", "classes": 8, "outputs": 8}',
+        "shape is '8 x 8', not a list",
+    ),
+]
+
+
+@pytest.mark.parametrize("file, content, message", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_file_is_named_in_one_line(digits, tmp_path, file, content, message):
+    for name in ("config.json", "data.json"):
+        shutil.copy(digits / name, tmp_path / name)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / file))) as error:
+        open_run(tmp_path)
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+JUNK = [5, "x", [1, {"a": 2}], {"name": 5}, 1e300]
+FIELDS = ["batch_size", "data", "evaluation", "inference", "backbone", "stages",
+          "head.outputs", "optimiser.name", "evaluators", "likelihood"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", FIELDS)
+def test_junk_in_the_config_is_an_error_with_its_file(digits, tmp_path, field):
+    shutil.copy(digits / "data.json", tmp_path)
+    for junk in JUNK:
+        if (field, junk) in (("batch_size", 5), ("head.outputs", 5)):
+            continue  # as good as any, or refused for the data
+        config = read_json(digits / "config.json")
+        *parents, last = field.split(".")
+        functools.reduce(operator.getitem, parents, config)[last] = junk
+        write_json(tmp_path / "config.json", config)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / "config.json"))):
+            open_run(tmp_path)
+
+
+def test_damaged_records_leave_the_metrics(digits, tmp_path):
+    run = shutil.copytree(digits, tmp_path / "run")
+    (run / "metrics.jsonl").write_text("damaged\n")
+    experiment = experiment_of(run)
+    specs = {"test": experiment.config["evaluators"]["test"]}
+    found, failures = evaluate(experiment, run, specs=specs, show=False)
+    assert "metrics.jsonl line 1 is not a record" in failures.pop("cost") and not failures
+    assert "classification/nll" in found
 
 
 @pytest.mark.slow

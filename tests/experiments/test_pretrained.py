@@ -1,11 +1,13 @@
 """Runs that begin from a file: of each layout, written here as its library writes it."""
 
+import io
 import itertools
 import json
 import logging
 import pathlib
 import shutil
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +141,86 @@ def test_an_archive_is_read_back(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK nonsense")
     with pytest.raises(ConfigError, match=r"x.npz is no \.npz file"):
         layouts.npz(epath.Path(tmp_path / "x.npz"))
+
+
+def archive(path, header=None, name="a.npy", flags=0, method=zipfile.ZIP_STORED):
+    """An .npz file of one array whose header, flags or compression are odd."""
+    with zipfile.ZipFile(path, "w") as file:
+        content = io.BytesIO()
+        np.save(content, np.ones(3, np.float32))
+        content = content.getvalue()
+        if header is not None:
+            content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        file.writestr(name, content)
+    data = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        where = data.rindex(mark) + at
+        data[where : where + 4] = flags.to_bytes(2, "little") + method.to_bytes(2, "little")
+    path.write_bytes(data)
+
+
+ODD = {
+    "encrypted": dict(flags=1),
+    "compressed in a way that nobody knows": dict(method=77),
+    "no array": dict(header=b"{"),
+    "deep": dict(header=b"(" * 5_000),
+    "deep minus": dict(header=b"-" * 9_000 + b"1"),
+    "not text": dict(header=b"\xff" * 99),
+    "of objects": dict(header=b"{'descr': '|O', 'fortran_order': False, 'shape': (3,)}"),
+    "larger than memory": dict(
+        header=b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000,)}"
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_archive_is_named_in_one_line(tmp_path, odd):
+    path = tmp_path / "x.npz"
+    archive(path)
+    assert layouts.npz(epath.Path(path)).read(["a"])["a"].sum() == 3
+    archive(path, **ODD[odd])
+    with pytest.raises(ConfigError, match=r"^pretrained.path: \S*x.npz is no \.npz file: [^\n]*$"):
+        layouts.npz(epath.Path(path)).read(["a"])
+
+
+INDICES = [{}, {"index": 5, "shard_count": 1}, {"index": {"a": 5}, "shard_count": 1},
+           {"index": {"a": {"b": b"x"}}, "shard_count": "x"}, []]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES, ids=range(len(INDICES)))
+def test_an_odd_index_is_named_in_one_line(tmp_path, index):
+    (tmp_path / "release.index").write_bytes(msgpack.packb(index, use_bin_type=True))
+    with pytest.raises(ConfigError, match=r"release.index is no index of V-MoE: [^\n]*$"):
+        layouts.released_vmoe(epath.Path(tmp_path / "release"))
+
+
+def test_any_byte_of_a_release_may_be_damaged(tmp_path):
+    """It is read, or refused with the file's name: nothing else."""
+    write_release(tmp_path / "release", {"a/Mlp/kernel": random(4, 3), "b": random(3)}, shards=2)
+    rng = np.random.default_rng(0)
+    for file in ("release.index", "release.data-00000-of-00002"):
+        sound = (tmp_path / file).read_bytes()
+        for at in rng.permutation(len(sound))[:150]:
+            damaged = bytearray(sound)
+            damaged[at] ^= int(rng.integers(1, 256))
+            (tmp_path / file).write_bytes(damaged)
+            try:
+                checkpoint = layouts.released_vmoe(epath.Path(tmp_path / "release"))
+                checkpoint.read(checkpoint.shapes)
+            except (ConfigError, FileNotFoundError) as error:
+                assert "release" in str(error)
+        (tmp_path / file).write_bytes(sound)
+
+
+@pytest.mark.parametrize("leaves", ["{", "[]", '{"key": 5}', '{"key": "float32"}', '{"key": "u[]"}',
+                                    '{"params/a": "float32[1]"}', "[" * 100_000])  # fmt: skip
+def test_odd_leaves_of_a_run_are_named_in_one_line(tmp_path, leaves):
+    directory = tmp_path / "checkpoints" / "3"
+    directory.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "²").mkdir()
+    (directory / "leaves.json").write_text(leaves)
+    with pytest.raises(ValueError, match=r"checkpoints/3/leaves.json is [^\n]*$"):
+        layouts.own(epath.Path(tmp_path))
 
 
 SMALL = dict(name="vit.ViT", variant="tiny", patch_size=4, depth=2, num_heads=4)

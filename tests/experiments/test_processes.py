@@ -1,9 +1,11 @@
-"""Two processes train as one does, and each reads its own half of the batches."""
+"""Two processes train as one does, of one mind and together, or not at all."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -32,25 +34,38 @@ FIELDS = {
 CONFIG = "configs/digits/mlp.py:size=2"
 
 
-def launch(workdir, mesh):
+def start(workdir, *fields):
+    """Starts one process for each dict of fields."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "experiments.train", "--config", CONFIG]
     command += ["--workdir", str(workdir)]
-    command += [f"--config.{k}={v}" for k, v in {**FIELDS, "mesh": mesh}.items()]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
-    processes = [
+    return [
         subprocess.Popen(
-            [*command, f"--distributed={address},2,{i}"],
+            [*command, *(f"--config.{k}={v}" for k, v in {**FIELDS, **own}.items()),
+             f"--distributed={address},{len(fields)},{i}"],
             env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            stderr=subprocess.PIPE,
-            text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
-        for i in range(2)
-    ]
-    errors = [process.communicate(timeout=180)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+        for i, own in enumerate(fields)
+    ]  # fmt: skip
+
+
+def ended(processes, seconds=180):
+    """Exit status and standard error of each."""
+    try:
+        errors = [process.communicate(timeout=seconds)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], errors
+
+
+def launch(workdir, mesh):
+    codes, errors = ended(start(workdir, *[{"mesh": mesh}] * 2))
+    assert codes == [0, 0], "\n".join(errors)
 
 
 @pytest.mark.slow
@@ -81,3 +96,77 @@ def test_two_processes_train_as_one(tmp_path, mesh):
     for name, value in expected.items():
         if not name.startswith("cost/"):
             np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_processes_that_would_run_different_things_say_so_before_anything_is_written(tmp_path):
+    run = tmp_path / "run"
+    fields = {"mesh": dict(data=4), "logging.tensorboard": False}
+    other = {"optimiser.learning_rate": 0.2, "data.train.split": "train[:1000]"}
+    codes, errors = ended(start(run, fields, {**fields, **other}))
+    assert codes == [2, 2], "\n".join(errors)
+    for error in errors:
+        lines = error[error.index("error: ") :].splitlines()
+        assert lines[0] == "error: the processes of this training do not run the same:"
+        assert "  config.optimiser.learning_rate: 0.1 in process 0, 0.2 in process 1" in lines
+        assert "  data: examples: 1200 in process 0, 1000 in process 1" in lines
+    assert not run.exists()
+
+
+def test_the_code_is_known_by_its_sources():
+    from experiments import processes
+
+    code = processes.code()
+    assert len(code["code.sources"]) == 16 and code["code.jax"].count(".") == 2
+
+
+LONG = {"mesh": dict(data=4), "steps": 1_000_000, "checkpoint.every": 20, "stages": ()}
+
+
+def wait(condition, processes, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert all(p.poll() is None for p in processes), ended(processes, 10)
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_lost_is_named_and_the_same_command_resumes(tmp_path, victim):
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    processes = start(tmp_path, LONG, LONG)
+    wait(checkpoints.steps, processes)
+    began = time.monotonic()
+    processes[victim].send_signal(signal.SIGKILL)
+    codes, errors = ended(processes, 70)
+    assert time.monotonic() - began < 60
+    survivor = 1 - victim
+    assert codes[victim] == -signal.SIGKILL and codes[survivor] == 2, errors[survivor]
+    last = errors[survivor].splitlines()[-1]
+    assert last.startswith(f"error: process {victim} of 2 was lost: no sign of life for "), last
+    assert last.endswith("The same command on every host resumes from the last checkpoint.")
+    assert "Check failure" not in errors[survivor] and "Traceback" not in errors[survivor]
+    saved = checkpoints.latest_step()
+    if victim == 1:  # once is enough
+        again = start(tmp_path, LONG, LONG)
+        wait(lambda: checkpoints.latest_step() > saved, again)
+        again[1].send_signal(signal.SIGTERM)  # to one of the two
+        codes, errors = ended(again)
+        assert codes == [143, 143], "\n".join(errors)
+        for error in errors:
+            assert f"resuming from step {saved} of" in error
+            assert "stopped by SIGTERM at step" in error
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_others(tmp_path):
+    run = tmp_path / "run"
+    other = {**LONG, "data.train.name": "nothing"}
+    began = time.monotonic()
+    codes, errors = ended(start(run, other, LONG))
+    assert codes == [2, 2], "\n".join(errors)
+    first, second = (error.splitlines()[-1] for error in errors)
+    assert first.startswith("error: data.train.name: ")
+    assert second.startswith(f"error: process 0 of 2 failed: {first.removeprefix('error: ')}")
+    assert time.monotonic() - began < 100 and not run.exists()

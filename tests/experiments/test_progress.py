@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
 
-from experiments.progress import Progress, duration, format_losses
+from experiments.progress import Finished, Progress, duration, format_losses
 
 # Two jobs of 40 steps with absl and standard log records in between.
 SCRIPT = """
@@ -164,6 +166,31 @@ def test_the_lines_of_a_long_run_thin_out(monkeypatch):
     assert 100 < len(ten_hours) < 150
     assert ten_hours[0] == "train · 10/36,000 · 0% · 1 steps/s · 9:59:50 left"
     assert ten_hours[-1] == "train · 36,000/36,000 · 100% · 10:00:00 in all"
+
+
+def test_what_is_counted_has_a_name(monkeypatch):
+    lines = lines_of(monkeypatch, 10, 40.0, name="digits", unit="cell")
+    assert lines[1] == "digits · 2/10 · 20% · 40 s/cell · 5:20 left"
+    assert "4 cells/s" in lines_of(monkeypatch, 1_000, 0.25, unit="cell")[0]
+
+
+@jax.jit
+def slow(x):
+    return jax.lax.fori_loop(0, 3_000, lambda _, y: jnp.sin(y @ y), x)
+
+
+def test_a_step_that_was_dispatched_is_not_done():
+    x = jnp.eye(200)
+    slow(x).block_until_ready()
+    finished, results = Finished(10), []
+    for step in (11, 12, 13):
+        results.append(slow(x))
+        finished.add(step, results[-1])
+    assert finished.step() < 13  # they take a second
+    for step, result in zip((11, 12, 13), results, strict=True):
+        result.block_until_ready()
+        assert finished.step() >= step
+    assert finished.step() == 13
 
 
 def test_rate_and_time_left(monkeypatch):

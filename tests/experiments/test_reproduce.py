@@ -261,10 +261,10 @@ def test_interrupted_in_training(programs, tmp_path, number, more):
     wait(lambda: Checkpoints(run).latest_step())
     running.send(number)
     code, output = running.result()
-    assert code == 130, output
+    assert code == 128 + number, output
     last = Checkpoints(run).latest_step()
     assert f"stopped by SIG{'TERM' if more else 'INT'} at step {last} of 20000; saved" in output
-    assert "The same command goes on from there" in output and "Traceback" not in output
+    assert "The same command resumes" in output and "Traceback" not in output
     assert not (tmp_path / "r").exists()
 
 
@@ -312,3 +312,10 @@ def test_runs_of_another_config_are_not_in_the_report(made):
     assert [len(row.results) for row in study.rows] == [1, 0, 1, 0]
     report = render(cells, study)
     assert "seed0" not in report.read_text()
+
+
+@pytest.mark.parametrize("program", ["quickstart", "reproduce"])
+def test_help_is_help(program, tmp_path, programs):
+    result = programs(program, "--help")
+    assert result.code == 0 and result.output.startswith(f"usage: python -m experiments.{program}")
+    assert programs(program, "--no-such-thing").code == 2

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from experiments import stage
 from experiments.checkpoint import Checkpoints
 from experiments.evaluate import evaluate, restore
 from experiments.setup import setup
+from experiments.termination import Interrupted
 from experiments.train import train
 from experiments.workdir import read_config
 from uncertainty.build import ConfigError
@@ -299,11 +301,42 @@ def test_a_stage_that_was_killed_goes_on_to_the_same_end(plain, tmp_path, spec, 
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
-class Stopped:
-    """A stream that ends as Ctrl-C would end it."""
+@pytest.mark.slow
+def test_a_stage_that_is_told_to_stop_saves_and_resumes_to_the_same_end(
+    plain, sngp, tmp_path, monkeypatch
+):
+    changes, workdir = plain
+    experiment = setup(config(**{**changes, "stages": (PATHS[1],)}))
+    for name in ("whole", "told"):
+        shutil.copytree(workdir / "checkpoints", tmp_path / name / "checkpoints")
+    stage.run(experiment, tmp_path / "whole")
+    examples, done = stage.examples, []
 
-    def __init__(self, stream, after):
-        self.stream, self.left = stream, after
+    def telling(*args):
+        done.append(args[-1])
+        total, stream = examples(*args)
+        return total, stream if done[1:] else Stopped(stream, 5, signal.SIGTERM)
+
+    monkeypatch.setattr(stage, "examples", telling)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM at step 6 of 9 of swag; saved"):
+        stage.run(experiment, tmp_path / "told")
+    stage.run(experiment, tmp_path / "told")
+    assert done == [0, 6]
+    found = [samples(experiment, tmp_path / name) for name in ("whole", "told")]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    # A pass is short: it begins again.
+    done.clear()
+    shutil.copytree(sngp[1] / "checkpoints", tmp_path / "pass" / "checkpoints")
+    with pytest.raises(Interrupted, match=r"at step 6 of 10 of laplace; this stage is to be run"):
+        stage.run(sngp[0], tmp_path / "pass")
+    assert not (tmp_path / "pass" / "stages" / "checkpoints").exists()
+
+
+class Stopped:
+    """A stream that ends as Ctrl-C would end it, or goes on after a signal."""
+
+    def __init__(self, stream, after, number=None):
+        self.stream, self.left, self.number = stream, after, number
 
     def __enter__(self):
         self.stream.__enter__()
@@ -314,8 +347,10 @@ class Stopped:
 
     def __next__(self):
         self.left -= 1
-        if self.left < 0:
+        if self.left < 0 and self.number is None:
             raise KeyboardInterrupt
+        if self.left == -1:
+            signal.raise_signal(self.number)
         return next(self.stream)
 
 

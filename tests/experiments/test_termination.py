@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from experiments.termination import graceful_termination
+from experiments.termination import Interrupted, graceful_termination
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -21,6 +21,12 @@ def test_the_first_signal_only_asks(number):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert {n: signal.getsignal(n) for n in former} == former
+
+
+def test_the_exit_status_is_that_of_a_program_which_the_signal_ended():
+    for number in (signal.SIGTERM, signal.SIGINT):
+        shell = subprocess.run(["sh", "-c", f"sh -c 'kill -{number.value} $$'; exit $?"])
+        assert Interrupted("stopped", number.name).code == shell.returncode == 128 + number
 
 
 def test_handlers_are_back_after_an_error():

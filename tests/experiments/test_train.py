@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import logging
 import re
 import shutil
 import subprocess
@@ -13,11 +14,11 @@ import pytest
 
 from configs.base import base
 from experiments import config as config_lib
-from experiments.checkpoint import Checkpoints
-from experiments.evaluate import evaluate
+from experiments.checkpoint import Checkpoints, DamagedCheckpointError
+from experiments.evaluate import cost, evaluate
 from experiments.setup import read_description, setup
 from experiments.train import train
-from experiments.workdir import read_config, read_json
+from experiments.workdir import open_workdir, read_config, read_json
 from experiments.writers import METRICS, read_metrics
 from uncertainty import build
 
@@ -111,6 +112,47 @@ def small(steps=40, **fields):
         **{name.replace("__", "."): value for name, value in fields.items()},
     }
     return config_lib.load(DIGITS, overrides)
+
+
+@pytest.mark.parametrize("steps, every", [(1, 50), (3, 50), (3, 1)])
+def test_the_cost_of_a_short_run_is_known_or_left_out(tmp_path, steps, every):
+    fields = dict(evaluators={}, backbone__widths=(4,), logging__every=every)
+    experiment = train(small(steps, **fields), tmp_path)
+    state, _ = Checkpoints(tmp_path, read_only=True).restore(experiment.shapes)
+    found = cost(experiment, state, tmp_path)
+    assert found["cost/train_seconds"] > 0 and np.isfinite(list(found.values())).all()
+    assert ("cost/train_ms_per_example" in found) == (steps > 1)
+    timed = [r for r in records(tmp_path) if "steps_per_second" in r]
+    assert [r["step"] for r in timed] == {(1, 50): [], (3, 50): [3], (3, 1): [2, 3]}[steps, every]
+
+
+def test_a_renamed_checkpoint_of_before_does_not_end_a_run(tmp_path):
+    """One that does not say of which step it is: its state does."""
+    fields = dict(evaluators={}, backbone__widths=(4,), checkpoint__every=2)
+    config = small(3, **fields)
+    experiment = setup(config_lib.plain(config))
+    open_workdir(tmp_path, experiment.config)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, experiment.init())
+    checkpoints.close()
+    for run in (lambda: train(config, tmp_path), lambda: evaluate(experiment, tmp_path)):
+        with pytest.raises(DamagedCheckpointError, match="step 2 is that of step 0, under another"):
+            run()
+
+
+@pytest.mark.slow
+def test_another_executor_is_told_and_gives_the_same_training_to_rounding(tmp_path, caplog):
+    fields = dict(evaluators={}, backbone__widths=(16,), checkpoint__every=5)
+    whole = train(small(10, inference__executor="vmap", **fields), tmp_path / "whole")
+    train(small(10, inference__executor="vmap", **fields), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
+    with caplog.at_level(logging.INFO):
+        train(small(10, inference__executor="scan", **fields), tmp_path / "run")
+    assert 'executor: "vmap" -> "scan": from here on the same training to rounding' in caplog.text
+    for a, b in zip(*(jax.tree.leaves(final_state(tmp_path / run).params)
+                      for run in ("whole", "run")), strict=True):  # fmt: skip
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    del whole
 
 
 @pytest.mark.slow

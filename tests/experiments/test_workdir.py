@@ -85,6 +85,72 @@ def test_a_workdir_without_a_config_is_refused(tmp_path):
         open_workdir(tmp_path, CONFIG)
 
 
+def test_renamed_fields_are_read_under_their_present_names(tmp_path, monkeypatch):
+    open_workdir(tmp_path, CONFIG)
+    monkeypatch.setattr(lib, "RENAMED", {"optimiser.clip": "optimiser.clip_norm",
+                                         "logging": "run.logging", "none.such": "x"})  # fmt: skip
+    new = {**CONFIG, "optimiser": {"name": "adam", "learning_rate": 0.1, "clip_norm": math.inf}}
+    new["run"] = {"logging": new.pop("logging")}
+    assert read_config(tmp_path) == {**new, "sizes": [200, 200]}
+    assert lib.difference(CONFIG, new) == {}
+    open_workdir(tmp_path, new)
+    new["optimiser"]["clip_norm"] = 1.0
+    with pytest.raises(ValueError, match=r"\n  optimiser.clip_norm: Infinity -> 1.0\n"):
+        open_workdir(tmp_path, new)
+
+
+FORM = {"name": str, "shape": [int], "classes": (int, None), "rate": float}
+FITS = {"name": "a", "shape": [8, 8], "classes": None, "rate": 1, "more": {}}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        (b"\xff\xfe{}", "is not valid JSON"),
+        ("[]", r"is damaged: it is \[\], not a dict"),
+        ({**FITS, "name": 5}, "name is 5, not text"),
+        ({**FITS, "shape": [8, "x"]}, r"shape\[1\] is 'x', not a whole number"),
+        ({**FITS, "shape": [True]}, r"shape\[0\] is True, not a whole number"),
+        ({**FITS, "classes": "ten"}, "classes is 'ten', not a whole number or null"),
+        ({**FITS, "rate": None}, "rate is None, not a number"),
+        ({"name": "a"}, "it has no 'shape'"),
+    ],
+)  # fmt: skip
+def test_a_damaged_json_file_is_named_with_what_it_should_hold(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    write_json(path, FITS)
+    assert read_json(path, FORM) == FITS
+    content = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message) as error:
+        read_json(path, FORM)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    (tmp_path / "b.json").symlink_to("/dev/zero")
+    for name in ("a.json", "b.json", "."):
+        with pytest.raises(ValueError, match="is not a file"):
+            read_json(tmp_path / name)
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".{name}.{dead.pid}.tmp" for name in ("data.json", "table[1].md", "x.json")]
+    alive = tmp_path / f".data.json.{os.getppid()}.tmp"
+    for path in (*left, alive):
+        path.write_text("half")
+    write_json(tmp_path / "data.json", 1)
+    lib.write_text(tmp_path / "table[1].md", "")
+    assert [path.exists() for path in (*left, alive)] == [False, False, True, True]
+    open_workdir(tmp_path, CONFIG)
+    assert not left[-1].exists() and alive.exists()
+
+
 def test_unwritable_and_full_are_found_early(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):

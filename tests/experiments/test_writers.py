@@ -80,11 +80,23 @@ def test_a_killed_and_resumed_run_leaves_the_same_records(tmp_path):
     assert path.read_text() == ""
 
 
-def test_a_damaged_line_is_named(tmp_path):
+DAMAGED = ['{"loss": 1}', "[1]", '{"step": "2"}', '{"step": 2, "seconds": {}}', "\x00" * 9,
+           "[" * 10_000, '{"step": true}']  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"loss": 1}\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl line 2 is not a record"):
-        Writer(tmp_path, 1)
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    for read in (lambda: Writer(tmp_path, 2), lambda: read_metrics(path)):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl line 2 is not a record"):
+            read()
+    # A run that resumes from step 1 writes all after it again.
+    Writer(tmp_path, 1).close()
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_what_is_not_there_has_no_records(tmp_path):
     assert read_metrics(tmp_path / "none.jsonl") == []
 
 

@@ -1,4 +1,4 @@
-"""How the particles of one device are run: one choice, the same numbers whichever is taken.
+"""How the particles of one device are run: one choice, the same numbers to rounding.
 
 `vmap`, `unroll` and `scan` map a function over particles inside one compiled program. `loop` calls
 one compiled update for each particle in turn, which only a separable inference allows. `auto`
