@@ -60,7 +60,14 @@ def posterior(
         yield "posterior/reference_map", known["map"]
 
 
+def _yields(train: Any = None, **_: Any) -> set[str]:
+    parts = ("", "inside/", "outside/") if train else ("",)
+    found = distances(*np.array([[[[0.0]], [[1.0]]]] * 2))
+    return {f"posterior/{part}{name}" for part in parts for name in found}
+
+
 posterior.task = None  # of any kind
+posterior.yields = _yields
 
 
 def functions(p: Any) -> np.ndarray:

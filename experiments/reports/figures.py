@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from experiments.keys import named
 from experiments.reports import costs, curves, maps, plots, posteriors, regression, routing
 from experiments.reports.runs import Run
 from experiments.reports.study import Study
@@ -65,11 +66,11 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
     shifted = {
         label: [run.metrics for run in runs]
         for label, runs in groups.items()
-        if any(key.count("/") == 3 and key.startswith("corruption/") for key in runs[0].metrics)
+        if any(map(curves.severity_of, runs[0].metrics))
     }
     if shifted:
-        keys = [key.split("/") for m in shifted.values() for key in m[0]]
-        names = {key[3] for key in keys if key[0] == "corruption" and len(key) == 4}
+        places = [curves.severity_of(key) for m in shifted.values() for key in m[0]]
+        names = {place[1] for place in places if place}
         metrics = {name: look for name, look in CORRUPTION.items() if name in names}
         yield Entry(
             "Corruption",
@@ -156,11 +157,10 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
 
 def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
     """The score of the test set and of each OOD set, or None."""
-    keys = [key.split("/") for key in scores]
-    sets = [key[1] for key in keys if key[0] == "ood" and key[-1] == score]
-    if not sets or f"test/{score}" not in scores:
+    found = {key: named(key, "ood") for key in scores}
+    outside = {of[0]: scores[key] for key, of in found.items() if of and of[1] == score}
+    if not outside or f"test/{score}" not in scores:
         return None
-    outside = {name.replace("_", " "): scores[f"ood/{name}/{score}"] for name in sets}
     return scores[f"test/{score}"], outside
 
 

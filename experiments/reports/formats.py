@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from experiments.reports.study import Layout, Study, layout, machine, summarise, values_of
+from experiments.reports.text import one_line
 from experiments.workdir import jsonable, write_text
 
 LATEX = {
@@ -18,19 +19,32 @@ LATEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "↑": r"$\uparrow$",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
     "↓": r"$\downarrow$",
     "→": r"$\rightarrow$",
 } | {c: "\\" + c for c in "&%$#_{}"}
+# At the beginning of a line of a table, `\\` would take these for its own; "--" would be a dash.
+LATEX |= {c: f"{{{c}}}" for c in "[]*"}
 
 
 def escape_latex(text: str) -> str:
     """Plain text for LaTeX: every special character is printed as itself."""
-    return "".join(LATEX.get(c, c) for c in text)
+    escaped = "".join(LATEX.get(c, c) for c in one_line(text))
+    return re.sub(r"([-',])(?=\1)", r"\1{}", escaped)
 
 
 def escape_markdown(text: str) -> str:
-    """Plain text for a cell of a Markdown table: no character is markup."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
+    """Plain text for Markdown, also in a cell of a table: no character is markup."""
+    return re.sub(r"([\\`*_|<>\[\]&$~#])", r"\\\1", one_line(text))
+
+
+def code_span(text: str) -> str:
+    """Text as code for Markdown, whatever backticks it has."""
+    shown = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    space = " " * ("`" in shown)
+    return f"{fence}{space}{shown}{space}{fence}"
 
 
 def to_markdown(study: Study) -> str:
@@ -51,9 +65,9 @@ def to_markdown(study: Study) -> str:
         rows.append(row)
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     notes = "\n".join(f"- [{n}] {escape_markdown(note)}" for n, note in enumerate(shown.notes, 1))
-    origin = _origin(study, shown)
+    origin = [escape_markdown(sentence) for sentence in _origin(study, shown)]
     if study.command:
-        origin.append(f"Made by `{study.command}`.")
+        origin.append(f"Made by {code_span(study.command)}.")
     parts = [f"### {escape_markdown(study.title)}", table, " ".join(origin), notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -86,7 +100,7 @@ def to_latex(study: Study) -> str:
     notes = [_superscript([n]) + escape_latex(note) for n, note in enumerate(shown.notes, 1)]
     origin = [escape_latex(sentence) for sentence in _origin(study, shown)]
     small = "\n".join([rf"\par\smallskip\footnotesize {note}" for note in notes])
-    return f"""% Needs \\usepackage{{booktabs}}. Made by: {" ".join(study.command.split()) or "-"}
+    return f"""% Needs \\usepackage{{booktabs}}. Made by: {one_line(study.command) or "-"}
 \\begin{{table}}
 \\centering
 \\caption{{{" ".join([escape_latex(study.title) + ".", *origin])}}}

@@ -13,6 +13,7 @@ from experiments.reports.figures import figures
 from experiments.reports.runs import Run, by_label, load_run, study_of
 from experiments.reports.study import Study, layout, machine, round_pair, summarise, transpose
 from experiments.reports.style import save_png, svg_uri
+from experiments.reports.text import one_line
 from experiments.workdir import write_text
 from experiments.writers import hardware as this_machine
 
@@ -175,8 +176,10 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
         texts = [
             " ± ".join(filter(None, round_pair(c.mean, c.error, 5))) if c else "" for c in cells
         ]
-        rows.append(f"<tr><th>{escape(key)}</th>{''.join(f'<td>{t}</td>' for t in texts)}</tr>")
-    head = "".join(f"<th>{escape(label)}</th>" for label in groups)
+        rows.append(
+            f"<tr><th>{escape(one_line(key))}</th>{''.join(f'<td>{t}</td>' for t in texts)}</tr>"
+        )
+    head = "".join(f"<th>{escape(one_line(label))}</th>" for label in groups)
     parts = [
         "<details><summary>All metrics, as stored: mean ± standard error</summary>"
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
@@ -187,10 +190,10 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
         where = [str(run.workdir) for run in runs if run.workdir]
         missing = sorted({f"{run.workdir}: no {file}" for run in runs for file in run.missing})
         text = json.dumps(runs[0].config, indent=2, default=str)
-        name = f"{label}: config"
+        name = f"{one_line(label)}: config"
         if seeds:
             name += f" (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})"
-        lines = "<br>".join(escape(line) for line in where + missing)
+        lines = "<br>".join(escape(one_line(line)) for line in where + missing)
         parts.append(
             f'<details><summary>{escape(name)}</summary><p class="meta">{lines}</p>'
             f"<pre>{escape(text)}</pre></details>"
@@ -204,19 +207,20 @@ def _page(title: str, study: Study, command: str, sections: Sequence[tuple[str, 
     versions = ", ".join(f"{name} {ran[name]}" for name in names if name in ran)
     where = f"{'Run' if study.hardware else 'Report made'} on {machine(ran | {'date': ''})}"
     meta = [f"{datetime.datetime.now():%-d %B %Y}", where, versions]
-    lines = "".join(f"<p>{escape(m)}</p>" for m in meta if m)
+    lines = "".join(f"<p>{escape(one_line(m))}</p>" for m in meta if m)
     if command:
-        lines += f"<p><code>{escape(command)}</code></p>"
+        lines += f"<p><code>{escape(one_line(command))}</code></p>"
     ids = {name: name.lower().replace(" ", "-") for name, _ in sections}
     links = "".join(f'<a href="#{ids[name]}">{escape(name)}</a>' for name, _ in sections)
     body = "\n".join(
         f'<section id="{ids[name]}"><h2>{escape(name)}</h2>\n{content}</section>'
         for name, content in sections
     )
+    title = escape(one_line(title))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style></head>\n<body>\n"
-        f'<header><h1>{escape(title)}</h1><div class="meta">{lines}</div>'
+        f"<title>{title}</title>\n<style>{CSS}</style></head>\n<body>\n"
+        f'<header><h1>{title}</h1><div class="meta">{lines}</div>'
         f"<nav>{links}</nav></header>\n<main>{body}</main>\n</body></html>\n"
     )

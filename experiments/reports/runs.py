@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.keys import named
 from experiments.reports.study import Column, Row, Study
 from experiments.reports.tables import pretty
 from experiments.workdir import difference, read_config, read_json
@@ -134,10 +135,11 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     rows = [Row(label, [run.metrics for run in group]) for label, group in groups.items()]
     keys = dict.fromkeys(key for row in rows for result in row.results for key in result)
     ood = []
-    for name in dict.fromkeys(key.split("/")[1] for key in keys if key.startswith("ood/")):
+    found = {named(key, "ood"): key for key in keys}
+    for name in dict.fromkeys(of[0] for of in found if of):
         for score in ("entropy", "max_probability"):  # one suffices here: the first that is there
-            if (key := f"ood/{name}/auroc_{score}") in keys:
-                header = f"{name.replace('_', ' ')} AUROC by {pretty(score).lower()}"
+            if key := found.get((name, f"auroc_{score}")):
+                header = f"{name} AUROC by {pretty(score).lower()}"
                 ood.append(Column(key, header, "%", "higher", 2))
                 break
     columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in keys]

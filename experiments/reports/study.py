@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.reports.text import one_line
+
 # shown = stored * scale; every other unit is shown as stored
 SCALE = {"%": 100.0, "K": 1e-3, "M": 1e-6}
 BETTER = {"higher": "↑", "lower": "↓", None: ""}
@@ -179,7 +181,7 @@ def layout(study: Study) -> Layout:
     notes: list[str] = []
 
     def mark(text: str) -> int:
-        text = " ".join(str(text).split())
+        text = one_line(text)
         if text not in notes:
             notes.append(text)
         return notes.index(text) + 1
@@ -208,10 +210,10 @@ def layout(study: Study) -> Layout:
                 text = published_text(value, column.digits)
                 cell = cell._replace(published=text, source=mark(source))
             cells.append(cell)
-        lines.append((Head(row.label, tuple(marks)), tuple(cells)))
+        lines.append((Head(one_line(row.label), tuple(marks)), tuple(cells)))
     seeds = max((len(row.results) for row in study.rows), default=0)
     captions = ("", "One seed: no standard error.", f"Mean ± standard error over {_seeds(seeds)}.")
-    heads = tuple(Head(column.title) for column in study.columns)
+    heads = tuple(Head(one_line(column.title)) for column in study.columns)
     return _arranged(heads, lines, tuple(notes), captions[min(seeds, 2)])
 
 
