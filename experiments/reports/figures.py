@@ -10,6 +10,7 @@ from experiments.reports import costs, curves, maps, plots, posteriors, regressi
 from experiments.reports.runs import Run
 from experiments.reports.study import Study
 from experiments.reports.style import looks
+from experiments.reports.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,15 +32,48 @@ class Entry(NamedTuple):
     caption: str
 
 
-def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry]:
+def figures(
+    groups: Mapping[str, Sequence[Run]], *studies: Study, problems: list[str] | None = None
+) -> Iterator[Entry]:
     """Every figure that the runs have the data for, section by section.
 
     Figures of training and of functions of the input show the first seed of each label; those of
     single examples pool the seeds; the others have means over seeds. The captions say so.
+
+    Args:
+      groups: the runs of each label.
+      studies: tables that have figures of their own.
+      problems: gets a line for figures whose arrays do not fit together, and the others follow;
+        without it the error is raised.
     """
-    style = looks([*(row.label for row in study.rows), *groups])
-    first = {label: runs[0] for label, runs in groups.items()}
+    style = looks([*(row.label for study in studies for row in study.rows), *groups])
     seed = FIRST * any(len(runs) > 1 for runs in groups.values())
+    parts = {
+        f"comparison{i or ''}": _comparison(study, style, f"_{i + 1}" * (i > 0))
+        for i, study in enumerate(studies)
+    }
+    parts |= dict(
+        classification=_classification(groups, style),
+        posterior=_posteriors(groups, seed),
+        map=_maps(groups, seed),
+        routing=_routing(groups, seed),
+        corruption=_corruption(groups, style),
+        regression=_regression(groups, style, seed),
+        training=_training(groups, style, seed),
+    )
+    for name, part in parts.items():
+        try:
+            yield from part
+        except Exception as error:
+            if problems is None:
+                raise
+            reason = one_line(error) or type(error).__name__
+            problems.append(
+                f"figures of {name} are left out, what they show does not fit: {reason}"
+            )
+
+
+def _comparison(study: Study, style: Mapping, suffix: str) -> Iterator[Entry]:
     if sum(bool(row.results) for row in study.rows) > 1:
         caption = "One seed of each method: small differences may be chance."
         if any(len(row.results) > 1 for row in study.rows):
@@ -49,20 +83,19 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
             )
         if any(row.published for row in study.rows):
             caption += " Hollow diamonds are published values."
-        yield Entry("Comparison", "comparison", curves.comparison(study, style), caption)
+        yield Entry("Comparison", f"comparison{suffix}", curves.comparison(study, style), caption)
     if costs.costed(study):
         yield Entry(
             "Comparison",
-            "cost",
+            f"cost{suffix}",
             costs.quality_against_cost(study, costs.costed(study)),
             "NLL against floating point operations: what is further left is cheaper, what is lower "
             "is better. Mean over seeds; bars are standard errors. Compare what stands above one "
             "another.",
         )
-    yield from _classification(groups, style)
-    yield from _posteriors(groups, seed)
-    yield from _maps(groups, seed)
-    yield from _routing(groups, seed)
+
+
+def _corruption(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iterator[Entry]:
     shifted = {
         label: [run.metrics for run in runs]
         for label, runs in groups.items()
@@ -80,9 +113,13 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
             "standard errors over seeds. Look at how fast the calibration error grows as the "
             "accuracy falls: a model that knows what it does not know stays flat.",
         )
-    yield from _regression(first, style, seed)
+
+
+def _training(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) -> Iterator[Entry]:
     histories = {
-        label: r.history for label, r in first.items() if any("loss" in h for h in r.history)
+        label: runs[0].history
+        for label, runs in groups.items()
+        if any("loss" in h for h in runs[0].history)
     }
     if histories:
         yield Entry(
@@ -222,10 +259,10 @@ def _routing(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
         )
 
 
-def _regression(first: Mapping[str, Run], style: Mapping, seed: str) -> Iterator[Entry]:
+def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) -> Iterator[Entry]:
     methods = {}
-    for label, run in first.items():
-        s = run.scores
+    for label, runs in groups.items():
+        s = runs[0].scores
         if {"test/mean", "test/variance", "test/y"} <= s.keys():
             n, x = len(s["test/y"]), s.get("test/x")
             if s["test/y"].size == n:  # one outcome per example; mean and variance [M, B, 1]

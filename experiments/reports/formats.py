@@ -68,7 +68,9 @@ def to_markdown(study: Study) -> str:
     origin = [escape_markdown(sentence) for sentence in _origin(study, shown)]
     if study.command:
         origin.append(f"Made by {code_span(study.command)}.")
-    parts = [f"### {escape_markdown(study.title)}", table, " ".join(origin), notes]
+    data = " ".join(map(escape_markdown, shown.data))
+    warnings = [f"**Warning: {escape_markdown(text)}**" for text in shown.warnings]
+    parts = [f"### {escape_markdown(study.title)}", data, *warnings, table, " ".join(origin), notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -98,7 +100,8 @@ def to_latex(study: Study) -> str:
     head_text = "\n".join([join[0]] + [" ".join(rules)] * bool(rules) + join[1:])
     body = "\n".join(" & ".join(row) + r" \\" for row in lines)
     notes = [_superscript([n]) + escape_latex(note) for n, note in enumerate(shown.notes, 1)]
-    origin = [escape_latex(sentence) for sentence in _origin(study, shown)]
+    above = [*shown.data, *(f"Warning: {text}" for text in shown.warnings)]
+    origin = [escape_latex(sentence) for sentence in above + _origin(study, shown)]
     small = "\n".join([rf"\par\smallskip\footnotesize {note}" for note in notes])
     return f"""% Needs \\usepackage{{booktabs}}. Made by: {one_line(study.command) or "-"}
 \\begin{{table}}
@@ -139,9 +142,13 @@ def to_json(study: Study) -> str:
                 value, source = row.published[column.key]
                 cell["published"] = {"value": value, "unit": column.unit, "source": source}
             cells[column.key] = cell
-        fields = {k: v for k, v in dataclasses.asdict(row).items() if k != "published"}
+        fields = {
+            k: v for k, v in dataclasses.asdict(row).items() if k not in ("published", "data")
+        }
         rows.append(fields | {"cells": cells})
-    content = dataclasses.asdict(study) | {"rows": rows}
+    shown = layout(study)
+    above = {"data": shown.data, "warnings": shown.warnings}
+    content = dataclasses.asdict(study) | above | {"rows": rows}
     return json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
 
 

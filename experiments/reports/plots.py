@@ -128,7 +128,8 @@ def ood_histograms(
             color = style[label]["color"]
             ax.hist(outside, edges, density=True, color=color, alpha=0.5, label=text(name))
             area = np.mean([auroc(*pair) for pair in pairs])
-            ax.set_title(f"{text(label)}\n{text(name)}: AUROC {100 * area:.1f} %")
+            title = text(f"{name}: AUROC {100 * area:.1f} %", 36)
+            ax.set_title(f"{text(label, 36)}\n{title}")
             ax.legend()
             ax.set_yscale("function", functions=(np.sqrt, np.square))
             ax.yaxis.set_major_locator(MaxNLocator(5))

@@ -154,6 +154,10 @@ def print_study(study: Study, console: Console | None = None) -> None:
     if not _fits(shown, 0, len(shown.heads), console) and len(shown.heads) > len(shown.lines):
         shown = transpose(shown)
     console.print(Text(one_line(study.title), style="bold"))
+    for sentence in shown.data:
+        console.print(Text(sentence, style="dim"))
+    for sentence in shown.warnings:
+        console.print(Text(f"Warning: {sentence}", style="bold red"))
     start = 0
     while start < len(shown.heads):
         stop = len(shown.heads)
