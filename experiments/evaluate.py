@@ -6,8 +6,6 @@
         --data '{"name": "idx", "path": "mnist", "split": "test"}'
 """
 
-import ast
-import json
 import logging
 import math
 import os
@@ -165,14 +163,7 @@ def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: neither of these.
     """
     if text.lstrip().startswith("{"):
-        try:
-            return dict(json.loads(text))
-        except ValueError:
-            pass
-        try:
-            return dict(ast.literal_eval(text))
-        except (ValueError, SyntaxError, TypeError) as error:
-            raise ConfigError(f"--data: {text!r} is not a dict: {error}") from None
+        return config_lib.value_of(text, "--data")
     name, _, split = text.partition(":")
     spec = dict(train) if name == train["name"] else dict(name=name)
     spec |= {"split": split} if split else {}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import project
 from experiments.data.source import load
 
 BAND = (0.025, 0.975)  # of the figure
@@ -81,10 +82,15 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: there is none.
     """
-    if not pathlib.Path(path).is_file():
+    if not is_made(path):
         raise ValueError(f"reference: no file {path}; python -m experiments.reference makes it")
-    with np.load(path) as file:
+    with np.load(project.find(path)) as file:
         return {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
+
+
+def is_made(path: str | pathlib.Path) -> bool:
+    """Whether there is such a file, here or in the project."""
+    return project.find(path).is_file()
 
 
 def floor(reference: str, train: Any = None, near: float = 0.0) -> dict[str, float]:
