@@ -133,7 +133,7 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
     Raises:
       ConfigError: no name or an unknown one, an unknown field, or a missing one.
     """
-    if not isinstance(spec, Mapping):
+    if not hasattr(spec, "keys"):
         raise ConfigError(f"{field}: {spec!r} is not a dict of fields, such as "
                           '{"name": "digits", "split": "train"}')  # fmt: skip
     fields = dict(spec)

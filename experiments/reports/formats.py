@@ -152,6 +152,26 @@ def to_json(study: Study) -> str:
     return json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
 
 
+def says_the_same(study: Study, folder: str | pathlib.Path, name: str) -> bool:
+    """Whether the files of `write_study` are there and say this, but for command and failures.
+
+    A file that cannot be read says something else.
+    """
+    folder = pathlib.Path(folder)
+    if not all((folder / (name + suffix)).is_file() for suffix in (".md", ".tex", ".json")):
+        return False
+
+    def told(content: dict[str, Any]) -> dict[str, Any]:
+        rows = [{**row, "failed": ""} for row in content["rows"]]
+        return {**content, "command": "", "rows": rows}
+
+    try:
+        former = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return told(former) == told(json.loads(to_json(study)))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
 def write_study(study: Study, folder: str | pathlib.Path, name: str) -> list[pathlib.Path]:
     """Writes `name`.md, .tex and .json into the folder, which is made; returns their paths."""
     folder = pathlib.Path(folder)
