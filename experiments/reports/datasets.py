@@ -127,7 +127,7 @@ def partition(rows: Sequence[Sequence[Evaluated]]) -> list[int]:
 
 
 def described(runs: Iterable[Evaluated]) -> str:
-    """'digits[test], 360 examples (test, ood.data); ...': the sets of runs and who read them."""
+    """'digits[test], 360 examples (test, ood.data); ...': sets of runs, the test set first."""
     sizes: dict[str, set[int]] = {}
     readers: dict[str, dict[str, None]] = {}
     for run in runs:
@@ -137,7 +137,7 @@ def described(runs: Iterable[Evaluated]) -> str:
                 sizes[data.name].add(data.examples)
             readers.setdefault(data.name, {})[path] = None
     parts = []
-    for name, paths in readers.items():
+    for name, paths in sorted(readers.items(), key=lambda item: "test" not in item[1]):
         size = " or ".join(f"{n:,}" for n in sorted(sizes[name]))
         size = f", {size} example{'s' * (sizes[name] != {1})}" * bool(size)
         parts.append(f"{name}{size} ({', '.join(paths)})")
