@@ -88,7 +88,7 @@ def reproduce(
     with Progress(len(jobs), cells.name, show=isolate is None) as progress:
         for i, (row, seed) in enumerate(jobs):
             name = f"{name_of(row)}, seed {seed}"
-            progress.update(i, f"{read} read, {ran} run · {name}")
+            progress.update(i, f"{read} read, {ran} run, {i - read - ran} failed · {name}")
             try:
                 if cells.done(row, seed):
                     read += 1
@@ -108,7 +108,7 @@ def reproduce(
                 logger.log(level, "%s: %s", name, reason)
                 logger.debug("%s", traceback.format_exc())
                 failures.setdefault(reason, {}).setdefault(name_of(row), []).append(seed)
-        progress.update(len(jobs), f"{read} read, {ran} run")
+        progress.update(len(jobs), f"{read} read, {ran} run, {len(jobs) - read - ran} failed")
     return Outcome(study(cells, failures), read, ran, failures)
 
 

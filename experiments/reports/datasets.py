@@ -18,10 +18,11 @@ class Data(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What one run was evaluated on: evaluator, or evaluator and field, -> Data."""
+    """What one run was evaluated on, by path."""
 
     seed: Any
     task: str  # 'classification', 'regression' or '' where neither was evaluated
+    # 'test' of the evaluator test's `data`, 'ood.mnist' of `sets`, 'map.ood.ring' of other fields
     sets: Mapping[str, Data]  # by digests; empty for evaluations that noted none
     specs: Mapping[str, Data]  # by what the config says
 
@@ -54,18 +55,14 @@ def check_sets(sets: Any) -> dict[str, dict[str, Any]]:
 
 
 def _specs(evaluators: Any) -> Iterable[tuple[str, Data]]:
-    """(path, Data) of every set that the evaluators of a config read."""
+    """(path, Data) of every set that the evaluators of a config read, by the paths of sets.json."""
     for name, fields in evaluators.items() if isinstance(evaluators, Mapping) else ():
-        if isinstance(fields, Mapping):
-            found = [p for key, value in fields.items() for p in _within(key, value)]
-            for path, spec in found:
-                identity = json.dumps(
-                    {k: v for k, v in spec.items() if k not in READING},
-                    sort_keys=True,
-                    default=str,
-                )
-                where = name if len(found) == 1 else f"{name}.{path}"
-                yield where, Data(_name(spec), None, identity)
+        for field, value in fields.items() if isinstance(fields, Mapping) else ():
+            at = {"data": name, "sets": name}.get(field, f"{name}.{field}")
+            for path, spec in _within(at, value):
+                known = {k: v for k, v in spec.items() if k not in READING}
+                identity = json.dumps(known, sort_keys=True, default=str)
+                yield path, Data(_name(spec), None, identity)
 
 
 def _within(path: str, value: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -127,7 +124,7 @@ def partition(rows: Sequence[Sequence[Evaluated]]) -> list[int]:
 
 
 def described(runs: Iterable[Evaluated]) -> str:
-    """'digits[test], 360 examples (test, ood.data); ...': sets of runs, the test set first."""
+    """'digits[test], 360 examples (test, ood); ...': sets of runs, the test set first."""
     sizes: dict[str, set[int]] = {}
     readers: dict[str, dict[str, None]] = {}
     for run in runs:

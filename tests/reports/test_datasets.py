@@ -116,9 +116,9 @@ def test_specs_within_the_fields_of_evaluators():
     }}  # fmt: skip
     found = datasets.evaluated(config, []).specs
     assert {path: data.name for path, data in found.items()} == {
-        "ood.data": "digits[test]",
-        "ood.sets.far": "npz far.npz[train]",
-        "ood.sets.near": "mnist[train]",
+        "ood": "digits[test]",
+        "ood.far": "npz far.npz[train]",
+        "ood.near": "mnist[train]",
         "test": "digits/test[:10%]",
     }
     for odd in ({}, {"evaluators": 3}, {"evaluators": {"a": 3, "b": {"c": [1], "d": {"name": 4}}}}):
