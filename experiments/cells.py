@@ -16,8 +16,9 @@ import configs.tables
 from configs.base import base
 from experiments import config as config_lib
 from experiments import evaluate, evaluators, keys, project, stage, train, writers
+from experiments.damaged import readable
 from experiments.reports import datasets
-from experiments.reports.runs import numbers, readable
+from experiments.reports.runs import numbers
 from experiments.workdir import read_json, same_but_for, write_json
 from uncertainty.build import ConfigError, nearest
 
@@ -109,7 +110,7 @@ class Cells:
     def _refused(cls, row: Mapping[str, Any], name: str, value: Any) -> str | None:
         """Why a row's config cannot have this override, or None."""
         try:
-            cls._load(row, {name: value})
+            config_lib.override(cls._load(row, {}), name, value)
         except ConfigError as error:
             return str(error)
 
@@ -119,9 +120,10 @@ class Cells:
         for row in self.table["rows"]:
             for name, value in self.overrides.items():
                 if self._refused(row, name, value) is None:
-                    own, other = (
-                        config_lib.plain(self._load(row, fields)) for fields in ({}, {name: value})
-                    )
+                    config = self._load(row, {})
+                    own = config_lib.plain(config)
+                    config_lib.override(config, name, value)
+                    other = config_lib.plain(config)
                     if not same_but_for(own, other, config_lib.MAY_CHANGE):
                         for part in name.split("."):
                             other = other[part]
@@ -135,9 +137,8 @@ class Cells:
 
     def config(self, row: Mapping[str, Any], seed: int) -> dict[str, Any]:
         config = self._load(row, {"seed": seed})
-        for name, value in self.overrides.items():
-            if self._refused(row, name, value) is None:
-                config_lib.override(config, name, value)
+        fitting = {k: v for k, v in self.overrides.items() if self._refused(row, k, v) is None}
+        config_lib.apply(config, fitting)
         return config_lib.plain(config)
 
     def check_columns(self) -> None:

@@ -61,13 +61,22 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
         near = [str(p) for p in files if b"def get_config(" in p.read_bytes()]
         raise ConfigError(f"config: no file {file!r}" + (f"; {nearest(file, near)}" * bool(near)))
     config = _run_file(file, location, arg)
-    named = {name: _name_at(config, name) for name in overrides or ()}
-    for name, value in (overrides or {}).items():
+    apply(config, overrides or {})
+    return config
+
+
+def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets fields by dotted names, in order, see `override`.
+
+    Raises:
+      ConfigError: that of `override`, or a field that is left of a part with another name.
+    """
+    named = {name: _name_at(config, name) for name in overrides}
+    for name, value in overrides.items():
         override(config, name, value)
     for name, former in named.items():
         if former is not None and former != _name_at(config, name):
             _check_renamed(config, name, former, overrides)
-    return config
 
 
 def _run_file(file: str, location: pathlib.Path, arg: str) -> ConfigDict:
@@ -122,7 +131,10 @@ _PARTS = {
 def _check_renamed(
     config: ConfigDict, name: str, former: str, overrides: Mapping[str, Any]
 ) -> None:
-    """Refuses fields of a section that are left from a part of another name, and says whose."""
+    """Refuses fields of a section that are left from a part of another name, and says whose.
+
+    Those that both parts have are kept, as head.outputs has to be, with a warning.
+    """
     path = name.removesuffix(".name")
     section = config
     for parent in path.split("."):

@@ -185,8 +185,7 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
     """
     old_config = read_config(start)
     config = ConfigDict(old_config, type_safe=False)
-    for name, value in changes.items():
-        config_lib.override(config, name, value)
+    config_lib.apply(config, changes)
     old = setup(evaluate.on_these_devices(old_config), read_description(start))
     new = setup(config)
     restored = Checkpoints(start, read_only=True).restore(old.shapes)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments import project
+from experiments.damaged import readable
 from experiments.data.source import load
 
 BAND = (0.025, 0.975)  # of the figure
@@ -80,12 +81,19 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of a file of `experiments.reference`, in float64.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or it is damaged.
     """
     if not is_made(path):
         raise ValueError(f"reference: no file {path}; python -m experiments.reference makes it")
-    with np.load(project.find(path)) as file:
-        return {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
+    return readable(project.find(path), _arrays)
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        found = {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
+    if lacking := {"x", "draws", "second"} - found.keys():
+        raise ValueError(f"it has no {', '.join(sorted(lacking))}")
+    return found
 
 
 def is_made(path: str | pathlib.Path) -> bool:

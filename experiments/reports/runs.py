@@ -3,12 +3,13 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from experiments import keys
+from experiments.damaged import readable
 from experiments.keys import named
 from experiments.reports import datasets
 from experiments.reports.study import Column, Row, Study
@@ -94,20 +95,6 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
         tuple(damaged),
         contents["sets.json"] or {},
     )
-
-
-def readable(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
-    """What `read` finds in a file.
-
-    Raises:
-      ValueError: whatever went wrong, in one line that names the file: readers of archives and
-        nested text have many ways to fail on bytes that nobody wrote.
-    """
-    try:
-        return read(path)
-    except Exception as error:
-        reason = " ".join(f"{error}".replace(str(path), "").split()) or type(error).__name__
-        raise ValueError(f"{path} is damaged: {reason[:200]}") from error
 
 
 def numbers(metrics: Any) -> dict[str, float]:
