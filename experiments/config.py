@@ -144,7 +144,7 @@ def _check_renamed(
     unknown = [k for k in left if valid is not None and k not in valid]
     if not unknown:
         if left and path in _PARTS:
-            fields = ", ".join(f"{k}={section[k]!r}" for k in left)
+            fields = ", ".join(f"{k}={plain(section)[k]!r}" for k in left)
             _warn_once(f"config.{path}: {section.name!r} keeps fields of {former!r}: {fields}")
         return
     kept = {k: v for k, v in plain(section).items() if k not in unknown}

@@ -426,3 +426,15 @@ def test_other_files_and_other_directories(tmp_path, monkeypatch):
     assert config_lib.load(DIGITS + ":size=3").inference.size == 3  # the project's
     with pytest.raises(ConfigError, match=r"config: no file 'configs/digits/mpl\.py'"):
         config_lib.load("configs/digits/mpl.py")
+
+
+def test_fields_that_both_parts_have_are_kept_and_told(caplog):
+    config = config_lib.load(DIGITS, {"optimiser.name": "rmsprop"})
+    assert config.optimiser.learning_rate == 1e-3
+    (record,) = caplog.records
+    assert (
+        "config.optimiser: 'rmsprop' keeps fields of 'adam': learning_rate=0.001" in record.message
+    )
+    assert "\n" not in record.message
+    config_lib.load(DIGITS, {"optimiser.name": "rmsprop"})
+    assert len(caplog.records) == 1  # once
