@@ -44,12 +44,12 @@ def corruption(
 
 
 def _yields(
-    kinds: Sequence[str] = corruptions.IMAGE, severities: Sequence[int] = (1, 2, 3, 4, 5), **_: Any
+    kinds: Sequence[str] | None = None, severities: Sequence[int] = (1, 2, 3, 4, 5), **_: Any
 ) -> set[str]:
     means = {f"corruption/{name}" for name in SHOWN}
     return means | {
         keys.join("corruption", kind, str(severity), name)
-        for kind in kinds
+        for kind in kinds or corruptions.IMAGE
         for severity in severities
         for name in SHOWN
     }
