@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.data import embedded
+from uncertainty.build import ConfigError
 
 
 def base() -> ConfigDict:
@@ -54,7 +55,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     allowed, the default first. `runlocal` is always known.
 
     Raises:
-      ValueError: an unknown option, or a value of another type or not among those allowed.
+      ConfigError: an unknown option, or a value of another type or not among those allowed.
     """
     allowed = {key: value for key, value in defaults.items() if isinstance(value, tuple)}
     options = dict(runlocal=False, **defaults)
@@ -62,20 +63,20 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     for item in filter(None, (arg or "").split(",")):
         key, _, value = item.partition("=")
         if key not in options:
-            raise ValueError(f"config option {key!r}: not one of {', '.join(sorted(options))}")
+            raise ConfigError(f"config option {key!r}: not one of {', '.join(sorted(options))}")
         kind = type(options[key])
         if kind is bool:
             if value.lower() not in ("", "true", "false", "1", "0"):
-                raise ValueError(f"config option {item!r}: true or false")
+                raise ConfigError(f"config option {item!r}: true or false")
             options[key] = value.lower() in ("", "true", "1")
         else:
             try:
                 options[key] = kind(value)
             except ValueError:
-                raise ValueError(f"config option {item!r}: {kind.__name__} is needed") from None
+                raise ConfigError(f"config option {item!r}: {kind.__name__} is needed") from None
             if key in allowed and options[key] not in allowed[key]:
                 valid = ", ".join(map(str, allowed[key]))
-                raise ValueError(f"config option {item!r}: not one of {valid}")
+                raise ConfigError(f"config option {item!r}: not one of {valid}")
     return ConfigDict(options)
 
 

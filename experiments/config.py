@@ -1,11 +1,16 @@
 """Configs: loading, fields set from the command line, and the checks that build no object."""
 
 import ast
+import functools
 import importlib.util
+import inspect
+import json
 import logging
 import pathlib
 import re
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +18,11 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs.base import base
+from experiments import project
+from experiments.data import source
 from experiments.data.derived import derived
 from experiments.termination import Interrupted, status
+from uncertainty import build
 from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -43,34 +51,195 @@ _AT_LEAST = {
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of `configs/file.py` or `configs/file.py:arg`, with dotted names overridden.
 
+    A file that is not found here is looked for in the project.
+
     Raises:
-      ConfigError: no such file, or an override in a section that the config does not have.
+      ConfigError: no such file; one that is no config, or fails, with the line; an override in a
+        section that the config does not have, or another name for a part whose fields it lacks.
     """
     file, _, arg = path.partition(":")
-    location = pathlib.Path(file)
+    location = project.find(file)
     if not location.is_file():
         files = location.parent.glob("*.py")
-        near = [str(p) for p in files if "def get_config(" in p.read_text(encoding="utf-8")]
+        near = [str(p) for p in files if b"def get_config(" in p.read_bytes()]
         raise ConfigError(f"config: no file {file!r}" + (f"; {nearest(file, near)}" * bool(near)))
-    spec = importlib.util.spec_from_file_location("config_file", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"config: {file} has no function get_config")
-    config = module.get_config(arg) if arg else module.get_config()
-    for name, value in (overrides or {}).items():
-        override(config, name, value)
+    config = _run_file(file, location, arg)
+    apply(config, overrides or {})
     return config
+
+
+def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets fields by dotted names, in order, see `override`.
+
+    Raises:
+      ConfigError: that of `override`, or a field that is left of a part with another name.
+    """
+    named = {name: _name_at(config, name) for name in overrides}
+    for name, value in overrides.items():
+        override(config, name, value)
+    for name, former in named.items():
+        if former is not None and former != _name_at(config, name):
+            _check_renamed(config, name, former, overrides)
+
+
+def _run_file(file: str, location: pathlib.Path, arg: str) -> ConfigDict:
+    """What `get_config` of a file returns."""
+    if location.suffix != ".py":
+        raise ConfigError(f"config: {file} is not a Python file")
+    spec = importlib.util.spec_from_file_location("config_file", location)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise ConfigError(f"config: {file} has no function get_config")
+        if arg and not inspect.signature(get_config).parameters:
+            raise ConfigError(f"config: {file} takes no options, but has {arg!r} after it")
+        config = get_config(arg) if arg else get_config()
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"config: {error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == str(location)]
+        where = f", line {lines[-1]}" * bool(lines)
+        raise ConfigError(f"config: {file}{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"config: get_config of {file} returns {config!r:.80}, not a ConfigDict")
+    return config
+
+
+def _name_at(config: ConfigDict, name: str) -> str | None:
+    """The name that a section has, for the dotted name `section.name`; None for other fields."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        config = config.get(parent) if isinstance(config, ConfigDict) else None
+    found = config.get("name") if last == "name" and isinstance(config, ConfigDict) else None
+    return found if isinstance(found, str) else None
+
+
+# Where the name in a section is looked for; the fields of others are checked by who reads them.
+_PARTS = {
+    "backbone": "backbones",
+    "ensemble": "ensembles",
+    "head": "heads",
+    "likelihood": "likelihoods",
+    "optimiser": "optimisers",
+    "optimiser.schedule": "schedules",
+    "inference.direction": "inference",
+}
+
+
+def _check_renamed(
+    config: ConfigDict, name: str, former: str, overrides: Mapping[str, Any]
+) -> None:
+    """Refuses fields of a section that are left from a part of another name, and says whose.
+
+    Those that both parts have are kept, as head.outputs has to be, with a warning.
+    """
+    path = name.removesuffix(".name")
+    section = config
+    for parent in path.split("."):
+        section = section[parent]
+    valid = _fields_of(path, section.name)
+    left = [k for k in section if k != "name" and f"{path}.{k}" not in overrides]
+    unknown = [k for k in left if valid is not None and k not in valid]
+    if not unknown:
+        if left and path in _PARTS:
+            fields = ", ".join(f"{k}={plain(section)[k]!r}" for k in left)
+            _warn_once(f"config.{path}: {section.name!r} keeps fields of {former!r}: {fields}")
+        return
+    kept = {k: v for k, v in plain(section).items() if k not in unknown}
+    raise ConfigError(
+        f"config.{path}.{unknown[0]}: comes from the config's {path}, which is {former!r}, and "
+        f"{section.name!r} has no such field; replace the whole section: "
+        f"--config.{path}={shlex.quote(json.dumps(kept, default=str))}"
+    )
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
+def _fields_of(path: str, name: str) -> set[str] | None:
+    """The fields of a part, of the section at `path`, that is called `name`; None if unknown."""
+    try:
+        if path in _PARTS:
+            valid, _ = build.signature(build.resolve(_PARTS[path], name, path))
+            if path == "optimiser":
+                common, _ = build.signature(build.resolve("optimisers", "optimiser", path))
+                valid |= common
+            return valid
+        if re.match(r"data\.|evaluators\..+\.", path):
+            function = source.OWN.get(name, source.from_tfds.tfds)
+            if name not in source.OWN:
+                source.from_tfds.check_name(name, None, path)
+            return {*inspect.signature(function).parameters, *source.COMMON}
+    except ConfigError:  # no such name: whoever reads the section says so
+        pass
+    return None
+
+
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+class _Words(ast.NodeTransformer):
+    """Takes true, false, none and null for what they stand for, and no other name."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id.lower() not in _WORDS:
+            raise SyntaxError(f"{node.id!r} needs quotes", ("", 1, node.col_offset + 1, ""))
+        return ast.copy_location(ast.Constant(_WORDS[node.id.lower()]), node)
+
+    def visit_Set(self, node: ast.Set) -> ast.AST:
+        raise SyntaxError("pairs 'name': value are needed", ("", 1, node.col_offset + 1, ""))
+
+
+def value_of(text: str, field: str) -> Any:
+    """What text of a command line stands for: a literal of Python or JSON, else the text itself.
+
+    `true`, `false`, `none` and `null` are known in any case, within lists and dicts too.
+
+    Args:
+      text: of the command line.
+      field: for the message.
+
+    Raises:
+      ConfigError: it begins as a dict, list or tuple and is none; the message says where it fails.
+    """
+    stripped = text.strip()
+    if not stripped.startswith(("{", "[", "(")):
+        if stripped.lower() in _WORDS:
+            return _WORDS[stripped.lower()]
+        try:
+            return ast.literal_eval(stripped)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return text
+    try:
+        return json.loads(stripped)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(_Words().visit(ast.parse(stripped, mode="eval")))
+    except SyntaxError as error:
+        reason = f"{error.msg} (character {error.offset})"
+    except (ValueError, TypeError, MemoryError, RecursionError) as error:
+        reason = str(error).partition(":")[0] or type(error).__name__
+    raise ConfigError(
+        f"{field}: {text!r} is not a dict or list: {reason}; text that begins so needs quotes"
+    )
 
 
 def override(config: ConfigDict, name: str, value: Any) -> None:
     """Sets the field of a dotted name, which may be new in its section.
 
-    Where the field is not text already, text is read as Python's literal if it is one, else as
-    true, false or none, else as it stands.
+    Text is read by `value_of`, but where the field is text already it stays text, unless it is a
+    dict.
 
     Raises:
-      ConfigError: there is no such section.
+      ConfigError: there is no such section, or text that does not parse.
     """
     *parents, last = name.split(".")
     section = config
@@ -82,12 +251,25 @@ def override(config: ConfigDict, name: str, value: Any) -> None:
         if not isinstance(section, ConfigDict):
             path = ".".join(["config", *parents[: i + 1]])
             raise ConfigError(f"{path}: {section!r} has no fields such as {last!r}")
-    if isinstance(value, str) and not isinstance(section.get(last), str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False, "none": None}.get(value.lower(), value)
+    if isinstance(value, str):
+        former = section.get(last)
+        if not isinstance(former, str) or value.lstrip().startswith("{"):
+            value = value_of(value, f"config.{name}")
+    _check_keys(value, f"config.{name}")
     section[last] = value
+
+
+def _check_keys(value: Any, field: str) -> None:
+    """Refuses dicts that no config can hold."""
+    if isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _check_keys(inner, f"{field}[{i}]")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str) or "." in key:
+                raise ConfigError(f"{field}: {key!r} is no name of a field; text without a full "
+                                  "stop is needed")  # fmt: skip
+            _check_keys(inner, f"{field}.{key}")
 
 
 def assignments(items: Sequence[str], prefix: str = "") -> dict[str, str]:
@@ -147,12 +329,20 @@ def check(config: Mapping[str, Any]) -> None:
         value = (config[section] if section else config)[field]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"config.{name}: {value!r}; a whole number from {least} is needed")
-    for name, value in (
-        ("data.augment", config["data"]["augment"]),
-        ("sharding", config["sharding"]),
+    for name, value, such in (
+        ("data.augment", config["data"]["augment"], '[{"name": "flip"}]'),
+        ("sharding", config["sharding"], '[[".*dense0/kernel", [null, "model"]]]'),
     ):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"config.{name}: {value!r}; a list is needed")
+            raise ConfigError(f"config.{name}: {value!r}; a list is needed, such as {such}")
+    for name in ("train", "validation", "context"):
+        value = config["data"].get(name) or {}
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"config.data.{name}: {value!r} is not a dict of fields, such as "
+                '{"name": "digits", "split": "train"}; '
+                f"data.{name}.name is the field for a name alone"
+            )
     seed, logging = config["seed"], config["logging"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ConfigError(f"config.seed: {seed!r}; a whole number in [0, 2^32) is needed")

@@ -6,9 +6,7 @@
         --data '{"name": "idx", "path": "mnist", "split": "test"}'
 """
 
-import ast
 import contextlib
-import json
 import logging
 import math
 import os
@@ -212,13 +210,7 @@ def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: neither of these.
     """
     if text.lstrip().startswith("{"):
-        try:
-            spec = dict(json.loads(text))
-        except ValueError:
-            try:
-                spec = dict(ast.literal_eval(text))
-            except (ValueError, SyntaxError, TypeError) as error:
-                raise ConfigError(f"--data: {text!r} is not a dict: {error}") from None
+        spec = config_lib.value_of(text, "--data")
         return {**train, **spec} if "split" in spec and "name" not in spec else spec
     name, _, split = text.strip().partition(":")
     if not name:

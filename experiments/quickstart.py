@@ -39,16 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = Cells("digits", WORKDIR / "results", WORKDIR, {})
     try:
         made = reproduce(cells)
-        report = render(cells, made)
+        report, problems = render(cells, made)
     except (Interrupted, KeyboardInterrupt) as message:
         CONSOLE.print(f"{str(message) or 'interrupted'}. The same command resumes.")
         return getattr(message, "code", status("SIGINT"))
+    for text in (*made.failures, *problems):
+        print(f"error: {text}", file=sys.stderr)
     CONSOLE.print(
         NEXT.format(report=report, seconds=time.monotonic() - began),
         highlight=False,
         soft_wrap=True,
     )
-    return 1 if any(row.failed for row in made.rows) else 0
+    return 1 if made.failures or problems else 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
     python -m experiments.report runs/single runs/ensemble --output report.html
     python -m experiments.report Single=runs/a/seed_0 Single=runs/a/seed_1 Ensemble=runs/b
 
-Runs that share a label are seeds of one method: tables show their mean and standard error.
+Runs that share a label are seeds of one method: tables show their mean and standard error. No best
+is marked across runs that were evaluated on different data, and regression and classification have
+a table each. A run that cannot be read is reported and left out; the exit status is then 1.
 """
 
 import argparse
@@ -32,20 +34,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--title", default="Report", help="default: %(default)s")
     parser.add_argument("--name", default="test", help="of the evaluation; default: %(default)s")
     options = parser.parse_args(arguments)
-    given = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "experiments.report", *given])
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "experiments.report", *words])
 
-    from experiments.reports.html import write_report
+    from experiments.reports.html import read_run, write_report
 
+    problems: list[str] = []
+    runs: list = []
     try:
-        runs = [{**parse(run), "name": options.name} for run in options.runs]
-        path = write_report(options.output, runs, options.title, command=command)
+        given = [{**parse(run), "name": options.name} for run in options.runs]
+        runs = [run for run in (read_run(run, problems) for run in given) if run]
+        path = write_report(options.output, runs, options.title, command=command, problems=problems)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        problems += [str(error)] * bool(runs)
+        path = None
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if path is None:
         return 1
     count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     print(f"{path}: {count}; PNGs in {path.parent / (path.stem + '_figures')}")
-    return 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

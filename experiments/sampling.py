@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import project
 from experiments.densities import DENSITIES, Density, Distances, as_model, picture
 from experiments.progress import Progress, setup_logging
 from experiments.reports import formats
@@ -219,7 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", choices=DENSITIES, help="one density (default: all)")
     parser.add_argument("--methods", default="", help="a table of those that this regex finds")
     parser.add_argument("--seeds", type=seeds_of, default=[0, 1, 2, 3, 4], help="such as 0,1,2")
-    parser.add_argument("--results", default="results", help="where tables and figures go")
+    results = project.default("results")
+    parser.add_argument("--results", default=results, help=f"for tables and figures ({results})")
     parser.add_argument("--runlocal", action="store_true", help="20 particles, 40 steps")
     args = parser.parse_args(argv)
     setup_logging()

@@ -204,8 +204,7 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         hyper-parameters or samples are not those of `start`.
     """
     config = ConfigDict(read_config(start), type_safe=False)
-    for name, value in changes.items():
-        config_lib.override(config, name, value)
+    config_lib.apply(config, changes)
     old = evaluate.open_run(start)
     new = setup(config)
     trained = Checkpoints(start, read_only=True, config=of_training(old.config))

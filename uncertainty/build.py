@@ -31,6 +31,7 @@ __all__ = [
     "optimiser",
     "resolve",
     "schedule",
+    "signature",
     "stages",
 ]
 
@@ -64,6 +65,12 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
     common, _ = signature(optimisers.optimiser)
     common -= {"direction", "schedule"}
     own = {key: fields.pop(key) for key in list(fields) if key in common}
+    for key in ("weight_decay", "l2", "multipliers"):
+        if isinstance(number := own.get(key), int | float):
+            raise ConfigError(f"{field}.{key}: {number!r}; rules from parameter paths to numbers "
+                              f"are needed, such as [['.*', {number!r}]] for all")  # fmt: skip
+    if fields["name"] == "adamw" and not own.get("weight_decay"):
+        raise ConfigError(f"{field}.weight_decay: adamw needs it, such as [['.*', 0.01]] for all")
     total_steps = _section(config, "steps")
     schedule = make("schedules", schedule_spec, f"{field}.schedule", total_steps=total_steps)
     directions = signature(resolve("optimisers", fields["name"], field))[0]

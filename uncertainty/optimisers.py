@@ -19,7 +19,7 @@ from uncertainty.samplers import (
 )
 
 # What a config may name; `optimiser` joins them.
-__all__ = ("adam", "lion", "psgld", "rmsprop", "sgd", "sghmc", "sgld")
+__all__ = ("adam", "adamw", "lion", "psgld", "rmsprop", "sgd", "sghmc", "sgld")
 
 
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
@@ -35,6 +35,11 @@ def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransfor
 def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015). TensorFlow's default is eps=1e-7."""
     return optax.scale_by_adam(b1, b2, eps)
+
+
+adamw = (
+    adam  # (Loshchilov & Hutter 2019): `weight_decay` of `optimiser`, without which it is refused
+)
 
 
 def lion(b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:

@@ -1,11 +1,10 @@
 """Particle methods against the true posterior of a small network, on a regression with a gap."""
 
-import pathlib
 from typing import Any
 
 from configs.toys.particles import get_config
 from experiments.data.derived import derived
-from experiments.evaluators.posterior import floor
+from experiments.evaluators.posterior import floor, is_made
 
 ROWS = {
     "Deep ensemble": "ensemble",
@@ -37,7 +36,7 @@ def distances(task: str) -> list[dict[str, Any]]:
     """Columns of the distances, with those of other draws of the reference in brackets."""
     spec = derived(get_config(f"task={task}").to_dict())["evaluators"]["posterior"]
     fields = {key: spec[key] for key in ("reference", "train", "near")}
-    known = floor(**fields) if pathlib.Path(spec["reference"]).is_file() else {}
+    known = floor(**fields) if is_made(spec["reference"]) else {}
     return [
         dict(
             key=f"posterior/{key}",

@@ -188,17 +188,20 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
     Raises:
       ConfigError: no name or an unknown one, an unknown field, or a missing one.
     """
+    if not hasattr(spec, "keys"):
+        raise ConfigError(f"{field}: {spec!r} is not a dict of fields, such as "
+                          '{"name": "digits", "split": "train"}')  # fmt: skip
     fields = dict(spec)
     name = fields.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"{field}.name: {name!r} is not a name; {nearest('', OWN)}, or one of "
                           "tfds")  # fmt: skip
-    common = {key: fields.pop(key) for key in _COMMON if key in fields}
+    common = {key: fields.pop(key) for key in COMMON if key in fields}
     function = OWN.get(name, from_tfds.tfds)
     given = () if name in OWN else ("name",)
     if name not in OWN:
         from_tfds.check_name(name, fields.get("data_dir"), f"{field}.name")
-    check_fields(function, fields, f"{field}.", given=given, also=_COMMON)
+    check_fields(function, fields, f"{field}.", given=given, also=COMMON)
     return function, name, fields, common
 
 
@@ -296,7 +299,7 @@ def _source(
     return dataclasses.replace(source, y=y, classes=k, outputs=outputs, class_names=names)
 
 
-_COMMON = tuple(
+COMMON = tuple(
     n for n, p in inspect.signature(_source).parameters.items() if p.kind is p.KEYWORD_ONLY
 )
 

@@ -1,15 +1,18 @@
 """Evaluators: `name='file'` in a config is the function `file` of `file.py` here.
 
 An evaluator gets `predict` and its fields in the config, and yields (metric, value); arrays are
-kept for the plots. Its attribute `task` says what data it is for; None for any. Its file may have
-LABELS, what the labels of a field's data sets are to the model (`data.source.load`; by default they
-are its own), and `check(source, **fields)`, which refuses fields before training.
+kept for the plots. Its attribute `task` says what data it is for; None for any. Its attribute
+`yields` takes the same fields and gives the names of all numbers that there may be, in which `*`
+stands for a layer's name; names are joined by `experiments/keys.py`. Its file may have LABELS, what
+the labels of a field's data sets are to the model (`data.source.load`; by default they are its
+own), and `check(source, **fields)`, which refuses fields before training.
 """
 
 import functools
 import importlib
 import json
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,13 +35,7 @@ def evaluator(name: str, spec: Mapping[str, Any], task: str) -> Callable[[Any], 
       ConfigError: an unknown evaluator or field, a missing field, or one for another task.
     """
     field = f"evaluators.{name}"
-    files = [m.name for m in pkgutil.iter_modules(__path__)]
-    if not isinstance(spec, Mapping) or spec.get("name") not in files:
-        kind = spec.get("name") if isinstance(spec, Mapping) else spec
-        raise ConfigError(f"{field}.name: no evaluator {kind!r}; {nearest(str(kind), files)}")
-    kind = spec["name"]
-    run = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
-    fields = {key: value for key, value in spec.items() if key != "name"}
+    run, fields = _found(spec, field)
     check_fields(run, fields, f"{field}.", given=("predict",))
     for key, value in fields.items():
         for path, data in specs(value, f"{field}.{key}"):
@@ -47,10 +44,31 @@ def evaluator(name: str, spec: Mapping[str, Any], task: str) -> Callable[[Any], 
         hint = ""
         if task == "regression":
             hint = " (labels that are stored as floats are labels where num_classes is given)"
-        raise ConfigError(
-            f"{field}.name: {kind!r} is for {run.task}, the training data for {task}{hint}"
-        )
+        raise ConfigError(f"{field}.name: {spec['name']!r} is for {run.task}, the training data "
+                          f"for {task}{hint}")  # fmt: skip
     return functools.partial(run, **fields)
+
+
+def yields(name: str, spec: Mapping[str, Any]) -> set[str]:
+    """The names of all numbers that the evaluator `name` of a config may find, see above.
+
+    Raises:
+      ConfigError: an unknown evaluator or field, or a missing field.
+    """
+    run, fields = _found(spec, f"evaluators.{name}")
+    check_fields(run, fields, f"evaluators.{name}.", given=("predict",))
+    return run.yields(**fields)
+
+
+def _found(spec: Mapping[str, Any], field: str) -> tuple[Callable, dict[str, Any]]:
+    """The function of an evaluator's spec, and its fields."""
+    files = [m.name for m in pkgutil.iter_modules(__path__)]
+    if not isinstance(spec, Mapping) or spec.get("name") not in files:
+        kind = spec.get("name") if isinstance(spec, Mapping) else spec
+        raise ConfigError(f"{field}.name: no evaluator {kind!r}; {nearest(str(kind), files)}")
+    kind = spec["name"]
+    run = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
+    return run, {key: value for key, value in spec.items() if key != "name"}
 
 
 def check_data(evaluators: Mapping[str, Mapping[str, Any]], source: Source) -> None:
@@ -67,9 +85,8 @@ def check_data(evaluators: Mapping[str, Mapping[str, Any]], source: Source) -> N
     faults: dict[str, None] = {}  # in order, each once
     seen = set()
     for name, spec in evaluators.items():
-        module = importlib.import_module(f"{__name__}.{spec['name']}")
-        fields = {key: value for key, value in spec.items() if key != "name"}
-        sound = True
+        run, fields = _found(spec, f"evaluators.{name}")
+        module, sound = sys.modules[run.__module__], True
         for field, value in fields.items():
             labels = getattr(module, "LABELS", {}).get(field, labels_lib.ALIKE)
             for path, data in specs(value, f"evaluators.{name}.{field}"):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import keys
 from experiments.data import corruptions
 from uncertainty import metrics
 
@@ -37,12 +38,25 @@ def corruption(
             for name, group in SHOWN.items():
                 value = result[f"{group}/{name}"]
                 total[name].append(value)
-                yield f"corruption/{kind}/{severity}/{name}", value
+                yield keys.join("corruption", kind, str(severity), name), value
     for name, values in total.items():
         yield f"corruption/{name}", float(np.mean(values))
 
 
+def _yields(
+    kinds: Sequence[str] | None = None, severities: Sequence[int] = (1, 2, 3, 4, 5), **_: Any
+) -> set[str]:
+    means = {f"corruption/{name}" for name in SHOWN}
+    return means | {
+        keys.join("corruption", kind, str(severity), name)
+        for kind in kinds or corruptions.IMAGE
+        for severity in severities
+        for name in SHOWN
+    }
+
+
 corruption.task = "classification"
+corruption.yields = _yields
 
 
 def check(

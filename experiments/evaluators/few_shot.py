@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import keys
 from experiments.data import labels
 from uncertainty.build import nearest
 from uncertainty.metrics.few_shot import L2, best_l2, draw_shots, probe
@@ -74,12 +75,19 @@ def few_shot(
         yield f"few_shot/{n}_shot_log2_l2", float(np.log2(L2[i]))
         for name in sets:
             errors[n, name] = 1 - float(np.mean([tested[n][name, d][i] for d in range(draws)]))
-            yield f"few_shot/{name}/{n}_shot_error", errors[n, name]
+            yield keys.join("few_shot", name, f"{n}_shot_error"), errors[n, name]
         yield f"few_shot/{n}_shot_error", float(np.mean([errors[n, name] for name in sets]))
     yield "few_shot/error", float(np.mean(list(errors.values())))
 
 
+def _yields(sets: Mapping[str, Any], shots: Sequence[int] = (1, 5, 10, 25), **_: Any) -> set[str]:
+    means = {f"few_shot/{n}_shot_{kind}" for n in shots for kind in ("error", "log2_l2")}
+    of_sets = {keys.join("few_shot", name, f"{n}_shot_error") for name in sets for n in shots}
+    return means | of_sets | {"few_shot/error"}
+
+
 few_shot.task = "classification"
+few_shot.yields = _yields
 
 
 def check(

@@ -43,6 +43,7 @@ def flops(predict: Any) -> Iterator[tuple[str, Any]]:
 
 
 flops.task = None
+flops.yields = lambda: {"cost/train_flops_per_example", "cost/predict_flops_per_example"}
 
 
 # Half the time to compile; what is counted is the program before these steps.

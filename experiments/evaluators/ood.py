@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from experiments import keys
 from experiments.data import labels
 from uncertainty import metrics
 
@@ -32,15 +35,25 @@ def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str,
             continue
         for score, values in outside.scores.items():
             for metric, value in metrics.ranking(scores_in[score], values).items():
-                yield f"ood/{name}/{metric}_{score}", value
+                yield keys.join("ood", name, f"{metric}_{score}"), value
         for score in {"entropy", "probability_std"} & outside.scores.keys():
             ratio = outside.scores[score].mean() / scores_in[score].mean()
-            yield f"ood/{name}/ratio_{score}", ratio
+            yield keys.join("ood", name, f"ratio_{score}"), ratio
         for key in ("confidence", "entropy", "mutual_information"):
             if key in outside.examples:
-                yield f"ood/{name}/{key}", outside.examples[key]
+                yield keys.join("ood", name, key), outside.examples[key]
     if missing:
         raise ValueError("; ".join(missing))
 
 
+def _yields(sets: Mapping[str, Any], **_: Any) -> set[str]:
+    p = np.full((2, 2, 2), 0.5)
+    scores = metrics.ood_scores(np.log(p), p, p)
+    ranks = metrics.ranking(np.zeros(1), np.ones(1))
+    found = [f"{rank}_{score}" for score in scores for rank in ranks]
+    found += ["ratio_entropy", "ratio_probability_std"]
+    return {keys.join("ood", name, key) for name in sets for key in found}
+
+
 ood.task = "classification"
+ood.yields = _yields

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments import project
+from experiments.damaged import readable
 from experiments.data.source import load
 
 BAND = (0.025, 0.975)  # of the figure
@@ -60,7 +62,14 @@ def posterior(
         yield "posterior/reference_map", known["map"]
 
 
+def _yields(train: Any = None, **_: Any) -> set[str]:
+    parts = ("", "inside/", "outside/") if train else ("",)
+    found = distances(*np.array([[[[0.0]], [[1.0]]]] * 2))
+    return {f"posterior/{part}{name}" for part in parts for name in found}
+
+
 posterior.task = None  # of any kind
+posterior.yields = _yields
 
 
 def check(source: Any, reference: str, data: Any, train: Any = None, near: float = 0.0) -> None:
@@ -77,12 +86,24 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of a file of `experiments.reference`, in float64.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or it is damaged.
     """
-    if not pathlib.Path(path).is_file():
+    if not is_made(path):
         raise ValueError(f"reference: no file {path}; python -m experiments.reference makes it")
+    return readable(project.find(path), _arrays)
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
-        return {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
+        found = {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
+    if lacking := {"x", "draws", "second"} - found.keys():
+        raise ValueError(f"it has no {', '.join(sorted(lacking))}")
+    return found
+
+
+def is_made(path: str | pathlib.Path) -> bool:
+    """Whether there is such a file, here or in the project."""
+    return project.find(path).is_file()
 
 
 def floor(reference: str, train: Any = None, near: float = 0.0) -> dict[str, float]:

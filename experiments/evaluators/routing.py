@@ -70,7 +70,13 @@ def routing(predict: Any, data: Any) -> Iterator[tuple[str, Any]]:
         yield f"routing/{layer}/mutual_information", float(mutual_information(total).mean())
 
 
+def _yields(**_: Any) -> set[str]:  # of layers that only the network knows
+    names = {*balance(np.ones((1, 1)), np.ones(1)), "mutual_information"}
+    return {f"routing/*/{name}" for name in names}
+
+
 routing.task = "classification"
+routing.yields = _yields
 
 
 def counted(counts: Any) -> dict[str, float]:

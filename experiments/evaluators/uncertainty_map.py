@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments import keys
 from experiments.data import labels
 from experiments.data.source import Source
 from uncertainty.build import nearest
 from uncertainty.metrics.information import entropy
 from uncertainty.metrics.ranking import auroc
+
+KINDS = ("entropy", "noise_std", "epistemic_std")  # of uncertainty
 
 
 def uncertainty_map(
@@ -75,15 +78,33 @@ def uncertainty_map(
         p = predict(spec, labels.UNUSED)
         found[name] = uncertainties(p)
         if name in ood:
-            yield f"map/{name}/x", p.source.raw(np.arange(len(p.source)))["x"]
+            yield keys.join("map", name, "x"), p.source.raw(np.arange(len(p.source)))["x"]
     for name, values in found.items():
         for kind, value in values.items():
-            yield f"map/{name}/{kind}", float(value.mean())
+            yield keys.join("map", name, kind), float(value.mean())
             if reference not in (None, name):
-                yield f"map/{name}/auroc_{kind}", auroc(found[reference][kind], value)
+                area = auroc(found[reference][kind], value)
+                yield keys.join("map", name, f"auroc_{kind}"), area
+
+
+def _yields(
+    groups: Mapping[str, Any] | None = None,
+    ood: Mapping[str, Any] | None = None,
+    reference: str | None = None,
+    **_: Any,
+) -> set[str]:
+    prefixes = ("", "auroc_") if reference else ("",)
+    return {
+        keys.join("map", name, f"{prefix}{kind}")
+        for name in {**(groups or {}), **(ood or {})}
+        for kind in KINDS
+        for prefix in prefixes
+        if not (prefix and name == reference)
+    }
 
 
 uncertainty_map.task = "classification"
+uncertainty_map.yields = _yields
 LABELS = {"groups": labels.UNUSED, "ood": labels.UNUSED}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from experiments.reports.study import Study, summarise, values_of
-from experiments.reports.style import MARKERS, PALETTE, panels, styled
+from experiments.reports.style import MARKERS, PALETTE, panels, styled, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,8 +45,8 @@ def quality_against_cost(
             cost, y = (summarise(values_of(row, k)) for k in (key, quality))
             if cost and y:
                 ax.errorbar(
-                    cost.mean, y.mean, y.error or 0.0, label=row.label, color=color, marker=marker,
-                    linestyle="none", elinewidth=0.9,
+                    cost.mean, y.mean, y.error or 0.0, label=text(row.label), color=color,
+                    marker=marker, linestyle="none", elinewidth=0.9,
                 )  # fmt: skip
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))

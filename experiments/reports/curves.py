@@ -1,14 +1,14 @@
 """Figures of training, of corruption by severity, and of a study's means with their errors."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments import keys
 from experiments.reports.study import Study, summarise, values_of
-from experiments.reports.style import Look, looks, panels, styled, wrapped
+from experiments.reports.style import Look, looks, panels, styled, text, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,13 +98,20 @@ def by_severity(metrics: Mapping[str, float], name: str) -> dict[int, float]:
     """
     found: dict[int, list[float]] = {}
     for key, value in metrics.items():
-        parts = key.split("/")
-        if len(parts) == 4 and parts[0] == "corruption" and parts[3] == name:
-            found.setdefault(int(parts[2]), []).append(value)
+        if (place := severity_of(key)) and place[1] == name:
+            found.setdefault(place[0], []).append(value)
     clean = [metrics.get(f"{group}/{name}") for group in ("classification", "calibration")]
     if found and any(v is not None for v in clean):
         found[0] = [v for v in clean if v is not None]
     return {severity: float(np.mean(found[severity])) for severity in sorted(found)}
+
+
+def severity_of(key: str) -> tuple[int, str] | None:
+    """`(severity, metric)` of a key 'corruption/<kind>/<severity>/<metric>', None of others."""
+    parts = keys.split(key)
+    if len(parts) != 4 or parts[0] != "corruption" or not parts[2].isdecimal():
+        return None
+    return int(parts[2]), parts[3]
 
 
 @styled
@@ -130,7 +137,7 @@ def corruption_curves(
             means = [cell.mean for cell in cells]
             errors = [cell.error or 0.0 for cell in cells]
             if severities:
-                ax.errorbar(severities, means, errors, label=label, **style[label])
+                ax.errorbar(severities, means, errors, label=text(label), **style[label])
         ax.set(xlabel="severity (0: none)", ylabel=title)
         ax.set_xticks(sorted({int(x) for line in ax.lines for x in line.get_xdata()}))
     axes[0, 0].legend()
@@ -148,10 +155,10 @@ def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure
         c for c in study.columns if c.better and any(values_of(r, c.key) for r in study.rows)
     ]
     rows = [r for r in study.rows if r.published or any(values_of(r, c.key) for c in columns)]
-    labels = [textwrap.fill(row.label, 32) for row in rows]
-    titles = [textwrap.fill(c.title, 28) for c in columns]
+    labels = [text(row.label, 32) for row in rows]
+    titles = [c.title for c in columns]
     lines = sum(1 + label.count("\n") for label in labels)
-    figure, axes = wrapped(titles, 2.4, 0.8 + 0.13 * (len(rows) + lines), sharey=True)
+    figure, axes = wrapped(titles, 2.4, 0.8 + 0.13 * (len(rows) + lines), fill=28, sharey=True)
     places = np.arange(len(rows))
     for ax, column in zip(axes, columns, strict=True):
         for place, row in zip(places, rows, strict=True):

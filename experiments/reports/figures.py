@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from experiments.keys import named
 from experiments.reports import costs, curves, maps, plots, posteriors, regression, routing
 from experiments.reports.runs import Run
 from experiments.reports.study import Study
 from experiments.reports.style import looks
+from experiments.reports.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,15 +32,48 @@ class Entry(NamedTuple):
     caption: str
 
 
-def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry]:
+def figures(
+    groups: Mapping[str, Sequence[Run]], *studies: Study, problems: list[str] | None = None
+) -> Iterator[Entry]:
     """Every figure that the runs have the data for, section by section.
 
     Figures of training and of functions of the input show the first seed of each label; those of
     single examples pool the seeds; the others have means over seeds. The captions say so.
+
+    Args:
+      groups: the runs of each label.
+      studies: tables that have figures of their own.
+      problems: gets a line for figures whose arrays do not fit together, and the others follow;
+        without it the error is raised.
     """
-    style = looks([*(row.label for row in study.rows), *groups])
-    first = {label: runs[0] for label, runs in groups.items()}
+    style = looks([*(row.label for study in studies for row in study.rows), *groups])
     seed = FIRST * any(len(runs) > 1 for runs in groups.values())
+    parts = {
+        f"comparison{i or ''}": _comparison(study, style, f"_{i + 1}" * (i > 0))
+        for i, study in enumerate(studies)
+    }
+    parts |= dict(
+        classification=_classification(groups, style),
+        posterior=_posteriors(groups, seed),
+        map=_maps(groups, seed),
+        routing=_routing(groups, seed),
+        corruption=_corruption(groups, style),
+        regression=_regression(groups, style, seed),
+        training=_training(groups, style, seed),
+    )
+    for name, part in parts.items():
+        try:
+            yield from part
+        except Exception as error:
+            if problems is None:
+                raise
+            reason = one_line(error) or type(error).__name__
+            problems.append(
+                f"figures of {name} are left out, what they show does not fit: {reason}"
+            )
+
+
+def _comparison(study: Study, style: Mapping, suffix: str) -> Iterator[Entry]:
     if sum(bool(row.results) for row in study.rows) > 1:
         caption = "One seed of each method: small differences may be chance."
         if any(len(row.results) > 1 for row in study.rows):
@@ -48,28 +83,27 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
             )
         if any(row.published for row in study.rows):
             caption += " Hollow diamonds are published values."
-        yield Entry("Comparison", "comparison", curves.comparison(study, style), caption)
+        yield Entry("Comparison", f"comparison{suffix}", curves.comparison(study, style), caption)
     if costs.costed(study):
         yield Entry(
             "Comparison",
-            "cost",
+            f"cost{suffix}",
             costs.quality_against_cost(study, costs.costed(study)),
             "NLL against floating point operations: what is further left is cheaper, what is lower "
             "is better. Mean over seeds; bars are standard errors. Compare what stands above one "
             "another.",
         )
-    yield from _classification(groups, style)
-    yield from _posteriors(groups, seed)
-    yield from _maps(groups, seed)
-    yield from _routing(groups, seed)
+
+
+def _corruption(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iterator[Entry]:
     shifted = {
         label: [run.metrics for run in runs]
         for label, runs in groups.items()
-        if any(key.count("/") == 3 and key.startswith("corruption/") for key in runs[0].metrics)
+        if any(map(curves.severity_of, runs[0].metrics))
     }
     if shifted:
-        keys = [key.split("/") for m in shifted.values() for key in m[0]]
-        names = {key[3] for key in keys if key[0] == "corruption" and len(key) == 4}
+        places = [curves.severity_of(key) for m in shifted.values() for key in m[0]]
+        names = {place[1] for place in places if place}
         metrics = {name: look for name, look in CORRUPTION.items() if name in names}
         yield Entry(
             "Corruption",
@@ -79,9 +113,13 @@ def figures(groups: Mapping[str, Sequence[Run]], study: Study) -> Iterator[Entry
             "standard errors over seeds. Look at how fast the calibration error grows as the "
             "accuracy falls: a model that knows what it does not know stays flat.",
         )
-    yield from _regression(first, style, seed)
+
+
+def _training(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) -> Iterator[Entry]:
     histories = {
-        label: r.history for label, r in first.items() if any("loss" in h for h in r.history)
+        label: runs[0].history
+        for label, runs in groups.items()
+        if any("loss" in h for h in runs[0].history)
     }
     if histories:
         yield Entry(
@@ -156,11 +194,10 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
 
 def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
     """The score of the test set and of each OOD set, or None."""
-    keys = [key.split("/") for key in scores]
-    sets = [key[1] for key in keys if key[0] == "ood" and key[-1] == score]
-    if not sets or f"test/{score}" not in scores:
+    found = {key: named(key, "ood") for key in scores}
+    outside = {of[0]: scores[key] for key, of in found.items() if of and of[1] == score}
+    if not outside or f"test/{score}" not in scores:
         return None
-    outside = {name.replace("_", " "): scores[f"ood/{name}/{score}"] for name in sets}
     return scores[f"test/{score}"], outside
 
 
@@ -222,10 +259,10 @@ def _routing(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
         )
 
 
-def _regression(first: Mapping[str, Run], style: Mapping, seed: str) -> Iterator[Entry]:
+def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) -> Iterator[Entry]:
     methods = {}
-    for label, run in first.items():
-        s = run.scores
+    for label, runs in groups.items():
+        s = runs[0].scores
         if {"test/mean", "test/variance", "test/y"} <= s.keys():
             n, x = len(s["test/y"]), s.get("test/x")
             if s["test/y"].size == n:  # one outcome per example; mean and variance [M, B, 1]

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from experiments.reports.study import Layout, Study, layout, machine, summarise, values_of
+from experiments.reports.text import one_line
 from experiments.workdir import jsonable, write_text
 
 LATEX = {
@@ -18,19 +19,32 @@ LATEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "↑": r"$\uparrow$",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
     "↓": r"$\downarrow$",
     "→": r"$\rightarrow$",
 } | {c: "\\" + c for c in "&%$#_{}"}
+# At the beginning of a line of a table, `\\` would take these for its own; "--" would be a dash.
+LATEX |= {c: f"{{{c}}}" for c in "[]*"}
 
 
 def escape_latex(text: str) -> str:
     """Plain text for LaTeX: every special character is printed as itself."""
-    return "".join(LATEX.get(c, c) for c in text)
+    escaped = "".join(LATEX.get(c, c) for c in one_line(text))
+    return re.sub(r"([-',])(?=\1)", r"\1{}", escaped)
 
 
 def escape_markdown(text: str) -> str:
-    """Plain text for a cell of a Markdown table: no character is markup."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
+    """Plain text for Markdown, also in a cell of a table: no character is markup."""
+    return re.sub(r"([\\`*_|<>\[\]&$~#])", r"\\\1", one_line(text))
+
+
+def code_span(text: str) -> str:
+    """Text as code for Markdown, whatever backticks it has."""
+    shown = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    space = " " * ("`" in shown)
+    return f"{fence}{space}{shown}{space}{fence}"
 
 
 def to_markdown(study: Study) -> str:
@@ -51,10 +65,12 @@ def to_markdown(study: Study) -> str:
         rows.append(row)
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     notes = "\n".join(f"- [{n}] {escape_markdown(note)}" for n, note in enumerate(shown.notes, 1))
-    origin = _origin(study, shown)
+    origin = [escape_markdown(sentence) for sentence in _origin(study, shown)]
     if study.command:
-        origin.append(f"Made by `{study.command}`.")
-    parts = [f"### {escape_markdown(study.title)}", table, " ".join(origin), notes]
+        origin.append(f"Made by {code_span(study.command)}.")
+    data = " ".join(map(escape_markdown, shown.data))
+    warnings = [f"**Warning: {escape_markdown(text)}**" for text in shown.warnings]
+    parts = [f"### {escape_markdown(study.title)}", data, *warnings, table, " ".join(origin), notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -84,9 +100,10 @@ def to_latex(study: Study) -> str:
     head_text = "\n".join([join[0]] + [" ".join(rules)] * bool(rules) + join[1:])
     body = "\n".join(" & ".join(row) + r" \\" for row in lines)
     notes = [_superscript([n]) + escape_latex(note) for n, note in enumerate(shown.notes, 1)]
-    origin = [escape_latex(sentence) for sentence in _origin(study, shown)]
+    above = [*shown.data, *(f"Warning: {text}" for text in shown.warnings)]
+    origin = [escape_latex(sentence) for sentence in above + _origin(study, shown)]
     small = "\n".join([rf"\par\smallskip\footnotesize {note}" for note in notes])
-    return f"""% Needs \\usepackage{{booktabs}}. Made by: {" ".join(study.command.split()) or "-"}
+    return f"""% Needs \\usepackage{{booktabs}}. Made by: {one_line(study.command) or "-"}
 \\begin{{table}}
 \\centering
 \\caption{{{" ".join([escape_latex(study.title) + ".", *origin])}}}
@@ -125,10 +142,34 @@ def to_json(study: Study) -> str:
                 value, source = row.published[column.key]
                 cell["published"] = {"value": value, "unit": column.unit, "source": source}
             cells[column.key] = cell
-        fields = {k: v for k, v in dataclasses.asdict(row).items() if k != "published"}
+        fields = {
+            k: v for k, v in dataclasses.asdict(row).items() if k not in ("published", "data")
+        }
         rows.append(fields | {"cells": cells})
-    content = dataclasses.asdict(study) | {"rows": rows}
+    shown = layout(study)
+    above = {"data": shown.data, "warnings": shown.warnings}
+    content = dataclasses.asdict(study) | above | {"rows": rows}
     return json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
+
+
+def says_the_same(study: Study, folder: str | pathlib.Path, name: str) -> bool:
+    """Whether the files of `write_study` are there and say this, but for command and failures.
+
+    A file that cannot be read says something else.
+    """
+    folder = pathlib.Path(folder)
+    if not all((folder / (name + suffix)).is_file() for suffix in (".md", ".tex", ".json")):
+        return False
+
+    def told(content: dict[str, Any]) -> dict[str, Any]:
+        rows = [{**row, "failed": ""} for row in content["rows"]]
+        return {**content, "command": "", "rows": rows}
+
+    try:
+        former = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return told(former) == told(json.loads(to_json(study)))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def write_study(study: Study, folder: str | pathlib.Path, name: str) -> list[pathlib.Path]:

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from experiments.reports.figures import figures
-from experiments.reports.runs import Run, by_label, load_run, study_of
+from experiments.reports.figures import Entry, figures
+from experiments.reports.runs import Run, by_label, by_task, load_run, study_of
 from experiments.reports.study import Study, layout, machine, round_pair, summarise, transpose
 from experiments.reports.style import save_png, svg_uri
+from experiments.reports.text import one_line
 from experiments.workdir import write_text
 from experiments.writers import hardware as this_machine
 
@@ -74,6 +75,7 @@ def write_report(
     title: str = "Report",
     study: Study | None = None,
     command: str = "",
+    problems: list[str] | None = None,
 ) -> pathlib.Path:
     """Writes the page and, in `<its name>_figures/` beside it, every figure as a PNG.
 
@@ -84,39 +86,36 @@ def write_report(
       runs: runs, or what `load_run` takes: workdirs, or dicts with 'workdir' and, as one likes,
         'label' and 'name'. Runs that share a label are seeds of one method.
       title: the heading.
-      study: the table; by default a row per label with the usual metrics.
+      study: the table; by default a row per label with the usual metrics, and a table for each
+        task.
       command: what made it; by default the study's.
+      problems: lines on what is not shown, which stand above all else; gets those of files that
+        are damaged and of figures that they spoil. Without it such a file raises ValueError.
 
     Raises:
       ValueError: there are no runs; a workdir lacks a file that is needed; runs that share a
         label differ in more than the seed.
     """
-    loaded = [_run(run) for run in runs]
+    loaded = [run for run in (read_run(run, problems) for run in runs) if run]
     if not loaded and study is None:
         raise ValueError("a report needs at least one run, or a study")
     groups = by_label(loaded)
-    study = study or study_of(loaded, "Summary")
-    command = command or study.command
+    studies = [study] if study else [study_of(of, "Summary") for of in by_task(loaded).values()]
+    command = command or studies[0].command
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent / f"{path.stem}_figures"
 
-    sections = [("Summary", study_table(study))]
-    entries = figures(groups, study)
+    entries = figures(groups, *studies, problems=problems)
+    sections = []
     for section, group in itertools.groupby(entries, lambda entry: entry.section):
-        parts = []
-        for entry in group:
-            save_png(entry.figure, folder / f"{entry.name}.png")
-            entry.figure.set_layout_engine("none")  # it is laid out; once is enough
-            parts.append(
-                f'<figure id="{entry.name}"><img src="{svg_uri(entry.figure)}" '
-                f'alt="{escape(entry.name.replace("_", " "))}">\n'
-                f"<figcaption>{escape(entry.caption)}</figcaption></figure>"
-            )
+        parts = [_figure(entry, folder) for entry in group]
         sections.append((section, "\n".join(parts)))
     if groups:
         sections.append(("Runs", _runs(groups)))
-    write_text(path, _page(title, study, command, sections))
+    lines = "".join(f'<p class="failed">{escape(one_line(line))}</p>' for line in problems or ())
+    sections = [("Summary", lines + "\n".join(map(study_table, studies))), *sections]
+    write_text(path, _page(title, studies[0], command, sections))
     return path
 
 
@@ -145,8 +144,10 @@ def study_table(study: Study) -> str:
         body.append(f"<tr>{''.join(row)}</tr>")
     notes = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
     dense = ' class="dense"' * (len(head) > 8)
+    above = "".join(f'<p class="caption">{escape(text)}</p>' for text in shown.data)
+    above += "".join(f'<p class="failed">Warning: {escape(text)}</p>' for text in shown.warnings)
     return (
-        f'<div class="wide"><table{dense}><thead><tr>{"".join(head)}</tr></thead>\n<tbody>'
+        f'{above}<div class="wide"><table{dense}><thead><tr>{"".join(head)}</tr></thead>\n<tbody>'
         + "\n".join(body)
         + f'</tbody></table></div>\n<p class="caption">{escape(shown.caption)} '
         + "Bold: best mean of each metric.</p>"
@@ -154,10 +155,32 @@ def study_table(study: Study) -> str:
     )
 
 
-def _run(run: Any) -> Run:
-    if isinstance(run, Run):
-        return run
-    return load_run(**run) if isinstance(run, Mapping) else load_run(run)
+def _figure(entry: Entry, folder: pathlib.Path) -> str:
+    """Writes the PNG of a figure and returns its part of the page."""
+    save_png(entry.figure, folder / f"{entry.name}.png")
+    entry.figure.set_layout_engine("none")  # it is laid out; once is enough
+    return (
+        f'<figure id="{entry.name}"><img src="{svg_uri(entry.figure)}" '
+        f'alt="{escape(entry.name.replace("_", " "))}">\n'
+        f"<figcaption>{escape(entry.caption)}</figcaption></figure>"
+    )
+
+
+def read_run(run: Any, problems: list[str] | None = None) -> Run | None:
+    """The run of what `write_report` takes, or None and a line among the problems."""
+    try:
+        if not isinstance(run, Run):
+            run = load_run(**run) if isinstance(run, Mapping) else load_run(run)
+    except (ValueError, OSError) as error:
+        if problems is None:
+            raise
+        problems.append(str(error))
+        return None
+    if problems is None and run.damaged:
+        raise ValueError(run.damaged[0])
+    if problems is not None:
+        problems += [line for line in run.damaged if line not in problems]
+    return run
 
 
 def _marks(marks: Sequence[int]) -> str:
@@ -175,8 +198,10 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
         texts = [
             " ± ".join(filter(None, round_pair(c.mean, c.error, 5))) if c else "" for c in cells
         ]
-        rows.append(f"<tr><th>{escape(key)}</th>{''.join(f'<td>{t}</td>' for t in texts)}</tr>")
-    head = "".join(f"<th>{escape(label)}</th>" for label in groups)
+        rows.append(
+            f"<tr><th>{escape(one_line(key))}</th>{''.join(f'<td>{t}</td>' for t in texts)}</tr>"
+        )
+    head = "".join(f"<th>{escape(one_line(label))}</th>" for label in groups)
     parts = [
         "<details><summary>All metrics, as stored: mean ± standard error</summary>"
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
@@ -187,10 +212,10 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
         where = [str(run.workdir) for run in runs if run.workdir]
         missing = sorted({f"{run.workdir}: no {file}" for run in runs for file in run.missing})
         text = json.dumps(runs[0].config, indent=2, default=str)
-        name = f"{label}: config"
+        name = f"{one_line(label)}: config"
         if seeds:
             name += f" (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})"
-        lines = "<br>".join(escape(line) for line in where + missing)
+        lines = "<br>".join(escape(one_line(line)) for line in where + missing)
         parts.append(
             f'<details><summary>{escape(name)}</summary><p class="meta">{lines}</p>'
             f"<pre>{escape(text)}</pre></details>"
@@ -204,19 +229,20 @@ def _page(title: str, study: Study, command: str, sections: Sequence[tuple[str, 
     versions = ", ".join(f"{name} {ran[name]}" for name in names if name in ran)
     where = f"{'Run' if study.hardware else 'Report made'} on {machine(ran | {'date': ''})}"
     meta = [f"{datetime.datetime.now():%-d %B %Y}", where, versions]
-    lines = "".join(f"<p>{escape(m)}</p>" for m in meta if m)
+    lines = "".join(f"<p>{escape(one_line(m))}</p>" for m in meta if m)
     if command:
-        lines += f"<p><code>{escape(command)}</code></p>"
+        lines += f"<p><code>{escape(one_line(command))}</code></p>"
     ids = {name: name.lower().replace(" ", "-") for name, _ in sections}
     links = "".join(f'<a href="#{ids[name]}">{escape(name)}</a>' for name, _ in sections)
     body = "\n".join(
         f'<section id="{ids[name]}"><h2>{escape(name)}</h2>\n{content}</section>'
         for name, content in sections
     )
+    title = escape(one_line(title))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style></head>\n<body>\n"
-        f'<header><h1>{escape(title)}</h1><div class="meta">{lines}</div>'
+        f"<title>{title}</title>\n<style>{CSS}</style></head>\n<body>\n"
+        f'<header><h1>{title}</h1><div class="meta">{lines}</div>'
         f"<nav>{links}</nav></header>\n<main>{body}</main>\n</body></html>\n"
     )

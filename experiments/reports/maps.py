@@ -1,12 +1,12 @@
 """The figure of predictions and uncertainties over a plane of inputs."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.reports.style import PALETTE, panels, styled
+from experiments.keys import named
+from experiments.reports.style import PALETTE, panels, styled, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,17 +42,13 @@ def read(scores: Mapping[str, np.ndarray], metrics: Sequence[Mapping[str, float]
         return None
     ood = {}
     for key, value in scores.items():
-        group, _, rest = key.partition("/")
-        name, _, kind = rest.rpartition("/")
-        if group == "map" and name and kind == "x":
-            ood[name] = value
+        if (of := named(key, "map")) and of[1] == "x":
+            ood[of[0]] = value
     groups: dict[str, dict[str, float]] = {}
     for key in metrics[0]:
-        group, _, rest = key.partition("/")
-        name, _, kind = rest.rpartition("/")
-        if group == "map" and kind in ROWS:
+        if (of := named(key, "map")) and of[1] in ROWS:
             found = [seed[key] for seed in metrics if key in seed]
-            groups.setdefault(name, {})[kind] = float(np.mean(found))
+            groups.setdefault(of[0], {})[of[1]] = float(np.mean(found))
     return Map(
         **{name: scores[f"map/{name}"] for name in ("axes", "p", "x", "y")},
         uncertainties={name: scores[f"map/{name}"] for name in ROWS if f"map/{name}" in scores},
@@ -76,7 +72,7 @@ def maps(methods: Mapping[str, Map]) -> "Figure":
     figure, axes = panels(1 + len(rows), len(methods), 1.38 + bar, 1.6)
     figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.02)  # panels are squares
     for i, (label, m) in enumerate(methods.items()):
-        axes[0, i].set_title(textwrap.fill(label, 16))
+        axes[0, i].set_title(text(label, 16))
         _probabilities(axes[0, i], m)
         for ax in axes[:, i]:
             ax.set(xlim=m.axes[0, [0, -1]], ylim=m.axes[1, [0, -1]], aspect="equal")
@@ -129,10 +125,10 @@ def _uncertainty(line: Sequence["Axes"], methods: Mapping[str, Map], name: str) 
         for x in m.ood.values():
             look = {"c": "white", "edgecolors": "black", "linewidths": 0.3, "rasterized": True}
             ax.scatter(*thinned(x, 40).T, s=4, **look)
-        means = [f"{group} {of[name]:.2f}" for group, of in m.groups.items() if name in of]
+        means = [f"{text(group)} {of[name]:.2f}" for group, of in m.groups.items() if name in of]
         lines = ["  ".join(means[i : i + 2]) for i in range(0, len(means), 2)]
-        text = "\n".join(lines) if label in found else "none"
-        ax.set_xlabel(text, fontsize=6.5, labelpad=2)
+        below = "\n".join(lines) if label in found else "none"
+        ax.set_xlabel(below, fontsize=6.5, labelpad=2)
     bar = ax.figure.colorbar(shown, ax=list(line), aspect=12, pad=0.01, label=ROWS[name])
     bar.set_ticks([tick for tick in MaxNLocator(5).tick_values(0, high) if tick <= levels[-1]])
     bar.ax.tick_params(labelsize=7)

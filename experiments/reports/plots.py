@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.reports.style import GREY, Look, looks, panels, styled, wrapped
+from experiments.reports.style import GREY, Look, looks, panels, styled, text, wrapped
 from uncertainty.metrics.calibration import reliability_bins
 from uncertainty.metrics.ranking import auroc
 from uncertainty.metrics.selective import aurc, risk_coverage
@@ -47,7 +47,7 @@ def reliability_diagram(
         used = count > 0
         x, y = mean[used], accuracy[used]
         error = np.stack([y, -y]) + np.array([[-1], [1]]) * wilson(y, count[used])
-        name = f"{label}, ECE {100 * np.mean([ece(*seed, bins) for seed in seeds]):.2f} %"
+        name = f"{text(label)}, ECE {100 * np.mean([ece(*seed, bins) for seed in seeds]):.2f} %"
         curve.errorbar(x, y, np.maximum(error, 0), label=name, elinewidth=0.9, **style[label])
         counts.stairs(count, edges, color=style[label]["color"], linewidth=1.4)
     curve.set(ylabel="accuracy", xlim=(0, 1.01), ylim=(-0.02, 1.02))
@@ -126,9 +126,10 @@ def ood_histograms(
             inside, outside = map(np.concatenate, zip(*pairs, strict=True))
             ax.hist(inside, edges, density=True, color=GREY, alpha=0.4, label="test set")
             color = style[label]["color"]
-            ax.hist(outside, edges, density=True, color=color, alpha=0.5, label=name)
+            ax.hist(outside, edges, density=True, color=color, alpha=0.5, label=text(name))
             area = np.mean([auroc(*pair) for pair in pairs])
-            ax.set_title(f"{label}\n{name}: AUROC {100 * area:.1f} %")
+            title = text(f"{name}: AUROC {100 * area:.1f} %", 36)
+            ax.set_title(f"{text(label, 36)}\n{title}")
             ax.legend()
             ax.set_yscale("function", functions=(np.sqrt, np.square))
             ax.yaxis.set_major_locator(MaxNLocator(5))
@@ -159,7 +160,7 @@ def risk_coverage_curves(
         coverage, risk = risk_coverage(*map(np.concatenate, zip(*seeds, strict=True)))
         drawn = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), 2000)).astype(int))
         look = {k: v for k, v in style[label].items() if k != "marker"}
-        name = f"{label}, AURC {100 * np.mean([aurc(*seed) for seed in seeds]):.2g} %"
+        name = f"{text(label)}, AURC {100 * np.mean([aurc(*seed) for seed in seeds]):.2g} %"
         ax.plot(100 * coverage[drawn], 100 * risk[drawn], label=name, **look)
         if risk.any():
             first = min(first, 100 * coverage[(risk > 0).argmax()])

@@ -1,6 +1,5 @@
 """Methods beside the true posterior: functions of one input, or entropy over a plane."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,17 +69,16 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
         raise ValueError("nothing to plot: no data was given")
     panels = {REFERENCE: reference, **methods}
     plane = reference.axes is not None
-    titles = [textwrap.fill(label, 20 if plane else 28) for label in panels]
     size = (1.62, 1.56) if plane else (1.9, 1.6)
-    figure, axes = wrapped(titles, *size, most=4 if len(panels) < 6 else 5, sharex=True,
-                           sharey=True)  # fmt: skip
+    figure, axes = wrapped(panels, *size, most=4 if len(panels) < 6 else 5,
+                           fill=20 if plane else 28, sharex=True, sharey=True)  # fmt: skip
     for ax, m in zip(axes, panels.values(), strict=True):
         draw = _plane if plane else _curve
         shown = draw(ax, m, reference)
         ax.tick_params(labelsize=7, length=2, pad=2)
         ax.title.set_fontsize(8)
-        text = "reference" if m is reference else f"$W_1$ {m.w1:.3f}"
-        ax.text(0.03, 0.03, text, transform=ax.transAxes, fontsize=7, zorder=5,
+        below = "reference" if m is reference else f"$W_1$ {m.w1:.3f}"
+        ax.text(0.03, 0.03, below, transform=ax.transAxes, fontsize=7, zorder=5,
                 bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1))  # fmt: skip
     if plane:
         figure.set_layout_engine("compressed", w_pad=0.03, h_pad=0.03)  # panels are squares

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.reports.style import GREY, Look, looks, panels, styled, wrapped
+from experiments.reports.style import GREY, Look, looks, panels, styled, text, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def interval_calibration(
     levels = np.linspace(0.05, 0.95, 19)
     for label, p in methods.items():
         observed = (np.abs(2 * p.cdf() - 1)[:, None] <= levels).mean(0)
-        ax.plot(100 * levels, 100 * observed, label=label, **style[label])
+        ax.plot(100 * levels, 100 * observed, label=text(label), **style[label])
     ax.set(xlabel="central interval (%)", ylabel="outcomes inside (%)", xlim=(0, 100))
     ax.set_ylim(0, 100)
     ax.legend(loc="upper left")

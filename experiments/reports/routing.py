@@ -1,12 +1,12 @@
 """The figure of which classes go to which experts."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.reports.style import panels, styled
+from experiments.keys import named
+from experiments.reports.style import panels, styled, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,14 +33,14 @@ def read(
     """
     layers = {}
     for key in sorted(scores):
-        if key.startswith("routing/") and key.endswith("/share"):
+        if (of := named(key, "routing")) and of[1] == "share":
             stem = key.removesuffix("share")
             numbers = {}
             for name in NUMBERS:
                 seeds = [seed[stem + name] for seed in metrics if stem + name in seed]
                 if seeds:
                     numbers[name] = float(np.mean(seeds))
-            layers[stem.removeprefix("routing/")[:-1]] = Layer(scores[key][0], numbers)
+            layers[of[0]] = Layer(scores[key][0], numbers)
     return layers
 
 
@@ -74,9 +74,11 @@ def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
             for edge in range(block, joined.shape[1], block):
                 ax.axvline(edge - 0.5, color="white", linewidth=1.5)
             _axes(ax, joined, block)
-            ax.set_title(f"{textwrap.fill(label, 36)}\n{name}" if across > 1 else name, fontsize=9)
+            ax.set_title(
+                f"{text(label, 36)}\n{text(name)}" if across > 1 else text(name), fontsize=9
+            )
             ax.set_xlabel("expert\n" + _numbers(methods[label][name].numbers), fontsize=7.5)
-        side = "class" if across > 1 else textwrap.fill(label, 22) + "\nclass"
+        side = "class" if across > 1 else text(label, 22) + "\nclass"
         line[0].set_ylabel(side, fontsize=8)
         for ax in line[len(row) :]:
             ax.remove()
@@ -113,7 +115,7 @@ def _numbers(numbers: Mapping[str, float]) -> str:
         parts.append(f"$I$ {numbers['mutual_information']:.2f} nats")
     if "dropped" in numbers:
         parts.append(f"dropped {100 * numbers['dropped']:.1f} %")
-    text = " · ".join(parts)
+    shown = " · ".join(parts)
     if "load_max" in numbers:
-        text += f"\nload {numbers['load_min']:.2f} to {numbers['load_max']:.2f}"
-    return text
+        shown += f"\nload {numbers['load_min']:.2f} to {numbers['load_max']:.2f}"
+    return shown

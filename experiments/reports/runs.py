@@ -3,14 +3,18 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from experiments import keys
+from experiments.damaged import readable
+from experiments.keys import named
+from experiments.reports import datasets
 from experiments.reports.study import Column, Row, Study
 from experiments.reports.tables import pretty
-from experiments.workdir import difference, read_config, read_json
+from experiments.workdir import CONFIG, difference, read_config, read_json
 from experiments.writers import read_metrics
 
 # Fields of a config that leave its method the same.
@@ -26,6 +30,12 @@ class Run:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     workdir: pathlib.Path | None = None
     missing: tuple[str, ...] = ()  # files whose figures are left out
+    damaged: tuple[str, ...] = ()  # of these, why they cannot be read
+    sets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of sets.json
+
+    def evaluated(self) -> datasets.Evaluated:
+        """On which data."""
+        return datasets.evaluated(self.config, self.metrics, self.sets)
 
 
 def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = "test") -> Run:
@@ -33,18 +43,26 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
 
     Args:
       workdir: has config.json and evaluation/<name>/metrics.json; scores.npz beside the latter and
-        metrics.jsonl are read where they are there, and listed in `missing` where not.
+        metrics.jsonl are read where they are there, and listed in `missing` where not, and in
+        `damaged` too where they cannot be read.
       label: how tables call it; runs that share a label are seeds of one row. By default the
         directory's name, or its parent's where it is called after a seed ('seed_3', '3').
       name: of the evaluation.
 
     Raises:
-      ValueError: no such directory, config or evaluation; those that exist are named.
+      ValueError: no such directory, config or evaluation, and those that exist are named; or
+        they cannot be read.
     """
     workdir = pathlib.Path(workdir).expanduser()
     if not workdir.is_dir():
         raise ValueError(f"workdir {workdir}: no such directory")
-    config = read_config(workdir)
+    file = workdir / CONFIG
+    if file.is_file():
+        config = readable(file, lambda _: read_config(workdir))
+    else:
+        config = read_config(workdir)  # says what is missing
+    if not isinstance(config, Mapping) or not isinstance(config.get("seed", 0), int):
+        raise ValueError(f"{file} is damaged: it is no config with a seed")
     folder = workdir / "evaluation" / name
     if not (folder / "metrics.json").is_file():
         there = sorted(p.parent.name for p in workdir.glob("evaluation/*/metrics.json"))
@@ -52,16 +70,72 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
             f"{folder / 'metrics.json'} is missing; evaluations there: {there or 'none'}. "
             f"Make it with `python -m experiments.evaluate --workdir {workdir}`"
         )
-    metrics = {k: v for k, v in read_json(folder / "metrics.json").items() if v is not None}
-    scores, history = {}, []
-    if (folder / "scores.npz").is_file():
-        with np.load(folder / "scores.npz") as file:
-            scores = dict(file)
-    if (workdir / "metrics.jsonl").is_file():
-        history = read_history(workdir / "metrics.jsonl")
-    files = {"scores.npz": scores, "metrics.jsonl": history}
-    missing = tuple(file for file, content in files.items() if not content)
-    return Run(label or default_label(workdir), config, metrics, scores, history, workdir, missing)
+    metrics = readable(folder / "metrics.json", lambda path: numbers(read_json(path)))
+    damaged, contents = [], {}
+    for path, read in (
+        (folder / "scores.npz", read_scores),
+        (workdir / "metrics.jsonl", read_history),
+        (folder / "sets.json", lambda path: datasets.check_sets(read_json(path))),
+    ):
+        contents[path.name] = None
+        if path.is_file():
+            try:
+                contents[path.name] = readable(path, read)
+            except ValueError as error:
+                damaged.append(str(error))
+    missing = tuple(n for n in ("scores.npz", "metrics.jsonl") if not contents[n])
+    return Run(
+        label or default_label(workdir),
+        dict(config),
+        metrics,
+        contents["scores.npz"] or {},
+        contents["metrics.jsonl"] or [],
+        workdir,
+        missing,
+        tuple(damaged),
+        contents["sets.json"] or {},
+    )
+
+
+def numbers(metrics: Any) -> dict[str, float]:
+    """The metrics of an evaluation that have a value.
+
+    Raises:
+      ValueError: it is no dict of numbers.
+    """
+    if not isinstance(metrics, Mapping):
+        raise ValueError("it holds no metrics")
+    for key, value in metrics.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{key} = {str(value)[:40]!r} is not a number")
+    return {key: value for key, value in metrics.items() if value is not None}
+
+
+PER_EXAMPLE = ("confidence", "prediction", "label", "entropy", "mutual_information")
+
+
+def read_scores(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of scores.npz.
+
+    Raises:
+      ValueError: an array is not of numbers, or those for each example are not of one length.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        scores = dict(file)
+    lengths: dict[str, dict[int, str]] = {}
+    for key, value in scores.items():
+        if value.dtype.kind not in "biuf":
+            raise ValueError(f"{key} is of {value.dtype}, not of numbers")
+        group, *name, kind = keys.split(key)
+        if group in ("test", "ood") and kind in PER_EXAMPLE:
+            if value.ndim != 1:
+                raise ValueError(f"{key} has shape {value.shape}; one number for each example")
+            lengths.setdefault("/".join([group, *name]), {})[len(value)] = key
+    for found in lengths.values():
+        if len(found) > 1:
+            raise ValueError(f"{' and '.join(found.values())} have {' and '.join(map(str, found))} "
+                             "examples")  # fmt: skip
+    return scores
 
 
 def default_label(workdir: pathlib.Path) -> str:
@@ -72,13 +146,17 @@ def default_label(workdir: pathlib.Path) -> str:
 
 
 def read_history(path: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl merged by step; an array becomes 'name/0', 'name/1', ..."""
+    """The records of a metrics.jsonl merged by step; an array becomes 'name/0', 'name/1', ...
+
+    What is not a number is left out.
+    """
     steps: dict[int, dict[str, Any]] = {}
     for record in read_metrics(path):
         entry = steps.setdefault(int(record["step"]), {})
         for name, value in record.items():
-            many = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else 0
-            entry.update(many or {name: value})
+            many = enumerate(value) if isinstance(value, list) else ()
+            found = {f"{name}/{i}": v for i, v in many} or {name: value}
+            entry |= {k: v for k, v in found.items() if isinstance(v, int | float)}
     return [steps[step] for step in sorted(steps)]
 
 
@@ -128,19 +206,31 @@ COSTS = (
 )
 
 
+def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs of each task, which no table mixes: 'classification', 'regression' or ''."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.evaluated().task, []).append(run)
+    return groups
+
+
 def study_of(runs: Iterable[Run], title: str) -> Study:
     """The study that the runs make: a row per label, and every usual column that has a value."""
     groups = by_label(runs)
-    rows = [Row(label, [run.metrics for run in group]) for label, group in groups.items()]
-    keys = dict.fromkeys(key for row in rows for result in row.results for key in result)
+    rows = [
+        Row(label, [run.metrics for run in group], data=[run.evaluated() for run in group])
+        for label, group in groups.items()
+    ]
+    known = dict.fromkeys(key for row in rows for result in row.results for key in result)
     ood = []
-    for name in dict.fromkeys(key.split("/")[1] for key in keys if key.startswith("ood/")):
+    found = {named(key, "ood"): key for key in known}
+    for name in dict.fromkeys(of[0] for of in found if of):
         for score in ("entropy", "max_probability"):  # one suffices here: the first that is there
-            if (key := f"ood/{name}/auroc_{score}") in keys:
-                header = f"{name.replace('_', ' ')} AUROC by {pretty(score).lower()}"
+            if key := found.get((name, f"auroc_{score}")):
+                header = f"{name} AUROC by {pretty(score).lower()}"
                 ood.append(Column(key, header, "%", "higher", 2))
                 break
-    columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in keys]
+    columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in known]
     seeds = {
         run.config["seed"] for group in groups.values() for run in group if "seed" in run.config
     }

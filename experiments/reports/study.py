@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.reports import datasets
+from experiments.reports.text import one_line
+
 # shown = stored * scale; every other unit is shown as stored
 SCALE = {"%": 100.0, "K": 1e-3, "M": 1e-6}
 BETTER = {"higher": "↑", "lower": "↓", None: ""}
@@ -51,6 +54,7 @@ class Row:
     group: str = ""  # the best value is sought among the rows of a group, such as of a data set
     note: str = ""
     failed: str = ""  # why the row, or some of its seeds, has no results
+    data: list[datasets.Evaluated] = dataclasses.field(default_factory=list)  # one per seed
 
 
 @dataclasses.dataclass
@@ -163,6 +167,8 @@ class Layout(NamedTuple):
     lines: tuple[tuple[Head, tuple[Cell, ...]], ...]
     notes: tuple[str, ...]  # numbered from 1
     caption: str
+    data: tuple[str, ...] = ()  # sentences on the sets, to stand above the table
+    warnings: tuple[str, ...] = ()  # of what is not to be compared, likewise
 
 
 def machine(hardware: Mapping[str, Any]) -> str:
@@ -179,22 +185,27 @@ def layout(study: Study) -> Layout:
     notes: list[str] = []
 
     def mark(text: str) -> int:
-        text = " ".join(str(text).split())
+        text = one_line(text)
         if text not in notes:
             notes.append(text)
         return notes.index(text) + 1
 
     summaries = [[summarise(values_of(r, c.key)) for c in study.columns] for r in study.rows]
     most = max([len(study.seeds), *(len(row.results) for row in study.rows)])
+    numbers = comparable(study)
     lines = []
-    for row, entries in zip(study.rows, summaries, strict=True):
+    for row, entries, number in zip(study.rows, summaries, numbers, strict=True):
         marks = [mark(row.note)] if row.note else []
         n = len(row.results)
         if row.failed:
             marks.append(mark(f"Failed{f' ({n} of {_seeds(most)} shown)' * bool(n)}: {row.failed}"))
         elif 0 < n < most:
             marks.append(mark(f"{n} of {_seeds(most)}."))
-        rivals = [s for r, s in zip(study.rows, summaries, strict=True) if r.group == row.group]
+        rivals = [
+            s
+            for r, s, other in zip(study.rows, summaries, numbers, strict=True)
+            if (r.group, other) == (row.group, number)
+        ]
         cells = []
         for i, (column, entry) in enumerate(zip(study.columns, entries, strict=True)):
             cell = Cell("failed", failed=True) if row.failed and not n and i == 0 else Cell()
@@ -208,11 +219,61 @@ def layout(study: Study) -> Layout:
                 text = published_text(value, column.digits)
                 cell = cell._replace(published=text, source=mark(source))
             cells.append(cell)
-        lines.append((Head(row.label, tuple(marks)), tuple(cells)))
+        lines.append((Head(one_line(row.label), tuple(marks)), tuple(cells)))
     seeds = max((len(row.results) for row in study.rows), default=0)
     captions = ("", "One seed: no standard error.", f"Mean ± standard error over {_seeds(seeds)}.")
-    heads = tuple(Head(column.title) for column in study.columns)
-    return _arranged(heads, lines, tuple(notes), captions[min(seeds, 2)])
+    heads = tuple(Head(one_line(column.title)) for column in study.columns)
+    shown = _arranged(heads, lines, tuple(notes), captions[min(seeds, 2)])
+    return shown._replace(data=_data(study), warnings=_warnings(study, numbers))
+
+
+def comparable(study: Study) -> list[int]:
+    """A number for each row; rows of a group with one number were evaluated on the same data."""
+    numbers = [0] * len(study.rows)
+    for group in dict.fromkeys(row.group for row in study.rows):
+        places = [i for i, row in enumerate(study.rows) if row.group == group]
+        found = datasets.partition([study.rows[i].data for i in places])
+        for i, number in zip(places, found, strict=True):
+            numbers[i] = number
+    return numbers
+
+
+def _data(study: Study) -> tuple[str, ...]:
+    """On what the rows were evaluated, once for all groups or once for each."""
+    found = {}
+    for row in study.rows:
+        found.setdefault(row.group, []).extend(row.data)
+    texts = {group: datasets.described(runs) for group, runs in found.items()}
+    texts = {group: text for group, text in texts.items() if text}
+    if len(set(texts.values())) == 1:
+        return (one_line(f"Evaluated on {next(iter(texts.values()))}."),)
+    return tuple(
+        one_line(f"{f'{group}: e' if group else 'E'}valuated on {text}.")
+        for group, text in texts.items()
+    )
+
+
+def _warnings(study: Study, numbers: Sequence[int]) -> tuple[str, ...]:
+    found = []
+    for group in dict.fromkeys(row.group for row in study.rows):
+        parts: dict[int, list[Row]] = {}
+        for row, number in zip(study.rows, numbers, strict=True):
+            if row.group == group:
+                parts.setdefault(number, []).append(row)
+        if len(parts) > 1:
+            words = "; ".join(
+                f"{', '.join(row.label for row in rows)}: "
+                + (datasets.described([run for row in rows for run in row.data]) or "unknown data")
+                for rows in parts.values()
+            )
+            found.append(f"Different data: no best is marked across these rows. {words}.")
+    for row in study.rows:
+        if paths := datasets.changed(row.data):
+            found.append(
+                f"{row.label}: its seeds were evaluated on different examples of "
+                f"{', '.join(sorted(paths))}, though their configs read the same."
+            )
+    return tuple(map(one_line, found))
 
 
 def _cell(column: Column, entry: Summary) -> Cell:
@@ -227,7 +288,8 @@ def transpose(shown: Layout) -> Layout:
     lines = [
         (head, tuple(cells[i] for _, cells in shown.lines)) for i, head in enumerate(shown.heads)
     ]
-    return _arranged(tuple(head for head, _ in shown.lines), lines, shown.notes, shown.caption)
+    made = _arranged(tuple(head for head, _ in shown.lines), lines, shown.notes, shown.caption)
+    return made._replace(data=shown.data, warnings=shown.warnings)
 
 
 def _arranged(

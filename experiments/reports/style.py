@@ -8,8 +8,11 @@ import base64
 import functools
 import io
 import pathlib
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
+
+from experiments.reports.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,6 +76,16 @@ def styled(plot: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
     return draw
 
 
+def text(name: str, width: int = 0) -> str:
+    """A name as matplotlib shows it: without mathematics, and in legends, which leave out `_x`.
+
+    With a `width` it has lines of at most so many characters.
+    """
+    shown = one_line(name)
+    shown = textwrap.fill(shown, width) if width else shown
+    return (" " * shown.startswith("_") + shown).replace("$", r"\$")
+
+
 def panels(
     rows: int, columns: int, width: float, height: float, **kwargs: Any
 ) -> tuple["Figure", Any]:
@@ -84,9 +97,9 @@ def panels(
 
 
 def wrapped(
-    titles: Iterable[str], width: float, height: float, most: int = 4, **kwargs: Any
+    titles: Iterable[str], width: float, height: float, most: int = 4, fill: int = 0, **kwargs: Any
 ) -> tuple["Figure", list["Axes"]]:
-    """One panel per title, at most `most` in a row."""
+    """One panel per title, at most `most` in a row; titles have lines of `fill` characters."""
     titles = list(titles)
     if not titles:
         raise ValueError("nothing to plot: no data was given")
@@ -94,7 +107,7 @@ def wrapped(
     columns = -(-len(titles) // rows)
     figure, axes = panels(rows, columns, width, height, **kwargs)
     for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(title)
+        ax.set_title(text(title, fill))
     for ax in axes.flat[len(titles) :]:
         ax.remove()
     return figure, list(axes.flat[: len(titles)])

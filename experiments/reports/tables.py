@@ -10,7 +10,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from experiments import keys
 from experiments.reports.study import Head, Layout, Study, layout, transpose
+from experiments.reports.text import one_line
 
 GROUPS = {
     "classification": "Classification",
@@ -77,13 +79,15 @@ def print_metrics(
       console: where to; a new one on the standard output if None.
       title: the table's heading.
     """
-    grouped: dict[str, dict[str, float]] = {name: {} for name in GROUPS}
+    grouped: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in GROUPS}
     for key, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        group, _, rest = key.partition("/")
-        grouped.setdefault(group if rest else "other", {})[rest or key] = float(value)
-    table = Table(title=title, title_style="bold", box=None, show_header=False, padding=(0, 1))
+        group, *rest = keys.split(key)
+        where, parts = (group, rest) if rest else ("other", [group])
+        grouped.setdefault(where, {})[tuple(parts)] = float(value)
+    heading = Text(one_line(title), style="bold")
+    table = Table(title=heading, box=None, show_header=False, padding=(0, 1))
     for group, entries in grouped.items():
         if not entries:
             continue
@@ -92,33 +96,37 @@ def print_metrics(
             _matrix(table, heading, entries, group)
             continue
         _heading(table, heading)
-        for name, value in entries.items():
-            digits, unit = human(name.rpartition("/")[2], value)
-            name = " / ".join(pretty(part) for part in name.split("/"))
-            table.add_row("  " + name, digits, Text(unit, style="dim"))
+        for parts, value in entries.items():
+            digits, unit = human(parts[-1], value)
+            name = " / ".join(pretty(part) for part in parts)
+            table.add_row(Text("  " + one_line(name)), digits, Text(unit, style="dim"))
     (console or Console()).print(table)
 
 
 def _heading(table: Table, text: str, columns: Iterable[str] = ()) -> None:
     if table.row_count:
         table.add_row()
-    table.add_row(Text(text, style="bold cyan"), *[Text(c, style="dim") for c in columns])
+    table.add_row(
+        Text(one_line(text), style="bold cyan"), *[Text(one_line(c), style="dim") for c in columns]
+    )
 
 
-def _matrix(table: Table, heading: str, entries: Mapping[str, float], group: str) -> None:
+def _matrix(
+    table: Table, heading: str, entries: Mapping[tuple[str, ...], float], group: str
+) -> None:
     """Lines are OOD sets x scores, or means over kinds and severities; columns are metrics."""
     lines: dict[str, dict[str, list[float]]] = {"mean": {}} if group == "corruption" else {}
-    for name, value in entries.items():
-        path, _, metric = name.rpartition("/")
+    for (*path, metric), value in entries.items():
         if metric.startswith("ratio_"):  # for tables; one more column would not fit
             continue
         if group == "ood":  # 'aupr_out_entropy' of the set `path`
             found = re.fullmatch(r"((?:auroc|aupr|fpr95)(?:_in|_out)?)_(.+)", metric)
             metric, score = found.groups() if found else (metric, "")
-            places = [f"{path}: {pretty(score).lower()}" if score else path]
+            name = "/".join(path)
+            places = [f"{name}: {pretty(score).lower()}" if score else name]
         else:  # 'accuracy', or 'blur/3/accuracy', which counts for its kind and its severity
-            kind, _, severity = path.partition("/")
-            places = [f"severity {severity}"] * bool(severity) + [pretty(kind).lower() or "mean"]
+            kind, *severity = path or [""]
+            places = [f"severity {s}" for s in severity] + [pretty(kind).lower() or "mean"]
         for place in places:
             lines.setdefault(place, {}).setdefault(metric, []).append(value)
     columns = list(dict.fromkeys(m for line in lines.values() for m in line))
@@ -126,7 +134,7 @@ def _matrix(table: Table, heading: str, entries: Mapping[str, float], group: str
     _heading(table, heading, [f"{pretty(m)} {units[m]}".strip() for m in columns])
     for label, line in sorted(lines.items(), key=lambda item: _severity_order(item[0])):
         means = [human(m, sum(line[m]) / len(line[m]))[0] if m in line else "" for m in columns]
-        table.add_row("  " + label, *means)
+        table.add_row(Text("  " + one_line(label)), *means)
 
 
 def _severity_order(label: str) -> tuple[int, str]:
@@ -145,7 +153,11 @@ def print_study(study: Study, console: Console | None = None) -> None:
     shown = layout(study)
     if not _fits(shown, 0, len(shown.heads), console) and len(shown.heads) > len(shown.lines):
         shown = transpose(shown)
-    console.print(Text(study.title, style="bold"))
+    console.print(Text(one_line(study.title), style="bold"))
+    for sentence in shown.data:
+        console.print(Text(sentence, style="dim"))
+    for sentence in shown.warnings:
+        console.print(Text(f"Warning: {sentence}", style="bold red"))
     start = 0
     while start < len(shown.heads):
         stop = len(shown.heads)

@@ -1,5 +1,7 @@
 """What is wrong with a config is said before anything is compiled or written."""
 
+import json
+import shlex
 import sys
 
 import jax
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 
 from configs.base import parse_arg
 from experiments import config as config_lib
+from experiments.data.source import load
 from experiments.train import train
+from uncertainty import build
 from uncertainty.build import ConfigError
 
 DIGITS = "configs/digits/mlp.py"
@@ -253,3 +257,185 @@ def test_runlocal_from_the_command_line(programs, tmp_path):
     result = programs("train", "--config", DIGITS + ":runlocal", "--workdir", tmp_path / "run")
     assert result.code == 0, result.output
     assert "4/4" in result.output and "Accuracy" in result.output
+
+
+LITERALS = {  # text of a command line -> what it stands for, in JSON and in Python alike
+    '{"name": "npz", "standardise": true, "mean": null}': dict(
+        name="npz", standardise=True, mean=None
+    ),
+    "{'name': 'npz', 'standardise': True, 'mean': None}": dict(
+        name="npz", standardise=True, mean=None
+    ),
+    "{'a': [true, {'b': none}], 'c': (False, NULL)}": {
+        "a": [True, {"b": None}],
+        "c": (False, None),
+    },
+    "[1, 2.5, 'x']": [1, 2.5, "x"],
+    "(1, (2,))": (1, (2,)),
+    "true": True,
+    "False": False,
+    "null": None,
+    "None": None,
+    "1e-3": 1e-3,
+    "'true'": "true",
+    "a=b": "a=b",
+    "test[:10%]": "test[:10%]",
+    "": "",
+    '"{"': "{",
+}
+
+
+@pytest.mark.parametrize("text", LITERALS)
+def test_text_of_a_command_line(text):
+    assert config_lib.value_of(text, "x") == LITERALS[text]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(st.lists(JSON) | st.dictionaries(st.text(), JSON))
+def test_json_and_python_are_both_read(value):
+    assert config_lib.value_of(json.dumps(value), "x") == value
+    if "inf" not in repr(value):  # which is a name in Python
+        assert config_lib.value_of(repr(value), "x") == value
+
+
+MALFORMED = {  # text -> where it fails
+    "{": "'{' was never closed (character 1)",
+    '{"name": "npz"': "'{' was never closed (character 1)",
+    "{'name': npz}": "'npz' needs quotes (character 10)",
+    "[1, 2": "'[' was never closed (character 1)",
+    "(1, x)": "'x' needs quotes (character 5)",
+    "{'a': f(1)}": "'f' needs quotes (character 7)",
+    "[" * 10_000: "is not a dict or list",
+    "{[]: 1}": "is not a dict or list",
+    "[{1, 2}]": "pairs 'name': value are needed (character 2)",
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED, ids=lambda text: text[:16])
+def test_what_begins_as_a_dict_or_list_has_to_be_one(text):
+    with pytest.raises(ConfigError, match=r"^config\.data\.train: ") as error:
+        config_lib.load(DIGITS, {"data.train": text})
+    assert MALFORMED[text] in str(error.value)
+    assert config_lib.load(DIGITS, {"data.train.split": "[1"}).data.train.split == "[1"  # is text
+
+
+def test_names_of_fields_are_text_without_full_stops():
+    for text in ("{1: 2}", "{'a': [{'b.c': 1}]}"):
+        with pytest.raises(ConfigError, match=r"config\.data\.train.*is no name of a field"):
+            config_lib.load(DIGITS, {"data.train": text})
+
+
+def test_text_gives_way_to_a_dict_alone():
+    config = config_lib.load(DIGITS, {"likelihood.name": "{'name': 'softmax'}"})
+    assert dict(config.likelihood.name) == {"name": "softmax"}
+
+
+RENAMED = {  # a name -> the field of another part that is left, and the section that has it not
+    "data.train.name=breast_cancer": None,
+    "evaluators.ood.sets.noise.name=digits": ("evaluators.ood.sets.noise.shape", "noise", "split"),
+    "backbone.name=resnet.ResNet": ("backbone.widths", "mlp.MLP", "resnet.ResNet"),
+    "optimiser.schedule.name=constant": None,
+    "head.name=sngp.Sngp": None,
+    "optimiser.name=sgd": None,
+    "backbone.name=nothing": None,  # the message is of those who look for it
+}
+
+
+@pytest.mark.parametrize("argument", RENAMED)
+def test_fields_of_another_part_are_said_to_be(argument):
+    overrides = config_lib.assignments([argument])
+    if RENAMED[argument] is None:
+        config_lib.load(DIGITS, overrides)
+        return
+    field, former, kept = RENAMED[argument]
+    with pytest.raises(ConfigError) as error:
+        config_lib.load(DIGITS, overrides)
+    message = str(error.value)
+    assert (
+        message.startswith(f"config.{field}: comes from the config's") and repr(former) in message
+    )
+    section, _, text = message.partition("--config.")[2].partition("=")
+    assert kept in text
+    config_lib.load(DIGITS, {section: shlex.split(text)[0]})  # the advice is true
+
+
+def test_fields_given_with_the_new_name_are_the_users_own():
+    overrides = {"backbone.name": "resnet.ResNet", "backbone.widths": "(8,)"}
+    assert config_lib.load(DIGITS, overrides).backbone.widths == (8,)  # and is refused as such
+
+
+def test_a_name_alone_is_no_data_set(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.data\.train: 'digits' is not a dict of fields"):
+        train(config_lib.load(DIGITS, {"data.train": "digits"}), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"evaluators\.test\.data: 'digits' is not a dict"):
+        load("digits", "evaluators.test.data")
+
+
+def test_decay_is_of_rules():
+    config = config_lib.plain(config_lib.load(DIGITS, {"optimiser.weight_decay": "0.1"}))
+    with pytest.raises(
+        ConfigError, match=r"weight_decay: 0\.1; rules.*such as \[\['\.\*', 0\.1\]\]"
+    ):
+        build.optimiser(config)
+    plain = dict(name="adam", learning_rate=0.1)
+    updates = [
+        one_step(build.optimiser({**config, "optimiser": plain | more}))
+        for more in ({}, *(dict(name=n, weight_decay=[[".*", 0.1]]) for n in ("adam", "adamw")))
+    ]
+    np.testing.assert_allclose(np.array(updates[1:]) - updates[0], -0.1 * 0.1 * 2, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"optimiser\.weight_decay: adamw needs it"):
+        build.optimiser({**config, "optimiser": dict(name="adamw", learning_rate=0.1)})
+
+
+def one_step(optimiser):
+    params, gradient = {"w": np.float32(2)}, {"w": np.float32(3)}
+    return optimiser.update(gradient, optimiser.init(params), params)[0]["w"]
+
+
+FILES = {  # what a file says -> the message
+    "def get_config(:": "line 1: ",
+    "x = 1\nraise KeyError('no')": "line 2: KeyError: 'no'",
+    "import nothing_at_all": "line 1: ModuleNotFoundError: No module named 'nothing_at_all'",
+    "def get_config(arg=None):\n    return 1 / 0": "line 2: ZeroDivisionError: division by zero",
+    "def get_config(arg=None):\n    return {}": "returns {}, not a ConfigDict",
+    "def get_config():\n    return 3": "takes no options, but has 'a=1' after it",
+    "get_config = 3": "has no function get_config",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_file_that_is_no_config_is_named(text, tmp_path):
+    file = tmp_path / "file.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config_lib.load(f"{file}:a=1")
+    message = str(error.value)
+    assert message.startswith("config: ") and str(file) in message and FILES[text] in message
+    assert "\n" not in message
+
+
+def test_other_files_and_other_directories(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"config: README\.md is not a Python file"):
+        config_lib.load("README.md")
+    monkeypatch.chdir(tmp_path)
+    assert config_lib.load(DIGITS + ":size=3").inference.size == 3  # the project's
+    with pytest.raises(ConfigError, match=r"config: no file 'configs/digits/mpl\.py'"):
+        config_lib.load("configs/digits/mpl.py")
+
+
+def test_fields_that_both_parts_have_are_kept_and_told(caplog):
+    config = config_lib.load(DIGITS, {"optimiser.name": "rmsprop"})
+    assert config.optimiser.learning_rate == 1e-3
+    (record,) = caplog.records
+    assert (
+        "config.optimiser: 'rmsprop' keeps fields of 'adam': learning_rate=0.001" in record.message
+    )
+    assert "\n" not in record.message
+    config_lib.load(DIGITS, {"optimiser.name": "rmsprop"})
+    assert len(caplog.records) == 1  # once

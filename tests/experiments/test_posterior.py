@@ -15,6 +15,7 @@ from experiments.evaluators.posterior import (
     floor,
     functions,
     posterior,
+    read,
     wasserstein,
 )
 from experiments.predict import Predictions
@@ -154,3 +155,14 @@ def test_the_grid_of_the_gaussians():
     sure = np.diff(np.sort(apart, axis=1)[:, :2])[:, 0] > 1  # centres are estimated by 40 points
     assert sure.sum() > 120
     np.testing.assert_array_equal(apart.argmin(1)[sure], y[sure])
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_reference_is_named(tmp_path, content):
+    file = tmp_path / "reference.npz"
+    file.write_bytes(content) if content is not None else np.savez(file, x=np.ones(3))
+    with pytest.raises(ValueError, match=r"reference\.npz is damaged: ") as error:
+        read(file)
+    assert "\n" not in str(error.value)
+    if content is None:
+        assert "it has no draws, second" in str(error.value)

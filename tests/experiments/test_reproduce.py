@@ -1,7 +1,10 @@
 """Tables are resumed, filtered and completed; a row that fails takes no other with it."""
 
+import contextlib
+import io
 import json
 import logging
+import pkgutil
 import shutil
 import signal
 import time
@@ -11,7 +14,8 @@ import pytest
 
 import configs.tables
 from experiments import config as config_lib
-from experiments.cells import Cells, slug
+from experiments import project
+from experiments.cells import Cells, slug, table_of
 from experiments.checkpoint import Checkpoints
 from experiments.reproduce import main, render, reproduce, study
 from experiments.workdir import read_config, read_json, write_json
@@ -82,29 +86,24 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def made(tables, tmp_path_factory):
-    """The table after one command, and that command's exit status and log."""
+    """The table after one command, and that command's exit status and output."""
     folder = tmp_path_factory.mktemp("made")
-    handler = logging.Handler()
-    lines = []
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("experiments.reproduce")
-    logger.addHandler(handler)
-    code = main(arguments(folder))
-    logger.removeHandler(handler)
-    return folder, code, lines
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = main(arguments(folder))
+    return folder, code, output.getvalue().splitlines() + errors.getvalue().splitlines()
 
 
 @pytest.mark.slow
 def test_a_failing_row_is_reported_and_the_others_are_done(made):
     folder, code, lines = made
     assert code == 1
-    for seed in (0, 1):
-        assert (
-            f"No data, seed {seed}: data.train.path: there is no file /no/file.npz; "
-            + ("an npz file or a folder of them is needed")
-            in lines
-        )
-        assert f"No config, seed {seed}: config: no file 'nowhere.py'" in lines
+    reason = (
+        "data.train.path: there is no file /no/file.npz; an npz file or a folder of them is needed"
+    )
+    assert f"error: No data, seeds 0, 1: {reason}" in lines
+    assert "error: No config, seeds 0, 1: config: no file 'nowhere.py'" in lines
+    assert f"cells:  0 read from {folder}/r/a_table/runs, 4 run, 4 failed" in lines
     runs = sorted(p.name for p in (folder / "r" / "a_table" / "runs").iterdir())
     assert runs == ["one-seed0.json", "one-seed1.json",
                     "two-of-them-seed0.json", "two-of-them-seed1.json"]  # fmt: skip
@@ -140,12 +139,13 @@ def test_the_json_has_every_number_and_where_it_is_from(made):
 
 
 @pytest.mark.slow
-def test_a_second_run_does_nothing(made):
+def test_a_second_run_does_nothing(made, capsys):
     folder, _, _ = made
-    before = contents(folder / "w"), contents(folder / "r" / "a_table" / "runs")
+    before = contents(folder / "w"), contents(folder / "r" / "a_table")
     stamps = {p: p.stat().st_mtime_ns for p in (folder / "w").rglob("metrics.json*")}
     assert main(arguments(folder, "--rows", "One|Two")) == 0
-    after = contents(folder / "w"), contents(folder / "r" / "a_table" / "runs")
+    assert "4 read from" in capsys.readouterr().out
+    after = contents(folder / "w"), contents(folder / "r" / "a_table")
     unchanged = [p for p in before[0] if "report" not in str(p.relative_to(folder))]
     assert all(after[0][p] == before[0][p] for p in unchanged) and after[1] == before[1]
     assert {p: p.stat().st_mtime_ns for p in (folder / "w").rglob("metrics.json*")} == stamps
@@ -187,14 +187,24 @@ def test_data_that_comes_later(tables, tmp_path):
     assert (log.read_bytes(), log.stat().st_mtime_ns) == trained
 
 
-def test_cells_of_another_config_are_not_shown(made, caplog):
+def test_cells_of_another_config_are_not_shown(made, tmp_path, caplog):
+    """As where the table's config has changed since."""
     folder, _, _ = made
-    cells = Cells("a_table", folder / "r", folder / "w", {"optimiser.learning_rate": "0.5"})
+    shutil.copytree(folder / "r", tmp_path / "r")
+    file = tmp_path / "r" / "a_table" / "runs" / "one-seed0.json"
+    cell = read_json(file)
+    cell["config"]["optimiser"]["learning_rate"] = 0.5
+    write_json(file, cell)
+    run = tmp_path / "w" / "a_table" / "one" / "seed0"
+    run.mkdir(parents=True)
+    write_json(run / "config.json", cell["config"])
+    cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {})
     with caplog.at_level(logging.WARNING):
-        study = reproduce(cells, rows="One", seeds=[0])
+        made = reproduce(cells, rows="One", seeds=[0])
     assert "one-seed0.json is of another config and is not used" in caplog.text
-    assert "optimiser.learning_rate: 0.001 -> 0.5" in study.rows[0].failed
-    assert study.rows[0].results == []
+    assert "optimiser.learning_rate: 0.5 -> 0.001" in made.study.rows[0].failed
+    assert len(made.study.rows[0].results) == 1  # the other seed
+    assert read_json(file) == cell
 
 
 def test_the_table_says_what_its_cells_were_made_with(made, tmp_path, caplog):
@@ -221,6 +231,24 @@ def test_overrides_where_they_fit(tables, tmp_path):
     assert with_test["optimiser"]["learning_rate"] == without["optimiser"]["learning_rate"] == 0.5
     with pytest.raises(ConfigError, match=r"config\.evaluators\.tst: no such section; did you"):
         Cells("a_table", tmp_path, tmp_path, {"evaluators.tst.bins": "7"})
+    with pytest.raises(ConfigError, match=r"config\.seed: the seeds of a table are set by --seeds"):
+        Cells("a_table", tmp_path, tmp_path, {"seed": "1"})
+
+
+def test_settings_that_change_numbers_have_a_place_of_their_own(tables):
+    def folder(**overrides):
+        overrides = {name.replace("__", "."): value for name, value in overrides.items()}
+        cells = Cells("a_table", "r", "w", overrides)
+        assert cells.results.relative_to("r") == cells.workdir.relative_to("w")
+        return cells.results.relative_to("r/a_table").as_posix()
+
+    assert folder() == folder(evaluators__test__bins="7", logging__every="3") == "."
+    assert folder(optimiser__learning_rate="0.001") == "."  # what it is already
+    one = folder(optimiser__learning_rate="0.5", logging__every="3")
+    assert one.startswith("optimiser.learning_rate=0.5-")
+    assert folder(optimiser__learning_rate="5e-1") == one
+    several = {one, *(folder(optimiser__learning_rate="0.5", steps=n) for n in ("3", "4"))}
+    assert len(several) == 3 and "." not in several
 
 
 @pytest.mark.parametrize(
@@ -246,6 +274,12 @@ def digits(folder, *more):
             "--results", folder / "r", "--set", "checkpoint.every=50", *more]  # fmt: skip
 
 
+def of(folder):
+    """Where the table with changed settings is."""
+    (found,) = (folder / "digits").iterdir()
+    return found
+
+
 def wait(condition):
     end = time.monotonic() + 120
     while not condition():
@@ -256,8 +290,9 @@ def wait(condition):
 @pytest.mark.slow
 @pytest.mark.parametrize("number, more", [(signal.SIGINT, []), (signal.SIGTERM, ["--isolate"])])
 def test_interrupted_in_training(programs, tmp_path, number, more):
-    run = tmp_path / "w" / "digits" / "single-network" / "seed0"
     running = programs.start("reproduce", *digits(tmp_path, "--set", "steps=20000", *more))
+    wait(lambda: list(tmp_path.glob("w/digits/*/single-network/seed0")))
+    run = of(tmp_path / "w") / "single-network" / "seed0"
     wait(lambda: Checkpoints(run).latest_step())
     running.send(number)
     code, output = running.result()
@@ -280,13 +315,13 @@ def test_interrupted_in_evaluation_and_resumed_alone(programs, tmp_path):
     running.send(signal.SIGINT)
     code, output = running.result()
     assert code == 130 and "interrupted." in output and "Traceback" not in output, output
-    run = tmp_path / "w" / "digits" / "single-network" / "seed0"
+    run = of(tmp_path / "w") / "single-network" / "seed0"
     trained = (run / "metrics.jsonl").read_bytes()
     result = programs("reproduce", *arguments, "--isolate")
     assert result.code == 0, result.output
     assert "Single network, seed 0 (1 of 1)" in result.output
     assert (run / "metrics.jsonl").read_bytes() == trained
-    cell = read_json(tmp_path / "r" / "digits" / "runs" / "single-network-seed0.json")
+    cell = read_json(of(tmp_path / "r") / "runs" / "single-network-seed0.json")
     assert cell["metrics"]["cost/step"] == 60
 
 
@@ -294,7 +329,7 @@ def test_a_failing_row_alone(programs, tmp_path):
     result = programs("reproduce", *digits(tmp_path, "--set", "steps=40", "--isolate"))
     assert result.code == 1, result.output
     assert "ERROR Single network, seed 0: optimiser.schedule: warmup_steps: 50;" in result.output
-    text = (tmp_path / "r" / "digits" / "table.md").read_text()
+    text = (of(tmp_path / "r") / "table.md").read_text()
     assert "Failed: seed 0: optimiser.schedule: warmup\\_steps: 50" in text
 
 
@@ -304,18 +339,163 @@ def test_file_names():
 
 
 @pytest.mark.slow
-def test_runs_of_another_config_are_not_in_the_report(made):
+def test_runs_of_another_config_are_not_in_the_report(made, tmp_path):
     """Their directories are there; the report would refuse to put them beside the others."""
-    folder, _, _ = made
-    cells = Cells("a_table", folder / "r", folder / "w", {"seed": 1})  # so seed 0 is another's
-    study = reproduce(cells, rows="One", seeds=[1])
-    assert [len(row.results) for row in study.rows] == [1, 0, 1, 0]
-    report = render(cells, study)
-    assert "seed0" not in report.read_text()
+    for name in ("r", "w"):
+        shutil.copytree(made[0] / name, tmp_path / name)
+    for file in (tmp_path / "r" / "a_table" / "runs").glob("*-seed0.json"):
+        cell = read_json(file)
+        write_json(file, cell | {"config": cell["config"] | {"steps": 5}})
+    cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {})
+    made = reproduce(cells, rows="One", seeds=[1])
+    assert [len(row.results) for row in made.study.rows] == [1, 0, 1, 0]
+    report, problems = render(cells, made)
+    assert "seed0" not in report.read_text() and not problems
 
 
-@pytest.mark.parametrize("program", ["quickstart", "reproduce"])
-def test_help_is_help(program, tmp_path, programs):
-    result = programs(program, "--help")
-    assert result.code == 0 and result.output.startswith(f"usage: python -m experiments.{program}")
-    assert programs(program, "--no-such-thing").code == 2
+@pytest.fixture
+def copied(made, tmp_path):
+    """The finished table without its runs, as in a fresh clone."""
+    shutil.copytree(made[0] / "r", tmp_path / "r")
+    return tmp_path
+
+
+def test_failures_alone_leave_the_files_as_they_were(copied, capsys):
+    """Byte for byte, and so they are without the data of what is done, and with other commands."""
+    before = contents(copied / "r")
+    stamps = {path: path.stat().st_mtime_ns for path in before}
+    for more in ([], ["--rows", "No"], ["--set", "evaluators.test.bins=7"]):
+        assert main(arguments(copied, *more)) == 1
+        assert contents(copied / "r") == before
+        assert {path: path.stat().st_mtime_ns for path in before} == stamps
+    output = capsys.readouterr()
+    assert output.err.count("error: No config, seeds 0, 1: config: no file 'nowhere.py'") == 3
+    assert "cells:  0 read from" in output.out and "0 run, 4 failed" in output.out
+
+
+def test_files_follow_the_records(copied):
+    table = copied / "r" / "a_table" / "table.json"
+    (copied / "r" / "a_table" / "runs" / "one-seed1.json").unlink()
+    main(arguments(copied, "--rows", "No"))
+    assert [len(row["results"]) for row in read_json(table)["rows"]] == [1, 0, 2, 0]
+
+
+BARE = dict(metrics={}, failures={}, config={"evaluators": {}}, hardware={}, seed=0)
+BAD_RECORDS = [
+    ("", "is damaged"),
+    ("{", "is damaged"),
+    ([], "'metrics' is missing or of another type"),
+    ({"metrics": {}}, "'failures' is missing or of another type"),
+    (BARE | {"metrics": {"a": "x"}}, "a = 'x' is not a number"),
+    (BARE | {"config": {}}, "'config.evaluators' is missing"),
+    (BARE | {"hardware": {"a": []}}, "'hardware.a' is of another type"),
+    (BARE | {"run": "../.."}, "'run' is '../..'"),
+    (BARE | {"sets": {"test": 3}}, "has no name, number of examples and digest"),
+]
+
+
+@pytest.mark.parametrize(("record", "reason"), BAD_RECORDS)
+def test_a_damaged_record_is_named_and_the_others_are_shown(made, tmp_path, capsys, record, reason):
+    shutil.copytree(made[0] / "r", tmp_path / "r")
+    file = tmp_path / "r" / "a_table" / "runs" / "one-seed1.json"
+    file.write_text(record if isinstance(record, str) else json.dumps(record))
+    (file.parent / "one-seedx.json").write_text("no seed")
+    before = contents(tmp_path / "r")
+    assert main(arguments(tmp_path, "--rows", "One", "--seeds", "0,1")) == 1
+    output = capsys.readouterr()
+    (error,) = (line for line in output.err.splitlines() if line.startswith("error: "))
+    assert error.startswith(f"error: One, seed 1: {file} is damaged: ")
+    assert reason in error and error.endswith("delete it to run the cell again")
+    assert "Two: of them" in output.out and "1 read from" in output.out
+    assert contents(tmp_path / "r") == before
+
+
+def test_a_column_that_nothing_fills_is_refused_before_any_cell(tables, tmp_path, capsys):
+    keys = ["classification/acuracy", "ood/later/auroc_entropy", "no_such/thing"]
+    for key, hint in zip(
+        keys, ("did you mean 'classification/accuracy'", "they yield", "they yield"), strict=True
+    ):
+        row = f'dict(label="One", config="{tables / "digits_config.py"}:runlocal")'
+        text = f"def get_table():\n    return dict(title='', seeds=(0,), rows=[{row}],\n"
+        text += f"        columns=[dict(key={key!r}, header='A')])\n"
+        name = f"typo_{len(list(tables.iterdir()))}"
+        (tables / f"{name}.py").write_text(text)
+        more = arguments(tmp_path)[1:]
+        assert main([name, *more]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(
+            f"error: table {name}: column {key!r}: no row's evaluators yield it; "
+        )
+        assert hint in error
+        assert list(tmp_path.iterdir()) == []
+    fills = "evaluators.ood={'name':'ood','data':{'name':'digits'},'sets':{'later':{'name':'npz'}}}"
+    cells = Cells("a_table", "r", "w", config_lib.assignments([fills]))
+    cells.check_columns()
+
+
+def test_rows_do_not_share_files(tables, tmp_path):
+    rows = "[dict(label='A (1)', config='x.py'), dict(label='A 1', config='y.py')]"
+    text = f"def get_table():\n    return dict(title='', seeds=(0,), rows={rows}, columns=[])\n"
+    (tables / "alike.py").write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"rows 'A \(1\)' and 'A 1' would share the files a-1-seed"
+    ):
+        Cells("alike", tmp_path, tmp_path, {})
+    assert slug(dict(label="模型 A")) != slug(dict(label="模 A")) and slug(dict(label="模型"))
+
+
+@pytest.mark.slow
+def test_fresh_runs_replace_records_one_by_one_and_are_resumed(made, copied, capsys):
+    shutil.copytree(made[0] / "w", copied / "w")
+    runs = copied / "r" / "a_table" / "runs"
+    before, old = contents(runs), contents(copied / "w" / "a_table" / "one")
+    assert main(arguments(copied, "--fresh", "--rows", "One", "--seeds", "0")) == 0
+    assert "0 read from" in capsys.readouterr().out
+    after = contents(runs)
+    changed = [path for path in before if after[path] != before[path]]
+    assert changed == [runs / "one-seed0.json"] and after.keys() == before.keys()
+    one, two = json.loads(before[changed[0]]), read_json(changed[0])
+    assert two["run"] == "fresh/1/one/seed0" and two["metrics"]["cost/step"] == 4
+    for key in ("classification/nll", "classification/accuracy"):
+        assert one["metrics"][key] == two["metrics"][key]  # the same numbers again
+    assert contents(copied / "w" / "a_table" / "one") == old
+    cells = Cells("a_table", copied / "r", copied / "w", {})
+    row = cells.table["rows"][0]
+    assert cells.run_directory(row, 0) == copied / "w" / "a_table" / "fresh" / "1" / "one" / "seed0"
+    assert cells.run_directory(row, 1) == copied / "w" / "a_table" / "one" / "seed1"
+
+    # As after an interruption: what is recorded in the round is not run again.
+    mark = copied / "w" / "a_table" / "fresh" / "1" / "unfinished"
+    assert not mark.exists()
+    mark.touch()
+    assert main(arguments(copied, "--fresh", "--rows", "One|Two", "--seeds", "0")) == 0
+    assert "1 read from" in capsys.readouterr().out and not mark.exists()
+    assert read_json(runs / "two-of-them-seed0.json")["run"] == "fresh/1/two-of-them/seed0"
+    # A finished round is over: the next begins anew, and one with failures stays open.
+    assert main(arguments(copied, "--fresh", "--rows", "No config", "--seeds", "0")) == 1
+    assert (copied / "w" / "a_table" / "fresh" / "2" / "unfinished").exists()
+    assert contents(runs)[runs / "one-seed1.json"] == before[runs / "one-seed1.json"]
+
+
+def test_from_another_directory(made, tmp_path, monkeypatch):
+    """Configs are the project's, and so is where things go by default."""
+    monkeypatch.chdir(tmp_path)
+    cells = Cells("digits", "r", "w", {"steps": "7"})
+    assert cells.config(cells.table["rows"][0], 3)["steps"] == 7
+    Cells("toy_regression", "r", "w", {}).check_columns()
+    assert project.default("results") == str(project.ROOT / "results")
+    brackets = [column["header"] for column in table_of("toy_regression")["columns"]]
+    monkeypatch.chdir(project.ROOT)
+    assert brackets == [column["header"] for column in table_of("toy_regression")["columns"]]
+    assert "(" in brackets[0]
+    monkeypatch.chdir(tmp_path)
+    more = ["--results", str(made[0] / "r"), "--workdir", str(made[0] / "none")]
+    assert main(["a_table", "--rows", "One", *more]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_columns_of_all_tables_can_be_filled():
+    for module in pkgutil.iter_modules(configs.tables.__path__):
+        if (project.ROOT / "configs" / "tables" / f"{module.name}.py").is_file():
+            Cells(module.name, "r", "w", {}).check_columns()

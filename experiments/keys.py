@@ -1,0 +1,55 @@
+"""Names of metrics: parts such as ('ood', 'kmnist', 'auroc_entropy'), joined where they are stored.
+
+`ood/kmnist/auroc_entropy` is what metrics.json, scores.npz and a table's column say. A part may be
+any text that a config calls a data set, so what would end it is percent-encoded in the joined name:
+`mnist_corrupted/shot_noise` is `mnist_corrupted%2Fshot_noise` there.
+"""
+
+import re
+import urllib.parse
+from collections.abc import Collection
+
+# The separator, the escape itself, what ends a name in a zip archive, and what UTF-8 lacks.
+_RESERVED = re.compile(r"[/%\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def join(*parts: str) -> str:
+    """The stored name of a metric; `split` is its inverse."""
+    return "/".join(_RESERVED.sub(_encoded, part) for part in parts)
+
+
+def split(key: str) -> tuple[str, ...]:
+    """The parts of a stored name."""
+    return tuple(
+        urllib.parse.unquote(part, errors="surrogatepass") if "%" in part else part
+        for part in key.split("/")
+    )
+
+
+def _encoded(found: re.Match) -> str:
+    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass"))
+
+
+def named(key: str, group: str) -> tuple[str, str] | None:
+    """`(name, last part)` of a key of the group, such as ('kmnist', 'entropy'); None for others.
+
+    What stands between the group and the last part is one name: where names were stored without
+    being encoded, a name with '/' is several parts.
+    """
+    first, *name, last = split(key) if "/" in key else (key, "")
+    return ("/".join(name), last) if first == group and name else None
+
+
+def among(key: str, names: Collection[str]) -> bool:
+    """Whether a key is one of the names, in which a part `*` stands for one part or more."""
+    if key in names:
+        return True
+    parts = split(key)
+    for name in names:
+        if "*" in (wanted := split(name)):
+            i, rest = wanted.index("*"), len(wanted) - wanted.index("*") - 1
+            if len(parts) > i + rest and parts[:i] + parts[len(parts) - rest :] == (
+                wanted[:i] + wanted[i + 1 :]
+            ):
+                return True
+    return False

@@ -1,0 +1,141 @@
+"""On which data sets runs were evaluated: what a table says above itself, and what it compares."""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# Fields of a set's spec that say how it is read, not which examples it has.
+READING = ("mean", "std", "standardise", "statistics", "resize", "data_dir", "in_memory")
+
+
+class Data(NamedTuple):
+    """One set that one run was evaluated on."""
+
+    name: str  # such as 'digits[test]'
+    examples: int | None  # None where it was not noted
+    identity: str  # equal for equal examples
+
+
+class Evaluated(NamedTuple):
+    """What one run was evaluated on, by path."""
+
+    seed: Any
+    task: str  # 'classification', 'regression' or '' where neither was evaluated
+    # 'test' of the evaluator test's `data`, 'ood.mnist' of `sets`, 'map.ood.ring' of other fields
+    sets: Mapping[str, Data]  # by digests; empty for evaluations that noted none
+    specs: Mapping[str, Data]  # by what the config says
+
+
+def evaluated(
+    config: Mapping[str, Any],
+    metrics: Iterable[str],
+    sets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Evaluated:
+    """Of a run's config, the names of its metrics, and what sets.json holds, see `check_sets`."""
+    found = {key.partition("/")[0] for key in metrics}
+    task = next((task for task in ("classification", "regression") if task in found), "")
+    noted = {k: Data(s["name"], s["examples"], s["digest"]) for k, s in (sets or {}).items()}
+    return Evaluated(config.get("seed"), task, noted, dict(_specs(config.get("evaluators"))))
+
+
+def check_sets(sets: Any) -> dict[str, dict[str, Any]]:
+    """Returns what sets.json should hold: path -> dict(name=..., examples=..., digest=...).
+
+    Raises:
+      ValueError: it does not.
+    """
+    kinds = dict(name=str, examples=int, digest=str)
+    for path, of in sets.items() if isinstance(sets, Mapping) else [("", None)]:
+        if not isinstance(of, Mapping) or not all(
+            isinstance(of.get(field), kind) for field, kind in kinds.items()
+        ):
+            raise ValueError(f"{path!r}: {of!r} has no name, number of examples and digest")
+    return dict(sets)
+
+
+def _specs(evaluators: Any) -> Iterable[tuple[str, Data]]:
+    """(path, Data) of every set that the evaluators of a config read, by the paths of sets.json."""
+    for name, fields in evaluators.items() if isinstance(evaluators, Mapping) else ():
+        for field, value in fields.items() if isinstance(fields, Mapping) else ():
+            at = {"data": name, "sets": name}.get(field, f"{name}.{field}")
+            for path, spec in _within(at, value):
+                known = {k: v for k, v in spec.items() if k not in READING}
+                identity = json.dumps(known, sort_keys=True, default=str)
+                yield path, Data(_name(spec), None, identity)
+
+
+def _within(path: str, value: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """The specs of sets in a field: itself, or those in a dict of them."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("name"), str):
+            yield path, value
+        else:
+            for key, inner in value.items():
+                yield from _within(f"{path}.{key}", inner)
+
+
+def _name(spec: Mapping[str, Any]) -> str:
+    name, split = str(spec["name"]), str(spec.get("split", "train"))
+    if "path" in spec:
+        name += f" {pathlib.PurePath(str(spec['path'])).name}"
+    return f"{name}/{split}" if "[" in split else f"{name}[{split}]"
+
+
+def differing(a: Sequence[Evaluated], b: Sequence[Evaluated]) -> set[str]:
+    """The paths of sets that differ between runs of two rows: of the same seeds, where there are.
+
+    Sets that only one of them read are not compared. Tasks that differ are the path 'task'.
+    """
+    pairs = [(x, y) for x in a for y in b if x.seed == y.seed] or [(x, y) for x in a for y in b]
+    found = set()
+    for x, y in pairs:
+        if x.task and y.task and x.task != y.task:
+            found.add("task")
+        these, those = (x.sets, y.sets) if x.sets and y.sets else (x.specs, y.specs)
+        shared = these.keys() & those.keys()
+        found |= {path for path in shared if these[path].identity != those[path].identity}
+    return found
+
+
+def changed(runs: Sequence[Evaluated]) -> set[str]:
+    """The paths of sets whose examples differ between seeds though the configs read the same."""
+    first: dict[tuple, str] = {}
+    found = set()
+    for run in runs:
+        asked = tuple(sorted((path, data.identity) for path, data in run.specs.items()))
+        for path, data in run.sets.items():
+            if first.setdefault((asked, path), data.identity) != data.identity:
+                found.add(path)
+    return found
+
+
+def partition(rows: Sequence[Sequence[Evaluated]]) -> list[int]:
+    """For each row the number of its group: rows of one group were evaluated on the same data."""
+    groups: list[list[Sequence[Evaluated]]] = []
+    numbers = []
+    for row in rows:
+        alike = (i for i, group in enumerate(groups) if not any(differing(row, o) for o in group))
+        number = next(alike, len(groups))
+        groups += [[]] * (number == len(groups))
+        groups[number] = [*groups[number], row]
+        numbers.append(number)
+    return numbers
+
+
+def described(runs: Iterable[Evaluated]) -> str:
+    """'digits[test], 360 examples (test, ood); ...': sets of runs, the test set first."""
+    sizes: dict[str, set[int]] = {}
+    readers: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for path, data in (run.sets or run.specs).items():
+            sizes.setdefault(data.name, set())
+            if data.examples is not None:
+                sizes[data.name].add(data.examples)
+            readers.setdefault(data.name, {})[path] = None
+    parts = []
+    for name, paths in sorted(readers.items(), key=lambda item: "test" not in item[1]):
+        size = " or ".join(f"{n:,}" for n in sorted(sizes[name]))
+        size = f", {size} example{'s' * (sizes[name] != {1})}" * bool(size)
+        parts.append(f"{name}{size} ({', '.join(paths)})")
+    return "; ".join(parts)
