@@ -53,11 +53,19 @@ def matmul_transposed(a: Pair, b: Pair) -> Pair:
     bits = next(b for b in range(8, 0, -1) if b == 1 or exact(a[0].shape[-1], b))
     count = slices_of(48, bits)
     (a_slices, a_scale), (b_slices, b_scale) = (sliced(x, bits, count) for x in (a, b))
+    # One product in the program, and not all of them: they take long to compile.
+    order = [(t, level - t) for level in reversed(range(count)) for t in range(level + 1)]
+    shifts = [1.0 if t else 2.0**-bits for t, _ in order]  # by a level where one begins
 
-    def products(level: int) -> list[jax.Array]:
-        return [a_slices[t] @ b_slices[level - t].T for t in range(level + 1)]
+    def step(total: Pair, at: tuple) -> tuple[Pair, None]:
+        (t, u), shift = at
+        product = a_slices[t] @ b_slices[u].T
+        total = tuple(part * shift for part in total)
+        return add(total, (product, jnp.zeros_like(product))), None
 
-    return combined(products, count, bits, a_scale, b_scale)
+    zeros = jnp.zeros((a_slices.shape[1], b_slices.shape[1]))
+    total, _ = jax.lax.scan(step, (zeros, zeros), (jnp.array(order), jnp.array(shifts)))
+    return scaled(total, bits, a_scale, b_scale)
 
 
 def exact(n: int, bits: int) -> bool:
@@ -73,8 +81,8 @@ def slices_of(digits: int, bits: int) -> int:
     return -(-digits // bits)
 
 
-def sliced(x: Pair, bits: int, count: int) -> tuple[list[jax.Array], jax.Array]:
-    """Integers s_t [i, k], |s_t| <= 2^(bits - 1), and powers of two c [i] with
+def sliced(x: Pair, bits: int, count: int) -> tuple[jax.Array, jax.Array]:
+    """Integers s [count, i, k], |s| <= 2^(bits - 1), and powers of two c [i] with
 
     x_ik = c_i sum_t 2^(2 - bits - bits t) s_tik, but for what `count` slices leave.
     """
@@ -82,13 +90,14 @@ def sliced(x: Pair, bits: int, count: int) -> tuple[list[jax.Array], jax.Array]:
     exponent = jax.lax.bitcast_convert_type(largest, jnp.uint32) & jnp.uint32(0x7F800000)
     scale = jax.lax.bitcast_convert_type(exponent, jnp.float32)  # 2^floor(log2 largest), or inf
     scale = jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
-    high, low = (part / scale[:, None] * 2.0 ** (bits - 2) for part in x)
-    slices = []
-    for _ in range(count):
-        slices.append(jnp.round(high))
-        high, low = two_sum(high - slices[-1], low)
-        high, low = high * 2.0**bits, low * 2.0**bits
-    return slices, scale
+
+    def cut(rest: Pair, _: None) -> tuple[Pair, jax.Array]:
+        integers = jnp.round(rest[0])
+        high, low = two_sum(rest[0] - integers, rest[1])
+        return (high * 2.0**bits, low * 2.0**bits), integers
+
+    rest = tuple(part / scale[:, None] * 2.0 ** (bits - 2) for part in x)
+    return jax.lax.scan(cut, rest, length=count)[1], scale
 
 
 def combined(products, levels: int, bits: int, rows: jax.Array, columns: jax.Array) -> Pair:
@@ -99,5 +108,10 @@ def combined(products, levels: int, bits: int, rows: jax.Array, columns: jax.Arr
         total = tuple(part * 2.0**-bits for part in total)
         for product in products(level):
             total = add(total, (product, jnp.zeros_like(product)))
+    return scaled(total, bits, rows, columns)
+
+
+def scaled(total: Pair, bits: int, rows: jax.Array, columns: jax.Array) -> Pair:
+    """A sum of products of slices in the units of what was sliced."""
     factor = 2.0 ** (4 - 2 * bits)
     return tuple(part * factor * rows[:, None] * columns for part in total)

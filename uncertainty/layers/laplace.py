@@ -223,23 +223,25 @@ def refined_factor(moments: jax.Array, rest: jax.Array) -> jax.Array:
         P = double_float.add(pair, (identity, zeros))
 
         def unfinished(carry: tuple) -> jax.Array:
-            _, condition, rounds = carry
+            _, _, condition, rounds = carry
             return (condition > 100) & (rounds < 6)
 
-        def correct(carry: tuple) -> tuple:
-            F, _, rounds = carry
-            FP = double_float.matmul_transposed((F, zeros), P)
-            T, _ = double_float.matmul_transposed(FP, (F, zeros))
-            return *improved(T, F), rounds + 1
-
-        def improved(T: jax.Array, F: jax.Array) -> tuple:
+        def improve(carry: tuple) -> tuple:
+            T, F, _, rounds = carry
             L = jax.lax.linalg.cholesky(T * shrink, symmetrize_input=False)
             G = inverse_triangle(L)
-            new, _ = double_float.matmul_transposed((G, zeros), (F.T, zeros))
+            F, _ = double_float.matmul_transposed((G, zeros), (F.T, zeros))
             condition = jnp.max(jnp.sum(G**2, axis=0)) * jnp.max(jnp.diagonal(T))
-            return new, condition
+            carry = T, F, condition, rounds + 1
+            return jax.lax.cond(
+                unfinished(carry), lambda: (transformed(F), *carry[1:]), lambda: carry
+            )
 
-        F, *_ = jax.lax.while_loop(unfinished, correct, (*improved(P[0], identity), 0))
+        def transformed(F: jax.Array) -> jax.Array:  # F P F^T
+            FP = double_float.matmul_transposed((F, zeros), P)
+            return double_float.matmul_transposed(FP, (F, zeros))[0]
+
+        _, F, *_ = jax.lax.while_loop(unfinished, improve, (P[0], identity, jnp.inf, 0))
         # Not finite: P is not positive definite even so, or not finite itself.
         return jax.lax.cond(jnp.all(jnp.isfinite(F)), lambda: F, lambda: inverse_factor(pair[0]))
 
