@@ -85,8 +85,8 @@ def test_images_are_described_by_channel(tmp_path):
     noted = read_description(tmp_path)
     np.testing.assert_array_equal(noted.mean, source.mean)
     assert noted.range == (0, 16) and noted.shape == (5, 5, 3)
-    write_json(tmp_path / "data.json", {"digest": "", "shape": None})
-    with pytest.raises(ValueError, match=r"data.json is not a description of training data"):
+    write_json(tmp_path / "data.json", describe(source) | {"reading": 3})
+    with pytest.raises(ValueError, match=r"data.json is damaged"):
         read_description(tmp_path)
 
 

@@ -215,8 +215,5 @@ def test_a_network_without_experts_is_refused():
     config.evaluation.batch_size = 500
     experiment = setup(config)
     with pytest.raises(ValueError, match="routing: the network has no experts"):
-        list(
-            routing.routing(
-                Predictor(experiment, experiment.init()), dict(name="digits", split="test")
-            )
-        )
+        data = dict(name="digits", split="test")
+        list(routing.routing(Predictor(experiment, experiment.init()), data))
