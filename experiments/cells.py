@@ -144,14 +144,18 @@ class Cells:
     def check_columns(self) -> None:
         """Refuses a column that no row's evaluators can fill and for which nothing is published.
 
+        Those of the table count, and those that overrides make: without an evaluator's data it may
+        be left out, and its columns stay empty.
+
         Raises:
           ConfigError: with the nearest names that there are.
         """
         names, unknown = set(OF_A_RUN), False
         for row in self.table["rows"]:
             try:
-                for name, spec in self.config(row, 0)["evaluators"].items():
-                    names |= evaluators.yields(name, spec)
+                for config in (config_lib.plain(self._load(row, {})), self.config(row, 0)):
+                    for name, spec in config["evaluators"].items():
+                        names |= evaluators.yields(name, spec) if spec is not None else set()
             except ConfigError:  # `run` reports it
                 unknown = True
         for column in self.table["columns"]:

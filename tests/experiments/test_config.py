@@ -52,7 +52,7 @@ REFUSED = {  # overrides -> what the message says, in this order
     "inference.direction.name": ("indep", "inference.direction.name", "'independent'"),
     "inference.sise": (3, "inference.sise", "did you mean 'size'?"),
     "inference.executor": ("vmpa", "executor: 'vmpa'", "vmap"),
-    "optimiser.name": ("adm", "'adm'", "did you mean 'adam'?"),
+    "optimiser.name": ("adm", "'adm'", "did you mean 'adam'"),
     "optimiser.learning_rat": (1.0, "optimiser.learning_rat:", "did you mean 'learning_rate'?"),
     "optimiser.schedule.name": ("cosin", "optimiser.schedule.name", "'cosine'"),
     "optimiser.schedule.warmup": (3, "optimiser.schedule.warmup", "'warmup_steps'"),

@@ -429,8 +429,8 @@ def test_a_column_that_nothing_fills_is_refused_before_any_cell(tables, tmp_path
         assert hint in error
         assert list(tmp_path.iterdir()) == []
     fills = "evaluators.ood={'name':'ood','data':{'name':'digits'},'sets':{'later':{'name':'npz'}}}"
-    cells = Cells("a_table", "r", "w", config_lib.assignments([fills]))
-    cells.check_columns()
+    Cells("a_table", "r", "w", config_lib.assignments([fills])).check_columns()
+    Cells("digits", "r", "w", {"evaluators.ood": "none"}).check_columns()  # left out, so empty
 
 
 def test_rows_do_not_share_files(tables, tmp_path):
