@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import rich.console
 
+from experiments import progress
 from experiments.progress import Finished, Progress, duration, format_losses
 
 # Two jobs of 40 steps with absl and standard log records in between.
@@ -191,6 +192,17 @@ def test_a_step_that_was_dispatched_is_not_done():
         result.block_until_ready()
         assert finished.step() >= step
     assert finished.step() == 13
+
+
+def test_dispatching_does_not_run_far_ahead(monkeypatch):
+    """Whoever stops a run waits for what was dispatched: no more than one step if they are slow."""
+    monkeypatch.setattr(progress, "LEAD", 0.0)
+    x, finished = jnp.eye(200), Finished(0)
+    for step in (1, 2, 3):
+        finished.add(step, result := slow(x))
+        assert finished.step() >= step - 1
+    result.block_until_ready()
+    assert finished.step() == 3
 
 
 def test_rate_and_time_left(monkeypatch):
