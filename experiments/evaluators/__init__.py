@@ -104,5 +104,5 @@ def check_data(evaluators: Mapping[str, Mapping[str, Any]], source: Source) -> N
             except ValueError as error:
                 faults[f"evaluators.{name}.{error}"] = None
     if faults:
-        raise ConfigError("\n".join(faults) + "\n(What is None is left out; --noevaluate trains "
-                          "without evaluation.)")  # fmt: skip
+        raise ConfigError("\n".join(faults) + "\nWhat is set to none is left out, such as "
+                          "evaluators.ood=none")  # fmt: skip
