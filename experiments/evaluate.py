@@ -6,13 +6,10 @@
         --data '{"name": "idx", "path": "mnist", "split": "test"}'
 """
 
-import contextlib
 import logging
 import math
-import os
 import pathlib
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,19 +20,18 @@ from experiments import config as config_lib
 from experiments import writers
 from experiments.checkpoint import Checkpoints, check_step, of_training
 from experiments.data import labels
-from experiments.data.derived import specs as data_sets
-from experiments.data.source import Source, load
+from experiments.data.description import read_description
+from experiments.data.source import load
 from experiments.evaluators import evaluator
 from experiments.predict import Predictor
 from experiments.progress import Progress, setup_logging
-from experiments.setup import Experiment, read_description, setup
-from experiments.workdir import CONFIG, read_config, read_json, write_json
+from experiments.results import check_name, place, print_sets, sets_of, write_results
+from experiments.setup import Experiment, setup
+from experiments.workdir import CONFIG, read_config
 from uncertainty.build import ConfigError
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
-
-SETS = "sets.json"  # which data an evaluation read: name, examples, digest
 
 
 def evaluate(
@@ -59,7 +55,7 @@ def evaluate(
     runners = {key: evaluator(key, spec, task) for key, spec in specs.items()}
     state, step = restore(experiment, workdir)
     predict = Predictor(experiment, state)
-    paths = {path: spec for key, spec in specs.items() for path, spec in _sets(key, spec)}
+    paths = {path: spec for key, spec in specs.items() for path, spec in sets_of(key, spec)}
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     failures: dict[str, str] = {}
@@ -94,28 +90,6 @@ def evaluate(
     return metrics, failures
 
 
-def _sets(name: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(path, spec or source) of the sets of one evaluator: 'test' of `data`, 'ood.mnist' of `sets`,
-    'map.groups.inner' of other fields."""
-    for field, value in spec.items():
-        at = {"data": name, "sets": name}.get(field, f"{name}.{field}")
-        if isinstance(value, Source):
-            yield at, value
-        else:
-            yield from data_sets(value, at)
-
-
-def print_sets(sets: Mapping[str, Mapping[str, Any]], step: int) -> None:
-    """Prints which data were evaluated: a line for each set, and what was read otherwise."""
-    lines: dict[str, list[str]] = {}
-    for path, noted in sets.items():
-        notes = "".join(f"; {note}" for note in noted.get("notes", ()))
-        lines.setdefault(f"{noted['name']}, {noted['examples']:,} examples{notes}", []).append(path)
-    print(f"Step {step:,} on")
-    for text, paths in lines.items():
-        print(f"  {', '.join(paths)}: {text}")
-
-
 def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
     """The newest state, after the stages where the config has some, and its step.
 
@@ -136,26 +110,6 @@ def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
             f"python -m experiments.stage --workdir {workdir}"
         )
     return after.restore(experiment.final_shapes)
-
-
-def write_results(
-    directory: pathlib.Path,
-    metrics: Mapping[str, float],
-    arrays: Mapping[str, np.ndarray],
-    sets: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Writes metrics.json, scores.npz and sets.json, whole or not at all."""
-    half = directory / "half.npz"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(half, **arrays)
-        write_json(directory / SETS, sets)
-        write_json(directory / "metrics.json", metrics)
-        os.replace(half, directory / "scores.npz")
-    except OSError as error:
-        with contextlib.suppress(OSError):  # on a disk that is read-only, say
-            half.unlink()
-        raise OSError(error.errno, f"could not write {directory}: {error.strerror}") from error
 
 
 def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[str, float]:
@@ -217,53 +171,6 @@ def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"--data: {text!r}; NAME, NAME:SPLIT, or a dict of fields")
     spec = dict(train) if name == train["name"] else dict(name=name)
     return spec | ({"split": split} if split else {})
-
-
-def name_of(spec: Mapping[str, Any]) -> str:
-    """Where under evaluation/ the results of a set go: 'digits-validation', 'npz-mine-test'."""
-    parts = (spec["name"], pathlib.Path(str(spec.get("path", ""))).stem, spec.get("split", ""))
-    return re.sub(r"[^\w.-]+", "-", " ".join(map(str, parts))).strip("-.") or "data"
-
-
-def place(workdir: pathlib.Path, name: str | None, spec: Mapping[str, Any], source: Source) -> str:
-    """The name under evaluation/ for the results of a set that the config does not name.
-
-    Args:
-      workdir: of the run.
-      name: that the user gave; None for one made of the data: `name_of`, and where that has
-        results of other data, their digest too.
-      spec, source: of the data.
-
-    Raises:
-      ConfigError: a name that is no folder's, or one that has results of other data.
-    """
-
-    def of_other_data(name: str) -> bool:
-        folder = workdir / "evaluation" / name
-        if not folder.exists():
-            return False
-        try:
-            sets = read_json(folder / SETS)
-            return sets["data"]["digest"] != source.digest()
-        except (OSError, ValueError, KeyError, TypeError):  # of another version, or the config's
-            return True
-
-    if name is None:
-        name = name_of(spec)
-        return f"{name}-{source.digest()}" if of_other_data(name) else name
-    check_name(name)
-    if of_other_data(name):
-        raise ConfigError(
-            f"--name: {name!r} has results of other data in {workdir / 'evaluation' / name}; "
-            "give another name, or remove that folder"
-        )
-    return name
-
-
-def check_name(name: str) -> None:
-    """Raises ConfigError unless `name` is that of a folder."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ConfigError(f"--name: {name!r}; letters, digits, '.', '_' and '-' make a name")
 
 
 def open_run(workdir: str | pathlib.Path, examples: bool = False) -> Experiment:

@@ -21,10 +21,11 @@ from absl import flags
 from experiments import config as config_lib
 from experiments import evaluate, execution, processes, stage, writers
 from experiments.checkpoint import Checkpoints, check_step, of_training
+from experiments.data.description import describe, write_description
 from experiments.data.loader import depth, prefetch
 from experiments.evaluators import routing
 from experiments.progress import Finished, Progress, format_losses, setup_logging
-from experiments.setup import Experiment, describe, setup, write_description
+from experiments.setup import Experiment, setup
 from experiments.termination import Interrupted, Stop, graceful_termination
 from experiments.workdir import CONFIG as CONFIG_FILE
 from experiments.workdir import fields, jsonable, locked, open_workdir

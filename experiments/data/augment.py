@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import ranges
+from experiments.data import images
 from experiments.data.fields import check_fields
 from experiments.data.order import AUGMENT, philox
 from uncertainty.build import ConfigError, nearest
@@ -140,7 +140,7 @@ def rand_augment(batch: Batch, draw: Draw, *, num_ops: int = 2, magnitude: float
     if not 0 <= magnitude <= 30:
         raise ValueError(f"magnitude: {magnitude}; it must be in [0, 30]")
     x = _images(batch)
-    ranges.check("rand_augment", x, None)
+    images.check("rand_augment", x, None)
     chosen = draw("integers", 0, len(rand_augment_ops.OPS), shape=(num_ops,))
     sign = np.where(draw("random", shape=(num_ops,)) < 0.5, -1, 1)
     pixels = np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)

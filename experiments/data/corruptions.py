@@ -27,7 +27,7 @@ import dataclasses
 import numpy as np
 import scipy.ndimage
 
-from experiments.data import ranges
+from experiments.data import images
 from experiments.data.order import CORRUPT, philox
 from experiments.data.source import Source
 from uncertainty.build import ConfigError, nearest
@@ -85,7 +85,7 @@ def corrupt(
     if x.ndim == 2:
         noise = np.stack([rng.standard_normal(x.shape[1], np.float32) for rng in rngs])
         return x + np.float32(constant) * np.asarray(std, np.float32) * noise
-    ranges.check(kind, x, None)
+    images.check(kind, x, None)
     out = _IMAGE[kind][0](x, rngs, constant)
     return np.clip(out, 0, 1).astype(np.float32, copy=False)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.ranges import BYTES
+from experiments.data.images import BYTES
 from experiments.data.splits import UNBOUNDED, Range
 from uncertainty.build import ConfigError
 
@@ -19,7 +19,7 @@ def statistics_of(name: str, x: Any, y: Any, classes: int | None, limits: Range 
       x: [N, ...] as stored.
       y: labels or targets [N, ...].
       classes: None for regression.
-      limits: the range of images, see `ranges`; statistics are those of values in [0, 1] then.
+      limits: the range of images, see `images`; statistics are those of values in [0, 1] then.
 
     Returns:
       mean and std of x, each float32 [D] or [C]; those of y, [K], or None for classes.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import augment, embedded, files, from_tfds, labels, ranges
+from experiments.data import augment, embedded, files, from_tfds, images, labels
 from experiments.data.fields import check_fields
 from experiments.data.normalisation import check_finite, per_example, statistics_of
 from experiments.data.order import LABELS, philox
@@ -34,7 +34,7 @@ class Source:
     """The examples of one split, and how they are normalised.
 
     What leaves `gather` is (raw - mean) / std, where raw is in [0, 1] for images that have a range
-    (`ranges`), bytes over 255, and as stored otherwise; targets of regression are
+    (`images`), bytes over 255, and as stored otherwise; targets of regression are
     (y - y_mean) / y_std, so that the error in the stored unit is y_std times as large and the NLL
     larger by sum(log y_std).
     """
@@ -86,7 +86,7 @@ class Source:
             y = y if self.labelled else np.zeros(len(x), np.int32)
             _check_values(self, x, y, indices)
             y = _targets(y, self.classes, self.y_mean, self.y_std)
-        x = ranges.in_units(x, self.range)
+        x = images.in_units(x, self.range)
         if self.transform is not None:
             x = self.transform(x, indices)
         return {"x": x, "y": y}
@@ -223,7 +223,7 @@ def _source(
 ) -> Source:
     x, y = dataset.read(split)
     label = f"{name}[{split}]" if "[" not in split else f"{name}/{split}"
-    x, channels = _channels_last(label, x, channels, like)
+    x, channels = images.channels_last(label, x, channels, like)
     in_memory = isinstance(x, np.ndarray)
     if in_memory:
         _check_inputs(label, x)
@@ -241,9 +241,13 @@ def _source(
         except ConfigError as error:
             default = "" if statistics else " (statistics is 'train' unless it is given)"
             raise ConfigError(f"statistics: {error}{default}") from None
-        return f"{name}[{named}]", _channels_last(label, found[0], channels, like)[0], found[1]
+        return (
+            f"{name}[{named}]",
+            images.channels_last(label, found[0], channels, like)[0],
+            found[1],
+        )
 
-    range = _range(label, x, dataset, range, like, read_statistics)
+    range = images.range_of(label, x, dataset, range, like, read_statistics)
     y_mean = y_std = None
     wanted = dataset.standardise if standardise is None else standardise
     if mean is not None or std is not None:
@@ -309,60 +313,6 @@ def _check_inputs(label: str, x: np.ndarray) -> None:
         raise ValueError(f"{label}: inputs are {x.dtype}; real numbers are needed")
 
 
-def _channels_last(label: str, x: Any, channels: str | None, like: Source | None) -> tuple:
-    """Images [N, H, W, C], and where their channels stood if the spec or `like` says it."""
-    if channels not in (None, "first", "last"):
-        raise ConfigError(f"channels: {channels!r}; 'first' or 'last'")
-    if len(x.shape) != 4 or not isinstance(x, np.ndarray):
-        if channels == "first":
-            raise ConfigError(f"channels: 'first' is for images in memory; {label} has inputs of "
-                              f"shape {list(x.shape[1:])}")  # fmt: skip
-        return x, channels
-    looks_first = x.shape[1] in (1, 3) and min(x.shape[2:]) > 4
-    if channels is None and looks_first and like is not None:
-        channels = like.reading.get("channels")
-    if channels is None and looks_first:
-        raise ValueError(f"{label}: images of shape {list(x.shape[1:])} look as if their channels "
-                         "stood first; channels='first' reads them so, channels='last' as they "
-                         "are")  # fmt: skip
-    return (np.moveaxis(x, 1, -1) if channels == "first" else x), channels
-
-
-def _range(
-    label: str,
-    x: Any,
-    dataset: Dataset,
-    given: Any,
-    like: Source | None,
-    read_statistics: Callable[[], tuple],
-) -> Range:
-    """The range of the images of a set: that of the spec, of the set, or of the training data."""
-    if len(x.shape) != 4:
-        if given is not None:
-            raise ConfigError(f"range: {given!r}, but {label} has inputs of shape "
-                              f"{list(x.shape[1:])}; only images [H, W, C] have one")  # fmt: skip
-        return None
-    range = ranges.declared(given)
-    if range == ranges.MEASURED:
-        where, found, _ = read_statistics()
-        if not isinstance(found, np.ndarray):
-            raise ConfigError(f"range: {given!r} needs a set that fits in memory")
-        return ranges.measured(where, found)
-    if range is None:
-        range = dataset.range
-    inherited = range is None and like is not None and len(like.shape) == 3
-    if inherited and np.dtype(like.x.dtype) == x.dtype:
-        range = like.range
-        if isinstance(range, tuple) and isinstance(x, np.ndarray):
-            most = float(x.max())
-            if most - range[0] < 0.1 * (range[1] - range[0]):
-                logger.warning(
-                    "%s: values up to %.4g are read with the range (%g, %g) of the training data; "
-                    "if they are on another scale, give range=(low, high)", label, most, *range
-                )  # fmt: skip
-    return range
-
-
 def _notes(source: Source, like: Source | None) -> tuple[str, ...]:
     """What is read otherwise than the training data."""
     if like is None:
@@ -399,7 +349,7 @@ def _check_values(
 ) -> None:
     check_finite(source.name, x, y, indices)
     if x.ndim == 4:
-        ranges.check(source.name, x, source.range)
+        images.check(source.name, x, source.range)
     labels.check(source.name, y, source.classes, indices)
 
 

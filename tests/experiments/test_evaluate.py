@@ -15,10 +15,11 @@ from sklearn.metrics import roc_auc_score
 from configs.base import base
 from experiments.checkpoint import Checkpoints
 from experiments.data.corruptions import corrupted
+from experiments.data.description import read_description
 from experiments.data.source import load
 from experiments.evaluate import evaluate, open_run, parse_data
 from experiments.predict import Predictor
-from experiments.setup import read_description, setup
+from experiments.setup import setup
 from experiments.train import train
 from experiments.workdir import read_config, read_json, write_json
 from uncertainty import metrics

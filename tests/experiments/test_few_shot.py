@@ -6,10 +6,11 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from experiments.checkpoint import Checkpoints
+from experiments.data.description import read_description
 from experiments.data.source import load
 from experiments.evaluators.few_shot import few_shot
 from experiments.predict import Predictor
-from experiments.setup import read_description, setup
+from experiments.setup import setup
 from experiments.workdir import read_config
 
 SETS = dict(

@@ -7,9 +7,11 @@ import pytest
 
 from configs.tabular import breast_cancer, diabetes
 from experiments import config as config_lib
+from experiments.data.description import describe, read_description
 from experiments.data.source import load
-from experiments.evaluate import evaluate, name_of, place, print_sets
-from experiments.setup import describe, read_description, setup
+from experiments.evaluate import evaluate
+from experiments.results import name_of, place, print_sets
+from experiments.setup import setup
 from experiments.train import train
 from experiments.workdir import read_config, read_json, write_json
 from uncertainty.build import ConfigError

@@ -20,7 +20,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from experiments import config as config_lib
 from experiments import layouts, pretrained, stage, train
 from experiments.checkpoint import Checkpoints
-from experiments.setup import setup, write_description
+from experiments.data.description import write_description
+from experiments.setup import setup
 from experiments.workdir import write_json
 from uncertainty import build
 from uncertainty.build import ConfigError

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from experiments.checkpoint import Checkpoints
-from experiments.setup import read_description, setup
+from experiments.data.description import read_description
+from experiments.setup import setup
 from experiments.train import train
 from experiments.workdir import read_config, read_json
 from experiments.writers import METRICS, read_metrics, without_timing

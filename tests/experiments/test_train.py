@@ -15,8 +15,9 @@ import pytest
 from configs.base import base
 from experiments import config as config_lib
 from experiments.checkpoint import Checkpoints, DamagedCheckpointError
+from experiments.data.description import read_description
 from experiments.evaluate import cost, evaluate
-from experiments.setup import read_description, setup
+from experiments.setup import setup
 from experiments.train import train
 from experiments.workdir import open_workdir, read_config, read_json
 from experiments.writers import METRICS, read_metrics

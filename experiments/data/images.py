@@ -1,17 +1,24 @@
-"""The range of images: which of the stored values become 0 and 1.
+"""How images are read: which of the stored values become 0 and 1, and where channels stand.
 
 Augmentations and corruptions are defined on [0, 1], so that is what images are before they are
 normalised. Bytes have the range (0, 255) by their type. Whatever else is stored has to be in [0, 1]
 already, or its range is declared: nothing is rescaled that nobody spoke of.
 """
 
+import logging
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.data.splits import UNBOUNDED, Range
+from experiments.data.splits import UNBOUNDED, Dataset, Range
 from uncertainty.build import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.data.source import Source
+
+logger = logging.getLogger(__name__)
 
 MEASURED = "measured"
 BYTES = (0.0, 255.0)
@@ -91,3 +98,57 @@ def _likely(least: float, most: float) -> str:
     if least >= -1 and most <= 1:
         return "(-1, 1)"
     return f"({least:.6g}, {most:.6g})"
+
+
+def channels_last(label: str, x: Any, channels: str | None, like: "Source | None") -> tuple:
+    """Images [N, H, W, C], and where their channels stood if the spec or `like` says it."""
+    if channels not in (None, "first", "last"):
+        raise ConfigError(f"channels: {channels!r}; 'first' or 'last'")
+    if len(x.shape) != 4 or not isinstance(x, np.ndarray):
+        if channels == "first":
+            raise ConfigError(f"channels: 'first' is for images in memory; {label} has inputs of "
+                              f"shape {list(x.shape[1:])}")  # fmt: skip
+        return x, channels
+    looks_first = x.shape[1] in (1, 3) and min(x.shape[2:]) > 4
+    if channels is None and looks_first and like is not None:
+        channels = like.reading.get("channels")
+    if channels is None and looks_first:
+        raise ValueError(f"{label}: images of shape {list(x.shape[1:])} look as if their channels "
+                         "stood first; channels='first' reads them so, channels='last' as they "
+                         "are")  # fmt: skip
+    return (np.moveaxis(x, 1, -1) if channels == "first" else x), channels
+
+
+def range_of(
+    label: str,
+    x: Any,
+    dataset: Dataset,
+    given: Any,
+    like: "Source | None",
+    read_statistics: Callable[[], tuple],
+) -> Range:
+    """The range of the images of a set: that of the spec, of the set, or of the training data."""
+    if len(x.shape) != 4:
+        if given is not None:
+            raise ConfigError(f"range: {given!r}, but {label} has inputs of shape "
+                              f"{list(x.shape[1:])}; only images [H, W, C] have one")  # fmt: skip
+        return None
+    range = declared(given)
+    if range == MEASURED:
+        where, found, _ = read_statistics()
+        if not isinstance(found, np.ndarray):
+            raise ConfigError(f"range: {given!r} needs a set that fits in memory")
+        return measured(where, found)
+    if range is None:
+        range = dataset.range
+    inherited = range is None and like is not None and len(like.shape) == 3
+    if inherited and np.dtype(like.x.dtype) == x.dtype:
+        range = like.range
+        if isinstance(range, tuple) and isinstance(x, np.ndarray):
+            most = float(x.max())
+            if most - range[0] < 0.1 * (range[1] - range[0]):
+                logger.warning(
+                    "%s: values up to %.4g are read with the range (%g, %g) of the training data; "
+                    "if they are on another scale, give range=(low, high)", label, most, *range
+                )  # fmt: skip
+    return range
