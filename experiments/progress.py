@@ -19,6 +19,35 @@ CONSOLE = rich.console.Console(stderr=True)
 _shown: list["Progress"] = []  # those being shown, outermost first: they share one live display
 
 
+LEAD = 2.0  # seconds that the steps which are dispatched may be ahead of those that are done
+
+
+class Finished:
+    """The last step that is done, of those that were dispatched.
+
+    Adding one waits only where dispatching is further ahead than LEAD, and leaves a step to run
+    meanwhile: a run that is told to stop has to wait for all of them.
+    """
+
+    def __init__(self, start: int):
+        self._step = start
+        self._running: collections.deque[tuple[int, float, jax.Array]] = collections.deque()
+
+    def add(self, step: int, result: jax.Array) -> None:
+        """Step number `step` is done when its `result` is."""
+        now = time.monotonic()
+        self._running.append((step, now, result))
+        while len(self._running) > 1 and now - self._running[0][1] > LEAD:
+            self._running[0][2].block_until_ready()
+            self._step = self._running.popleft()[0]
+
+    def step(self) -> int:
+        """Asks; it waits for nothing."""
+        while self._running and self._running[0][2].is_ready():
+            self._step = self._running.popleft()[0]
+        return self._step
+
+
 class Progress:
     """How far a loop is; use it as a context manager.
 
@@ -30,6 +59,7 @@ class Progress:
         total: the number of steps.
         name: what is being done, such as 'train' or 'job 3 of 10'.
         unit: what is counted, in the singular.
+        finished: which of the steps are done, where `update` is told of those dispatched.
         start: the step that the loop begins at, when it goes on from a checkpoint.
         interval: least seconds between two lines where there is no terminal.
         show: False shows nothing, as in all but the first of several processes.
@@ -42,13 +72,14 @@ class Progress:
         name: str = "train",
         *,
         unit: str = "step",
+        finished: Finished | None = None,
         start: int = 0,
         interval: float = 10.0,
         show: bool = True,
         console: rich.console.Console | None = None,
     ):
         self.total, self.name, self.step, self.unit = total, name, start, unit
-        self.interval, self.show = interval, show
+        self.interval, self.show, self.finished = interval, show, finished
         self.console = console or CONSOLE
         self.live = show and self.console.is_terminal
         self.text = ""
@@ -131,6 +162,8 @@ class Progress:
         return " · ".join([*parts, self.text] if self.text else parts)
 
     def _show(self, now: float, *, final: bool = False) -> None:
+        if self.finished is not None:
+            self.step = self.finished.step()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.step, status=self.status(), refresh=final)
             self._next = now + 0.1
@@ -142,36 +175,6 @@ class Progress:
             print(line, file=self.console.file, flush=True)
             self._next = now + max(self.interval, 0.05 * (now - self._began))
         self._marks.append((now, self.step))
-
-
-LEAD = 2.0  # seconds that the steps which are dispatched may be ahead of those that are done
-
-
-class Finished:
-    """The last step that is done, of those that were dispatched: a Progress shows it.
-
-    Asking takes a few microseconds. It waits only where dispatching is further ahead than LEAD, and
-    a step is left to run meanwhile: a run that is told to stop has to wait for all of them.
-    """
-
-    def __init__(self, start: int):
-        self._step = start
-        self._running: collections.deque[tuple[int, float, jax.Array]] = collections.deque()
-
-    def add(self, step: int, result: jax.Array) -> None:
-        """Step number `step` is done when its `result` is."""
-        self._running.append((step, time.monotonic(), result))
-
-    def step(self) -> int:
-        while self._running:
-            step, dispatched, result = self._running[0]
-            if not result.is_ready():
-                if len(self._running) == 1 or time.monotonic() - dispatched < LEAD:
-                    break
-                result.block_until_ready()
-            self._step = step
-            self._running.popleft()
-        return self._step
 
 
 def format_losses(members: Sequence[float] | np.ndarray, ensemble: float | None = None) -> str:

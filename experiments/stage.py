@@ -127,13 +127,15 @@ def run_stage(
     alone, every = jax.process_count() == 1, experiment.config["logging"]["every"]
     with (
         contextlib.closing(checkpoints) if checkpoints else contextlib.nullcontext(),
-        Progress(total, name, start=done, show=jax.process_index() == 0) as progress,
+        Progress(
+            total, name, finished=finished, start=done, show=jax.process_index() == 0
+        ) as progress,
         stream as ahead,
     ):
         for i in range(done + 1, total + 1):
             state, token = step(state, next(ahead)[1])
             finished.add(i, token)
-            progress.update(finished.step())
+            progress.update(i)
             meeting = alone or i % every == 0 or i == total
             told = processes.any_signal(stop) if meeting else None
             due = i % experiment.config["checkpoint"]["every"] == 0 or i == total or told
@@ -146,7 +148,6 @@ def run_stage(
                 raise Interrupted(f"stopped by {told} at step {i} of {total} of {name}; {kept}",
                                   told)  # fmt: skip
         jax.block_until_ready(state)
-        progress.update(total)
     return jax.jit(finish)(state, x)
 
 

@@ -138,7 +138,9 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
         ) as writer,
         contextlib.closing(writers.Profile(workdir, config["logging"]["profile"])) as profile,
         contextlib.closing(checkpoints),
-        Progress(steps, "train", start=start, show=jax.process_index() == 0) as progress,
+        Progress(
+            steps, "train", finished=finished, start=start, show=jax.process_index() == 0
+        ) as progress,
         prefetch(experiment.batches(start), put, ahead) as stream,
     ):
         clock = Clock(writer.seconds)
@@ -163,7 +165,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
                 if done == start + 1:
                     clock.mark(done)
                     logger.info("first step, with its compilation: %.1f s", clock.seconds())
-            progress.update(finished.step(), text)
+            progress.update(done, text)
             if validate and done % config["evaluation"]["every"] == 0 and done < steps:
                 try:
                     found = validate(state)

@@ -198,11 +198,13 @@ def test_dispatching_does_not_run_far_ahead(monkeypatch):
     """Whoever stops a run waits for what was dispatched: no more than one step if they are slow."""
     monkeypatch.setattr(progress, "LEAD", 0.0)
     x, finished = jnp.eye(200), Finished(0)
+    bar = Progress(3, finished=finished, show=False)
     for step in (1, 2, 3):
         finished.add(step, result := slow(x))
+        bar.update(step)
         assert finished.step() >= step - 1
     result.block_until_ready()
-    assert finished.step() == 3
+    assert finished.step() == 3 and "3/3" in bar.status()
 
 
 def test_rate_and_time_left(monkeypatch):
