@@ -75,7 +75,7 @@ def joined(processes: str | None) -> Iterator[None]:
         Open MPI), else 'HOST:PORT,COUNT,INDEX' with the address of process 0.
 
     Raises:
-      ConfigError: of another form, or process 0 cannot listen at its address.
+      ConfigError: of another form, or another program listens at the address of process 0.
     """
     if processes is None:
         yield
@@ -115,8 +115,10 @@ def _initialize(processes: str) -> subprocess.Popen | None:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         start_new_session=True,  # an interrupt from the keyboard is not for it
     )  # fmt: skip
-    if service.stdout.readline() != b"ready\n":
-        raise ConfigError(f"--distributed: process 0 cannot serve at port {port}")
+    if service.stdout.readline() != b"ready\n":  # a version of JAX that has it otherwise
+        service.kill()
+        logger.warning("the coordination service is a thread of process 0: the others end with it")
+        return _meet(address, count, index)
     # JAX's own service, of which nobody knows.
     _meet(address, count, index, coordinator_bind_address="127.0.0.1:0")
     return service

@@ -37,9 +37,8 @@ def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.Gradien
     return optax.scale_by_adam(b1, b2, eps)
 
 
-adamw = (
-    adam  # (Loshchilov & Hutter 2019): `weight_decay` of `optimiser`, without which it is refused
-)
+# AdamW (Loshchilov & Hutter 2019) is Adam with the field `weight_decay`, which it must have.
+adamw = adam
 
 
 def lion(b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
