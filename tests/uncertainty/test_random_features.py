@@ -31,7 +31,8 @@ def test_features_follow_the_equation():
 def test_the_cosine_and_its_derivative():
     turns = np.concatenate([np.linspace(-2, 2, 10_001), [1e3 + 0.125, -1e5]]).astype(np.float32)
     exact = 2 * np.pi * turns.astype(np.float64)
-    np.testing.assert_allclose(cosine(jnp.asarray(turns)), np.cos(exact), atol=1e-6)
+    # 5e-7 is reached, four roundings of float32; another machine may have some more.
+    np.testing.assert_allclose(cosine(jnp.asarray(turns)), np.cos(exact), atol=3e-6)
     slope = jax.vmap(jax.grad(cosine))(jnp.asarray(turns))
     np.testing.assert_allclose(slope, -2 * np.pi * np.sin(exact), atol=2e-5)
     assert np.isnan(cosine(jnp.float32(np.inf)))
