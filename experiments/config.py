@@ -242,6 +242,8 @@ def override(config: ConfigDict, name: str, value: Any) -> None:
       ConfigError: there is no such section, or text that does not parse.
     """
     *parents, last = name.split(".")
+    if not parents and last not in base():
+        raise ConfigError(f"config.{last}: no such section; {nearest(last, base().keys())}")
     section = config
     for i, parent in enumerate(parents):
         if parent not in section:

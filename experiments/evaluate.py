@@ -9,6 +9,7 @@
 import logging
 import math
 import pathlib
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from experiments import config as config_lib
 from experiments import writers
 from experiments.checkpoint import Checkpoints, check_step, of_training
 from experiments.data import labels
+from experiments.data.derived import divided_otherwise, part_of
 from experiments.data.description import read_description
 from experiments.data.source import load
 from experiments.evaluators import evaluator
@@ -66,9 +68,11 @@ def evaluate(
             try:
                 for metric, value in run(predict):
                     (arrays if isinstance(value, np.ndarray) else metrics)[metric] = value
-            except (ValueError, OSError, FloatingPointError, ImportError) as error:
-                failures[key] = str(error)
-                logger.error("evaluator %s: %s", key, error)
+            except Exception as error:  # one evaluator must not take the others with it
+                plain = isinstance(error, ValueError | OSError | ArithmeticError | ImportError)
+                failures[key] = str(error) if plain else repr(error)
+                logger.error("evaluator %s: %s", key, failures[key])
+                logger.debug("%s", traceback.format_exc())
         progress.update(len(runners), "")
     if failures and not metrics:
         return metrics, failures
@@ -165,12 +169,13 @@ def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
     """
     if text.lstrip().startswith("{"):
         spec = config_lib.value_of(text, "--data")
-        return {**train, **spec} if "split" in spec and "name" not in spec else spec
+        return part_of(train, spec) if "split" in spec and "name" not in spec else spec
     name, _, split = text.strip().partition(":")
     if not name:
         raise ConfigError(f"--data: {text!r}; NAME, NAME:SPLIT, or a dict of fields")
-    spec = dict(train) if name == train["name"] else dict(name=name)
-    return spec | ({"split": split} if split else {})
+    if name == train["name"]:
+        return part_of(train, {"split": split}) if split else dict(train)
+    return dict(name=name, **({"split": split} if split else {}))
 
 
 def open_run(workdir: str | pathlib.Path, examples: bool = False) -> Experiment:
@@ -187,7 +192,7 @@ def open_run(workdir: str | pathlib.Path, examples: bool = False) -> Experiment:
     noted = None if examples else read_description(workdir)
     try:
         config_lib.check(config)
-        return setup(on_these_devices(config), noted)
+        return setup(on_these_devices(config), noted, evaluated=False)
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         raise ConfigError(f"{file}: not a config that anything is made of: {error!r}") from error
     except ConfigError as error:
@@ -212,14 +217,16 @@ def main(argv: list[str]) -> None:
     if DATA.value is not None:
         spec = parse_data(DATA.value, experiment.config["data"]["train"])
         source = load(spec, "--data", experiment.source, labels.ALIKE)
-        for note in source.notes:
-            logger.warning("--data: %s of %s", note, source.name)
+        why = divided_otherwise(spec, experiment.config["data"]["train"])
+        for note in (*source.notes, *([why] if why else ())):
+            logger.warning("--data: %s: %s", source.title, note)
         specs = {"data": dict(name=experiment.source.task, data=source)}
         name = place(pathlib.Path(WORKDIR.value), NAME.value, spec, source)
     elif NAME.value is not None:
-        name = NAME.value
-    _, failures = evaluate(experiment, WORKDIR.value, specs=specs, name=name)
-    print(f"results: {pathlib.Path(WORKDIR.value) / 'evaluation' / name}")
+        name = place(pathlib.Path(WORKDIR.value), NAME.value, None, None)
+    found, failures = evaluate(experiment, WORKDIR.value, specs=specs, name=name)
+    if found:
+        print(f"results: {pathlib.Path(WORKDIR.value) / 'evaluation' / name}")
     report(failures)
 
 

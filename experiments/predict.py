@@ -1,7 +1,6 @@
 """What the members of a trained state say of a whole data set."""
 
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ import numpy as np
 
 from experiments import execution
 from experiments.data import labels as labels_lib
+from experiments.data.derived import key_of
 from experiments.data.files import free_memory
 from experiments.data.loader import epoch
 from experiments.data.source import Source, load
@@ -63,7 +63,7 @@ class Predictor:
     `on_fault='freeze'`, and an error in others.
 
     Attributes:
-      read: spec as JSON, or a source's name -> `described` of it, for all that was read.
+      read: `_key` of a spec or source -> `described` of it, for all that was read.
     """
 
     def __init__(self, experiment: Experiment, state: State):
@@ -101,7 +101,7 @@ class Predictor:
         self._features = self._of_particles(features)
         self._predict = jax.jit(predict)
         self._compiled: set[bool] = set()  # without and with a mask
-        self._sources: dict[str, Source] = {}  # the last one
+        self._sources: dict[tuple[str, str], Source] = {}  # the last one
         self._summaries: dict[tuple, Summary] = {}
         self.read: dict[str, dict[str, Any]] = {}
 
@@ -117,15 +117,15 @@ class Predictor:
           ValueError: the predictions take more memory than is free.
         """
         source = self.source(spec, labels)
+        sized = []
 
         def kept(part: Predictions) -> Predictions:
-            if not parts:
+            if not sized:
                 size = sum(a.nbytes for a in part if isinstance(a, np.ndarray))
                 self._require(source, size * len(source) / len(part.y))
-            parts.append(part)
+                sized.append(True)
             return part
 
-        parts: list[Predictions] = []
         found = self._over(source, kept)
         return Predictions(
             *(_joined([part[i] for part in found], int(i > 0)) for i in range(6)),
@@ -329,14 +329,12 @@ class Predictor:
 
 def described(source: Source) -> dict[str, Any]:
     """What is noted of a set beside its metrics."""
-    noted = dict(name=source.name, examples=len(source), digest=source.digest())
+    noted = dict(name=source.title, examples=len(source), digest=source.digest())
     return noted | ({"notes": list(source.notes)} if source.notes else {})
 
 
 def _key(spec: Mapping[str, Any] | Source) -> str:
-    if isinstance(spec, Mapping):
-        return json.dumps(spec, sort_keys=True, default=str)
-    return spec.name
+    return key_of(spec) if isinstance(spec, Mapping) else f"{spec.name} {id(spec)}"
 
 
 def _predictions(

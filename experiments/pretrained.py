@@ -102,7 +102,7 @@ def load(config: Mapping[str, Any], shape: Sequence[int], state: State, optimise
     )
 
 
-def _fields(
+def _pretrained(
     path: str,
     layout: str,
     rules: Sequence[Any] = (),
@@ -114,7 +114,7 @@ def _fields(
 
 
 def _check_spec(spec: Mapping[str, Any]) -> None:
-    check_fields(_fields, spec, "pretrained.")
+    check_fields(_pretrained, spec, "pretrained.")
     if spec["layout"] not in READERS:
         raise ConfigError(
             f"pretrained.layout: {spec['layout']!r}; {nearest(spec['layout'], READERS)}"

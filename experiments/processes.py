@@ -101,7 +101,7 @@ def _initialize(processes: str) -> subprocess.Popen | None:
         address, count, index = processes.split(",")
         _, port = address.rsplit(":", 1)
         port, count, index = int(port), int(count), int(index)
-        if not 0 <= index < count:
+        if not (0 <= index < count and 0 < port < 2**16):
             raise ValueError
     except ValueError:
         raise ConfigError(

@@ -66,30 +66,37 @@ def name_of(spec: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.-]+", "-", " ".join(map(str, parts))).strip("-.") or "data"
 
 
-def place(workdir: pathlib.Path, name: str | None, spec: Mapping[str, Any], source: Source) -> str:
-    """The name under evaluation/ for the results of a set that the config does not name.
+def place(
+    workdir: pathlib.Path,
+    name: str | None,
+    spec: Mapping[str, Any] | None,
+    source: Source | None,
+) -> str:
+    """The name under evaluation/ for results that are not the run's own.
 
     Args:
       workdir: of the run.
       name: that the user gave; None for one made of the data: `name_of`, and where that has
         results of other data, or of these read otherwise, a checksum too.
-      spec, source: of the data.
+      spec, source: of the data; None for those of the config.
 
     Raises:
       ConfigError: a name that is no folder's, or one that has results of other data.
     """
 
-    identity = [source.digest(), *source.notes]
+    identity = None if source is None else [source.digest(), *source.notes]
 
     def of_other_data(name: str) -> bool:
         folder = workdir / "evaluation" / name
         if not folder.exists():
             return False
         try:
-            noted = read_json(folder / SETS)["data"]
-            return [noted["digest"], *noted.get("notes", ())] != identity
+            sets = read_json(folder / SETS)
+            if identity is None:
+                return "data" in sets
+            return [sets["data"]["digest"], *sets["data"].get("notes", ())] != identity
         except (OSError, ValueError, KeyError, TypeError):  # of another version, or the config's
-            return True
+            return identity is not None
 
     if name is None:
         name = name_of(spec)

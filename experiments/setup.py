@@ -18,7 +18,7 @@ from experiments.checks import (
     has_posterior,
 )
 from experiments.data import labels
-from experiments.data.derived import SET, same_set
+from experiments.data.derived import SET, divided_otherwise, same_set
 from experiments.data.loader import Batch, batches, with_context
 from experiments.data.source import Source, load
 from experiments.evaluators import check_data, evaluator
@@ -217,9 +217,6 @@ def load_validation(config: Mapping[str, Any], source: Source) -> Source:
     if not config["data"].get("validation"):
         raise ConfigError("stages: one needs data.validation, and there is none")
     validation = load(config["data"]["validation"], "data.validation", source, labels.ALIKE)
-    if validation.outputs != source.outputs:
-        raise ConfigError(f"data.validation: {validation.outputs} outputs, but {source.outputs} in "
-                          "data.train")  # fmt: skip
     return validation
 
 
@@ -234,6 +231,8 @@ def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
             names = [" ".join(str(s[key]) for key in SET if key in s) for s in (spec, train)]
             logger.warning("%s reads %s, but data.train %s; %s={'split': '...'} is a part of the "
                            "training data's set", field, *names, field)  # fmt: skip
+        if isinstance(spec, Mapping) and (why := divided_otherwise(spec, train)):
+            logger.warning("%s: %s", field, why)
     if config["batch_size"] > len(source):
         logger.warning("batch_size: %d, but %s has %d examples, so a batch has some of them more "
                        "than once", config["batch_size"], source.name, len(source))  # fmt: skip

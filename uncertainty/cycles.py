@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def share(step: jax.Array | int, steps: int, cycles: int) -> jax.Array:
-    """(step cycles mod steps) / steps, in [0, 1): the part of its cycle that is over.
+    """(step cycles mod steps) / steps, in [0, 1]: the part of its cycle that is over.
 
     Only the last division rounds, so that a cycle begins at 0. The product itself may be beyond
     int32 (3e6 steps of 1,000 cycles): it is made by doubling and adding modulo `steps`, below 2^32.

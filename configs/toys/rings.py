@@ -68,16 +68,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.optimiser.l2 = (("head/(mean/)?logits/kernel", 1 / 900),)
     config.logging.every = 200
 
-    test, blob = noisy("test", 1), dict(split="blob", label_noise=None)
+    test, blob = noisy("test", 1), dict(split="blob")
     config.evaluation.batch_size = 1_024
     config.evaluators = dict(
         test=dict(name="classification", data=test),
         ood=dict(name="ood", data=test, sets=dict(blob=blob)),
         map=dict(
             name="uncertainty_map",
-            data=dict(split="train"),
+            data=noisy("train", 0),
             groups={
-                ring: dict(split="test", classes=(k,), label_noise=None)  # without noise a class
+                ring: dict(split="test", classes=(k,))  # without noise a class
                 for k, ring in enumerate(("inner", "middle", "outer"))
             },
             reference="outer",

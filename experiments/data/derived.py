@@ -1,8 +1,10 @@
 """Data sets that a config describes by how they differ from its training data."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+OF_A_SPLIT = ("label_noise",)  # what is done to one part of a set, and not to the others
 SET = ("name", "path", "data_dir")  # the fields that say which set it is, not which part of it
 
 
@@ -36,9 +38,23 @@ def _filled(value: Any, train: Mapping[str, Any]) -> Any:
     if not isinstance(value, Mapping):
         return value
     if "split" in value and "name" not in value:
-        return {k: v for k, v in {**train, **value}.items() if v is not None}
+        return part_of(train, value)
     is_set = "name" in value  # whose other fields may be None for good
     return {k: _filled(v, train) for k, v in value.items() if is_set or v is not None}
+
+
+def part_of(train: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Another part of the training data's set, read in the same way but for the fields of `spec`.
+
+    Label noise belongs to the part that has it.
+    """
+    shared = {key: value for key, value in train.items() if key not in OF_A_SPLIT}
+    return {key: value for key, value in {**shared, **spec}.items() if value is not None}
+
+
+def key_of(spec: Mapping[str, Any]) -> str:
+    """A text that equal specs share."""
+    return json.dumps(spec, sort_keys=True, default=str)
 
 
 def specs(value: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -60,3 +76,14 @@ def specs(value: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]
 def same_set(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two specs read one data set, whichever parts of it."""
     return all(str(a.get(key)) == str(b.get(key)) for key in SET)
+
+
+def divided_otherwise(spec: Mapping[str, Any], train: Mapping[str, Any]) -> str | None:
+    """Why examples of the training data may be in another part of their set; None if they are not.
+
+    A seed decides which examples belong to which part.
+    """
+    if same_set(spec, train) and spec.get("seed") != train.get("seed"):
+        return (f"seed {spec.get('seed')}, but the training data's is {train.get('seed')}, so that "
+                "the two may have examples in common")  # fmt: skip
+    return None

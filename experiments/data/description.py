@@ -26,6 +26,7 @@ def describe(source: Source) -> dict[str, Any]:
         outputs=source.outputs,
         class_names=source.class_names,
         range=source.range,
+        measured=source.measured,
         mean=compact(source.mean, axes),
         std=compact(source.std, axes),
         y_mean=compact(source.y_mean, 0),
@@ -70,7 +71,9 @@ def read_description(workdir: str | pathlib.Path) -> Source | None:
     try:
         if "digest" not in noted:  # nor how they were read
             source = load(read_config(workdir)["data"]["train"], "data.train")
-            return dataclasses.replace(source, x=source.x[:0], y=None)
+            return dataclasses.replace(
+                source, x=np.zeros((0, *source.shape), source.x.dtype), y=None
+            )
         shape, names, limits = tuple(noted["shape"]), noted["class_names"], noted["range"]
         return Source(
             noted["name"],
@@ -82,6 +85,7 @@ def read_description(workdir: str | pathlib.Path) -> Source | None:
             *(None if noted[key] is None else np.asarray(noted[key], np.float32)
               for key in ("y_mean", "y_std")),
             range=tuple(limits) if isinstance(limits, list) else limits,
+            measured=noted["measured"],
             class_names=None if names is None else tuple(names),
             reading=dict(noted["reading"]),
         )  # fmt: skip

@@ -162,6 +162,9 @@ def noise(
 ) -> Dataset:
     """Inputs without structure, as out-of-distribution data: U(0, 1) or N(0, 1), all of class 0.
 
+    These are values as stored: like all that is evaluated they are then normalised as the training
+    data are, so that for a table's own units a `mean` and `std` belong in the spec.
+
     Args:
       shape: of one example, such as (28, 28, 1).
       size: number of examples; the only split is 'test'.

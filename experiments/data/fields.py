@@ -30,9 +30,9 @@ def check_fields(
     valid = set(parameters) - set(given)
     for key in fields:
         if key not in valid:
-            raise ConfigError(f"{field}{key}: no such field of {function.__name__}; "
+            raise ConfigError(f"{field}{key}: no such field of {function.__name__.strip('_')}; "
                               + nearest(key, valid | set(also)))  # fmt: skip
     for key in parameters:
         required = parameters[key].default is inspect.Parameter.empty
         if required and key in valid and key not in fields:
-            raise ConfigError(f"{field}{key}: missing; {function.__name__} needs it")
+            raise ConfigError(f"{field}{key}: missing; {function.__name__.strip('_')} needs it")

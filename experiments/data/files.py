@@ -33,6 +33,7 @@ def idx(path: str, num_classes: int | None = None) -> Dataset:
       ConfigError: the folder or its files are missing.
       ValueError: a file is damaged, or images and labels differ in number.
     """
+    _check_count(num_classes)
     found = _pairs(path, ("images", "imgs"), "idx", "train-images-idx3-ubyte.gz")
     return dataset(found, lambda name: _read(found[name], read_idx), num_classes or 0)
 
@@ -56,6 +57,7 @@ def npz(path: str, num_classes: int | None = None, seed: int | None = None) -> D
       ValueError: inputs and labels differ in number, an array has another type than a number's, or
         the file unpacks to more than the memory that is free.
     """
+    _check_count(num_classes)
     location = pathlib.Path(path).expanduser()
     if location.is_dir():
         found = _pairs(path, ("images", "imgs"), "npz", "kmnist-test-imgs.npz")
@@ -133,6 +135,11 @@ def _labelled(x: np.ndarray, y: np.ndarray | None) -> Arrays:
     if len(set(sizes)) > 1 or "no" in sizes:
         raise ValueError(" but ".join(map("{} {}".format, sizes, ("inputs", "labels"))))
     return (x[..., None] if x.ndim == 3 else x), y  # images get a channel
+
+
+def _check_count(num_classes: int | None) -> None:
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+        raise ConfigError(f"num_classes: {num_classes!r}; a whole number from 1")
 
 
 def _whole(y: np.ndarray, what: str) -> np.ndarray:

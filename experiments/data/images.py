@@ -56,20 +56,27 @@ def measured(name: str, x: np.ndarray) -> Range:
     return low, high
 
 
-def in_units(x: np.ndarray, range: Range) -> np.ndarray:
-    """Stored values as float32: in [0, 1] where they have a range, else as they are."""
+def in_units(x: np.ndarray, range: Range, clip: bool = False) -> np.ndarray:
+    """Stored values as float32: in [0, 1] where they have a range, else as they are.
+
+    With `clip` what is beyond a range becomes 0 or 1.
+    """
     if range is None and x.dtype == np.uint8:
         range = BYTES
     if range in (None, UNBOUNDED, (0.0, 1.0)):
         return x if x.dtype == np.float32 else x.astype(np.float32)
     low, high = map(np.float32, range)
     if low == 0:
-        return np.divide(x, high, dtype=np.float32)
-    return np.subtract(x, low, dtype=np.float32) / (high - low)
+        x = np.divide(x, high, dtype=np.float32)
+    else:
+        x = np.subtract(x, low, dtype=np.float32) / (high - low)
+    return np.clip(x, 0, 1, out=x) if clip else x
 
 
-def check(name: str, x: np.ndarray, range: Range) -> None:
+def check(name: str, x: np.ndarray, range: Range, clipped: bool = False) -> None:
     """Refuses images with values outside of their range, but for rounding.
+
+    With `clipped` there is a warning, that they will be.
 
     Raises:
       ValueError: says how to declare the range.
@@ -82,6 +89,10 @@ def check(name: str, x: np.ndarray, range: Range) -> None:
     if least >= low - slack and most <= high + slack:
         return
     found = f"{name}: images have values from {least:.6g} to {most:.6g}"
+    if clipped:
+        logger.warning("%s, beyond the measured range (%.6g, %.6g), and are clipped to it", found,
+                       low, high)  # fmt: skip
+        return
     if range is not None:
         raise ValueError(f"{found}, outside of their range ({low:g}, {high:g}); declare another "
                          f"range=(low, high), or range={UNBOUNDED!r}")  # fmt: skip
@@ -126,29 +137,50 @@ def range_of(
     given: Any,
     like: "Source | None",
     read_statistics: Callable[[], tuple],
-) -> Range:
-    """The range of the images of a set: that of the spec, of the set, or of the training data."""
+) -> tuple[Range, bool]:
+    """The range of the images of a set: that of the spec, of the set, or of the training data.
+
+    Returns:
+      The range, and whether it was measured, so that values of other splits may be beyond it.
+
+    Raises:
+      ConfigError: a range for what is no image, or none where the training data's is no guide.
+    """
     if len(x.shape) != 4:
         if given is not None:
             raise ConfigError(f"range: {given!r}, but {label} has inputs of shape "
                               f"{list(x.shape[1:])}; only images [H, W, C] have one")  # fmt: skip
-        return None
+        return None, False
     range = declared(given)
     if range == MEASURED:
         where, found, _ = read_statistics()
         if not isinstance(found, np.ndarray):
             raise ConfigError(f"range: {given!r} needs a set that fits in memory")
-        return measured(where, found)
-    if range is None:
-        range = dataset.range
-    inherited = range is None and like is not None and len(like.shape) == 3
-    if inherited and np.dtype(like.x.dtype) == x.dtype:
-        range = like.range
-        if isinstance(range, tuple) and isinstance(x, np.ndarray):
-            most = float(x.max())
-            if most - range[0] < 0.1 * (range[1] - range[0]):
-                logger.warning(
-                    "%s: values up to %.4g are read with the range (%g, %g) of the training data; "
-                    "if they are on another scale, give range=(low, high)", label, most, *range
-                )  # fmt: skip
-    return range
+        return measured(where, found), True
+    if range is not None:
+        return range, False
+    if dataset.range is not None:
+        return dataset.range, False
+    if like is not None and np.dtype(like.x.dtype) == x.dtype:
+        _warn_of_scale(label, x, like.range)
+        return like.range, like.measured
+    if like is not None and like.range == UNBOUNDED:
+        raise ConfigError(
+            f"range: the training images are {like.x.dtype}, read as they are stored, and those of "
+            f"{label} are {x.dtype}; give range=(low, high), or {UNBOUNDED!r} if they are alike"
+        )
+    _warn_of_scale(label, x, None)
+    return None, False
+
+
+def _warn_of_scale(label: str, x: Any, range: Range) -> None:
+    """Logs that images use a small part of their range only."""
+    if range is None and x.dtype == np.uint8:
+        range = BYTES
+    if not isinstance(range, tuple) or not isinstance(x, np.ndarray) or not x.size:
+        return
+    least, most = float(x.min()), float(x.max())
+    if most - range[0] < 0.1 * (range[1] - range[0]):
+        logger.warning("%s: values from %.4g to %.4g are read with the range (%g, %g); if they are "
+                       "on another scale, give range=(low, high)", label, least, most,
+                       *range)  # fmt: skip

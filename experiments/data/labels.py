@@ -42,9 +42,11 @@ def classes_of(
         )
     if names and like.class_names and names != like.class_names:
         if set(names) >= set(like.class_names):
-            order = tuple(names.index(name) for name in like.class_names)
-            raise ConfigError(f"classes: {label} has the classes of {like.name} in another "
-                              f"order; classes={order} reads them in that one")  # fmt: skip
+            raise ConfigError(
+                f"classes: {label} has {', '.join(names[:5])}, ... in this order, but the training "
+                f"data {', '.join(like.class_names[:5])}, ...; name them in that order: "
+                "classes=(...)"
+            )
         logger.warning("%s calls its classes %s, ..., the training data %s, ...; they are taken "
                        "for the same", label, ", ".join(names[:3]),
                        ", ".join(like.class_names[:3]))  # fmt: skip
@@ -66,7 +68,8 @@ def number_of(label: str, y: np.ndarray | None, dataset: Dataset) -> int | None:
     if least > 0:
         raise ValueError(
             f"{label}: labels run from {least} to {most}, but classes are counted from 0; subtract "
-            f"{least}, or give num_classes={most + 1} if class 0 has no example here"
+            f"{least}, or give num_classes={most + 1} if class 0 has no example here (targets of "
+            "regression are stored as floats)"
         )
     return most + 1
 

@@ -57,7 +57,10 @@ def per_example(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | N
     """
     if value is None:
         return None
-    value = np.asarray(value, np.float32)
+    try:
+        value = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: {value!r}; a number, or one per channel or feature") from None
     try:
         fits = np.broadcast_shapes(value.shape, shape) == tuple(shape)
     except ValueError:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import logging
+import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -50,10 +51,12 @@ class Source:
     y_std: np.ndarray | None = None  # [K]
     transform: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None  # raw x, indices
     range: Range = None  # of images, as stored
+    measured: bool = False  # whether it is that of the training data, and others may be beyond it
     class_names: tuple[str, ...] | None = None
     reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as in `Dataset`
     notes: tuple[str, ...] = ()  # what its spec has it read otherwise than the training data
     labelled: bool = True  # False: y is 0, whatever is stored
+    file: str = ""  # that it was read from
 
     def __len__(self) -> int:
         return len(self.x)
@@ -67,6 +70,12 @@ class Source:
     def task(self) -> str:
         """'classification' or 'regression'."""
         return "regression" if self.classes is None else "classification"
+
+    @property
+    def title(self) -> str:
+        """The name, with that of its file."""
+        name, mark, rest = self.name.partition("/" if "/" in self.name and self.file else "[")
+        return f"{name} {self.file}{mark}{rest}" if self.file else self.name
 
     @property
     def in_unit_range(self) -> bool:
@@ -86,7 +95,7 @@ class Source:
             y = y if self.labelled else np.zeros(len(x), np.int32)
             _check_values(self, x, y, indices)
             y = _targets(y, self.classes, self.y_mean, self.y_std)
-        x = images.in_units(x, self.range)
+        x = images.in_units(x, self.range, clip=self.measured)
         if self.transform is not None:
             x = self.transform(x, indices)
         return {"x": x, "y": y}
@@ -108,15 +117,17 @@ class Source:
     def digest(self) -> str:
         """Eight hexadecimal digits that tell these examples from others.
 
-        A CRC-32 of inputs and labels as they are stored; of a set on disk, of its name and size.
+        A CRC-32 of inputs and labels as they are stored; of a set that is not in memory, of its
+        size and its first and last example.
         """
-        if not isinstance(self.x, np.ndarray):
-            return f"{zlib.crc32(repr((self.name, self.x.shape)).encode()):08x}"
-        crc = zlib.crc32(repr((self.x.shape, self.x.dtype, self.classes)).encode())
-        y = self.y
-        if self.y_mean is not None:
+        x, y = self.x, self.y
+        if not isinstance(x, np.ndarray):
+            x, y = x.gather(np.array([0, len(x) - 1]))
+            y = np.zeros(0) if y is None else y
+        elif self.y_mean is not None:
             y = np.asarray(y * self.y_std + self.y_mean, np.float32)
-        for array in (self.x, y):
+        crc = zlib.crc32(repr((self.x.shape, x.dtype, self.classes)).encode())
+        for array in (x, y):
             crc = zlib.crc32(np.ascontiguousarray(array), crc)
         return f"{crc:08x}"
 
@@ -167,7 +178,11 @@ def load(
             dataset = function(**given, **fields)
         except TypeError as error:
             raise ConfigError(f"{name}({fields}): {error}") from error
-        source = _source(name, dataset, like, labels, **common)
+        try:
+            source = _source(name, dataset, like, labels, **common)
+        except (TypeError, IndexError) as error:
+            raise ConfigError(f"{name}({common}): {error}") from error
+        source = dataclasses.replace(source, file=pathlib.PurePath(fields.get("path", "")).name)
         check(source)
     except ConfigError as error:
         raise ConfigError(f"{field}.{error}") from error
@@ -247,7 +262,12 @@ def _source(
             found[1],
         )
 
-    range = images.range_of(label, x, dataset, range, like, read_statistics)
+    if like is not None and use == labels.ALIKE and like.classes is None and dataset.classes == 0:
+        dataset = dataset._replace(classes=None)  # whole numbers may be targets
+    given = dict(range=range, channels=channels)
+    range, is_measured = images.range_of(label, x, dataset, range, like, read_statistics)
+    if standardise not in (None, True, False):
+        raise ConfigError(f"standardise: {standardise!r}; true or false")
     y_mean = y_std = None
     wanted = dataset.standardise if standardise is None else standardise
     if mean is not None or std is not None:
@@ -264,8 +284,9 @@ def _source(
         y_mean, y_std = like.y_mean, like.y_std
     reading = {**dataset.reading, **({"channels": channels} if channels else {})}
     source = Source(label, x, None, None, 0, mean, std, y_mean, y_std, range=range,
-                    reading=reading, labelled=use != labels.UNUSED)  # fmt: skip
-    source = dataclasses.replace(source, notes=_notes(source, like))
+                    measured=is_measured, reading=reading,
+                    labelled=use != labels.UNUSED)  # fmt: skip
+    source = dataclasses.replace(source, notes=_notes(source, like, given))
     if not in_memory:
         if classes is not None or label_noise is not None:
             raise ConfigError("classes: and label_noise need a set that fits in memory "
@@ -283,23 +304,24 @@ def _source(
     if len(x) != len(y):
         raise ValueError(f"{label}: {len(x)} inputs but {len(y)} labels")
     if classes is not None:
-        k = labels.number_of(label, y, dataset)
-        labels.check(label, y, k)
-        x, y, k = _only_classes(x, y, k, classes)
+        k_all = labels.number_of(label, y, dataset)
+        labels.check(label, y, k_all)
+        x, y, k = _only_classes(x, y, k_all, classes)
         source = dataclasses.replace(source, x=x)
-        names = dataset.class_names
-        dataset = dataset._replace(
-            classes=k, class_names=names and tuple(names[c] for c in classes)
-        )
+        names = dataset.class_names or tuple(map(str, np.arange(k_all)))
+        dataset = dataset._replace(classes=k, class_names=tuple(names[c] for c in classes))
     if use == labels.UNUSED:
         k, names, y = (like.classes if like is not None else 1), None, np.zeros(len(x), np.int32)
     else:
         k, names = labels.classes_of(label, y, dataset, like, use)
         labels.check(label, y, k)
+    outputs = k if k is not None else np.size(y) // len(y)
+    if like is not None and use == labels.ALIKE and outputs != like.outputs:
+        raise ValueError(f"{label}: {outputs} targets, but the model was trained on {like.outputs} "
+                         f"({like.name})")  # fmt: skip
     y = _targets(y, k, y_mean, y_std)
     if label_noise is not None:
         y = _noisy(y, k, label_noise)
-    outputs = k if k is not None else y.shape[1]
     return dataclasses.replace(source, y=y, classes=k, outputs=outputs, class_names=names)
 
 
@@ -313,8 +335,14 @@ def _check_inputs(label: str, x: np.ndarray) -> None:
         raise ValueError(f"{label}: inputs are {x.dtype}; real numbers are needed")
 
 
-def _notes(source: Source, like: Source | None) -> tuple[str, ...]:
-    """What is read otherwise than the training data."""
+def _notes(source: Source, like: Source | None, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is read otherwise than the training data, with the values.
+
+    Args:
+      source: so far.
+      like: the training data.
+      given: fields of its spec that may be otherwise without that being so by default.
+    """
     if like is None:
         return ()
     notes = []
@@ -322,8 +350,19 @@ def _notes(source: Source, like: Source | None) -> tuple[str, ...]:
         mine, theirs = (absent if v is None else v for v in (getattr(source, field),
                                                             getattr(like, field)))  # fmt: skip
         if not np.allclose(mine, theirs, rtol=1e-6, atol=1e-7):
-            notes.append(f"{field} is its own, not that of the training data")
+            notes.append(f"{field} {_short(mine)} is its own, not that of the training data")
+    if given["range"] is not None and source.range != like.range:
+        notes.append(f"range {source.range} is its own, not that of the training data")
+    if given["channels"] != like.reading.get("channels"):
+        notes.append(f"channels {given['channels']} is its own, not that of the training data")
     return tuple(notes)
+
+
+def _short(value: np.ndarray | float) -> str:
+    """The first of different numbers in the last axis."""
+    last = np.asarray(value).reshape(-1, np.shape(value)[-1] if np.shape(value) else 1)[0]
+    shown = last if len(np.unique(last)) > 1 else last[:1]
+    return " ".join(f"{v:.6g}" for v in shown[:3]) + " ..." * (len(shown) > 3)
 
 
 def check(source: Source, sample: int = 256) -> None:
@@ -349,7 +388,7 @@ def _check_values(
 ) -> None:
     check_finite(source.name, x, y, indices)
     if x.ndim == 4:
-        images.check(source.name, x, source.range)
+        images.check(source.name, x, source.range, clipped=source.measured)
     labels.check(source.name, y, source.classes, indices)
 
 
@@ -361,10 +400,15 @@ def _targets(y, classes: int | None, mean: np.ndarray | None, std: np.ndarray | 
 
 
 def _only_classes(x, y, k: int | None, classes: Sequence[int]) -> tuple:
-    if k is None or not classes or len(set(classes)) != len(classes):
-        raise ConfigError(f"classes: {list(classes)}; distinct labels are needed")
-    if not all(isinstance(c, int | np.integer) and 0 <= c < k for c in classes):
+    if not isinstance(classes, Sequence) or isinstance(classes, str) or not classes:
+        raise ConfigError(f"classes: {classes!r}; a list of labels is needed")
+    if k is None:
+        raise ConfigError(f"classes: {list(classes)}, but there are real-valued targets")
+    if not all(type(c) is not bool and isinstance(c, int | np.integer) and 0 <= c < k
+               for c in classes):  # fmt: skip
         raise ConfigError(f"classes: {list(classes)}; labels must be in [0, {k})")
+    if len(set(classes)) != len(classes):
+        raise ConfigError(f"classes: {list(classes)}; distinct labels are needed")
     renamed = np.full(k, -1, np.int32)
     renamed[list(classes)] = np.arange(len(classes))
     y = renamed[y]

@@ -39,7 +39,7 @@ def dataset(
 
 
 _PART = re.compile(r"\s*([\w-]+)\s*(?:\[\s*([^\[\]:]*?)\s*:\s*([^\[\]:]*?)\s*\])?\s*")
-_END = re.compile(r"-?\d[\d_]*|-?[\d_]*\.?[\d_]+%|-?\d[\d_]*\.%")
+_END = re.compile(r"-?\d[\d_]*(\.\d*)?%|-?\.\d+%|-?\d[\d_]*")
 
 
 def take(names: Collection[str], get: Callable[[str], Arrays], split: str) -> Arrays:

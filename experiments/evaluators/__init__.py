@@ -10,14 +10,14 @@ own), and `check(source, **fields)`, which refuses fields before training.
 
 import functools
 import importlib
-import json
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from experiments.data import labels as labels_lib
-from experiments.data.derived import specs
+from experiments.data.derived import key_of, specs
 from experiments.data.fields import check_fields
 from experiments.data.source import Source, check_spec, load
 from uncertainty.build import ConfigError, nearest
@@ -38,6 +38,8 @@ def evaluator(name: str, spec: Mapping[str, Any], task: str) -> Callable[[Any], 
     run, fields = _found(spec, field)
     check_fields(run, fields, f"{field}.", given=("predict",))
     for key, value in fields.items():
+        if value is not None or inspect.signature(run).parameters[key].default is not None:
+            _check_kind(key, value, f"{field}.{key}")
         for path, data in specs(value, f"{field}.{key}"):
             check_spec(data, path)
     if run.task not in (task, None):
@@ -57,7 +59,10 @@ def yields(name: str, spec: Mapping[str, Any]) -> set[str]:
     """
     run, fields = _found(spec, f"evaluators.{name}")
     check_fields(run, fields, f"evaluators.{name}.", given=("predict",))
-    return run.yields(**fields)
+    try:
+        return run.yields(**fields)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"evaluators.{name}: {error}") from error
 
 
 def _found(spec: Mapping[str, Any], field: str) -> tuple[Callable, dict[str, Any]]:
@@ -69,6 +74,22 @@ def _found(spec: Mapping[str, Any], field: str) -> tuple[Callable, dict[str, Any
     kind = spec["name"]
     run = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
     return run, {key: value for key, value in spec.items() if key != "name"}
+
+
+SETS = ("data", "grid", "train")  # fields that are a data set ...
+GROUPS = ("groups", "ood", "sets")  # ... and a dict of some
+
+
+def _check_kind(key: str, value: Any, field: str) -> None:
+    """Raises ConfigError for a field of data sets that holds something else."""
+    if key in GROUPS:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{field}: {value!r} is not a dict of data sets by their names")
+        for name, inner in value.items():
+            _check_kind("data", inner, f"{field}.{name}")
+    elif key in SETS and not isinstance(value, Mapping | Source):
+        raise ConfigError(f"{field}: {value!r} is not a dict of fields, such as "
+                          "{'split': 'test'}")  # fmt: skip
 
 
 def check_data(evaluators: Mapping[str, Mapping[str, Any]], source: Source) -> None:
@@ -90,10 +111,9 @@ def check_data(evaluators: Mapping[str, Mapping[str, Any]], source: Source) -> N
         for field, value in fields.items():
             labels = getattr(module, "LABELS", {}).get(field, labels_lib.ALIKE)
             for path, data in specs(value, f"evaluators.{name}.{field}"):
-                key = json.dumps([labels, data], sort_keys=True, default=str)
-                if key in seen:
+                if (labels, key_of(data)) in seen:
                     continue
-                seen.add(key)
+                seen.add((labels, key_of(data)))
                 try:
                     load(data, path, like=source, labels=labels)
                 except (ValueError, OSError, ImportError) as error:
@@ -101,8 +121,7 @@ def check_data(evaluators: Mapping[str, Mapping[str, Any]], source: Source) -> N
         if sound and hasattr(module, "check"):
             try:
                 module.check(source, **fields)
-            except ValueError as error:
+            except (ValueError, TypeError, AttributeError) as error:
                 faults[f"evaluators.{name}.{error}"] = None
     if faults:
-        raise ConfigError("\n".join(faults) + "\nWhat is set to none is left out, such as "
-                          "evaluators.ood=none")  # fmt: skip
+        raise ConfigError("\n".join(faults))

@@ -36,4 +36,12 @@ def _yields(bins: int = 15, **_: Any) -> set[str]:
 
 
 classification.task = "classification"
+
+
+def check(source: Any, data: Any, bins: int = 15) -> None:
+    """Raises ValueError for a number of bins that is none."""
+    if type(bins) is not int or bins < 1:
+        raise ValueError(f"bins: {bins!r}; a whole number from 1")
+
+
 classification.yields = _yields

@@ -7,7 +7,9 @@ import numpy as np
 
 from experiments import keys
 from experiments.data import corruptions
+from experiments.evaluators import classification
 from uncertainty import metrics
+from uncertainty.build import ConfigError
 
 SHOWN = {"accuracy": "classification", "nll": "classification", "ece": "calibration"}
 
@@ -66,7 +68,14 @@ def check(
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     bins: int = 15,
 ) -> None:
-    """Raises ConfigError for kinds and severities that examples like `source` cannot have."""
-    for kind in kinds or corruptions.kinds_for(source):
-        for severity in severities:
-            corruptions.corrupted(source, kind, severity)
+    """Raises ValueError for kinds and severities that examples like `source` cannot have."""
+    classification.check(source, data, bins)
+    known = corruptions.kinds_for(source)
+    for field, values, valid in (("kinds", kinds or known, known),
+                                 ("severities", severities, (1, 2, 3, 4, 5))):  # fmt: skip
+        if not isinstance(values, list | tuple) or not values:
+            raise ConfigError(f"{field}: {values!r}; a list of some of {valid}")
+        for value in values:
+            if value not in valid:
+                raise ConfigError(f"{field}: {value!r}; these data can have {valid}")
+    corruptions.corrupted(source, known[0], 1)

@@ -100,6 +100,10 @@ def check(
     seed: int = 0,
 ) -> None:
     """Raises ValueError for fields that `few_shot` refuses."""
+    if not isinstance(sets, Mapping) or not all(isinstance(s, Mapping) for s in sets.values()):
+        raise ValueError(f"sets: {sets!r}; name -> dict(train=..., test=...)")
+    if not isinstance(shots, list | tuple) or not all(type(n) is int for n in shots):
+        raise ValueError(f"shots: {shots!r}; a list of whole numbers")
     if choose not in ("held_out", "test"):
         raise ValueError(f"choose: {choose!r}; {nearest(str(choose), ('held_out', 'test'))}")
     if not sets or not all(set(spec) == {"train", "test"} for spec in sets.values()):

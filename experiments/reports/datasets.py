@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Fields of a set's spec that say how it is read, not which examples it has.
-READING = ("mean", "std", "standardise", "statistics", "resize", "data_dir", "in_memory")
+READING = (
+    "mean", "std", "standardise", "statistics", "range", "channels", "resize", "data_dir",
+    "in_memory",
+)  # fmt: skip
 
 
 class Data(NamedTuple):

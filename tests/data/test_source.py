@@ -227,8 +227,7 @@ def test_other_data_are_read_as_the_training_data(tmp_path):
             assert found.task == train.task and not found.notes
         own = load(spec | dict(statistics="test", standardise=True), like=train, labels="alike")
         np.testing.assert_allclose(own.mean, raw.x.mean(0, dtype=float), rtol=1e-5)
-        assert own.notes == ("mean is its own, not that of the training data",
-                             "std is its own, not that of the training data")  # fmt: skip
+        assert [note.split()[0] for note in own.notes] == ["mean", "std"]
         if name == "diabetes":  # the model predicts in units of its own targets all the same
             np.testing.assert_array_equal(own.y[:20], expected["y"])
         stored_mean = load(spec | dict(mean=0.5), like=train, labels="alike")
@@ -249,7 +248,16 @@ def test_other_images_have_the_range_of_the_training_data(tmp_path, caplog):
     assert 0.9 < noise.gather(np.arange(24))["x"].max() <= 1
     assert not caplog.records
     load(stored(tmp_path, "d.npz", x=images(0, 1), y=Y24), like=train)
-    assert "read with the range (0, 16) of the training data" in caplog.text
+    assert "from 0 to 1 are read with the range (0, 16)" in caplog.text
+    load(stored(tmp_path, "f.npz", x=images(0, 17).astype(np.uint8), y=Y24), like=train)
+    assert "are read with the range (0, 255)" in caplog.text
+    unbounded = load(stored(tmp_path, "g.npz", x=images(0, 255), y=Y24) | dict(range="unbounded"))
+    with pytest.raises(ValueError, match="training images are float32, read as they are stored"):
+        load(stored(tmp_path, "h.npz", x=pixels, y=Y24), like=unbounded)
+    given = load(
+        stored(tmp_path, "h.npz", x=pixels, y=Y24) | dict(range="unbounded"), like=unbounded
+    )
+    np.testing.assert_array_equal(given.gather(np.arange(24))["x"], pixels)
     with pytest.raises(ValueError, match=r"outside of their range \(0, 16\)"):
         load(stored(tmp_path, "e.npz", x=images(0, 255), y=Y24), like=train)
 
@@ -303,13 +311,49 @@ def test_class_names_in_another_order_are_not_taken_for_the_same(caplog):
         return source_lib.Dataset(lambda _: (np.zeros((6, 2)), y), 3, class_names=names)
 
     train = source_lib._source("a", named("cat", "dog", "fox"))
-    with pytest.raises(ValueError, match=r"another order; classes=\(1, 2, 0\) reads them"):
+    with pytest.raises(ValueError, match=r"fox, cat, dog, .*the training data cat, dog, fox"):
         source_lib._source("b", named("fox", "cat", "dog"), train, "alike")
     read = source_lib._source("b", named("fox", "cat", "dog"), train, "alike", classes=(1, 2, 0))
     np.testing.assert_array_equal(read.y, [2, 0, 1, 2, 0, 1])
     assert not caplog.records
     source_lib._source("c", named("Cat", "Dog", "Fox"), train, "alike")
     assert "are taken for the same" in caplog.text
+
+
+def test_classes_that_are_numbered_otherwise_are_not_taken_for_the_same():
+    train = load(dict(name="digits", classes=[3, 5]))
+    with pytest.raises(ValueError, match=r"has 5, 3, .* but the training data 3, 5"):
+        load(dict(name="digits", split="test", classes=[5, 3]), like=train, labels="alike")
+    assert (
+        load(dict(name="digits", split="test", classes=[3, 5]), like=train, labels="alike").notes
+        == ()
+    )
+
+
+def test_a_measured_range_is_no_bound(tmp_path, caplog):
+    """What is beyond the extremes of the training part becomes black or white, with a warning."""
+    rng = np.random.default_rng(0)
+    parts = {f"x_{s}": rng.normal(size=(20, 6, 6, 1)) for s in ("train", "test")}
+    parts["x_test"][0, 0, 0, 0] = 9
+    spec = stored(tmp_path, **parts, y_train=np.arange(20) % 3, y_test=np.arange(20) % 3)
+    train = load(spec | dict(range="measured"))
+    low, high = parts["x_train"].min(), parts["x_train"].max()
+    test = load(spec | dict(split="test"), like=train)
+    expected = np.clip((parts["x_test"] - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(test.gather(np.arange(20))["x"], expected, atol=1e-6)
+    assert "beyond the measured range" in caplog.text and "are clipped to it" in caplog.text
+    corrupted(test, "contrast", 1).gather(np.arange(20))
+
+
+def test_targets_of_another_number_are_refused(tmp_path):
+    train = load(dict(name="diabetes"))
+    x = np.zeros((9, 10))
+    with pytest.raises(ValueError, match="2 targets, but the model was trained on 1"):
+        load(stored(tmp_path, x=x, y=np.zeros((9, 2))), like=train, labels="alike")
+    whole = load(stored(tmp_path, x=x, y=np.arange(9)), like=train, labels="alike")
+    np.testing.assert_allclose(
+        whole.y * whole.y_std + whole.y_mean, np.arange(9)[:, None], atol=1e-4
+    )
 
 
 def test_what_does_not_fit_in_memory_is_refused_before_it_is_made(tmp_path):

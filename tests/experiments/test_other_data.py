@@ -9,7 +9,8 @@ from configs.tabular import breast_cancer, diabetes
 from experiments import config as config_lib
 from experiments.data.description import describe, read_description
 from experiments.data.source import load
-from experiments.evaluate import evaluate
+from experiments.evaluate import evaluate, parse_data
+from experiments.predict import described
 from experiments.results import name_of, place, print_sets
 from experiments.setup import setup
 from experiments.train import train
@@ -56,8 +57,7 @@ def test_raw_test_data_give_the_numbers_of_the_built_in_ones(table):
     otherwise = evaluated(run, spec | dict(standardise=False))
     assert otherwise != expected
     noted = read_json(run / "evaluation" / name_of(spec) / "sets.json")["data"]
-    assert noted["notes"] == ["mean is its own, not that of the training data",
-                              "std is its own, not that of the training data"]  # fmt: skip
+    assert [note.split()[0] for note in noted["notes"]] == ["mean", "std"]
 
 
 def test_how_the_training_data_were_read_is_part_of_the_run(table):
@@ -118,7 +118,7 @@ def test_results_are_named_after_the_data_and_not_overwritten(digits, tmp_path, 
         spec = dict(name="npz", path=str(path), split="test")
         result = programs("evaluate", "--workdir", digits, "--data", str(spec))
         assert result.code == 0, result.output
-        assert "data: npz[test], 100 examples" in result.output
+        assert "data: npz mine.npz[test], 100 examples" in result.output
         results.append(result.output.splitlines()[-1].rpartition("/")[2])
     assert results[0] == results[2] == "npz-mine-test"
     assert results[1].startswith("npz-mine-test-") and len(results[1]) == len("npz-mine-test-") + 8
@@ -147,7 +147,7 @@ BEFORE = {
     "labels": (dict(data=dict(name="digits", split="test")),
                "data.classes: .* 10 classes, but the model was trained on 8"),
     "split": (dict(data=dict(split="tst")), "data.split: 'tst' does not exist"),
-    "severity": ({}, "evaluators.corruption.severity: 9; 1 to 5 are known"),
+    "severity": ({}, "evaluators.corruption.severities: 9; these data can have"),
 }  # fmt: skip
 
 
@@ -191,3 +191,66 @@ def test_one_override_sets_all_data(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         setup(config)
     assert "evaluators.test.data reads digits, but data.train npz" in caplog.text
+
+
+def test_label_noise_belongs_to_the_part_that_has_it():
+    noise = dict(transition=np.full((8, 8), 0.125).tolist())
+    plain = config_lib.plain(
+        config_lib.load("configs/digits/mlp.py", {"data.train.label_noise": noise})
+    )
+    assert plain["data"]["train"]["label_noise"] == noise
+    for spec in (plain["data"]["validation"], plain["evaluators"]["test"]["data"]):
+        assert "label_noise" not in spec and spec["classes"] == plain["data"]["train"]["classes"]
+    train_spec = dict(name="rings", split="train", label_noise=noise)
+    for text in ("rings:test", "{'split': 'test'}"):
+        assert parse_data(text, train_spec) == dict(name="rings", split="test")
+
+
+def test_the_same_data_read_otherwise_have_results_of_their_own(tmp_path, digits):
+    like = read_description(digits)
+    spec = dict(name="digits", split="test", classes=range(8))
+    places = []
+    for more in ({}, dict(mean=0.1), dict(mean=0.9)):
+        source = load(spec | more, like=like, labels="alike")
+        places.append(place(tmp_path, None, spec, source))
+        folder = tmp_path / "evaluation" / places[-1]
+        folder.mkdir(parents=True)
+        write_json(folder / "sets.json", {"data": described(source)})
+        assert place(tmp_path, None, spec, source) == places[-1]
+    assert len(set(places)) == 3
+    with pytest.raises(ConfigError, match="has results of other data"):  # the config's own
+        place(tmp_path, places[0], None, None)
+    assert place(tmp_path, "free", None, None) == "free"
+
+
+def test_parts_of_another_seed_are_spoken_of(caplog):
+    config = small(breast_cancer)
+    config.data.train.seed = 1
+    config.evaluators.test.data = dict(name="breast_cancer", split="test")
+    with caplog.at_level(logging.WARNING):
+        setup(config)
+    assert "evaluators.test.data: seed None, but the training data's is 1" in caplog.text
+
+
+WRONG_KINDS = {
+    "evaluators.test.data": ("digits", "evaluators.test.data: 'digits' is not a dict of fields"),
+    "evaluators.ood.sets": (5, "evaluators.ood.sets: 5 is not a dict of data sets"),
+    "evaluators.ood.sets.noise": ("digits", "evaluators.ood.sets.noise: 'digits' is not a dict"),
+    "evaluators.test.bins": (0, "evaluators.test.bins: 0; a whole number from 1"),
+    "evaluators.corruption.severities": (5, "evaluators.corruption.severities: 5; a list of some"),
+    "evaluators.corruption.kinds": (("fog",), "evaluators.corruption.kinds: 'fog'; these data can"),
+    "data.train.classes": (3, "data.train.classes: 3; a list of labels"),
+    "data.train.classes ": ((True, False), "labels must be in"),
+    "data.train.mean": ("a", "data.train.mean: 'a'; a number, or one per channel"),
+    "data.train.standardise": ("yes", "data.train.standardise: 'yes'; true or false"),
+    "data.train.split": ("train[_%:]", "is not like 'train'"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG_KINDS)
+def test_fields_of_another_kind_are_named(field):
+    value, message = WRONG_KINDS[field]
+    config = config_lib.load("configs/digits/mlp.py", {field.strip(): value, "mesh.data": 1})
+    with pytest.raises(ConfigError) as error:
+        setup(config)
+    assert message in str(error.value)

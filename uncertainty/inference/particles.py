@@ -83,8 +83,8 @@ def particles(
     if decays and optimiser.decays and (prior is not None or not separable):
         stated = "prior" if prior is not None else "direction"
         raise ValueError(
-            f"optimiser.{optimiser.decays[0]}: changes the posterior that {stated} states; unset "
-            "it, and give the weights' scale by inference.prior alone"
+            f"optimiser.{optimiser.decays[0]}: changes the posterior that {stated} states; set "
+            "it to (), and give the weights' scale by inference.prior alone"
         )
     if sampling and not hasattr(direct, "colour"):
         raise ValueError(
