@@ -11,6 +11,7 @@ from experiments import config as config_lib
 from experiments import execution, stage
 from experiments.predict import Predictor
 from experiments.setup import setup
+from experiments.termination import Stop
 from tests.test_composition import INTERACTING, STAGES, why_not
 from tests.test_contract import INFERENCE, SAMPLERS, config_of
 from uncertainty import predictive
@@ -117,7 +118,7 @@ def test_it_beats_chance(row, tmp_path):
         state, metrics = update(state, batch)
         assert np.asarray(metrics["finite"]).all(), step
     for name, one in experiment.stages:
-        state = stage.run_stage(experiment, one, state, name, steps, tmp_path)
+        state = stage.run_stage(experiment, one, state, name, steps, tmp_path, Stop())
     said = Predictor(experiment, state)(DIGITS | dict(split="test"))
 
     def p_value(log_p):

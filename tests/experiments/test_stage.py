@@ -387,6 +387,7 @@ def test_hyper_deep_ensemble_by_config(plain, tmp_path):
         "inference.hyper": dict(prior_scale=dict(low=0.05, high=2.0), learning_rate=[1.0, 3.0]),
         "stages": (dict(name="select", size=3),),
         "evaluators": FIELDS["evaluators"],
+        "optimiser.weight_decay": (),
     }
     experiment = run(tmp_path / "run", **changes)
     metrics, failures = evaluate(experiment, tmp_path / "run", show=False)

@@ -290,6 +290,7 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
     fields = {
         "data.context": dict(digits, split="test"),
         "inference.direction": dict(name="svgd", space="functions", context=dict(name="other")),
+        "optimiser.weight_decay": (),
         "mesh": {"data": 1},
     }
     experiment = setup(config_lib.load("configs/digits/mlp.py:runlocal,size=2", fields))

@@ -15,7 +15,7 @@ def linear_regression(d: int, noise_std: float) -> Model:
     def init(key, x):
         return {"layer": {"kernel": jax.random.normal(key, (d,))}}, {}
 
-    def forward(params, collections, x, key, *, train, mutable=()):
+    def forward(params, collections, x, key, *, train, mutable=(), mask=None):
         mean = (x @ params["layer"]["kernel"])[None, :, None]
         return Latent(mean), collections, jnp.zeros(())
 

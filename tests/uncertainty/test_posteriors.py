@@ -83,7 +83,7 @@ def process():
     def init(key, x):
         return {"layer": {"kernel": jax.random.normal(key, (M_FEATURES,))}}, {}
 
-    def forward(params, collections, x, key, *, train, mutable=()):
+    def forward(params, collections, x, key, *, train, mutable=(), mask=None):
         mean = (features(x) @ params["layer"]["kernel"])[None, :, None]
         return Latent(mean), collections, jnp.zeros(())
 
