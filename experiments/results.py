@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.derived import specs
+from experiments.data.derived import path_of, specs
 from experiments.data.source import Source
 from experiments.workdir import read_json, write_json
 from uncertainty.build import ConfigError
@@ -22,7 +22,7 @@ def sets_of(name: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(path, spec or source) of the sets of one evaluator: 'test' of `data`, 'ood.mnist' of `sets`,
     'map.groups.inner' of other fields."""
     for field, value in spec.items():
-        at = {"data": name, "sets": name}.get(field, f"{name}.{field}")
+        at = path_of(name, field)
         if isinstance(value, Source):
             yield at, value
         else:

@@ -73,6 +73,11 @@ def specs(value: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]
         yield path, value
 
 
+def path_of(evaluator: str, field: str) -> str:
+    """The path of a field's data sets in sets.json: 'test' of `data`, 'ood' of `sets`."""
+    return evaluator if field in ("data", "sets") else f"{evaluator}.{field}"
+
+
 def same_set(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two specs read one data set, whichever parts of it."""
     return all(str(a.get(key)) == str(b.get(key)) for key in SET)

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.data.derived import path_of
+
 # Fields of a set's spec that say how it is read, not which examples it has.
 READING = (
     "mean", "std", "standardise", "statistics", "range", "channels", "resize", "data_dir",
@@ -61,8 +63,7 @@ def _specs(evaluators: Any) -> Iterable[tuple[str, Data]]:
     """(path, Data) of every set that the evaluators of a config read, by the paths of sets.json."""
     for name, fields in evaluators.items() if isinstance(evaluators, Mapping) else ():
         for field, value in fields.items() if isinstance(fields, Mapping) else ():
-            at = {"data": name, "sets": name}.get(field, f"{name}.{field}")
-            for path, spec in _within(at, value):
+            for path, spec in _within(path_of(name, field), value):
                 known = {k: v for k, v in spec.items() if k not in READING}
                 identity = json.dumps(known, sort_keys=True, default=str)
                 yield path, Data(_name(spec), None, identity)
