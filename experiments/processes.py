@@ -42,7 +42,8 @@ from uncertainty.build import ConfigError
 logger = logging.getLogger(__name__)
 
 BEAT = 1.0  # seconds between signs of life
-SILENCE = 30.0  # seconds without one after which a process is lost
+# Seconds without one after which a process is lost.
+SILENCE = float(os.environ.get("UNCERTAINTY_SILENCE", 30))
 SUSPECT = 5.0  # the same, once a collective has failed, as it does when a connection breaks
 LINGER = SILENCE + 15.0  # seconds for the others to notice that process 0 was killed
 GRACE = 3.0  # seconds for a process to report an error of its own before that of another ends it

@@ -46,7 +46,8 @@ def start(workdir, *fields):
         subprocess.Popen(
             [*command, *(f"--config.{k}={v}" for k, v in {**FIELDS, **own}.items()),
              f"--distributed={address},{len(fields)},{i}"],
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu",
+                 "UNCERTAINTY_SILENCE": "12"},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for i, own in enumerate(fields)
