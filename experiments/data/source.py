@@ -236,6 +236,7 @@ def _source(
     channels: str | None = None,
     label_noise: Mapping[str, Any] | None = None,
 ) -> Source:
+    given = dict(range=range, channels=channels)
     x, y = dataset.read(split)
     label = f"{name}[{split}]" if "[" not in split else f"{name}/{split}"
     x, channels = images.channels_last(label, x, channels, like)
@@ -252,76 +253,108 @@ def _source(
     def read_statistics() -> tuple[str, np.ndarray, Any]:
         named = statistics or "train"
         try:
-            found = dataset.read(named)
+            x, y = dataset.read(named)
         except ConfigError as error:
             default = "" if statistics else " (statistics is 'train' unless it is given)"
             raise ConfigError(f"statistics: {error}{default}") from None
-        return (
-            f"{name}[{named}]",
-            images.channels_last(label, found[0], channels, like)[0],
-            found[1],
-        )
+        return f"{name}[{named}]", images.channels_last(label, x, channels, like)[0], y
 
-    if like is not None and use == labels.ALIKE and like.classes is None and dataset.classes == 0:
-        dataset = dataset._replace(classes=None)  # whole numbers may be targets
-    given = dict(range=range, channels=channels)
     range, is_measured = images.range_of(label, x, dataset, range, like, read_statistics)
+    moments = _moments(dataset, like, mean, std, standardise, statistics, range, read_statistics)
+    mean, std = (per_example(v, x.shape[1:], n)
+                 for v, n in zip(moments[:2], ("mean", "std"), strict=True))  # fmt: skip
+    source = Source(
+        label,
+        x,
+        None,
+        None,
+        0,
+        mean,
+        std,
+        *moments[2:],
+        range=range,
+        measured=is_measured,
+        reading={**dataset.reading, **({"channels": channels} if channels else {})},
+        labelled=use != labels.UNUSED,
+    )
+    source = dataclasses.replace(source, notes=_notes(source, like, given))
+    if not in_memory and (classes is not None or label_noise is not None):
+        raise ConfigError("classes: and label_noise need a set that fits in memory "
+                          "(field in_memory)")  # fmt: skip
+    source = _labelled(source, y, dataset, like, use, classes)
+    if label_noise is not None:
+        source = dataclasses.replace(source, y=_noisy(source.y, source.classes, label_noise))
+    return source
+
+
+def _moments(
+    dataset: Dataset,
+    like: Source | None,
+    mean: Any,
+    std: Any,
+    standardise: bool | None,
+    statistics: str | None,
+    limits: Range,
+    read_statistics: Callable[[], tuple],
+) -> tuple:
+    """mean and std of the inputs, y_mean and y_std: those given, measured, or of `like`."""
     if standardise not in (None, True, False):
         raise ConfigError(f"standardise: {standardise!r}; true or false")
-    y_mean = y_std = None
+    of_targets = (None, None) if like is None else (like.y_mean, like.y_std)
     wanted = dataset.standardise if standardise is None else standardise
     if mean is not None or std is not None:
         if standardise:
             raise ConfigError("standardise: True, but mean or std is given too")
-    elif wanted and (like is None or statistics or (standardise and like.mean is None)):
-        where, x_fit, y_fit = read_statistics()
-        targets = None if dataset.classes is None and y_fit is not None else 0
-        mean, std, y_mean, y_std = statistics_of(where, x_fit, y_fit, targets, range)
-    elif like is not None and standardise is not False:
-        mean, std = like.mean, like.std
-    mean, std = (per_example(v, x.shape[1:], n) for v, n in ((mean, "mean"), (std, "std")))
-    if like is not None:
-        y_mean, y_std = like.y_mean, like.y_std
-    reading = {**dataset.reading, **({"channels": channels} if channels else {})}
-    source = Source(label, x, None, None, 0, mean, std, y_mean, y_std, range=range,
-                    measured=is_measured, reading=reading,
-                    labelled=use != labels.UNUSED)  # fmt: skip
-    source = dataclasses.replace(source, notes=_notes(source, like, given))
-    if not in_memory:
-        if classes is not None or label_noise is not None:
-            raise ConfigError("classes: and label_noise need a set that fits in memory "
-                              "(field in_memory)")  # fmt: skip
-        if use != labels.UNUSED and y is None:
-            raise ValueError(f"{label}: there are no labels")
-        k, names = labels.classes_of(label, None, dataset, like, use)
-        return dataclasses.replace(source, classes=k, outputs=k or 1, class_names=names)
-    if use == labels.UNUSED and classes is None:
-        k = like.classes if like is not None else 1
-        y = np.zeros(len(x), np.int32)
-        return dataclasses.replace(source, y=y, classes=k, outputs=k or 1)
-    if y is None:
+        return mean, std, *of_targets
+    if wanted and (like is None or statistics or (standardise and like.mean is None)):
+        where, x, y = read_statistics()
+        regression = dataset.classes is None and y is not None
+        measured = statistics_of(where, x, y, None if regression else 0, limits)
+        return measured if like is None else (*measured[:2], *of_targets)
+    if like is not None and standardise is not False:
+        return like.mean, like.std, *of_targets
+    return None, None, *of_targets
+
+
+def _labelled(
+    source: Source,
+    y: Any,
+    dataset: Dataset,
+    like: Source | None,
+    use: str,
+    classes: Sequence[int] | None,
+) -> Source:
+    """The source with labels or targets, for what they are used (`labels`)."""
+    label, x = source.name, source.x
+    unused = use == labels.UNUSED
+    if y is None and not (unused and classes is None):
         raise ValueError(f"{label}: there are no labels")
-    if len(x) != len(y):
+    if isinstance(x, np.ndarray) and y is not None and len(x) != len(y):
         raise ValueError(f"{label}: {len(x)} inputs but {len(y)} labels")
     if classes is not None:
-        k_all = labels.number_of(label, y, dataset)
-        labels.check(label, y, k_all)
-        x, y, k = _only_classes(x, y, k_all, classes)
-        source = dataclasses.replace(source, x=x)
-        names = dataset.class_names or tuple(map(str, np.arange(k_all)))
-        dataset = dataset._replace(classes=k, class_names=tuple(names[c] for c in classes))
-    if use == labels.UNUSED:
-        k, names, y = (like.classes if like is not None else 1), None, np.zeros(len(x), np.int32)
-    else:
-        k, names = labels.classes_of(label, y, dataset, like, use)
+        k = labels.number_of(label, y, dataset)
         labels.check(label, y, k)
-    outputs = k if k is not None else np.size(y) // len(y)
+        names = dataset.class_names or tuple(map(str, np.arange(k or 0)))
+        x, y, k = _only_classes(x, y, k, classes)
+        dataset = dataset._replace(classes=k, class_names=tuple(names[c] for c in classes))
+        source = dataclasses.replace(source, x=x)
+    if unused:
+        k = like.classes if like is not None else 1
+        y = np.zeros(len(x), np.int32) if isinstance(x, np.ndarray) else None
+        return dataclasses.replace(source, y=y, classes=k, outputs=k or 1)
+    if like is not None and use == labels.ALIKE and like.classes is None and dataset.classes == 0:
+        dataset = dataset._replace(classes=None)  # whole numbers may be targets
+    in_memory = isinstance(x, np.ndarray)
+    k, names = labels.classes_of(label, y if in_memory else None, dataset, like, use)
+    outputs = k or 1
+    if in_memory:
+        labels.check(label, y, k)
+        outputs = k if k is not None else np.size(y) // len(y)
+        y = _targets(y, k, source.y_mean, source.y_std)
     if like is not None and use == labels.ALIKE and outputs != like.outputs:
         raise ValueError(f"{label}: {outputs} targets, but the model was trained on {like.outputs} "
                          f"({like.name})")  # fmt: skip
-    y = _targets(y, k, y_mean, y_std)
-    if label_noise is not None:
-        y = _noisy(y, k, label_noise)
+    y = y if in_memory else None
     return dataclasses.replace(source, y=y, classes=k, outputs=outputs, class_names=names)
 
 
@@ -353,7 +386,7 @@ def _notes(source: Source, like: Source | None, given: Mapping[str, Any]) -> tup
             notes.append(f"{field} {_short(mine)} is its own, not that of the training data")
     if given["range"] is not None and source.range != like.range:
         notes.append(f"range {source.range} is its own, not that of the training data")
-    if given["channels"] != like.reading.get("channels"):
+    if given["channels"] is not None and given["channels"] != like.reading.get("channels"):
         notes.append(f"channels {given['channels']} is its own, not that of the training data")
     return tuple(notes)
 
