@@ -52,8 +52,8 @@ PATIENCE = 3600.0  # seconds that processes wait for one that reads its data
 ROOT = "uncertainty/"  # of our names in the store
 PACKAGES = ("uncertainty", "jax", "jaxlib", "flax", "optax", "numpy")
 
-# Outlives the process that started it by the time that the others need to notice, which it is told
-# unless that process is killed.
+# Outlives the process that started it by the seconds that come on its standard input or, where that
+# process is killed, by those that the others need to notice (the third argument).
 SERVICE = """
 import sys, time
 from jax._src.lib import _jax

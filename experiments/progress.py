@@ -26,7 +26,7 @@ class Finished:
     """The last step that is done, of those that were dispatched.
 
     Adding one waits only where dispatching is further ahead than LEAD, and leaves a step to run
-    meanwhile: a run that is told to stop has to wait for all of them.
+    meanwhile: a run that is asked to stop has to wait for all of them.
     """
 
     def __init__(self, start: int):
@@ -59,7 +59,7 @@ class Progress:
         total: the number of steps.
         name: what is being done, such as 'train' or 'job 3 of 10'.
         unit: what is counted, in the singular.
-        finished: which of the steps are done, where `update` is told of those dispatched.
+        finished: which of the steps are done, where `update` counts those dispatched.
         start: the step that the loop begins at, when it goes on from a checkpoint.
         interval: least seconds between two lines where there is no terminal.
         show: False shows nothing, as in all but the first of several processes.
