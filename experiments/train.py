@@ -72,7 +72,8 @@ def train(
     """
     experiment = setup(config, evaluated=evaluated)
     config = experiment.config
-    processes.agree(what_runs(experiment))
+    if jax.process_count() > 1:  # it takes a digest of the data and of the sources
+        processes.agree(what_runs(experiment))
     workdir = pathlib.Path(workdir).expanduser().absolute()
     if jax.process_index() == 0:
         open_workdir(workdir, config, ignore=config_lib.MAY_CHANGE)

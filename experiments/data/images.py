@@ -63,7 +63,7 @@ def in_units(x: np.ndarray, range: Range, clip: bool = False) -> np.ndarray:
     """
     if range is None and x.dtype == np.uint8:
         range = BYTES
-    if range in (None, UNBOUNDED, (0.0, 1.0)):
+    if range in (None, UNBOUNDED) or (range == (0.0, 1.0) and not clip):
         return x if x.dtype == np.float32 else x.astype(np.float32)
     low, high = map(np.float32, range)
     if low == 0:

@@ -28,8 +28,6 @@ def classes_of(
     names = dataset.class_names
     if like is None or use == OWN:
         return number_of(label, y, dataset), names
-    if use == UNUSED:
-        return like.classes or 1, None
     real = dataset.classes is None
     if real != (like.classes is None):
         kinds = ("labels of classes", "real-valued targets")

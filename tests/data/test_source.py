@@ -7,6 +7,7 @@ import sklearn.datasets
 
 from experiments.data import source as source_lib
 from experiments.data.corruptions import corrupted
+from experiments.data.images import in_units
 from experiments.data.loader import batches
 from experiments.data.source import Source, check, load
 
@@ -343,6 +344,9 @@ def test_a_measured_range_is_no_bound(tmp_path, caplog):
     np.testing.assert_allclose(test.gather(np.arange(20))["x"], expected, atol=1e-6)
     assert "beyond the measured range" in caplog.text and "are clipped to it" in caplog.text
     corrupted(test, "contrast", 1).gather(np.arange(20))
+    above = np.array([-0.5, 0.25, 1.5], np.float32)
+    np.testing.assert_array_equal(in_units(above, (0.0, 1.0), clip=True), [0, 0.25, 1])
+    np.testing.assert_array_equal(above, [-0.5, 0.25, 1.5])
 
 
 def test_targets_of_another_number_are_refused(tmp_path):
