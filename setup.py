@@ -12,7 +12,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["uncertainty*", "experiments*", "configs*"]),
+    packages=find_packages(
+        include=["uncertainty*", "experiments*", "configs*", "studies*", "tools*"]
+    ),
     install_requires=[
         "absl-py",
         "clu>=0.0.12",
@@ -39,9 +41,9 @@ setup(
         "tensorflow": ["tensorflow", "tensorboard"],
         # Checkpoints in gs:// buckets, where there is no TensorFlow.
         "gcs": ["gcsfs"],
-        # Reading the R files of `experiments.data.prepare_uci`.
+        # Reading the R files of `tools.prepare_uci`.
         "uci": ["rdata"],
-        # `experiments.reference`, and the reference row of `experiments.sampling`.
+        # `studies.reference`, and the reference row of `studies.sampling`.
         "reference": ["blackjax"],
         "test": ["blackjax", "hypothesis", "pytest", "pytest-xdist", "ruff"],
     },

@@ -7,9 +7,9 @@ agree. They take turns; the time is that of the fastest repeat, by the wall and,
 other work, in CPU time. Compiling is the first call, without
 the persistent cache, less one step. `single` is one particle by itself: what a member costs where
 nothing is shared. `auto` is what is chosen where a config says nothing; its rules, in
-`uncertainty/inference/executors.py:auto` and `experiments/execution.py:prefers_loop`, follow from
-this table. Memory is what the compiled update allocates beside its arguments; that of `loop` is
-that of `single`.
+`uncertainty/inference/executors.py:auto` and `experiments/runtime/execution.py:prefers_loop`,
+follow from this table. Memory is what the compiled update allocates beside its arguments; that of
+`loop` is that of `single`.
 
 The floor is `single`, or below it where one member cannot feed all cores.
 """
@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from configs.base import base
-from experiments import execution, writers
-from experiments.config import plain
 from experiments.data.loader import batches
-from experiments.setup import setup
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
+from experiments.experiment.config import plain
+from experiments.runtime import execution, writers
 
 EXECUTORS = ("vmap", "unroll", "scan", "loop", "auto")
 

@@ -61,7 +61,8 @@ from uncertainty.heads.laplace import Laplace
 from uncertainty.heads.sngp import Sngp
 from uncertainty.inference import executors
 from uncertainty.inference.particles import particles
-from uncertainty.layers import laplace, spectral_norm
+from uncertainty.layers import posterior as posterior_lib
+from uncertainty.layers import spectral_norm
 from uncertainty.likelihoods import softmax
 from uncertainty.model import from_network
 from uncertainty.stages.laplace import laplace as laplace_stage
@@ -234,7 +235,7 @@ def factor(arguments: argparse.Namespace) -> dict[str, Any]:
     phi = np.sqrt(2 / m) * np.cos(rng.normal(size=(1, 10_000, m)))
     moments = jnp.asarray(phi[0].T @ phi[0], jnp.float32)
     phi = jnp.asarray(phi, jnp.float32)
-    F = jax.jit(laplace.inverse_factor)(moments)
+    F = jax.jit(posterior_lib.inverse_factor)(moments)
     L = jnp.linalg.cholesky(jnp.eye(m) + moments)
     inverse = F.T @ F
 
@@ -252,7 +253,7 @@ def factor(arguments: argparse.Namespace) -> dict[str, Any]:
         return jnp.linalg.inv(jnp.eye(m) + moments)
 
     ways = {
-        "factor in 4 blocks": (laplace.quadratic, F),
+        "factor in 4 blocks": (posterior_lib.quadratic, F),
         "factor": (whole, F),
         "inverse": (by_inverse, inverse),
         "triangular solve": (by_solve, L),
@@ -271,7 +272,7 @@ def factor(arguments: argparse.Namespace) -> dict[str, Any]:
                 return [f(some, matrix) for _ in range(repeats)]
 
             sides[f"{B:,}: {name}"] = block(run, repeats)
-    for name, fn in {"L^-1": laplace.inverse_factor, "jnp.linalg.inv": numpy_inverse}.items():
+    for name, fn in {"L^-1": posterior_lib.inverse_factor, "jnp.linalg.inv": numpy_inverse}.items():
         from_moments = jax.jit(fn)
         sides[f"from P: {name}"] = block(lambda f=from_moments: f(moments))
     timing.take_turns(sides, 1)  # warm up

@@ -37,7 +37,8 @@ from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.single import single
 from uncertainty.heads.sngp import Sngp
 from uncertainty.inference.particles import particles
-from uncertainty.layers import laplace, random_features, spectral_norm
+from uncertainty.layers import posterior as posterior_lib
+from uncertainty.layers import random_features, spectral_norm
 from uncertainty.likelihoods import softmax
 from uncertainty.model import from_network
 
@@ -118,8 +119,11 @@ def main() -> None:
         return np.sqrt(2 / m) * random_features.cosine(turns)[None]
 
     seen, asked = phi(given["seen"]), phi(given["asked"])
-    moments = jax.jit(laplace.gram)(seen)
-    inverse_factor, quadratic = jax.jit(laplace.inverse_factor), jax.jit(laplace.quadratic)
+    moments = jax.jit(posterior_lib.gram)(seen)
+    inverse_factor, quadratic = (
+        jax.jit(posterior_lib.inverse_factor),
+        jax.jit(posterior_lib.quadratic),
+    )
     factor = inverse_factor(moments)
     variance = np.asarray(quadratic(asked, factor))[0, :, 0]
     losses = momentum.losses()

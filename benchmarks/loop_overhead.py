@@ -30,10 +30,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import config as config_lib
-from experiments import execution, writers
 from experiments.data.loader import batches
-from experiments.setup import setup
+from experiments.experiment import config as config_lib
+from experiments.experiment.build import setup
+from experiments.runtime import execution, writers
 from experiments.train import train
 from uncertainty.types import Batch, Metrics, State
 

@@ -35,9 +35,9 @@ import numpy as np
 import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import timing
 from benchmarks.timing import block, over, show
-from uncertainty.layers.experts import MoE
 from uncertainty.layers.feed_forward import FeedForward
-from uncertainty.layers.routers import TopK
+from uncertainty.layers.moe.experts import MoE
+from uncertainty.layers.moe.routers import TopK
 
 TARGET, AT = 1.3, 32  # of `sort` over dense, at this E
 

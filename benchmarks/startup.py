@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from experiments import writers
+from experiments.runtime import writers
 
 FIRST_STEP = "first step"  # what the train loop logs once that step is done
 TARGETS = {"import experiments.train": 3.0, "first step": 10.0}

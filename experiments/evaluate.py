@@ -17,19 +17,19 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import config as config_lib
-from experiments import writers
-from experiments.checkpoint import Checkpoints, check_step, of_training
 from experiments.data import labels
 from experiments.data.derived import divided_otherwise, part_of
 from experiments.data.description import read_description
 from experiments.data.source import load
 from experiments.evaluators import evaluator
-from experiments.predict import Predictor
-from experiments.progress import Progress, setup_logging
-from experiments.results import check_name, place, print_sets, sets_of, write_results
-from experiments.setup import Experiment, setup
-from experiments.workdir import CONFIG, read_config
+from experiments.experiment import config as config_lib
+from experiments.experiment.build import Experiment, setup
+from experiments.experiment.predictor import Predictor
+from experiments.experiment.results import check_name, place, print_sets, sets_of, write_results
+from experiments.runtime import writers
+from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
+from experiments.runtime.progress import Progress, setup_logging
+from experiments.runtime.workdir import CONFIG, read_config
 from uncertainty.build import ConfigError
 from uncertainty.types import State
 

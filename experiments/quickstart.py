@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from experiments.cells import Cells
-from experiments.progress import CONSOLE, setup_logging
 from experiments.reproduce import render, reproduce
-from experiments.termination import Interrupted, status
+from experiments.runtime.progress import CONSOLE, setup_logging
+from experiments.runtime.termination import Interrupted, status
+from experiments.tables.cells import Cells
 
 WORKDIR = pathlib.Path("runs/quickstart")
 

@@ -32,16 +32,16 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments import config as config_lib
-from experiments import project
-from experiments.cells import Cells, name_of
-from experiments.progress import Progress, setup_logging
+from experiments.experiment import config as config_lib
 from experiments.reports import formats, html
 from experiments.reports.datasets import evaluated
 from experiments.reports.study import Study, machine
 from experiments.reports.tables import print_study
 from experiments.reports.text import one_line
-from experiments.termination import Interrupted, graceful_termination, status
+from experiments.runtime import project
+from experiments.runtime.progress import Progress, setup_logging
+from experiments.runtime.termination import Interrupted, graceful_termination, status
+from experiments.tables.cells import Cells, name_of
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -25,18 +25,19 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments import config as config_lib
-from experiments import evaluate, execution, processes, writers
-from experiments.checkpoint import Checkpoints, DamagedCheckpointError, of_training, verify
+from experiments import evaluate
 from experiments.data.description import write_description
 from experiments.data.loader import Prefetch, depth, prefetch
 from experiments.data.order import rows
 from experiments.data.source import Source
-from experiments.layouts import patches_of
-from experiments.progress import Finished, Progress, setup_logging
-from experiments.setup import Experiment, setup
-from experiments.termination import Interrupted, Stop, graceful_termination
-from experiments.workdir import locked, open_workdir, read_config
+from experiments.experiment import config as config_lib
+from experiments.experiment.build import Experiment, setup
+from experiments.experiment.readers import patches_of
+from experiments.runtime import execution, processes, writers
+from experiments.runtime.checkpoint import Checkpoints, DamagedCheckpointError, of_training, verify
+from experiments.runtime.progress import Finished, Progress, setup_logging
+from experiments.runtime.termination import Interrupted, Stop, graceful_termination
+from experiments.runtime.workdir import locked, open_workdir, read_config
 from uncertainty.build import ConfigError
 from uncertainty.types import Batch, Collections, Stage, State
 

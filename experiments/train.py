@@ -18,17 +18,18 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import config as config_lib
-from experiments import evaluate, execution, processes, stage, writers
-from experiments.checkpoint import Checkpoints, check_step, of_training
+from experiments import evaluate, stage
 from experiments.data.description import describe, write_description
 from experiments.data.loader import depth, prefetch
 from experiments.evaluators import routing
-from experiments.progress import Finished, Progress, format_losses, setup_logging
-from experiments.setup import Experiment, setup
-from experiments.termination import Interrupted, Stop, graceful_termination
-from experiments.workdir import CONFIG as CONFIG_FILE
-from experiments.workdir import fields, jsonable, locked, open_workdir
+from experiments.experiment import config as config_lib
+from experiments.experiment.build import Experiment, setup
+from experiments.runtime import execution, processes, writers
+from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
+from experiments.runtime.progress import Finished, Progress, format_losses, setup_logging
+from experiments.runtime.termination import Interrupted, Stop, graceful_termination
+from experiments.runtime.workdir import CONFIG as CONFIG_FILE
+from experiments.runtime.workdir import fields, jsonable, locked, open_workdir
 from uncertainty import build
 
 logger = logging.getLogger(__name__)

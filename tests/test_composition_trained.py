@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from configs.base import base
-from experiments import config as config_lib
-from experiments import execution, stage
-from experiments.predict import Predictor
-from experiments.setup import setup
-from experiments.termination import Stop
+from experiments import stage
+from experiments.experiment import config as config_lib
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
+from experiments.experiment.predictor import Predictor
+from experiments.runtime import execution
+from experiments.runtime.termination import Stop
 from tests.test_composition import INTERACTING, STAGES, why_not
 from tests.test_contract import INFERENCE, SAMPLERS, config_of
 from uncertainty import predictive

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base
-from experiments import config as config_lib
-from experiments import evaluate, setup, stage, train
-from experiments.cells import table_of
+from experiments import evaluate, stage, train
 from experiments.data import embedded
 from experiments.data.source import load
+from experiments.experiment import base
+from experiments.experiment import build as build_lib
+from experiments.experiment import config as config_lib
 from experiments.reports.study import Study
+from experiments.tables.cells import table_of
 from uncertainty import build
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -157,7 +158,7 @@ def test_runlocal_is_set_up(file, options):
     """All that can be wrong before the first step: data, shapes, stages, and a traced update."""
     config = config_of(file, options, "runlocal")
     config.mesh = dict(data=1)
-    experiment = setup.setup(config_lib.plain(config))
+    experiment = build_lib.setup(config_lib.plain(config))
     assert len(experiment.stages) == len(config.stages)
 
 

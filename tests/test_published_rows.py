@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import config as config_lib
-from experiments.cells import table_of
+from experiments.experiment import config as config_lib
 from experiments.reports.published import PUBLISHED
-from uncertainty import build, optimisers, rules
+from experiments.tables.cells import table_of
+from uncertainty import build, rules
 from uncertainty.likelihoods import softmax
+from uncertainty.optimisers import optimiser as optimisers
 from uncertainty.types import Latent
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -5,9 +5,9 @@ from typing import Any
 
 import flax.linen as nn
 
-from uncertainty import optimisers
 from uncertainty.model import from_network
-from uncertainty.samplers import SamplingTransformation
+from uncertainty.optimisers import optimiser as optimisers
+from uncertainty.optimisers.samplers import SamplingTransformation
 from uncertainty.specs import (
     ConfigError,
     check_types,
@@ -72,11 +72,13 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
     if fields["name"] == "adamw" and not own.get("weight_decay"):
         raise ConfigError(f"{field}.weight_decay: adamw needs it, such as [['.*', 0.01]] for all")
     total_steps = _section(config, "steps")
-    schedule = make("schedules", schedule_spec, f"{field}.schedule", total_steps=total_steps)
-    directions = signature(resolve("optimisers", fields["name"], field))[0]
+    schedule = make(
+        "optimisers.schedules", schedule_spec, f"{field}.schedule", total_steps=total_steps
+    )
+    directions = signature(resolve("optimisers.optimiser", fields["name"], field))[0]
     for key in sorted(set(fields) - {"name"} - directions):
         raise unknown_field(field, key, common | {"name", "schedule"} | directions)
-    direction = make("optimisers", fields, field)
+    direction = make("optimisers.optimiser", fields, field)
     check_types(optimisers.optimiser, own, field)
     if "learning_rate" not in own:
         raise ConfigError(f"{field}.learning_rate: missing")
@@ -89,7 +91,7 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
 def schedule(config: Mapping[str, Any]) -> Callable:
     """step -> learning rate, as the optimiser of this config uses it."""
     spec = spec_of(_section(config, "optimiser"), "optimiser")
-    multiple = make("schedules", spec.get("schedule", "constant"), "optimiser.schedule",
+    multiple = make("optimisers.schedules", spec.get("schedule", "constant"), "optimiser.schedule",
                     total_steps=_section(config, "steps"))  # fmt: skip
     return lambda step: spec["learning_rate"] * multiple(step)
 
@@ -109,10 +111,13 @@ def inference(
     if "direction" in spec:
         direction = spec.pop("direction")
         given["direction"] = partial(
-            "inference", direction, "inference.direction", ("over", "target", "accumulate")
+            "inference.directions",
+            direction,
+            "inference.direction",
+            ("over", "target", "accumulate"),
         )
     if spec.get("collect"):
-        given["collect"] = make("thinning", spec.pop("collect"), "inference.collect",
+        given["collect"] = make("inference.thinning", spec.pop("collect"), "inference.collect",
                                 total_steps=_section(config, "steps"))  # fmt: skip
     optimise = optimiser(config)
     made = _inference(spec, network or model(config), optimise, num_examples, **given)

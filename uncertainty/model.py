@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uncertainty.mask import only
+from uncertainty.layers.moe.mask import only
 from uncertainty.types import Collections, Latent, Likelihood, Model, Params
 
 _STREAMS = ("dropout", "noise")  # every source of randomness in a forward pass
@@ -27,8 +27,8 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       `is_mutable_collection`. The latents are float32 whatever the network computes in.
       `features` are what its module `backbone` returns. At prediction both take `mask` [B], bool:
       examples where it is False fill up the batch, and no other example's result depends on them
-      (`uncertainty/mask.py`); their own results mean nothing. `forward` raises ValueError for one
-      in training.
+      (`layers/moe/mask.py`); their own results mean nothing. `forward` raises ValueError for one in
+      training.
     """
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Params, Collections]:

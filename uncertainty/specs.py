@@ -22,12 +22,14 @@ import flax.linen as nn
 # Where the name in a field of a part of a section is looked for.
 NESTED = {
     ("heads", "mean"): "heads",
-    ("inference", "kernel"): "kernels",
-    ("inference", "weight_kernel"): "kernels",
-    ("inference", "annealing"): "annealing",
-    ("inference", "context"): "context",
+    ("inference.directions", "kernel"): "inference.kernels",
+    ("inference.directions", "weight_kernel"): "inference.kernels",
+    ("inference.directions", "annealing"): "inference.annealing",
+    ("inference.directions", "context"): "inference.context",
 }
-COMPLETE = ("kernels", "annealing", "context")  # sections whose factories are called without fields
+# Sections whose factories are called without fields.
+COMPLETE = ("inference.kernels", "inference.annealing", "inference.context")
+NESTED_FOLDERS = ("layers",)  # sections whose folders are looked through
 
 
 class ConfigError(ValueError):
@@ -53,11 +55,12 @@ def resolve(section: str, name: Any, field: str) -> Callable:
     package = importlib.import_module(f"uncertainty.{section}")
     if hasattr(package, "__path__"):
         file, _, attribute = name.partition(".")
-        files = [m.name for m in pkgutil.iter_modules(package.__path__)]
+        files = _files(package, section in NESTED_FOLDERS)
         if file not in files:
-            raise ConfigError(f"{field}.name: no file {file!r} in uncertainty/{section}; "
+            folder = section.replace(".", "/")
+            raise ConfigError(f"{field}.name: no file {file!r} in uncertainty/{folder}; "
                               + nearest(file, files))  # fmt: skip
-        module = importlib.import_module(f"{package.__name__}.{file}")
+        module = importlib.import_module(files[file])
         attribute = attribute or file
     else:
         module, attribute = package, name
@@ -72,6 +75,18 @@ def resolve(section: str, name: Any, field: str) -> Callable:
         raise ConfigError(f"{field}.name: {module.__name__} has no {attribute!r}; "
                           + nearest(attribute, public))  # fmt: skip
     return public[attribute]
+
+
+def _files(package: types.ModuleType, folders: bool) -> dict[str, str]:
+    """File -> module of a package; with `folders`, of its folders too."""
+    files: dict[str, str] = {}
+    for found in pkgutil.iter_modules(package.__path__):
+        module = f"{package.__name__}.{found.name}"
+        if not found.ispkg:
+            files[found.name] = module
+        elif folders:
+            files |= _files(importlib.import_module(module), folders)
+    return files
 
 
 def make(section: str, spec: Any, field: str, **given: Any) -> Any:

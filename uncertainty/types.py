@@ -93,7 +93,7 @@ class Inference(NamedTuple):
     init: Callable[[jax.Array, jax.Array], State]  # key, x [B, ...]
     update: Callable[[State, Batch], tuple[State, Metrics]]
     # state, x [B, ...], mask=None -> [P M, B, K]; where mask [B] is False, an example only fills up
-    # the batch (`uncertainty/mask.py`)
+    # the batch (`uncertainty/layers/moe/mask.py`)
     predict: Callable[..., Latent]
     separable: bool = False
 

@@ -16,8 +16,8 @@ Command: python -m experiments.train --config configs/cifar/resnet.py:depth=20 -
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
 from configs.cifar.wide_resnet import CLASSES, SHAPE, data
+from experiments.experiment.base import base, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

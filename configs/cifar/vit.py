@@ -21,8 +21,8 @@ Command: python -m experiments.train --config configs/cifar/vit.py:dataset=cifar
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
 from configs.cifar.wide_resnet import CLASSES, data
+from experiments.experiment.base import base, parse_arg, shrink
 
 SIZE, LARGE = 384, 448
 READ = dict(resize=LARGE, size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

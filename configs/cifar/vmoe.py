@@ -23,8 +23,8 @@ Command: python -m experiments.train --config configs/cifar/vmoe.py:model=e3-S/3
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
 from configs.cifar.wide_resnet import CLASSES, data
+from experiments.experiment.base import base, parse_arg, shrink
 
 SIZE = 128
 READ = dict(resize=SIZE, size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -49,8 +49,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
 from configs.methods import METHODS, set_method
+from experiments.experiment.base import base, parse_arg, shrink
 
 SHAPE = (32, 32, 3)
 CLASSES = {"cifar10": 10, "cifar100": 100}

@@ -7,8 +7,8 @@ Command: python -m experiments.train --config configs/digits/lenet5.py:heads=4 -
 
 from ml_collections import ConfigDict
 
-from configs.base import parse_arg, shrink
 from configs.digits import mlp
+from experiments.experiment.base import parse_arg, shrink
 
 ENSEMBLES = {  # members within one network, and their fields
     "batch_ensemble": dict(fast_weights=dict(name="batch_ensemble.gaussian", stddev=0.5)),

@@ -7,7 +7,7 @@ Command: python -m experiments.train --config configs/digits/mlp.py:size=10 --wo
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
+from experiments.experiment.base import base, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

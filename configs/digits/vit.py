@@ -8,9 +8,9 @@ Command: python -m experiments.train --config configs/digits/vit.py:method=e3 --
 
 from ml_collections import ConfigDict
 
-from configs.base import parse_arg, shrink
 from configs.digits import mlp
 from configs.small_images.vit import METHODS, set_method
+from experiments.experiment.base import parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -35,8 +35,8 @@ Command: python -m experiments.train --config configs/imagenet/resnet50.py:metho
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
 from configs.methods import METHODS, set_method
+from experiments.experiment.base import base, parse_arg, shrink
 
 SHAPE, CLASSES = (224, 224, 3), 1000
 READ = dict(  # the centre of 224 x 224 after the shorter side has become 256 long

@@ -35,8 +35,8 @@ Command: python -m experiments.train --config configs/imagenet/vit.py:variant=B/
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
 from configs.methods import METHODS, set_method
+from experiments.experiment.base import base, parse_arg, shrink
 
 SHAPE, CLASSES, TRAIN = (224, 224, 3), 1000, 1_268_355
 VARIANTS = ("S/16", "Ti/16", "S/32", "B/16", "B/32", "L/16", "L/32")

@@ -25,8 +25,8 @@ import math
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
 from configs.imagenet.vit import CLASSES, READ, SHAPE, TRAIN
+from experiments.experiment.base import base, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -11,12 +11,12 @@ Differences from the source: the members of an ensemble see the same batches in 
 differ by their initial weights alone.
 
 Command: python -m experiments.train --config configs/small_images/lenet5.py:size=10 --workdir DIR
-Fashion-MNIST without a network: python -m experiments.data.prepare_fashion_mnist --help
+Fashion-MNIST without a network: python -m tools.prepare_fashion_mnist --help
 """
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
+from experiments.experiment.base import base, parse_arg, shrink
 
 SHAPE, CLASSES = (28, 28, 1), 10
 

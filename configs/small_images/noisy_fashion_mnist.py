@@ -25,9 +25,9 @@ Command: python -m experiments.train --workdir runs/hetsngp \\
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
 from configs.methods import METHODS, set_method
 from configs.small_images.lenet5 import CLASSES, SHAPE
+from experiments.experiment.base import base, parse_arg, shrink
 
 TRAIN = 50_000
 # true class, label, rate; the classes are numbered as in the data

@@ -23,12 +23,12 @@ posterior of 60,000 examples at temperature 1 has a step's size in its noise.
 Command: python -m experiments.train --config configs/small_images/particles.py:method=svgd \\
     --workdir runs/svgd
 Table: python -m experiments.reproduce stein_fashion_mnist
-Fashion-MNIST without a network: python -m experiments.data.prepare_fashion_mnist --help
+Fashion-MNIST without a network: python -m tools.prepare_fashion_mnist --help
 """
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
+from experiments.experiment.base import base, parse_arg, shrink
 
 SHAPE, CLASSES = (28, 28, 1), 10
 DIRECTIONS = dict(

@@ -30,12 +30,12 @@ Hardware and time: CPU, 18 ms a step for the ViT on one core, 25 for V-MoE with 
 Command: python -m experiments.train --config configs/small_images/vit.py:method=e3,members=2 \\
     --workdir runs/e3
 Table: python -m experiments.reproduce sparse_fashion_mnist
-Fashion-MNIST without a network: python -m experiments.data.prepare_fashion_mnist --help
+Fashion-MNIST without a network: python -m tools.prepare_fashion_mnist --help
 """
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
+from experiments.experiment.base import base, parse_arg, shrink
 
 SHAPE, CLASSES = (28, 28, 1), 10
 METHODS = (

@@ -9,7 +9,7 @@ Command: python -m experiments.train --config configs/tabular/breast_cancer.py -
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
+from experiments.experiment.base import base, parse_arg, shrink
 
 CLASSES = {"breast_cancer": 2, "wine": 3, "iris": 3}
 

@@ -9,7 +9,7 @@ Command: python -m experiments.train --config configs/tabular/diabetes.py --work
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
+from experiments.experiment.base import base, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

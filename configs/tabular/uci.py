@@ -2,7 +2,7 @@
 
 Data: Boston (506 x 13) and concrete (1,030 x 8), of the benchmark of Hernandez-Lobato & Adams 2015
 and Gal & Ghahramani 2016, and scikit-learn's diabetes (442 x 10). The first two need files:
-`python -m experiments.data.prepare_uci --help`. The benchmark's other sets (energy, kin8nm, naval,
+`python -m tools.prepare_uci --help`. The benchmark's other sets (energy, kin8nm, naval,
 power, protein, wine, yacht) are in no package that was found. A random 90 % are for training; the
 seed of a run is that of its split. Inputs and outcome are standardised by the training part;
 metrics are in the units of the outcome.
@@ -28,7 +28,7 @@ Table: python -m experiments.reproduce uci
 
 from ml_collections import ConfigDict, FieldReference
 
-from configs.base import base, parse_arg, shrink
+from experiments.experiment.base import base, parse_arg, shrink
 
 FOLDER = "~/uci_datasets"  # where prepare_uci leaves the files
 DATASETS = ("diabetes", "boston", "concrete")

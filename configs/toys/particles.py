@@ -11,9 +11,9 @@ github.com/ratschlab/repulsive_ensembles), which shows figures without numbers:
     100 MLPs of 2 x 10 ReLU, weights and biases from N(0, 1), which is the prior too; Adam at 1e-2.
 
 Data are of one seed, so that there is one posterior; the seed of a run is that of its particles
-and batches. Its reference is NUTS, see `experiments/reference.py`:
+and batches. Its reference is NUTS, see `studies/reference.py`:
 
-    python -m experiments.reference --config configs/toys/particles.py:task=regression \\
+    python -m studies.reference --config configs/toys/particles.py:task=regression \\
         --out results/toy_regression/reference.npz
 
 16 chains of 600 steps of adaptation and 400 draws; of f on the grid, R-hat is at most 1.020 and the
@@ -39,7 +39,7 @@ Tables: python -m experiments.reproduce toy_regression, and toy_gaussians
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
+from experiments.experiment.base import base, parse_arg, shrink
 
 NORMAL = dict(name="normal", stddev=1.0)
 DIRECTIONS = dict(

@@ -19,7 +19,7 @@ Command: python -m experiments.train --config configs/toys/regression.py --workd
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
+from experiments.experiment.base import base, parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -35,8 +35,8 @@ Command: python -m experiments.train --config configs/toys/rings.py:method=hetsn
 
 from ml_collections import ConfigDict
 
-from configs.base import base, parse_arg, shrink
 from configs.methods import METHODS, set_method
+from experiments.experiment.base import base, parse_arg, shrink
 
 NOISE = ((0.6, 0.2, 0.2), (0.1, 0.8, 0.1), (0.0, 0.0, 1.0))  # p(label | ring)
 SNGP = dict(features=1_024, normalise=False, length_scale=0.5, amplitude=2.0)

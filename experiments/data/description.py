@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.data.normalisation import compact, per_example
 from experiments.data.source import Source, load
-from experiments.workdir import DATA, jsonable, read_config, read_json, write_json
+from experiments.runtime.workdir import DATA, jsonable, read_config, read_json, write_json
 
 SAME = ("shape", "examples", "digest", "classes")  # when a run resumes
 

@@ -4,6 +4,7 @@ A set that is prepared as array_record is read without TensorFlow; preparing one
 that is stored as tfrecord, imports it.
 """
 
+import difflib
 import importlib.util
 import io
 import math
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.own import OWN
 from experiments.data.splits import Arrays, Dataset, positions
 from uncertainty.build import ConfigError, nearest
 
@@ -232,7 +234,7 @@ def _prepared(name: str, data_dir: str | None) -> Any:
         return builder
     where = f"{name} is not prepared in {builder.data_dir}"
     if builder.name == "fashion_mnist":
-        where += " (python -m experiments.data.prepare_fashion_mnist makes it from local files)"
+        where += " (python -m tools.prepare_fashion_mnist makes it from local files)"
     if importlib.util.find_spec("tensorflow") is None:
         raise ConfigError(f"name: {where}, and preparing it needs TensorFlow: {EXTRA}")
     try:
@@ -247,10 +249,6 @@ def _prepared(name: str, data_dir: str | None) -> Any:
 
 def _similar(name: str, tfds_names: Sequence[str]) -> str:
     """The nearest names, without the hundreds that tfds knows."""
-    import difflib
-
-    from experiments.data.source import OWN
-
     close = difflib.get_close_matches(name, [*OWN, *tfds_names], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{hint}(valid: {', '.join(sorted(OWN))}, or a name of tfds)"

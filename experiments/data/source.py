@@ -10,24 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import augment, embedded, files, from_tfds, images, labels
+from experiments.data import augment, from_tfds, images, labels
 from experiments.data.fields import check_fields
 from experiments.data.normalisation import check_finite, per_example, statistics_of
 from experiments.data.order import LABELS, philox
+from experiments.data.own import OWN
 from experiments.data.splits import UNBOUNDED, Dataset, Range
 from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
-
-OWN = {
-    name: function
-    for module in (embedded, files)
-    for name, function in vars(module).items()
-    if inspect.isfunction(function)
-    and function.__module__ == module.__name__
-    and inspect.signature(function).return_annotation is Dataset
-    and not name.startswith("_")
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 An evaluator gets `predict` and its fields in the config, and yields (metric, value); arrays are
 kept for the plots. Its attribute `task` says what data it is for; None for any. Its attribute
 `yields` takes the same fields and gives the names of all numbers that there may be, in which `*`
-stands for a layer's name; names are joined by `experiments/keys.py`. Its file may have LABELS, what
+stands for a layer's name; names are joined by `runtime/keys.py`. Its file may have LABELS, what
 the labels of a field's data sets are to the model (`data.source.load`; by default they are its
 own), and `check(source, **fields)`, which refuses fields before training.
 """

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import keys
 from experiments.data import corruptions
 from experiments.evaluators import classification
+from experiments.runtime import keys
 from uncertainty import metrics
 from uncertainty.build import ConfigError
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import keys
 from experiments.data import labels
+from experiments.runtime import keys
 from uncertainty.build import nearest
 from uncertainty.metrics.few_shot import L2, best_l2, draw_shots, probe
 

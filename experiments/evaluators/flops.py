@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from experiments.checks import batch_shapes, update_shapes
-from experiments.execution import one_particle
+from experiments.experiment.check import batch_shapes, update_shapes
+from experiments.runtime.execution import one_particle
 from uncertainty import build
 from uncertainty.types import State
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import keys
 from experiments.data import labels
+from experiments.runtime import keys
 from uncertainty import metrics
 
 LABELS = {"sets": labels.UNUSED}

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import project
-from experiments.damaged import readable
 from experiments.data.source import load
+from experiments.runtime import project
+from experiments.runtime.damaged import readable
 
 BAND = (0.025, 0.975)  # of the figure
 
@@ -32,7 +32,7 @@ def posterior(
 
     Args:
       predict: `predict.Predictor`.
-      reference: file of `experiments.reference`.
+      reference: file of `studies.reference`.
       data: spec of the grid, the one that the reference was made on.
       train: spec of the training data, or None.
       near: a distance in units of the input, before it is normalised.
@@ -83,13 +83,13 @@ def functions(p: Any) -> np.ndarray:
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of `experiments.reference`, in float64.
+    """The arrays of a file of `studies.reference`, in float64.
 
     Raises:
       ValueError: there is none, or it is damaged.
     """
     if not is_made(path):
-        raise ValueError(f"reference: no file {path}; python -m experiments.reference makes it")
+        raise ValueError(f"reference: no file {path}; python -m studies.reference makes it")
     return readable(project.find(path), _arrays)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import keys
 from experiments.data import labels
 from experiments.data.source import Source
+from experiments.runtime import keys
 from uncertainty.build import nearest
 from uncertainty.metrics.information import entropy
 from uncertainty.metrics.ranking import auroc

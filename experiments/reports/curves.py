@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import keys
 from experiments.reports.study import Study, summarise, values_of
 from experiments.reports.style import Look, looks, panels, styled, text, wrapped
+from experiments.runtime import keys
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,12 +5,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.keys import named
-from experiments.reports import costs, curves, maps, plots, posteriors, regression, routing
+from experiments.reports import (
+    costs,
+    curves,
+    maps,
+    plots,
+    posteriors,
+    regression_figures,
+    routing_figures,
+)
 from experiments.reports.runs import Run
 from experiments.reports.study import Study
 from experiments.reports.style import looks
 from experiments.reports.text import one_line
+from experiments.runtime.keys import named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -243,12 +251,12 @@ def _maps(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
 
 
 def _routing(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
-    found = _read(routing.read, groups)
+    found = _read(routing_figures.read, groups)
     if found:
         yield Entry(
             "Experts",
             "routing",
-            routing.classes_by_experts(found),
+            routing_figures.classes_by_experts(found),
             "Where the tokens of each class go, in every layer with experts; white lines part "
             "members, each with experts or at least with tokens of its own, and of several "
             "particles the first is shown. Below stand the mutual information I of class and "
@@ -271,14 +279,16 @@ def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) 
                 grid = None
                 if "grid/x" in s and s["grid/x"].size == s["grid/mean"].shape[1]:
                     curve = (s[f"grid/{name}"].squeeze(-1) for name in ("mean", "variance"))
-                    grid = regression.Prediction(None, *curve, s["grid/x"].ravel())
-                methods[label] = regression.Prediction(s["test/y"].ravel(), *moments, x, grid)
+                    grid = regression_figures.Prediction(None, *curve, s["grid/x"].ravel())
+                methods[label] = regression_figures.Prediction(
+                    s["test/y"].ravel(), *moments, x, grid
+                )
     lines = {label: p for label, p in methods.items() if p.x is not None}
     if lines:
         yield Entry(
             "Regression",
             "band",
-            regression.predictive_band(lines, style),
+            regression_figures.predictive_band(lines, style),
             "Predictive mean with one and two standard deviations (noise and disagreement "
             "together), the members' means as thin lines, and the test points. The band should "
             "widen where there is no training data." + seed,
@@ -287,7 +297,7 @@ def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) 
         yield Entry(
             "Regression",
             "intervals",
-            regression.interval_calibration(methods, style),
+            regression_figures.interval_calibration(methods, style),
             "Outcomes that fall into the central intervals of the predictive mixture. Below the "
             "diagonal the intervals are too narrow, above it too wide." + seed,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.reports.study import Layout, Study, layout, machine, summarise, values_of
 from experiments.reports.text import one_line
-from experiments.workdir import jsonable, write_text
+from experiments.runtime.workdir import jsonable, write_text
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -124,7 +124,7 @@ def to_json(study: Study) -> str:
 
     `values`, `mean` and `standard_error` are in the metric's own unit, as in metrics.json;
     `published` is in the column's unit, as it was printed. An empty cell has mean null,
-    and NaN is the string 'NaN', as `experiments.workdir.read_json` takes it back.
+    and NaN is the string 'NaN', as `experiments.runtime.workdir.read_json` takes it back.
     """
     rows = []
     for row in study.rows:

@@ -14,8 +14,8 @@ from experiments.reports.runs import Run, by_label, by_task, load_run, study_of
 from experiments.reports.study import Study, layout, machine, round_pair, summarise, transpose
 from experiments.reports.style import save_png, svg_uri
 from experiments.reports.text import one_line
-from experiments.workdir import write_text
-from experiments.writers import hardware as this_machine
+from experiments.runtime.workdir import write_text
+from experiments.runtime.writers import hardware as this_machine
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d2125; --faint: #667079; --line: #d8dde2;

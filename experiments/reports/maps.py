@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.keys import named
 from experiments.reports.style import PALETTE, panels, styled, text
+from experiments.runtime.keys import named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

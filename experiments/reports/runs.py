@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments import keys
-from experiments.damaged import readable
-from experiments.keys import named
 from experiments.reports import datasets
 from experiments.reports.study import Column, Row, Study
 from experiments.reports.tables import pretty
-from experiments.workdir import CONFIG, difference, read_config, read_json
-from experiments.writers import read_metrics
+from experiments.runtime import keys
+from experiments.runtime.damaged import readable
+from experiments.runtime.keys import named
+from experiments.runtime.workdir import CONFIG, difference, read_config, read_json
+from experiments.runtime.writers import read_metrics
 
 # Fields of a config that leave its method the same.
 FREE = ("seed", "workdir", "mesh.", "sharding", "logging.", "checkpoint.")

@@ -67,7 +67,7 @@ class Study:
     command: str = ""
     config: Any = None  # whatever json can write: a dict, or one per row
     seeds: Sequence[int] = ()
-    # What `experiments.writers.hardware` gives: 'devices', 'processor', 'cores', 'date', versions.
+    # What `writers.hardware` gives: 'devices', 'processor', 'cores', 'date', versions.
     hardware: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

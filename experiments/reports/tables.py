@@ -10,9 +10,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from experiments import keys
 from experiments.reports.study import Head, Layout, Study, layout, transpose
 from experiments.reports.text import one_line
+from experiments.runtime import keys
 
 GROUPS = {
     "classification": "Classification",

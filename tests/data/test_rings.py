@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 
 from configs.toys import rings
-from experiments import config as config_lib
 from experiments.data.source import load
+from experiments.experiment import config as config_lib
 
 
 @pytest.fixture(scope="module")

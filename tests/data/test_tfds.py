@@ -13,10 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments.data import prepare_fashion_mnist as fashion
 from experiments.data.from_tfds import Records
 from experiments.data.loader import batches, epoch
 from experiments.data.source import load
+from tools import prepare_fashion_mnist as fashion
 from uncertainty.build import ConfigError
 
 rng = np.random.default_rng(0)

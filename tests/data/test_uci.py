@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import config as config_lib
 from experiments import evaluate, train
-from experiments.cells import Cells
-from experiments.data import prepare_uci as uci
 from experiments.data.source import load
+from experiments.experiment import config as config_lib
+from experiments.tables.cells import Cells
+from tools import prepare_uci as uci
 
 CONFIG = "configs/tabular/uci.py"
 

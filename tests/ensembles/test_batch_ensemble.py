@@ -17,8 +17,8 @@ from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.layers import batch_ensemble as layers
 from uncertainty.layers.conv import Conv
-from uncertainty.layers.experts import MoE
-from uncertainty.layers.routers import TopK
+from uncertainty.layers.moe.experts import MoE
+from uncertainty.layers.moe.routers import TopK
 from uncertainty.layers.spectral_norm import Dense as BoundedDense
 
 M, B, K = 3, 4, 5

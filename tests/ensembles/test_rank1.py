@@ -16,9 +16,9 @@ from uncertainty.backbones.vit import ViT
 from uncertainty.ensembles.batch_ensemble import batch_ensemble
 from uncertainty.ensembles.rank1 import rank1
 from uncertainty.heads.dense import Dense
-from uncertainty.layers.experts import MoE
+from uncertainty.layers.moe.experts import MoE
+from uncertainty.layers.moe.routers import TopK
 from uncertainty.layers.rank1 import FAMILIES, Rank1
-from uncertainty.layers.routers import TopK
 from uncertainty.model import from_network
 
 M, S, B, K, N = 2, 3, 4, 5, 50

@@ -154,7 +154,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of two MLPs on the digits, trained for 300 steps and evaluated."""
-    from experiments import config, evaluate, train
+    from experiments import evaluate, train
+    from experiments.experiment import config
 
     workdir = tmp_path_factory.mktemp("digits") / "run"
     fields = {"steps": 300, "mesh": {"data": 1}, "evaluation.every": 100, "logging.every": 20}

@@ -18,8 +18,8 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import workdir as lib
-from experiments.checkpoint import (
+from experiments.runtime import workdir as lib
+from experiments.runtime.checkpoint import (
     Checkpoints,
     DamagedCheckpointError,
     check_step,
@@ -27,7 +27,7 @@ from experiments.checkpoint import (
     step_of,
     verify,
 )
-from experiments.workdir import read_json
+from experiments.runtime.workdir import read_json
 from uncertainty.types import State
 
 P = 8
@@ -162,7 +162,7 @@ def test_damage_to_any_file_falls_back_or_does_no_harm(two, tmp_path, how, caplo
         workdir = shutil.copytree(two, tmp_path / str(i))
         DAMAGE[how](workdir / file)
         caplog.clear()
-        with caplog.at_level(logging.WARNING, logger="experiments.checkpoint"):
+        with caplog.at_level(logging.WARNING, logger="experiments.runtime.checkpoint"):
             state, step = Checkpoints(workdir).restore(make_state())
         assert_same(state, make_state(step // 10))
         if step == 10:
@@ -208,7 +208,7 @@ def test_when_all_are_damaged_it_says_so_and_moves_nothing(two, tmp_path):
 def test_a_renamed_directory_is_not_the_step_that_it_is_called(two, tmp_path, caplog):
     workdir = copy(two, tmp_path)
     os.rename(workdir / "checkpoints" / "20", workdir / "checkpoints" / "58")
-    with caplog.at_level(logging.WARNING, logger="experiments.checkpoint"):
+    with caplog.at_level(logging.WARNING, logger="experiments.runtime.checkpoint"):
         assert Checkpoints(workdir).restore(make_state())[1] == 10
     assert "step 58 is damaged (it is that of step 20, under another name)" in caplog.text
     os.rename(workdir / "checkpoints" / "10", workdir / "checkpoints" / "58")
@@ -348,7 +348,7 @@ def test_a_file_in_the_way_is_a_clear_error(tmp_path):
 LIMITED = """
 import resource, signal, sys
 import jax, jax.numpy as jnp
-from experiments.checkpoint import Checkpoints
+from experiments.runtime.checkpoint import Checkpoints
 from uncertainty.types import State
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -395,7 +395,7 @@ def test_a_save_that_finds_no_room_is_an_error_and_loses_nothing(tmp_path, limit
 FOREVER = """
 import itertools, sys
 import jax, jax.numpy as jnp
-from experiments.checkpoint import Checkpoints
+from experiments.runtime.checkpoint import Checkpoints
 from uncertainty.types import State
 
 checkpoints = Checkpoints(sys.argv[1], keep=2)
@@ -439,7 +439,7 @@ workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
 jax.distributed.initialize(f"localhost:{port}", 2, index)
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from experiments.checkpoint import Checkpoints
+from experiments.runtime.checkpoint import Checkpoints
 from uncertainty.types import State
 
 mesh = Mesh(np.array(jax.devices()), ("particle",))

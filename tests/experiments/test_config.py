@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.base import parse_arg
-from experiments import config as config_lib
 from experiments.data.source import load
+from experiments.experiment import config as config_lib
+from experiments.experiment.base import parse_arg
 from experiments.train import train
 from uncertainty import build
 from uncertainty.build import ConfigError
@@ -174,7 +174,7 @@ COMMANDS = {  # what follows `--config configs/digits/mlp.py --workdir DIR` -> t
     "'configs/digits/mlp.py'",
     "--config=configs/digits/mlp.py:sise=3": "config option 'sise'",
     "--config=configs/digits/mlp.py:size=many": "config option 'size=many': int is needed",
-    "--config=configs/base.py": "config: configs/base.py has no function get_config",
+    "--config=configs/methods.py": "config: configs/methods.py has no function get_config",
 }
 
 

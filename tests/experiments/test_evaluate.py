@@ -12,16 +12,16 @@ import scipy.special
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
-from configs.base import base
-from experiments.checkpoint import Checkpoints
 from experiments.data.corruptions import corrupted
 from experiments.data.description import read_description
 from experiments.data.source import load
 from experiments.evaluate import evaluate, open_run, parse_data
-from experiments.predict import Predictor
-from experiments.setup import setup
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
+from experiments.experiment.predictor import Predictor
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.train import train
-from experiments.workdir import read_config, read_json, write_json
 from uncertainty import metrics
 from uncertainty.build import ConfigError
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs.base import base
-from experiments import execution
 from experiments.data.loader import batches
-from experiments.setup import setup
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
+from experiments.runtime import execution
 from uncertainty.build import ConfigError
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs.base import base
-from experiments import execution
-from experiments.checkpoint import Checkpoints
-from experiments.setup import setup
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
+from experiments.runtime import execution
+from experiments.runtime.checkpoint import Checkpoints
 from uncertainty.build import ConfigError
 
 ENSEMBLES = {"vmoe": "single", "e3": dict(name="e3", size=2)}

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from configs.base import base
-from experiments.checkpoint import Checkpoints
-from experiments.config import plain
 from experiments.data.order import indices
 from experiments.evaluate import evaluate
-from experiments.predict import Predictor
-from experiments.setup import setup
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
+from experiments.experiment.config import plain
+from experiments.experiment.predictor import Predictor
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.workdir import open_workdir
+from experiments.runtime.writers import METRICS, read_metrics, without_timing
 from experiments.train import ParticleFault, train
-from experiments.workdir import open_workdir
-from experiments.writers import METRICS, read_metrics, without_timing
 from uncertainty import metrics
 
 N, B, STEPS, BAD_STEP, BAD = 128, 8, 12, 8, 1  # the batch of step index 8 harms particle 1

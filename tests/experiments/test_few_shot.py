@@ -5,13 +5,13 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from experiments.checkpoint import Checkpoints
 from experiments.data.description import read_description
 from experiments.data.source import load
 from experiments.evaluators.few_shot import few_shot
-from experiments.predict import Predictor
-from experiments.setup import setup
-from experiments.workdir import read_config
+from experiments.experiment.build import setup
+from experiments.experiment.predictor import Predictor
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.workdir import read_config
 
 SETS = dict(
     new=dict(train=dict(name="digits", split="train"), test=dict(name="digits", split="test")),

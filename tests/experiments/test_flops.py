@@ -4,10 +4,10 @@ import types
 
 import pytest
 
-from configs.base import base
-from experiments import config as config_lib
 from experiments.evaluators.flops import flops
-from experiments.setup import setup
+from experiments.experiment import config as config_lib
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
 
 B, T, D, H, K, DEPTH = 20, 16, 32, 64, 8, 2
 EMBEDDING = 2 * 4 * D * T  # patches of 2 x 2

@@ -6,7 +6,7 @@ import pathlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import keys
+from experiments.runtime import keys
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = st.text(st.characters() | st.sampled_from("/%\n[$_|&<\\")) | st.sampled_from(

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from configs.tabular import breast_cancer, diabetes
-from experiments import config as config_lib
 from experiments.data.description import describe, read_description
 from experiments.data.source import load
 from experiments.evaluate import evaluate, parse_data
-from experiments.predict import described
-from experiments.results import name_of, place, print_sets
-from experiments.setup import setup
+from experiments.experiment import config as config_lib
+from experiments.experiment.build import setup
+from experiments.experiment.predictor import described
+from experiments.experiment.results import name_of, place, print_sets
+from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.train import train
-from experiments.workdir import read_config, read_json, write_json
 from uncertainty.build import ConfigError
 
 

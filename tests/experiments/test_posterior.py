@@ -18,7 +18,7 @@ from experiments.evaluators.posterior import (
     read,
     wasserstein,
 )
-from experiments.predict import Predictions
+from experiments.experiment.predictor import Predictions
 from uncertainty.build import ConfigError
 
 GRID = dict(name="x_sin_x", split="grid")
@@ -128,7 +128,7 @@ def test_functions_are_latents_or_probabilities():
 
 def test_what_does_not_fit_is_refused(tmp_path):
     p = predictions(2, GRID)
-    with pytest.raises(ValueError, match=r"no file .*none.npz; python -m experiments.reference"):
+    with pytest.raises(ValueError, match=r"no file .*none.npz; python -m studies.reference"):
         next(posterior(lambda _: p, str(tmp_path / "none.npz"), GRID))
     other = file(tmp_path / "r.npz", TRAIN, p.mean)
     with pytest.raises(ValueError, match="made on other inputs"):

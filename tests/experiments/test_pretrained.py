@@ -17,12 +17,14 @@ from etils import epath
 from flax.serialization import msgpack, msgpack_serialize
 from fsspec.implementations.memory import MemoryFileSystem
 
-from experiments import config as config_lib
-from experiments import layouts, pretrained, stage, train
-from experiments.checkpoint import Checkpoints
+from experiments import stage, train
 from experiments.data.description import write_description
-from experiments.setup import setup
-from experiments.workdir import write_json
+from experiments.experiment import config as config_lib
+from experiments.experiment import initialise as pretrained
+from experiments.experiment import readers
+from experiments.experiment.build import setup
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.workdir import write_json
 from uncertainty import build
 from uncertainty.build import ConfigError
 from uncertainty.rules import path_of
@@ -79,7 +81,7 @@ def test_a_released_checkpoint_is_read_back(tmp_path):
     tree |= {"cls": random(1, 1, 3), "head/bias": random(9, dtype=jnp.bfloat16)}
     write_release(tmp_path / "release", tree, shards=5)
     for name in ("release", "release.index"):
-        checkpoint = layouts.released_vmoe(epath.Path(tmp_path / name))
+        checkpoint = readers.released_vmoe(epath.Path(tmp_path / name))
         assert checkpoint.shapes == {name: array.shape for name, array in tree.items()}
         found = checkpoint.read(set(tree))
         for path, array in tree.items():
@@ -90,7 +92,7 @@ def test_a_released_checkpoint_is_read_back(tmp_path):
 def test_a_release_with_a_file_missing_or_without_its_numbers(tmp_path):
     tree = {"a/Mlp/kernel": random(4, 3), "b": random(3)}
     write_release(tmp_path / "release", tree, shards=2)
-    checkpoint = layouts.released_vmoe(epath.Path(tmp_path / "release"))
+    checkpoint = readers.released_vmoe(epath.Path(tmp_path / "release"))
     empty = msgpack_serialize({"__msgpack_array_chunk_a87ca2__": True})
     (tmp_path / "release.data-00001-of-00002").write_bytes(empty)
     with pytest.raises(ConfigError, match="6 numbers of a/Mlp/kernel are in no file"):
@@ -100,7 +102,7 @@ def test_a_release_with_a_file_missing_or_without_its_numbers(tmp_path):
         checkpoint.read({"a/Mlp/kernel"})
     (tmp_path / "release.index").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="is no index of V-MoE"):
-        layouts.released_vmoe(epath.Path(tmp_path / "release"))
+        readers.released_vmoe(epath.Path(tmp_path / "release"))
 
 
 def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
@@ -133,7 +135,7 @@ def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
 def test_an_archive_is_read_back(tmp_path):
     tree = {"a/b/kernel": random(2, 3), "c": random(4, dtype=jnp.bfloat16), "d": np.float64(3)}
     np.savez(tmp_path / "x.npz", **tree)
-    checkpoint = layouts.npz(epath.Path(tmp_path / "x.npz"))
+    checkpoint = readers.npz(epath.Path(tmp_path / "x.npz"))
     assert checkpoint.shapes == {"a/b/kernel": (2, 3), "c": (4,), "d": ()}
     found = checkpoint.read(["a/b/kernel", "c"])
     assert found["c"].dtype == jnp.bfloat16
@@ -141,7 +143,7 @@ def test_an_archive_is_read_back(tmp_path):
         np.testing.assert_array_equal(found[path], tree[path])
     (tmp_path / "x.npz").write_bytes(b"PK nonsense")
     with pytest.raises(ConfigError, match=r"x.npz is no \.npz file"):
-        layouts.npz(epath.Path(tmp_path / "x.npz"))
+        readers.npz(epath.Path(tmp_path / "x.npz"))
 
 
 def archive(path, header=None, name="a.npy", flags=0, method=zipfile.ZIP_STORED):
@@ -178,10 +180,10 @@ ODD = {
 def test_an_odd_archive_is_named_in_one_line(tmp_path, odd):
     path = tmp_path / "x.npz"
     archive(path)
-    assert layouts.npz(epath.Path(path)).read(["a"])["a"].sum() == 3
+    assert readers.npz(epath.Path(path)).read(["a"])["a"].sum() == 3
     archive(path, **ODD[odd])
     with pytest.raises(ConfigError, match=r"^pretrained.path: \S*x.npz is no \.npz file: [^\n]*$"):
-        layouts.npz(epath.Path(path)).read(["a"])
+        readers.npz(epath.Path(path)).read(["a"])
 
 
 INDICES = [{}, {"index": 5, "shard_count": 1}, {"index": {"a": 5}, "shard_count": 1},
@@ -192,7 +194,7 @@ INDICES = [{}, {"index": 5, "shard_count": 1}, {"index": {"a": 5}, "shard_count"
 def test_an_odd_index_is_named_in_one_line(tmp_path, index):
     (tmp_path / "release.index").write_bytes(msgpack.packb(index, use_bin_type=True))
     with pytest.raises(ConfigError, match=r"release.index is no index of V-MoE: [^\n]*$"):
-        layouts.released_vmoe(epath.Path(tmp_path / "release"))
+        readers.released_vmoe(epath.Path(tmp_path / "release"))
 
 
 def test_any_byte_of_a_release_may_be_damaged(tmp_path):
@@ -206,7 +208,7 @@ def test_any_byte_of_a_release_may_be_damaged(tmp_path):
             damaged[at] ^= int(rng.integers(1, 256))
             (tmp_path / file).write_bytes(damaged)
             try:
-                checkpoint = layouts.released_vmoe(epath.Path(tmp_path / "release"))
+                checkpoint = readers.released_vmoe(epath.Path(tmp_path / "release"))
                 checkpoint.read(checkpoint.shapes)
             except (ConfigError, FileNotFoundError) as error:
                 assert "release" in str(error)
@@ -221,7 +223,7 @@ def test_odd_leaves_of_a_run_are_named_in_one_line(tmp_path, leaves):
     (tmp_path / "checkpoints" / "²").mkdir()
     (directory / "leaves.json").write_text(leaves)
     with pytest.raises(ValueError, match=r"checkpoints/3/leaves.json is [^\n]*$"):
-        layouts.own(epath.Path(tmp_path))
+        readers.own(epath.Path(tmp_path))
 
 
 SMALL = dict(name="vit.ViT", variant="tiny", patch_size=4, depth=2, num_heads=4)
@@ -471,8 +473,8 @@ def test_buckets_are_read_through_fsspec(vit, monkeypatch):
     for protocol in ("gs", "gcs"):
         monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, protocol, Bucket)
     Bucket().pipe_file("gs://bucket/vit.npz", pathlib.Path(vit[0]).read_bytes())
-    here = layouts.npz(epath.Path(vit[0]))
-    there = layouts.npz(epath.Path("gs://bucket/vit.npz"))
+    here = readers.npz(epath.Path(vit[0]))
+    there = readers.npz(epath.Path("gs://bucket/vit.npz"))
     assert there.shapes == here.shapes
     names = set(here.shapes)
     for name, array in there.read(names).items():
@@ -514,7 +516,7 @@ def test_full_size_checkpoints_fit_their_configs(caplog):
         x = jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.float32)
         inference = build.inference(full, num_examples=1)
         state = jax.eval_shape(inference.init, jax.eval_shape(jax.random.key, 0), x)
-        checkpoint = layouts.Checkpoint(shapes, lambda names: {})
+        checkpoint = readers.Checkpoint(shapes, lambda names: {})
         moves = pretrained.plan_of(full, x.shape[1:], checkpoint, pretrained._tree(state))
         paths = {path_of(k) for k, _ in jax.tree_util.tree_leaves_with_path(state.params)}
         assert paths - moves.keys() == {"head/logits/kernel", "head/logits/bias"}

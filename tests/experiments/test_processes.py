@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.checkpoint import Checkpoints
-from experiments.config import load, plain
-from experiments.setup import setup
+from experiments.experiment.build import setup
+from experiments.experiment.config import load, plain
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.workdir import read_json
 from experiments.train import train
-from experiments.workdir import read_json
 
 FIELDS = {
     "steps": 6,
@@ -116,7 +116,7 @@ def test_processes_that_would_run_different_things_say_so_before_anything_is_wri
 
 
 def test_the_code_is_known_by_its_sources():
-    from experiments import processes
+    from experiments.runtime import processes
 
     code = processes.code()
     assert len(code["code.sources"]) == 16 and code["code.jax"] == jax.__version__

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import rich.console
 
-from experiments import progress
-from experiments.progress import Finished, Progress, duration, format_losses
+from experiments.runtime import progress
+from experiments.runtime.progress import Finished, Progress, duration, format_losses
 
 # Two jobs of 40 steps with absl and standard log records in between.
 SCRIPT = """
 import logging, time
 from absl import app
 from absl import logging as absl_logging
-from experiments.progress import Progress, format_losses, setup_logging
+from experiments.runtime.progress import Progress, format_losses, setup_logging
 
 def main(_):
     setup_logging()
@@ -44,7 +44,7 @@ app.run(main)
 ABANDONED = """
 import asyncio
 import tensorstore
-from experiments.progress import setup_logging
+from experiments.runtime.progress import setup_logging
 
 setup_logging()
 promise, write = tensorstore.Promise.new()

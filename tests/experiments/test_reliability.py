@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.checkpoint import Checkpoints
 from experiments.data.description import read_description
-from experiments.setup import setup
+from experiments.experiment.build import setup
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.workdir import read_config, read_json
+from experiments.runtime.writers import METRICS, read_metrics, without_timing
 from experiments.train import train
-from experiments.workdir import read_config, read_json
-from experiments.writers import METRICS, read_metrics, without_timing
 
 pytestmark = pytest.mark.slow  # every test runs the program, most of them to its end
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import configs.tables
-from experiments import config as config_lib
-from experiments import project
-from experiments.cells import Cells, slug, table_of
-from experiments.checkpoint import Checkpoints
+from experiments.experiment import config as config_lib
 from experiments.reproduce import main, render, reproduce, study
-from experiments.workdir import read_config, read_json, write_json
+from experiments.runtime import project
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.workdir import read_config, read_json, write_json
+from experiments.tables.cells import Cells, slug, table_of
 from uncertainty.build import ConfigError
 
 TABLE = '''
@@ -53,7 +53,7 @@ def get_config(arg=None):
     return config
 """
 MISSING = """
-from configs.base import base
+from experiments.experiment.base import base
 
 def get_config():
     config = base()

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from configs.base import base
-from experiments import config as config_lib
 from experiments.data.source import load
 from experiments.evaluate import evaluate, restore
 from experiments.evaluators import routing
-from experiments.predict import Predictor
-from experiments.setup import setup
+from experiments.experiment import config as config_lib
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
+from experiments.experiment.predictor import Predictor
 from experiments.train import train
 from tests.uncertainty.routes import fill
 from uncertainty import build

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import config as config_lib
 from experiments import stage
-from experiments.checkpoint import Checkpoints
 from experiments.evaluate import evaluate, restore
-from experiments.setup import setup
-from experiments.termination import Interrupted
+from experiments.experiment import config as config_lib
+from experiments.experiment.build import setup
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.termination import Interrupted
+from experiments.runtime.workdir import read_config
 from experiments.train import train
-from experiments.workdir import read_config
 from uncertainty.build import ConfigError
 
 FIELDS = {

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from experiments.termination import Interrupted, graceful_termination
+from experiments.runtime.termination import Interrupted, graceful_termination
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -51,7 +51,7 @@ def test_outside_the_main_thread_nothing_is_changed():
 
 def test_a_process_that_is_told_to_stop_finishes_its_step():
     script = (
-        "import time\nfrom experiments.termination import graceful_termination\n"
+        "import time\nfrom experiments.runtime.termination import graceful_termination\n"
         "with graceful_termination() as stop:\n    print('running', flush=True)\n"
         "    while not stop.requested:\n        time.sleep(0.01)\n    print('saved')\n"
     )

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from configs.base import base
-from experiments import config as config_lib
-from experiments.checkpoint import Checkpoints, DamagedCheckpointError
 from experiments.data.description import read_description
 from experiments.evaluate import cost, evaluate
-from experiments.setup import setup
+from experiments.experiment import config as config_lib
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
+from experiments.runtime.checkpoint import Checkpoints, DamagedCheckpointError
+from experiments.runtime.workdir import open_workdir, read_config, read_json
+from experiments.runtime.writers import METRICS, read_metrics
 from experiments.train import train
-from experiments.workdir import open_workdir, read_config, read_json
-from experiments.writers import METRICS, read_metrics
 from uncertainty import build
 
 DIGITS = "configs/digits/mlp.py"

@@ -7,13 +7,13 @@ import scipy.stats
 from sklearn.metrics import roc_auc_score
 
 from configs.toys import rings
-from experiments import config as config_lib
-from experiments.checkpoint import Checkpoints
 from experiments.data.source import load
 from experiments.evaluate import evaluate
 from experiments.evaluators import evaluator
 from experiments.evaluators.uncertainty_map import check, uncertainties, uncertainty_map
-from experiments.predict import Predictions, Predictor
+from experiments.experiment import config as config_lib
+from experiments.experiment.predictor import Predictions, Predictor
+from experiments.runtime.checkpoint import Checkpoints
 from experiments.train import train
 from uncertainty.build import ConfigError
 

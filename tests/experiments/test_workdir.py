@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import workdir as lib
-from experiments.workdir import locked, open_workdir, read_config, read_json, write_json
+from experiments.runtime import workdir as lib
+from experiments.runtime.workdir import locked, open_workdir, read_config, read_json, write_json
 
 CONFIG = {
     "seed": 0,
@@ -217,7 +217,7 @@ def test_a_config_does_not_differ_from_itself(config):
 
 def test_the_lock_is_for_one_process_and_ends_with_it(tmp_path):
     script = (
-        "import sys, time\nfrom experiments.workdir import locked\n"
+        "import sys, time\nfrom experiments.runtime.workdir import locked\n"
         "with locked(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen(

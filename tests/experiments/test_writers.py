@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import writers
-from experiments.writers import Profile, Writer, read_metrics, without_timing
+from experiments.runtime import writers
+from experiments.runtime.writers import Profile, Writer, read_metrics, without_timing
 from uncertainty.build import ConfigError
 
 
@@ -40,7 +40,7 @@ def test_records_are_one_json_object_a_line(tmp_path):
 
 RUN = """
 import sys
-from experiments.writers import Writer
+from experiments.runtime.writers import Writer
 
 workdir, start, steps = sys.argv[1], *map(int, sys.argv[2:])
 writer = Writer(workdir, start)
@@ -132,7 +132,9 @@ def test_tensorboard_files_or_how_to_get_them(tmp_path):
 
 @pytest.mark.slow
 def test_tensorflow_is_not_imported_unless_asked_for():
-    script = "import sys\nimport experiments.writers\nassert 'tensorflow' not in sys.modules"
+    script = (
+        "import sys\nimport experiments.runtime.writers\nassert 'tensorflow' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from experiments import keys
 from experiments.evaluators import yields
+from experiments.runtime import keys
 
 ROOT = pathlib.Path(__file__).parents[2]
 OF_THE_RUN = {"cost/parameters", "cost/train_seconds", "cost/train_ms_per_example", "cost/step"}

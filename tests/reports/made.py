@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from experiments import keys
+from experiments.runtime import keys
 
 
 def write_run(directory, seed=0, members=3, regression=False, learning_rate=1e-3, out="far"):

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from experiments.reports import formats
 from experiments.reports.study import Column, Row, Study, layout
-from experiments.workdir import read_json
+from experiments.runtime.workdir import read_json
 from tests.reports.made import WORDS, plain
 
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from experiments.reports import curves, plots, regression, style
+from experiments.reports import curves, plots, regression_figures, style
 from experiments.reports.study import Column, Row, Study
 
 RNG = np.random.default_rng(0)
@@ -191,12 +191,14 @@ def test_comparison():
 def prediction(members=3, n=50):
     x = RNG.permutation(np.linspace(-2, 2, n))
     mean = np.sin(x) + RNG.normal(0, 0.1, (members, 1))
-    return regression.Prediction(RNG.normal(np.sin(x), 0.2), mean, np.full_like(mean, 0.04), x)
+    return regression_figures.Prediction(
+        RNG.normal(np.sin(x), 0.2), mean, np.full_like(mean, 0.04), x
+    )
 
 
 def test_predictive_band():
     p = prediction()
-    ax = regression.predictive_band({"a": p}).axes[0]
+    ax = regression_figures.predictive_band({"a": p}).axes[0]
     order = np.argsort(p.x)
     second_moment = (p.mean**2 + p.variance).mean(0)
     deviation = np.sqrt(second_moment - p.mean.mean(0) ** 2)
@@ -211,7 +213,7 @@ def test_predictive_band():
 
 def test_predictive_band_on_a_grid_shows_the_test_points_too():
     p, grid = prediction(), prediction(n=70)
-    ax = regression.predictive_band({"a": p._replace(grid=grid)}).axes[0]
+    ax = regression_figures.predictive_band({"a": p._replace(grid=grid)}).axes[0]
     lines = {line.get_label(): line for line in ax.lines}
     order = np.argsort(grid.x)
     np.testing.assert_allclose(lines["mean"].get_data(), [grid.x[order], grid.mean.mean(0)[order]])
@@ -220,7 +222,7 @@ def test_predictive_band_on_a_grid_shows_the_test_points_too():
 
 def test_interval_calibration_of_one_gaussian():
     p = prediction(members=1, n=200)
-    line = regression.interval_calibration({"a": p}).axes[0].lines[1]
+    line = regression_figures.interval_calibration({"a": p}).axes[0].lines[1]
     for level, observed in zip(line.get_xdata(), line.get_ydata(), strict=True):
         low, high = stats.norm.interval(level / 100, p.mean[0], np.sqrt(p.variance[0]))
         assert observed == pytest.approx(100 * np.mean((low <= p.y) & (p.y <= high)))

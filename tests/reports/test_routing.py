@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.reports import routing
+from experiments.reports import routing_figures
 from experiments.reports.figures import figures
 from experiments.reports.runs import Run, study_of
 
@@ -22,21 +22,21 @@ def test_reading_takes_a_particle_of_one_seed_and_means_of_all():
         {"routing/block01/mutual_information": 0.25, "routing/block01/dropped": 0.1},
         {"routing/block01/mutual_information": 0.75},
     ]
-    layers = routing.read(made, seeds)
+    layers = routing_figures.read(made, seeds)
     assert list(layers) == ["block01", "block03"]
     np.testing.assert_array_equal(layers["block03"].share, made["routing/block03/share"][0])
     assert layers["block01"].numbers == {"mutual_information": 0.5, "dropped": 0.1}
     assert layers["block03"].numbers == {}
-    assert routing.read({"test/entropy": np.zeros(3)}, seeds) == {}
+    assert routing_figures.read({"test/entropy": np.zeros(3)}, seeds) == {}
 
 
 def test_members_stand_side_by_side_in_percent():
-    layers = routing.read(scores(), [{"routing/block01/mutual_information": 0.256,
+    layers = routing_figures.read(scores(), [{"routing/block01/mutual_information": 0.256,
                                       "routing/block01/dropped": 0.031,
                                       "routing/block01/load_min": 0.5,
                                       "routing/block01/load_max": 2.0}])  # fmt: skip
-    wide = routing.read(scores(30, 5, 8, ("block01",)), [{}])
-    figure = routing.classes_by_experts({"E3": layers, "many": wide})
+    wide = routing_figures.read(scores(30, 5, 8, ("block01",)), [{}])
+    figure = routing_figures.classes_by_experts({"E3": layers, "many": wide})
     panels = [ax for ax in figure.axes if ax.images and ax.get_title()]
     assert [ax.get_title() for ax in panels] == ["block01", "block03", "block01"]
     drawn = np.asarray(panels[0].images[0].get_array())
@@ -66,4 +66,4 @@ def test_the_report_has_it_where_runs_have_experts():
 
 def test_nothing_to_plot_says_so():
     with pytest.raises(ValueError, match="no data"):
-        routing.classes_by_experts({})
+        routing_figures.classes_by_experts({})

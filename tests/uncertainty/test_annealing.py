@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from uncertainty import annealing
+from uncertainty.inference import annealing
 
 T = 200
 

@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import execution
+from experiments.runtime import execution
 from uncertainty.backbones.mlp import MLP
-from uncertainty.context import perturbed
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
-from uncertainty.inference import exchange
-from uncertainty.inference.independent import independent
+from uncertainty.inference import sharded
+from uncertainty.inference.context import perturbed
+from uncertainty.inference.directions.independent import independent
+from uncertainty.inference.directions.svgd import svgd
+from uncertainty.inference.directions.wgd import wgd
+from uncertainty.inference.kernels.probability_product import probability_product
+from uncertainty.inference.kernels.rbf import rbf
 from uncertainty.inference.particles import particles
-from uncertainty.inference.svgd import svgd
-from uncertainty.inference.wgd import wgd
-from uncertainty.kernels.probability_product import probability_product
-from uncertainty.kernels.rbf import rbf
 from uncertainty.likelihoods import softmax
 from uncertainty.model import from_network
-from uncertainty.optimisers import optimiser, sgd
+from uncertainty.optimisers.optimiser import optimiser, sgd
+from uncertainty.optimisers.samplers import sgld
 from uncertainty.priors import gaussian
-from uncertainty.samplers import sgld
 from uncertainty.types import Target
 
 P, B, K, D_IN = 8, 4, 3, 37
@@ -164,7 +164,7 @@ def test_noise_is_coloured_alike_on_devices():
     noise = jax.tree.map(lambda a: jnp.sin(100 * a), params)
     mesh = mesh_of(4)
     spread = jax.shard_map(made.colour, mesh=mesh, in_specs=PartitionSpec("particle"),
-                           out_specs=PartitionSpec("particle"), axis_names={exchange.AXIS},
+                           out_specs=PartitionSpec("particle"), axis_names={sharded.AXIS},
                            check_vma=False)  # fmt: skip
     expected = jax.jit(made.colour)(params, noise)
     for a, b in zip(

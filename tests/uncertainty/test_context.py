@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from uncertainty import context
+from uncertainty.inference import context
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 12, 9, 2)).astype(np.float32)
 

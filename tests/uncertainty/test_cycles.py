@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from uncertainty import annealing, cycles, schedules
+from uncertainty.inference import annealing
+from uncertainty.optimisers import cycles, schedules
 
 INT32 = 2**31 - 1
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import execution
-from uncertainty.layers.experts import MoE
+from experiments.runtime import execution
 from uncertainty.layers.feed_forward import FeedForward
-from uncertainty.layers.routers import ExpertChoice, TopK
-from uncertainty.mask import only
+from uncertainty.layers.moe.experts import MoE
+from uncertainty.layers.moe.mask import only
+from uncertainty.layers.moe.routers import ExpertChoice, TopK
 
 B, T, D, E = 8, 3, 4, 8
 FFN = functools.partial(FeedForward, mlp_dim=6)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tests.uncertainty.routes import fill
 from uncertainty import build
 from uncertainty.backbones.vit import ViT
-from uncertainty.layers.experts import MoE
 from uncertainty.layers.feed_forward import FeedForward
-from uncertainty.layers.routers import ExpertChoice, Soft, TopK
-from uncertainty.mask import only
+from uncertainty.layers.moe.experts import MoE
+from uncertainty.layers.moe.mask import only
+from uncertainty.layers.moe.routers import ExpertChoice, Soft, TopK
 
 E, T, D, H = 4, 3, 5, 6
 FFN = functools.partial(FeedForward, mlp_dim=H)

@@ -17,7 +17,7 @@ from uncertainty.inference import executors
 from uncertainty.inference.particles import particles
 from uncertainty.likelihoods import sigmoid, softmax
 from uncertainty.model import from_network
-from uncertainty.optimisers import sgd
+from uncertainty.optimisers.optimiser import sgd
 from uncertainty.stages.laplace import laplace
 
 RNG = np.random.default_rng(0)

@@ -6,25 +6,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uncertainty.annealing import linear as linear_annealing
 from uncertainty.backbones.mlp import MLP
-from uncertainty.context import other, perturbed
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
-from uncertainty.inference import executors, interacting
-from uncertainty.inference.independent import independent
-from uncertainty.inference.interacting import SPACES
+from uncertainty.inference import executors
+from uncertainty.inference.annealing import linear as linear_annealing
+from uncertainty.inference.context import other, perturbed
+from uncertainty.inference.directions import interacting
+from uncertainty.inference.directions.independent import independent
+from uncertainty.inference.directions.interacting import SPACES
+from uncertainty.inference.directions.spectral import prior_score, score_at_samples
+from uncertainty.inference.directions.svgd import svgd
+from uncertainty.inference.directions.wgd import ESTIMATORS, wgd
+from uncertainty.inference.kernels.imq import imq
+from uncertainty.inference.kernels.linear import linear
+from uncertainty.inference.kernels.probability_product import probability_product
+from uncertainty.inference.kernels.rbf import rbf
 from uncertainty.inference.particles import particles
-from uncertainty.inference.spectral import prior_score, score_at_samples
-from uncertainty.inference.svgd import svgd
-from uncertainty.inference.wgd import ESTIMATORS, wgd
-from uncertainty.kernels.imq import imq
-from uncertainty.kernels.linear import linear
-from uncertainty.kernels.probability_product import probability_product
-from uncertainty.kernels.rbf import rbf
 from uncertainty.likelihoods import softmax
 from uncertainty.model import from_network
-from uncertainty.optimisers import sgd
+from uncertainty.optimisers.optimiser import sgd
 from uncertainty.priors import gaussian
 from uncertainty.types import Latent, Target
 

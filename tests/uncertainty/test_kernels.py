@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uncertainty.kernels import rbf as rbf_module
-from uncertainty.kernels.imq import imq
-from uncertainty.kernels.linear import linear
-from uncertainty.kernels.probability_product import probability_product
-from uncertainty.kernels.rbf import median_bandwidth, rbf, squared_distances
+from uncertainty.inference.kernels import rbf as rbf_module
+from uncertainty.inference.kernels.imq import imq
+from uncertainty.inference.kernels.linear import linear
+from uncertainty.inference.kernels.probability_product import probability_product
+from uncertainty.inference.kernels.rbf import median_bandwidth, rbf, squared_distances
 
 PAIRS = {  # a kernel and its formula for one pair
     "rbf": (rbf(0.7), lambda a, b: jnp.exp(-jnp.sum((a - b) ** 2) / 1.4)),

@@ -18,10 +18,10 @@ from uncertainty.heads.laplace import Laplace as LaplaceHead
 from uncertainty.heads.sngp import Sngp
 from uncertainty.inference import executors
 from uncertainty.inference.particles import particles
-from uncertainty.layers import laplace as layer
+from uncertainty.layers import posterior as layer
 from uncertainty.likelihoods import gaussian, softmax
 from uncertainty.model import from_network
-from uncertainty.optimisers import sgd
+from uncertainty.optimisers.optimiser import sgd
 from uncertainty.stages.laplace import laplace
 
 RNG = np.random.default_rng(0)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from tests.uncertainty.posteriors import data, linear_regression
-from uncertainty import optimisers, priors
-from uncertainty.inference import svgd
+from uncertainty import priors
+from uncertainty.inference.directions import svgd
 from uncertainty.inference.particles import particles
+from uncertainty.optimisers import optimiser as optimisers
 
 MODEL, BATCH = linear_regression(3, 1.0), data(8, 3)
 

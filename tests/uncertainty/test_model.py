@@ -14,7 +14,7 @@ from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.multi_head import multi_head
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
-from uncertainty.inference.independent import gradient
+from uncertainty.inference.directions.independent import gradient
 from uncertainty.layers.dropout import Dropout
 from uncertainty.layers.norm import BatchNorm
 from uncertainty.model import from_network

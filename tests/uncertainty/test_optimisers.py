@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from uncertainty import optimisers
+from uncertainty.optimisers import optimiser as optimisers
 
 STEPS = 6
 

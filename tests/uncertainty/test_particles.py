@@ -9,17 +9,18 @@ import numpy as np
 import optax
 import pytest
 
-from uncertainty import build, likelihoods, optimisers
+from uncertainty import build, likelihoods
 from uncertainty.backbones.lenet import LeNet5
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.mc_dropout import mc_dropout
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.inference import executors
-from uncertainty.inference.independent import independent
+from uncertainty.inference.directions.independent import independent
 from uncertainty.inference.particles import particles
 from uncertainty.layers.dropout import Dropout
 from uncertainty.model import from_network
+from uncertainty.optimisers import optimiser as optimisers
 
 OPTIMISER = optimisers.optimiser(optimisers.adam(), 1e-2, clip=0.5)
 

@@ -9,13 +9,16 @@ import pytest
 import scipy.stats
 
 from tests.uncertainty.posteriors import data, linear_regression, p_values, posterior
-from uncertainty import context, likelihoods, optimisers, priors, samplers, schedules
-from uncertainty.inference.independent import independent
+from uncertainty import likelihoods, priors
+from uncertainty.inference import context
+from uncertainty.inference.directions.independent import independent
+from uncertainty.inference.directions.svgd import svgd
+from uncertainty.inference.directions.wgd import wgd
+from uncertainty.inference.kernels.linear import linear
+from uncertainty.inference.kernels.rbf import rbf
 from uncertainty.inference.particles import particles
-from uncertainty.inference.svgd import svgd
-from uncertainty.inference.wgd import wgd
-from uncertainty.kernels.linear import linear
-from uncertainty.kernels.rbf import rbf
+from uncertainty.optimisers import optimiser as optimisers
+from uncertainty.optimisers import samplers, schedules
 from uncertainty.types import Latent, Model
 
 N = 12

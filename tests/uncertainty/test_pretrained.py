@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uncertainty import build, pretrained
-from uncertainty.pretrained import OPS, plan
+from uncertainty import build
+from uncertainty.restore import plan as pretrained
+from uncertainty.restore.plan import OPS, plan
 from uncertainty.rules import path_of
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.uncertainty.routes import fill
-from uncertainty.layers import dispatch, routing
+from uncertainty.layers.moe import dispatch, routing
 
 SIZES = [(7, 4, 2, 2), (5, 3, 1, 5), (12, 2, 2, 3), (1, 1, 1, 1)]  # S, E, k, C
 few = settings(max_examples=20)

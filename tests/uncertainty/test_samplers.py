@@ -9,10 +9,13 @@ import pytest
 import scipy.linalg
 
 from tests.uncertainty.posteriors import data, linear_regression, p_values, posterior
-from uncertainty import optimisers, priors, samplers, schedules, thinning
-from uncertainty.inference import svgd, wgd
+from uncertainty import priors
+from uncertainty.inference import thinning
+from uncertainty.inference.directions import svgd, wgd
+from uncertainty.inference.kernels import linear
 from uncertainty.inference.particles import particles
-from uncertainty.kernels import linear
+from uncertainty.optimisers import optimiser as optimisers
+from uncertainty.optimisers import samplers, schedules
 
 N, D, NOISE, PRIOR = 12, 2, 0.7, 1.5
 BATCH = data(N, D)

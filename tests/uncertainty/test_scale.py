@@ -11,15 +11,15 @@ from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.inference import executors
-from uncertainty.inference.independent import independent
+from uncertainty.inference.directions.independent import independent
+from uncertainty.inference.directions.svgd import svgd
+from uncertainty.inference.directions.wgd import wgd
+from uncertainty.inference.kernels.imq import imq
+from uncertainty.inference.kernels.rbf import rbf
 from uncertainty.inference.particles import particles
-from uncertainty.inference.svgd import svgd
-from uncertainty.inference.wgd import wgd
-from uncertainty.kernels.imq import imq
-from uncertainty.kernels.rbf import rbf
 from uncertainty.likelihoods import softmax
 from uncertainty.model import from_network
-from uncertainty.optimisers import sgd
+from uncertainty.optimisers.optimiser import sgd
 from uncertainty.priors import gaussian
 from uncertainty.types import Target
 

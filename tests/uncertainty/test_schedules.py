@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uncertainty import schedules
+from uncertainty.optimisers import schedules
 
 
 def values(schedule, total):

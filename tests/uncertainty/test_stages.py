@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 from tests.uncertainty.posteriors import data, linear_regression, p_values
-from uncertainty import likelihoods, optimisers, priors, samplers
+from uncertainty import likelihoods, priors
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.single import single
 from uncertainty.heads.heteroscedastic import Heteroscedastic
 from uncertainty.inference import executors
-from uncertainty.inference.members import predicting
 from uncertainty.inference.particles import particles
+from uncertainty.inference.samples import predicting
 from uncertainty.layers.norm import BatchNorm
 from uncertainty.model import from_network
+from uncertainty.optimisers import optimiser as optimisers
+from uncertainty.optimisers import samplers
 from uncertainty.stages.batch_statistics import batch_statistics
 from uncertainty.stages.select import greedy, select
 from uncertainty.stages.snapshots import snapshots

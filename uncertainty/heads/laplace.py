@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uncertainty.layers import laplace
+from uncertainty.layers import posterior as posterior_lib
 from uncertainty.types import Latent
 
 
@@ -47,7 +47,9 @@ class Laplace(nn.Module):
             raise ValueError(f"outputs: {self.outputs}; at least 1 is needed")
         if not self.prior_precision > 0:
             raise ValueError(f"prior_precision: {self.prior_precision}; a positive one is needed")
-        laplace.Laplace(self.curvature, self.noise, self.momentum, self.num_examples, parent=None)
+        posterior_lib.Laplace(
+            self.curvature, self.noise, self.momentum, self.num_examples, parent=None
+        )
         super().__post_init__()
 
     @nn.compact
@@ -56,7 +58,7 @@ class Laplace(nn.Module):
         kernel_init = nn.initializers.glorot_uniform()
         mean = nn.Dense(self.outputs, kernel_init=kernel_init, name="logits")(h)
         phi = jnp.concatenate([h, jnp.ones_like(h[..., :1])], axis=-1) / self.prior_precision**0.5
-        posterior = laplace.Laplace(
+        posterior = posterior_lib.Laplace(
             self.curvature, self.noise, self.momentum, self.num_examples, name="posterior"
         )
         variance = posterior(phi, mean, train=train)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uncertainty.layers.laplace import Laplace
+from uncertainty.layers.posterior import Laplace
 from uncertainty.layers.random_features import RandomFeatures
 from uncertainty.types import Latent
 

@@ -2,7 +2,7 @@
 
 `vmap`, `unroll` and `scan` map a function over particles inside one compiled program. `loop` calls
 one compiled update for each particle in turn, which only a separable inference allows. `auto`
-chooses. Particles over several devices are `experiments/execution.py`, around any of these.
+chooses. Particles over several devices are `experiments/runtime/execution.py`, around any of these.
 """
 
 from collections.abc import Callable

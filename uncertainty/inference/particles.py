@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uncertainty.inference import executors, members
-from uncertainty.inference.independent import Direction, independent
-from uncertainty.samplers import DecayingTransformation, SamplingTransformation, normal
+from uncertainty.inference import executors, samples
+from uncertainty.inference.directions.independent import Direction, independent
+from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation, normal
 from uncertainty.types import Batch, Inference, Latent, Metrics, Model, Prior, State, Target
 
 NOISE = 0x6E6F6973  # of a particle's key and step: the noise of a sampler
@@ -48,9 +48,9 @@ def particles(
       temperature: T, of the posterior (p(D | theta)^(1 / t) p(theta))^(1 / T), for samplers and for
         directions that stand for a posterior; 1 is Bayes, below it the posterior is 'cold'.
       likelihood_temperature: t.
-      collect: steps after which a particle's parameters are kept, see `uncertainty/thinning.py`;
+      collect: steps after which a particle's parameters are kept, see `inference/thinning.py`;
         predictions are then those of all that are kept.
-      hyper: what particles differ in by intent, see `members.HYPER`: name -> values that are given
+      hyper: what particles differ in by intent, see `samples.HYPER`: name -> values that are given
         to the particles in turn, or dict(low=, high=) to draw from, uniform in the logarithm.
       num_examples: N, the size of the training set; experiments fill it in.
 
@@ -95,7 +95,7 @@ def particles(
         raise ValueError("direction: particles that interact sample by 'sgld' alone")
     if hyper and (sampling or not separable):
         raise ValueError("hyper: particles that interact or sample have one posterior")
-    members.check_hyper(hyper or {})
+    samples.check_hyper(hyper or {})
     if hyper and "prior_scale" in hyper and prior is None:
         raise ValueError("hyper.prior_scale: there is no prior to scale; set inference.prior")
     init_one = jax.jit(model.init)
@@ -111,15 +111,15 @@ def particles(
             params=params,
             collections=collections,
             opt_state=jax.vmap(optimiser.init)(params),
-            hyper=members.draw_hyper(hyper, keys) if hyper else None,
+            hyper=samples.draw_hyper(hyper, keys) if hyper else None,
         )
-        return members.reserve(state, len(collect)) if collect else state
+        return samples.reserve(state, len(collect)) if collect else state
 
     def update(state: State, batch: Batch) -> tuple[State, Metrics]:
-        keys = members.fold(state.key, state.step)
+        keys = samples.fold(state.key, state.step)
         gradients, collections, metrics = direct(model, state, batch, keys)
         if sampling:
-            noise = normal(members.fold(keys, NOISE), state.params)
+            noise = normal(samples.fold(keys, NOISE), state.params)
             noise = jax.tree.map(
                 lambda xi: target.scale() ** 0.5 * xi, direct.colour(state.params, noise)
             )
@@ -131,7 +131,7 @@ def particles(
                 gradients, state.opt_state, state.params
             )
         if hyper and "learning_rate" in hyper:
-            updates = jax.tree.map(members.times(state.hyper["learning_rate"]), updates)
+            updates = jax.tree.map(samples.times(state.hyper["learning_rate"]), updates)
         metrics["gradient_norm"] = jax.vmap(optax.global_norm)(gradients)
         metrics["finite"] = (
             jnp.isfinite(metrics["loss"])
@@ -152,7 +152,7 @@ def particles(
         new = state.replace(
             step=state.step + 1, params=params, collections=collections, opt_state=opt_state
         )
-        return (members.take(new, collect) if collect else new), metrics
+        return (samples.take(new, collect) if collect else new), metrics
 
     def predict(state: State, x: jax.Array, mask: jax.Array | None = None) -> Latent:
         def one(particle, batch):
@@ -160,7 +160,7 @@ def particles(
             x, mask = batch
             return model.forward(params, collections, x, key, train=False, mask=mask)[0]
 
-        latent = over(one)(members.predicting(state), (x, mask))  # [P S, M, B, K]
+        latent = over(one)(samples.predicting(state), (x, mask))  # [P S, M, B, K]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
 
     return Inference(init, update, predict, separable=separable)

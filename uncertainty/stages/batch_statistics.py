@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from uncertainty.inference import members
+from uncertainty.inference import samples
 from uncertainty.stages.training import check_no_posterior
 from uncertainty.types import Batch, Collections, Model, Samples, Stage, State
 
@@ -36,7 +36,7 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
             collections = {**collections, NAME: start}
             return model.forward(params, collections, x, key, train=True)[1][NAME]
 
-        params, collections, keys = members.predicting(state)
+        params, collections, keys = samples.predicting(state)
         seen = state.opt_state["count"].astype(jnp.int32)  # each batch has dropout of its own
         return over(one)((params, collections, jax.vmap(jax.random.fold_in)(keys, seen)), x)
 
@@ -44,7 +44,7 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
         if NAME not in state.collections:
             raise ValueError("batch_statistics: the model has no batch normalisation")
         check_no_posterior(state)
-        sums = jax.tree.map(jnp.zeros_like, members.predicting(state)[1][NAME])
+        sums = jax.tree.map(jnp.zeros_like, samples.predicting(state)[1][NAME])
         count = jnp.zeros(jax.tree.leaves(sums)[0].shape[:1])
         return state.replace(opt_state=dict(optimiser=state.opt_state, sums=sums, count=count))
 
@@ -68,7 +68,7 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
             return state.replace(collections={**state.collections, NAME: found})
         # What predicts in a slot that is not taken is the particle itself, with statistics of now.
         shape = state.samples.taken.shape
-        params, collections, _ = members.predicting(state)
+        params, collections, _ = samples.predicting(state)
         params, collections = jax.tree.map(
             lambda a: a.reshape(*shape, *a.shape[1:]), (params, {**collections, NAME: found})
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from uncertainty.inference import members
+from uncertainty.inference import samples
 from uncertainty.types import Batch, Model, Stage, State
 
 
@@ -50,7 +50,7 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
             nll = model.likelihood.nll(latent, batch["y"], draws)
             return jax.nn.logsumexp(-nll, axis=0) - jnp.log(len(nll))  # of its members, [B]
 
-        log_p = over(one)(members.predicting(state), batch)
+        log_p = over(one)(samples.predicting(state), batch)
         log_p = log_p.reshape(len(state.key), -1, log_p.shape[-1])
         log_p = jax.nn.logsumexp(log_p, axis=1) - jnp.log(log_p.shape[1])  # of its samples
         noted = state.opt_state["noted"]

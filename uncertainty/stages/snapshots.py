@@ -2,8 +2,7 @@
 
 import jax
 
-from uncertainty import thinning
-from uncertainty.inference import members
+from uncertainty.inference import samples, thinning
 from uncertainty.stages.training import Optimiser, Train, further_training
 from uncertainty.types import Batch, Stage, State
 
@@ -37,9 +36,9 @@ def snapshots(
     opened, step = further_training(train, optimiser)
 
     def begin(state: State, x: jax.Array) -> State:
-        return members.reserve(opened(state), size)
+        return samples.reserve(opened(state), size)
 
     def update(state: State, batch: Batch) -> State:
-        return members.take(step(state, batch), at)
+        return samples.take(step(state, batch), at)
 
     return Stage(begin, update, lambda state, x: state, steps=steps)

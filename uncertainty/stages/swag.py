@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uncertainty.inference.members import fold
-from uncertainty.samplers import normal
+from uncertainty.inference.samples import fold
+from uncertainty.optimisers.samplers import normal
 from uncertainty.stages.training import Optimiser, Train, further_training
 from uncertainty.types import Batch, Params, Samples, Stage, State
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uncertainty.inference.members import fold
-from uncertainty.samplers import DecayingTransformation, SamplingTransformation
+from uncertainty.inference.samples import fold
+from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation
 from uncertainty.types import Batch, Inference, State
 
 _AFTER = 0x61667465  # of a particle's key

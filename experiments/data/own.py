@@ -1,0 +1,16 @@
+"""The data sets that need no tfds, by the name that a config gives."""
+
+import inspect
+
+from experiments.data import embedded, files
+from experiments.data.splits import Dataset
+
+OWN = {
+    name: function
+    for module in (embedded, files)
+    for name, function in vars(module).items()
+    if inspect.isfunction(function)
+    and function.__module__ == module.__name__
+    and inspect.signature(function).return_annotation is Dataset
+    and not name.startswith("_")
+}

@@ -1,0 +1,169 @@
+"""What every experiment has, with the defaults that a config changes."""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.data import embedded
+from uncertainty.build import ConfigError
+
+
+def base() -> ConfigDict:
+    """The sections of a config, in the order of the equation."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            # data: what has a split and no name, here or in an evaluator, is a part of data.train
+            data=dict(train=dict(name="digits", split="train"), augment=()),
+            batch_size=128,  # of all devices and processes together
+            # features, members, latent, likelihood
+            backbone=dict(name="mlp.MLP"),
+            ensemble=dict(name="single"),
+            head=dict(name="dense.Dense", outputs=10),
+            likelihood=dict(name="softmax"),
+            # parameters
+            pretrained=dict(),  # path, layout, rules, keep: experiments/experiment/initialise.py
+            inference=dict(name="particles", size=1, direction=dict(name="independent")),
+            # optimisation
+            steps=1_000,
+            optimiser=dict(name="adam", learning_rate=1e-3, schedule=dict(name="constant")),
+            stages=(),  # what follows training, such as dict(name='laplace')
+            on_fault="stop",  # a particle whose loss is not finite: 'stop' the run or 'freeze' it
+            # evaluation
+            evaluation=dict(
+                batch_size=500,
+                every=0,  # steps between evaluations on data.validation; 0: none
+            ),
+            evaluators=dict(),  # name -> dict(name=file of experiments/evaluators, its fields)
+            # how it runs; none of these changes a number
+            mesh=dict(),  # axis -> devices, e.g. dict(particle=4, data=2); default: all for data
+            sharding=(),  # parameter paths -> mesh axes, e.g. ('.*dense0/kernel', (None, 'model'))
+            logging=dict(every=50, tensorboard=False, profile=()),
+            checkpoint=dict(every=1_000, keep=2),
+        ),
+        type_safe=False,
+    )
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """The options after `--config file.py:`, such as `runlocal,size=4`.
+
+    A name alone means True. Values take the type of their default; a tuple lists all that is
+    allowed, the default first. `runlocal` is always known.
+
+    Raises:
+      ConfigError: an unknown option, or a value of another type or not among those allowed.
+    """
+    allowed = {key: value for key, value in defaults.items() if isinstance(value, tuple)}
+    options = dict(runlocal=False, **defaults)
+    options |= {key: values[0] for key, values in allowed.items()}
+    for item in filter(None, (arg or "").split(",")):
+        key, _, value = item.partition("=")
+        if key not in options:
+            raise ConfigError(f"config option {key!r}: not one of {', '.join(sorted(options))}")
+        kind = type(options[key])
+        if kind is bool:
+            if value.lower() not in ("", "true", "false", "1", "0"):
+                raise ConfigError(f"config option {item!r}: true or false")
+            options[key] = value.lower() in ("", "true", "1")
+        else:
+            try:
+                options[key] = kind(value)
+            except ValueError:
+                raise ConfigError(f"config option {item!r}: {kind.__name__} is needed") from None
+            if key in allowed and options[key] not in allowed[key]:
+                valid = ", ".join(map(str, allowed[key]))
+                raise ConfigError(f"config option {item!r}: not one of {valid}")
+    return ConfigDict(options)
+
+
+def shrink(
+    config: ConfigDict,
+    shape: Sequence[int] = (),
+    num_classes: int = 0,
+    **backbone: Any,
+) -> ConfigDict:
+    """`:runlocal`: the same program in seconds on a laptop, on noise in place of data on disk.
+
+    Args:
+      config: changed in place.
+      shape, num_classes: of the examples of every set that is not embedded (tfds, files); a
+        `stand_in` of the same shape, type and number of classes takes its place.
+      **backbone: fields of the backbone that make it small.
+
+    Raises:
+      ValueError: a set has to be replaced, and `shape` or `num_classes` is not given.
+    """
+    config.steps = 4
+    config.batch_size = min(config.batch_size, 8)
+    config.evaluation.batch_size = 32
+    config.evaluation.every = min(config.evaluation.every, 2)
+    config.logging.every = 1
+    config.checkpoint.every = 2
+    config.inference.size = min(config.inference.size, 2)
+    if "size" in config.ensemble:
+        config.ensemble.size = min(config.ensemble.size, 2)
+    if config.inference.get("collect"):
+        config.inference.collect.size = 1
+        if "cycles" in config.inference.collect:
+            config.inference.collect.cycles = 1
+    config.pretrained = dict()  # the file fits the full size
+    config.stages = tuple(_short_stage(stage) for stage in config.stages)
+    schedule = config.optimiser.get("schedule", {})
+    if "warmup_steps" in schedule:
+        schedule.warmup_steps = min(schedule.warmup_steps, 1)
+    config.backbone.update(backbone)
+    if "samples" in config.likelihood:
+        config.likelihood.samples = min(config.likelihood.samples, 16)
+    for evaluator in config.evaluators.values():
+        if evaluator.name == "corruption":
+            evaluator.severities = (5,)
+    seeds: dict[str, int] = {}  # one set, one seed, so that test data stay the same in all places
+    embedded_set = inspect.isfunction(getattr(embedded, config.data.train.name, None))
+    for section in (config.data, *config.evaluators.values()):
+        if not embedded_set:
+            _without_slices(section)
+        _stand_in(section, shape, num_classes, seeds)
+    return config
+
+
+def _without_slices(section: ConfigDict) -> None:
+    """Whole splits in place of slices of the training data's set, which may be beyond its end."""
+    for spec in section.values():
+        if isinstance(spec, ConfigDict) and "name" not in spec:
+            if "split" in spec:
+                spec.split = re.sub(r"\[.*?\]", "", spec.split)
+            _without_slices(spec)
+
+
+def _short_stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage with few steps and small sizes."""
+    most = dict(steps=4, every=2, size=2, cycles=2, samples=2)
+    return {**stage, **{k: min(stage[k], v) for k, v in most.items() if k in stage}}
+
+
+_OF_ANY_SET = ("split", "classes", "mean", "std", "standardise", "statistics", "label_noise")
+
+
+def _stand_in(
+    section: ConfigDict, shape: Sequence[int], num_classes: int, seeds: dict[str, int]
+) -> None:
+    """Replaces the sets in a section and its subsections, unless they are embedded."""
+    for key, spec in section.items():
+        if not isinstance(spec, ConfigDict):
+            continue
+        if "name" not in spec:
+            _stand_in(spec, shape, num_classes, seeds)
+        elif not inspect.isfunction(getattr(embedded, spec.name, None)):
+            if not shape or not num_classes:
+                raise ValueError(f"shrink: {spec.name!r} needs a stand-in's shape and num_classes")
+            seed = seeds.setdefault(spec.name, len(seeds))
+            kept = {field: spec[field] for field in _OF_ANY_SET if field in spec}
+            for field in {"split", "statistics"} & set(kept):
+                kept[field] = re.sub(r"\[.*?\]", "", kept[field])  # slices may be beyond its end
+            section[key] = dict(
+                name="stand_in", shape=tuple(shape), num_classes=num_classes, seed=seed, **kept
+            )

@@ -1,0 +1,403 @@
+"""Configs: loading, fields set from the command line, and the checks that build no object."""
+
+import ast
+import functools
+import importlib.util
+import inspect
+import json
+import logging
+import pathlib
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from experiments.data import from_tfds, source
+from experiments.data.derived import derived
+from experiments.data.own import OWN
+from experiments.experiment.base import base
+from experiments.runtime import project
+from experiments.runtime.termination import Interrupted, status
+from uncertainty import build
+from uncertainty.build import ConfigError, nearest
+
+logger = logging.getLogger(__name__)
+
+# What may differ when a run is resumed: none of it changes what is trained. Another mesh or
+# executor takes sums in another order, and so changes rounding.
+MAY_CHANGE = (
+    "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*",
+    "pretrained.path",
+)  # fmt: skip
+_NAMED = {"backbone", "ensemble", "head", "likelihood"}  # may be a name alone
+# Checked by who reads them.
+_OPEN = {"mesh", "evaluators", "inference", "optimiser", "pretrained", *_NAMED}
+_OPTIONAL = {"data": ("context", "validation")}
+_AT_LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "evaluation.batch_size": 1,
+    "evaluation.every": 0,
+    "logging.every": 1,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 1,
+}
+
+
+def load(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The config of `configs/file.py` or `configs/file.py:arg`, with dotted names overridden.
+
+    A file that is not found here is looked for in the project.
+
+    Raises:
+      ConfigError: no such file; one that is no config, or fails, with the line; an override in a
+        section that the config does not have, or another name for a part whose fields it lacks.
+    """
+    file, _, arg = path.partition(":")
+    location = project.find(file)
+    if not location.is_file():
+        files = location.parent.glob("*.py")
+        near = [str(p) for p in files if b"def get_config(" in p.read_bytes()]
+        raise ConfigError(f"config: no file {file!r}" + (f"; {nearest(file, near)}" * bool(near)))
+    config = _run_file(file, location, arg)
+    apply(config, overrides or {})
+    return config
+
+
+def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets fields by dotted names, in order, see `override`.
+
+    Raises:
+      ConfigError: that of `override`, or a field that is left of a part with another name.
+    """
+    named = {name: _name_at(config, name) for name in overrides}
+    for name, value in overrides.items():
+        override(config, name, value)
+    for name, former in named.items():
+        if former is not None and former != _name_at(config, name):
+            _check_renamed(config, name, former, overrides)
+
+
+def _run_file(file: str, location: pathlib.Path, arg: str) -> ConfigDict:
+    """What `get_config` of a file returns."""
+    if location.suffix != ".py":
+        raise ConfigError(f"config: {file} is not a Python file")
+    spec = importlib.util.spec_from_file_location("config_file", location)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise ConfigError(f"config: {file} has no function get_config")
+        if arg and not inspect.signature(get_config).parameters:
+            raise ConfigError(f"config: {file} takes no options, but has {arg!r} after it")
+        config = get_config(arg) if arg else get_config()
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"config: {error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == str(location)]
+        where = f", line {lines[-1]}" * bool(lines)
+        raise ConfigError(f"config: {file}{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"config: get_config of {file} returns {config!r:.80}, not a ConfigDict")
+    return config
+
+
+def _name_at(config: ConfigDict, name: str) -> str | None:
+    """The name that a section has, for the dotted name `section.name`; None for other fields."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        config = config.get(parent) if isinstance(config, ConfigDict) else None
+    found = config.get("name") if last == "name" and isinstance(config, ConfigDict) else None
+    return found if isinstance(found, str) else None
+
+
+# Where the name in a section is looked for; the fields of others are checked by who reads them.
+_PARTS = {
+    "backbone": "backbones",
+    "ensemble": "ensembles",
+    "head": "heads",
+    "likelihood": "likelihoods",
+    "optimiser": "optimisers.optimiser",
+    "optimiser.schedule": "optimisers.schedules",
+    "inference.direction": "inference.directions",
+}
+
+
+def _check_renamed(
+    config: ConfigDict, name: str, former: str, overrides: Mapping[str, Any]
+) -> None:
+    """Refuses fields of a section that are left from a part of another name, and says whose.
+
+    Those that both parts have are kept, as head.outputs has to be, with a warning.
+    """
+    path = name.removesuffix(".name")
+    section = config
+    for parent in path.split("."):
+        section = section[parent]
+    valid = _fields_of(path, section.name)
+    left = [k for k in section if k != "name" and f"{path}.{k}" not in overrides]
+    unknown = [k for k in left if valid is not None and k not in valid]
+    if not unknown:
+        if left and path in _PARTS:
+            fields = ", ".join(f"{k}={plain(section)[k]!r}" for k in left)
+            _warn_once(f"config.{path}: {section.name!r} keeps fields of {former!r}: {fields}")
+        return
+    kept = {k: v for k, v in plain(section).items() if k not in unknown}
+    raise ConfigError(
+        f"config.{path}.{unknown[0]}: comes from the config's {path}, which is {former!r}, and "
+        f"{section.name!r} has no such field; replace the whole section: "
+        f"--config.{path}={shlex.quote(json.dumps(kept, default=str))}"
+    )
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
+def _fields_of(path: str, name: str) -> set[str] | None:
+    """The fields of a part, of the section at `path`, that is called `name`; None if unknown."""
+    try:
+        if path in _PARTS:
+            valid, _ = build.signature(build.resolve(_PARTS[path], name, path))
+            if path == "optimiser":
+                own = build.resolve("optimisers.optimiser", "optimiser", path)
+                common, _ = build.signature(own)
+                valid |= common
+            return valid
+        if re.match(r"data\.|evaluators\..+\.", path):
+            function = OWN.get(name, from_tfds.tfds)
+            if name not in OWN:
+                from_tfds.check_name(name, None, path)
+            return {*inspect.signature(function).parameters, *source.COMMON}
+    except ConfigError:  # no such name: whoever reads the section says so
+        pass
+    return None
+
+
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+class _Words(ast.NodeTransformer):
+    """Takes true, false, none and null for what they stand for, and no other name."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id.lower() not in _WORDS:
+            raise SyntaxError(f"{node.id!r} needs quotes", ("", 1, node.col_offset + 1, ""))
+        return ast.copy_location(ast.Constant(_WORDS[node.id.lower()]), node)
+
+    def visit_Set(self, node: ast.Set) -> ast.AST:
+        raise SyntaxError("pairs 'name': value are needed", ("", 1, node.col_offset + 1, ""))
+
+
+def value_of(text: str, field: str) -> Any:
+    """What text of a command line stands for: a literal of Python or JSON, else the text itself.
+
+    `true`, `false`, `none` and `null` are known in any case, within lists and dicts too.
+
+    Args:
+      text: of the command line.
+      field: for the message.
+
+    Raises:
+      ConfigError: it begins as a dict, list or tuple and is none; the message says where it fails.
+    """
+    stripped = text.strip()
+    if not stripped.startswith(("{", "[", "(")):
+        if stripped.lower() in _WORDS:
+            return _WORDS[stripped.lower()]
+        try:
+            return ast.literal_eval(stripped)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return text
+    try:
+        return json.loads(stripped)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(_Words().visit(ast.parse(stripped, mode="eval")))
+    except SyntaxError as error:
+        reason = f"{error.msg} (character {error.offset})"
+    except (ValueError, TypeError, MemoryError, RecursionError) as error:
+        reason = str(error).partition(":")[0] or type(error).__name__
+    raise ConfigError(
+        f"{field}: {text!r} is not a dict or list: {reason}; text that begins so needs quotes"
+    )
+
+
+def override(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets the field of a dotted name, which may be new in its section.
+
+    Text is read by `value_of`, but where the field is text already it stays text, unless it is a
+    dict.
+
+    Raises:
+      ConfigError: there is no such section, or text that does not parse.
+    """
+    *parents, last = name.split(".")
+    if not parents and last not in base():
+        raise ConfigError(f"config.{last}: no such section; {nearest(last, base().keys())}")
+    section = config
+    for i, parent in enumerate(parents):
+        if parent not in section:
+            path = ".".join(["config", *parents[: i + 1]])
+            raise ConfigError(f"{path}: no such section; {nearest(parent, section.keys())}")
+        section = section[parent]
+        if not isinstance(section, ConfigDict):
+            path = ".".join(["config", *parents[: i + 1]])
+            raise ConfigError(f"{path}: {section!r} has no fields such as {last!r}")
+    if isinstance(value, str):
+        former = section.get(last)
+        if not isinstance(former, str) or value.lstrip().startswith("{"):
+            value = value_of(value, f"config.{name}")
+    _check_keys(value, f"config.{name}")
+    section[last] = value
+
+
+def _check_keys(value: Any, field: str) -> None:
+    """Refuses dicts that no config can hold."""
+    if isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _check_keys(inner, f"{field}[{i}]")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str) or "." in key:
+                raise ConfigError(f"{field}: {key!r} is no name of a field; text without a full "
+                                  "stop is needed")  # fmt: skip
+            _check_keys(inner, f"{field}.{key}")
+
+
+def assignments(items: Sequence[str], prefix: str = "") -> dict[str, str]:
+    """['a.b=1'] as {'a.b': '1'}, each item after `prefix`.
+
+    Raises:
+      ConfigError: an item of another form.
+    """
+    result = {}
+    for item in items:
+        name, equals, text = item.removeprefix(prefix).partition("=")
+        if not (item.startswith(prefix) and equals and all(name.split("."))):
+            raise ConfigError(f"{item!r}: {prefix}field=value is needed")
+        result[name] = text
+    return result
+
+
+def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
+    """Nested dicts of plain values with every data set written out (`data/derived.py`)."""
+    return derived(_plain(config))
+
+
+def _plain(config: ConfigDict | Mapping) -> dict[str, Any]:
+    if isinstance(config, ConfigDict):
+        config = config.to_dict()
+    return {k: _plain(v) if isinstance(v, Mapping | ConfigDict) else v for k, v in config.items()}
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuses sections and settings that no experiment has, and numbers out of range.
+
+    Raises:
+      ConfigError: names the field, its value and what is allowed.
+    """
+    known = plain(base())
+    for section, value in config.items():
+        if section not in known:
+            raise ConfigError(f"config.{section}: no such section; {nearest(section, known)}")
+        if not isinstance(known[section], dict) or (section in _NAMED and isinstance(value, str)):
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"config.{section}: {value!r} is not a dict of fields")
+        valid = {*known[section], *_OPTIONAL.get(section, ())}
+        for field in value:
+            if section not in _OPEN and field not in valid:
+                raise ConfigError(
+                    f"config.{section}.{field}: no such field; {nearest(field, valid)}"
+                )
+        for field in known[section]:
+            if section not in _OPEN and field not in value:
+                raise ConfigError(f"config.{section}.{field}: missing")
+    for section in known:
+        if section not in config:
+            raise ConfigError(f"config.{section}: missing; begin with experiment.base.base()")
+    for name, least in _AT_LEAST.items():
+        section, _, field = name.rpartition(".")
+        value = (config[section] if section else config)[field]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"config.{name}: {value!r}; a whole number from {least} is needed")
+    for name, value, such in (
+        ("data.augment", config["data"]["augment"], '[{"name": "flip"}]'),
+        ("sharding", config["sharding"], '[[".*dense0/kernel", [null, "model"]]]'),
+    ):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"config.{name}: {value!r}; a list is needed, such as {such}")
+    for name in ("train", "validation", "context"):
+        value = config["data"].get(name) or {}
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"config.data.{name}: {value!r} is not a dict of fields, such as "
+                '{"name": "digits", "split": "train"}; '
+                f"data.{name}.name is the field for a name alone"
+            )
+    seed, logging = config["seed"], config["logging"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ConfigError(f"config.seed: {seed!r}; a whole number in [0, 2^32) is needed")
+    if config["on_fault"] not in ("stop", "freeze"):
+        raise ConfigError(f"config.on_fault: {config['on_fault']!r}; 'stop' or 'freeze'")
+    if not isinstance(logging["tensorboard"], bool):
+        raise ConfigError(f"config.logging.tensorboard: {logging['tensorboard']!r}; true or false")
+    steps = logging["profile"]
+    if not (isinstance(steps, list | tuple) and all(isinstance(s, int) for s in steps)) or not (
+        len(steps) == 0 or (len(steps) == 2 and 0 <= steps[0] <= steps[1])
+    ):
+        raise ConfigError(f"config.logging.profile: {steps!r}; (first step, last step) or ()")
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """`app.run` with one line for what the user can fix, in place of a traceback.
+
+    The exit status is 2 for an error, and 128 + the number of a signal that ended the program.
+
+    `main` gets what is not a flag of absl's: the program, then its other arguments, among them
+    `--config.field=value`.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        fields = [item for item in argv if item.startswith("--config.")]
+        try:
+            return flags.FLAGS([item for item in argv if item not in fields]) + fields
+        except flags.Error as error:
+            fail(str(error))
+
+    def wrapped(argv: list[str]) -> Any:
+        try:
+            return main(argv)
+        except Interrupted as message:
+            logger.warning("%s. The same command resumes.", message)
+            sys.exit(message.code)
+        except REPORTED as error:
+            if flags.FLAGS.debug:
+                raise
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted", code=status("SIGINT"))
+
+    app.run(wrapped, flags_parser=parse)
+
+
+flags.DEFINE_bool("debug", False, "Show the traceback of an error in the config or the data.")
+REPORTED = (ValueError, OSError, FloatingPointError, ImportError)  # in one line
+
+
+def fail(message: str, code: int = 2) -> None:
+    """Prints a message on standard error and ends the program."""
+    print(f"error: {re.sub(r'^.Errno [0-9]+. ', '', message)}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,186 @@
+"""Initial parameters from a file: what a config's `pretrained` stands for.
+
+    config.pretrained = dict(
+        path="gs://BUCKET/FILE.npz",  # or a local one
+        layout="vit",  # one of uncertainty/restore/layouts.py
+        rules=(("pre_logits/.*", None),),  # before the layout's own; see restore/plan.py
+        keep=("head/",),  # stays as it is initialised, different in each particle
+        grid=(14, 14),  # rows and columns of patches in the file, where its positions do not tell
+    )
+
+Buckets are read through fsspec, which needs a package of theirs (gcsfs for gs://, s3fs for s3://),
+or through TensorFlow where it is installed. Only a run that begins reads the file; one that goes
+on, and evaluation, do without.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data.fields import check_fields
+from experiments.experiment.readers import READERS, Checkpoint, patches_of
+from uncertainty.build import ConfigError, nearest
+from uncertainty.restore.plan import Move, plan
+from uncertainty.rules import path_of
+from uncertainty.types import State
+
+logger = logging.getLogger(__name__)
+
+
+def check(
+    config: Mapping[str, Any], shape: Sequence[int], shapes: State, required: bool = False
+) -> None:
+    """Whether the checkpoint fits the run, from shapes; its arrays are not read.
+
+    Args:
+      config: of the run.
+      shape: of an input.
+      shapes: of the run's state.
+      required: whether it has to be there. A run that goes on does not need it any more.
+
+    Raises:
+      ConfigError: an unknown field, or a checkpoint that does not fit.
+    """
+    spec = config["pretrained"]
+    _check_spec(spec)
+    try:
+        checkpoint = _open(spec)
+    except OSError as error:
+        if required:
+            raise ConfigError(f"pretrained.path: {error}. Where parameters come from a run "
+                              "anyhow: --config.pretrained={}") from error  # fmt: skip
+        logger.warning("pretrained.path: %s; a run that goes on does without", error)
+        return
+    plan_of(config, shape, checkpoint, _tree(shapes))
+
+
+def load(config: Mapping[str, Any], shape: Sequence[int], state: State, optimiser: Any) -> State:
+    """A state at step 0 with the checkpoint's arrays, the same in each particle.
+
+    Args:
+      config: of the run.
+      shape: of an input.
+      state: as it is initialised; what `keep` names stays.
+      optimiser: of one particle; its state is made anew.
+
+    Raises:
+      ConfigError: the checkpoint does not fit, or is not finite.
+      OSError: it cannot be read.
+    """
+    spec = config["pretrained"]
+    tree, checkpoint = _tree(state), _open(spec)
+    moves = plan_of(config, shape, checkpoint, tree)
+    arrays = checkpoint.read({move.source for move in moves.values()})
+    for name, array in arrays.items():
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise ConfigError(f"pretrained.path: {name} of {spec['path']} is not finite")
+
+    def filled(key: tuple, old: jax.Array) -> jax.Array:
+        move = moves.get(path_of(key))
+        if move is None:
+            return old
+        new = move(arrays[move.source], old.shape[1:]).astype(old.dtype)
+        return jnp.broadcast_to(jnp.asarray(new), old.shape)
+
+    new = jax.tree_util.tree_map_with_path(filled, tree)
+    params = {key: new[key] for key in state.params}
+    kept = sorted(_targets(state.params).keys() - moves.keys())
+    logger.info("%d arrays of %s; as initialised: %s", len(arrays), spec["path"],
+                ", ".join(kept) or "nothing")  # fmt: skip
+    if len(state.key) > 1 and all((a == a[:1]).all() for a in jax.tree.leaves(params)):
+        logger.warning("pretrained: all %d particles begin with the same parameters and differ by "
+                       "noise alone; let `keep` name a layer that is initialised with random "
+                       "numbers", len(state.key))  # fmt: skip
+    return state.replace(
+        params=params,
+        collections={key: new[key] for key in state.collections},
+        opt_state=jax.vmap(optimiser.init)(params),
+    )
+
+
+def _pretrained(
+    path: str,
+    layout: str,
+    rules: Sequence[Any] = (),
+    keep: Sequence[str] = (),
+    particle: int | None = None,
+    grid: Sequence[int] | None = None,
+) -> None:
+    """The fields of `pretrained`; `particle` is for the layout 'own', where the run has several."""
+
+
+def _check_spec(spec: Mapping[str, Any]) -> None:
+    check_fields(_pretrained, spec, "pretrained.")
+    if spec["layout"] not in READERS:
+        raise ConfigError(
+            f"pretrained.layout: {spec['layout']!r}; {nearest(spec['layout'], READERS)}"
+        )
+    if spec.get("particle") is not None and spec["layout"] != "own":
+        raise ConfigError(f"pretrained.particle: {spec['particle']!r}; only 'own' has particles")
+    grid = spec.get("grid")
+    pair = isinstance(grid, list | tuple) and len(grid) == 2
+    if grid is not None and not (pair and all(type(n) is int and n > 0 for n in grid)):
+        raise ConfigError(f"pretrained.grid: {grid!r}; (rows, columns) of the file's patches")
+
+
+def _tree(state: State) -> dict[str, Any]:
+    """Parameters and collections, whose paths begin with the name of the collection."""
+    return {**state.params, **state.collections}
+
+
+def _targets(tree: Any) -> dict[str, tuple[int, ...]]:
+    """path -> shape, of one particle."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_of(key): tuple(leaf.shape[1:]) for key, leaf in leaves}
+
+
+def plan_of(
+    config: Mapping[str, Any], shape: Sequence[int], checkpoint: Checkpoint, tree: Any
+) -> dict[str, Move]:
+    """`uncertainty.restore.plan.plan` of a config, for a tree of parameters and collections.
+
+    Raises:
+      ConfigError: the checkpoint does not fit.
+    """
+    spec, targets = config["pretrained"], _targets(tree)
+    grid = spec.get("grid")
+    if None not in (grid, checkpoint.grid) and tuple(grid) != checkpoint.grid:
+        raise ConfigError(f"pretrained.grid: {tuple(grid)}, but {spec['path']} has "
+                          f"{checkpoint.grid} patches")  # fmt: skip
+    # What else a network keeps (counts, estimates, masks) is made anew if it is not there.
+    needed = ("backbone", "head", "batch_stats")
+    optional = [path for path in targets if path.split("/")[0] not in needed]
+    try:
+        return plan(
+            checkpoint.shapes,
+            targets,
+            spec["layout"],
+            rules=spec.get("rules", ()),
+            keep=spec.get("keep", ()),
+            optional=optional,
+            patches=patches_of(config, shape),
+            grid=grid or checkpoint.grid,
+        )
+    except ValueError as error:
+        raise ConfigError(f"pretrained: {spec['path']} ({spec['layout']}): {error}") from error
+
+
+def _open(spec: Mapping[str, Any]) -> Checkpoint:
+    """Its paths and shapes.
+
+    Raises:
+      OSError: it is not there, or not readable.
+      ConfigError: it is something else.
+    """
+    from etils import epath
+
+    path = epath.Path(str(spec["path"])).expanduser()
+    more = {} if spec.get("particle") is None else dict(particle=spec["particle"])
+    try:
+        return READERS[spec["layout"]](path, **more)
+    except ImportError as error:
+        raise OSError(f"{path}: {error}") from error

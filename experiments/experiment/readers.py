@@ -1,0 +1,206 @@
+"""Checkpoints of the layouts that there are, read without the libraries that wrote them."""
+
+import contextlib
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.runtime.checkpoint import ITEM, LEAVES, step_of, verify
+from experiments.runtime.workdir import CONFIG, DATA, read_json
+from uncertainty import build
+from uncertainty.build import ConfigError
+
+
+class Checkpoint(NamedTuple):
+    """Arrays on disk or in a bucket."""
+
+    shapes: dict[str, tuple[int, ...]]  # by path
+    read: Callable[[Collection[str]], dict[str, np.ndarray]]
+    grid: tuple[int, int] | None = None  # rows and columns of patches, where the file tells them
+
+
+def patches_of(config: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int, int] | None:
+    """What position embeddings of a config's network are of (`vit.ViT.patches`), if it has some.
+
+    Args:
+      config: of a run.
+      shape: of its inputs.
+    """
+    backbone = build.network(config).backbone
+    return backbone.patches(shape) if hasattr(backbone, "patches") else None
+
+
+@contextlib.contextmanager
+def reading(path: Any, kind: str) -> Iterator[None]:
+    """Whatever a parser raises for bytes that it cannot read becomes one line with the file's name.
+
+    Raises:
+      ConfigError: in place of any other error but those of the system.
+    """
+    try:
+        yield
+    except (ConfigError, OSError, ImportError):
+        raise
+    except Exception as error:  # parsers raise nearly all there are, RecursionError too
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ConfigError(f"pretrained.path: {path} is no {kind}: {reason}") from error
+
+
+def npz(path: Any) -> Checkpoint:
+    """A NumPy archive."""
+
+    def read(names: Collection[str]) -> dict[str, np.ndarray]:
+        with reading(path, ".npz file"), path.open("rb") as file, np.load(file) as archive:
+            return {name: _known(archive[name]) for name in names}
+
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a directory, not an .npz file")
+    shapes = {}
+    with reading(path, ".npz file"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                version = np.lib.format.read_magic(member)
+                header = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                shapes[name.removesuffix(".npy")] = header(member)[0]
+    return Checkpoint(shapes, read)
+
+
+def _known(x: np.ndarray) -> np.ndarray:
+    """NumPy saves bfloat16 as two bytes of no type."""
+    return x.view(jnp.bfloat16) if x.dtype.kind == "V" and x.dtype.itemsize == 2 else x
+
+
+def released_vmoe(path: Any) -> Checkpoint:
+    """A checkpoint of google-research/vmoe: PREFIX.index and PREFIX.data-00000-of-00032, ....
+
+    MessagePack, as Flax has it, with types of its own. The index has for each array its shape, the
+    slices that it is stored in, and in which file each is; array i is that of the i-th path in
+    order. A data file has a list of (flat parts, slice) for each array that it has something of.
+    """
+    from flax.serialization import msgpack, msgpack_restore
+    from flax.traverse_util import flatten_dict
+
+    def plain(packed: bytes) -> Any:
+        return msgpack.unpackb(packed, raw=True, strict_map_key=False)
+
+    def slices(packed: bytes) -> tuple[slice, ...]:
+        return tuple(slice(*plain(one)[:2]) for one in plain(packed))
+
+    path = path.parent / path.name.removesuffix(".index")
+    with reading(f"{path}.index", "index of V-MoE"):
+        index = msgpack_restore((path.parent / f"{path.name}.index").read_bytes())
+        found = {k: plain(v.data) for k, v in sorted(flatten_dict(index["index"]).items())}
+        count = int(index["shard_count"])
+        shapes = {"/".join(k): _shape(plain(info[0])[0]) for k, info in found.items()}
+
+    def read(names: Collection[str]) -> dict[str, np.ndarray]:
+        ids = {i: name for i, name in enumerate(shapes) if name in names}
+        infos = list(found.values())
+        with reading(f"{path}.index", "index of V-MoE"):
+            types = {i: plain(infos[i][0])[1].decode() for i in ids}
+            arrays = {i: np.zeros(shapes[name], jnp.dtype(types[i])) for i, name in ids.items()}
+            missing = {i: arrays[i].size for i in ids}
+            shards = sorted({int(s) for i in ids for s in infos[i][2]})
+        for shard in shards:
+            file = path.parent / f"{path.name}.data-{shard:05d}-of-{count:05d}"
+            with reading(file, "data file of V-MoE"):
+                stored = msgpack_restore(file.read_bytes())
+                for i in ids:
+                    for parts, where in stored.get(str(i), ()):
+                        at = slices(where.data)
+                        part = arrays[i][at]
+                        arrays[i][at] = np.concatenate(parts).reshape(part.shape)
+                        missing[i] -= part.size
+        for i, left in missing.items():
+            if left:
+                raise ConfigError(f"pretrained.path: {left} numbers of {ids[i]} are in no file of "
+                                  f"{path}")  # fmt: skip
+        return {name: arrays[i] for i, name in ids.items()}
+
+    return Checkpoint(shapes, read)
+
+
+def own(path: Any, particle: int | None = None) -> Checkpoint:
+    """The newest checkpoint of a run's workdir: parameters and collections of one particle."""
+    import orbax.checkpoint as ocp
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    folder = path / "checkpoints"
+    steps = [step_of(p.name) for p in folder.iterdir()] if folder.exists() else []
+    steps = [step for step in steps if step is not None]
+    if not steps:
+        raise FileNotFoundError(f"{path} has no checkpoint")
+    directory = folder / str(max(steps))
+    saved = read_json(directory / LEAVES, {"key": str, str: str})  # 'key' -> such as 'uint32[2,8]'
+    with reading(directory / LEAVES, "description of a checkpoint"):
+        of = {name: _shape_of(text) for name, text in saved.items()}
+        P = of["key"][0]
+    if particle is None and P > 1:
+        raise ConfigError(f"pretrained.particle: {path} has {P}; which one is it?")
+    p = particle or 0
+    if not 0 <= p < P:
+        raise ConfigError(f"pretrained.particle: {p}; {path} has {P}")
+    full = {name.split("/", 1)[1]: name for name in of
+            if name.startswith(("params/", "collections/"))}  # fmt: skip
+
+    def read(names: Collection[str]) -> dict[str, np.ndarray]:
+        wanted = {full[name]: saved[full[name]].partition("[")[0] for name in names}
+        item = unflatten_dict(
+            {name: jax.ShapeDtypeStruct(of[name], dtype) for name, dtype in wanted.items()}, sep="/"
+        )
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        if "://" not in str(directory):
+            verify(pathlib.Path(directory))
+        with reading(directory, "checkpoint"), ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore(
+                directory / ITEM,
+                args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True),
+            )
+        arrays = flatten_dict(tree, sep="/")
+        return {name: arrays[full[name]][p] for name in names}
+
+    shapes = {short: of[name][1:] for short, name in full.items()}
+    return Checkpoint(
+        shapes, read, _grid_of(path) if "backbone/position_embedding" in full else None
+    )
+
+
+def _grid_of(path: Any) -> tuple[int, int] | None:
+    """Of the patches of the run in a workdir; None where it does not say what it ran on."""
+    try:
+        config, data = (read_json(path / name) for name in (CONFIG, DATA))
+        return patches_of(config, data["shape"])[1:]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if any(type(n) is not int or n < 0 for n in sizes):
+        raise ValueError(f"{sizes!r} is no shape")
+    return tuple(sizes)
+
+
+def _shape_of(text: str) -> tuple[int, ...]:
+    """'float32[2,8]' as (2, 8)."""
+    found = re.fullmatch(r"[\w<>]+\[([0-9,]*)\]", text)
+    if not found:
+        raise ValueError(f"{text!r} is not like 'float32[2,8]'")
+    return tuple(int(n) for n in found[1].split(",") if n)
+
+
+READERS: dict[str, Callable[..., Checkpoint]] = {
+    "own": own,
+    "vit": npz,
+    "vmoe": released_vmoe,
+    "transformers": npz,
+}

@@ -1,0 +1,271 @@
+"""Where an experiment runs: one mesh, the placement of the state, and the compiled programs.
+
+The mesh has four axes. `data` and `expert` shard the batch, `particle` shards P, and `expert` and
+`model` shard parameters: those of experts over `expert`, where tokens move by all-to-all
+(`uncertainty/layers/moe/all_to_all.py`), and others by the rules of `config.sharding`. To a network
+without experts the devices of `expert` are more of `data`. The same config gives the same training
+on any mesh and by any executor, to the rounding of sums: bit for bit only where all of `rounding`
+is the same.
+"""
+
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from uncertainty import rules
+from uncertainty.build import ConfigError, nearest
+from uncertainty.inference import executors
+from uncertainty.types import Batch, Inference, Metrics, State
+
+if TYPE_CHECKING:
+    from experiments.experiment.build import Experiment
+
+AXES = ("data", "particle", "expert", "model")
+BATCH = ("data", "expert")  # that a batch is split over
+PARTICLE = PartitionSpec("particle")
+EXPERTS = ("/experts/", ("expert",))  # the last rule of every config
+
+
+def prepare() -> None:
+    """A persistent compilation cache, in $JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    if not jax.config.jax_compilation_cache_dir:
+        cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+        folder = pathlib.Path(cache).expanduser() / "uncertainty" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config's `mesh`: axis -> number of devices; without `data`, it takes the rest.
+
+    Raises:
+      ConfigError: an unknown axis, or sizes that the devices cannot make up.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    for axis, size in sizes.items():
+        if axis not in AXES:
+            raise ConfigError(f"mesh.{axis}: no such axis; {nearest(axis, AXES)}")
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"mesh.{axis}: {size!r} devices; a whole number from 1")
+    sizes = dict(sizes)
+    others = math.prod(size for axis, size in sizes.items() if axis != "data")
+    sizes.setdefault("data", max(len(devices) // others, 1))
+    total = others * sizes["data"]
+    if total > len(devices) or (jax.process_count() > 1 and total != len(devices)):
+        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise ConfigError(f"mesh: {wanted} = {total} devices, but there are {len(devices)}")
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    return Mesh(np.asarray(devices[:total]).reshape(shape), AXES)
+
+
+def check_divides(field: str, value: int, mesh: Mesh, *axes: str) -> None:
+    """Raises ConfigError unless the devices of `axes`, all together, divide `value`."""
+    size = math.prod(mesh.shape[axis] for axis in axes)
+    if value % size:
+        several = [axis for axis in axes if mesh.shape[axis] > 1]
+        named = f"mesh ax{'e' if several[1:] else 'i'}s {' x '.join(map(repr, several))}"
+        near = sorted({max(value // size, 1) * size, -(-value // size) * size})
+        raise ConfigError(
+            f"{field}: {value} is not divisible by the {size} devices of {named}; nearest: "
+            f"{' or '.join(map(str, near))} (or set mesh.{several[0]})"
+        )
+
+
+def check_executor(config: Mapping[str, Any], inference: Inference, mesh: Mesh) -> None:
+    """Raises ConfigError for `executor='loop'` where particles interact or are sharded."""
+    if config["inference"].get("executor") != "loop":
+        return
+    if mesh.shape["particle"] > 1:
+        raise ConfigError("inference.executor: 'loop' runs on one device; unset mesh.particle")
+    try:
+        executors.loop(inference)
+    except ValueError as error:
+        raise ConfigError(f"inference.{error}") from error
+
+
+def state_shardings(state: State, mesh: Mesh, sharding_rules: rules.Rules = ()) -> State:
+    """The NamedSharding of every leaf: P over `particle`, then what the first rule says.
+
+    A rule maps a parameter path to the mesh axes of its trailing dimensions, for example
+    `('dense0/kernel', (None, 'model'))`; collections and optimiser state follow the path of their
+    parameter. Without one, what experts have, [P, E, ...], is over `expert`, and other parameters
+    are replicated over the other axes.
+
+    Raises:
+      ValueError: a rule that matches no parameter, or an axis that does not divide one.
+    """
+    rules.match(sharding_rules, state.params, field="sharding", default=())
+    default = (EXPERTS,) if mesh.shape["expert"] > 1 else ()
+
+    def shard(key_path: tuple, leaf: Any) -> NamedSharding:
+        path = rules.path_of(key_path)
+        found = (tuple(a) for r, a in (*sharding_rules, *default) if rules.re.search(r, path))
+        axes = next(found, ())
+        if path.startswith("samples/"):  # [P, S, ...]
+            axes = (None, *axes)
+        if len(axes) >= leaf.ndim:  # a scalar of the optimiser, say
+            axes = ()
+        sharding = NamedSharding(mesh, PartitionSpec("particle", *axes))
+        try:
+            sharding.shard_shape(leaf.shape)
+        except ValueError as error:
+            raise ValueError(f"sharding: of {path}, {error}") from error
+        return sharding
+
+    placed = jax.tree_util.tree_map_with_path(shard, state.replace(step=None))
+    return placed.replace(step=NamedSharding(mesh, PartitionSpec()))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts arrays that every process holds whole onto the mesh."""
+
+    def put(leaf, sharding):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def put_batch(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], Batch]:
+    """Puts this process's rows of a global batch onto the mesh.
+
+    To a single CPU device a compiled program takes NumPy's arrays sooner itself.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+
+    def put(batch: Mapping[str, np.ndarray]) -> Batch:
+        if jax.process_count() == 1:
+            on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+            return dict(batch) if on_cpu else jax.device_put(dict(batch), sharding)
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }
+
+    return put
+
+
+def compile_update(
+    experiment: "Experiment", state: State, batch: Batch
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """The update as the train loop calls it; the state that it is given is donated."""
+    mesh = experiment.mesh
+    inference = experiment.inference._replace(update=on_mesh(experiment.inference.update, mesh))
+    executor = experiment.config["inference"].get("executor", "auto")
+    sharded = mesh.shape["particle"] > 1
+    if executor == "loop" or (
+        executor == "auto" and not sharded and prefers_loop(inference, state, batch)
+    ):
+        return executors.loop(inference)
+    return jax.jit(inference.update, donate_argnums=0, out_shardings=(experiment.shardings, None))
+
+
+def rounding(experiment: "Experiment") -> dict[str, Any]:
+    """What numbers are rounded by, name -> value: the same training elsewhere has other bits."""
+    return dict(
+        mesh=dict(experiment.mesh.shape),
+        executor=experiment.config["inference"].get("executor", "auto"),
+        devices=experiment.mesh.devices.flat[0].device_kind,
+        jax=jax.__version__,
+    )
+
+
+LARGE = 1_000_000  # parameters of a particle
+
+
+def prefers_loop(inference: Inference, state: State, batch: Batch) -> bool:
+    """Whether one program called P times suits better than one program for all of P.
+
+    On CPU (`benchmarks/executors.py`): for XLA's convolutions, as fast as P copies of them in one
+    program, which take P times as long to compile; and for large particles, as fast as a scan, but
+    without the gradients and updates of all particles in memory beside the state.
+    """
+    P = state.key.shape[0]
+    if jax.default_backend() != "cpu" or not inference.separable or P == 1:
+        return False
+    if sum(a.size for a in jax.tree.leaves(state.params)) >= LARGE * P:
+        return True
+    return executors.has_convolution(inference.update, one_particle(state), batch)
+
+
+def one_particle(state: State) -> State:
+    """The shapes of one particle of a state or of its shapes, without their sharding."""
+    one = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), state.replace(step=None)
+    )
+    return one.replace(step=state.step)
+
+
+def on_mesh(
+    fn: Callable[[State, Any], Any], mesh: Mesh, particles: bool = True
+) -> Callable[[State, Any], Any]:
+    """fn(state, batch) as it is traced for a mesh: layers can tell its axes.
+
+    Particles that are sharded run under `jax.shard_map`: no collective crosses those that are
+    separable, and those that interact make their own (`uncertainty/inference/sharded.py`).
+
+    Args:
+      fn: whatever it returns leads with P, but for a step.
+      mesh: of all devices.
+      particles: whether `fn` takes each device's own particles, and not only all of them.
+    """
+    if mesh.size == 1:
+        return fn
+    if particles and mesh.shape["particle"] > 1:
+        fn = over_particles(fn, mesh)
+
+    def traced(state: State, shared: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return fn(state, shared)
+
+    return traced
+
+
+def over_particles(fn: Callable[[State, Any], Any], mesh: Mesh) -> Callable[[State, Any], Any]:
+    """fn(state, batch) on each device's own particles; everything it returns leads with P.
+
+    The other axes stay automatic, so a batch statistic is still that of the global batch.
+    """
+
+    def mapped(state: State, shared: Any) -> Any:
+        specs = state.replace(
+            **{
+                name: jax.tree.map(lambda _: PARTICLE, getattr(state, name))
+                for name in state.__dataclass_fields__
+                if name != "step"
+            },
+            step=PartitionSpec(),
+        )
+        out = jax.eval_shape(fn, state, shared)
+        out_specs = jax.tree.map(lambda a: PARTICLE if a.ndim else PartitionSpec(), out)
+        return jax.shard_map(
+            fn,
+            mesh=mesh,
+            in_specs=(specs, PartitionSpec()),
+            out_specs=out_specs,
+            axis_names={"particle"},
+            check_vma=False,
+        )(state, shared)
+
+    return mapped
+
+
+def host(tree: Any) -> Any:
+    """NumPy arrays of a tree whose arrays may be spread over processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(tree, tiled=True)
+    if jax.default_backend() == "cpu":  # nothing to copy: `device_get` takes ten times as long
+        return jax.tree.map(np.asarray, tree)
+    return jax.device_get(tree)

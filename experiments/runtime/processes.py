@@ -1,0 +1,312 @@
+"""The processes of one training on several hosts: that they run the same, and that all are there.
+
+They meet at a small store of texts, the coordination service of `jax.distributed`. Before anything
+is compiled they compare there what they run (`agree`); afterwards each leaves a sign of life every
+second, and a thread in each looks at those of the others. Where one is lost or has failed, the
+others say which and end, rather than wait for it in a collective.
+
+The service is a process of its own, started by process 0, so that the others outlive process 0
+long enough to say that it was lost. With `--distributed=auto` it is a thread of process 0, as JAX
+has it: when that one is lost, JAX itself ends the others.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.experiment import config as config_lib
+from experiments.runtime import execution, project
+from experiments.runtime.termination import Interrupted, Stop, status
+from uncertainty.build import ConfigError
+
+logger = logging.getLogger(__name__)
+
+BEAT = 1.0  # seconds between signs of life
+# Seconds without one after which a process is lost.
+SILENCE = float(os.environ.get("UNCERTAINTY_SILENCE", 30))
+SUSPECT = 5.0  # the same, once a collective has failed, as it does when a connection breaks
+LINGER = SILENCE + 15.0  # seconds for the others to notice that process 0 was killed
+GRACE = 3.0  # seconds for a process to report an error of its own before that of another ends it
+MEETING = 300.0  # seconds for all processes to be started
+PATIENCE = 3600.0  # seconds that processes wait for one that reads its data
+ROOT = "uncertainty/"  # of our names in the store
+PACKAGES = ("uncertainty", "jax", "jaxlib", "flax", "optax", "numpy")
+
+# Outlives the process that started it by the seconds that come on its standard input or, where that
+# process is killed, by those that the others need to notice (the third argument).
+SERVICE = """
+import sys, time
+from jax._src.lib import _jax
+service = _jax.get_distributed_runtime_service(
+    sys.argv[1], int(sys.argv[2]), heartbeat_timeout=100, shutdown_timeout=300)
+print("ready", flush=True)
+time.sleep(float(sys.stdin.read() or sys.argv[3]))
+"""
+
+
+@contextlib.contextmanager
+def joined(processes: str | None) -> Iterator[None]:
+    """Joins the processes of a training on several hosts, before anything else is done with JAX.
+
+    An error in the block ends this process at once, after a line that says what it was, and the
+    others with it. `Interrupted` is raised: all processes stop together.
+
+    Args:
+      processes: None for one process, 'auto' where JAX finds the others itself (Cloud TPU, SLURM,
+        Open MPI), else 'HOST:PORT,COUNT,INDEX' with the address of process 0.
+
+    Raises:
+      ConfigError: of another form, or another program listens at the address of process 0.
+    """
+    if processes is None:
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    service = _initialize(processes)
+    watch = Watch(service)
+    try:
+        yield
+    except Interrupted:
+        watch.leave()
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        watch.fail(error)
+    watch.leave()
+
+
+def _initialize(processes: str) -> subprocess.Popen | None:
+    """Joins; returns the process of the service, where this one has started it."""
+    if processes == "auto":
+        return _meet()
+    try:
+        address, count, index = processes.split(",")
+        _, port = address.rsplit(":", 1)
+        port, count, index = int(port), int(count), int(index)
+        if not (0 <= index < count and 0 < port < 2**16):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f"--distributed: {processes!r}; 'auto' or HOST:PORT,COUNT,INDEX with INDEX < COUNT"
+        ) from None
+    if index:
+        return _meet(address, count, index)
+    _wait_for(port)
+    service = subprocess.Popen(
+        [sys.executable, "-c", SERVICE, f"[::]:{port}", str(count), str(LINGER)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        start_new_session=True,  # an interrupt from the keyboard is not for it
+    )  # fmt: skip
+    if service.stdout.readline() != b"ready\n":  # a version of JAX that has it otherwise
+        service.kill()
+        logger.warning("the coordination service is a thread of process 0: the others end with it")
+        return _meet(address, count, index)
+    # JAX's own service, of which nobody knows.
+    _meet(address, count, index, coordinator_bind_address="127.0.0.1:0")
+    return service
+
+
+def _meet(*place: Any, **more: Any) -> None:
+    """Waits for the other processes; JAX itself would abort where they do not come."""
+    message = f"--distributed: not all processes have come within {MEETING:.0f} s"
+    timer = threading.Timer(MEETING, _end, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(*place, **more, initialization_timeout=int(2 * MEETING))
+    finally:
+        timer.cancel()
+
+
+def _wait_for(port: int) -> None:
+    """Until nobody listens there: the service of a training that was killed ends after LINGER.
+
+    JAX's service would share the port with another one, and with it the processes.
+    """
+    end = time.monotonic() + LINGER + GRACE
+    both = dict(family=socket.AF_INET6, dualstack_ipv6=True) if socket.has_dualstack_ipv6() else {}
+    for attempt in itertools.count():
+        try:
+            return socket.create_server(("", port), **both).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                raise ConfigError(f"--distributed: port {port}: {error.strerror}") from None
+            if not attempt:
+                logger.info("waiting for port %d: another training has it", port)
+        time.sleep(BEAT)
+
+
+def _store() -> Any:
+    """The client of the coordination service, which has no public name."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+_calls = itertools.count()  # the processes meet in the same order, so a number names a meeting
+
+
+def agree(facts: Mapping[str, str]) -> None:
+    """Compares what the processes of this training run; all of them have to ask.
+
+    Args:
+      facts: name -> value, as text.
+
+    Raises:
+      ConfigError: they differ; it names each fact (of the first ten), and who has which value.
+    """
+    if jax.process_count() == 1:
+        return
+    store, place = _store(), f"{ROOT}agree/{next(_calls)}/"
+    store.key_value_set(f"{place}{jax.process_index()}", json.dumps(dict(facts)))
+    first, *others = (
+        json.loads(store.blocking_key_value_get(f"{place}{i}", int(1e3 * PATIENCE)))
+        for i in range(jax.process_count())
+    )
+    lines = []
+    for i, other in enumerate(others, start=1):
+        for name in sorted({**first, **other}):
+            mine, theirs = (f.get(name, "(absent)") for f in (first, other))
+            if mine != theirs:
+                lines.append(f"  {name}: {mine} in process 0, {theirs} in process {i}")
+    if lines:
+        more = [f"  and {len(lines) - 10} more"] if len(lines) > 10 else []
+        raise ConfigError("\n".join(
+            ["the processes of this training do not run the same:", *lines[:10], *more]
+        ))  # fmt: skip
+
+
+def barrier() -> None:
+    """Waits until all processes of this training are here."""
+    if jax.process_count() > 1:
+        _store().wait_at_barrier(f"{ROOT}barrier/{next(_calls)}", int(1e3 * PATIENCE))
+
+
+def any_signal(stop: Stop) -> str | None:
+    """The signal that told one of the processes to stop, or None; all of them have to ask."""
+    if jax.process_count() == 1:
+        return stop.signal
+    number = signal.Signals[stop.signal].value if stop.signal else 0
+    largest = int(np.max(execution.host(np.asarray([number], np.int32))))
+    return signal.Signals(largest).name if largest else None
+
+
+@functools.cache
+def code() -> dict[str, str]:
+    """What is run: versions, and a digest of the sources of this project."""
+    root, packages = project.ROOT, ("uncertainty", "experiments")
+    sources = [path for name in packages for path in (root / name).rglob("*.py")]
+    digest = hashlib.sha256()
+    for path in sorted(sources):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    versions = {f"code.{name}": _version(name) for name in PACKAGES}
+    return {**versions, "code.sources": digest.hexdigest()[:16]}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+class Watch:
+    """Leaves this process's signs of life in the store, and looks at those of the others.
+
+    Args:
+      service: the process of the service, where this one has started it.
+    """
+
+    def __init__(self, service: subprocess.Popen | None):
+        self._service, self._store = service, _store()
+        self._suspicious = threading.Event()  # a collective failed here
+        self._ending = threading.Event()  # this process has something to say itself
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def leave(self) -> None:
+        """Ends together with the others, for whom it waits."""
+        jax.distributed.shutdown()
+        self._ending.set()
+        self._end_service(0.0)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Reports an error and ends this process, without waiting for the others.
+
+        An error of a collective is most often the loss of another process: then that is reported.
+        """
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+            self._suspicious.set()
+            time.sleep(2 * SUSPECT + GRACE)  # in which the thread ends this process
+        self._ending.set()
+        interrupted = isinstance(error, KeyboardInterrupt)
+        message = "interrupted" if interrupted else str(error) or type(error).__name__
+        with contextlib.suppress(Exception):  # the service may be lost
+            self._store.key_value_set(f"{ROOT}watch/failed/{jax.process_index()}", message)
+        if not isinstance(error, (*config_lib.REPORTED, KeyboardInterrupt)) or flags.FLAGS.debug:
+            traceback.print_exception(error)
+        self._end_service(2 * (BEAT + GRACE))
+        _end(message, status("SIGINT") if interrupted else 2)
+
+    def _end_service(self, seconds: float) -> None:
+        if self._service is not None:
+            with contextlib.suppress(OSError):
+                self._service.stdin.write(f"{seconds}".encode())
+                self._service.stdin.close()
+
+    def _run(self) -> None:
+        # Process -> its last sign, and when it was seen first.
+        seen = {i: ("", time.monotonic()) for i in range(jax.process_count())}
+        for beat in itertools.count():
+            lost = self._look(seen, str(beat))
+            if self._ending.wait(GRACE if lost else BEAT):
+                return
+            if lost:
+                _end(f"{lost}. The same command on every host resumes from the last checkpoint.")
+
+    def _look(self, seen: dict[int, tuple[str, float]], beat: str) -> str | None:
+        """Which process is lost or has failed, in words, or None."""
+        place, now, count = f"{ROOT}watch/", time.monotonic(), len(seen)
+        try:
+            self._store.key_value_set(
+                f"{place}alive/{jax.process_index()}", beat, allow_overwrite=True
+            )
+            signs = dict(self._store.key_value_dir_get(place))
+        except Exception:  # whatever the client raises whose service is out of reach
+            signs = {}
+        limit = SUSPECT if self._suspicious.is_set() else SILENCE
+        for process, (last, since) in seen.items():
+            if (reason := signs.get(f"{place}failed/{process}")) is not None:
+                return f"process {process} of {count} failed: {reason}"
+            sign = signs.get(f"{place}alive/{process}", last)
+            if sign != last:
+                seen[process] = (sign, now)
+            elif now - since > limit and process != jax.process_index():
+                return f"process {process} of {count} was lost: no sign of life for {limit:.0f} s"
+        return None
+
+
+def _end(message: str, code: int = 2) -> NoReturn:
+    """Ends the process without what waits for others: handlers of exit, threads, the service."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,240 @@
+"""What a run leaves behind: metrics.jsonl, TensorBoard files, a parameter table, a profile."""
+
+import atexit
+import contextlib
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.runtime.workdir import from_jsonable, jsonable, mismatch, write_text
+from uncertainty.build import ConfigError
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+TIMING = ("seconds", "steps_per_second")  # clock readings; all else repeats in a resumed run
+
+
+class Writer:
+    """Appends one JSON object a line to `workdir/metrics.jsonl`, and to TensorBoard if asked.
+
+    A record reaches the operating system before `write` returns, so it outlives a killed process.
+    Write the records of a step before its checkpoint is saved: opening again with that step then
+    drops exactly what the resumed run writes again.
+
+    Args:
+        workdir: the run's directory, which exists.
+        start: the step that the run resumes from: records of later steps are dropped, damaged ones
+            too. 0 is a run from its beginning: all records are dropped.
+        tensorboard: also write TensorBoard files to `workdir/tensorboard`.
+
+    Attributes:
+        seconds: the last 'seconds' among the records kept, or 0: the clock of the run so far.
+
+    Raises:
+        ConfigError: TensorBoard files are asked for and TensorFlow is not installed.
+        ValueError: the records so far cannot be read.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, start: int = 0, *, tensorboard: bool = False):
+        self.path = pathlib.Path(workdir) / METRICS
+        self._file = self._summaries = None
+        kept = read_metrics(self.path, start) if start else []
+        self.seconds = next((r["seconds"] for r in reversed(kept) if "seconds" in r), 0.0)
+        if jax.process_index() != 0:
+            return
+        if tensorboard:
+            require_tensorboard()
+            from clu.metric_writers import SummaryWriter  # imports TensorFlow, which takes seconds
+
+            self._summaries = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"))
+        write_text(self.path, "".join(map(_line, kept)))
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes numbers, arrays (one value a member, say) and strings under their names.
+
+        All but those named in `TIMING` are expected to repeat when a killed run is resumed.
+
+        Raises:
+            OSError: the file cannot be written, as when the disk is full.
+            TypeError: a value has no form in JSON; it is named.
+        """
+        if self._file is None:
+            return
+        line = _line({"step": int(step), **metrics})
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            reason = f"could not write step {step} to {self.path}: {error.strerror}"
+            raise OSError(error.errno, reason) from error
+        if self._summaries is not None:
+            self._summaries.write_scalars(int(step), dict(_scalars(metrics)))
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None:
+            self._file.close()
+        if self._summaries is not None:
+            self._summaries.close()
+
+
+def require_tensorboard() -> None:
+    """Raises ConfigError where TensorBoard files cannot be written; imports nothing."""
+    missing = [name for name in ("tensorflow", "tensorboard") if not importlib.util.find_spec(name)]
+    if missing:
+        raise ConfigError(
+            f"config.logging.tensorboard: True needs {' and '.join(missing)}, which is not "
+            "installed: pip install '.[tensorflow]'"
+        )
+
+
+def read_metrics(path: str | os.PathLike, last: float = math.inf) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, oldest first; none if there is no file.
+
+    A last line that a killed process left half written is passed over.
+
+    Args:
+      path: the file.
+      last: records of later steps are left out. Records come in the order of their steps, so a
+        damaged line that none of those that stay comes after is left out as well.
+
+    Raises:
+        ValueError: a line is not a record; the file is named, and the line.
+    """
+    path = pathlib.Path(path)
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    records = [_record(line) for line in lines]
+    end = len(records)
+    if last < math.inf:
+        end = max((i for i, r in enumerate(records, 1) if r and r["step"] <= last), default=0)
+    for number, record in enumerate(records[:end], start=1):
+        if record is None:
+            raise ValueError(f"{path} line {number} is not a record: {lines[number - 1][:80]!r}")
+    dropped = sum(record is None for record in records[end:])
+    if dropped:
+        logger.warning("%s: %d damaged lines after step %d are dropped", path, dropped, last)
+    return [record for record in records[:end] if record["step"] <= last]
+
+
+FORMS = {"step": int, **dict.fromkeys(TIMING, float)}  # of what is read here
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl says; None if it is damaged."""
+    try:
+        record = from_jsonable(json.loads(line))
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(record, dict) and {"step", *record} & FORMS.keys()
+    return record if known and not mismatch(record, {k: FORMS[k] for k in known}) else None
+
+
+def without_timing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records without clock readings: what two runs of one config agree on."""
+    return [{k: v for k, v in r.items() if k.split("/")[-1] not in TIMING} for r in records]
+
+
+def log_parameters(params: Any) -> None:
+    """Logs a table of the parameters with path, shape, type and size, and their total."""
+    from clu import parameter_overview
+
+    logger.info(
+        "parameters\n%s", parameter_overview.get_parameter_overview(params, include_stats=False)
+    )
+
+
+class Profile:
+    """A trace of some steps in `workdir/profile`, for TensorBoard or Perfetto.
+
+    Args:
+        workdir: the run's directory.
+        steps: (first, last), both included; () or None traces nothing.
+
+    Raises:
+        ValueError: `steps` is not such a pair.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, steps: Sequence[int] | None):
+        if steps and not (len(steps) == 2 and 0 <= steps[0] <= steps[1]):
+            raise ValueError(f"logging.profile = {steps}; give (first, last) with first <= last")
+        self.directory = pathlib.Path(workdir) / "profile"
+        self.first, self.last = steps or (math.inf, -math.inf)
+        self._tracing = False
+
+    def __call__(self, step: int) -> contextlib.AbstractContextManager:
+        """To run step number `step` in: `with profile(step): ...`."""
+        return self._traced(step) if self.first <= step <= self.last else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _traced(self, step: int) -> Iterator[None]:
+        if not self._tracing:
+            jax.profiler.start_trace(str(self.directory))
+            atexit.register(self.close)
+            self._tracing = True
+        with jax.profiler.StepTraceAnnotation("step", step_num=step):
+            yield
+        if step == self.last:
+            jax.block_until_ready(jax.live_arrays())  # steps are dispatched, not yet done
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is still open, as when the loop is left early."""
+        if self._tracing:
+            self._tracing = False
+            jax.profiler.stop_trace()
+            atexit.unregister(self.close)
+
+
+def hardware() -> dict[str, Any]:
+    """What a result was computed with: devices, processor, versions and the day (UTC)."""
+    devices = jax.devices()
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "processes": jax.process_count(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(jsonable(record), allow_nan=False) + "\n"
+
+
+def _scalars(metrics: Mapping[str, Any]):
+    """Name and value of each number; those of an array are numbered: 'loss/0', 'loss/1', ..."""
+    for name, value in metrics.items():
+        if isinstance(value, str):
+            continue
+        array = np.asarray(value)
+        if array.ndim == 0:
+            yield name, array
+        else:
+            yield from ((f"{name}/{i}", v) for i, v in enumerate(array.ravel()))

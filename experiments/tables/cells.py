@@ -1,0 +1,327 @@
+"""The cells of a table, rows x seeds: their configs, what they found, and where that is kept."""
+
+import difflib
+import hashlib
+import importlib
+import json
+import logging
+import pathlib
+import pkgutil
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import configs.tables
+from experiments import evaluate, evaluators, stage, train
+from experiments.experiment import config as config_lib
+from experiments.experiment.base import base
+from experiments.reports import datasets
+from experiments.reports.runs import numbers
+from experiments.runtime import keys, project, writers
+from experiments.runtime.damaged import readable
+from experiments.runtime.workdir import read_json, same_but_for, write_json
+from uncertainty.build import ConfigError, nearest
+
+logger = logging.getLogger(__name__)
+
+# What `evaluate` adds to the numbers of evaluators.
+OF_A_RUN = {"cost/parameters", "cost/train_seconds", "cost/train_ms_per_example", "cost/step"}
+
+
+def table_of(name: str) -> dict[str, Any]:
+    """The table of `configs/tables/<name>.py`.
+
+    Raises:
+      ConfigError: there is no such table.
+    """
+    names = [m.name for m in pkgutil.iter_modules(configs.tables.__path__)]
+    if name not in names:
+        raise ConfigError(f"table: no {name!r}; {nearest(name, names)}")
+    return importlib.import_module(f"configs.tables.{name}").get_table()
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """`group: label`, or the label alone."""
+    return ": ".join(filter(None, [row.get("group", ""), row["label"]]))
+
+
+def slug(row: Mapping[str, Any]) -> str:
+    """A file name for a row; letters beyond ASCII are told apart by a checksum."""
+    name = name_of(row)
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    lost = any(c.isalnum() and not c.isascii() for c in name) or not plain
+    return f"{plain}-{zlib.crc32(name.encode()):08x}".lstrip("-") if lost else plain
+
+
+class Cells:
+    """The cells of a table: which are to be run, and what the finished ones found.
+
+    Overrides that change numbers make other cells than the table's own: these are in a folder of
+    their own, named by what is set, of `results` and of `workdir`.
+
+    Args:
+      name: the table.
+      results: where finished cells and the rendered table are kept.
+      workdir: where the runs are, with their checkpoints.
+      overrides: dotted config fields to set in every row that has a section for them.
+      round: where a round of runs anew is, see `fresh_round`; None for the table's own runs.
+
+    Raises:
+      ConfigError: there is no such table, two of its rows would share their files, no row has a
+        section for an override, or one sets the seed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        results: str,
+        workdir: str,
+        overrides: Mapping[str, Any],
+        round: str | pathlib.Path | None = None,
+    ):
+        self.name, self.table = name, table_of(name)
+        self.overrides = overrides
+        self.round = pathlib.Path(round) if round else None
+        slugs: dict[str, str] = {}
+        for row in self.table["rows"]:
+            if slug(row) in slugs:
+                raise ConfigError(
+                    f"table {name}: rows {slugs[slug(row)]!r} and {name_of(row)!r} would share the "
+                    f"files {slug(row)}-seed*.json; give one another label"
+                )
+            slugs[slug(row)] = name_of(row)
+        if "seed" in overrides:
+            raise ConfigError("config.seed: the seeds of a table are set by --seeds")
+        for field, value in overrides.items():
+            refused = [self._refused(row, field, value) for row in self.table["rows"]]
+            if all(refused):
+                raise ConfigError(refused[0])
+        variant = self._variant()
+        self.results = pathlib.Path(results) / name / variant
+        self.workdir = pathlib.Path(workdir) / name / variant
+
+    @staticmethod
+    def _load(row: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
+        """The config of a row, whose file is the project's wherever a program is started."""
+        file, colon, arg = row["config"].partition(":")
+        return config_lib.load(f"{project.own(file)}{colon}{arg}", overrides)
+
+    @classmethod
+    def _refused(cls, row: Mapping[str, Any], name: str, value: Any) -> str | None:
+        """Why a row's config cannot have this override, or None."""
+        try:
+            config_lib.override(cls._load(row, {}), name, value)
+        except ConfigError as error:
+            return str(error)
+
+    def _variant(self) -> str:
+        """The folder of what overrides make of the table; '' where they change no number."""
+        changed = {}
+        for row in self.table["rows"]:
+            for name, value in self.overrides.items():
+                if self._refused(row, name, value) is None:
+                    config = self._load(row, {})
+                    own = config_lib.plain(config)
+                    config_lib.override(config, name, value)
+                    other = config_lib.plain(config)
+                    if not same_but_for(own, other, config_lib.MAY_CHANGE):
+                        for part in name.split("."):
+                            other = other[part]
+                        changed[name] = other
+        if not changed:
+            return ""
+        text = json.dumps(changed, sort_keys=True, default=str)
+        shown = "-".join(f"{name}={value}" for name, value in sorted(changed.items()))
+        shown = re.sub(r"[^A-Za-z0-9.=_]+", "-", shown)[:40].strip("-.")
+        return f"{shown}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def config(self, row: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        config = self._load(row, {"seed": seed})
+        fitting = {k: v for k, v in self.overrides.items() if self._refused(row, k, v) is None}
+        config_lib.apply(config, fitting)
+        return config_lib.plain(config)
+
+    def check_columns(self) -> None:
+        """Refuses a column that no row's evaluators can fill and for which nothing is published.
+
+        Those of the table count, and those that overrides make: without an evaluator's data it may
+        be left out, and its columns stay empty.
+
+        Raises:
+          ConfigError: with the nearest names that there are.
+        """
+        names, unknown = set(OF_A_RUN), False
+        for row in self.table["rows"]:
+            try:
+                for config in (config_lib.plain(self._load(row, {})), self.config(row, 0)):
+                    for name, spec in config["evaluators"].items():
+                        names |= evaluators.yields(name, spec) if spec is not None else set()
+            except ConfigError:  # `run` reports it
+                unknown = True
+        for column in self.table["columns"]:
+            key = column["key"]
+            published = any(key in row.get("published", {}) for row in self.table["rows"])
+            if published or keys.among(key, names):
+                continue
+            near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else (
+                f"they yield {', '.join(sorted({name.partition('/')[0] for name in names}))}/..."
+            )  # fmt: skip
+            message = f"table {self.name}: column {key!r}: no row's evaluators yield it; {hint}"
+            if not unknown:
+                raise ConfigError(message)
+            logger.warning("%s", message)
+
+    def file(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
+        return self.results / "runs" / f"{slug(row)}-seed{seed}.json"
+
+    def seeds(self, row: Mapping[str, Any]) -> list[int]:
+        """The seeds that a row has files of."""
+        found = (self.results / "runs").glob(f"{slug(row)}-seed*.json")
+        matches = (re.fullmatch(r"-seed(\d+)", p.stem.removeprefix(slug(row))) for p in found)
+        return sorted(int(match[1]) for match in matches if match)
+
+    def damaged(self) -> bool:
+        """Whether a record cannot be read, so that a table would lack it."""
+        for row in self.table["rows"]:
+            for seed in self.seeds(row):
+                try:
+                    _read(self.file(row, seed))
+                except ValueError:
+                    return True
+        return False
+
+    def run_directory(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
+        """Where a cell is run, or was run last."""
+        own = pathlib.Path(slug(row), f"seed{seed}")
+        if self.round is not None:
+            return self.round / own
+        path = self.file(row, seed)
+        noted = _read(path).get("run") if path.is_file() else None
+        last = self.workdir / noted if noted else None
+        return last if last and last.is_dir() else self.workdir / own
+
+    def record(self, row: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
+        """What a finished cell found; None if there is none, or its config was another one.
+
+        Raises:
+          ValueError: the file is damaged.
+        """
+        path = self.file(row, seed)
+        if not path.is_file():
+            return None
+        record = _read(path)
+        try:
+            config = self.config(row, seed)
+        except ConfigError:  # `run` reports it
+            return None
+        # A section that came after the record was made had its default.
+        made = config_lib.plain(base()) | record["config"]
+        same = same_but_for(made, config, config_lib.MAY_CHANGE)
+        return record if same else None
+
+    def done(self, row: Mapping[str, Any], seed: int) -> bool:
+        """Whether nothing is left to do, as far as can be done with this config.
+
+        Raises:
+          ValueError: the file is damaged.
+        """
+        if self.round is not None and not self._mark(row, seed).is_file():
+            return False
+        record = self.record(row, seed)
+        if record is None:
+            if (path := self.file(row, seed)).is_file():
+                logger.warning("%s is of another config and is not used", path)
+            return False
+        then, now = record["config"]["evaluators"], self.config(row, seed)["evaluators"]
+        if record["failures"]:
+            return same_but_for(then, now, ())
+        if not same_but_for(then, now, ("*.sets.*.name", "*.sets.*.path")):
+            logger.warning("%s was evaluated otherwise than config.evaluators asks now; "
+                           "delete it to evaluate it again", self.file(row, seed))  # fmt: skip
+        return True
+
+    def run(self, row: Mapping[str, Any], seed: int) -> None:
+        """Trains and evaluates one cell and records it, in place of a former record."""
+        config = self.config(row, seed)
+        directory = self.run_directory(row, seed)
+        experiment = train.train(config, directory, overview=False)
+        stage.run(experiment, directory)
+        metrics, failures = evaluate.evaluate(experiment, directory, show=False)
+        sets = directory / "evaluation" / "test" / "sets.json"
+        self.file(row, seed).parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            self.file(row, seed),
+            dict(
+                row=name_of(row),
+                seed=seed,
+                metrics=metrics,
+                failures=failures,
+                sets=read_json(sets) if sets.is_file() else {},
+                config_file=row["config"],
+                config=config,
+                hardware=writers.hardware(),
+                run=directory.relative_to(self.workdir).as_posix(),
+            ),
+        )
+        if self.round is not None:
+            self._mark(row, seed).touch()
+
+    def _mark(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
+        """The file that says that a round has recorded a cell."""
+        return self.run_directory(row, seed) / "recorded"
+
+    def begin_round(self) -> None:
+        """Runs all cells anew from here on, in `workdir/fresh/<n>`; records stay until replaced.
+
+        A round that was not finished is resumed.
+        """
+        folder = self.workdir / "fresh"
+        rounds = sorted(int(p.name) for p in folder.glob("*") if re.fullmatch("[0-9]+", p.name))
+        last = folder / str(rounds[-1]) if rounds else None
+        if last and (last / UNFINISHED).is_file():
+            logger.info("resuming the unfinished round %s; delete it to begin another", last)
+            self.round = last
+            return
+        self.round = folder / str(rounds[-1] + 1 if rounds else 1)
+        self.round.mkdir(parents=True)
+        (self.round / UNFINISHED).touch()
+
+    def end_round(self) -> None:
+        """The next round is another one."""
+        (self.round / UNFINISHED).unlink(missing_ok=True)
+
+
+UNFINISHED = "unfinished"
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """The record in a file, whose parts are what `Cells.run` writes.
+
+    Raises:
+      ValueError: they are not; the message names the file.
+    """
+    try:
+        return readable(path, lambda path: _checked(read_json(path)))
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to run the cell again") from error
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    kinds = dict(metrics=dict, failures=dict, config=dict, hardware=dict, seed=int)
+    for field, kind in kinds.items():
+        if not isinstance(record, dict) or not isinstance(record.get(field), kind):
+            raise ValueError(f"{field!r} is missing or of another type")
+    if not isinstance(record["config"].get("evaluators"), dict):
+        raise ValueError("'config.evaluators' is missing or of another type")
+    for field in ("failures", "hardware"):
+        for key, value in record[field].items():
+            if not isinstance(value, str | int | float):
+                raise ValueError(f"'{field}.{key}' is of another type")
+    run = record.get("run", "")
+    if not isinstance(run, str) or pathlib.PurePath(run).is_absolute() or ".." in run:
+        raise ValueError(f"'run' is {run!r}, no folder below that of the runs")
+    numbers(record["metrics"])
+    datasets.check_sets(record.get("sets", {}))
+    return record

@@ -1,0 +1,125 @@
+"""The no-U-turn sampler (Hoffman & Gelman 2014) and how well its chains agree, by BlackJAX."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.runtime.progress import Progress
+
+
+class Chains(NamedTuple):
+    draws: np.ndarray  # [chains, S, n]
+    acceptance: np.ndarray  # [chains], means
+    divergent: np.ndarray  # [chains], shares of all draws
+    leapfrogs: np.ndarray  # [chains], means for a draw
+
+
+def nuts(
+    log_density: Callable[[jax.Array], jax.Array],
+    positions: jax.Array,
+    key: jax.Array,
+    warmup: int = 1_000,
+    samples: int = 1_000,
+    thin: int = 1,
+    doublings: int = 10,
+    acceptance: float = 0.8,
+    chunk: int = 20,
+) -> Chains:
+    """Chains from `positions`, all at once, each with its own step size and diagonal metric.
+
+    Args:
+      log_density: of what is drawn from, at a position [n].
+      positions: where the chains begin, [chains, n].
+      key: of everything random.
+      warmup, samples: steps of adaptation, and draws S of each chain.
+      thin: steps for each draw that is kept.
+      doublings: most of a trajectory, which has at most 2^doublings leapfrog steps.
+      acceptance: what the step size is adapted to.
+      chunk: draws between two looks at the progress.
+
+    Raises:
+      ImportError: BlackJAX is missing.
+    """
+    try:
+        import blackjax
+    except ImportError:
+        raise ImportError("BlackJAX is missing: pip install '.[reference]'") from None
+    chains = len(positions)
+    warming, sampling = jax.random.split(key)
+
+    with Progress(warmup, "adapt") as progress:
+        seen = 0
+
+        def tick(_: Any) -> None:  # once for each chain and step
+            nonlocal seen
+            seen += 1
+            progress.update(seen // chains)
+
+        def watch(state: Any, info: Any, adaptation: Any) -> tuple:
+            jax.debug.callback(tick, info.acceptance_rate)
+            return ()
+
+        adapt = blackjax.window_adaptation(
+            blackjax.nuts,
+            log_density,
+            target_acceptance_rate=acceptance,
+            adaptation_info_fn=watch,
+            max_num_doublings=doublings,
+        )
+
+        @jax.jit
+        @jax.vmap
+        def adapted(key: jax.Array, position: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+            (state, found), _ = adapt.run(key, position, warmup)
+            return state, {name: found[name] for name in ("step_size", "inverse_mass_matrix")}
+
+        states, settings = adapted(jax.random.split(warming, chains), positions)
+        jax.block_until_ready(states)
+        jax.effects_barrier()
+
+    kernel = blackjax.nuts.build_kernel()
+
+    def step(state: Any, key: jax.Array, settings: dict[str, jax.Array]) -> tuple[Any, Any]:
+        return kernel(key, state, log_density, max_num_doublings=doublings, **settings)
+
+    @jax.jit
+    def advance(states: Any, keys: jax.Array) -> tuple[Any, tuple]:
+        def one(states: Any, keys: jax.Array) -> tuple[Any, tuple]:  # keys [thin]
+            def inner(states: Any, key: jax.Array) -> tuple[Any, tuple]:
+                states, info = jax.vmap(step)(states, jax.random.split(key, chains), settings)
+                facts = info.acceptance_rate, info.is_divergent, info.num_integration_steps
+                return states, facts
+
+            states, facts = jax.lax.scan(inner, states, keys)
+            return states, (states.position, *(jnp.mean(f * 1.0, axis=0) for f in facts))
+
+        return jax.lax.scan(one, states, keys)
+
+    parts = []
+    with Progress(samples, "sample") as progress:
+        for start in range(0, samples, chunk):
+            size = min(chunk, samples - start)
+            keys = jax.random.split(jax.random.fold_in(sampling, start), (size, thin))
+            states, found = advance(states, keys)
+            parts.append(jax.device_get(found))
+            progress.update(start + size)
+    draws, *facts = (np.concatenate(arrays).swapaxes(0, 1) for arrays in zip(*parts, strict=True))
+    return Chains(draws, *(fact.mean(1) for fact in facts))
+
+
+def diagnose(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Split R-hat and bulk effective sample size of values [chains, S, B, K], each [B, K].
+
+    Rank-normalised (Vehtari et al. 2021), by BlackJAX.
+    """
+    from blackjax import diagnostics
+
+    flat = jnp.asarray(values).reshape(*values.shape[:2], -1)
+    measures = dict(rhat=diagnostics.rhat, ess=diagnostics.ess_bulk)
+    return {
+        name: np.asarray(jax.jit(measure)(flat)).reshape(values.shape[2:])
+        for name, measure in measures.items()
+    }

@@ -1,0 +1,271 @@
+"""What particles that interact share: where the Stein step stands relative to the pull back.
+
+A method is a pair of matrices [P, P] made of the particles' inner products, A and B, with which
+
+    g_i  <-  a sum_j A_ij g_j  -  temperature / N  sum_j B_ij z_j
+
+where g is the gradient of the mean nll (and of -1/N log p(theta)), z is what the kernel sees, and
+a = annealing(step), or 1. Particles may be spread over devices: `inference/exchange.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from uncertainty.inference import sharded
+from uncertainty.inference.directions.independent import Direction, independent
+from uncertainty.inference.directions.spectral import prior_draws, prior_score
+from uncertainty.inference.samples import times
+from uncertainty.types import (
+    Batch,
+    Collections,
+    Kernel,
+    Latent,
+    Metrics,
+    Model,
+    Params,
+    State,
+    Target,
+)
+
+SPACES = ("weights", "functions", "functional_kernel", "functional_repulsion")
+VALUES = ("logits", "probabilities")
+# K, F -> A, B. None for A is the identity; B is linear in F.
+Transport = Callable[[jax.Array, jax.Array], tuple[jax.Array | None, jax.Array]]
+POINTS = 0x706F696E  # of particle 0's key: context points
+DRAWS = 0x64726177  # of particle 0's key: draws that make probabilities
+
+
+def interacting(
+    transport: Transport,
+    over: Callable,
+    target: Target,
+    accumulate: int,
+    kernel: Kernel,
+    space: str = "weights",
+    values: str = "logits",
+    per_layer: bool = False,
+    weight_kernel: Kernel | None = None,
+    annealing: Callable | None = None,
+    context: Callable | None = None,
+    function_prior: int = 0,
+) -> Direction:
+    """A direction in one of SPACES.
+
+      weights               g = A g - B z, z the weights
+      functions             g = J^T [A dnll/du - B z], z the function values on the batch; a prior
+                            on the weights (and an auxiliary loss) is followed by each particle for
+                            itself, times sum_j A_ij, so that it weighs against the likelihood as
+                            in the posterior
+      functional_kernel     g = A g - J^T B z: the scores of the weights, averaged and repelled by a
+                            kernel of the functions
+      functional_repulsion  g = A g - J^T B z with A of the weights and B z of the functions
+
+    with J the Jacobian of a particle's function values. The last two are the readings of "hybrid"
+    in the literature; which of them "On Stein Variational Neural Network Ensembles" means its text
+    does not settle, so neither is the default, which is plain SVGD. Both pull the repulsion back by
+    the Jacobian of the particle that moves, J_i, as function space does. That of k(f(w_j), f(w_i))
+    in w_j would be J_j^T for each pair, P^2 pullbacks; with J_i it is no more the derivative of a
+    kernel of the weights, and the fixed point not that of Stein's identity.
+
+    With values='probabilities' it is z that are probabilities; dnll/du stays that of the latents u,
+    averaged as such, and so does what follows from it.
+
+    Functions may be compared at other points than the batch, the same for all particles: then z, B
+    and A are those of these points, where the networks run as in training, and B z is pulled back
+    through the Jacobian there, while nll, auxiliary losses and collections are those of the batch.
+
+    In 'functions' the prior may be one on functions, that of the weights' prior: J^T A (-1/N grad
+    log q(z)) with the score estimated from draws, see `spectral.prior_score`. They are new at each
+    step; `loss` is then without a prior.
+
+    Points and draws have keys made of the key of particle 0 and the step, which all devices get.
+
+    Args:
+      transport: K and F of the kernel -> A and B.
+      over, target, accumulate: see `independent`.
+      kernel: of `inference/kernels`.
+      space: see above.
+      values: what stands for a function: 'logits', the latents' means, or 'probabilities'.
+      per_layer: a kernel for each layer by itself, in weight space.
+      weight_kernel: of the weights in 'functional_repulsion'; None for `kernel`.
+      annealing: step -> factor of the driving term, see `uncertainty/inference/annealing.py`.
+      context: batch, key -> points x [B', ...] where functions are compared, see
+        `uncertainty/inference/context.py`; None for the batch itself.
+      function_prior: number of draws; 0 for a prior on the weights.
+
+    Raises:
+      ValueError: an unknown space or values; a field outside the spaces that it is for; a kernel of
+        probabilities on something else; draws without a prior to draw from.
+    """
+    for field, value, allowed in (("space", space, SPACES), ("values", values, VALUES)):
+        if value not in allowed:
+            raise ValueError(f"{field}: {value!r}; one of {', '.join(map(repr, allowed))}")
+    in_function_space = space != "weights"
+    if in_function_space and accumulate > 1:
+        raise ValueError(f"accumulate: {accumulate} parts, but functions are compared on the batch")
+    if in_function_space and per_layer:
+        raise ValueError("per_layer: functions have no layers; for space='weights' only")
+    if not in_function_space and context is not None:
+        raise ValueError("context: weights are compared without points; for other spaces only")
+    if weight_kernel is not None and space != "functional_repulsion":
+        raise ValueError("weight_kernel: for space='functional_repulsion' only")
+    weight_kernel = weight_kernel or kernel
+    if kernel.features is not None and (not in_function_space or values != "probabilities"):
+        raise ValueError("kernel: this one compares probabilities; set values='probabilities' and "
+                         "a space of functions, not 'weights'")  # fmt: skip
+    if space == "functional_repulsion" and weight_kernel.features is not None:
+        raise ValueError("weight_kernel: 'functional_repulsion' compares weights too, and this "
+                         "kernel compares probabilities; give another")  # fmt: skip
+    if function_prior:
+        if function_prior < 2:
+            raise ValueError(f"function_prior: {function_prior} draws; at least 2, or 0")
+        if space != "functions":
+            raise ValueError("function_prior: for space='functions' only")
+        if target.prior is None:
+            raise ValueError("function_prior: needs a prior on the weights to draw from")
+    scale = target.scale()
+    alone = independent(over, target, accumulate)
+
+    def anneal(tree: Any, step: jax.Array) -> Any:
+        if annealing is None:
+            return tree
+        return jax.tree.map(lambda a: (annealing(step) * a).astype(a.dtype), tree)
+
+    def matrices(kernel: Kernel, z: list[jax.Array]) -> tuple[jax.Array | None, jax.Array]:
+        return transport(*kernel.matrices(sharded.inner_products(z, kernel.stationary)))
+
+    def in_weights(
+        model: Model, state: State, batch: Batch, keys: jax.Array
+    ) -> tuple[Params, Collections, Metrics]:
+        g, collections, metrics = alone(model, state, batch, keys)
+
+        def step(params: Params, g: Params) -> Params:
+            z = sharded.columns(params)
+            A, B = matrices(kernel, z)
+            if A is None:
+                return add(g, sharded.rows([-scale * sharded.product(B, a) for a in z], g))
+            pairs = zip(sharded.columns(g), z, strict=True)
+            product = sharded.product
+            if kernel.proportional:
+                c, d = _split(A, B)
+                mixed = [product(A, g + scale * c * z) - scale * d * z for g, z in pairs]
+            else:
+                mixed = [product(A, g) - scale * product(B, z) for g, z in pairs]
+            return sharded.rows(mixed, g)
+
+        g = anneal(g, state.step)
+        g = by_layer(step, state.params, g) if per_layer else step(state.params, g)
+        return g, collections, metrics
+
+    def in_functions(
+        model: Model, state: State, batch: Batch, keys: jax.Array
+    ) -> tuple[Params, Collections, Metrics]:
+        both = jax.vmap(jax.random.split)(keys)  # [P, 2]
+        shared = sharded.first(keys)
+
+        def forward(params: Params, collections: Collections, keys: jax.Array, x: jax.Array):
+            def one(particle, x):
+                latent, new, auxiliary = model.forward(*particle[:2], x, particle[2], train=True)
+                return latent, auxiliary, new
+
+            latent, auxiliary, new = over(one)((params, collections, keys), x)
+            return (latent, auxiliary), new
+
+        def pullback(x: jax.Array):
+            return jax.vjp(lambda params: forward(params, state.collections, both[:, 0], x),
+                           state.params, has_aux=True)  # fmt: skip
+
+        def objective(latent: Latent) -> tuple[jax.Array, jax.Array]:
+            nll = jax.vmap(model.likelihood.nll, (0, None, 0))(latent, batch["y"], both[:, 1])
+            return jnp.sum(jnp.mean(nll, axis=(1, 2))), nll
+
+        (latent, auxiliary), pull, collections = pullback(batch["x"])
+        du, nll = jax.grad(objective, has_aux=True)(latent)
+        if context is None:
+            points, seen, pull_seen = batch["x"], latent, pull
+        else:
+            points = context(batch, jax.random.fold_in(shared, POINTS))
+            (seen, _), pull_seen, _ = pullback(points)
+
+        noise = jax.random.fold_in(shared, DRAWS)
+        z, pull_values = jax.vjp(lambda u: represent(model, u, noise, values), seen)
+        phi, slope = _features(kernel, z)
+        compared = sharded.columns(phi)
+        A, B = matrices(kernel, compared)
+        force = sharded.rows([-scale * sharded.product(B, a) for a in compared], z) * slope
+        if function_prior:
+            drawn = prior_draws(target.prior, function_prior, state, shared)
+            draws = represent(model, forward(*drawn, points)[0][0], noise, values)
+            score = prior_score(sharded.columns(z), sharded.columns(draws, shared=True))
+            drive = sharded.mix(A, sharded.rows(score, z))
+            force = force - anneal(drive, state.step) / target.N()
+        (force,) = pull_values(force)
+
+        energy, own = jax.vmap(jax.value_and_grad(_energy))(state.params)
+        one, nothing = jnp.ones_like(auxiliary), jnp.zeros_like(auxiliary)
+        if space == "functions":
+            drive = anneal(sharded.mix(A, du), state.step)
+            if context is None:
+                drive = add(drive, force)
+            weight = anneal(one if A is None else sharded.own(A.sum(1)), state.step)
+            (g,) = pull((drive, weight))
+            if context is not None:
+                g = add(g, *pull_seen((force, nothing)))
+            if not function_prior:
+                g = add(g, jax.tree.map(times(weight), own))
+        else:
+            if space == "functional_repulsion":
+                A, _ = matrices(weight_kernel, sharded.columns(state.params))
+            drive = sharded.mix(A, anneal(add(own, *pull((du, one))), state.step))
+            g = add(drive, *pull_seen((force, nothing)))
+        loss = jnp.mean(nll, axis=(1, 2)) + auxiliary + (0.0 if function_prior else energy)
+        return g, collections, dict(loss=loss, nll=nll)
+
+    def _energy(params: Params) -> jax.Array:
+        return jnp.asarray(target.potential(params), jnp.float32)
+
+    return in_functions if in_function_space else in_weights
+
+
+def represent(model: Model, latent: Latent, key: jax.Array, values: str) -> jax.Array:
+    """Function values of each particle, [P, M, B, K]; one set of draws makes all probabilities.
+
+    With draws of their own equal particles would differ, and repel each other by that noise.
+    """
+    if values == "logits":
+        return latent.mean
+    if model.likelihood.log_probs is None:
+        raise ValueError("values: 'probabilities' are those of classes; use 'logits'")
+    return jnp.exp(jax.vmap(model.likelihood.log_probs, (0, None))(latent, key))
+
+
+def by_layer(step: Callable, params: Params, g: Params) -> Params:
+    """`step` for each innermost dict, which is a layer, by itself."""
+    if any(not isinstance(value, dict) for value in params.values()):
+        return step(params, g)
+    return {name: by_layer(step, params[name], g[name]) for name in params}
+
+
+def add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _split(A: jax.Array, B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """c and d [P, 1] of B = diag(d) - c A."""
+    apart = 1 - jnp.eye(len(A), dtype=A.dtype)
+    c = -jnp.sum(B * apart) / jnp.maximum(jnp.sum(A * apart), jnp.finfo(A.dtype).tiny)
+    return c, (jnp.diagonal(B) + c * jnp.diagonal(A))[:, None]
+
+
+def _features(kernel: Kernel, z: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+    """phi = features(z), and the factor of B phi that makes it a force on z.
+
+    Features are of each number by itself, of a kernel phi(a) . phi(b). So sum_j grad_{z_j} k(z_j,
+    z_i) = sum_j phi'(z_j) phi(z_i), the mean of phi' over the particles times (F phi)_i, F = P I.
+    """
+    if kernel.features is None:
+        return z, 1.0
+    return kernel.features(z), sharded.mean(jax.grad(lambda z: kernel.features(z).sum())(z))

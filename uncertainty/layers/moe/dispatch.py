@@ -1,0 +1,116 @@
+"""Tokens to the slots of experts and back, in two ways with the same outputs and gradients.
+
+Shapes: x [1 or M, G, S, D] are G groups of S tokens; slots [M, E, G, C, D]. Where all members see
+the same tokens (1), no copies of them are made.
+
+`sort` gathers rows by the indices that routing has sorted: time and memory are linear in tokens
+and do not depend on E. The gradient of a gather is a gather too, since slots and choices are
+partial inverses of each other; only expert choice, where a token may be in any number of slots,
+adds up by a scatter. `einsum` multiplies by the [S, E, C] array of zeros and ones: time and memory
+are quadratic in S. Mixtures (soft routing) have no other form. Neither has a forward-mode
+derivative promised: that of `sort` is missing.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from uncertainty.layers.moe.routing import Mixture, Routes, over_row
+
+METHODS = ("sort", "einsum")
+
+
+def dispatch(x: jax.Array, routes: Routes | Mixture, method: str = "sort") -> jax.Array:
+    """What is in the slots: x [1 or M, G, S, D] -> [M, E, G, C, D]; zeros where they are empty."""
+    if isinstance(routes, Routes) and method == "sort":
+        return _gather(x, routes)
+    return jnp.einsum("mgsec,mgsd->megcd", _mixture(routes, x).inward, _members(x, routes))
+
+
+def combine(y: jax.Array, routes: Routes | Mixture, tokens: int, method: str = "sort") -> jax.Array:
+    """sum_e gate_e y_e of each token, [M, E, G, C, D] -> [M, G, S, D]; 0 of one without a slot."""
+    if isinstance(routes, Routes) and method == "sort":
+        return _scatter(y, routes, tokens)
+    outward = _mixture(routes, y, tokens).outward
+    return jnp.einsum("mgsec,megcd->mgsd", outward, y)
+
+
+def mixture(routes: Routes, tokens: int) -> Mixture:
+    """Routes as arrays [..., S, E, C]."""
+    inward = jax.nn.one_hot(routes.token, tokens, axis=-3)  # no row is S
+    return Mixture(inward=inward, outward=inward * routes.gate[..., None, :, :])
+
+
+def _mixture(routes: Routes | Mixture, x: jax.Array, tokens: int | None = None) -> Mixture:
+    if isinstance(routes, Routes):
+        routes = mixture(routes, x.shape[2] if tokens is None else tokens)
+    return jax.tree.map(lambda a: a.astype(x.dtype), routes)
+
+
+def _members(x: jax.Array, routes: Routes | Mixture) -> jax.Array:
+    M = jax.tree.leaves(routes)[0].shape[0]
+    return jnp.broadcast_to(x, (M, *x.shape[1:]))
+
+
+def _gather(x: jax.Array, routes: Routes) -> jax.Array:
+    A, G, S, D = x.shape
+    M, _, E, C = routes.token.shape
+    index, inverse = _flat(routes, S)
+    if A < M:  # all members read the same rows
+        index = jnp.where(index < M * G * S, index % (G * S), G * S)
+        if inverse is not None:
+            inverse = jnp.moveaxis(inverse.reshape(M, G * S, -1), 0, 1).reshape(G * S, -1)
+    slots = _take(A * G * S, x.reshape(A * G * S, D), index.reshape(-1), inverse)
+    return slots.reshape(M, E, G, C, D)
+
+
+def _scatter(y: jax.Array, routes: Routes, tokens: int) -> jax.Array:
+    M, _, G, _, D = y.shape
+    index, inverse = _flat(routes, tokens)
+    gate = jnp.swapaxes(routes.gate, 1, 2)  # [M, E, G, C]
+    y = y * over_row(gate[..., None].astype(y.dtype), D)
+    N = M * G * tokens
+    return _put(N, y.reshape(-1, D), index.reshape(-1), inverse).reshape(M, G, tokens, D)
+
+
+def _flat(routes: Routes, S: int) -> tuple[jax.Array, jax.Array | None]:
+    """The rows of [M G S] in slots [M, E, G, C], and the slots of rows [M G S, K], counted flat."""
+    M, G, E, C = routes.token.shape
+    group = jnp.arange(M * G).reshape(M, G, 1, 1)
+    index = jnp.where(routes.token < S, group * S + routes.token, M * G * S)
+    index = jnp.swapaxes(index, 1, 2)
+    if routes.slot is None:
+        return index, None
+    e, c = routes.slot // C, routes.slot % C
+    m, g = jnp.arange(M).reshape(M, 1, 1, 1), jnp.arange(G).reshape(G, 1, 1)
+    slot = ((m * E + e) * G + g) * C + c
+    slot = jnp.where(e < E, slot, M * E * G * C)
+    return index, slot.reshape(M * G * S, -1)
+
+
+# Each the transpose of the other. `inverse` [N, K] says where row n of x is, up to K times; an
+# index beyond the end is nowhere.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _take(N: int, x: jax.Array, index: jax.Array, inverse: jax.Array | None) -> jax.Array:
+    """x [N, D] -> [R, D]: the rows of `index` [R]."""
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _put(N: int, y: jax.Array, index: jax.Array, inverse: jax.Array | None) -> jax.Array:
+    """y [R, D] -> [N, D]: row r is added to row index[r]."""
+    if inverse is None:
+        return jnp.zeros((N, y.shape[1]), y.dtype).at[index].add(y, mode="drop")
+    rows = (inverse[:, k] for k in range(inverse.shape[1]))
+    return sum(jnp.take(y, row, axis=0, mode="fill", fill_value=0) for row in rows)
+
+
+def _forward(fn):
+    return lambda N, a, index, inverse: (fn(N, a, index, inverse), (index, inverse))
+
+
+_take.defvjp(_forward(_take), lambda N, kept, g: (_put(N, g, *kept), None, None))
+_put.defvjp(_forward(_put), lambda N, kept, g: (_take(N, g, *kept), None, None))

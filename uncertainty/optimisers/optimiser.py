@@ -1,0 +1,134 @@
+"""One optimiser for all: an optax direction between clipping, decay by rule and a schedule.
+
+The samplers of `uncertainty/optimisers/samplers.py` go where a direction does.
+"""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from uncertainty import rules
+from uncertainty.optimisers.samplers import (
+    DecayingTransformation,
+    Sampler,
+    SamplingTransformation,
+    psgld,
+    sghmc,
+    sgld,
+)
+
+# What a config may name; `optimiser` joins them.
+__all__ = ("adam", "adamw", "lion", "psgld", "rmsprop", "sgd", "sghmc", "sgld")
+
+
+def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
+    """Stochastic gradient descent with heavy-ball or Nesterov momentum, not dampened.
+
+    m <- g + momentum m; the direction is m, or g + momentum m with the new m (Nesterov).
+    """
+    if not 0 <= momentum < 1 or (nesterov and not momentum):
+        raise ValueError(f"momentum: {momentum!r} must be in [0, 1), and not 0 with nesterov")
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015). TensorFlow's default is eps=1e-7."""
+    return optax.scale_by_adam(b1, b2, eps)
+
+
+# AdamW (Loshchilov & Hutter 2019) is Adam with the field `weight_decay`, which it must have.
+adamw = adam
+
+
+def lion(b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023)."""
+    return optax.scale_by_lion(b1, b2)
+
+
+def rmsprop(decay: float = 0.9, eps: float = 1e-8) -> optax.GradientTransformation:
+    """RMSProp (Hinton 2012)."""
+    return optax.scale_by_rms(decay, eps)
+
+
+def optimiser(
+    direction: optax.GradientTransformation | Sampler,
+    learning_rate: float,
+    schedule: optax.Schedule = lambda step: 1.0,
+    *,
+    clip: float | None = None,
+    weight_decay: rules.Rules = (),
+    l2: rules.Rules = (),
+    multipliers: rules.Rules = (),
+) -> optax.GradientTransformation | DecayingTransformation | SamplingTransformation:
+    """params <- params - learning_rate schedule(t) c (direction(g + l2 params) + decay params).
+
+    Made for one particle; `inference` maps it over P, so clipping never couples particles.
+
+    Args:
+      direction: one of the functions above, any optax transformation without a learning rate, or
+        a sampler, which takes `l2` alone (a Gaussian prior of variance 1 / (N l2), with N / t for
+        N where the likelihood has the temperature t): the others would change what it samples from.
+      learning_rate: the peak rate.
+      schedule: step -> multiple of the peak rate.
+      clip: the gradient's global norm is scaled down to at most this; before everything else.
+      weight_decay: rules from parameter paths to decoupled decay (Loshchilov & Hutter 2019), which
+        the learning rate multiplies and the direction does not see. No rule, no decay.
+      l2: rules to coupled decay: the gradient of l2 / 2 |params|^2 is added after clipping, before
+        the direction. A Keras regulariser `l2(c)` is 2 c here.
+      multipliers: rules to c, a factor on the learning rate (decay included); 0 freezes.
+
+    Particles that stand for a posterior, by `inference.prior` or by their interaction, take neither
+    `weight_decay` nor `l2`: the prior says all (`inference/particles.py`).
+
+    Raises:
+      ValueError: a rate out of range, a field that a sampler does not have; at `init`, a rule that
+        matches no parameter.
+    """
+    if not learning_rate >= 0:
+        raise ValueError(f"learning_rate: {learning_rate!r} must not be negative")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip: {clip!r} must be positive, or None")
+    for field, given in dict(weight_decay=weight_decay, l2=l2, multipliers=multipliers).items():
+        rules.check(given, field)
+
+    decays = tuple(field for field, given in (("weight_decay", weight_decay), ("l2", l2)) if given)
+    if isinstance(direction, Sampler):
+        for field, given in dict(
+            clip=clip, weight_decay=weight_decay, multipliers=multipliers
+        ).items():
+            if given:
+                raise ValueError(f"{field}: {given!r}; a sampler's posterior is changed by it; the "
+                                 "weights' scale is inference.prior")  # fmt: skip
+        sampler = direction.make(lambda step: learning_rate * schedule(step))
+        joined = optax.chain(*_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p), sampler)
+        return SamplingTransformation(joined.init, joined.update, direction.plain, decays)
+    joined = optax.chain(
+        *([optax.clip_by_global_norm(clip)] if clip is not None else []),
+        *_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p),
+        direction,
+        *_by_rule(weight_decay, "weight_decay", 0.0, lambda g, p, c: g + c * p),
+        optax.scale_by_schedule(lambda step: -learning_rate * schedule(step)),
+        *_by_rule(multipliers, "multipliers", 1.0, lambda g, p, c: c * g),
+    )
+    return DecayingTransformation(joined.init, joined.update, decays) if decays else joined
+
+
+def _by_rule(
+    given: rules.Rules, field: str, default: float, apply: Callable[..., jax.Array]
+) -> list[optax.GradientTransformation]:
+    """[apply(update, param, coefficient) for every leaf], or [] where there are no rules."""
+    if not given:
+        return []
+
+    def coefficients(params):
+        return rules.match(given, params, field=field, default=default)
+
+    def init(params):
+        coefficients(params)  # refuses a rule that matches nothing
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        return jax.tree.map(apply, updates, params, coefficients(params)), state
+
+    return [optax.GradientTransformation(init, update)]

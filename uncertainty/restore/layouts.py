@@ -1,0 +1,101 @@
+"""Where the arrays of known checkpoints go: rules of `uncertainty/restore/plan.py`, by layout.
+
+  own            another run of this project: the same paths
+  vit            ViTs as vision_transformer (AugReg) and big_vision save them, scanned blocks too
+  vmoe           V-MoE and E3 as google-research/vmoe releases them, or saves them in training
+  transformers   ViTForImageClassification of the transformers library
+
+Biases are tiled over members, which is what BatchEnsemble needs; routers are reshaped, which makes
+an E3 of a V-MoE. A hidden layer between features and head (`pre_logits`) asks for
+`vit.ViT(representation=...)`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+Rules = Sequence[Sequence[Any]]
+
+
+def _flax_vit() -> Rules:
+    """ViTs of vision_transformer (AugReg), big_vision (also with scanned blocks) and V-MoE."""
+    top = "(?:params/)?"
+    numbered = (top + r"(?:Transformer|Encoder)/encoderblock_(?P<n>\d+)/",
+                "backbone/block{n:0>2}/", ())  # fmt: skip
+    scanned = (top + "Transformer/encoderblock/", "backbone/block{i:02}/", ("split",))
+    # Of the state of a training, what is beside its parameters.
+    rules: list[tuple[Any, ...]] = [("(?:opt|opt_state|chrono|rngs|step)(?:/.*)?", None)]
+    for there, ours, ops in (numbered, scanned):
+        attention = there + "(?:MultiHeadDotProductAttention_[01]|SelfAttention)/"
+        qkv, out = "(?P<p>query|key|value)/", "out/"
+        dense = there + r"(?:MlpBlock_[03]|Mlp)/Dense_(?P<d>[01])/"
+        expert = there + r"Moe/Mlp/Dense_(?P<d>[01])/(?P<p>kernel|bias)"
+        to, ff = ours + "attention/", ours + "feed_forward/"
+        rules += [
+            (there + "LayerNorm_0/(?P<p>scale|bias)", ours + "norm0/{p}", *ops),
+            (there + "LayerNorm_[12]/(?P<p>scale|bias)", ours + "norm1/{p}", *ops),
+            (attention + qkv + "kernel", to + "{p}/kernel", *ops, ("merge", 1)),  # [D, H, d]
+            (attention + qkv + "bias", to + "{p}/bias", *ops, ("merge", 0), "tile"),
+            (attention + out + "kernel", to + "out/kernel", *ops, ("merge", 0)),  # [H, d, D]
+            (attention + out + "bias", to + "out/bias", *ops, "tile"),
+            (dense + "kernel", ff + "dense{d}/kernel", *ops),
+            (dense + "bias", ff + "dense{d}/bias", *ops, "tile"),
+            (expert, ff + "experts/dense{d}/{p}", *ops),
+            (there + "Moe/Router/dense/kernel", ff + "router/kernel", *ops, "reshape"),
+        ]
+    place = top + "(?:Transformer/|Encoder/)?(?:posembed_input/)?pos_embedding"
+    norm = top + "(?:Transformer|Encoder)/encoder_norm/(?P<p>scale|bias)"
+    return (
+        *rules,
+        (top + "embedding/kernel", "backbone/embedding/kernel"),
+        (top + "embedding/bias", "backbone/embedding/bias", "tile"),
+        (top + "cls", "backbone/class_token"),
+        (place, "backbone/position_embedding", "positions"),
+        (norm, "backbone/norm/{p}"),
+        (top + "pre_logits/(?P<p>kernel|bias)", "backbone/pre_logits/{p}"),
+        (top + "head/kernel", "head/logits/kernel"),
+        (top + "head/bias", "head/logits/bias", "tile"),
+    )
+
+
+def _transformers() -> Rules:
+    """ViTForImageClassification of the transformers library, its state dict and files."""
+    top = r"(?:vit\.)?"
+    there, ours = top + r"(?:encoder\.layer|layers)\.(\d+)\.", "backbone/block{1:0>2}/"
+    dense = {  # names in files and before version 5, and since
+        "attention/query": r"attention\.(?:attention\.query|q_proj)",
+        "attention/key": r"attention\.(?:attention\.key|k_proj)",
+        "attention/value": r"attention\.(?:attention\.value|v_proj)",
+        "attention/out": r"attention\.(?:output\.dense|o_proj)",
+        "feed_forward/dense0": r"(?:intermediate\.dense|mlp\.fc1)",
+        "feed_forward/dense1": r"(?:output\.dense|mlp\.fc2)",
+    }
+    layers = [(there + name, ours + layer) for layer, name in dense.items()]
+    norms = [(there + f"layernorm_{name}", ours + f"norm{i}")
+             for i, name in enumerate(("before", "after"))]  # fmt: skip
+    norms.append((top + "layernorm", "backbone/norm"))
+    layers.append(("classifier", "head/logits"))
+    patch = top + r"embeddings\.patch_embeddings\.projection\."
+    return (
+        *((name + r"\.weight", layer + "/kernel", "transpose") for name, layer in layers),
+        *((name + r"\.bias", layer + "/bias", "tile") for name, layer in layers),
+        *((name + r"\.weight", layer + "/scale") for name, layer in norms),
+        *((name + r"\.bias", layer + "/bias") for name, layer in norms),
+        (patch + "weight", "backbone/embedding/kernel", ("transpose", 2, 3, 1, 0)),
+        (patch + "bias", "backbone/embedding/bias", "tile"),
+        (top + r"embeddings\.cls_token", "backbone/class_token"),
+        (top + r"embeddings\.position_embeddings", "backbone/position_embedding", "positions"),
+    )
+
+
+LAYOUTS: dict[str, Rules] = {
+    "own": (
+        ("routing/.*", None),  # counts of the last step
+        (".*/router/kernel", "{0}", "reshape"),
+        ("backbone/position_embedding", "{0}", "positions"),
+        (".*/bias", "{0}", "tile"),
+        (".*", "{0}"),
+    ),
+    "vit": _flax_vit(),
+    "vmoe": _flax_vit(),
+    "transformers": _transformers(),
+}
