@@ -261,7 +261,7 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         elif not _same(former[0].params, state.params):
             raise ConfigError(f"workdir: {workdir} has other parameters than {start}; take another")
         if jax.process_index() == 0:
-            write_description(workdir, new.source)
+            write_description(workdir, new.source, new.data.sources)
             if (pathlib.Path(start) / writers.METRICS).is_file():
                 shutil.copy(pathlib.Path(start) / writers.METRICS, workdir / writers.METRICS)
     return new

@@ -80,7 +80,7 @@ def train(
         open_workdir(workdir, config, ignore=config_lib.MAY_CHANGE)
     with locked(workdir), graceful_termination() as stop:
         if jax.process_index() == 0:
-            write_description(workdir, experiment.source)
+            write_description(workdir, experiment.source, experiment.data.sources)
         processes.barrier()
         processes.agree(what_is_there(workdir))
         _train(experiment, workdir, stop, overview)
@@ -90,7 +90,7 @@ def train(
 def what_runs(experiment: Experiment) -> dict[str, str]:
     """What the processes of one training must have in common: config, data and code."""
     config = fields(experiment.config, OWN)
-    data = describe(experiment.source)
+    data = describe(experiment.source, experiment.data.sources)
     return {
         **{f"config.{name}": value for name, value in config.items()},
         **{f"data: {name}": json.dumps(jsonable(value)) for name, value in data.items()},

@@ -1,4 +1,4 @@
-"""Stateless augmentation: each random number belongs to (seed, step, stage, position in the batch).
+"""Stateless augmentation: a random number belongs to (seed, step, stage, particle, position).
 
 An augmentation is `f(batch, draw, **fields) -> batch`, on images [B, H, W, C] in [0, 1] before they
 are normalised; those of IN_UNIT_RANGE take 0 for black and 1 for white, and images whose values
@@ -7,35 +7,37 @@ dict(name="crop", pad=4)]`. Neither the number of processes nor an interruption 
 example becomes.
 """
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.data import images
-from experiments.data.fields import check_fields
-from experiments.data.order import AUGMENT, philox
-from uncertainty.build import ConfigError, nearest
 
 Batch = dict[str, np.ndarray]
 
 
 class Draw:
-    """Random numbers for the rows of a batch that this process holds.
+    """Random numbers for the rows of a batch that this process holds, of one particle or several.
 
     They are drawn for the whole global batch of `size` and then cut to `rows`, so a row's numbers
-    do not depend on who holds the other rows.
+    do not depend on who holds the other rows, or on how many particles there are.
     """
 
-    def __init__(self, bits: np.random.BitGenerator, size: int, rows: slice = slice(None)):
-        self.generator, self.size, self.rows = np.random.Generator(bits), size, rows
+    def __init__(self, *bits: np.random.BitGenerator, size: int, rows: slice = slice(None)):
+        self.generators, self.size, self.rows = list(map(np.random.Generator, bits)), size, rows
 
     def __call__(self, distribution: str, *parameters: Any, shape: Sequence[int] = ()):
-        """Draws [B, *shape] from the NumPy Generator's `distribution`, such as 'integers', 0, 9."""
-        draw = getattr(self.generator, distribution)
-        return draw(*parameters, size=(self.size, *shape))[self.rows]
+        """Draws from the NumPy Generator's `distribution`, such as 'integers', 0, 9.
+
+        Returns:
+          [B, *shape], or [P B, *shape], one particle's rows after the other's.
+        """
+        drawn = [
+            getattr(generator, distribution)(*parameters, size=(self.size, *shape))[self.rows]
+            for generator in self.generators
+        ]
+        return drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
 
 
 def flip(batch: Batch, draw: Draw, *, p: float = 0.5) -> Batch:
@@ -156,52 +158,6 @@ def soft(y: np.ndarray, classes: int) -> np.ndarray:
     return y if y.ndim == 2 else np.eye(classes, dtype=np.float32)[y]
 
 
-def pipeline(
-    specs: Sequence[Mapping[str, Any]],
-    classes: int | None,
-    field: str = "augment",
-    in_unit_range: bool = True,
-) -> Callable[..., Batch]:
-    """The augmentations of a config, one after the other.
-
-    Args:
-      specs: names and fields.
-      classes: of the data; None for regression.
-      field: where the specs stand in the config, for messages.
-      in_unit_range: whether images are in [0, 1].
-
-    Returns:
-      `f(batch, seed, step, size, rows) -> batch` for the `rows` of a global batch of `size`.
-
-    Raises:
-      ConfigError: an unknown name or field, or a missing one; one of IN_UNIT_RANGE for images that
-        are not.
-    """
-    stages = []
-    for i, spec in enumerate(specs):
-        fields = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-        name = fields.pop("name", None)
-        if name not in NAMES:
-            raise ConfigError(f"{field}[{i}].name: {name!r}; {nearest(str(name), NAMES)}")
-        if name in IN_UNIT_RANGE and not in_unit_range:
-            raise ConfigError(f"{field}[{i}].name: {name!r} needs images that have a range; "
-                              "declare it in the data: range=(low, high)")  # fmt: skip
-        given = {}
-        if "classes" in inspect.signature(NAMES[name]).parameters:
-            if classes is None:
-                raise ConfigError(f"{field}[{i}]: {name} needs classes, the data has none")
-            given["classes"] = classes
-        check_fields(NAMES[name], fields, f"{field}[{i}].", ("batch", "draw", *given))
-        stages.append(functools.partial(NAMES[name], **fields, **given))
-
-    def augment(batch: Batch, seed: int, step: int, size: int, rows: slice = slice(None)) -> Batch:
-        for i, stage in enumerate(stages):
-            batch = stage(batch, Draw(philox(seed, AUGMENT, step=step, stage=i), size, rows))
-        return batch
-
-    return augment
-
-
 def _images(batch: Batch) -> np.ndarray:
     if batch["x"].ndim != 4:
         raise ValueError(f"images [B, H, W, C] are needed, x is {list(batch['x'].shape)}")
@@ -216,3 +172,4 @@ def _fraction(name: str, value: float) -> float:
 
 NAMES = {f.__name__: f for f in (flip, crop, cutout, mixup, label_noise, rand_augment)}
 IN_UNIT_RANGE = ("crop", "cutout", "rand_augment")
+LABELS = ("mixup", "label_noise")  # which change y

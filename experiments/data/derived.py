@@ -26,6 +26,10 @@ def derived(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(train, Mapping):
         return dict(config)
     data = {key: _filled(value, train) for key, value in config["data"].items() if key != "train"}
+    particles = data.get("particles")
+    if isinstance(particles, Mapping) and isinstance(particles.get("sets"), list | tuple):
+        sets = [_filled(spec, train) for spec in particles["sets"]]
+        data["particles"] = {**particles, "sets": sets}
     evaluators = {
         key: _filled(value, train)
         for key, value in config["evaluators"].items()

@@ -1,22 +1,35 @@
-"""What a run keeps of its training data: how they were read, and which they were."""
+"""What a run keeps of its data: how they were read, and which they were."""
 
-import dataclasses
 import pathlib
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.data.examples import Source
 from experiments.data.normalisation import compact, per_example
-from experiments.data.source import Source, load
+from experiments.data.source import load
 from experiments.runtime.workdir import DATA, jsonable, read_config, read_json, write_json
 
 SAME = ("shape", "examples", "digest", "classes")  # when a run resumes
 
 
-def describe(source: Source) -> dict[str, Any]:
+class Described(NamedTuple):
+    """The training data of a run and its further streams, without their examples."""
+
+    train: Source
+    streams: Mapping[str, Source] = {}
+
+
+def describe(source: Source, streams: Mapping[str, Source] | None = None) -> dict[str, Any]:
     """What evaluation, and the other processes of a training, must know of the training data."""
     axes = len(source.shape) - 1
-    return dict(
+    further = {
+        key: dict(shape=shape, dtype=str(dtype))
+        for key, (shape, dtype) in source.forms().items()
+        if key not in ("x", "y")
+    }
+    known = dict(
         name=source.name,
         shape=source.shape,
         dtype=str(np.dtype(source.x.dtype)),
@@ -24,6 +37,8 @@ def describe(source: Source) -> dict[str, Any]:
         digest=source.digest(),
         classes=source.classes,
         outputs=source.outputs,
+        labelled=source.labelled,
+        entries=further,
         class_names=source.class_names,
         range=source.range,
         measured=source.measured,
@@ -33,18 +48,22 @@ def describe(source: Source) -> dict[str, Any]:
         y_std=compact(source.y_std, 0),
         reading=dict(source.reading),
     )
+    if streams:
+        known["streams"] = {name: describe(stream) for name, stream in streams.items()}
+    return known
 
 
-def write_description(workdir: pathlib.Path, source: Source) -> None:
-    """Notes `describe(source)`.
+def write_description(
+    workdir: pathlib.Path, source: Source, streams: Mapping[str, Source] | None = None
+) -> None:
+    """Notes `describe(source, streams)`.
 
     Raises:
       ValueError: the workdir belongs to a run on other data.
     """
-    description, path = jsonable(describe(source)), workdir / DATA
+    description, path = jsonable(describe(source, streams)), workdir / DATA
     noted = read_json(path, NOTED) if path.is_file() else {}
-    changed = [f"  {key}: {noted[key]} -> {description[key]}" for key in SAME
-               if key in noted and noted[key] != description[key]]  # fmt: skip
+    changed = list(_changed(noted, description))
     if changed:
         raise ValueError(
             f"workdir {workdir} belongs to a run on other training data (old -> new):\n"
@@ -53,11 +72,19 @@ def write_description(workdir: pathlib.Path, source: Source) -> None:
     write_json(path, description)
 
 
+def _changed(noted: dict[str, Any], description: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in SAME:
+        if key in noted and noted[key] != description[key]:
+            yield f"  {prefix}{key}: {noted[key]} -> {description[key]}"
+    for name, stream in description.get("streams", {}).items():
+        yield from _changed(noted.get("streams", {}).get(name, {}), stream, f"streams.{name}.")
+
+
 NOTED = {"name": str, "shape": [int], "classes": (int, None), "outputs": int}
 
 
-def read_description(workdir: str | pathlib.Path) -> Source | None:
-    """The training data without its examples; None where nothing was noted.
+def read_description(workdir: str | pathlib.Path) -> Described | None:
+    """The data of a run without their examples; None where nothing was noted.
 
     Runs of versions that noted less need their training data for it.
 
@@ -70,24 +97,44 @@ def read_description(workdir: str | pathlib.Path) -> Source | None:
     noted = read_json(path, NOTED)
     try:
         if "digest" not in noted:  # nor how they were read
-            source = load(read_config(workdir)["data"]["train"], "data.train")
-            return dataclasses.replace(
-                source, x=np.zeros((0, *source.shape), source.x.dtype), y=None
-            )
-        shape, names, limits = tuple(noted["shape"]), noted["class_names"], noted["range"]
-        return Source(
-            noted["name"],
-            np.zeros((0, *shape), noted["dtype"]),
-            None,
-            noted["classes"],
-            noted["outputs"],
-            *(per_example(noted[key], shape, key) for key in ("mean", "std")),
-            *(None if noted[key] is None else np.asarray(noted[key], np.float32)
-              for key in ("y_mean", "y_std")),
-            range=tuple(limits) if isinstance(limits, list) else limits,
-            measured=noted["measured"],
-            class_names=None if names is None else tuple(names),
-            reading=dict(noted["reading"]),
-        )  # fmt: skip
+            return Described(_emptied(load(read_config(workdir)["data"]["train"], "data.train")))
+        streams = {name: _source(stream) for name, stream in noted.get("streams", {}).items()}
+        return Described(_source(noted), streams)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
+
+
+def _source(noted: Mapping[str, Any]) -> Source:
+    shape, names, limits = tuple(noted["shape"]), noted["class_names"], noted["range"]
+    entries = {key: np.zeros((0, *form["shape"]), form["dtype"])
+               for key, form in noted.get("entries", {}).items()}  # fmt: skip
+    source = Source(
+        noted["name"],
+        {"x": np.zeros((0, *shape), noted["dtype"]), **entries},
+        noted["classes"],
+        noted["outputs"],
+        *(per_example(noted[key], shape, key) for key in ("mean", "std")),
+        *(None if noted[key] is None else np.asarray(noted[key], np.float32)
+          for key in ("y_mean", "y_std")),
+        range=tuple(limits) if isinstance(limits, list) else limits,
+        measured=noted["measured"],
+        class_names=None if names is None else tuple(names),
+        reading=dict(noted["reading"]),
+        labelled=False,
+    )  # fmt: skip
+    return _with_labels(source) if noted.get("labelled", True) else source
+
+
+def _emptied(source: Source) -> Source:
+    """The same without its examples."""
+    entries = {
+        key: np.zeros((0, *shape), source.x.dtype if key == "x" else dtype)
+        for key, (shape, dtype) in source.forms().items()
+    }
+    return source.with_entries(**entries)
+
+
+def _with_labels(source: Source) -> Source:
+    real = source.classes is None
+    y = np.zeros((0, source.outputs), np.float32) if real else np.zeros(0, np.int32)
+    return source.with_entries(**source.entries, y=y)

@@ -35,7 +35,7 @@ def digits(upsample: int | None = None, seed: int = 0) -> Dataset:
             raise ValueError(f"upsample: {upsample}; at least 8 is needed")
         zoom = (1, upsample / 8, upsample / 8, 1)
         x = scipy.ndimage.zoom(x, zoom, order=1, mode="nearest", grid_mode=True)
-    return _partition((x, raw.target), DIGITS, seed, 10, range=UNIT)
+    return _partition(dict(x=x, y=raw.target), DIGITS, seed, 10, range=UNIT)
 
 
 def breast_cancer(seed: int = 0) -> Dataset:
@@ -65,7 +65,7 @@ def two_moons(noise: float = 0.1, seed: int = 0) -> Dataset:
     sizes = {"train": 1500, "test": 500}
     return _generated(
         {
-            name: sklearn.datasets.make_moons(n, noise=noise, random_state=2 * seed + i)
+            name: _pair(*sklearn.datasets.make_moons(n, noise=noise, random_state=2 * seed + i))
             for i, (name, n) in enumerate(sizes.items())
         },
         2,
@@ -85,16 +85,16 @@ def gaussians_2d(seed: int = 0) -> Dataset:
 
     def sample(per_class: int) -> Arrays:
         y = np.repeat(np.arange(5), per_class)
-        return centres[y] + rng.standard_normal((len(y), 2)), y
+        return _pair(centres[y] + rng.standard_normal((len(y), 2)), y)
 
     splits = {"train": sample(40), "test": sample(20)}
     radius, angle = rng.uniform(11, 30, 200), rng.uniform(0, 2 * np.pi, 200)
     ring = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     origin = 0.5 * rng.standard_normal((50, 2))
-    splits["ood"] = np.concatenate([ring, origin]), np.zeros(250, int)
+    splits["ood"] = _pair(np.concatenate([ring, origin]), np.zeros(250, int))
     ticks = np.linspace(-12, 12, 13)
     grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-    splits["grid"] = grid, np.argmax(grid @ centres.T, axis=-1)
+    splits["grid"] = _pair(grid, np.argmax(grid @ centres.T, axis=-1))
     return _generated(splits, 5)
 
 
@@ -125,10 +125,11 @@ def rings(
     def sample() -> Arrays:
         angle = rng.uniform(0, 2 * np.pi, len(y))
         radius = np.asarray(radii)[y] + width * rng.standard_normal(len(y))
-        return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1), y
+        return _pair(radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1), y)
 
     splits = {"train": sample(), "test": sample()}
-    splits["blob"] = np.asarray(blob) + 0.3 * rng.standard_normal((size, 2)), np.zeros(size, int)
+    points = np.asarray(blob) + 0.3 * rng.standard_normal((size, 2))
+    splits["blob"] = _pair(points, np.zeros(size, int))
     return _generated(splits, len(radii))
 
 
@@ -176,7 +177,8 @@ def noise(
     draw = rng.random if distribution == "uniform" else rng.standard_normal
     require_memory(8 * size * math.prod(shape), f"noise of shape {tuple(shape)} and size {size}")
     limits = UNIT if distribution == "uniform" else UNBOUNDED
-    return _generated({"test": (draw((size, *shape)), np.zeros(size, int))}, 1, range=limits)
+    arrays = _pair(draw((size, *shape)), np.zeros(size, int))
+    return _generated({"test": arrays}, 1, range=limits)
 
 
 def stand_in(shape: Sequence[int], num_classes: int, size: int = 32, seed: int = 0) -> Dataset:
@@ -192,7 +194,9 @@ def stand_in(shape: Sequence[int], num_classes: int, size: int = 32, seed: int =
     require_memory(3 * size * math.prod(shape), f"stand_in of shape {tuple(shape)} and size {size}")
     rng = np.random.default_rng(seed)
     splits = {
-        name: (rng.integers(0, 256, (size, *shape), np.uint8), rng.integers(0, num_classes, size))
+        name: _pair(
+            rng.integers(0, 256, (size, *shape), np.uint8), rng.integers(0, num_classes, size)
+        )
         for name in ("train", "validation", "test")
     }
     return _generated(splits, num_classes)
@@ -208,8 +212,8 @@ def _scikit_learns(loader: str):
 
 def _tabular(loader: str, seed: int, classes: int | None) -> Dataset:
     found = _scikit_learns(loader)
-    arrays = found.data, found.target
-    n = len(arrays[0])
+    arrays = _pair(found.data, found.target)
+    n = len(found.target)
     sizes = {"train": round(0.7 * n), "validation": round(0.1 * n), "test": n}
     return _partition(arrays, sizes, seed, classes, standardise=True)
 
@@ -223,12 +227,11 @@ def _partition(
     range: Range = None,
 ) -> Dataset:
     """Splits of these sizes, in this order, after a permutation; the last takes what is left."""
-    x, y = arrays
-    order = np.argsort(philox(seed, SPLIT).random_raw(len(x)), kind="stable")
+    order = np.argsort(philox(seed, SPLIT).random_raw(len(arrays["x"])), kind="stable")
     splits, start = {}, 0
     for name, size in sizes.items():
         chosen = order[start : start + size]
-        splits[name] = x[chosen], y[chosen]
+        splits[name] = {key: array[chosen] for key, array in arrays.items()}
         start += size
     return _generated(splits, classes, standardise, range)
 
@@ -237,9 +240,13 @@ def _curve(function, inputs, grid: np.ndarray, noise_std: float, rng) -> Dataset
     splits = {}
     for name in ("train", "test"):
         x = inputs()
-        splits[name] = x, function(x) + noise_std * rng.standard_normal(len(x))
-    splits["grid"] = grid, function(grid)
-    return _generated({name: (x[:, None], y) for name, (x, y) in splits.items()}, None)
+        splits[name] = _pair(x[:, None], function(x) + noise_std * rng.standard_normal(len(x)))
+    splits["grid"] = _pair(grid[:, None], function(grid))
+    return _generated(splits, None)
+
+
+def _pair(x: np.ndarray, y: np.ndarray) -> Arrays:
+    return {"x": x, "y": y}
 
 
 def _generated(

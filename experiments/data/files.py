@@ -7,13 +7,14 @@ import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from experiments.data.entries import check_names
 from experiments.data.order import SPLIT, philox
 from experiments.data.splits import Arrays, Dataset, dataset
-from uncertainty.build import ConfigError
+from uncertainty.build import ConfigError, nearest
 
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 PREFIXES = {"train": ("train",), "validation": ("validation", "valid"), "test": ("test", "t10k")}
@@ -38,7 +39,12 @@ def idx(path: str, num_classes: int | None = None) -> Dataset:
     return dataset(found, lambda name: _read(found[name], read_idx), num_classes or 0)
 
 
-def npz(path: str, num_classes: int | None = None, seed: int | None = None) -> Dataset:
+def npz(
+    path: str,
+    num_classes: int | None = None,
+    seed: int | None = None,
+    entries: Sequence[str] = (),
+) -> Dataset:
     """A folder of pairs (kmnist-test-imgs.npz, kmnist-test-labels.npz), or one npz file.
 
     One file holds 'x' and 'y', which are the split 'train', or 'x_train', 'y_train', 'x_test', ...
@@ -51,6 +57,8 @@ def npz(path: str, num_classes: int | None = None, seed: int | None = None) -> D
         that are stored as floats are labels too.
       seed: of a random order of the examples of each split, so that 'train[:90%]' and 'train[90%:]'
         divide one file at random; by default they stand as they are stored.
+      entries: names of what else one file has of each example: ('group',) stands for the arrays
+        'group' beside 'x', 'group_train' beside 'x_train' and so on.
 
     Raises:
       ConfigError: the file, or the arrays in it, are missing.
@@ -58,20 +66,26 @@ def npz(path: str, num_classes: int | None = None, seed: int | None = None) -> D
         the file unpacks to more than the memory that is free.
     """
     _check_count(num_classes)
+    entries = check_names(entries)
     location = pathlib.Path(path).expanduser()
     if location.is_dir():
+        if entries:
+            raise ConfigError(f"entries: {entries}, but a folder has files of images and labels "
+                              "alone; one npz file can have more")  # fmt: skip
         found = _pairs(path, ("images", "imgs"), "npz", "kmnist-test-imgs.npz")
         reads = {n: (lambda n=n: _read(found[n], _only_array)) for n in found}
     else:
-        reads = _arrays_of(location)
-    labels = [y for y in (read()[1] for read in reads.values()) if y is not None]
+        reads = _arrays_of(location, entries)
+    labels = [arrays["y"] for arrays in (read() for read in reads.values()) if "y" in arrays]
     real = bool(labels) and labels[0].dtype.kind == "f"
     if real and num_classes is None:
         return dataset(reads, lambda name: _in_order(reads[name](), seed), None)
 
     def read(name: str) -> Arrays:
-        x, y = _in_order(reads[name](), seed)
-        return x, _whole(y, f"{path}: labels of {name!r}") if real and y is not None else y
+        arrays = _in_order(reads[name](), seed)
+        if real and "y" in arrays:
+            arrays["y"] = _whole(arrays["y"], f"{path}: labels of {name!r}")
+        return arrays
 
     return dataset(reads, read, num_classes or 0)
 
@@ -127,14 +141,19 @@ def require_memory(size: int, what: object) -> None:
 
 def _read(files: tuple, read: Callable) -> Arrays:
     inputs, labels = files
-    return _labelled(read(inputs), None if labels is None else read(labels))
+    return _examples({"x": read(inputs)} | ({} if labels is None else {"y": read(labels)}))
 
 
-def _labelled(x: np.ndarray, y: np.ndarray | None) -> Arrays:
-    sizes = [a.shape[0] if a.ndim else "no" for a in (x, y) if a is not None]
-    if len(set(sizes)) > 1 or "no" in sizes:
-        raise ValueError(" but ".join(map("{} {}".format, sizes, ("inputs", "labels"))))
-    return (x[..., None] if x.ndim == 3 else x), y  # images get a channel
+def _examples(arrays: dict[str, np.ndarray]) -> Arrays:
+    """The entries of one split, once they are of equal length."""
+    titles = {"x": "inputs", "y": "labels"}
+    sizes = {key: array.shape[0] if array.ndim else "no" for key, array in arrays.items()}
+    for key, size in sizes.items():
+        if size == "no" or size != sizes["x"]:
+            pair = dict.fromkeys(("x", key))
+            raise ValueError(" but ".join(f"{sizes[k]} {titles.get(k, k)}" for k in pair))
+    x = arrays["x"]
+    return arrays | {"x": x[..., None] if x.ndim == 3 else x}  # images get a channel
 
 
 def _check_count(num_classes: int | None) -> None:
@@ -152,9 +171,9 @@ def _whole(y: np.ndarray, what: str) -> np.ndarray:
 
 def _in_order(arrays: Arrays, seed: int | None) -> Arrays:
     if seed is None:
-        return arrays
-    order = np.argsort(philox(seed, SPLIT).random_raw(len(arrays[0])), kind="stable")
-    return tuple(a if a is None else a[order] for a in arrays)
+        return dict(arrays)
+    order = np.argsort(philox(seed, SPLIT).random_raw(len(arrays["x"])), kind="stable")
+    return {key: array[order] for key, array in arrays.items()}
 
 
 def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict[str, tuple]:
@@ -210,18 +229,22 @@ def _only_array(path: pathlib.Path) -> np.ndarray:
     return next(iter(arrays.values()))
 
 
-def _arrays_of(path: pathlib.Path) -> dict[str, Callable[[], Arrays]]:
+def _arrays_of(path: pathlib.Path, entries: Sequence[str]) -> dict[str, Callable[[], Arrays]]:
     arrays = _load_npz(path)
     reads = {}
     for key in arrays:
         suffix = key.removeprefix("x")
         if not re.fullmatch(r"x(_\w+)?", key) and not (suffix != key and "y" + suffix in arrays):
             continue
+        names = ("x", *(["y"] if "y" + suffix in arrays else []), *entries)
+        if missing := [name + suffix for name in names if name + suffix not in arrays]:
+            raise ConfigError(f"entries: {path} has no array {missing[0]!r} beside {key!r}; "
+                              + nearest(missing[0], arrays))  # fmt: skip
         try:
-            pair = _labelled(arrays[key], arrays.get("y" + suffix))
+            found = _examples({name: arrays[name + suffix] for name in names})
         except ValueError as error:
             raise ValueError(f"{path}: {key} has {error}") from None
-        reads[suffix.lstrip("_") or "train"] = lambda pair=pair: pair
+        reads[suffix.lstrip("_") or "train"] = lambda found=found: found
     if not reads:
         raise ConfigError(f"path: {path} has the arrays {sorted(arrays)}; 'x' and 'y', or "
                           "'x_train', 'y_train' and so on, are needed")  # fmt: skip

@@ -6,16 +6,16 @@ that is stored as tfrecord, imports it.
 
 import difflib
 import importlib.util
-import io
 import math
 import pathlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from experiments.data.entries import check_names
 from experiments.data.own import OWN
+from experiments.data.records import Records
 from experiments.data.splits import Arrays, Dataset, positions
 from uncertainty.build import ConfigError, nearest
 
@@ -27,7 +27,7 @@ CHUNK = 4096
 def tfds(
     name: str,
     data_dir: str | None = None,
-    keys: Sequence[str] | None = None,
+    keys: Sequence[str] | Mapping[str, str] | None = None,
     resize: int | None = None,
     size: int | None = None,
     in_memory: int = IN_MEMORY,
@@ -38,7 +38,8 @@ def tfds(
       name: as `tfds.builder` takes it, with configuration and version where wanted.
       data_dir: where sets are prepared; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       keys: names of the features that are x and y; by default those of supervised learning. x
-        alone where labels are not used, as in out-of-distribution data.
+        alone where labels are not used, as in out-of-distribution data. A dict names the features
+        of further entries too: dict(x='image', y='label', group='attribute').
       resize: the shorter side of an image becomes this long (bilinear) ...
       size: ... and the centre of this side is kept. Needed where images differ in size.
       in_memory: bytes up to which a split becomes an array; a larger one is read at random from
@@ -49,20 +50,20 @@ def tfds(
     """
     builder = _prepared(name, data_dir)
     info = builder.info
-    keys = tuple(keys or info.supervised_keys or ())
-    for key in keys:
-        if key not in info.features:
-            raise ConfigError(f"keys: {name} has no {key!r}; {nearest(key, info.features)}")
-    if len(keys) not in (1, 2):
-        raise ConfigError(f"keys: {keys!r}; the names of x and y among {sorted(info.features)}")
-    features = [info.features[key] for key in keys]
-    shape = (size, size, features[0].shape[-1]) if size else features[0].shape
+    keys = _features_of(name, info, keys)
+    features = {entry: info.features[key] for entry, key in keys.items()}
+    of_x = features["x"].shape
+    shape = (size, size, of_x[-1]) if size else of_x
     if None in shape:
         raise ConfigError(f"size: needed, since images of {name} differ in size (resize=256, "
                           "size=224 for instance)")  # fmt: skip
-    labels = features[1] if len(features) > 1 else None
+    for entry, feature in features.items():
+        if entry not in ("x", "y") and None in (feature.shape or ()):
+            raise ConfigError(f"keys: {keys[entry]!r} of {name} has shape {feature.shape}; an "
+                              "entry needs one shape for all examples")  # fmt: skip
+    labels = features.get("y")
     # Images of 16 bits are PNG files, in which 65,535 is white.
-    deep = np.dtype(features[0].np_dtype) == np.uint16
+    deep = np.dtype(features["x"].np_dtype) == np.uint16
     names = getattr(labels, "names", None)
 
     def read(split: str) -> Arrays:
@@ -71,13 +72,12 @@ def tfds(
             return _through_tensorflow(builder, split, keys, shape, in_memory)
         records = Records(builder, split, keys, shape, resize)
         if len(records) * math.prod(shape) * records.dtype.itemsize > in_memory:
-            return records, None if labels is None else records
+            return records
         parts = [
             records.gather(np.arange(i, min(i + CHUNK, len(records))))
             for i in range(0, len(records), CHUNK)
         ]
-        x, y = zip(*parts, strict=True)
-        return np.concatenate(x), None if labels is None else np.concatenate(y)
+        return {entry: np.concatenate([part[entry] for part in parts]) for entry in keys}
 
     return Dataset(
         read,
@@ -86,6 +86,28 @@ def tfds(
         class_names=tuple(names) if names and not _numbered(names) else None,
         reading={k: v for k, v in dict(resize=resize, size=size).items() if v is not None},
     )
+
+
+def _features_of(name: str, info: Any, keys: Any) -> dict[str, str]:
+    """The name of each entry to that of its feature, x first.
+
+    Raises:
+      ConfigError: no x, a name that no entry can have, or no such feature.
+    """
+    if not isinstance(keys, Mapping):
+        keys = tuple(keys or info.supervised_keys or ())
+        if len(keys) not in (1, 2):
+            raise ConfigError(f"keys: {keys!r}; the names of x and y among "
+                              f"{sorted(info.features)}")  # fmt: skip
+        keys = dict(zip(("x", "y"), keys, strict=False))
+    if "x" not in keys:
+        raise ConfigError(f"keys: {dict(keys)!r}; x needs the name of one of "
+                          f"{sorted(info.features)}")  # fmt: skip
+    check_names([entry for entry in keys if entry not in ("x", "y")], "keys")
+    for key in keys.values():
+        if key not in info.features:
+            raise ConfigError(f"keys: {name} has no {key!r}; {nearest(str(key), info.features)}")
+    return {entry: keys[entry] for entry in sorted(keys, key=lambda entry: entry != "x")}
 
 
 def _numbered(names: Sequence[str]) -> bool:
@@ -111,102 +133,6 @@ def _in_examples(name: str, info: Any, split: str) -> str:
     except (AssertionError, KeyError, ValueError) as error:
         raise ConfigError(f"{error} ({name})") from error
     return split
-
-
-class Records:
-    """Random access to the examples of a split in array_record files: `gather(indices) -> x, y`."""
-
-    def __init__(self, builder: Any, split: str, keys: tuple, shape: tuple, resize: int | None):
-        from tensorflow_datasets import decode, features
-
-        self.keys, self.resize = keys, resize
-        self.is_image = isinstance(builder.info.features[keys[0]], features.Image)
-        self.dtype = np.dtype(builder.info.features[keys[0]].np_dtype)
-        decoders = {
-            key: decode.SkipDecoding()  # ours is x, and others are not looked at
-            for key, feature in builder.info.features.items()
-            if isinstance(feature, features.Image)
-        } or None
-        self.records = builder.as_data_source(split=split, decoders=decoders)
-        self.shape = (len(self.records), *shape)
-        # Pillow releases the interpreter lock, but small images cost less than the hand-over.
-        self.threads = ThreadPoolExecutor() if math.prod(shape) > 128 * 128 else None
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def gather(self, indices: np.ndarray) -> Arrays:
-        """x [B, ...] and y [B, ...] of these examples, as they are stored; y None without a key."""
-        examples = self.records.__getitems__([int(i) for i in indices])
-        x = [example[self.keys[0]] for example in examples]
-        if self.is_image:
-            x = list((self.threads.map if self.threads else map)(self._decode, x))
-        y = [example[key] for example in examples for key in self.keys[1:]]
-        return np.stack(x), np.asarray(y) if y else None
-
-    def _decode(self, encoded: bytes) -> np.ndarray:
-        """One image, resized and cut, of the type of the feature.
-
-        Raises:
-          ValueError: the image is smaller than what is to be cut out of it.
-        """
-        from PIL import Image
-
-        height, width, channels = self.shape[1:]
-        if _bits(encoded) == 16:
-            return self._decode_deep(encoded)
-        image = Image.open(io.BytesIO(encoded))
-        if self.dtype == np.uint8:
-            image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-        image = self._framed(image)
-        if self.dtype != np.uint8:
-            return np.asarray(image, self.dtype).reshape(height, width, channels)
-        return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
-
-    def _framed(self, image: Any) -> Any:
-        """A Pillow image, resized and its centre cut out as the config says."""
-        from PIL import Image
-
-        height, width = self.shape[1:3]
-        if self.resize:
-            scale = self.resize / min(image.size)
-            sides = [max(round(scale * side), self.resize) for side in image.size]
-            image = image.resize(sides, Image.Resampling.BILINEAR)
-        if image.width < width or image.height < height:
-            raise ValueError(
-                f"size: an image of {image.height} x {image.width} has no part of {height} x "
-                f"{width}; resize={max(height, width)} makes its shorter side as long"
-            )
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        if image.size != (width, height):
-            image = image.crop((left, top, left + width, top + height))
-        return image
-
-    def _decode_deep(self, encoded: bytes) -> np.ndarray:
-        """An image of 16 bits: values v as stored, or v / 257 where the feature has bytes.
-
-        Pillow keeps the upper byte of colours of 16 bits, and clips grey ones to 255.
-        """
-        import png
-        from PIL import Image
-
-        channels = self.shape[-1]
-        columns, rows, lines, _ = png.Reader(bytes=encoded).read()
-        pixels = np.stack([np.asarray(line) for line in lines]).reshape(rows, columns, -1)
-        if pixels.shape[-1] != channels:
-            raise ValueError(f"an image of 16 bits has {pixels.shape[-1]} channels; {channels} are "
-                             "needed")  # fmt: skip
-        planes = [
-            np.asarray(self._framed(Image.fromarray(plane)))
-            for plane in np.moveaxis(pixels.astype(np.float32), -1, 0)
-        ]
-        value = np.stack(planes, -1) / (257 if self.dtype == np.uint8 else 1)
-        return (np.rint(value) if self.dtype.kind in "iu" else value).astype(self.dtype)
-
-
-def _bits(encoded: bytes) -> int:
-    """Bits of a value of an encoded image; 8 for whatever is not PNG."""
-    return encoded[24] if encoded[:8] == b"\x89PNG\r\n\x1a\n" else 8
 
 
 def check_name(name: str, data_dir: str | None, field: str) -> None:
@@ -254,7 +180,9 @@ def _similar(name: str, tfds_names: Sequence[str]) -> str:
     return f"{hint}(valid: {', '.join(sorted(OWN))}, or a name of tfds)"
 
 
-def _through_tensorflow(builder: Any, split: str, keys: tuple, shape: tuple, limit: int) -> Arrays:
+def _through_tensorflow(
+    builder: Any, split: str, keys: dict[str, str], shape: tuple, limit: int
+) -> Arrays:
     """Reads a split that is stored as tfrecord into memory."""
     if importlib.util.find_spec("tensorflow") is None:
         raise ConfigError(f"name: {builder.name} is stored as {builder.info.file_format.value} in "
@@ -266,11 +194,10 @@ def _through_tensorflow(builder: Any, split: str, keys: tuple, shape: tuple, lim
     dataset = library.as_numpy(builder.as_dataset(split=split, read_config=config))
     examples, total = [], 0
     for example in dataset:
-        x, *y = (np.asarray(example[key]) for key in keys)
-        total += x.nbytes
-        if x.shape != tuple(shape) or total > limit:
+        found = {entry: np.asarray(example[key]) for entry, key in keys.items()}
+        total += found["x"].nbytes
+        if found["x"].shape != tuple(shape) or total > limit:
             raise ConfigError(f"name: {builder.name} is stored as tfrecord and too large or uneven "
                               "for memory; prepare it with file_format='array_record'")  # fmt: skip
-        examples.append((x, *y))
-    x, *y = zip(*examples, strict=True)
-    return np.stack(x), np.asarray(*y) if y else None
+        examples.append(found)
+    return {entry: np.stack([example[entry] for example in examples]) for entry in keys}

@@ -16,7 +16,7 @@ from experiments.data.splits import UNBOUNDED, Dataset, Range
 from uncertainty.build import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.data.source import Source
+    from experiments.data.examples import Source
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,12 @@ from experiments.data.splits import Dataset
 from uncertainty.build import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.data.source import Source
+    from experiments.data.examples import Source
 
 logger = logging.getLogger(__name__)
 
-OWN, ALIKE, UNUSED = "own", "alike", "unused"  # what `source.load` takes them for
+# What `source.load` takes them for; OPTIONAL: own labels, if there are some.
+OWN, ALIKE, UNUSED, OPTIONAL = "own", "alike", "unused", "optional"
 
 
 def classes_of(
@@ -26,7 +27,7 @@ def classes_of(
       ValueError: they cannot, or are labels that classes cannot be counted by.
     """
     names = dataset.class_names
-    if like is None or use == OWN:
+    if like is None or use in (OWN, OPTIONAL):
         return number_of(label, y, dataset), names
     real = dataset.classes is None
     if real != (like.classes is None):

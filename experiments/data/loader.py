@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import augment as augmentation
-from experiments.data.order import check_seed, indices, rows
-from experiments.data.source import Source
+from experiments.data.assignment import Own
+from experiments.data.examples import Source
+from experiments.data.order import check_seed, indices, permutations, rows
+from experiments.data.pipeline import Augmentation, pipeline
 from uncertainty.build import ConfigError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # arrays, and those of streams in dicts of their own
 
 
 def batches(
@@ -26,15 +27,20 @@ def batches(
     augment: Sequence[Mapping[str, Any]] = (),
     process_index: int = 0,
     process_count: int = 1,
+    own: Sequence[Own] | None = None,
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) from `start_step` on, without end.
+    """(step, batch) from `start_step` on, without end; arrays are [B, ...], with `own` [P, B, ...].
 
     Args:
-      source: the examples.
-      seed: of order and augmentation; what a step holds depends on (seed, step) alone.
+      source: the examples, and how they are normalised.
+      seed: of order and augmentation; what a step holds depends on (seed, step) alone, or on
+        (seed, p, step).
       batch_size: of the global batch; a batch here has this process's share of it.
-      start_step: the first step; going on from there costs no more than starting.
-      augment: names and fields of `augment`'s functions, in order.
+      start_step: the first step; resuming there costs no more than starting.
+      augment: names and fields, in order, see `pipeline`.
+      process_index, process_count: the shares of the processes, in order, are the global batch.
+      own: the examples of each particle, which have orders and augmentation of their own; None
+        where particles share the batches.
 
     Raises:
       ConfigError: an augmentation that this data cannot have; found here, not at the first batch.
@@ -42,34 +48,75 @@ def batches(
     """
     check_seed(seed)
     share = rows(batch_size, process_index, process_count)
-    images = len(source.shape) == 3
-    apply = augmentation.pipeline(
-        augment, source.classes, in_unit_range=source.in_unit_range or not images
-    )
+    augmentation = augmentation_of(source, augment)
+    everyone = [Own(source)] if own is None else own
+    particles = range(len(everyone))
+    orders = [permutations(seed, one.count, p) for p, one in enumerate(everyone)]
     if augment:
         try:
-            apply(source.raw(np.zeros(share.stop - share.start, int)), seed, 0, batch_size, share)
+            sample = source.raw(np.zeros((share.stop - share.start) * len(particles), int))
+            augmentation.run(sample, seed, 0, batch_size, share, particles)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"augment: {error}") from error
+
+    def chosen(step: int, p: int) -> np.ndarray:
+        n, examples = everyone[p].count, everyone[p].examples
+        at = indices(seed, step, batch_size, n, process_index, process_count, order=orders[p])
+        return at if examples is None else examples[at]
 
     def generate() -> Iterator[tuple[int, Batch]]:
         step = start_step
         while True:
-            chosen = indices(seed, step, batch_size, len(source), process_index, process_count)
-            batch = apply(source.raw(chosen), seed, step, batch_size, share)
-            batch["x"] = source.normalise(batch["x"])
+            batch = _raw(everyone, [chosen(step, p) for p in particles])
+            batch = augmentation.run(batch, seed, step, batch_size, share, particles)
+            for key in ("x", *augmentation.views):
+                batch[key] = source.normalise(batch[key])
+            if own is not None:
+                lead = len(particles), share.stop - share.start
+                batch = {key: a.reshape(*lead, *a.shape[1:]) for key, a in batch.items()}
             yield step, batch
             step += 1
 
     return generate()
 
 
-def with_context(
-    stream: Iterator[tuple[int, Batch]], other: Iterator[tuple[int, Batch]]
-) -> Iterator[tuple[int, Batch]]:
-    """Batches whose entry `context` is the inputs of `other` (see `inference/context.py`)."""
-    for (step, batch), (_, points) in zip(stream, other, strict=False):
-        yield step, {**batch, "context": points["x"]}
+def _raw(everyone: Sequence[Own], chosen: Sequence[np.ndarray]) -> Batch:
+    """The examples of all particles, one after the other: one gather where they are of one set."""
+    first = everyone[0].source
+    if all(one.source is first for one in everyone):
+        return first.raw(chosen[0] if len(chosen) == 1 else np.concatenate(chosen))
+    parts = [one.source.raw(at) for one, at in zip(everyone, chosen, strict=True)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def augmentation_of(source: Source, augment: Sequence[Mapping[str, Any]]) -> Augmentation:
+    """The augmentations of a config, for the examples of `source`.
+
+    Raises:
+      ConfigError: one that they cannot have.
+    """
+    images = len(source.shape) == 3
+    in_unit_range = source.in_unit_range or not images
+    return pipeline(augment, source.classes, in_unit_range=in_unit_range, names=source.names)
+
+
+def forms(
+    source: Source, augment: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of the entries of one example as `batches` gives it; reads none.
+
+    Raises:
+      ConfigError: an augmentation that such examples cannot have.
+    """
+    augmentation = augmentation_of(source, augment)
+    batch = {key: np.zeros((2, *shape), dtype) for key, (shape, dtype) in source.forms().items()}
+    try:
+        batch = augmentation.run(batch, 0, 0, 2)
+        for key in ("x", *augmentation.views):
+            batch[key] = source.normalise(batch[key])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"augment: {error}") from error
+    return {key: (array.shape[1:], array.dtype) for key, array in batch.items()}
 
 
 def epoch(
@@ -78,6 +125,7 @@ def epoch(
     """All examples once, in order, in batches of one shape.
 
     The last batch is filled up with copies of the last example; `mask` [B] bool is False there.
+    Without labels y is 0.
     With several processes each yields its share of every batch.
 
     Raises:
@@ -89,6 +137,7 @@ def epoch(
         for start in range(0, len(source), batch_size):
             chosen = np.arange(start + share.start, start + share.stop)
             batch = source.gather(np.minimum(chosen, len(source) - 1))
+            batch.setdefault("y", np.zeros(len(chosen), np.int32))
             yield batch | {"mask": chosen < len(source)}
 
     return generate()

@@ -1,5 +1,6 @@
 """Mean and standard deviation of a set, and whether it is finite."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def statistics_of(name: str, x: Any, y: Any, classes: int | None, limits: Range 
     """
     if not isinstance(x, np.ndarray):
         raise ConfigError("standardise: needs a set that fits in memory; give mean and std")
-    check_finite(name, x, y)
+    check_finite(name, {"x": x} if y is None else {"x": x, "y": y})
     axes = tuple(range(max(x.ndim - 1, 1)))
     low, high = (0, 1) if limits in (None, UNBOUNDED) else limits
     if x.dtype == np.uint8 and limits is None:
@@ -88,16 +89,16 @@ def compact(value: np.ndarray | None, axes: int) -> list | float | None:
 
 
 def check_finite(
-    name: str, x: np.ndarray, y: np.ndarray, indices: np.ndarray | None = None
+    name: str, batch: Mapping[str, np.ndarray], indices: np.ndarray | None = None
 ) -> None:
     """Raises ValueError that names the first example with NaN or infinity.
 
     Args:
       name: of the set.
-      x, y: of its examples.
+      batch: entries of its examples.
       indices: of these examples in their set; by default their places.
     """
-    for key, values in (("x", x), ("y", y)):
+    for key, values in batch.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             bad = np.argwhere(~np.isfinite(values))[0]
             first = bad[0] if indices is None else indices[bad[0]]

@@ -1,15 +1,19 @@
-"""Which examples make up the batch of a step: a pure function of (seed, step).
+"""Which examples make up the batch of a step: a pure function of (seed, step), or (seed, p, step).
 
 The epochs are laid end to end, each a permutation of its own, and step s takes positions
 [s B, (s + 1) B) of that endless sequence. So no example is dropped, every example is seen once
-an epoch, a batch may straddle two epochs, and to resume is to ask for another step.
+an epoch, a batch may straddle two epochs, and to resume is to ask for another step. Particle p of
+those that have orders of their own has the permutations of stage p; that of particle 0 is the one
+that particles share where they share one.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
-ORDER, AUGMENT, LABELS, CORRUPT, SPLIT = range(5)  # what a stream of random numbers is for
+# What a stream of random numbers is for.
+ORDER, AUGMENT, LABELS, CORRUPT, SPLIT, BOOTSTRAP, FOLDS, PER_CLASS = range(8)
 
 
 def philox(seed: int, purpose: int, *, step: int = 0, stage: int = 0) -> np.random.Philox:
@@ -29,15 +33,24 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
-@functools.lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of the `n` examples in an epoch, int64 [n], read-only.
+def shuffled(n: int, seed: int, purpose: int, *, step: int = 0, stage: int = 0) -> np.ndarray:
+    """A uniform permutation of range(n), int64 [n].
 
     It sorts raw Philox bits, which NumPy promises to keep, unlike those of `permutation`.
     """
-    order = np.argsort(philox(seed, ORDER, step=epoch).random_raw(n), kind="stable")
-    order.flags.writeable = False
-    return order
+    return np.argsort(philox(seed, purpose, step=step, stage=stage).random_raw(n), kind="stable")
+
+
+def permutations(seed: int, n: int, particle: int = 0) -> Callable[[int], np.ndarray]:
+    """epoch -> the order of the `n` examples in it, int64 [n], read-only; keeps the last two."""
+
+    @functools.lru_cache(maxsize=2)
+    def permutation(epoch: int) -> np.ndarray:
+        order = shuffled(n, seed, ORDER, step=epoch, stage=particle)
+        order.flags.writeable = False
+        return order
+
+    return permutation
 
 
 def rows(batch_size: int, process_index: int = 0, process_count: int = 1) -> slice:
@@ -65,6 +78,8 @@ def indices(
     n: int,
     process_index: int = 0,
     process_count: int = 1,
+    *,
+    order: Callable[[int], np.ndarray] | None = None,
 ) -> np.ndarray:
     """The examples of one step that this process reads, int64 [batch_size / process_count].
 
@@ -74,6 +89,8 @@ def indices(
       batch_size: of the global batch.
       n: number of examples.
       process_index, process_count: the shares of the processes, in order, are the global batch.
+      order: `permutations`, kept from one step to the next or of another particle; by default that
+        of (seed, n).
 
     Raises:
       ValueError: a batch that the processes cannot share, an empty set, a negative step or seed.
@@ -81,9 +98,10 @@ def indices(
     share = rows(batch_size, process_index, process_count)
     if n < 1 or step < 0:
         raise ValueError(f"n: {n}, step: {step}; n >= 1 and step >= 0 are needed")
+    order = order or permutations(check_seed(seed), n)
     start, stop = step * batch_size + share.start, step * batch_size + share.stop
     parts = [
-        permutation(seed, epoch, n)[max(start - epoch * n, 0) : stop - epoch * n]
+        order(epoch)[max(start - epoch * n, 0) : stop - epoch * n]
         for epoch in range(start // n, (stop - 1) // n + 1)
     ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -9,15 +9,16 @@ import numpy as np
 
 from uncertainty.build import ConfigError, nearest
 
-Arrays = tuple[Any, Any]  # x [N, ...], y [N] or [N, K], or None where there are no labels
+# x [N, ...], y [N] or [N, K] where there are labels, and whatever else the examples have, [N, ...]
+Arrays = Mapping[str, Any]
 UNBOUNDED = "unbounded"
 Range = tuple[float, float] | str | None
 
 
 class Dataset(NamedTuple):
-    """What a loader returns: `read(split)` gives the arrays, as they are stored."""
+    """What a loader returns: `read(split)` gives the entries, as they are stored."""
 
-    read: Callable[[str], Arrays]
+    read: Callable[[str], Arrays]  # or `from_tfds.Records` of a set that stays on disk
     classes: int | None  # None: y is real-valued; 0: as many as the labels show
     standardise: bool = False  # what `load` does unless the spec says otherwise
     # The stored values of images that become 0 and 1; 'unbounded': they are read as stored. None:
@@ -43,7 +44,7 @@ _END = re.compile(r"-?\d[\d_]*(\.\d*)?%|-?\.\d+%|-?\d[\d_]*")
 
 
 def take(names: Collection[str], get: Callable[[str], Arrays], split: str) -> Arrays:
-    """The examples of a split, see `positions`.
+    """The examples of a split, see `positions`, with the entries that all its parts have.
 
     Raises:
       ConfigError: as `positions`.
@@ -52,15 +53,16 @@ def take(names: Collection[str], get: Callable[[str], Arrays], split: str) -> Ar
 
     def size(name: str) -> int:
         read[name] = get(name)
-        return len(read[name][0])
+        return len(read[name]["x"])
 
-    parts = []
-    for name, start, stop in positions(split, names, size):
-        parts.append(tuple(a if a is None else a[start:stop] for a in read[name]))
+    parts = [
+        {key: array[start:stop] for key, array in read[name].items()}
+        for name, start, stop in positions(split, names, size)
+    ]
     if len(parts) == 1:
         return parts[0]
-    x, y = zip(*parts, strict=True)
-    return np.concatenate(x), None if any(a is None for a in y) else np.concatenate(y)
+    common = [key for key in parts[0] if all(key in part for part in parts)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in common}
 
 
 def positions(

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from experiments.experiment.check import batch_shapes, update_shapes
+from experiments.experiment.check import batch_shapes
 from experiments.runtime.execution import one_particle
 from uncertainty import build
 from uncertainty.types import State
@@ -34,7 +34,9 @@ def flops(predict: Any) -> Iterator[tuple[str, Any]]:
         {**config, "inference": plain}, experiment.model, num_examples=max(len(source), 1)
     )
     count = counted_once if inference.separable else counted
-    total = count(inference.update, experiment.shapes, update_shapes(config, source))
+    particles = 1 if inference.separable else experiment.shapes.key.shape[0]
+    batch = experiment.data.shapes(particles)
+    total = count(inference.update, experiment.shapes, batch)
     yield "cost/train_flops_per_example", total / config["batch_size"]
     size = config["evaluation"]["batch_size"]
     x = batch_shapes(source, size)["x"]

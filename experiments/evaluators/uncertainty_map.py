@@ -159,5 +159,4 @@ def _axes(x: np.ndarray, limits: Sequence[float] | None, points: int) -> np.ndar
 
 def _unlabelled(source: Source, x: np.ndarray) -> Source:
     """Points x [N, 2] as examples that are normalised as those of `source`."""
-    y = np.zeros(len(x), np.int32)
-    return dataclasses.replace(source, name="grid", x=x, y=y, transform=None)
+    return dataclasses.replace(source.with_entries(x=x), name="grid")

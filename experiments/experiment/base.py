@@ -17,7 +17,12 @@ def base() -> ConfigDict:
         dict(
             seed=0,
             # data: what has a split and no name, here or in an evaluator, is a part of data.train
-            data=dict(train=dict(name="digits", split="train"), augment=()),
+            data=dict(
+                train=dict(name="digits", split="train"),
+                augment=(),
+                streams=dict(),  # name -> spec: further batches beside those of train
+                # validation: a spec; particles: which examples each sees (data/assignment.py)
+            ),
             batch_size=128,  # of all devices and processes together
             # features, members, latent, likelihood
             backbone=dict(name="mlp.MLP"),
@@ -145,7 +150,8 @@ def _short_stage(stage: Mapping[str, Any]) -> dict[str, Any]:
     return {**stage, **{k: min(stage[k], v) for k, v in most.items() if k in stage}}
 
 
-_OF_ANY_SET = ("split", "classes", "mean", "std", "standardise", "statistics", "label_noise")
+_OF_ANY_SET = ("split", "classes", "mean", "std", "standardise", "statistics", "label_noise",
+               "batch_size", "augment", "labels")  # fmt: skip
 
 
 def _stand_in(
@@ -153,7 +159,7 @@ def _stand_in(
 ) -> None:
     """Replaces the sets in a section and its subsections, unless they are embedded."""
     for key, spec in section.items():
-        if not isinstance(spec, ConfigDict):
+        if key == "particles" or not isinstance(spec, ConfigDict):
             continue
         if "name" not in spec:
             _stand_in(spec, shape, num_classes, seeds)

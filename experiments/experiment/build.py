@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.data.loader import Batch, batches, with_context
+from experiments.data.description import Described
+from experiments.data.loader import Batch
 from experiments.data.source import Source
+from experiments.data.streams import Data
 from experiments.evaluators import check_data, evaluator
 from experiments.experiment import config as config_lib
 from experiments.experiment import initialise as pretrained
@@ -20,7 +22,7 @@ from experiments.experiment.check import (
     check_update,
     has_posterior,
 )
-from experiments.experiment.load import load_data, load_validation, warn_of_data
+from experiments.experiment.load import described, load_data, load_validation, warn_of_data
 from experiments.runtime import execution, writers
 from uncertainty import build
 from uncertainty.build import ConfigError
@@ -29,16 +31,14 @@ from uncertainty.types import Inference, Model, Stage, State
 
 logger = logging.getLogger(__name__)
 
-CONTEXT = 0x636F6E74  # added to the seed
-
 
 class Experiment(NamedTuple):
     """What a config stands for."""
 
     config: dict[str, Any]
+    data: Data
     source: Source  # training data
     validation: Source | None
-    context: Source | None  # other data, where functions are compared
     mesh: Mesh
     model: Model
     inference: Inference
@@ -53,20 +53,8 @@ class Experiment(NamedTuple):
 
     def batches(self, start: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch) of training from step `start` on, this process's share, without end."""
-        config = self.config
-        share = dict(
-            batch_size=config["batch_size"],
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        stream = batches(
-            self.source, seed=config["seed"], augment=config["data"]["augment"], **share
-        )
-        if self.context is None:
-            return stream
-        seed = (config["seed"] + CONTEXT) % 2**64  # an order of its own, even of the same set
-        return with_context(stream, batches(self.context, seed=seed, **share))
+        particles = self.shapes.key.shape[0]
+        return self.data.batches(start, particles, jax.process_index(), jax.process_count())
 
     def init(self) -> State:
         """The state at step 0, a function of the config's seed."""
@@ -80,13 +68,13 @@ class Experiment(NamedTuple):
 
 
 def setup(
-    config: Mapping[str, Any], source: Source | None = None, evaluated: bool = True
+    config: Mapping[str, Any], noted: Described | None = None, evaluated: bool = True
 ) -> Experiment:
     """Builds an experiment; everything is checked by tracing before anything is compiled.
 
     Args:
       config: of a run.
-      source: stands for the training data, as `read_description` gives it; for evaluation.
+      noted: stands for the data, as `read_description` gives them; for evaluation.
       evaluated: whether the run will be evaluated, so that the evaluators' data are checked too.
 
     Raises:
@@ -101,13 +89,16 @@ def setup(
     mesh = execution.make_mesh(config["mesh"])
     execution.check_executor(config, inference, mesh)
     check_batches(config, mesh)
-    validation = context = None
-    if source is None:
+    if noted is None:
         if config["logging"]["tensorboard"]:
             writers.require_tensorboard()
-        source, validation, context = load_data(config)
-        warn_of_data(config, source)
-    inference = build.inference(config, model, num_examples=max(len(source), 1))
+        data = load_data(config)
+        warn_of_data(config, data.train)
+    else:
+        data = described(config, noted.train, noted.streams)
+    source, validation = data.train, data.validation
+    num_examples = data.num_examples if len(source) else 1
+    inference = build.inference(config, model, num_examples=num_examples)
     for name, spec in config["evaluators"].items():
         evaluator(name, spec, source.task)
     if len(source) and evaluated:
@@ -121,13 +112,13 @@ def setup(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{error} (with inputs of shape {source.shape})") from error
     execution.check_divides("inference.size", shapes.key.shape[0], mesh, "particle")
-    if source.outputs != latent.mean.shape[-1]:
+    if source.labelled and source.outputs != latent.mean.shape[-1]:
         raise ConfigError(
             f"head.outputs: {latent.mean.shape[-1]}, but {source.name} has {source.outputs} "
             + ("classes" if source.task == "classification" else "real outcomes")
         )
     discrete = model.likelihood.log_probs is not None
-    if discrete != (source.task == "classification"):
+    if source.labelled and discrete != (source.task == "classification"):
         raise ConfigError(
             f"likelihood: {config['likelihood']!r} is for "
             f"{'classes' if discrete else 'real outcomes'}, but {source.name} is for {source.task}"
@@ -151,7 +142,7 @@ def setup(
     if len(source):
         if config["pretrained"]:
             pretrained.check(config, source.shape, shapes)
-        check_update(config, inference, shapes, source, mesh)
+        check_update(inference, shapes, data, mesh)
     for i, (_, stage) in enumerate(stages):
         try:
             final = jax.eval_shape(stage.begin, final, x)
@@ -167,7 +158,7 @@ def setup(
         raise ConfigError(str(error)) from error
     shapes = placed(shapes, shardings)
     return Experiment(
-        config, source, validation, context, mesh, model, inference, shapes, shardings, stages,
+        config, data, source, validation, mesh, model, inference, shapes, shardings, stages,
         final,
     )  # fmt: skip
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.data.source import Source
+from experiments.data.streams import Data
+from experiments.experiment.load import check_reads
 from experiments.runtime import execution
 from uncertainty import build
 from uncertainty.build import ConfigError
@@ -23,15 +25,7 @@ def batch_shapes(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {"x": x, "y": jax.ShapeDtypeStruct((size, source.outputs), jnp.float32)}
 
 
-def update_shapes(config: Mapping[str, Any], source: Source) -> dict[str, jax.ShapeDtypeStruct]:
-    """Those of a batch of training, with the points of `data.context` if there are any."""
-    batch = batch_shapes(source, config["batch_size"])
-    return batch | ({"context": batch["x"]} if config["data"].get("context") else {})
-
-
-def check_update(
-    config: Mapping[str, Any], inference: Inference, shapes: State, source: Source, mesh: Mesh
-) -> None:
+def check_update(inference: Inference, shapes: State, data: Data, mesh: Mesh) -> None:
     """Traces a step, of one particle where that is enough, for what it refuses.
 
     Raises:
@@ -39,11 +33,7 @@ def check_update(
     """
     if inference.separable:
         shapes = execution.one_particle(shapes)
-    batch = update_shapes(config, source)
-    try:
-        jax.eval_shape(execution.on_mesh(inference.update, mesh, particles=False), shapes, batch)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"inference: {error}") from error
+    check_reads(execution.on_mesh(inference.update, mesh, particles=False), shapes, data)
 
 
 def check_noise(config: Mapping[str, Any], model: Model) -> None:
@@ -88,6 +78,9 @@ def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:
         raise ConfigError(
             f"inference.accumulate: {accumulate} parts do not divide batch_size {size}"
         )
+    for name, spec in (config["data"].get("streams") or {}).items():
+        field, of_stream = f"data.streams.{name}.batch_size", spec.get("batch_size", size)
+        execution.check_divides(field, of_stream, mesh, *execution.BATCH)
     part = "batch_size / inference.accumulate"
     execution.check_divides(part, size // accumulate, mesh, *execution.BATCH)
     size = config["evaluation"]["batch_size"]

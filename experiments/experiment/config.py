@@ -17,12 +17,15 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments.data import from_tfds, source
+from experiments.data import assignment, from_tfds, source
 from experiments.data.derived import derived
+from experiments.data.entries import check_names
 from experiments.data.own import OWN
 from experiments.experiment.base import base
+from experiments.experiment.load import STREAM
 from experiments.runtime import project
 from experiments.runtime.termination import Interrupted, status
+from experiments.runtime.workdir import renamed
 from uncertainty import build
 from uncertainty.build import ConfigError, nearest
 
@@ -37,7 +40,7 @@ MAY_CHANGE = (
 _NAMED = {"backbone", "ensemble", "head", "likelihood"}  # may be a name alone
 # Checked by who reads them.
 _OPEN = {"mesh", "evaluators", "inference", "optimiser", "pretrained", *_NAMED}
-_OPTIONAL = {"data": ("context", "validation")}
+_OPTIONAL = {"data": ("particles", "streams", "validation")}
 _AT_LEAST = {
     "steps": 1,
     "batch_size": 1,
@@ -174,11 +177,12 @@ def _fields_of(path: str, name: str) -> set[str] | None:
                 common, _ = build.signature(own)
                 valid |= common
             return valid
-        if re.match(r"data\.|evaluators\..+\.", path):
+        if re.match(r"data\.(?!particles)|evaluators\..+\.", path):
             function = OWN.get(name, from_tfds.tfds)
             if name not in OWN:
                 from_tfds.check_name(name, None, path)
-            return {*inspect.signature(function).parameters, *source.COMMON}
+            of_streams = STREAM if path.startswith("data.streams.") else ()
+            return {*inspect.signature(function).parameters, *source.COMMON, *of_streams}
     except ConfigError:  # no such name: whoever reads the section says so
         pass
     return None
@@ -292,8 +296,11 @@ def assignments(items: Sequence[str], prefix: str = "") -> dict[str, str]:
 
 
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
-    """Nested dicts of plain values with every data set written out (`data/derived.py`)."""
-    return derived(_plain(config))
+    """Nested dicts of plain values, present names of fields, every data set written out.
+
+    See `runtime/workdir.py`, RENAMED, and `data/derived.py`.
+    """
+    return derived(renamed(_plain(config)))
 
 
 def _plain(config: ConfigDict | Mapping) -> dict[str, Any]:
@@ -323,7 +330,8 @@ def check(config: Mapping[str, Any]) -> None:
                     f"config.{section}.{field}: no such field; {nearest(field, valid)}"
                 )
         for field in known[section]:
-            if section not in _OPEN and field not in value:
+            optional = field in _OPTIONAL.get(section, ())
+            if section not in _OPEN and field not in value and not optional:
                 raise ConfigError(f"config.{section}.{field}: missing")
     for section in known:
         if section not in config:
@@ -339,8 +347,14 @@ def check(config: Mapping[str, Any]) -> None:
     ):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"config.{name}: {value!r}; a list is needed, such as {such}")
-    for name in ("train", "validation", "context"):
-        value = config["data"].get(name) or {}
+    streams = config["data"].get("streams") or {}
+    if not isinstance(streams, Mapping):
+        raise ConfigError(f"config.data.streams: {streams!r} is not a dict of data sets by name")
+    check_names(streams, "config.data.streams")
+    assignment.parse(config["data"].get("particles") or "shared", "config.data.particles")
+    sets = {name: config["data"].get(name) for name in ("train", "validation")}
+    for name, value in (sets | {f"streams.{key}": spec for key, spec in streams.items()}).items():
+        value = value or {}
         if not isinstance(value, Mapping):
             raise ConfigError(
                 f"config.data.{name}: {value!r} is not a dict of fields, such as "

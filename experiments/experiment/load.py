@@ -1,45 +1,103 @@
-"""The data of a config: what it trains on, validates on and compares functions at."""
+"""The data of a config: what it trains on, validates on, and further streams of batches."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from experiments.data import labels
+import jax
+from jax.interpreters import partial_eval
+
+from experiments.data import assignment, labels
 from experiments.data.derived import SET, divided_otherwise, same_set
+from experiments.data.examples import Source
 from experiments.data.loader import batches
-from experiments.data.source import Source, load
+from experiments.data.source import load
+from experiments.data.streams import Data, Stream, check_streams, same_entries
 from uncertainty.build import ConfigError
+from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
 
+STREAM = ("batch_size", "augment", "labels")  # fields of a stream beside those of its data set
 
-def load_data(config: Mapping[str, Any]) -> tuple[Source, Source | None, Source | None]:
-    """The training data of a config; what it is validated on, and other data, if it asks for them.
+
+def load_data(config: Mapping[str, Any]) -> Data:
+    """All that the training of a config reads.
 
     Raises:
       ConfigError: data, an augmentation, or the two together that cannot be.
       ValueError: data that is damaged, empty or not finite.
     """
-    data, every = config["data"], config["evaluation"]["every"]
-    source, validation, context = load(data["train"], "data.train"), None, None
-    if every and not data.get("validation"):
+    section, every = config["data"], config["evaluation"]["every"]
+    train = load(section["train"], "data.train", labels=labels.OPTIONAL)
+    if every and not section.get("validation"):
         raise ConfigError(f"evaluation.every: {every}, but there is no data.validation")
-    if every:
-        validation = load_validation(config, source)
-    try:
-        batches(source, seed=0, batch_size=config["batch_size"], augment=data["augment"])
-    except ConfigError as error:
-        raise ConfigError(f"data.{error}") from error
-    if data.get("context"):
-        direction = config["inference"].get("direction")
-        points = direction.get("context") if isinstance(direction, Mapping) else None
-        if not isinstance(points, Mapping) or points.get("name") != "other":
-            raise ConfigError(
-                "data.context: nothing looks at it; set "
-                "inference.direction.context=dict(name='other'), or unset data.context"
+    streams = {name: _stream(name, spec, train)
+               for name, spec in (section.get("streams") or {}).items()}  # fmt: skip
+    data = described(config, train, streams)
+    data = data._replace(
+        validation=load_validation(config, train) if every else None,
+        sets=_sets(data.particles, train),
+    )
+    check_streams(data.streams, train)
+    sources = data.sets or (train,)
+    assignment.own_of(data.particles, sources, data.seed, (0,))
+    for field, source, size, augment in (
+        ("data", train, data.batch_size, data.augment),
+        *((f"data.streams.{k}", *stream) for k, stream in data.streams.items()),
+    ):
+        try:
+            batches(source, seed=0, batch_size=size, augment=augment)
+        except ConfigError as error:
+            raise ConfigError(f"{field}.{error}") from error
+    return data
+
+
+def described(
+    config: Mapping[str, Any], train: Source, streams: Mapping[str, Source] | None = None
+) -> Data:
+    """The data of a config that these sources are, or stand for as `read_description` has them."""
+    section = config["data"]
+    fields = section.get("streams") or {}
+    alike = train.with_entries(x=train.x[:0])  # of runs that did not note their streams
+    return Data(
+        train,
+        seed=config["seed"],
+        batch_size=config["batch_size"],
+        augment=section["augment"],
+        streams={
+            name: Stream(
+                (streams or {}).get(name) or alike,
+                spec.get("batch_size", config["batch_size"]),
+                spec.get("augment", ()),
             )
-        context = load(data["context"], "data.context", source, labels.UNUSED)
-    return source, validation, context
+            for name, spec in fields.items()
+        },
+        particles=section.get("particles") or assignment.SHARED,
+    )  # fmt: skip
+
+
+def _stream(name: str, spec: Mapping[str, Any], train: Source) -> Source:
+    """The source of a stream."""
+    field, fields = f"data.streams.{name}", dict(spec)
+    defaults = zip(STREAM, (1, (), labels.UNUSED), strict=True)
+    size, _, use = (fields.pop(key, default) for key, default in defaults)
+    if type(size) is not int or size < 1:
+        raise ConfigError(f"{field}.batch_size: {size!r}; a whole number from 1 is needed")
+    if use not in (labels.UNUSED, labels.ALIKE):
+        raise ConfigError(f"{field}.labels: {use!r}; 'unused', for x without y, or 'alike', for "
+                          "labels or targets of the model")  # fmt: skip
+    return load(fields, field, train, use)
+
+
+def _sets(particles: Any, train: Source) -> tuple[Source, ...]:
+    """The data sets that 'sets' of `data.particles` names, each once."""
+    _, fields = assignment.parse(particles)
+    field = "data.particles.sets"
+    sets = tuple(load(spec, f"{field}[{i}]", train, labels.ALIKE)
+                 for i, spec in enumerate(fields.get("sets", ())))  # fmt: skip
+    same_entries(sets, train, field)
+    return sets
 
 
 def load_validation(config: Mapping[str, Any], source: Source) -> Source:
@@ -50,8 +108,40 @@ def load_validation(config: Mapping[str, Any], source: Source) -> Source:
     """
     if not config["data"].get("validation"):
         raise ConfigError("stages: one needs data.validation, and there is none")
-    validation = load(config["data"]["validation"], "data.validation", source, labels.ALIKE)
-    return validation
+    return load(config["data"]["validation"], "data.validation", source, labels.ALIKE)
+
+
+def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -> None:
+    """Traces an update of the particles of `state` with the shapes of a batch.
+
+    Raises:
+      ConfigError: what it refuses; an entry that it reads and the batch lacks; a stream that
+        nothing of the new state or the metrics depends on.
+    """
+    batch = data.shapes(state.key.shape[0])
+    try:
+        program = jax.make_jaxpr(update)(state, batch).jaxpr
+    except KeyError as error:
+        (name,) = error.args
+        if name in batch:
+            raise
+        raise ConfigError(f"data.train: {data.train.name} has no entry {name!r}, which training "
+                          f"reads; it has {', '.join(map(repr, batch))}") from error  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"inference: {error}") from error
+    if data.streams:
+        used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
+        paths = jax.tree_util.tree_leaves_with_path((state, batch))
+        read = {tuple(key.key for key in path[1:] if isinstance(key, jax.tree_util.DictKey))
+                for (path, _), is_used in zip(paths, used, strict=True)
+                if is_used and path[0].idx == 1}  # fmt: skip
+        for name in data.streams:
+            if not any(path[0] == name for path in read):
+                raise ConfigError(
+                    f"data.streams.{name}: nothing reads it; choose what does, such as "
+                    "inference.direction.context=dict(name='other') for a stream 'context', or "
+                    f"unset data.streams.{name}"
+                )
 
 
 def warn_of_data(config: Mapping[str, Any], source: Source) -> None:

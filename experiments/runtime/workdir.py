@@ -25,7 +25,7 @@ CONFIG = "config.json"
 DATA = "data.json"  # what evaluation must know of the training data
 # Dotted name of a field or section of configs as it was -> as it is now. Files that were written
 # before are read, and compared, under the present names.
-RENAMED: dict[str, str] = {}
+RENAMED = {"data.context": "data.streams.context"}
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

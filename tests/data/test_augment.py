@@ -9,6 +9,7 @@ import scipy.stats
 from experiments.data import augment, rand_augment_ops
 from experiments.data.augment import Draw
 from experiments.data.order import philox
+from experiments.data.pipeline import pipeline
 from uncertainty.build import ConfigError
 
 rng = np.random.default_rng(0)
@@ -29,12 +30,12 @@ def batch():
 
 
 def draw(size=24, step=0):
-    return Draw(philox(0, 1, step=step), size)
+    return Draw(philox(0, 1, step=step), size=size)
 
 
 @pytest.mark.parametrize("specs", [*([s] for s in SPECS), SPECS], ids=lambda s: s[-1]["name"])
 def test_neither_processes_nor_history_change_an_example(specs):
-    f = augment.pipeline(specs, classes=4)
+    f = pipeline(specs, classes=4).run
     whole = f(batch(), 5, 11, 24)
     f(batch(), 5, 12, 24)
     for processes in (2, 3, 4):
@@ -54,7 +55,7 @@ def test_neither_processes_nor_history_change_an_example(specs):
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s["name"])
 def test_inputs_are_left_as_they_are_and_types_kept(spec):
     given = batch()
-    out = augment.pipeline([spec], classes=4)(given, 0, 0, 24)
+    out = pipeline([spec], classes=4).run(given, 0, 0, 24)
     np.testing.assert_array_equal(given["x"], X)
     np.testing.assert_array_equal(given["y"], Y)
     assert out["x"].dtype == np.float32
@@ -223,6 +224,6 @@ def test_greyscale_digits_pass_through_rand_augment():
 )
 def test_bad_specs_name_the_field(spec, message):
     with pytest.raises(ConfigError, match=message):
-        augment.pipeline([spec], classes=4)
+        pipeline([spec], classes=4)
     with pytest.raises(ConfigError, match="needs classes"):
-        augment.pipeline([dict(name="mixup")], classes=None)
+        pipeline([dict(name="mixup")], classes=None)

@@ -119,7 +119,7 @@ def test_slices_are_those_of_tfds_or_refused(n, start, stop):
     data = np.arange(n)
 
     def ours():
-        return splits.take(["train"], lambda _: (data, -data), spec)
+        return splits.take(["train"], lambda _: dict(x=data, y=-data), spec)
 
     def nothing_from_the_end(end):  # which tfds takes for 0: all of the set, or nothing of it
         return end and end.startswith("-") and not round(Fraction(end.rstrip("%")) * n / 100)
@@ -136,21 +136,21 @@ def test_slices_are_those_of_tfds_or_refused(n, start, stop):
         with pytest.raises(ConfigError, match="the split is empty"):
             ours()
         return
-    x, y = ours()
+    x, y = map(ours().get, "xy")
     np.testing.assert_array_equal(x, data[first:last])
     np.testing.assert_array_equal(y, -x)
 
 
 def test_sums_of_splits():
     data = {"train": np.arange(10), "test": np.arange(100, 105)}
-    x, _ = splits.take(data, lambda name: (data[name], data[name]), "train[:20%] + test[-2:]")
+    x = splits.take(data, lambda name: dict(x=data[name]), "train[:20%] + test[-2:]")["x"]
     assert x.tolist() == [0, 1, 103, 104]
 
 
 @pytest.mark.parametrize("split", ["train[", "train[1]", "[2:3]", "", "train[a:b]", "train+"])
 def test_other_syntax_is_refused(split):
     with pytest.raises(ConfigError, match="split"):
-        splits.take(["train"], lambda _: (X, Y), split)
+        splits.take(["train"], lambda _: dict(x=X, y=Y), split)
 
 
 def test_parts_of_a_split():

@@ -37,10 +37,10 @@ def test_shards_in_order_are_the_global_batch(n, share, processes, step):
 @given(n=sizes, batch_size=st.integers(1, 20), step=steps, seed=st.integers(0, 5))
 def test_a_step_does_not_depend_on_what_was_asked_before(n, batch_size, step, seed):
     expected = order.indices(seed, step, batch_size, n)
-    order.permutation.cache_clear()
+    kept = order.permutations(seed, n)
     for other in (step + 3, 0, step + 100):
-        order.indices(seed + 1, other, batch_size, n)
-    np.testing.assert_array_equal(order.indices(seed, step, batch_size, n), expected)
+        order.indices(seed, other, batch_size, n, order=kept)
+    np.testing.assert_array_equal(order.indices(seed, step, batch_size, n, order=kept), expected)
 
 
 def test_the_order_is_the_documented_one():
@@ -48,12 +48,16 @@ def test_the_order_is_the_documented_one():
     bits = np.random.Philox(key=[7, 0], counter=[0, 0, 2, 0]).random_raw(5)
     np.testing.assert_array_equal(order.indices(7, 2, 5, 5), np.argsort(bits))
     assert order.indices(7, 0, 8, 8).tolist() == [4, 1, 6, 3, 2, 7, 5, 0]
+    bits = np.random.Philox(key=[7, 0], counter=[0, 0, 2, 3]).random_raw(5)
+    np.testing.assert_array_equal(order.permutations(7, 5, particle=3)(2), np.argsort(bits))
 
 
 def test_seeds_and_epochs_differ_and_orders_are_uniform():
-    orders = {tuple(order.permutation(seed, epoch, 8)) for seed in range(20) for epoch in range(20)}
+    orders = {
+        tuple(order.permutations(seed, 8)(epoch)) for seed in range(20) for epoch in range(20)
+    }
     assert len(orders) > 395  # of 8! = 40,320, two of 400 coincide rarely
-    first = [order.permutation(seed, 0, 4)[0] for seed in range(2000)]
+    first = [order.permutations(seed, 4)(0)[0] for seed in range(2000)]
     counts = np.bincount(first, minlength=4)
     assert np.abs(counts - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
 
@@ -66,16 +70,16 @@ def test_large_seeds_are_not_rounded():
 def test_streams_of_different_purpose_step_and_stage_do_not_share_bits():
     draws = [
         order.philox(1, purpose, step=step, stage=stage).random_raw(4)
-        for purpose in range(5)
+        for purpose in range(8)
         for step in range(5)
         for stage in range(5)
     ]
-    assert len(np.unique(draws)) == 5 * 5 * 5 * 4
+    assert len(np.unique(draws)) == 8 * 5 * 5 * 4
 
 
 def test_the_cached_permutation_cannot_be_changed():
     with pytest.raises(ValueError, match="read-only"):
-        order.permutation(0, 0, 5)[0] = 1
+        order.permutations(0, 5)(0)[0] = 1
 
 
 @pytest.mark.parametrize(

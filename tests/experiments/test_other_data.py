@@ -62,7 +62,7 @@ def test_raw_test_data_give_the_numbers_of_the_built_in_ones(table):
 
 def test_how_the_training_data_were_read_is_part_of_the_run(table):
     run, _ = table
-    noted, config = read_description(run), read_config(run)
+    noted, config = read_description(run).train, read_config(run)
     source = load(config["data"]["train"])
     for field in ("mean", "std", "y_mean", "y_std"):
         np.testing.assert_array_equal(getattr(noted, field), getattr(source, field))
@@ -71,7 +71,7 @@ def test_how_the_training_data_were_read_is_part_of_the_run(table):
     before = read_json(run / "data.json")
     # A run of a version that noted less has it from the training data again.
     write_json(run / "data.json", {k: before[k] for k in ("name", "shape", "classes", "outputs")})
-    again = read_description(run)
+    again = read_description(run).train
     write_json(run / "data.json", before)
     np.testing.assert_array_equal(again.mean, noted.mean)
     assert describe(source) == describe(load(config["data"]["train"]))
@@ -84,7 +84,7 @@ def test_images_are_described_by_channel(tmp_path):
     source = load(spec | dict(std=0.5))
     write_json(tmp_path / "data.json", describe(source))
     assert len(read_json(tmp_path / "data.json")["mean"]) == 3
-    noted = read_description(tmp_path)
+    noted = read_description(tmp_path).train
     np.testing.assert_array_equal(noted.mean, source.mean)
     assert noted.range == (0, 16) and noted.shape == (5, 5, 3)
     write_json(tmp_path / "data.json", describe(source) | {"reading": 3})
@@ -207,7 +207,7 @@ def test_label_noise_belongs_to_the_part_that_has_it():
 
 
 def test_the_same_data_read_otherwise_have_results_of_their_own(tmp_path, digits):
-    like = read_description(digits)
+    like = read_description(digits).train
     spec = dict(name="digits", split="test", classes=range(8))
     places = []
     for more in ({}, dict(mean=0.1), dict(mean=0.9)):

@@ -35,7 +35,9 @@ def test_blurred_is_a_gaussian_filter_whose_weights_add_up_to_one(size, sigma):
 
 def test_other_takes_the_batchs_entry():
     made = context.other()
-    np.testing.assert_array_equal(made(dict(x=IMAGES, context=IMAGES[:2]), None), IMAGES[:2])
+    np.testing.assert_array_equal(
+        made(dict(x=IMAGES, context=dict(x=IMAGES[:2])), None), IMAGES[:2]
+    )
     with pytest.raises(ValueError, match="an entry 'context' of the batch, which has 'x', 'y'"):
         made(dict(x=IMAGES, y=0), None)
 

@@ -237,7 +237,7 @@ def test_collections_are_those_of_the_batch_and_points_are_the_same_for_all():
     assert np.abs(flat(g) - flat(h)).max() > 1e-5
     # With the points of particle 0's key, and no others, it is the same.
     at = perturbed(0.5)(BATCH, jax.random.fold_in(state.key[0], interacting.POINTS))
-    same, _, _ = go(made(context=other), BATCH | dict(context=at))
+    same, _, _ = go(made(context=other), BATCH | dict(context=dict(x=at)))
     np.testing.assert_allclose(flat(same), flat(h), rtol=1e-5, atol=1e-7)
 
 

@@ -105,7 +105,7 @@ def exact_process():
 def distance(direction, steps=1_500):
     """1-Wasserstein distance to the marginals of the exact process, mean over GRID."""
     batch = dict(x=jnp.asarray(X, jnp.float32), y=jnp.asarray(Y, jnp.float32),
-                 context=jnp.asarray(GRID, jnp.float32))  # fmt: skip
+                 context=dict(x=jnp.asarray(GRID, jnp.float32)))  # fmt: skip
     adam = optimisers.optimiser(optimisers.adam(), 0.02, schedules.cosine(steps))
     inference = particles(process(), adam, size=20, direction=direction, num_examples=len(X),
                           prior=priors.gaussian(1.0))  # fmt: skip

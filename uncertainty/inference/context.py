@@ -63,7 +63,7 @@ def blurred(size: int = 7, sigma: float = 1.0) -> Context:
 
 
 def other() -> Context:
-    """Other data, which the loader gives as the batch's entry 'context', [B', ...].
+    """Other data, the batch's stream 'context', whose x is [B', ...].
 
     Raises:
       ValueError: there is none.
@@ -73,6 +73,6 @@ def other() -> Context:
         if "context" not in batch:
             raise ValueError("context: 'other' needs an entry 'context' of the batch, which has "
                              + ", ".join(map(repr, sorted(batch))))  # fmt: skip
-        return batch["context"]
+        return batch["context"]["x"]
 
     return points
