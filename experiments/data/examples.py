@@ -1,0 +1,229 @@
+"""Random access to examples: what every data set looks like to training and evaluation."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.data import images, labels
+from experiments.data.entries import carried, carried_dtype
+from experiments.data.normalisation import check_finite
+from experiments.data.splits import UNBOUNDED, Range
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """The examples of one split, and how they are normalised.
+
+    What leaves `gather` is (raw - mean) / std, where raw is in [0, 1] for images that have a range
+    (`images`), bytes over 255, and as stored otherwise; targets of regression are
+    (y - y_mean) / y_std, so that the error in the stored unit is y_std times as large and the NLL
+    larger by sum(log y_std). Entries but x and y are as they are stored, in at most 32 bits.
+    """
+
+    name: str
+    # x [N, ...], y [N] int32 or [N, K] float32, already normalised, and other entries [N, ...];
+    # or `from_tfds.Records`, where y is as it is stored.
+    entries: Any
+    classes: int | None  # None: regression, or no labels
+    outputs: int  # K; 0 where nothing says it
+    mean: np.ndarray | None = None  # of the shape of an example; None is 0
+    std: np.ndarray | None = None  # likewise; None is 1
+    y_mean: np.ndarray | None = None  # [K]
+    y_std: np.ndarray | None = None  # [K]
+    transform: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None  # raw x, indices
+    range: Range = None  # of images, as stored
+    measured: bool = False  # whether it is that of the training data, and others may be beyond it
+    class_names: tuple[str, ...] | None = None
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as in `Dataset`
+    notes: tuple[str, ...] = ()  # what its spec has it read otherwise than the training data
+    labelled: bool = True  # False: there is no y, whatever is stored
+    file: str = ""  # that it was read from
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.entries, Mapping)
+
+    @property
+    def x(self) -> Any:
+        """Inputs as they are stored, [N, ...]; Records, which have shape and dtype alike."""
+        return self.entries["x"] if self.in_memory else self.entries
+
+    @property
+    def y(self) -> np.ndarray | None:
+        """Labels or normalised targets of a set in memory, if it has some."""
+        return self.entries.get("y") if self.in_memory else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The entries of an example."""
+        stored = self.entries if self.in_memory else self.entries.names
+        return tuple(key for key in stored if key != "y" or self.labelled)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the x of one example: [H, W, C] or [D]."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def task(self) -> str:
+        """'classification', 'regression', or 'unlabelled' where training has no y."""
+        if self.classes is None and not self.outputs:
+            return "unlabelled"
+        return "regression" if self.classes is None else "classification"
+
+    @property
+    def title(self) -> str:
+        """The name, with that of its file."""
+        name, mark, rest = self.name.partition("/" if "/" in self.name and self.file else "[")
+        return f"{name} {self.file}{mark}{rest}" if self.file else self.name
+
+    @property
+    def in_unit_range(self) -> bool:
+        """Whether these are images whose values before normalisation are in [0, 1]."""
+        return len(self.shape) == 3 and self.range != UNBOUNDED
+
+    def with_entries(self, **arrays: np.ndarray) -> "Source":
+        """The same reading of other examples, in memory, with these entries alone."""
+        return dataclasses.replace(self, entries=arrays, labelled="y" in arrays, transform=None)
+
+    def forms(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and type of each entry of an example, as `gather` gives them."""
+        of_targets = ((self.outputs,), np.float32) if self.classes is None else ((), np.int32)
+        known = {"x": (self.shape, np.float32), "y": of_targets}
+        stored = {} if self.in_memory else self.entries.forms
+        if self.in_memory:
+            stored = {key: (array.shape[1:], array.dtype) for key, array in self.entries.items()}
+        return {
+            key: (tuple(shape), np.dtype(dtype))
+            for key, (shape, dtype) in {**stored, **known}.items()
+            if key in self.names
+        }
+
+    def raw(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """x [B, ...] float32 before normalisation, y if there are labels, and the other entries.
+
+        Raises:
+          ValueError: an example of a set on disk is one that `check` refuses.
+        """
+        if self.in_memory:
+            batch = {key: array.take(indices, axis=0) for key, array in self.entries.items()}
+        else:
+            stored = self.entries.gather(indices)
+            batch = {key: stored[key] if key in ("x", "y") else carried(self.name, key, stored[key])
+                     for key in self.names}  # fmt: skip
+            check_values(self, batch, indices)
+            if "y" in batch:
+                batch["y"] = targets(batch["y"], self.classes, self.y_mean, self.y_std)
+        batch["x"] = images.in_units(batch["x"], self.range, clip=self.measured)
+        if self.transform is not None:
+            batch["x"] = self.transform(batch["x"], indices)
+        return batch
+
+    def normalise(self, x: np.ndarray) -> np.ndarray:
+        """(x - mean) / std, in place."""
+        if self.mean is not None:
+            x -= self.mean
+        if self.std is not None:
+            x /= self.std
+        return x
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """`raw`, with x normalised; y is int32 [B] or float32 [B, K]."""
+        batch = self.raw(indices)
+        batch["x"] = self.normalise(batch["x"])
+        return batch
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits that tell these examples from others.
+
+        A CRC-32 of the entries as they are stored, zeros where there are no labels; of a set that
+        is not in memory, of its size and its first and last example.
+        """
+        x = self.x
+        if self.in_memory:
+            y = np.zeros(len(x), np.int32) if self.y is None else self.y
+            if self.y is not None and self.y_mean is not None:
+                y = np.asarray(y * self.y_std + self.y_mean, np.float32)
+            arrays = {**self.entries, "y": y}
+        else:
+            arrays = {"y": np.zeros(0), **x.gather(np.array([0, len(x) - 1]))}
+        crc = zlib.crc32(repr((x.shape, arrays["x"].dtype, self.classes)).encode())
+        others = sorted(arrays.keys() - {"x", "y"})
+        for key in ("x", "y", *others):
+            if key in others:
+                crc = zlib.crc32(repr((key, arrays[key].shape, arrays[key].dtype)).encode(), crc)
+            crc = zlib.crc32(np.ascontiguousarray(arrays[key]), crc)
+        return f"{crc:08x}"
+
+
+def check(source: Source, sample: int = 256) -> None:
+    """Refuses data that would fail in training, or worse, not fail.
+
+    Every example of a set in memory is looked at, and the first `sample` of another, whose batches
+    are looked at as they are read.
+
+    Raises:
+      ValueError: no examples; entries of different lengths; a value that is not finite (the first
+        example is named); a label outside [0, K); images outside of their range.
+    """
+    if len(source) == 0:
+        raise ValueError(f"{source.name}: the split is empty")
+    if not source.in_memory:
+        source.raw(np.arange(min(sample, len(source))))
+        return
+    for key, array in source.entries.items():
+        if len(array) != len(source):
+            raise ValueError(f"{source.name}: {len(source)} x but {len(array)} {key}")
+    check_values(source, source.entries)
+
+
+def check_values(
+    source: Source, batch: Mapping[str, np.ndarray], indices: np.ndarray | None = None
+) -> None:
+    """The part of `check` that looks at values: those of a batch, of the examples `indices`."""
+    check_finite(source.name, batch, indices)
+    if batch["x"].ndim == 4:
+        images.check(source.name, batch["x"], source.range, clipped=source.measured)
+    if "y" in batch:
+        labels.check(source.name, batch["y"], source.classes, indices)
+
+
+def targets(
+    y: np.ndarray, classes: int | None, mean: np.ndarray | None, std: np.ndarray | None
+) -> np.ndarray:
+    """Labels int32 [B], or targets float32 [B, K] in units of `mean` and `std`."""
+    if classes is not None:
+        return np.asarray(y, np.int32)
+    y = np.asarray(y, np.float32).reshape(len(y), -1)
+    return y if mean is None else (y - mean) / std
+
+
+def carried_entries(label: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a set in memory with those beside x and y in types that batches carry.
+
+    Raises:
+      ValueError: one that they cannot, or of another length than x.
+    """
+    size = len(arrays["x"])
+    for key, array in arrays.items():
+        if np.ndim(array) == 0 or len(array) != size:
+            titles = {"x": "inputs", "y": "labels"}
+            found = len(array) if np.ndim(array) else "no"
+            raise ValueError(f"{label}: {size} inputs but {found} {titles.get(key, key)}")
+    return {
+        key: array if key in ("x", "y") else carried(label, key, array)
+        for key, array in arrays.items()
+    }
+
+
+def check_forms(label: str, forms: Mapping[str, tuple], names: Collection[str]) -> None:
+    """Raises ValueError where an entry of a set on disk is of a type that no batch carries."""
+    for key in names:
+        if key not in ("x", "y"):
+            carried_dtype(label, key, forms[key][1])

@@ -1,0 +1,122 @@
+"""Examples of array_record files that stay on disk, read and decoded without TensorFlow."""
+
+import io
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+
+class Records:
+    """Random access to the examples of a split in array_record files.
+
+    Attributes:
+      keys: entry -> feature.
+      shape, dtype: of all x, [N, ...].
+      forms: entry -> shape and type of one example.
+    """
+
+    def __init__(
+        self, builder: Any, split: str, keys: dict[str, str], shape: tuple, resize: int | None
+    ):
+        from tensorflow_datasets import decode, features
+
+        self.keys, self.resize = keys, resize
+        known = builder.info.features
+        self.is_image = isinstance(known[keys["x"]], features.Image)
+        self.dtype = np.dtype(known[keys["x"]].np_dtype)
+        self.forms = {
+            entry: (tuple(known[key].shape or ()), known[key].np_dtype)
+            for entry, key in keys.items()
+        } | {"x": (tuple(shape), self.dtype)}
+        further = [key for entry, key in keys.items() if entry != "x"]
+        decoders = {
+            key: decode.SkipDecoding()  # ours is x, and what is no entry is not looked at
+            for key, feature in known.items()
+            if isinstance(feature, features.Image) and key not in further
+        } or None
+        self.records = builder.as_data_source(split=split, decoders=decoders)
+        self.shape = (len(self.records), *shape)
+        # Pillow releases the interpreter lock, but small images cost less than the hand-over.
+        self.threads = ThreadPoolExecutor() if math.prod(shape) > 128 * 128 else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.keys)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The entries [B, ...] of these examples, as they are stored."""
+        examples = self.records.__getitems__([int(i) for i in indices])
+        stored = {entry: [e[key] for e in examples] for entry, key in self.keys.items()}
+        if self.is_image:
+            decode = self.threads.map if self.threads else map
+            stored["x"] = list(decode(self._decode, stored["x"]))
+        return {entry: np.stack(values) for entry, values in stored.items()}
+
+    def _decode(self, encoded: bytes) -> np.ndarray:
+        """One image, resized and cut, of the type of the feature.
+
+        Raises:
+          ValueError: the image is smaller than what is to be cut out of it.
+        """
+        from PIL import Image
+
+        height, width, channels = self.shape[1:]
+        if _bits(encoded) == 16:
+            return self._decode_deep(encoded)
+        image = Image.open(io.BytesIO(encoded))
+        if self.dtype == np.uint8:
+            image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+        image = self._framed(image)
+        if self.dtype != np.uint8:
+            return np.asarray(image, self.dtype).reshape(height, width, channels)
+        return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+
+    def _framed(self, image: Any) -> Any:
+        """A Pillow image, resized and its centre cut out as the config says."""
+        from PIL import Image
+
+        height, width = self.shape[1:3]
+        if self.resize:
+            scale = self.resize / min(image.size)
+            sides = [max(round(scale * side), self.resize) for side in image.size]
+            image = image.resize(sides, Image.Resampling.BILINEAR)
+        if image.width < width or image.height < height:
+            raise ValueError(
+                f"size: an image of {image.height} x {image.width} has no part of {height} x "
+                f"{width}; resize={max(height, width)} makes its shorter side as long"
+            )
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        if image.size != (width, height):
+            image = image.crop((left, top, left + width, top + height))
+        return image
+
+    def _decode_deep(self, encoded: bytes) -> np.ndarray:
+        """An image of 16 bits: values v as stored, or v / 257 where the feature has bytes.
+
+        Pillow keeps the upper byte of colours of 16 bits, and clips grey ones to 255.
+        """
+        import png
+        from PIL import Image
+
+        channels = self.shape[-1]
+        columns, rows, lines, _ = png.Reader(bytes=encoded).read()
+        pixels = np.stack([np.asarray(line) for line in lines]).reshape(rows, columns, -1)
+        if pixels.shape[-1] != channels:
+            raise ValueError(f"an image of 16 bits has {pixels.shape[-1]} channels; {channels} are "
+                             "needed")  # fmt: skip
+        planes = [
+            np.asarray(self._framed(Image.fromarray(plane)))
+            for plane in np.moveaxis(pixels.astype(np.float32), -1, 0)
+        ]
+        value = np.stack(planes, -1) / (257 if self.dtype == np.uint8 else 1)
+        return (np.rint(value) if self.dtype.kind in "iu" else value).astype(self.dtype)
+
+
+def _bits(encoded: bytes) -> int:
+    """Bits of a value of an encoded image; 8 for whatever is not PNG."""
+    return encoded[24] if encoded[:8] == b"\x89PNG\r\n\x1a\n" else 8

@@ -1,0 +1,161 @@
+"""What a training reads: its examples, what it is validated on, and further streams of batches.
+
+A batch has the entries of the training data at its top, [B, ...], or [P, B, ...] where particles
+have examples of their own (`assignment`), and each further stream in a dict of its own, which all
+particles share: `batch["context"]["x"]` [B', ...].
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.data import assignment
+from experiments.data.examples import Source
+from experiments.data.loader import Batch, batches, depth, forms
+from uncertainty.build import ConfigError
+
+
+class Stream(NamedTuple):
+    """Examples in an order of their own, beside those that are trained on."""
+
+    source: Source
+    batch_size: int  # of the global batch
+    augment: Sequence[Mapping[str, Any]] = ()
+
+
+class Data(NamedTuple):
+    """What a config reads; without examples where it only stands for how they were read."""
+
+    train: Source
+    seed: int
+    batch_size: int
+    augment: Sequence[Mapping[str, Any]] = ()
+    validation: Source | None = None
+    streams: Mapping[str, Stream] = {}
+    particles: Any = assignment.SHARED  # `data.particles`
+    sets: Sequence[Source] = ()  # of particles, where it names some
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The source of each stream."""
+        return {name: stream.source for name, stream in self.streams.items()}
+
+    @property
+    def own_examples(self) -> bool:
+        """Whether each particle has its own, so that batches lead with P."""
+        return assignment.parse(self.particles)[0] != assignment.SHARED
+
+    @property
+    def num_examples(self) -> int | None:
+        """N of the posterior of a particle: how many examples it has, drawn ones as often as drawn.
+
+        None where that is not the same for all particles, so that no prior has one weight.
+        """
+        counts = assignment.counts(self.particles, self._sources(), self.seed)
+        return counts.pop() if len(counts) == 1 else None
+
+    def _sources(self) -> Sequence[Source]:
+        return self.sets or (self.train,)
+
+    def batches(
+        self, start: int, size: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[tuple[int, Batch]]:
+        """(step, batch) of training from step `start` on, a process's share, without end.
+
+        Args:
+          start: the first step.
+          size: P.
+          process_index, process_count: whose share.
+
+        Raises:
+          ConfigError: augmentations that these data cannot have, processes that cannot share.
+        """
+        share = dict(start_step=start, process_index=process_index, process_count=process_count)
+        main = batches(
+            self.train,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            augment=self.augment,
+            own=assignment.own_of(self.particles, self._sources(), self.seed, range(size)),
+            **share,
+        )
+        further = {
+            name: batches(
+                stream.source,
+                seed=seed_of(self.seed, name),
+                batch_size=stream.batch_size,
+                augment=stream.augment,
+                **share,
+            )
+            for name, stream in self.streams.items()
+        }
+        return main if not further else _joined(main, further)
+
+    def shapes(self, size: int) -> Batch:
+        """The shapes and types of a global batch for P = `size` particles; reads no example.
+
+        Raises:
+          ConfigError: augmentations that such examples cannot have.
+        """
+        lead = (size,) if self.own_examples else ()
+        batch = _shapes(self.train, self.augment, (*lead, self.batch_size), "data")
+        for name, stream in self.streams.items():
+            field = f"data.streams.{name}"
+            batch[name] = _shapes(stream.source, stream.augment, (stream.batch_size,), field)
+        return batch
+
+    def depth(self, size: int) -> int:
+        """How many batches of P = `size` particles to make ahead, see `loader.depth`."""
+        return depth(self.train, self.batch_size * (size if self.own_examples else 1))
+
+
+def _joined(
+    main: Iterator[tuple[int, Batch]], further: Mapping[str, Iterator[tuple[int, Batch]]]
+) -> Iterator[tuple[int, Batch]]:
+    for step, batch in main:
+        yield step, batch | {name: next(stream)[1] for name, stream in further.items()}
+
+
+def _shapes(
+    source: Source, augment: Sequence[Mapping[str, Any]], lead: tuple[int, ...], field: str
+) -> dict[str, jax.ShapeDtypeStruct]:
+    try:
+        found = forms(source, augment)
+    except ConfigError as error:
+        raise ConfigError(f"{field}.{error}") from error
+    return {key: jax.ShapeDtypeStruct((*lead, *shape), dtype)
+            for key, (shape, dtype) in found.items()}  # fmt: skip
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed of a stream's order and augmentation: streams of different names are independent."""
+    if name == "context":  # whose order is that of runs before streams had names
+        return (seed + 0x636F6E74) % 2**64
+    both = [zlib.crc32(text.encode()) for text in (name, f"stream {name}")]
+    return (seed + (both[0] << 32) + both[1]) % 2**64
+
+
+def check_streams(streams: Mapping[str, Stream], train: Source) -> None:
+    """Raises ConfigError where a stream has the name of an entry."""
+    for name in streams:
+        if name in train.names:
+            raise ConfigError(f"data.streams.{name}: {train.name} has an entry of this name; "
+                              "another name is needed")  # fmt: skip
+
+
+def same_entries(sets: Sequence[Source], train: Source, field: str) -> None:
+    """Raises ConfigError where sets that stand beside each other in a batch differ in entries."""
+    for i, source in enumerate(sets):
+        theirs, ours = source.forms(), train.forms()
+        if theirs != ours:
+            name = next(k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k))
+            raise ConfigError(f"{field}[{i}]: {name!r} of {source.name} is "
+                              f"{_named(theirs.get(name))}, of {train.name} "
+                              f"{_named(ours.get(name))}")  # fmt: skip
+
+
+def _named(form: tuple[tuple[int, ...], np.dtype] | None) -> str:
+    return "missing" if form is None else f"{form[1]} {list(form[0])}"
