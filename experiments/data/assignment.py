@@ -78,7 +78,7 @@ def per_class(source: Source, seed: int, p: int, *, size: int) -> np.ndarray:
       ValueError: data without classes or on disk, a class with fewer examples.
     """
     if source.classes is None or source.y is None:
-        raise ValueError(f"{source.name} has no labels of classes in memory")
+        raise ValueError(f"name: 'per_class', but {source.name} has no labels of classes in memory")
     counts = np.bincount(source.y, minlength=source.classes)
     least = int(counts.argmin())
     _check_size("size", size, 1, int(counts[least]), f" of class {least}")

@@ -67,7 +67,7 @@ def described(
         augment=section["augment"],
         streams={
             name: Stream(
-                (streams or {}).get(name) or alike,
+                (streams or {}).get(name, alike),
                 spec.get("batch_size", config["batch_size"]),
                 spec.get("augment", ()),
             )
