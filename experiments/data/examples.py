@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class Source:
 
     @property
     def in_memory(self) -> bool:
-        return isinstance(self.entries, Mapping)
+        return isinstance(self.entries, dict)
 
     @property
     def x(self) -> Any:
@@ -99,11 +99,9 @@ class Source:
         stored = {} if self.in_memory else self.entries.forms
         if self.in_memory:
             stored = {key: (array.shape[1:], array.dtype) for key, array in self.entries.items()}
-        return {
-            key: (tuple(shape), np.dtype(dtype))
-            for key, (shape, dtype) in {**stored, **known}.items()
-            if key in self.names
-        }
+        forms = {key: known.get(key, stored[key]) for key in self.names}
+        return {key: (tuple(shape), carried_dtype(self.name, key, dtype))
+                for key, (shape, dtype) in forms.items()}  # fmt: skip
 
     def raw(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """x [B, ...] float32 before normalisation, y if there are labels, and the other entries.
@@ -220,10 +218,3 @@ def carried_entries(label: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
         key: array if key in ("x", "y") else carried(label, key, array)
         for key, array in arrays.items()
     }
-
-
-def check_forms(label: str, forms: Mapping[str, tuple], names: Collection[str]) -> None:
-    """Raises ValueError where an entry of a set on disk is of a type that no batch carries."""
-    for key in names:
-        if key not in ("x", "y"):
-            carried_dtype(label, key, forms[key][1])

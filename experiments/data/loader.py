@@ -52,6 +52,8 @@ def batches(
     everyone = [Own(source)] if own is None else own
     particles = range(len(everyone))
     orders = [permutations(seed, one.count, p) for p, one in enumerate(everyone)]
+    counts = [one.count for one in everyone]
+    read = _reader(everyone)
     if augment:
         try:
             sample = source.raw(np.zeros((share.stop - share.start) * len(particles), int))
@@ -60,14 +62,14 @@ def batches(
             raise ConfigError(f"augment: {error}") from error
 
     def chosen(step: int, p: int) -> np.ndarray:
-        n, examples = everyone[p].count, everyone[p].examples
-        at = indices(seed, step, batch_size, n, process_index, process_count, order=orders[p])
-        return at if examples is None else examples[at]
+        share = process_index, process_count
+        at = indices(seed, step, batch_size, counts[p], *share, order=orders[p])
+        return at if everyone[p].examples is None else everyone[p].examples[at]
 
     def generate() -> Iterator[tuple[int, Batch]]:
         step = start_step
         while True:
-            batch = _raw(everyone, [chosen(step, p) for p in particles])
+            batch = read([chosen(step, p) for p in particles])
             batch = augmentation.run(batch, seed, step, batch_size, share, particles)
             for key in ("x", *augmentation.views):
                 batch[key] = source.normalise(batch[key])
@@ -80,13 +82,22 @@ def batches(
     return generate()
 
 
-def _raw(everyone: Sequence[Own], chosen: Sequence[np.ndarray]) -> Batch:
-    """The examples of all particles, one after the other: one gather where they are of one set."""
-    first = everyone[0].source
-    if all(one.source is first for one in everyone):
-        return first.raw(chosen[0] if len(chosen) == 1 else np.concatenate(chosen))
-    parts = [one.source.raw(at) for one, at in zip(everyone, chosen, strict=True)]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+def _reader(everyone: Sequence[Own]) -> Callable[[Sequence[np.ndarray]], Batch]:
+    """Reads the examples of all particles, those of one after those of the other.
+
+    Of one set that is one gather of all.
+    """
+    source = everyone[0].source
+    if len(everyone) == 1:
+        return lambda chosen: source.raw(chosen[0])
+    if all(one.source is source for one in everyone):
+        return lambda chosen: source.raw(np.concatenate(chosen))
+
+    def read(chosen: Sequence[np.ndarray]) -> Batch:
+        parts = [one.source.raw(at) for one, at in zip(everyone, chosen, strict=True)]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    return read
 
 
 def augmentation_of(source: Source, augment: Sequence[Mapping[str, Any]]) -> Augmentation:

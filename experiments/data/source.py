@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data import from_tfds, images, labels
-from experiments.data.examples import Source, carried_entries, check, check_forms
+from experiments.data.examples import Source, carried_entries, check
 from experiments.data.fields import check_fields
 from experiments.data.labelled import labelled, with_noise
 from experiments.data.normalisation import per_example, statistics_of
@@ -134,8 +134,6 @@ def _source(
         _check_inputs(label, x)
         x = x if x.dtype in (np.uint8, np.uint16) else np.asarray(x, np.float32)
         entries = carried_entries(label, {**entries, "x": x})
-    else:
-        check_forms(label, entries.forms, entries.names)
     if x.shape[0] == 0:
         raise ValueError(f"{label}: the split is empty")
     if like is not None and tuple(x.shape[1:]) != like.shape:

@@ -209,6 +209,29 @@ def test_every_batch_of_a_set_on_disk_is_checked(tmp_path):
     assert "y" not in batch
 
 
+@pytest.mark.parametrize("in_memory", [0, 1 << 30])
+def test_features_that_are_further_entries(tmp_path, in_memory):
+    Table(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    given = dict(name="table", data_dir=str(tmp_path), in_memory=in_memory, split="train[:290]")
+    source = load(given | dict(keys=dict(x="z", label="y", row="x", y="y")))
+    assert source.names == ("x", "label", "row", "y") and source.in_memory == bool(in_memory)
+    batch = source.gather(np.array([7, 250, 4]))
+    np.testing.assert_array_equal(batch["row"], [[7, 0], [250, 0], [4, 0]])
+    np.testing.assert_array_equal(batch["label"], batch["y"])
+    assert {k: (a.shape[1:], a.dtype) for k, a in batch.items()} == source.forms()
+    _, batch = next(batches(source, seed=0, batch_size=8))
+    np.testing.assert_array_equal(batch["row"], batch["x"])
+    unlabelled = load(given | dict(keys=["z"]), labels="optional")
+    assert unlabelled.task == "unlabelled" and {*unlabelled.gather(np.arange(2))} == {"x"}
+    for keys, message in (
+        (dict(y="y"), r"data.keys: .*x needs the name"),
+        (dict(x="z", mask="x"), "data.keys: 'mask'; a name"),
+        (dict(x="z", group="w"), "data.keys: table has no 'w'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(given | dict(keys=keys))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -288,7 +288,7 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
     """The batch's context is the other set's, in an order of its own, the same after a restart."""
     digits = dict(name="digits", classes=list(range(8)))
     fields = {
-        "data.context": dict(digits, split="test"),
+        "data.streams": {"context": dict(digits, split="test")},
         "inference.direction": dict(name="svgd", space="functions", context=dict(name="other")),
         "optimiser.weight_decay": (),
         "mesh": {"data": 1},
@@ -298,16 +298,18 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
     for (a, one), (b, two) in zip(whole[2:], experiment.batches(2), strict=False):
         assert a == b
         jax.tree.map(np.testing.assert_array_equal, one, two)
-    other = experiment.context.gather(np.arange(len(experiment.context)))["x"]
+    context = experiment.data.sources["context"]
+    other = context.gather(np.arange(len(context)))["x"]
     for _, batch in whole:
-        assert {*batch} == {"x", "y", "context"} and batch["context"].shape == batch["x"].shape
-        for x in batch["context"]:
+        assert {*batch} == {"x", "y", "context"} and {*batch["context"]} == {"x"}
+        assert batch["context"]["x"].shape == batch["x"].shape
+        for x in batch["context"]["x"]:
             assert (np.abs(other - x).max(axis=(1, 2, 3)) == 0).any()
     state = experiment.init()
     _, metrics = jax.jit(experiment.inference.update)(state, whole[0][1])
     assert np.isfinite(metrics["loss"]).all()
-    with pytest.raises(ValueError, match=r"data.context: .* inputs of shape \(2,\), but"):
-        other = fields | {"data.context": dict(name="two_moons", split="train")}
+    with pytest.raises(ValueError, match=r"data.streams.context: .* inputs of shape \(2,\), but"):
+        other = fields | {"data.streams": {"context": dict(name="two_moons", split="train")}}
         setup(config_lib.load("configs/digits/mlp.py:runlocal", other))
 
 
