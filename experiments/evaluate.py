@@ -26,7 +26,7 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
 from experiments.experiment.predictor import Predictor
 from experiments.experiment.results import check_name, place, print_sets, sets_of, write_results
-from experiments.runtime import writers
+from experiments.runtime import program, writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import Progress, setup_logging
 from experiments.runtime.workdir import CONFIG, read_config
@@ -235,4 +235,4 @@ if __name__ == "__main__":
     DATA = flags.DEFINE_string("data", None, "Other data: NAME[:SPLIT] or a dict of its fields.")
     NAME = flags.DEFINE_string("name", None, "Where under evaluation/ the results go.")
     flags.mark_flags_as_required(["workdir"])
-    config_lib.run(main)
+    program.run(main)

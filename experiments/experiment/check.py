@@ -4,29 +4,38 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from experiments.data.shapes import update_shapes
 from experiments.data.source import Source
 from experiments.runtime import execution
-from uncertainty import build
 from uncertainty.build import ConfigError
-from uncertainty.types import Inference, Model, State
+from uncertainty.types import Inference, Latent, Model, State
 
 
-def batch_shapes(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """x [B, ...] and y of a batch: classes [B], or real outcomes [B, K]."""
-    x = jax.ShapeDtypeStruct((size, *source.shape), jnp.float32)
-    if source.task == "classification":
-        return {"x": x, "y": jax.ShapeDtypeStruct((size,), jnp.int32)}
-    return {"x": x, "y": jax.ShapeDtypeStruct((size, source.outputs), jnp.float32)}
+def check_outputs(config: Mapping[str, Any], model: Model, latent: Latent, source: Source) -> None:
+    """Raises ConfigError where the network predicts something else than the data have."""
+    classes = source.task == "classification"
+    if source.outputs != latent.mean.shape[-1]:
+        raise ConfigError(
+            f"head.outputs: {latent.mean.shape[-1]}, but {source.name} has {source.outputs} "
+            + ("classes" if classes else "real outcomes")
+        )
+    discrete = model.likelihood.log_probs is not None
+    if discrete != classes:
+        raise ConfigError(
+            f"likelihood: {config['likelihood']!r} is for "
+            f"{'classes' if discrete else 'real outcomes'}, but {source.name} is for {source.task}"
+        )
 
 
-def update_shapes(config: Mapping[str, Any], source: Source) -> dict[str, jax.ShapeDtypeStruct]:
-    """Those of a batch of training, with the points of `data.context` if there are any."""
-    batch = batch_shapes(source, config["batch_size"])
-    return batch | ({"context": batch["x"]} if config["data"].get("context") else {})
+def check_faults(config: Mapping[str, Any], inference: Inference) -> None:
+    """Raises ConfigError for 'freeze' where particles interact."""
+    if config["on_fault"] == "freeze" and not inference.separable:
+        raise ConfigError("on_fault: 'freeze' is for particles by themselves; these interact, so a "
+                          "fault of one is one of all")  # fmt: skip
 
 
 def check_update(
@@ -46,10 +55,10 @@ def check_update(
         raise ConfigError(f"inference: {error}") from error
 
 
-def check_noise(config: Mapping[str, Any], model: Model) -> None:
+def check_noise(config: Mapping[str, Any], network: nn.Module, model: Model) -> None:
     """Raises ConfigError where a head's posterior is not that of the likelihood."""
-    head, spec, field = build.network(config).head, config["likelihood"], "head"
-    if hasattr(head, "mean"):  # of HetSNGP
+    head, spec, field = network.head, config["likelihood"], "head"
+    if hasattr(head, "mean"):  # which has the posterior
         head, field = head.mean(outputs=head.outputs), "head.mean"
     if not hasattr(head, "curvature"):
         return

@@ -20,7 +20,7 @@ from experiments.reports import datasets
 from experiments.reports.runs import numbers
 from experiments.runtime import keys, project, writers
 from experiments.runtime.damaged import readable
-from experiments.runtime.workdir import read_json, same_but_for, write_json
+from experiments.runtime.workdir import MAY_CHANGE, read_json, same_but_for, write_json
 from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Cells:
                     own = config_lib.plain(config)
                     config_lib.override(config, name, value)
                     other = config_lib.plain(config)
-                    if not same_but_for(own, other, config_lib.MAY_CHANGE):
+                    if not same_but_for(own, other, MAY_CHANGE):
                         for part in name.split("."):
                             other = other[part]
                         changed[name] = other
@@ -218,7 +218,7 @@ class Cells:
             return None
         # A section that came after the record was made had its default.
         made = config_lib.plain(base()) | record["config"]
-        same = same_but_for(made, config, config_lib.MAY_CHANGE)
+        same = same_but_for(made, config, MAY_CHANGE)
         return record if same else None
 
     def done(self, row: Mapping[str, Any], seed: int) -> bool:
