@@ -13,9 +13,9 @@ from experiments.experiment.build import setup
 from experiments.experiment.config import plain
 from experiments.experiment.predictor import Predictor
 from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.loop import ParticleFault
 from experiments.runtime.workdir import open_workdir
 from experiments.runtime.writers import METRICS, read_metrics, without_timing
-from experiments.runtime.loop import ParticleFault
 from experiments.train import train
 from uncertainty import metrics
 
