@@ -37,7 +37,7 @@ def train(config, steps=4):
     update = None
     for step, batch in data:
         batch = put(batch)
-        update = update or execution.compile_update(experiment, state, batch)
+        update = update or experiment.compiled(state, batch)
         state, metrics = update(state, batch)
         if step + 1 == steps:
             return experiment, state, metrics
@@ -100,7 +100,7 @@ def test_parameters_follow_the_rules():
 
 
 def collectives(experiment, state, batch):
-    update = execution.compile_update(experiment, state, batch)
+    update = experiment.compiled(state, batch)
     text = update.lower(state, batch).compile().as_text()
     names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     return [name for name in names if f" {name}(" in text or f" {name}-start(" in text]
