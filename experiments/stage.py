@@ -33,7 +33,6 @@ from experiments.data.order import rows
 from experiments.data.source import Source
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.experiment.readers import patches_of
 from experiments.runtime import execution, loop, processes, program, writers
 from experiments.runtime.checkpoint import Checkpoints, DamagedCheckpointError, of_training, verify
 from experiments.runtime.progress import setup_logging
@@ -219,6 +218,8 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
       ConfigError: the parameters of the two differ in path or shape, or `workdir` has others;
         hyper-parameters or samples are not those of `start`.
     """
+    from experiments.experiment.readers import patches_of
+
     config = ConfigDict(read_config(start), type_safe=False)
     config_lib.apply(config, changes)
     old = evaluate.open_run(start)
@@ -301,7 +302,7 @@ def main(argv: list[str]) -> None:
     else:
         experiment = evaluate.open_run(WORKDIR.value, examples=True)
     if not experiment.stages:
-        raise ConfigError("config.stages: empty; such as [{'name': 'laplace'}]")
+        raise ConfigError("config.stages: empty, so nothing is to be done")
     run(experiment, WORKDIR.value)
     print(f"next: python -m experiments.evaluate --workdir {WORKDIR.value}")
 

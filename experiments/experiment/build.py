@@ -15,12 +15,12 @@ from experiments.data.shapes import batch_shapes, update_shapes
 from experiments.data.source import Source
 from experiments.evaluators import check_data, evaluator
 from experiments.experiment import config as config_lib
-from experiments.experiment import initialise as pretrained
 from experiments.experiment.check import (
     check_batches,
     check_faults,
     check_noise,
     check_outputs,
+    check_pretrained,
     check_update,
     has_posterior,
 )
@@ -110,11 +110,12 @@ class Experiment(NamedTuple):
     def init(self) -> State:
         """The state at step 0, a function of the config's seed."""
         spec, shape = self.config["pretrained"], self.source.shape
-        if spec:
-            pretrained.check(spec, self.network, shape, self.shapes, required=True)
+        check_pretrained(spec, self.network, shape, self.shapes, required=True)
         state = self.inference.init(jax.random.key(self.config["seed"]), self.example())
         if spec:
-            state = pretrained.load(spec, self.network, shape, state, self.optimiser)
+            from experiments.experiment import initialise
+
+            state = initialise.load(spec, self.network, shape, state, self.optimiser)
         return execution.place(state, self.shardings)
 
 
@@ -158,8 +159,7 @@ def setup(
     stages = stages_of(config, model, executor, source, validation)
     warn_of_posterior(stages, model, shapes, source)
     if len(source):
-        if config["pretrained"]:
-            pretrained.check(config["pretrained"], network, source.shape, shapes)
+        check_pretrained(config["pretrained"], network, source.shape, shapes)
         check_update(config, inference, shapes, source, mesh)
     final = shapes_after(stages, config, shapes, mesh, source)
     try:

@@ -1,7 +1,7 @@
 """What a config may not ask for: refused by tracing, before anything is compiled."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +36,20 @@ def check_faults(config: Mapping[str, Any], inference: Inference) -> None:
     if config["on_fault"] == "freeze" and not inference.separable:
         raise ConfigError("on_fault: 'freeze' is for particles by themselves; these interact, so a "
                           "fault of one is one of all")  # fmt: skip
+
+
+def check_pretrained(
+    spec: Mapping[str, Any],
+    network: nn.Module,
+    shape: Sequence[int],
+    shapes: State,
+    required: bool = False,
+) -> None:
+    """Raises ConfigError where the file of initial parameters does not fit, if there is one."""
+    if spec:
+        from experiments.experiment import initialise
+
+        initialise.check(spec, network, shape, shapes, required)
 
 
 def check_update(
