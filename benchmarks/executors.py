@@ -69,7 +69,7 @@ class Job:
         self.state, self.size = experiment.init(), config["inference"]["size"]
         _, batch = next(batches(experiment.source, seed=0, batch_size=config["batch_size"]))
         self.batch = jax.device_put(batch)
-        self.update = execution.compile_update(experiment, self.state, self.batch)
+        self.update = experiment.compiled(self.state, self.batch)
         self.memory_mb = None
         began = time.perf_counter()
         if hasattr(self.update, "lower"):

@@ -24,9 +24,8 @@ from experiments.data.source import load
 from experiments.evaluators import evaluator
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.experiment.predictor import Predictor
 from experiments.experiment.results import check_name, place, print_sets, sets_of, write_results
-from experiments.runtime import writers
+from experiments.runtime import program, writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import Progress, setup_logging
 from experiments.runtime.workdir import CONFIG, read_config
@@ -51,6 +50,8 @@ def evaluate(
     Returns:
       The metrics, and the reason for each evaluator that failed.
     """
+    from experiments.experiment.predictor import Predictor
+
     workdir = pathlib.Path(workdir)
     specs = experiment.config["evaluators"] if specs is None else specs
     task = experiment.source.task
@@ -136,6 +137,8 @@ def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[st
 
 def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | None:
     """state -> metrics on `data.validation`, or None where the config asks for none."""
+    from experiments.experiment.predictor import Predictor
+
     source, task = experiment.validation, experiment.source.task
     if source is None:
         return None
@@ -235,4 +238,4 @@ if __name__ == "__main__":
     DATA = flags.DEFINE_string("data", None, "Other data: NAME[:SPLIT] or a dict of its fields.")
     NAME = flags.DEFINE_string("name", None, "Where under evaluation/ the results go.")
     flags.mark_flags_as_required(["workdir"])
-    config_lib.run(main)
+    program.run(main)

@@ -33,10 +33,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.experiment import config as config_lib
-from experiments.reports import formats, html
 from experiments.reports.datasets import evaluated
 from experiments.reports.study import Study, machine
-from experiments.reports.tables import print_study
 from experiments.reports.text import one_line
 from experiments.runtime import project
 from experiments.runtime.progress import Progress, setup_logging
@@ -311,6 +309,9 @@ def render(cells: Cells, made: Outcome) -> tuple[pathlib.Path | None, list[str]]
     Returns:
       The report, None where no run of the table is on this disk; and what it cannot show.
     """
+    from experiments.reports import formats, html
+    from experiments.reports.tables import print_study
+
     print_study(made.study)
     written = (cells.results / "table.md").is_file()
     if written and cells.damaged():

@@ -10,11 +10,12 @@ with the given changes.
 """
 
 import contextlib
+import itertools
 import logging
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.traverse_util
@@ -32,14 +33,13 @@ from experiments.data.order import rows
 from experiments.data.source import Source
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.experiment.readers import patches_of
-from experiments.runtime import execution, processes, writers
+from experiments.runtime import execution, loop, processes, program, writers
 from experiments.runtime.checkpoint import Checkpoints, DamagedCheckpointError, of_training, verify
-from experiments.runtime.progress import Finished, Progress, setup_logging
-from experiments.runtime.termination import Interrupted, Stop, graceful_termination
-from experiments.runtime.workdir import locked, open_workdir, read_config
+from experiments.runtime.progress import setup_logging
+from experiments.runtime.termination import Stop, graceful_termination
+from experiments.runtime.workdir import MAY_CHANGE, locked, open_workdir, read_config
 from uncertainty.build import ConfigError
-from uncertainty.types import Batch, Collections, Stage, State
+from uncertainty.types import Batch, Collections, Metrics, Stage, State
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def run(experiment: Experiment, workdir: str | pathlib.Path) -> None:
     Raises:
       ConfigError: there is no checkpoint.
       BlockingIOError: a training holds the workdir.
-      Interrupted: SIGTERM or SIGINT came; a stage that trains saves first, a pass begins again.
+      ParticleFault: with `on_fault='stop'`, a step of a stage that trains was not finite.
+      Interrupted: SIGTERM or SIGINT came; the stage saves first.
     """
     if experiment.stages:
         with locked(workdir), graceful_termination() as stop:
@@ -70,18 +71,19 @@ def _run(experiment: Experiment, workdir: pathlib.Path, stop: Stop) -> None:
         except DamagedCheckpointError as error:
             logger.warning("%s; its stages run again", error)
             shutil.rmtree(results.directory / str(step))
-    restored = trained.restore(experiment.shapes)
+    # Nothing after training needs the state of its optimiser.
+    restored = trained.restore(experiment.shapes.replace(opt_state=()))
     if restored is None:
         raise ConfigError(f"workdir: {workdir} has no checkpoint for its stages to start from")
     state, step = restored
-    half = workdir / FOLDER / "half"  # checkpoints within a stage that trains
+    half = workdir / FOLDER / "half"  # checkpoints within a stage
     with contextlib.closing(results):
-        start = step
+        before = step
         for i, (name, stage) in enumerate(experiment.stages):
             began = time.monotonic()
-            folder = half / f"{step}-{i}-{name}"
-            state = run_stage(experiment, stage, state, name, start, folder, stop)
-            start += stage.steps
+            half_i = half / f"{step}-{i}-{name}"
+            state = run_stage(experiment, name, stage, state, before, workdir, half_i, stop)
+            before += stage.steps
             logger.info("stage %s: %.1f s", name, time.monotonic() - began)
         results.save(step, state)
     if jax.process_index() == 0:
@@ -90,10 +92,11 @@ def _run(experiment: Experiment, workdir: pathlib.Path, stop: Stop) -> None:
 
 def run_stage(
     experiment: Experiment,
+    name: str,
     stage: Stage,
     state: State,
-    name: str,
-    start: int,
+    before: int,
+    workdir: pathlib.Path,
     half: pathlib.Path,
     stop: Stop,
 ) -> State:
@@ -101,100 +104,109 @@ def run_stage(
 
     Args:
       experiment: of the run.
-      stage, name: what is to be run.
+      name, stage: what is to be run.
       state: before it.
-      start: steps of training that came before, for the order of the examples.
-      half: where a stage that trains saves its checkpoints, and resumes from.
-      stop: whether it was told to.
+      before: steps of training that came before, for the order of the examples and the records.
+      workdir: of the records.
+      half: where the stage saves its checkpoints, and resumes from.
+      stop: whether the process was asked to stop.
 
     Raises:
       Interrupted: it was.
-      FloatingPointError: with `on_fault='stop'`, a step of a stage that trains was not finite.
+      ParticleFault: with `on_fault='stop'`, a step of a stage that trains was not finite.
     """
-    mesh = experiment.mesh
+    config, mesh = experiment.config, experiment.mesh
+    begin, finish = (
+        jax.jit(execution.on_mesh(fn, mesh, stage.separable))
+        for fn in (stage.begin, lambda both, x: stage.finish(*both, x))
+    )
     # Whatever shape the examples have, `begin` and `finish` see one for each device.
     x = experiment.example(mesh.shape["data"])
-    begin, update, finish = (execution.on_mesh(fn, mesh, particles=stage.separable)
-                             for fn in (stage.begin, stage.update, stage.finish))  # fmt: skip
-    state = jax.jit(begin)(state, x)
-    done = 0
-    checkpoints = Checkpoints(half, keep=1, config=experiment.config) if stage.steps else None
-    if checkpoints:
-        state, done = checkpoints.restore(state) or (state, 0)
-    total, stream = examples(experiment, stage, start, done)
-    # The state is donated to the next step, so whether a step is done is asked of another array.
-    step = jax.jit(lambda *given: (new := update(*given), new.step + 0), donate_argnums=0)
-    finished = Finished(done)
-    alone, every = jax.process_count() == 1, experiment.config["logging"]["every"]
+    checkpoints = Checkpoints(half, keep=1, config=config, execution=experiment.rounding())
+    both, done = resumed(checkpoints, (state, begin(state, x)), name)
+    steps, stream = examples(experiment, stage, before, done)
     with (
-        contextlib.closing(checkpoints) if checkpoints else contextlib.nullcontext(),
-        Progress(
-            total, name, finished=finished, start=done, show=jax.process_index() == 0
-        ) as progress,
-        stream as ahead,
-    ):
-        for i in range(done + 1, total + 1):
-            state, token = step(state, next(ahead)[1])
-            finished.add(i, token)
-            progress.update(i)
-            meeting = alone or i % every == 0 or i == total
-            told = processes.any_signal(stop) if meeting else None
-            due = i % experiment.config["checkpoint"]["every"] == 0 or i == total or told
-            if checkpoints and due:
-                check_faults(state, experiment.config["on_fault"], i)
-                if i < total:
-                    checkpoints.save(i, state)
-            if told:
-                kept = "saved" if checkpoints and i < total else "this stage is to be run again"
-                raise Interrupted(f"stopped by {told} at step {i} of {total} of {name}; {kept}",
-                                  told)  # fmt: skip
-        jax.block_until_ready(state)
-    return jax.jit(finish)(state, x)
+        contextlib.closing(
+            writers.Writer(workdir, before + done, prefix=f"{name}/",
+                           tensorboard=config["logging"]["tensorboard"])
+        ) as writer,
+        contextlib.closing(checkpoints),
+        stream,
+    ):  # fmt: skip
+        services = loop.Services(
+            stop=stop,
+            writer=writer,
+            checkpoints=checkpoints,
+            faults=loop.Faults(config["on_fault"], done, stage.separable, f" of {name}"),
+            log_every=config["logging"]["every"],
+            save_every=config["checkpoint"]["every"],
+            before=before,
+            learning_rate=stage.learning_rate,
+            monitor=lambda both: experiment.monitor(both[0]),
+        )
+        both = loop.run(
+            name, both, lambda *_: compiled(experiment, stage), stream, done, steps, services
+        )
+    return finish(both, x)
 
 
-def check_faults(state: State, policy: str, step: int) -> None:
-    """Looks at the steps of a stage that were not finite, and so did not happen.
+def resumed(checkpoints: Checkpoints, both: tuple[State, Any], name: str) -> tuple[Any, int]:
+    """(State, carry) of the newest checkpoint within a stage and its step, or as they begin."""
+    try:
+        restored = checkpoints.restore(both)
+    except (ValueError, DamagedCheckpointError) as error:  # of another version, say
+        logger.warning("%s\nstage %s begins again", error, name)
+        if jax.process_index() == 0:
+            shutil.rmtree(checkpoints.directory, ignore_errors=True)
+        processes.barrier()
+        return both, 0
+    if restored is None:
+        return both, 0
+    logger.info("stage %s: resuming from step %d", name, restored[1])
+    return restored
 
-    Raises:
-      FloatingPointError: there are some and the policy is to stop, or there are no others.
-    """
-    faults = np.asarray(execution.host(state.opt_state["faults"]))
-    if not faults.any():
-        return
-    particle = int(faults.argmax())
-    message = f"particle {particle}: {faults[particle]} of {step} steps were not finite"
-    if policy == "stop" or (faults >= step).all():
-        raise FloatingPointError(f"{message}; lower the learning rate of the stage")
-    logger.warning("%s and did not happen", message)
+
+def compiled(experiment: Experiment, stage: Stage) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
+    """((State, carry), batch) -> (State, carry), metrics: the update of a stage, donated."""
+
+    def update(both: tuple[State, Any], batch: Batch) -> tuple[Any, Metrics]:
+        state, carry, metrics = stage.update(*both, batch)
+        # The state is donated to the next step, so whether a step is done is asked of its metrics.
+        return (state, carry), metrics or {"step": state.step + 0}
+
+    own = experiment.own_examples and bool(stage.steps)
+    return jax.jit(
+        execution.on_mesh(update, experiment.mesh, stage.separable, own), donate_argnums=0
+    )
 
 
-def examples(experiment: Experiment, stage: Stage, start: int, done: int) -> tuple[int, Prefetch]:
+def examples(experiment: Experiment, stage: Stage, before: int, done: int) -> tuple[int, Prefetch]:
     """How many batches a stage sees, and those after the first `done`."""
     config = experiment.config
-    if not stage.steps:
-        source = experiment.source if stage.data == "train" else experiment.validation
-        size = config["evaluation"]["batch_size"]
-        made = parts(source, experiment.mesh, size)
-        return -(-len(source) // size), prefetch(made, lambda batch: batch)
-    ahead = depth(experiment.source, config["batch_size"])
-    made = experiment.batches(start + done)
-    return stage.steps, prefetch(made, execution.put_batch(experiment.mesh), ahead)
+    if stage.steps:
+        ahead = depth(experiment.source, config["batch_size"])
+        return stage.steps, prefetch(experiment.batches(before + done), experiment.put, ahead)
+    source = experiment.source if stage.data == "train" else experiment.validation
+    size = config["evaluation"]["batch_size"]
+    each = -(-len(source) // size)
+    return stage.passes * each, prefetch(parts(source, experiment.mesh, size, done), dict)
 
 
-def parts(source: Source, mesh: Mesh, size: int) -> Iterator[tuple[int, Batch]]:
-    """(i, batch) over all examples once, on the mesh, without augmentation.
+def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[int, Batch]]:
+    """(i, batch) of passes over all examples from batch `start` on, without augmentation or end.
 
-    The last batch is what remains; every process holds all of it, as it need not divide.
+    The last batch of a pass is what remains; every process holds all of it, as it need not divide.
     """
     share = rows(size, jax.process_index(), jax.process_count())
-    put = execution.put_batch(mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    put, everywhere = execution.put_batch(mesh), NamedSharding(mesh, PartitionSpec())
     whole = len(source) // size
-    for i in range(whole):
-        yield i, put(source.gather(np.arange(i * size + share.start, i * size + share.stop)))
-    if len(source) > whole * size:
-        rest = dict(source.gather(np.arange(whole * size, len(source))))
-        yield whole, execution.place(rest, dict.fromkeys(rest, everywhere))
+    for i in itertools.count(start):
+        first = i % -(-len(source) // size) * size
+        if first < whole * size:
+            yield i, put(source.gather(np.arange(first + share.start, first + share.stop)))
+        else:
+            rest = dict(source.gather(np.arange(first, len(source))))
+            yield i, execution.place(rest, dict.fromkeys(rest, everywhere))
 
 
 def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: dict) -> Experiment:
@@ -206,6 +218,8 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
       ConfigError: the parameters of the two differ in path or shape, or `workdir` has others;
         hyper-parameters or samples are not those of `start`.
     """
+    from experiments.experiment.readers import patches_of
+
     config = ConfigDict(read_config(start), type_safe=False)
     config_lib.apply(config, changes)
     old = evaluate.open_run(start)
@@ -222,7 +236,7 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
         raise ConfigError(f"start: parameters of {start} that the new config has otherwise:\n"
                           + "\n".join(lines))  # fmt: skip
-    grids = [patches_of(e.config, e.source.shape) for e in (old, new)]
+    grids = [patches_of(e.network, e.source.shape) for e in (old, new)]
     if grids[0] != grids[1]:  # as many patches, on other sides
         raise ConfigError("start: position embeddings of {} x {} patches, of which the new config "
                           "has {} x {}".format(*grids[0][1:], *grids[1][1:]))  # fmt: skip
@@ -252,8 +266,8 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         new_ones = jax.tree.map(lambda a: jnp.stack([a] * S, axis=1), state.collections)
         collections = both(new_ones, trained.samples.collections)
         state = state.replace(samples=trained.samples.replace(collections=collections))
-    workdir = open_workdir(workdir, new.config, ignore=config_lib.MAY_CHANGE)
-    saved = Checkpoints(workdir, config=of_training(new.config), execution=execution.rounding(new))
+    workdir = open_workdir(workdir, new.config, ignore=MAY_CHANGE)
+    saved = Checkpoints(workdir, config=of_training(new.config), execution=new.rounding())
     with locked(workdir), contextlib.closing(saved) as checkpoints:
         former = checkpoints.restore(new.shapes)
         if former is None:
@@ -288,7 +302,7 @@ def main(argv: list[str]) -> None:
     else:
         experiment = evaluate.open_run(WORKDIR.value, examples=True)
     if not experiment.stages:
-        raise ConfigError("config.stages: empty; such as [{'name': 'laplace'}]")
+        raise ConfigError("config.stages: empty, so nothing is to be done")
     run(experiment, WORKDIR.value)
     print(f"next: python -m experiments.evaluate --workdir {WORKDIR.value}")
 
@@ -297,4 +311,4 @@ if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
     START = flags.DEFINE_string("start", None, "A run to take the parameters of, for a new one.")
     flags.mark_flags_as_required(["workdir"])
-    config_lib.run(main)
+    program.run(main)

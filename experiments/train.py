@@ -1,4 +1,4 @@
-"""The train loop: the only one, read from top to bottom.
+"""Training: a config, the experiment that it stands for, the loop, the stages, the evaluation.
 
     python -m experiments.train --config configs/digits/mlp.py:size=10 --workdir runs/ensemble
 
@@ -10,33 +10,25 @@ import contextlib
 import json
 import logging
 import pathlib
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 from experiments import evaluate, stage
 from experiments.data.description import describe, write_description
 from experiments.data.loader import depth, prefetch
-from experiments.evaluators import routing
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.runtime import execution, processes, writers
+from experiments.runtime import loop, processes, program, writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
-from experiments.runtime.progress import Finished, Progress, format_losses, setup_logging
-from experiments.runtime.termination import Interrupted, Stop, graceful_termination
+from experiments.runtime.progress import setup_logging
+from experiments.runtime.termination import Stop, graceful_termination
 from experiments.runtime.workdir import CONFIG as CONFIG_FILE
-from experiments.runtime.workdir import fields, jsonable, locked, open_workdir
-from uncertainty import build
+from experiments.runtime.workdir import MAY_CHANGE, fields, jsonable, locked, open_workdir
 
 logger = logging.getLogger(__name__)
-
-
-class ParticleFault(FloatingPointError):
-    """A particle's step or predictions are not finite, and the config says to stop."""
 
 
 # What the processes of one training may have each for itself.
@@ -77,7 +69,7 @@ def train(
         processes.agree(what_runs(experiment))
     workdir = pathlib.Path(workdir).expanduser().absolute()
     if jax.process_index() == 0:
-        open_workdir(workdir, config, ignore=config_lib.MAY_CHANGE)
+        open_workdir(workdir, config, ignore=MAY_CHANGE)
     with locked(workdir), graceful_termination() as stop:
         if jax.process_index() == 0:
             write_description(workdir, experiment.source, experiment.data.sources)
@@ -106,11 +98,13 @@ def what_is_there(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: bool) -> None:
-    config, mesh = experiment.config, experiment.mesh
-    steps = config["steps"]
-    rounding = execution.rounding(experiment)
+    config = experiment.config
+    steps, logging_, saving = config["steps"], config["logging"], config["checkpoint"]
     checkpoints = Checkpoints(
-        workdir, keep=config["checkpoint"]["keep"], config=of_training(config), execution=rounding
+        workdir,
+        keep=saving["keep"],
+        config=of_training(config),
+        execution=experiment.rounding(),
     )
     restored = checkpoints.restore(experiment.shapes)
     state, start = restored or (experiment.init(), 0)
@@ -125,146 +119,30 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
     if start >= steps:
         return
 
-    learning_rate = jax.jit(build.schedule(config))
-    validate = evaluate.validation(experiment) if config["evaluation"]["every"] else None
-    every = config["logging"]["every"]
-    put = execution.put_batch(mesh)
-    alone = jax.process_count() == 1
     ahead = depth(experiment.source, config["batch_size"])
-    update = None
-    faults = Faults(config["on_fault"], start, experiment.inference.separable)
-    finished = Finished(start)
     with (
         contextlib.closing(
-            writers.Writer(workdir, start, tensorboard=config["logging"]["tensorboard"])
+            writers.Writer(workdir, start, tensorboard=logging_["tensorboard"])
         ) as writer,
-        contextlib.closing(writers.Profile(workdir, config["logging"]["profile"])) as profile,
+        contextlib.closing(writers.Profile(workdir, logging_["profile"])) as profile,
         contextlib.closing(checkpoints),
-        Progress(
-            steps, "train", finished=finished, start=start, show=jax.process_index() == 0
-        ) as progress,
-        prefetch(experiment.batches(start), put, ahead) as stream,
+        prefetch(experiment.batches(start), experiment.put, ahead) as stream,
     ):
-        clock = Clock(writer.seconds)
-        for step, batch in stream:
-            if update is None:
-                update = execution.compile_update(experiment, state, batch)
-            with profile(step):
-                state, metrics = update(state, batch)
-            done = step + 1
-            faults.add(metrics["finite"], metrics["loss"])
-            finished.add(done, metrics["loss"])
-            text = None
-            if done % every == 0 or done in (start + 1, steps):
-                record, text = summary(execution.host(metrics))
-                faults.check(done)
-                if "routing" in state.collections:
-                    found = routing.counted(execution.host(state.collections["routing"]))
-                    record, text = record | found, f"{text} · {routing.text(found)}"
-                record["learning_rate"] = float(learning_rate(step))
-                if done % every == 0 or done == steps:
-                    writer.write(done, {**record, **clock.record(done)})
-                if done == start + 1:
-                    clock.mark(done)
-                    logger.info("first step, with its compilation: %.1f s", clock.seconds())
-            progress.update(done, text)
-            if validate and done % config["evaluation"]["every"] == 0 and done < steps:
-                try:
-                    found = validate(state)
-                except FloatingPointError as error:
-                    raise ParticleFault(f"validation at step {done}: {error}") from error
-                writer.write(done, {f"validation/{k}": v for k, v in found.items()})
-            # Several processes agree to stop where they meet anyway.
-            meeting = alone or done % every == 0 or done == steps
-            told = processes.any_signal(stop) if meeting else None
-            if done % config["checkpoint"]["every"] == 0 or done == steps or told:
-                faults.check(done)
-                checkpoints.save(done, state)
-            if told:
-                raise Interrupted(f"stopped by {told} at step {done} of {steps}; saved", told)
-            if done == steps:
-                break
-
-
-def summary(metrics: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
-    """What is written and shown of an update's metrics: loss per member and of the ensemble.
-
-    Particles whose step was not finite are left out of all but their own losses.
-    """
-    nll = np.asarray(metrics["nll"], np.float64)  # [P, M, B]
-    members = nll.mean(axis=-1).ravel()  # [P M]
-    sound = metrics["finite"] if metrics["finite"].any() else slice(None)  # of [P]
-    record = {
-        "loss": float(np.mean(metrics["loss"][sound])),
-        "gradient_norm": float(np.mean(metrics["gradient_norm"][sound])),
-    }
-    flat = -nll[sound].reshape(-1, nll.shape[-1])  # log p(y), [P M, B]
-    peak = flat.max(axis=0)
-    mixture = peak + np.log(np.mean(np.exp(flat - peak), axis=0))
-    record["ensemble_loss"] = float(-np.mean(mixture))
-    if len(members) > 1:
-        record |= {f"loss/{i}": float(value) for i, value in enumerate(members)}
-    return record, format_losses(members, record["ensemble_loss"] if len(members) > 1 else None)
-
-
-class Faults:
-    """Which particles had a step that was not finite; looked at only when the loop waits anyway."""
-
-    def __init__(self, policy: str, step: int, separable: bool):
-        self.policy, self.step, self.separable = policy, step, separable
-        self._pending: list[tuple[jax.Array, jax.Array]] = []
-        self._named: set[int] = set()
-
-    def add(self, finite: jax.Array, loss: jax.Array) -> None:
-        self._pending.append((finite, loss))
-
-    def check(self, step: int) -> None:
-        """Names each new faulty particle.
-
-        Raises:
-          ParticleFault: if the config says to stop, or no particle is left.
-        """
-        if not self._pending:
-            return
-        finite, loss = (np.stack(a) for a in zip(*execution.host(self._pending), strict=True))
-        if not finite.any(axis=1).all() and not np.isfinite(loss).all():
-            finite = np.isfinite(loss)  # [steps, P]; where particles interact, who began it
-        first, self._pending, self.step = self.step + 1, [], step
-        for particle in np.flatnonzero(~finite.all(axis=0)):
-            at = first + int(np.flatnonzero(~finite[:, particle])[0])
-            message = f"particle {particle}: loss, gradient or update is not finite at step {at}"
-            if self.policy == "stop":
-                freeze = ", or set on_fault='freeze' to let the other particles go on"
-                raise ParticleFault(f"{message}. Lower the learning rate or clip the gradient"
-                                    f"{freeze if self.separable else ''}.")  # fmt: skip
-            if particle not in self._named:
-                logger.warning("%s; such steps leave it as it is, the others go on", message)
-                self._named.add(int(particle))
-        if not finite.any():
-            raise ParticleFault(f"no particle has had a finite step since step {first}")
-
-
-class Clock:
-    """Seconds of training, those before an interruption included."""
-
-    def __init__(self, before: float):
-        self._before, self._began = before, time.monotonic()
-        self._mark: tuple[float, int] | None = None
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def mark(self, step: int) -> None:
-        """Begins to count steps per second after `step`."""
-        self._mark = (self.seconds(), step)
-
-    def record(self, step: int) -> dict[str, float]:
-        now = self.seconds()
-        record = {"seconds": self._before + now}
-        if self._mark and now > self._mark[0]:
-            record["steps_per_second"] = (step - self._mark[1]) / (now - self._mark[0])
-        self.mark(step)
-        return record
+        services = loop.Services(
+            stop=stop,
+            writer=writer,
+            checkpoints=checkpoints,
+            faults=loop.Faults(config["on_fault"], start, experiment.inference.separable),
+            log_every=logging_["every"],
+            save_every=saving["every"],
+            learning_rate=experiment.learning_rate,
+            monitor=experiment.monitor,
+            profile=profile,
+            validate=evaluate.validation(experiment) if config["evaluation"]["every"] else None,
+            validate_every=config["evaluation"]["every"],
+        )
+        state = loop.run("train", state, experiment.compiled, stream, start, steps, services)
+        checkpoints.save(steps, state)
 
 
 def main(argv: list[str]) -> None:
@@ -289,4 +167,4 @@ if __name__ == "__main__":
     )
     EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate at the end.")
     flags.mark_flags_as_required(["config", "workdir"])
-    config_lib.run(main)
+    program.run(main)

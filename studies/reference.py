@@ -29,7 +29,7 @@ from experiments.evaluators.uncertainty_map import uncertainty_map
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
 from experiments.experiment.predictor import Predictor
-from experiments.runtime import writers
+from experiments.runtime import program, writers
 from experiments.runtime.progress import setup_logging
 from studies.nuts import diagnose, nuts
 from uncertainty import build
@@ -196,4 +196,4 @@ if __name__ == "__main__":
         )
     }
     flags.mark_flags_as_required(["config", "out"])
-    config_lib.run(main)
+    program.run(main)

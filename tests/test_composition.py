@@ -246,9 +246,10 @@ def after(config, *names):
     )  # fmt: skip
     state = jax.eval_shape(inference.init, jax.random.key(0), x[:1])
     for _, one in stages:
-        state = jax.eval_shape(one.begin, state, x)
-        state = jax.eval_shape(one.update, state, dict(x=x, y=jnp.zeros(B, int)))
-        state = jax.eval_shape(one.finish, state, x)
+        carry = jax.eval_shape(one.begin, state, x)
+        batch = dict(x=x, y=jnp.zeros(B, int))
+        state, carry, _ = jax.eval_shape(one.update, state, carry, batch)
+        state = jax.eval_shape(one.finish, state, carry, x)
     return jax.eval_shape(inference.predict, state, x)
 
 

@@ -11,7 +11,6 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
 from experiments.experiment.predictor import Predictor
-from experiments.runtime import execution
 from experiments.runtime.termination import Stop
 from tests.test_composition import INTERACTING, STAGES, why_not
 from tests.test_contract import INFERENCE, SAMPLERS, config_of
@@ -115,11 +114,13 @@ def test_it_beats_chance(row, tmp_path):
     state, update = experiment.init(), None
     steps = experiment.config["steps"]
     for step, batch in itertools.islice(experiment.batches(0), steps):
-        update = update or execution.compile_update(experiment, state, batch)
+        update = update or experiment.compiled(state, batch)
         state, metrics = update(state, batch)
         assert np.asarray(metrics["finite"]).all(), step
     for name, one in experiment.stages:
-        state = stage.run_stage(experiment, one, state, name, steps, tmp_path, Stop())
+        state = stage.run_stage(
+            experiment, name, one, state, steps, tmp_path, tmp_path / name, Stop()
+        )
     said = Predictor(experiment, state)(DIGITS | dict(split="test"))
 
     def p_value(log_p):

@@ -1,6 +1,6 @@
 """From a config to a program: the only place that knows what a config's sections stand for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +33,7 @@ __all__ = [
     "schedule",
     "signature",
     "stages",
+    "stages_ask",
 ]
 
 
@@ -47,10 +48,15 @@ def network(config: Mapping[str, Any]) -> nn.Module:
     )
 
 
-def model(config: Mapping[str, Any]) -> Model:
-    """The Model of a config's `backbone`, `ensemble`, `head` and `likelihood`."""
+def model(config: Mapping[str, Any], flax_network: nn.Module | None = None) -> Model:
+    """The Model of a config's `backbone`, `ensemble`, `head` and `likelihood`.
+
+    Args:
+      config: of a run.
+      flax_network: what `network(config)` has made of it already.
+    """
     likelihood = make("likelihoods", _section(config, "likelihood"), "likelihood")
-    return from_network(network(config), likelihood)
+    return from_network(flax_network or network(config), likelihood)
 
 
 def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
@@ -97,7 +103,10 @@ def schedule(config: Mapping[str, Any]) -> Callable:
 
 
 def inference(
-    config: Mapping[str, Any], network: Model | None = None, num_examples: int | None = None
+    config: Mapping[str, Any],
+    network: Model | None = None,
+    num_examples: int | None = None,
+    optimise: Any = None,
 ) -> Inference:
     """The Inference of a whole config (plain dicts, not ConfigDicts).
 
@@ -105,6 +114,7 @@ def inference(
       config: with all sections that stand for an object.
       network: what `model(config)` has made of it already.
       num_examples: of the training set, where there is a posterior to stand for.
+      optimise: what `optimiser(config)` has made of it already.
     """
     spec = spec_of(_section(config, "inference"), "inference")
     given = {}
@@ -119,7 +129,7 @@ def inference(
     if spec.get("collect"):
         given["collect"] = make("inference.thinning", spec.pop("collect"), "inference.collect",
                                 total_steps=_section(config, "steps"))  # fmt: skip
-    optimise = optimiser(config)
+    optimise = optimise or optimiser(config)
     made = _inference(spec, network or model(config), optimise, num_examples, **given)
     _check_posterior(config, optimise, made)
     return made
@@ -157,6 +167,8 @@ def stages(
 ) -> list[tuple[str, Stage]]:
     """What follows training, by name and in order: a config's `stages`.
 
+    One that is given an `optimiser` has its learning rate too.
+
     Args:
       config: of a run.
       network: what `model(config)` has made.
@@ -172,19 +184,31 @@ def stages(
         return made
 
     offered = dict(model=network, over=over, train=train, num_validation=sizes["validation"])
-    specs = config.get("stages", ())
-    if not isinstance(specs, list | tuple):
-        raise ConfigError(f"stages: {specs!r} is not a list, such as (dict(name='laplace'),)")
     made = []
-    for i, spec in enumerate(specs):
-        spec, field = spec_of(spec, f"stages[{i}]"), f"stages[{i}]"
-        wanted = signature(resolve("stages", spec["name"], field))[0]
-        given = {key: value for key, value in offered.items() if key in wanted}
+    for field, spec, wanted in _stage_specs(config):
+        given, rate = {key: value for key, value in offered.items() if key in wanted}, None
         if "optimiser" in wanted & set(spec):
             own = dict(optimiser=spec.pop("optimiser"), steps=spec.get("steps", 1))
             given["optimiser"] = optimiser(own, f"{field}.optimiser")
-        made.append((spec["name"], make("stages", spec, field, **given)))
+            rate = schedule(own)
+        one = make("stages", spec, field, **given)
+        made.append((spec["name"], one._replace(learning_rate=rate)))
     return made
+
+
+def stages_ask(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a stage of a config is to be given `name`, such as 'num_validation'."""
+    return any(name in wanted for _, _, wanted in _stage_specs(config))
+
+
+def _stage_specs(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], set[str]]]:
+    """Of each stage its place in the config, its spec, and the names of all its arguments."""
+    specs = config.get("stages", ())
+    if not isinstance(specs, list | tuple):
+        raise ConfigError(f"stages: {specs!r} is not a list, such as (dict(name='laplace'),)")
+    for i, spec in enumerate(specs):
+        spec, field = spec_of(spec, f"stages[{i}]"), f"stages[{i}]"
+        yield field, spec, signature(resolve("stages", spec["name"], field))[0]
 
 
 def _section(config: Mapping[str, Any], name: str) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from uncertainty.layers.moe.mask import only
 from uncertainty.types import Collections, Latent, Likelihood, Model, Params
 
+SHARDING = (("/experts/", ("expert",)),)  # what experts have, [P, E, ...]
 _STREAMS = ("dropout", "noise")  # every source of randomness in a forward pass
 
 
@@ -83,7 +84,7 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         (phi,) = captured["intermediates"]["backbone"]["__call__"]
         return phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)  # packed: [M, 1, B, D]
 
-    return Model(init=init, forward=forward, likelihood=likelihood, features=features)
+    return Model(init, forward, likelihood, features, sharding=SHARDING)
 
 
 def _rngs(key: jax.Array, *streams: str) -> dict[str, jax.Array]:

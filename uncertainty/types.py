@@ -48,6 +48,17 @@ class Likelihood(NamedTuple):
     normalised: bool = True  # probabilities of the classes sum to 1
 
 
+class Monitor(NamedTuple):
+    """Numbers about training that layers keep in collections, for the record of a step.
+
+    `run` gets {name: collection of all particles, [P, ...], as NumPy arrays} and returns values by
+    their names in the record, and a short text for the progress line.
+    """
+
+    collections: tuple[str, ...]  # names of those that it reads, all in the State
+    run: Callable[[Collections], tuple[dict[str, float], str]]
+
+
 class Model(NamedTuple):
     """One network and its likelihood, as pure functions of the parameters."""
 
@@ -59,6 +70,9 @@ class Model(NamedTuple):
     # params, collections, x, key, mask=None -> phi [M, B, D] at prediction, or [1, B, D] if members
     # share it
     features: Callable[..., jax.Array] | None = None
+    monitors: tuple[Monitor, ...] = ()
+    # Rules (path regex, mesh axes of the trailing dimensions) that come after a config's own.
+    sharding: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
 
 @flax.struct.dataclass
@@ -78,7 +92,7 @@ class State:
     key: jax.Array  # [P], one typed key for each particle, so that a particle is a slice
     params: Params  # [P, ...]
     collections: Collections  # [P, ...]
-    opt_state: Any  # [P, ...]
+    opt_state: Any  # [P, ...], optax's; () where nothing is to be trained any more
     samples: Samples | None = None
     hyper: dict[str, jax.Array] | None = None  # name -> [P], what particles differ in by intent
 
@@ -101,18 +115,23 @@ class Inference(NamedTuple):
 class Stage(NamedTuple):
     """What follows training: it adds to a trained State.
 
-    `begin` and `finish` get an example batch `x` [B, ...] for its shape. All three are pure.
-    Without `steps`, `update` sees every example of `data` once and in order, and adds what its
-    examples add, in any partition; with `steps`, so many batches of training, shuffled and
-    augmented.
+    What it needs on the way is its `carry`, a tree whose leaves lead with P (or are scalars); until
+    `finish` the state stays one that predicts. `begin` and `finish` get an example batch `x`
+    [B, ...] for its shape. All three are pure.
+
+    Of `steps` and `passes` one is positive. A pass shows `update` every example of `data` once and
+    in order, and adds what its examples add, in any partition; `steps` are so many batches of
+    training, shuffled and augmented, and the metrics are then those of `Inference.update`.
     """
 
-    begin: Callable[[State, jax.Array], State]
-    update: Callable[[State, Batch], State]
-    finish: Callable[[State, jax.Array], State]
+    begin: Callable[[State, jax.Array], Any]  # -> carry
+    update: Callable[[State, Any, Batch], tuple[State, Any, Metrics]]
+    finish: Callable[[State, Any, jax.Array], State]
     steps: int = 0
+    passes: int = 0
     data: str = "train"  # or 'validation'
     separable: bool = True  # a slice of the particles is a stage of its own
+    learning_rate: Callable[[int], jax.Array | float] | None = None  # of a step
 
 
 class Kernel(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from experiments.experiment.check import batch_shapes
+from experiments.data.shapes import batch_shapes
 from experiments.runtime.execution import one_particle
 from uncertainty import build
 from uncertainty.types import State

@@ -1,24 +1,28 @@
 """From a config to everything that training and evaluation share, refused early if it is wrong."""
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.data.description import Described
 from experiments.data.loader import Batch
+from experiments.data.shapes import batch_shapes
 from experiments.data.source import Source
 from experiments.data.streams import Data
 from experiments.evaluators import check_data, evaluator
 from experiments.experiment import config as config_lib
-from experiments.experiment import initialise as pretrained
 from experiments.experiment.check import (
-    batch_shapes,
     check_batches,
+    check_faults,
     check_noise,
+    check_outputs,
+    check_pretrained,
     check_update,
     has_posterior,
 )
@@ -27,25 +31,38 @@ from experiments.runtime import execution, writers
 from uncertainty import build
 from uncertainty.build import ConfigError
 from uncertainty.inference import executors
-from uncertainty.types import Inference, Model, Stage, State
+from uncertainty.types import Inference, Latent, Model, Stage, State
 
 logger = logging.getLogger(__name__)
 
 
 class Experiment(NamedTuple):
-    """What a config stands for."""
+    """What a config stands for, made once: nothing is made of `config` again."""
 
     config: dict[str, Any]
     data: Data
-    source: Source  # training data
-    validation: Source | None
     mesh: Mesh
+    network: nn.Module
     model: Model
+    optimiser: Any  # of one particle
+    learning_rate: Callable[[int], Any]  # of a step
+    executor: str  # one of `executors.NAMES`
     inference: Inference
+    stages: list[tuple[str, Stage]]  # what follows training
+    evaluators: dict[str, Callable[[Any], Iterator]]  # predict -> (metric, value)
     shapes: State  # ShapeDtypeStructs with shardings
     shardings: State
-    stages: list[tuple[str, Stage]]  # what follows training
-    final_shapes: State  # after it
+    final_shapes: State  # after the stages
+
+    @property
+    def source(self) -> Source:
+        """The training data."""
+        return self.data.train
+
+    @property
+    def validation(self) -> Source | None:
+        """What it validates on, if it does."""
+        return self.data.validation
 
     def example(self, batch_size: int = 1) -> jax.Array:
         """Zeros of the shape of an input batch."""
@@ -56,14 +73,40 @@ class Experiment(NamedTuple):
         particles = self.shapes.key.shape[0]
         return self.data.batches(start, particles, jax.process_index(), jax.process_count())
 
+    def put(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of training on the mesh."""
+        return execution.put_batch(self.mesh, self.data.own_examples)(batch)
+
+    def compiled(self, state: State, batch: Batch) -> Callable[[State, Batch], Any]:
+        """(state, batch) -> state, metrics: the update of training, see `compile_update`."""
+        return execution.compile_update(
+            self.inference, self.mesh, self.executor, self.shardings, state, batch,
+            self.data.own_examples,
+        )  # fmt: skip
+
+    def rounding(self) -> dict[str, Any]:
+        """See `execution.rounding`."""
+        return execution.rounding(self.mesh, self.executor)
+
+    def monitor(self, state: State) -> tuple[dict[str, float], str]:
+        """What the model's monitors find in a state: values for the record, and a short text."""
+        record, texts = {}, []
+        for monitor in self.model.monitors:
+            kept = {name: state.collections[name] for name in monitor.collections}
+            values, text = monitor.run(execution.host(kept))
+            record |= values
+            texts.append(text)
+        return record, " · ".join(texts)
+
     def init(self) -> State:
         """The state at step 0, a function of the config's seed."""
-        config, shape = self.config, self.source.shape
-        if config["pretrained"]:
-            pretrained.check(config, shape, self.shapes, required=True)
-        state = self.inference.init(jax.random.key(config["seed"]), self.example())
-        if config["pretrained"]:
-            state = pretrained.load(config, shape, state, build.optimiser(config))
+        spec, shape = self.config["pretrained"], self.source.shape
+        check_pretrained(spec, self.network, shape, self.shapes, required=True)
+        state = self.inference.init(jax.random.key(self.config["seed"]), self.example())
+        if spec:
+            from experiments.experiment import initialise
+
+            state = initialise.load(spec, self.network, shape, state, self.optimiser)
         return execution.place(state, self.shardings)
 
 
@@ -74,7 +117,7 @@ def setup(
 
     Args:
       config: of a run.
-      noted: stands for the data, as `read_description` gives them; for evaluation.
+      noted: stands for the data of training, as `read_description` gives it; for evaluation.
       evaluated: whether the run will be evaluated, so that the evaluators' data are checked too.
 
     Raises:
@@ -84,83 +127,134 @@ def setup(
     execution.prepare()
     config = {"pretrained": {}, **config_lib.plain(config)}  # runs of before have none
     config_lib.check(config)
-    model = build.model(config)
-    inference = build.inference(config, model, num_examples=1)  # refused early if it is wrong
+    network = build.network(config)
+    model = build.model(config, network)
+    optimiser, learning_rate = build.optimiser(config), build.schedule(config)
+    executor = config["inference"].get("executor", "auto")
+    infer = functools.partial(build.inference, config, model, optimise=optimiser)
+    trial = infer(num_examples=1)  # what no data make right is refused before they are read
     mesh = execution.make_mesh(config["mesh"])
-    execution.check_executor(config, inference, mesh)
+    execution.check_executor(executor, trial, mesh)
     check_batches(config, mesh)
-    if noted is None:
-        if config["logging"]["tensorboard"]:
-            writers.require_tensorboard()
-        data = load_data(config)
-        warn_of_data(config, data.train)
-    else:
-        data = described(config, noted.train, noted.streams)
-    source, validation = data.train, data.validation
-    num_examples = data.num_examples if len(source) else 1
-    inference = build.inference(config, model, num_examples=num_examples)
-    for name, spec in config["evaluators"].items():
-        evaluator(name, spec, source.task)
+
+    data = read(config) if noted is None else described(config, noted.train, noted.streams)
+    source = data.train
+    inference = infer(num_examples=data.num_examples if len(source) else 1)
+    evaluators = evaluators_of(config, source, evaluated)
+
+    shapes, latent = initial_shapes(config, inference, mesh, source)
+    check_outputs(config, model, latent, source)
+    check_faults(config, inference)
+    check_noise(config, network, model)
+    stages = stages_of(config, model, executor, source, data.validation)
+    warn_of_posterior(stages, model, shapes, source)
+    if len(source):
+        check_pretrained(config["pretrained"], network, source.shape, shapes)
+        check_update(inference, shapes, data, mesh)
+    final = shapes_after(stages, shapes, mesh, data)
+    try:
+        rules = config["sharding"], model.sharding
+        shardings = execution.state_shardings(shapes, mesh, *rules)
+        final = placed(final, execution.state_shardings(final, mesh, *rules))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Experiment(
+        config=config,
+        data=data,
+        mesh=mesh,
+        network=network,
+        model=model,
+        optimiser=optimiser,
+        learning_rate=learning_rate,
+        executor=executor,
+        inference=inference,
+        stages=stages,
+        evaluators=evaluators,
+        shapes=placed(shapes, shardings),
+        shardings=shardings,
+        final_shapes=final,
+    )
+
+
+def read(config: Mapping[str, Any]) -> Data:
+    """All data of training, see `load_data`; warns of what is odd."""
+    if config["logging"]["tensorboard"]:
+        writers.require_tensorboard()
+    data = load_data(config)
+    warn_of_data(config, data.train)
+    if data.validation is None and build.stages_ask(config, "num_validation"):
+        data = data._replace(validation=load_validation(config, data.train))
+    return data
+
+
+def evaluators_of(
+    config: Mapping[str, Any], source: Source, evaluated: bool
+) -> dict[str, Callable[[Any], Iterator]]:
+    """The evaluators of a config; of those that will be run, all data are read once."""
+    made = {name: evaluator(name, s, source.task) for name, s in config["evaluators"].items()}
     if len(source) and evaluated:
         check_data(config["evaluators"], source)
-    one, many = (batch_shapes(source, n) for n in (1, config["evaluation"]["batch_size"]))
-    x = one["x"]
+    return made
+
+
+def initial_shapes(
+    config: Mapping[str, Any], inference: Inference, mesh: Mesh, source: Source
+) -> tuple[State, Latent]:
+    """The shapes of the state at step 0, and of its predictions of a batch of evaluation."""
+    x = batch_shapes(source, 1)["x"]
+    many = batch_shapes(source, config["evaluation"]["batch_size"])["x"]
     predict = execution.on_mesh(inference.predict, mesh, particles=False)
     try:
         shapes = jax.eval_shape(inference.init, jax.eval_shape(jax.random.key, 0), x)
-        latent = jax.eval_shape(predict, shapes, many["x"])
+        latent = jax.eval_shape(predict, shapes, many)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{error} (with inputs of shape {source.shape})") from error
     execution.check_divides("inference.size", shapes.key.shape[0], mesh, "particle")
-    if source.labelled and source.outputs != latent.mean.shape[-1]:
-        raise ConfigError(
-            f"head.outputs: {latent.mean.shape[-1]}, but {source.name} has {source.outputs} "
-            + ("classes" if source.task == "classification" else "real outcomes")
-        )
-    discrete = model.likelihood.log_probs is not None
-    if source.labelled and discrete != (source.task == "classification"):
-        raise ConfigError(
-            f"likelihood: {config['likelihood']!r} is for "
-            f"{'classes' if discrete else 'real outcomes'}, but {source.name} is for {source.task}"
-        )
-    if config["on_fault"] == "freeze" and not inference.separable:
-        raise ConfigError("on_fault: 'freeze' is for particles by themselves; these interact, so a "
-                          "fault of one is one of all")  # fmt: skip
-    over = executors.mapping(config["inference"].get("executor", "auto"))
-    check_noise(config, model)
-    sizes = dict(train=max(len(source), 1), validation=1)
-    stages = build.stages(config, model, over, sizes)
-    if len(source) and any(s.data == "validation" for _, s in stages):
-        validation = validation or load_validation(config, source)
-        stages = build.stages(config, model, over, {**sizes, "validation": len(validation)})
+    return shapes, latent
+
+
+def stages_of(
+    config: Mapping[str, Any],
+    model: Model,
+    executor: str,
+    source: Source,
+    validation: Source | None,
+) -> list[tuple[str, Stage]]:
+    """The stages of a config; where the data are only described, of a validation set of one."""
+    over = executors.mapping(executor)
+    sizes = dict(train=max(len(source), 1), validation=1 if validation is None else len(validation))
+    return build.stages(config, model, over, sizes)
+
+
+def warn_of_posterior(
+    stages: list[tuple[str, Stage]], model: Model, shapes: State, source: Source
+) -> None:
+    """Logs where the head has a posterior that no stage fits, nor training."""
+    x = batch_shapes(source, 1)["x"]
     if not stages and "precision" not in shapes.collections and has_posterior(model, shapes, x):
         logger.warning(
-            "the head has a posterior that nothing fits, so its predictions have no variance; set "
-            "stages=(dict(name='laplace'),)"
+            "the head has a posterior that nothing fits, so its predictions have no variance; "
+            "config.stages needs one that does (uncertainty/stages)"
         )
-    final = shapes
-    if len(source):
-        if config["pretrained"]:
-            pretrained.check(config, source.shape, shapes)
-        check_update(inference, shapes, data, mesh)
+
+
+def shapes_after(stages: list[tuple[str, Stage]], shapes: State, mesh: Mesh, data: Data) -> State:
+    """The shapes of the state after the stages, which are traced for what they refuse."""
+    one = batch_shapes(data.train, 1)
+    final = shapes.replace(opt_state=()) if stages else shapes
+
+    def run(stage: Stage, state: State, x: jax.Array, batch: Batch) -> State:
+        state, carry, _ = stage.update(state, stage.begin(state, x), batch)
+        return stage.finish(state, carry, x)
+
     for i, (_, stage) in enumerate(stages):
+        batch = data.shapes(final.key.shape[0]) if stage.steps else one
         try:
-            final = jax.eval_shape(stage.begin, final, x)
-            final = jax.eval_shape(stage.update, final, one)
-            final = jax.eval_shape(stage.finish, final, x)
+            final = jax.eval_shape(functools.partial(run, stage), final, one["x"], batch)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"stages[{i}]: {error}") from error
         execution.check_divides(f"stages[{i}].size", final.key.shape[0], mesh, "particle")
-    try:
-        shardings = execution.state_shardings(shapes, mesh, config["sharding"])
-        final = placed(final, execution.state_shardings(final, mesh, config["sharding"]))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    shapes = placed(shapes, shardings)
-    return Experiment(
-        config, data, source, validation, mesh, model, inference, shapes, shardings, stages,
-        final,
-    )  # fmt: skip
+    return final
 
 
 def placed(shapes: State, shardings: State) -> State:

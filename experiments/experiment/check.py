@@ -1,28 +1,58 @@
 """What a config may not ask for: refused by tracing, before anything is compiled."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.data.source import Source
 from experiments.data.streams import Data
 from experiments.experiment.load import check_reads
 from experiments.runtime import execution
-from uncertainty import build
 from uncertainty.build import ConfigError
-from uncertainty.types import Inference, Model, State
+from uncertainty.types import Inference, Latent, Model, State
 
 
-def batch_shapes(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """x [B, ...] and y of a batch: classes [B], or real outcomes [B, K]."""
-    x = jax.ShapeDtypeStruct((size, *source.shape), jnp.float32)
-    if source.task == "classification":
-        return {"x": x, "y": jax.ShapeDtypeStruct((size,), jnp.int32)}
-    return {"x": x, "y": jax.ShapeDtypeStruct((size, source.outputs), jnp.float32)}
+def check_outputs(config: Mapping[str, Any], model: Model, latent: Latent, source: Source) -> None:
+    """Raises ConfigError where the network predicts something else than the data have."""
+    classes = source.task == "classification"
+    if not source.labelled:
+        return
+    if source.outputs != latent.mean.shape[-1]:
+        raise ConfigError(
+            f"head.outputs: {latent.mean.shape[-1]}, but {source.name} has {source.outputs} "
+            + ("classes" if classes else "real outcomes")
+        )
+    discrete = model.likelihood.log_probs is not None
+    if discrete != classes:
+        raise ConfigError(
+            f"likelihood: {config['likelihood']!r} is for "
+            f"{'classes' if discrete else 'real outcomes'}, but {source.name} is for {source.task}"
+        )
+
+
+def check_faults(config: Mapping[str, Any], inference: Inference) -> None:
+    """Raises ConfigError for 'freeze' where particles interact."""
+    if config["on_fault"] == "freeze" and not inference.separable:
+        raise ConfigError("on_fault: 'freeze' is for particles by themselves; these interact, so a "
+                          "fault of one is one of all")  # fmt: skip
+
+
+def check_pretrained(
+    spec: Mapping[str, Any],
+    network: nn.Module,
+    shape: Sequence[int],
+    shapes: State,
+    required: bool = False,
+) -> None:
+    """Raises ConfigError where the file of initial parameters does not fit, if there is one."""
+    if spec:
+        from experiments.experiment import initialise
+
+        initialise.check(spec, network, shape, shapes, required)
 
 
 def check_update(inference: Inference, shapes: State, data: Data, mesh: Mesh) -> None:
@@ -36,10 +66,10 @@ def check_update(inference: Inference, shapes: State, data: Data, mesh: Mesh) ->
     check_reads(execution.on_mesh(inference.update, mesh, particles=False), shapes, data)
 
 
-def check_noise(config: Mapping[str, Any], model: Model) -> None:
+def check_noise(config: Mapping[str, Any], network: nn.Module, model: Model) -> None:
     """Raises ConfigError where a head's posterior is not that of the likelihood."""
-    head, spec, field = build.network(config).head, config["likelihood"], "head"
-    if hasattr(head, "mean"):  # of HetSNGP
+    head, spec, field = network.head, config["likelihood"], "head"
+    if hasattr(head, "mean"):  # which has the posterior
         head, field = head.mean(outputs=head.outputs), "head.mean"
     if not hasattr(head, "curvature"):
         return

@@ -9,12 +9,10 @@ import logging
 import pathlib
 import re
 import shlex
-import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments.data import assignment, from_tfds, source
@@ -24,19 +22,12 @@ from experiments.data.own import OWN
 from experiments.experiment.base import base
 from experiments.experiment.load import STREAM
 from experiments.runtime import project
-from experiments.runtime.termination import Interrupted, status
 from experiments.runtime.workdir import renamed
 from uncertainty import build
 from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
 
-# What may differ when a run is resumed: none of it changes what is trained. Another mesh or
-# executor takes sums in another order, and so changes rounding.
-MAY_CHANGE = (
-    "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*",
-    "pretrained.path",
-)  # fmt: skip
 _NAMED = {"backbone", "ensemble", "head", "likelihood"}  # may be a name alone
 # Checked by who reads them.
 _OPEN = {"mesh", "evaluators", "inference", "optimiser", "pretrained", *_NAMED}
@@ -373,45 +364,3 @@ def check(config: Mapping[str, Any]) -> None:
         len(steps) == 0 or (len(steps) == 2 and 0 <= steps[0] <= steps[1])
     ):
         raise ConfigError(f"config.logging.profile: {steps!r}; (first step, last step) or ()")
-
-
-def run(main: Callable[[list[str]], Any]) -> None:
-    """`app.run` with one line for what the user can fix, in place of a traceback.
-
-    The exit status is 2 for an error, and 128 + the number of a signal that ended the program.
-
-    `main` gets what is not a flag of absl's: the program, then its other arguments, among them
-    `--config.field=value`.
-    """
-
-    def parse(argv: list[str]) -> list[str]:
-        fields = [item for item in argv if item.startswith("--config.")]
-        try:
-            return flags.FLAGS([item for item in argv if item not in fields]) + fields
-        except flags.Error as error:
-            fail(str(error))
-
-    def wrapped(argv: list[str]) -> Any:
-        try:
-            return main(argv)
-        except Interrupted as message:
-            logger.warning("%s. The same command resumes.", message)
-            sys.exit(message.code)
-        except REPORTED as error:
-            if flags.FLAGS.debug:
-                raise
-            fail(str(error))
-        except KeyboardInterrupt:
-            fail("interrupted", code=status("SIGINT"))
-
-    app.run(wrapped, flags_parser=parse)
-
-
-flags.DEFINE_bool("debug", False, "Show the traceback of an error in the config or the data.")
-REPORTED = (ValueError, OSError, FloatingPointError, ImportError)  # in one line
-
-
-def fail(message: str, code: int = 2) -> None:
-    """Prints a message on standard error and ends the program."""
-    print(f"error: {re.sub(r'^.Errno [0-9]+. ', '', message)}", file=sys.stderr)
-    sys.exit(code)

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,12 +33,17 @@ logger = logging.getLogger(__name__)
 
 
 def check(
-    config: Mapping[str, Any], shape: Sequence[int], shapes: State, required: bool = False
+    spec: Mapping[str, Any],
+    network: nn.Module,
+    shape: Sequence[int],
+    shapes: State,
+    required: bool = False,
 ) -> None:
     """Whether the checkpoint fits the run, from shapes; its arrays are not read.
 
     Args:
-      config: of the run.
+      spec: the config's `pretrained`.
+      network: of the run.
       shape: of an input.
       shapes: of the run's state.
       required: whether it has to be there. A run that goes on does not need it any more.
@@ -45,7 +51,6 @@ def check(
     Raises:
       ConfigError: an unknown field, or a checkpoint that does not fit.
     """
-    spec = config["pretrained"]
     _check_spec(spec)
     try:
         checkpoint = _open(spec)
@@ -55,14 +60,17 @@ def check(
                               "anyhow: --config.pretrained={}") from error  # fmt: skip
         logger.warning("pretrained.path: %s; a run that goes on does without", error)
         return
-    plan_of(config, shape, checkpoint, _tree(shapes))
+    plan_of(spec, network, shape, checkpoint, _tree(shapes))
 
 
-def load(config: Mapping[str, Any], shape: Sequence[int], state: State, optimiser: Any) -> State:
+def load(
+    spec: Mapping[str, Any], network: nn.Module, shape: Sequence[int], state: State, optimiser: Any
+) -> State:
     """A state at step 0 with the checkpoint's arrays, the same in each particle.
 
     Args:
-      config: of the run.
+      spec: the config's `pretrained`.
+      network: of the run.
       shape: of an input.
       state: as it is initialised; what `keep` names stays.
       optimiser: of one particle; its state is made anew.
@@ -71,9 +79,8 @@ def load(config: Mapping[str, Any], shape: Sequence[int], state: State, optimise
       ConfigError: the checkpoint does not fit, or is not finite.
       OSError: it cannot be read.
     """
-    spec = config["pretrained"]
     tree, checkpoint = _tree(state), _open(spec)
-    moves = plan_of(config, shape, checkpoint, tree)
+    moves = plan_of(spec, network, shape, checkpoint, tree)
     arrays = checkpoint.read({move.source for move in moves.values()})
     for name, array in arrays.items():
         if not np.isfinite(array.astype(np.float32)).all():
@@ -139,14 +146,18 @@ def _targets(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def plan_of(
-    config: Mapping[str, Any], shape: Sequence[int], checkpoint: Checkpoint, tree: Any
+    spec: Mapping[str, Any],
+    network: nn.Module,
+    shape: Sequence[int],
+    checkpoint: Checkpoint,
+    tree: Any,
 ) -> dict[str, Move]:
-    """`uncertainty.restore.plan.plan` of a config, for a tree of parameters and collections.
+    """`uncertainty.restore.plan.plan` of a spec, for a tree of parameters and collections.
 
     Raises:
       ConfigError: the checkpoint does not fit.
     """
-    spec, targets = config["pretrained"], _targets(tree)
+    targets = _targets(tree)
     grid = spec.get("grid")
     if None not in (grid, checkpoint.grid) and tuple(grid) != checkpoint.grid:
         raise ConfigError(f"pretrained.grid: {tuple(grid)}, but {spec['path']} has "
@@ -162,7 +173,7 @@ def plan_of(
             rules=spec.get("rules", ()),
             keep=spec.get("keep", ()),
             optional=optional,
-            patches=patches_of(config, shape),
+            patches=patches_of(network, shape),
             grid=grid or checkpoint.grid,
         )
     except ValueError as error:

@@ -4,9 +4,10 @@ import contextlib
 import pathlib
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,14 +26,14 @@ class Checkpoint(NamedTuple):
     grid: tuple[int, int] | None = None  # rows and columns of patches, where the file tells them
 
 
-def patches_of(config: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, int, int] | None:
-    """What position embeddings of a config's network are of (`vit.ViT.patches`), if it has some.
+def patches_of(network: nn.Module, shape: Sequence[int]) -> tuple[int, int, int] | None:
+    """What position embeddings of a network are of (`vit.ViT.patches`), if it has some.
 
     Args:
-      config: of a run.
+      network: of a run.
       shape: of its inputs.
     """
-    backbone = build.network(config).backbone
+    backbone = network.backbone
     return backbone.patches(shape) if hasattr(backbone, "patches") else None
 
 
@@ -179,7 +180,7 @@ def _grid_of(path: Any) -> tuple[int, int] | None:
     """Of the patches of the run in a workdir; None where it does not say what it ran on."""
     try:
         config, data = (read_json(path / name) for name in (CONFIG, DATA))
-        return patches_of(config, data["shape"])[1:]
+        return patches_of(build.network(config), data["shape"])[1:]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

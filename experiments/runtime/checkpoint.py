@@ -5,6 +5,7 @@ process killed at any moment leaves the previous checkpoint or the new one, neve
 says itself of which step and which config it is; one in another place than its own is damaged.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -22,8 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from experiments.experiment.config import MAY_CHANGE
-from experiments.runtime.workdir import difference, jsonable, matches, read_json
+from experiments.runtime.workdir import MAY_CHANGE, difference, jsonable, matches, read_json
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Checkpoints:
         keep: how many of the newest checkpoints stay on disk; the one being written comes on top.
         read_only: never write, rename or delete anything, for evaluation beside a running training.
         config: of the run, which is saved too: a checkpoint of a config that differs in more than
-            `config.MAY_CHANGE` is damaged. None compares nothing.
+            `workdir.MAY_CHANGE` is damaged. None compares nothing.
         execution: name -> value of what changes rounding, noted in each checkpoint.
     """
 
@@ -122,7 +122,8 @@ class Checkpoints:
 
         Args:
             target: arrays or ShapeDtypeStructs; their shardings say where each leaf goes, whatever
-                number of devices saved it. A leaf without a sharding goes to the first device.
+                number of devices saved it. A leaf without a sharding goes to the first device. The
+                optimiser's state is passed over where the target has none, `opt_state=()`.
             step: this step and no other.
 
         Returns:
@@ -200,9 +201,15 @@ class Checkpoints:
 
     def _read(self, step: int, target: State) -> State:
         directory = self.directory / str(step)
-        compare(read_json(directory / LEAVES, {str: str}), describe(target), directory)
+        saved, wanted = read_json(directory / LEAVES, {str: str}), describe(target)
+        leaves = jax.tree.map(placed, target)
+        if isinstance(target, State) and target.opt_state == ():
+            kinds = {name: k for name, k in saved.items() if not name.startswith("opt_state/")}
+            compare(kinds, wanted, directory)
+            return _read_without_optimiser(directory / ITEM, leaves)
+        compare(saved, wanted, directory)
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(directory / ITEM, jax.tree.map(placed, target))
+            return checkpointer.restore(directory / ITEM, leaves)
 
     def _set_aside(self, damaged: dict[int, DamagedCheckpointError], restored: int) -> None:
         for step, error in damaged.items():
@@ -218,6 +225,16 @@ class Checkpoints:
                 "the checkpoint of step %d is damaged (%s); it was %s and step %d restored",
                 step, error, place, restored,
             )  # fmt: skip
+
+
+def _read_without_optimiser(path: pathlib.Path, target: State) -> State:
+    """The arrays of a State but for those of its optimiser, whose `opt_state` is () in `target`."""
+    fields = {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
+    item = {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+    arguments = ocp.checkpoint_utils.construct_restore_args(item)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        given = ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True)
+        return target.replace(**checkpointer.restore(path, args=given))
 
 
 def describe(state: Any) -> dict[str, str]:

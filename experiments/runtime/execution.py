@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,13 +23,9 @@ from uncertainty.build import ConfigError, nearest
 from uncertainty.inference import executors
 from uncertainty.types import Batch, Inference, Metrics, State
 
-if TYPE_CHECKING:
-    from experiments.experiment.build import Experiment
-
 AXES = ("data", "particle", "expert", "model")
 BATCH = ("data", "expert")  # that a batch is split over
 PARTICLE = PartitionSpec("particle")
-EXPERTS = ("/experts/", ("expert",))  # the last rule of every config
 
 
 def prepare() -> None:
@@ -78,9 +74,9 @@ def check_divides(field: str, value: int, mesh: Mesh, *axes: str) -> None:
         )
 
 
-def check_executor(config: Mapping[str, Any], inference: Inference, mesh: Mesh) -> None:
-    """Raises ConfigError for `executor='loop'` where particles interact or are sharded."""
-    if config["inference"].get("executor") != "loop":
+def check_executor(executor: str, inference: Inference, mesh: Mesh) -> None:
+    """Raises ConfigError for 'loop' where particles interact or are sharded."""
+    if executor != "loop":
         return
     if mesh.shape["particle"] > 1:
         raise ConfigError("inference.executor: 'loop' runs on one device; unset mesh.particle")
@@ -90,23 +86,31 @@ def check_executor(config: Mapping[str, Any], inference: Inference, mesh: Mesh) 
         raise ConfigError(f"inference.{error}") from error
 
 
-def state_shardings(state: State, mesh: Mesh, sharding_rules: rules.Rules = ()) -> State:
+def state_shardings(
+    state: State, mesh: Mesh, sharding_rules: rules.Rules = (), defaults: rules.Rules = ()
+) -> State:
     """The NamedSharding of every leaf: P over `particle`, then what the first rule says.
 
     A rule maps a parameter path to the mesh axes of its trailing dimensions, for example
     `('dense0/kernel', (None, 'model'))`; collections and optimiser state follow the path of their
-    parameter. Without one, what experts have, [P, E, ...], is over `expert`, and other parameters
-    are replicated over the other axes.
+    parameter. What no rule is for is replicated over the other axes.
+
+    Args:
+      state: arrays, or their shapes.
+      mesh: of all devices.
+      sharding_rules: of the config; each has to match something.
+      defaults: the model's own (`Model.sharding`), for the axes that have several devices.
 
     Raises:
       ValueError: a rule that matches no parameter, or an axis that does not divide one.
     """
     rules.match(sharding_rules, state.params, field="sharding", default=())
-    default = (EXPERTS,) if mesh.shape["expert"] > 1 else ()
+    defaults = [(path, axes) for path, axes in defaults
+                if all(mesh.shape[axis] > 1 for axis in axes if axis)]  # fmt: skip
 
     def shard(key_path: tuple, leaf: Any) -> NamedSharding:
         path = rules.path_of(key_path)
-        found = (tuple(a) for r, a in (*sharding_rules, *default) if rules.re.search(r, path))
+        found = (tuple(a) for r, a in (*sharding_rules, *defaults) if rules.re.search(r, path))
         axes = next(found, ())
         if path.startswith("samples/"):  # [P, S, ...]
             axes = (None, *axes)
@@ -136,46 +140,80 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def put_batch(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], Batch]:
+def put_batch(
+    mesh: Mesh, own_examples: bool = False
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Puts this process's rows of a global batch onto the mesh.
+
+    Arrays are [B, ...], in nested dicts too. Where particles have examples of their own, those at
+    the top are [P, B, ...], and those of nested dicts are shared as ever.
 
     To a single CPU device a compiled program takes NumPy's arrays sooner itself.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
 
-    def put(batch: Mapping[str, np.ndarray]) -> Batch:
-        if jax.process_count() == 1:
-            on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-            return dict(batch) if on_cpu else jax.device_put(dict(batch), sharding)
-        return {
-            name: jax.make_array_from_process_local_data(sharding, array)
-            for name, array in batch.items()
-        }
+    def put(batch: Mapping[str, Any]) -> dict[str, Any]:
+        if jax.process_count() > 1:
+            return jax.tree.map(jax.make_array_from_process_local_data,
+                                shardings(batch), dict(batch))  # fmt: skip
+        on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        return dict(batch) if on_cpu else jax.device_put(dict(batch), shardings(batch))
+
+    def shardings(batch: Mapping[str, Any]) -> dict[str, Any]:
+        return jax.tree.map(
+            lambda spec: NamedSharding(mesh, PartitionSpec(*spec, BATCH)),
+            batch_specs(batch, own_examples),
+        )
 
     return put
 
 
+def batch_specs(batch: Mapping[str, Any], own_examples: bool) -> dict[str, Any]:
+    """PartitionSpec of each array of a batch over the particles: what has them leads with P."""
+
+    def specs(entry: Any) -> Any:
+        nested = isinstance(entry, Mapping)
+        spec = PARTICLE if own_examples and not nested else PartitionSpec()
+        return jax.tree.map(lambda _: spec, entry)
+
+    return {name: specs(entry) for name, entry in batch.items()}
+
+
 def compile_update(
-    experiment: "Experiment", state: State, batch: Batch
+    inference: Inference,
+    mesh: Mesh,
+    executor: str,
+    shardings: State,
+    state: State,
+    batch: Batch,
+    own_examples: bool = False,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """The update as the train loop calls it; the state that it is given is donated."""
-    mesh = experiment.mesh
-    inference = experiment.inference._replace(update=on_mesh(experiment.inference.update, mesh))
-    executor = experiment.config["inference"].get("executor", "auto")
+    """The update as the loop calls it; the state that it is given is donated.
+
+    Args:
+      inference: whose update it is.
+      mesh: of all devices.
+      executor: one of `executors.NAMES`.
+      shardings: of the state.
+      state, batch: of the run, or their shapes.
+      own_examples: see `put_batch`.
+    """
+    inference = inference._replace(
+        update=on_mesh(inference.update, mesh, own_examples=own_examples)
+    )
     sharded = mesh.shape["particle"] > 1
     if executor == "loop" or (
-        executor == "auto" and not sharded and prefers_loop(inference, state, batch)
+        executor == "auto" and not sharded and prefers_loop(inference, state, batch, own_examples)
     ):
         return executors.loop(inference)
-    return jax.jit(inference.update, donate_argnums=0, out_shardings=(experiment.shardings, None))
+    return jax.jit(inference.update, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def rounding(experiment: "Experiment") -> dict[str, Any]:
+def rounding(mesh: Mesh, executor: str) -> dict[str, Any]:
     """What numbers are rounded by, name -> value: the same training elsewhere has other bits."""
     return dict(
-        mesh=dict(experiment.mesh.shape),
-        executor=experiment.config["inference"].get("executor", "auto"),
-        devices=experiment.mesh.devices.flat[0].device_kind,
+        mesh=dict(mesh.shape),
+        executor=executor,
+        devices=mesh.devices.flat[0].device_kind,
         jax=jax.__version__,
     )
 
@@ -183,7 +221,9 @@ def rounding(experiment: "Experiment") -> dict[str, Any]:
 LARGE = 1_000_000  # parameters of a particle
 
 
-def prefers_loop(inference: Inference, state: State, batch: Batch) -> bool:
+def prefers_loop(
+    inference: Inference, state: State, batch: Batch, own_examples: bool = False
+) -> bool:
     """Whether one program called P times suits better than one program for all of P.
 
     On CPU (`benchmarks/executors.py`): for XLA's convolutions, as fast as P copies of them in one
@@ -195,6 +235,7 @@ def prefers_loop(inference: Inference, state: State, batch: Batch) -> bool:
         return False
     if sum(a.size for a in jax.tree.leaves(state.params)) >= LARGE * P:
         return True
+    batch = own_batch(batch) if own_examples else batch
     return executors.has_convolution(inference.update, one_particle(state), batch)
 
 
@@ -206,53 +247,62 @@ def one_particle(state: State) -> State:
     return one.replace(step=state.step)
 
 
+def own_batch(batch: Batch) -> Batch:
+    """The shapes of a batch of one particle, where each has examples of its own."""
+    return {
+        name: entry if isinstance(entry, Mapping)
+        else jax.ShapeDtypeStruct((1, *entry.shape[1:]), entry.dtype)
+        for name, entry in batch.items()
+    }  # fmt: skip
+
+
 def on_mesh(
-    fn: Callable[[State, Any], Any], mesh: Mesh, particles: bool = True
-) -> Callable[[State, Any], Any]:
+    fn: Callable[[Any, Any], Any], mesh: Mesh, particles: bool = True, own_examples: bool = False
+) -> Callable[[Any, Any], Any]:
     """fn(state, batch) as it is traced for a mesh: layers can tell its axes.
 
     Particles that are sharded run under `jax.shard_map`: no collective crosses those that are
     separable, and those that interact make their own (`uncertainty/inference/sharded.py`).
 
     Args:
-      fn: whatever it returns leads with P, but for a step.
+      fn: of a State, or of a tree with one. Whatever it takes and returns leads with P, but for
+        scalars such as the step.
       mesh: of all devices.
       particles: whether `fn` takes each device's own particles, and not only all of them.
+      own_examples: see `put_batch`.
     """
     if mesh.size == 1:
         return fn
     if particles and mesh.shape["particle"] > 1:
-        fn = over_particles(fn, mesh)
+        fn = over_particles(fn, mesh, own_examples)
 
-    def traced(state: State, shared: Any) -> Any:
+    def traced(state: Any, shared: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return fn(state, shared)
 
     return traced
 
 
-def over_particles(fn: Callable[[State, Any], Any], mesh: Mesh) -> Callable[[State, Any], Any]:
-    """fn(state, batch) on each device's own particles; everything it returns leads with P.
+def over_particles(
+    fn: Callable[[Any, Any], Any], mesh: Mesh, own_examples: bool = False
+) -> Callable[[Any, Any], Any]:
+    """fn(state, batch) on each device's own particles; see `on_mesh`.
 
     The other axes stay automatic, so a batch statistic is still that of the global batch.
     """
 
-    def mapped(state: State, shared: Any) -> Any:
-        specs = state.replace(
-            **{
-                name: jax.tree.map(lambda _: PARTICLE, getattr(state, name))
-                for name in state.__dataclass_fields__
-                if name != "step"
-            },
-            step=PartitionSpec(),
-        )
-        out = jax.eval_shape(fn, state, shared)
-        out_specs = jax.tree.map(lambda a: PARTICLE if a.ndim else PartitionSpec(), out)
+    def leading(tree: Any) -> Any:
+        return jax.tree.map(lambda a: PARTICLE if a.ndim else PartitionSpec(), tree)
+
+    def mapped(state: Any, shared: Any) -> Any:
         return jax.shard_map(
             fn,
             mesh=mesh,
-            in_specs=(specs, PartitionSpec()),
-            out_specs=out_specs,
+            in_specs=(
+                leading(state),
+                batch_specs(shared, True) if own_examples else PartitionSpec(),
+            ),
+            out_specs=leading(jax.eval_shape(fn, state, shared)),
             axis_names={"particle"},
             check_vma=False,
         )(state, shared)

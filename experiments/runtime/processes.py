@@ -33,8 +33,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.experiment import config as config_lib
 from experiments.runtime import execution, project
+from experiments.runtime.program import REPORTED
 from experiments.runtime.termination import Interrupted, Stop, status
 from uncertainty.build import ConfigError
 
@@ -261,7 +261,7 @@ class Watch:
         message = "interrupted" if interrupted else str(error) or type(error).__name__
         with contextlib.suppress(Exception):  # the service may be lost
             self._store.key_value_set(f"{ROOT}watch/failed/{jax.process_index()}", message)
-        if not isinstance(error, (*config_lib.REPORTED, KeyboardInterrupt)) or flags.FLAGS.debug:
+        if not isinstance(error, (*REPORTED, KeyboardInterrupt)) or flags.FLAGS.debug:
             traceback.print_exception(error)
         self._end_service(2 * (BEAT + GRACE))
         _end(message, status("SIGINT") if interrupted else 2)

@@ -26,6 +26,12 @@ DATA = "data.json"  # what evaluation must know of the training data
 # Dotted name of a field or section of configs as it was -> as it is now. Files that were written
 # before are read, and compared, under the present names.
 RENAMED = {"data.context": "data.streams.context"}
+# What may differ when a run is resumed: none of it changes what is trained. Another mesh or
+# executor takes sums in another order, and so changes rounding.
+MAY_CHANGE = (
+    "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*",
+    "pretrained.path",
+)  # fmt: skip
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

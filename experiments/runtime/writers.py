@@ -38,20 +38,29 @@ class Writer:
         start: the step that the run resumes from: records of later steps are dropped, damaged ones
             too. 0 is a run from its beginning: all records are dropped.
         tensorboard: also write TensorBoard files to `workdir/tensorboard`.
+        prefix: of the names of what is written, such as 'swag/'.
 
     Attributes:
-        seconds: the last 'seconds' among the records kept, or 0: the clock of the run so far.
+        seconds: the last 'seconds' of that prefix among the records kept, or 0: the clock so far.
 
     Raises:
         ConfigError: TensorBoard files are asked for and TensorFlow is not installed.
         ValueError: the records so far cannot be read.
     """
 
-    def __init__(self, workdir: str | os.PathLike, start: int = 0, *, tensorboard: bool = False):
-        self.path = pathlib.Path(workdir) / METRICS
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        start: int = 0,
+        *,
+        tensorboard: bool = False,
+        prefix: str = "",
+    ):
+        self.path, self.prefix = pathlib.Path(workdir) / METRICS, prefix
         self._file = self._summaries = None
         kept = read_metrics(self.path, start) if start else []
-        self.seconds = next((r["seconds"] for r in reversed(kept) if "seconds" in r), 0.0)
+        seconds = f"{prefix}seconds"
+        self.seconds = next((r[seconds] for r in reversed(kept) if seconds in r), 0.0)
         if jax.process_index() != 0:
             return
         if tensorboard:
@@ -73,6 +82,7 @@ class Writer:
         """
         if self._file is None:
             return
+        metrics = {f"{self.prefix}{name}": value for name, value in metrics.items()}
         line = _line({"step": int(step), **metrics})
         try:
             self._file.write(line)
@@ -140,8 +150,10 @@ def _record(line: bytes) -> dict[str, Any] | None:
         record = from_jsonable(json.loads(line))
     except (ValueError, RecursionError):
         return None
-    known = isinstance(record, dict) and {"step", *record} & FORMS.keys()
-    return record if known and not mismatch(record, {k: FORMS[k] for k in known}) else None
+    if not isinstance(record, dict):
+        return None
+    forms = {k: FORMS[last] for k in record if (last := k.split("/")[-1]) in FORMS}
+    return None if mismatch(record, {"step": int, **forms}) else record
 
 
 def without_timing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import configs.tables
 from experiments import evaluate, evaluators, stage, train
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
@@ -20,11 +19,12 @@ from experiments.reports import datasets
 from experiments.reports.runs import numbers
 from experiments.runtime import keys, project, writers
 from experiments.runtime.damaged import readable
-from experiments.runtime.workdir import read_json, same_but_for, write_json
+from experiments.runtime.workdir import MAY_CHANGE, read_json, same_but_for, write_json
 from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
 
+TABLES = "configs.tables"
 # What `evaluate` adds to the numbers of evaluators.
 OF_A_RUN = {"cost/parameters", "cost/train_seconds", "cost/train_ms_per_example", "cost/step"}
 
@@ -35,10 +35,10 @@ def table_of(name: str) -> dict[str, Any]:
     Raises:
       ConfigError: there is no such table.
     """
-    names = [m.name for m in pkgutil.iter_modules(configs.tables.__path__)]
+    names = [m.name for m in pkgutil.iter_modules(importlib.import_module(TABLES).__path__)]
     if name not in names:
         raise ConfigError(f"table: no {name!r}; {nearest(name, names)}")
-    return importlib.import_module(f"configs.tables.{name}").get_table()
+    return importlib.import_module(f"{TABLES}.{name}").get_table()
 
 
 def name_of(row: Mapping[str, Any]) -> str:
@@ -125,7 +125,7 @@ class Cells:
                     own = config_lib.plain(config)
                     config_lib.override(config, name, value)
                     other = config_lib.plain(config)
-                    if not same_but_for(own, other, config_lib.MAY_CHANGE):
+                    if not same_but_for(own, other, MAY_CHANGE):
                         for part in name.split("."):
                             other = other[part]
                         changed[name] = other
@@ -218,7 +218,7 @@ class Cells:
             return None
         # A section that came after the record was made had its default.
         made = config_lib.plain(base()) | record["config"]
-        same = same_but_for(made, config, config_lib.MAY_CHANGE)
+        same = same_but_for(made, config, MAY_CHANGE)
         return record if same else None
 
     def done(self, row: Mapping[str, Any], seed: int) -> bool:

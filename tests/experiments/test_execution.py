@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -37,7 +38,7 @@ def train(config, steps=4):
     update = None
     for step, batch in data:
         batch = put(batch)
-        update = update or execution.compile_update(experiment, state, batch)
+        update = update or experiment.compiled(state, batch)
         state, metrics = update(state, batch)
         if step + 1 == steps:
             return experiment, state, metrics
@@ -100,7 +101,7 @@ def test_parameters_follow_the_rules():
 
 
 def collectives(experiment, state, batch):
-    update = execution.compile_update(experiment, state, batch)
+    update = experiment.compiled(state, batch)
     text = update.lower(state, batch).compile().as_text()
     names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     return [name for name in names if f" {name}(" in text or f" {name}-start(" in text]
@@ -164,6 +165,29 @@ def test_devices_do_not_change_particles_that_interact(direction):
 def test_impossible_placements_are_refused(mesh, changes, message):
     with pytest.raises(ConfigError, match=message):
         setup(small(mesh, **changes))
+
+
+def test_particles_with_examples_of_their_own():
+    """Arrays at the top of a batch lead with P, those of nested dicts are shared."""
+    mesh = execution.make_mesh(dict(particle=4, data=2))
+    rng = np.random.default_rng(0)
+    x, points = rng.normal(size=(4, 8, 3)), rng.normal(size=(6, 3))
+    batch = dict(x=x.astype(np.float32), context=dict(x=points.astype(np.float32)))
+    placed = execution.put_batch(mesh, own_examples=True)(batch)
+    assert placed["x"].sharding.spec == PartitionSpec("particle", ("data", "expert"))
+    assert placed["context"]["x"].sharding.spec == PartitionSpec(("data", "expert"))
+
+    def fn(state, batch):
+        here = jnp.einsum("pbd,pd->pb", batch["x"], state["w"])
+        return dict(y=here.sum(1) + (batch["context"]["x"] ** 2).sum(), step=state["step"] + 1)
+
+    state = dict(w=jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), step=jnp.zeros((), int))
+    out = jax.jit(execution.on_mesh(fn, mesh, own_examples=True))(state, placed)
+    expected = np.einsum("pbd,pd->p", x, np.asarray(state["w"])) + (points**2).sum()
+    np.testing.assert_allclose(out["y"], expected, rtol=1e-5)
+    assert out["step"] == 1 and out["y"].sharding.spec[0] == "particle"
+    one = execution.put_batch(execution.make_mesh(dict(data=1)), own_examples=True)(batch)
+    np.testing.assert_allclose(fn(state, one)["y"], expected, rtol=1e-5)
 
 
 def test_loop_is_refused_on_sharded_particles():

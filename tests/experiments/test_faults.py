@@ -13,9 +13,10 @@ from experiments.experiment.build import setup
 from experiments.experiment.config import plain
 from experiments.experiment.predictor import Predictor
 from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.loop import ParticleFault
 from experiments.runtime.workdir import open_workdir
 from experiments.runtime.writers import METRICS, read_metrics, without_timing
-from experiments.train import ParticleFault, train
+from experiments.train import train
 from uncertainty import metrics
 
 N, B, STEPS, BAD_STEP, BAD = 128, 8, 12, 8, 1  # the batch of step index 8 harms particle 1

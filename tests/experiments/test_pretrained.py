@@ -517,7 +517,9 @@ def test_full_size_checkpoints_fit_their_configs(caplog):
         inference = build.inference(full, num_examples=1)
         state = jax.eval_shape(inference.init, jax.eval_shape(jax.random.key, 0), x)
         checkpoint = readers.Checkpoint(shapes, lambda names: {})
-        moves = pretrained.plan_of(full, x.shape[1:], checkpoint, pretrained._tree(state))
+        moves = pretrained.plan_of(
+            full["pretrained"], network, x.shape[1:], checkpoint, pretrained._tree(state)
+        )
         paths = {path_of(k) for k, _ in jax.tree_util.tree_leaves_with_path(state.params)}
         assert paths - moves.keys() == {"head/logits/kernel", "head/logits/bias"}
         json.dumps(full["pretrained"])  # as a workdir keeps it

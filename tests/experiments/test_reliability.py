@@ -225,6 +225,33 @@ def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
     assert not (run / "damaged_checkpoints").exists()
 
 
+def test_killed_in_a_stage(programs, whole, tmp_path):
+    """Killed twice in a stage that trains, it ends as one that was not."""
+    optimiser = {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9}
+    stages = [{"name": "swag", "steps": 60, "every": 2, "samples": 2, "optimiser": optimiser}]
+    ends = []
+    for name, kills in (("killed", (110, 137)), ("alone", ())):
+        run = tmp_path / name
+        arguments = ["--start", whole[0], "--workdir", run, f"--config.stages={stages}"]
+        first = programs.start("stage", *arguments)
+        for step in kills:
+            wait(lambda step=step, run=run: reached(run) >= step)
+            first.send(signal.SIGKILL)
+            assert first.result().code == -signal.SIGKILL
+            assert (run / "stages" / "half" / f"{STEPS}-0-swag").is_dir()
+            first = programs.start("stage", "--workdir", run)
+        code, output = first.result()
+        assert code == 0 and ("resuming from step" in output) == bool(kills), output
+        config = read_config(run) | {"mesh": {"data": 1}}
+        shapes = setup(config, read_description(run)).final_shapes
+        state, _ = Checkpoints(run / "stages", read_only=True).restore(shapes)
+        ends.append((bits(state), without_timing(read_metrics(run / METRICS))))
+    assert ends[0][0] == ends[1][0]
+    assert ends[0][1] == ends[1][1]
+    swag = [r for r in ends[0][1] if "swag/loss" in r]
+    assert [r["step"] for r in swag] == list(range(STEPS + 1, STEPS + 61))
+
+
 def test_a_checkpoint_fits_any_number_of_devices(whole):
     run, expected = whole
     for mesh in ({"data": 8}, {"particle": 2, "data": 4}):

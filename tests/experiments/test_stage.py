@@ -14,9 +14,12 @@ from experiments.evaluate import evaluate, restore
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import setup
 from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.loop import ParticleFault
 from experiments.runtime.termination import Interrupted
 from experiments.runtime.workdir import read_config
+from experiments.runtime.writers import METRICS, read_metrics, without_timing
 from experiments.train import train
+from uncertainty import build
 from uncertainty.build import ConfigError
 
 FIELDS = {
@@ -276,64 +279,77 @@ def samples(experiment, workdir):
     return jax.tree.map(np.asarray, (state.params, state.samples.params))
 
 
+class Interruptions:
+    """Ends the streams of a stage in turn, each after a number of batches; the last goes on."""
+
+    def __init__(self, monkeypatch, *ends):
+        self.ends, self.done = [*ends], []  # (batches, signal or None); steps that each began after
+        examples = stage.examples
+
+        def interrupted(*args):
+            total, stream = examples(*args)
+            self.done.append(args[-1])
+            return total, Stopped(stream, *self.ends.pop(0)) if self.ends else stream
+
+        monkeypatch.setattr(stage, "examples", interrupted)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", PATHS, ids=lambda spec: spec["name"])
-def test_a_stage_that_was_killed_goes_on_to_the_same_end(plain, tmp_path, spec, monkeypatch):
+def test_a_stage_that_was_interrupted_resumes_to_the_same_end(plain, tmp_path, spec, monkeypatch):
     changes, workdir = plain
-    experiment = setup(config(**{**changes, "stages": (spec,)}))
-    for name in ("whole", "killed"):
-        shutil.copytree(workdir / "checkpoints", tmp_path / name / "checkpoints")
+    experiment = setup(config(**{**changes, "stages": (spec,), "logging.every": 1}))
+    for name in ("whole", "ended"):
+        shutil.copytree(workdir, tmp_path / name)
     stage.run(experiment, tmp_path / "whole")
-    examples, done = stage.examples, []
-
-    def noted(*args):
-        done.append(args[-1])
-        return examples(*args)
-
-    def failing(*args):
-        total, stream = noted(*args)
-        return total, Stopped(stream, 6)
-
-    monkeypatch.setattr(stage, "examples", failing)
+    runs = Interruptions(monkeypatch, (6, None), (1, signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
-        stage.run(experiment, tmp_path / "killed")
-    monkeypatch.setattr(stage, "examples", noted)
-    stage.run(experiment, tmp_path / "killed")
-    assert done == [0, 4]
-    assert not (tmp_path / "killed" / "stages" / "half").exists()
-    found = [samples(experiment, tmp_path / name) for name in ("whole", "killed")]
-    jax.tree.map(np.testing.assert_array_equal, *found)
+        stage.run(experiment, tmp_path / "ended")
+    told = rf"{spec['name']} stopped by SIGTERM at step 6 of 9; saved"
+    with pytest.raises(Interrupted, match=told):
+        stage.run(experiment, tmp_path / "ended")
+    stage.run(experiment, tmp_path / "ended")
+    assert runs.done == [0, 4, 6]
+    assert not (tmp_path / "ended" / "stages" / "half").exists()
+    ended = [samples(experiment, tmp_path / name) for name in ("whole", "ended")]
+    jax.tree.map(np.testing.assert_array_equal, *ended)
+    # Its records come after those of training, in steps of the whole run.
+    records = [without_timing(read_metrics(tmp_path / n / METRICS)) for n in ("whole", "ended")]
+    assert records[0] == records[1]
+    own = [r for r in records[0] if r["step"] > 20]
+    assert [r["step"] for r in own] == list(range(21, 30))
+    rates = [r[f"{spec['name']}/learning_rate"] for r in own]
+    of_config = build.schedule(dict(optimiser=spec["optimiser"], steps=9))
+    np.testing.assert_allclose(rates, [of_config(i) for i in range(9)], rtol=1e-6)
+    for record in own:
+        losses = [record[f"{spec['name']}/loss/{m}"] for m in range(4)]
+        np.testing.assert_allclose(record[f"{spec['name']}/loss"], np.mean(losses), rtol=1e-6)
+    assert read_metrics(tmp_path / "whole" / METRICS, 20) == read_metrics(workdir / METRICS)
 
 
 @pytest.mark.slow
-def test_a_stage_that_is_told_to_stop_saves_and_resumes_to_the_same_end(
-    plain, sngp, tmp_path, monkeypatch
-):
-    changes, workdir = plain
-    experiment = setup(config(**{**changes, "stages": (PATHS[1],)}))
-    for name in ("whole", "told"):
-        shutil.copytree(workdir / "checkpoints", tmp_path / name / "checkpoints")
-    stage.run(experiment, tmp_path / "whole")
-    examples, done = stage.examples, []
+def test_a_pass_resumes_to_the_same_sums(sngp, tmp_path, monkeypatch, caplog):
+    experiment, workdir = sngp
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    runs = Interruptions(monkeypatch, (5, signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"laplace stopped by SIGTERM at step 6 of 10; saved"):
+        stage.run(experiment, tmp_path)
+    assert not (tmp_path / "stages" / "checkpoints").exists()
+    stage.run(experiment, tmp_path)
+    assert runs.done == [0, 6]
+    np.testing.assert_array_equal(factors(experiment, tmp_path), factors(experiment, workdir))
 
-    def telling(*args):
-        done.append(args[-1])
-        total, stream = examples(*args)
-        return total, stream if done[1:] else Stopped(stream, 5, signal.SIGTERM)
 
-    monkeypatch.setattr(stage, "examples", telling)
-    with pytest.raises(Interrupted, match="stopped by SIGTERM at step 6 of 9 of swag; saved"):
-        stage.run(experiment, tmp_path / "told")
-    stage.run(experiment, tmp_path / "told")
-    assert done == [0, 6]
-    found = [samples(experiment, tmp_path / name) for name in ("whole", "told")]
-    jax.tree.map(np.testing.assert_array_equal, *found)
-    # A pass is short: it begins again.
-    done.clear()
-    shutil.copytree(sngp[1] / "checkpoints", tmp_path / "pass" / "checkpoints")
-    with pytest.raises(Interrupted, match=r"at step 6 of 10 of laplace; this stage is to be run"):
-        stage.run(sngp[0], tmp_path / "pass")
-    assert not (tmp_path / "pass" / "stages" / "checkpoints").exists()
+def test_a_stage_that_another_version_left_half_finished_begins_again(sngp, tmp_path, caplog):
+    experiment, workdir = sngp
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    state, _ = Checkpoints(tmp_path, read_only=True).restore(experiment.shapes)
+    half = Checkpoints(tmp_path / "stages" / "half" / "20-0-laplace", config=experiment.config)
+    with contextlib.closing(half):
+        half.save(3, state)  # no carry
+    stage.run(experiment, tmp_path)
+    assert "stage laplace begins again" in caplog.text
+    np.testing.assert_array_equal(factors(experiment, tmp_path), factors(experiment, workdir))
 
 
 class Stopped:
@@ -375,8 +391,26 @@ def test_a_stage_whose_steps_are_not_finite_stops(plain, tmp_path):
     changes, workdir = plain
     wild = dict(PATHS[1], optimiser=dict(name="sgd", learning_rate=1e38))
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(FloatingPointError, match=r"particle 0: \d of \d steps were not finite"):
+    with pytest.raises(ParticleFault, match=r"^particle 0: .* not finite at step \d of swag\. Low"):
         stage.run(setup(config(**{**changes, "stages": (wild,)})), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_particle_freezes_in_a_stage_and_the_others_do_not_notice(plain, tmp_path, caplog):
+    changes, workdir = plain
+    experiment = setup(config(**{**changes, "stages": (PATHS[0],), "on_fault": "freeze"}))
+    state, step = Checkpoints(workdir, read_only=True).restore(experiment.shapes)
+    after = []
+    for name, bad in (("sound", 1.0), ("bad", np.nan)):
+        params = jax.tree.map(lambda a, bad=bad: a.at[2].multiply(bad), state.params)
+        with contextlib.closing(Checkpoints(tmp_path / name)) as checkpoints:
+            checkpoints.save(step, state.replace(params=params))
+        stage.run(experiment, tmp_path / name)
+        after.append(samples(experiment, tmp_path / name))
+    (warning,) = [m for m in caplog.messages if "particle" in m]
+    assert warning.startswith("particle 2: ") and "at step 1 of snapshots;" in warning
+    others = np.array([0, 1, 3])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[others], b[others]), *after)
 
 
 @pytest.mark.slow

@@ -167,7 +167,8 @@ def fitted(head, x):
     @jax.jit
     def fit(x):
         state = inference.init(KEY, x[:1])
-        return stage.finish(stage.update(stage.begin(state, x[:1]), dict(x=x)), x[:1])
+        state, carry, _ = stage.update(state, stage.begin(state, x[:1]), dict(x=x))
+        return stage.finish(state, carry, x[:1])
 
     return inference._replace(predict=jax.jit(inference.predict)), fit(x)
 

@@ -39,12 +39,11 @@ def fitted(model, x, sizes=None, P=1, executor="vmap"):
     inference = particles(model, sgd(), size=P, executor=executor)
     state = inference.init(KEY, x[:1])
     stage = laplace(model, executors.mapping(executor))
-    state = stage.begin(state, x[:1])
-    update = jax.jit(stage.update)
+    carry, update = stage.begin(state, x[:1]), jax.jit(stage.update)
     for part in np.split(x, np.cumsum(sizes or [len(x)])[:-1]):
-        state = update(state, dict(x=jnp.asarray(part)))
+        state, carry, _ = update(state, carry, dict(x=jnp.asarray(part)))
     inference = inference._replace(predict=jax.jit(inference.predict))
-    return inference, jax.jit(stage.finish)(state, x[:1])
+    return inference, jax.jit(stage.finish)(state, carry, x[:1])
 
 
 def hidden(state, x, p=0):

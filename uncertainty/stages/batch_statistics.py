@@ -1,15 +1,17 @@
 """The statistics of batch normalisation, again, for parameters that no training has seen."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from uncertainty.inference import samples
 from uncertainty.stages.training import check_no_posterior
-from uncertainty.types import Batch, Collections, Model, Samples, Stage, State
+from uncertainty.types import Batch, Collections, Metrics, Model, Samples, Stage, State
 
 NAME = "batch_stats"
+Carry = dict[str, Any]  # sums of statistics [P S, ...], and the count [P S] of examples
 
 
 def batch_statistics(model: Model, over: Callable) -> Stage:
@@ -27,7 +29,7 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
       ValueError: the model has none, or the stage 'laplace' came before.
     """
 
-    def forward(state: State, x: jax.Array, filled: float) -> Collections:
+    def forward(state: State, seen: jax.Array, x: jax.Array, filled: float) -> Collections:
         """What one batch makes of statistics that are all `filled`, [P S, ...]."""
 
         def one(particle, x):
@@ -37,41 +39,40 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
             return model.forward(params, collections, x, key, train=True)[1][NAME]
 
         params, collections, keys = samples.predicting(state)
-        seen = state.opt_state["count"].astype(jnp.int32)  # each batch has dropout of its own
+        seen = seen.astype(jnp.int32)  # each batch has dropout of its own
         return over(one)((params, collections, jax.vmap(jax.random.fold_in)(keys, seen)), x)
 
-    def begin(state: State, x: jax.Array) -> State:
+    def begin(state: State, x: jax.Array) -> Carry:
         if NAME not in state.collections:
             raise ValueError("batch_statistics: the model has no batch normalisation")
         check_no_posterior(state)
         sums = jax.tree.map(jnp.zeros_like, samples.predicting(state)[1][NAME])
-        count = jnp.zeros(jax.tree.leaves(sums)[0].shape[:1])
-        return state.replace(opt_state=dict(optimiser=state.opt_state, sums=sums, count=count))
+        return dict(sums=sums, count=jnp.zeros(jax.tree.leaves(sums)[0].shape[:1]))
 
-    def update(state: State, batch: Batch) -> State:
-        B, kept = len(batch["x"]), state.opt_state
+    def update(state: State, carry: Carry, batch: Batch) -> tuple[State, Carry, Metrics]:
+        B, count = len(batch["x"]), carry["count"]
         # The running average moves from 0 by (1 - momentum) times the batch's statistics.
-        moved = forward(state, batch["x"], 0.0)
-        sums = jax.tree.map(lambda total, new: total + B * new, kept["sums"], moved)
-        return state.replace(opt_state=dict(kept, sums=sums, count=kept["count"] + B))
+        moved = forward(state, count, batch["x"], 0.0)
+        sums = jax.tree.map(lambda total, new: total + B * new, carry["sums"], moved)
+        return state, dict(sums=sums, count=count + B), {}
 
-    def finish(state: State, x: jax.Array) -> State:
-        kept = state.opt_state
-        momentum = jax.tree.map(jnp.subtract, forward(state, x, 1.0), forward(state, x, 0.0))
+    def finish(state: State, carry: Carry, x: jax.Array) -> State:
+        count = carry["count"]
+        ones, zeros = (forward(state, count, x, filled) for filled in (1.0, 0.0))
+        momentum = jax.tree.map(jnp.subtract, ones, zeros)
 
         def average(total, momentum):
-            return total / ((1 - momentum) * kept["count"].reshape(-1, *[1] * (total.ndim - 1)))
+            return total / ((1 - momentum) * count.reshape(-1, *[1] * (total.ndim - 1)))
 
-        found = jax.tree.map(average, kept["sums"], momentum)
-        state = state.replace(opt_state=kept["optimiser"])
+        statistics = jax.tree.map(average, carry["sums"], momentum)
         if state.samples is None:
-            return state.replace(collections={**state.collections, NAME: found})
+            return state.replace(collections={**state.collections, NAME: statistics})
         # What predicts in a slot that is not taken is the particle itself, with statistics of now.
         shape = state.samples.taken.shape
         params, collections, _ = samples.predicting(state)
         params, collections = jax.tree.map(
-            lambda a: a.reshape(*shape, *a.shape[1:]), (params, {**collections, NAME: found})
+            lambda a: a.reshape(*shape, *a.shape[1:]), (params, {**collections, NAME: statistics})
         )
         return state.replace(samples=Samples(params, collections, jnp.ones(shape, bool)))
 
-    return Stage(begin, update, finish)
+    return Stage(begin, update, finish, passes=1)

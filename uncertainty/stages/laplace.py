@@ -5,7 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from uncertainty.types import Batch, Model, Stage, State
+from uncertainty.types import Batch, Collections, Metrics, Model, Stage, State
+
+MOMENTS = "moments"  # the collection that layers sum in, mutable here alone
 
 
 def laplace(model: Model, over: Callable) -> Stage:
@@ -23,35 +25,38 @@ def laplace(model: Model, over: Callable) -> Stage:
       ValueError: the model has no such layer.
     """
 
-    def changed(state: State, x: jax.Array, collection: str) -> State:
+    def changed(state: State, moments: Collections, x: jax.Array, collection: str) -> Collections:
+        """The collections after a pass in which one of them is mutable."""
+
         def one(particle, x):
             params, collections, key = particle
             return model.forward(params, collections, x, key, train=False, mutable=(collection,))[1]
 
-        collections = over(one)((state.params, state.collections, state.key), x)
-        return state.replace(collections=collections)
+        collections = {**state.collections, **moments}
+        return over(one)((state.params, collections, state.key), x)
 
-    def begin(state: State, x: jax.Array) -> State:
+    def begin(state: State, x: jax.Array) -> Collections:
         if state.samples is not None:
             raise ValueError(
                 "laplace: fits the last parameters, but samples of them predict; unset "
                 "inference.collect, or what makes samples before it"
             )
-        shapes = jax.eval_shape(lambda s, x: changed(s, x, "moments"), state, x).collections
-        if "moments" not in shapes:
+        shapes = jax.eval_shape(lambda s, x: changed(s, {}, x, MOMENTS), state, x)
+        if MOMENTS not in shapes:
             raise ValueError(
                 "laplace: the model has no posterior to fit; heads with one are sngp.Sngp and "
                 "laplace.Laplace"
             )
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes["moments"])
-        return state.replace(collections={**state.collections, "moments": zeros})
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[MOMENTS])
+        return {MOMENTS: zeros}
 
-    def update(state: State, batch: Batch) -> State:
-        return changed(state, batch["x"], "moments")
+    def update(
+        state: State, moments: Collections, batch: Batch
+    ) -> tuple[State, Collections, Metrics]:
+        return state, {MOMENTS: changed(state, moments, batch["x"], MOMENTS)[MOMENTS]}, {}
 
-    def finish(state: State, x: jax.Array) -> State:
-        state = changed(state, x, "precision")
-        collections = {k: v for k, v in state.collections.items() if k != "moments"}
-        return state.replace(collections=collections)
+    def finish(state: State, moments: Collections, x: jax.Array) -> State:
+        collections = changed(state, moments, x, "precision")
+        return state.replace(collections={k: v for k, v in collections.items() if k != MOMENTS})
 
-    return Stage(begin, update, finish)
+    return Stage(begin, update, finish, passes=1)

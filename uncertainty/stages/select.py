@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from uncertainty.inference import samples
-from uncertainty.types import Batch, Model, Stage, State
+from uncertainty.types import Batch, Metrics, Model, Stage, State
+
+Carry = dict[str, jax.Array]  # log_p [P, validation examples], and the count [P] of those seen
 
 
 def select(model: Model, over: Callable, num_validation: int, size: int) -> Stage:
@@ -35,14 +37,14 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
     if num_validation < 1:
         raise ValueError("select: there is no data.validation to select by")
 
-    def begin(state: State, x: jax.Array) -> State:
+    def begin(state: State, x: jax.Array) -> Carry:
         P = len(state.key)
-        noted = dict(log_p=jnp.zeros((P, num_validation)), count=jnp.zeros(P, jnp.int32))
-        return state.replace(opt_state=dict(optimiser=state.opt_state, noted=noted))
+        return dict(log_p=jnp.zeros((P, num_validation)), count=jnp.zeros(P, jnp.int32))
 
-    def update(state: State, batch: Batch) -> State:
+    def update(state: State, carry: Carry, batch: Batch) -> tuple[State, Carry, Metrics]:
         # One set of draws for all particles: a greedy choice would find the luckiest.
-        draws = jax.random.fold_in(jax.random.key(0), state.opt_state["noted"]["count"][0])
+        at = carry["count"][0]
+        draws = jax.random.fold_in(jax.random.key(0), at)
 
         def one(particle, batch):
             params, collections, key = particle
@@ -53,20 +55,18 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
         log_p = over(one)(samples.predicting(state), batch)
         log_p = log_p.reshape(len(state.key), -1, log_p.shape[-1])
         log_p = jax.nn.logsumexp(log_p, axis=1) - jnp.log(log_p.shape[1])  # of its samples
-        noted = state.opt_state["noted"]
-        at = noted["count"][0]
-        noted = dict(
-            log_p=jax.lax.dynamic_update_slice_in_dim(noted["log_p"], log_p, at, axis=1),
-            count=noted["count"] + log_p.shape[-1],
+        carry = dict(
+            log_p=jax.lax.dynamic_update_slice_in_dim(carry["log_p"], log_p, at, axis=1),
+            count=carry["count"] + log_p.shape[-1],
         )
-        return state.replace(opt_state=dict(state.opt_state, noted=noted))
+        return state, carry, {}
 
-    def finish(state: State, x: jax.Array) -> State:
-        chosen = greedy(state.opt_state["noted"]["log_p"], size)
-        arrays = state.replace(step=None, opt_state=state.opt_state["optimiser"])
+    def finish(state: State, carry: Carry, x: jax.Array) -> State:
+        chosen = greedy(carry["log_p"], size)
+        arrays = state.replace(step=None)
         return jax.tree.map(lambda a: a[chosen], arrays).replace(step=state.step)
 
-    return Stage(begin, update, finish, data="validation", separable=False)
+    return Stage(begin, update, finish, passes=1, data="validation", separable=False)
 
 
 def greedy(log_p: jax.Array, size: int) -> jax.Array:

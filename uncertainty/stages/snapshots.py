@@ -3,8 +3,8 @@
 import jax
 
 from uncertainty.inference import samples, thinning
-from uncertainty.stages.training import Optimiser, Train, further_training
-from uncertainty.types import Batch, Stage, State
+from uncertainty.stages.training import Optimiser, Train, Training, further_training, trained
+from uncertainty.types import Batch, Metrics, Stage, State
 
 
 def snapshots(
@@ -33,12 +33,18 @@ def snapshots(
       ValueError: a number out of range, or fewer steps than sets.
     """
     at = thinning.cyclical(steps, size, cycles, burn_in)
-    opened, step = further_training(train, optimiser)
+    start, step = further_training(train, optimiser)
 
-    def begin(state: State, x: jax.Array) -> State:
-        return samples.reserve(opened(state), size)
+    def begin(state: State, x: jax.Array) -> Training:
+        training = start(state)
+        return training.replace(samples=samples.reserve(state, size).samples)
 
-    def update(state: State, batch: Batch) -> State:
-        return samples.take(step(state, batch), at)
+    def update(state: State, training: Training, batch: Batch) -> tuple[State, Training, Metrics]:
+        state, training, metrics = step(state, training, batch)
+        taken = samples.take(state.replace(step=training.step, samples=training.samples), at)
+        return state, training.replace(samples=taken.samples), metrics
 
-    return Stage(begin, update, lambda state, x: state, steps=steps)
+    def finish(state: State, training: Training, x: jax.Array) -> State:
+        return trained(state, training)
+
+    return Stage(begin, update, finish, steps=steps)

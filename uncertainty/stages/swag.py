@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 from uncertainty.inference.samples import fold
 from uncertainty.optimisers.samplers import normal
-from uncertainty.stages.training import Optimiser, Train, further_training
-from uncertainty.types import Batch, Params, Samples, Stage, State
+from uncertainty.stages.training import Optimiser, Train, Training, further_training, trained
+from uncertainty.types import Batch, Metrics, Params, Samples, Stage, State
 
 _DRAW = 0x73776167  # of a particle's key
+Carry = tuple[Training, dict[str, Params]]  # the path: mean, squares, deviations
 
 
 def swag(
@@ -57,19 +58,17 @@ def swag(
         raise ValueError(f"scale: {scale}; a positive number")
     values = steps // every
     rank = min(rank, values)
-    opened, step = further_training(train, optimiser)
+    start, step = further_training(train, optimiser)
 
-    def begin(state: State, x: jax.Array) -> State:
-        state = opened(state)
+    def begin(state: State, x: jax.Array) -> Carry:
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         deviations = jax.tree.map(lambda a: jnp.repeat(a[:, None], rank, axis=1), zeros)
-        path = dict(mean=zeros, squares=zeros, deviations=deviations)
-        return state.replace(opt_state=dict(state.opt_state, path=path))
+        return start(state), dict(mean=zeros, squares=zeros, deviations=deviations)
 
-    def update(state: State, batch: Batch) -> State:
-        path = state.opt_state["path"]
-        state = step(state, batch)
-        n = state.step // every  # values, this one included
+    def update(state: State, carry: Carry, batch: Batch) -> tuple[State, Carry, Metrics]:
+        training, path = carry
+        state, training, metrics = step(state, training, batch)
+        n = training.step // every  # values, this one included
 
         def add(path: dict[str, Params]) -> dict[str, Params]:
             params, old = state.params, path["mean"]
@@ -84,8 +83,8 @@ def swag(
             )  # fmt: skip
             return dict(mean=mean, squares=squares, deviations=deviations)
 
-        path = jax.lax.cond(state.step % every == 0, add, lambda path: path, path)
-        return state.replace(opt_state=dict(state.opt_state, path=path))
+        path = jax.lax.cond(training.step % every == 0, add, lambda path: path, path)
+        return state, (training, path), metrics
 
     def draw(key: jax.Array, path: dict[str, Params]) -> Params:
         """A draw of each particle, [P, ...]."""
@@ -98,10 +97,9 @@ def swag(
         parts = (path["mean"], path["squares"], path["deviations"], normal(key, path["mean"]))
         return jax.tree.map(move, *parts)
 
-    def finish(state: State, x: jax.Array) -> State:
-        path = state.opt_state["path"]
-        kept = {name: value for name, value in state.opt_state.items() if name != "path"}
-        state = state.replace(params=path["mean"], opt_state=kept)
+    def finish(state: State, carry: Carry, x: jax.Array) -> State:
+        training, path = carry
+        state = trained(state.replace(params=path["mean"]), training)
         if not samples:
             return state
         keys = fold(state.key, _DRAW)

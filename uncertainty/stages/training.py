@@ -1,14 +1,16 @@
 """Training that goes on after the training, with an optimiser of its own."""
 
 from collections.abc import Callable
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from uncertainty.inference.samples import fold
 from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation
-from uncertainty.types import Batch, Inference, State
+from uncertainty.types import Batch, Inference, Metrics, Samples, State
 
 _AFTER = 0x61667465  # of a particle's key
 Optimiser = optax.GradientTransformation | DecayingTransformation | SamplingTransformation
@@ -25,13 +27,24 @@ def check_no_posterior(state: State) -> None:
         )
 
 
+@flax.struct.dataclass
+class Training:
+    """What a training of its own has in place of the state's, [P, ...] but for the step."""
+
+    step: jax.Array
+    key: jax.Array
+    opt_state: Any
+    samples: Samples | None = None
+
+
 def further_training(
     train: Train, optimiser: Optimiser
-) -> tuple[Callable[[State], State], Callable[[State, Batch], State]]:
-    """(a state to begin with, a step of independent particles).
+) -> tuple[
+    Callable[[State], Training], Callable[[State, Training, Batch], tuple[State, Training, Metrics]]
+]:
+    """(what to begin with, a step of independent particles).
 
-    The state is at step 0, with keys that training has not used, and `opt_state['faults']` [P]
-    counts the steps that were not finite and so did not happen.
+    It begins at step 0, with keys that training has not used.
 
     Raises:
       ValueError: at its begin, where there are samples already, which would be lost, or the
@@ -39,26 +52,28 @@ def further_training(
     """
     inference = train(optimiser)
 
-    def begin(state: State) -> State:
+    def begin(state: State) -> Training:
         check_no_posterior(state)
         if state.samples is not None:
             raise ValueError(
                 "there are samples already, of inference.collect or of a stage before, which "
                 "further training would lose"
             )
-        return state.replace(
+        return Training(
             step=jnp.zeros_like(state.step),
             key=fold(state.key, _AFTER),
-            opt_state=dict(
-                optimiser=jax.vmap(optimiser.init)(state.params),
-                faults=jnp.zeros(state.key.shape, jnp.int32),
-            ),
+            opt_state=jax.vmap(optimiser.init)(state.params),
         )
 
-    def update(state: State, batch: Batch) -> State:
-        kept = state.opt_state
-        state, metrics = inference.update(state.replace(opt_state=kept["optimiser"]), batch)
-        faults = kept["faults"] + ~metrics["finite"]
-        return state.replace(opt_state=dict(kept, optimiser=state.opt_state, faults=faults))
+    def update(state: State, training: Training, batch: Batch) -> tuple[State, Training, Metrics]:
+        own = dict(step=training.step, key=training.key, opt_state=training.opt_state)
+        new, metrics = inference.update(state.replace(**own), batch)
+        state = state.replace(params=new.params, collections=new.collections)
+        return state, training.replace(step=new.step, opt_state=new.opt_state), metrics
 
     return begin, update
+
+
+def trained(state: State, training: Training) -> State:
+    """The state after it: its step, its keys and what it has left of samples."""
+    return state.replace(step=training.step, key=training.key, samples=training.samples)

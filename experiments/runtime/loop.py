@@ -1,0 +1,226 @@
+"""The loop: the only one, of training and of what follows it. Read it from top to bottom.
+
+It knows neither an experiment nor a program: a carry (a State, or whatever else the update takes),
+an update, a stream of batches, and the services that watch over them.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.runtime import execution, processes
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.progress import Finished, Progress, format_losses
+from experiments.runtime.termination import Interrupted, Stop
+from experiments.runtime.writers import Profile, Writer
+from uncertainty.types import Batch, Metrics
+
+logger = logging.getLogger(__name__)
+
+Carry = Any
+Update = Callable[[Carry, Batch], tuple[Carry, Metrics]]
+
+
+class ParticleFault(FloatingPointError):
+    """A particle's step or predictions are not finite, and the config says to stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Services:
+    """What watches over a loop, and how many steps apart.
+
+    Attributes:
+      stop: whether the process was asked to stop.
+      writer: of the records.
+      checkpoints: of the carry.
+      faults: looks at the losses of an update that trains.
+      log_every, save_every: steps.
+      before: steps of the run before those of this loop, for the records.
+      learning_rate: of a step of this loop.
+      monitor: carry -> values for the record, and a short text for the progress line.
+      profile: traces steps.
+      validate: carry -> metrics, every `validate_every` steps.
+    """
+
+    stop: Stop
+    writer: Writer
+    checkpoints: Checkpoints
+    faults: "Faults"
+    log_every: int
+    save_every: int
+    before: int = 0
+    learning_rate: Callable[[int], Any] | None = None
+    monitor: Callable[[Carry], tuple[Mapping[str, float], str]] | None = None
+    profile: Profile | None = None
+    validate: Callable[[Carry], Mapping[str, float]] | None = None
+    validate_every: int = 0
+
+
+def run(
+    name: str,
+    carry: Carry,
+    compiled: Callable[[Carry, Batch], Update],
+    stream: Iterator[tuple[int, Batch]],
+    start: int,
+    steps: int,
+    services: Services,
+) -> Carry:
+    """The carry after steps `start` to `steps`; the end itself is the caller's to save.
+
+    Args:
+      name: what the loop does, for the progress line and for messages.
+      carry: at `start`; it may be donated.
+      compiled: makes the update for the first batch. Its metrics have at least one array. Where it
+        trains they are those of `Inference.update`: `loss`, `finite`, `gradient_norm` [P] and `nll`
+        [P, M, B].
+      stream: of (step, batch), from step `start` on.
+      start: steps that are done.
+      steps: at the end.
+      services: see there.
+
+    Raises:
+      ParticleFault: with `on_fault='stop'`, or where no particle is left.
+      Interrupted: SIGTERM or SIGINT came; the carry is saved first.
+    """
+    update, learning_rate = None, services.learning_rate and jax.jit(services.learning_rate)
+    writer, faults, finished = services.writer, services.faults, Finished(start)
+    alone, first = jax.process_count() == 1, jax.process_index() == 0
+    profile = services.profile or Profile(writer.path.parent, ())
+    clock = Clock(writer.seconds)
+    with Progress(steps, name, finished=finished, start=start, show=first) as progress:
+        for step in range(start, steps):
+            _, batch = next(stream)
+            update = update or compiled(carry, batch)
+            with profile(step):
+                carry, metrics = update(carry, batch)
+            done, trains, text = step + 1, "loss" in metrics, None
+            finished.add(done, jax.tree.leaves(metrics)[0])
+            logged = done % services.log_every == 0 or done == steps
+            if trains:
+                faults.add(metrics["finite"], metrics["loss"])
+            if trains and (logged or done == start + 1):
+                record, text = summary(execution.host(metrics))
+                faults.check(done)
+                if services.monitor:
+                    values, shown = services.monitor(carry)
+                    record, text = {**record, **values}, " · ".join(filter(None, (text, shown)))
+                if learning_rate:
+                    record["learning_rate"] = float(learning_rate(step))
+                if logged:
+                    writer.write(services.before + done, {**record, **clock.record(done)})
+            if done == start + 1:
+                jax.block_until_ready(metrics)
+                clock.mark(done)
+                logger.info("first step, with its compilation: %.1f s", clock.seconds())
+            progress.update(done, text)
+            if services.validate and done % services.validate_every == 0 and done < steps:
+                try:
+                    values = services.validate(carry)
+                except FloatingPointError as error:
+                    raise ParticleFault(f"validation at step {done}: {error}") from error
+                writer.write(services.before + done,
+                             {f"validation/{k}": v for k, v in values.items()})  # fmt: skip
+            # Several processes agree to stop where they meet anyway.
+            meeting = alone or done % services.log_every == 0 or done == steps
+            signal = processes.any_signal(services.stop) if meeting else None
+            if signal or (done % services.save_every == 0 and done < steps):
+                faults.check(done)
+                services.checkpoints.save(done, carry)
+            if signal:
+                message = f"{name} stopped by {signal} at step {done} of {steps}; saved"
+                raise Interrupted(message, signal)
+        jax.block_until_ready(carry)
+    return carry
+
+
+def summary(metrics: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
+    """What is written and shown of an update's metrics: loss per member and of the ensemble.
+
+    Particles whose step was not finite are left out of all but their own losses.
+    """
+    nll = np.asarray(metrics["nll"], np.float64)  # [P, M, B]
+    members = nll.mean(axis=-1).ravel()  # [P M]
+    sound = metrics["finite"] if metrics["finite"].any() else slice(None)  # of [P]
+    record = {
+        "loss": float(np.mean(metrics["loss"][sound])),
+        "gradient_norm": float(np.mean(metrics["gradient_norm"][sound])),
+    }
+    flat = -nll[sound].reshape(-1, nll.shape[-1])  # log p(y), [P M, B]
+    peak = flat.max(axis=0)
+    mixture = peak + np.log(np.mean(np.exp(flat - peak), axis=0))
+    record["ensemble_loss"] = float(-np.mean(mixture))
+    if len(members) > 1:
+        record |= {f"loss/{i}": float(value) for i, value in enumerate(members)}
+    return record, format_losses(members, record["ensemble_loss"] if len(members) > 1 else None)
+
+
+class Faults:
+    """Which particles had a step that was not finite; looked at only when the loop waits anyway.
+
+    Args:
+      policy: the config's `on_fault`.
+      step: that the loop starts from.
+      separable: whether the others can go on.
+      where: after the number of a step in messages, such as ' of swag'.
+    """
+
+    def __init__(self, policy: str, step: int, separable: bool, where: str = ""):
+        self.policy, self.step, self.separable, self.where = policy, step, separable, where
+        self._pending: list[tuple[jax.Array, jax.Array]] = []
+        self._named: set[int] = set()
+
+    def add(self, finite: jax.Array, loss: jax.Array) -> None:
+        self._pending.append((finite, loss))
+
+    def check(self, step: int) -> None:
+        """Names each new faulty particle.
+
+        Raises:
+          ParticleFault: if the config says to stop, or no particle is left.
+        """
+        if not self._pending:
+            return
+        finite, loss = (np.stack(a) for a in zip(*execution.host(self._pending), strict=True))
+        if not finite.any(axis=1).all() and not np.isfinite(loss).all():
+            finite = np.isfinite(loss)  # [steps, P]; where particles interact, who began it
+        first, self._pending, self.step = self.step + 1, [], step
+        for particle in np.flatnonzero(~finite.all(axis=0)):
+            at = f"{first + int(np.flatnonzero(~finite[:, particle])[0])}{self.where}"
+            message = f"particle {particle}: loss, gradient or update is not finite at step {at}"
+            if self.policy == "stop":
+                freeze = ", or set on_fault='freeze' to let the other particles go on"
+                raise ParticleFault(f"{message}. Lower the learning rate or clip the gradient"
+                                    f"{freeze if self.separable else ''}.")  # fmt: skip
+            if particle not in self._named:
+                logger.warning("%s; such steps leave it as it is, the others go on", message)
+                self._named.add(int(particle))
+        if not finite.any():
+            raise ParticleFault(f"no particle has had a finite step since step {first}{self.where}")
+
+
+class Clock:
+    """Seconds of a loop, those before an interruption included."""
+
+    def __init__(self, before: float):
+        self._before, self._began = before, time.monotonic()
+        self._mark: tuple[float, int] | None = None
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def mark(self, step: int) -> None:
+        """Begins to count steps per second after `step`."""
+        self._mark = (self.seconds(), step)
+
+    def record(self, step: int) -> dict[str, float]:
+        now = self.seconds()
+        record = {"seconds": self._before + now}
+        if self._mark and now > self._mark[0]:
+            record["steps_per_second"] = (step - self._mark[1]) / (now - self._mark[0])
+        self.mark(step)
+        return record

@@ -1,0 +1,54 @@
+"""How a program starts and ends: its flags, and one line in place of a traceback."""
+
+import logging
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+from experiments.runtime.termination import Interrupted, status
+
+logger = logging.getLogger(__name__)
+
+flags.DEFINE_bool("debug", False, "Show the traceback of an error in the config or the data.")
+REPORTED = (ValueError, OSError, FloatingPointError, ImportError)  # in one line
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """`app.run` with one line for what the user can fix, in place of a traceback.
+
+    The exit status is 2 for an error, and 128 + the number of a signal that ended the program.
+
+    `main` gets what is not a flag of absl's: the program, then its other arguments, among them
+    `--config.field=value`.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        fields = [item for item in argv if item.startswith("--config.")]
+        try:
+            return flags.FLAGS([item for item in argv if item not in fields]) + fields
+        except flags.Error as error:
+            fail(str(error))
+
+    def wrapped(argv: list[str]) -> Any:
+        try:
+            return main(argv)
+        except Interrupted as message:
+            logger.warning("%s. The same command resumes.", message)
+            sys.exit(message.code)
+        except REPORTED as error:
+            if flags.FLAGS.debug:
+                raise
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted", code=status("SIGINT"))
+
+    app.run(wrapped, flags_parser=parse)
+
+
+def fail(message: str, code: int = 2) -> None:
+    """Prints a message on standard error and ends the program."""
+    print(f"error: {re.sub(r'^.Errno [0-9]+. ', '', message)}", file=sys.stderr)
+    sys.exit(code)
