@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uncertainty import cpu
+from uncertainty.cpu import triangle
 from uncertainty.layers import double_float
 
 CURVATURES = ("gaussian", "softmax", "sigmoid")
@@ -250,15 +252,10 @@ def refined_factor(moments: jax.Array, rest: jax.Array) -> jax.Array:
 
 
 def inverse_triangle(L: jax.Array) -> jax.Array:
-    """L^-1 of a lower triangular L [m, m], by halves: on CPU half the time of a solve."""
-    m = L.shape[-1]
-    if m <= 64:
-        return jax.lax.linalg.triangular_solve(L, jnp.eye(m), left_side=True, lower=True)
-    h = m // 2
-    A, C = inverse_triangle(L[:h, :h]), inverse_triangle(L[h:, h:])
-    with jax.default_matmul_precision("highest"):  # else accelerators round what they multiply
-        B = -C @ (L[h:, :h] @ A)
-    return jnp.block([[A, jnp.zeros((h, m - h))], [B, C]])
+    """L^-1 of a lower triangular L [m, m]."""
+    if cpu.enabled():
+        return triangle.inverse(L)
+    return jax.lax.linalg.triangular_solve(L, jnp.eye(len(L)), left_side=True, lower=True)
 
 
 def quadratic(phi: jax.Array, factor: jax.Array) -> jax.Array:
