@@ -21,7 +21,6 @@ from absl import flags
 from experiments import evaluate, stage
 from experiments.data.description import describe, write_description
 from experiments.data.loader import depth, prefetch
-from experiments.evaluators import routing
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
 from experiments.runtime import execution, processes, writers
@@ -158,9 +157,10 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
             if done % every == 0 or done in (start + 1, steps):
                 record, text = summary(execution.host(metrics))
                 faults.check(done)
-                if "routing" in state.collections:
-                    found = routing.counted(execution.host(state.collections["routing"]))
-                    record, text = record | found, f"{text} · {routing.text(found)}"
+                for monitor in experiment.model.monitors:
+                    kept = {name: state.collections[name] for name in monitor.collections}
+                    values, shown = monitor.run(execution.host(kept))
+                    record, text = record | values, f"{text} · {shown}"
                 record["learning_rate"] = float(learning_rate(step))
                 if done % every == 0 or done == steps:
                     writer.write(done, {**record, **clock.record(done)})

@@ -18,7 +18,6 @@ from experiments.experiment.check import (
     check_batches,
     check_noise,
     check_update,
-    has_posterior,
 )
 from experiments.experiment.load import load_data, load_validation, warn_of_data
 from experiments.runtime import execution, writers
@@ -142,7 +141,7 @@ def setup(
     if len(source) and any(s.data == "validation" for _, s in stages):
         validation = validation or load_validation(config, source)
         stages = build.stages(config, model, over, {**sizes, "validation": len(validation)})
-    if not stages and "precision" not in shapes.collections and has_posterior(model, shapes, x):
+    if not stages and model.posterior is not None and not model.posterior.moving:
         logger.warning(
             "the head has a posterior that nothing fits, so its predictions have no variance; set "
             "stages=(dict(name='laplace'),)"

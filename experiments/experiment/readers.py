@@ -32,8 +32,7 @@ def patches_of(config: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, in
       config: of a run.
       shape: of its inputs.
     """
-    backbone = build.network(config).backbone
-    return backbone.patches(shape) if hasattr(backbone, "patches") else None
+    return build.network(config).backbone.patches(shape)
 
 
 @contextlib.contextmanager

@@ -26,8 +26,7 @@ def masksembles(backbone: nn.Module, head: nn.Module, size: int, scale: float = 
     """
     Masksembles(size, scale, parent=None)  # checked here, before anything is traced
     masks = functools.partial(Masksembles, size=size, scale=scale)
-    experts = getattr(backbone, "experts", None)
-    if experts is not None and "dropout" not in getattr(experts, "keywords", {}):
+    if backbone.experts is not None and backbone.experts(parent=None).dropout is None:
         raise ValueError(
             "backbone.experts.dropout: missing; masks belong to examples, and an expert works on "
             "tokens of many; 0.0 leaves experts without masks"

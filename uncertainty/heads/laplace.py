@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from uncertainty.layers import posterior as posterior_lib
-from uncertainty.types import Latent
+from uncertainty.types import Head, Latent, Posterior
 
 
-class Laplace(nn.Module):
+class Laplace(Head):
     """u = W h + b as `dense.Dense`; var(u) by Laplace over (W, b) ~ N(0, I / prior_precision).
 
     Source: MacKay 1992; Kristiadi et al. 2020, "Being Bayesian, even just a bit, fixes
@@ -51,6 +51,11 @@ class Laplace(nn.Module):
             self.curvature, self.noise, self.momentum, self.num_examples, parent=None
         )
         super().__post_init__()
+
+    @property
+    def posterior(self) -> Posterior:
+        """That of the last layer."""
+        return Posterior(self.curvature, self.noise, moving=self.momentum is not None)
 
     @nn.compact
     def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from uncertainty.layers.posterior import Laplace
 from uncertainty.layers.random_features import RandomFeatures
-from uncertainty.types import Latent
+from uncertainty.types import Head, Latent, Posterior
 
 
-class Sngp(nn.Module):
+class Sngp(Head):
     """u = beta^T phi(h) with random features phi and beta_c ~ N(0, I); var(u) by Laplace.
 
     Source: Liu et al. 2020, "Simple and principled uncertainty estimation with deterministic deep
@@ -68,6 +68,11 @@ class Sngp(nn.Module):
         Laplace(self.curvature, self.noise, self.momentum, self.num_examples, parent=None)
         RandomFeatures(self.features, self.length_scale, self.amplitude, parent=None)
         super().__post_init__()
+
+    @property
+    def posterior(self) -> Posterior:
+        """That of the last layer."""
+        return Posterior(self.curvature, self.noise, moving=self.momentum is not None)
 
     @nn.compact
     def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]

@@ -3,10 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from uncertainty import cpu
 from uncertainty.cpu import triangle
 from uncertainty.layers import double_float
+from uncertainty.types import Collections
 
 CURVATURES = ("gaussian", "softmax", "sigmoid")
 BLOCKS = 4  # of a triangular factor: 5/8 of the products of a full one
@@ -162,6 +164,11 @@ class Laplace(nn.Module):
         mean = jax.lax.stop_gradient(mean)
         p = jax.nn.softmax(mean) if self.curvature == "softmax" else jax.nn.sigmoid(mean)
         return jnp.moveaxis(p * (1 - p), -1, 0)
+
+
+def is_fitted(collections: Collections) -> bool:
+    """Whether a layer has its factor of the stage 'laplace' in these collections."""
+    return any(path[-1] == "factor" for path in flatten_dict(collections.get("precision", {})))
 
 
 def gram(phi: jax.Array) -> jax.Array:
