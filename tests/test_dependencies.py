@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "likelihoods": {"types", "predictive"},
     "metrics": {"metrics"},
     "layers": {"types", "rules", "cpu", "layers"},
-    "backbones": {"types", "layers", "backbones"},
+    "backbones": {"types", "rules", "layers", "backbones"},
     "heads": {"types", "layers", "heads"},
     "ensembles": {"types", "rules", "layers", "backbones", "ensembles"},
     "model": {"types", "layers", "predictive", "likelihoods"},
