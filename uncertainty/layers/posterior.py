@@ -1,4 +1,4 @@
-"""The Laplace approximation of a linear map's posterior, and the variance that follows from it."""
+"""The posterior of a linear map by Laplace's approximation, and the variance that follows."""
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ CURVATURES = ("gaussian", "softmax", "sigmoid")
 BLOCKS = 4  # of a triangular factor: 5/8 of the products of a full one
 
 
-class Laplace(nn.Module):
+class LinearPosterior(nn.Module):
     """var(x) = phi(x)^T P^-1 phi(x), for f_c = beta_c . phi with the prior beta_c ~ N(0, I).
 
         P_c = I + sum_i lambda_ic phi_i phi_i^T,   lambda = -d^2 log p(y | f) / df_c^2 at the mean f
