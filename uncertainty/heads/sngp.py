@@ -21,13 +21,13 @@ class Sngp(Head):
     In training u is the MAP mean and beta is learned; beta's prior is an L2 of 1 / N on
     `head/(mean/)?logits/kernel` (`optimiser.l2`). The variance [M, B, 1] (or [M, B, K] by class) of
     predictions needs `stages=(dict(name='laplace'),)`, and then validation during training is that
-    of the MAP mean alone, or `momentum`; see `LinearPosterior`. Integrate over it by draws or by the
-    likelihood's `mean_field`.
+    of the MAP mean alone, or `momentum`; see `LinearPosterior`. Integrate over it by draws or by
+    the likelihood's `mean_field`.
 
     Differences from the paper: the covariance is shared by the classes unless `curvature` says
     otherwise, as in the authors' code ('softmax' has one for each class and none between classes,
-    by which its variances are too small: see `LinearPosterior`); features are scaled by sqrt(2 / m),
-    so that the prior's variance is amplitude^2 whatever m; no bias on the mean.
+    by which its variances are too small: see `LinearPosterior`); features are scaled by
+    sqrt(2 / m), so that the prior's variance is amplitude^2 whatever m; no bias on the mean.
 
     Attributes:
       outputs: K.
