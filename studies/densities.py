@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.evaluators.posterior import wasserstein
 from experiments.reports.style import GREY, PALETTE, styled, wrapped
 from uncertainty.types import Latent, Likelihood, Model
 
@@ -139,8 +140,8 @@ class Distances:
 
     def __init__(self, density: Density, n: int = 10_000, seed: int = 2**31):
         self.draws = density.draw(np.random.default_rng(seed), n)
-        self.within = (sum(_k(part, self.draws).sum() for part in np.array_split(self.draws, 20))
-                       - n) / (n * (n - 1))  # fmt: skip
+        total = sum(_k(part, self.draws).sum() for part in np.array_split(self.draws, 20))
+        self.within = (total - n) / (n * (n - 1))
 
     def __call__(self, z: np.ndarray) -> dict[str, float]:
         return dict(mmd=self.mmd(z), w1=self.w1(z))
@@ -150,12 +151,9 @@ class Distances:
         return float(np.sqrt(max(squared, 0)))
 
     def w1(self, z: np.ndarray) -> float:
-        import scipy.stats
-
         angles = np.pi * (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS
-        found = [scipy.stats.wasserstein_distance(z @ d, self.draws @ d)
-                 for d in np.stack([np.cos(angles), np.sin(angles)], axis=1)]  # fmt: skip
-        return float(np.mean(found))
+        directions = np.stack([np.cos(angles), np.sin(angles)])
+        return float(wasserstein(z @ directions, self.draws @ directions).mean())
 
 
 def _k(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -186,8 +184,8 @@ def picture(density: Density, draws: np.ndarray, methods: Mapping[str, np.ndarra
         ax.set(xlim=x[[0, -1]], ylim=y[[0, -1]])
         outside = np.sum(np.any((z < [x[0], y[0]]) | (z > [x[-1], y[-1]]), axis=1))
         if outside:
-            ax.text(0.97, 0.03, f"{outside} outside", transform=ax.transAxes, ha="right",
-                    fontsize=7)  # fmt: skip
+            at = dict(transform=ax.transAxes, ha="right", fontsize=7)
+            ax.text(0.97, 0.03, f"{outside} outside", **at)
         ax.grid(visible=False)
         ax.spines[["top", "right"]].set_visible(True)
         ax.locator_params(nbins=4, integer=True)

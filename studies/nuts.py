@@ -1,5 +1,6 @@
 """The no-U-turn sampler (Hoffman & Gelman 2014) and how well its chains agree, by BlackJAX."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ class Chains(NamedTuple):
     acceptance: np.ndarray  # [chains], means
     divergent: np.ndarray  # [chains], shares of all draws
     leapfrogs: np.ndarray  # [chains], means for a draw
+    seconds: float  # without compilation
 
 
 def nuts(
@@ -27,6 +29,7 @@ def nuts(
     doublings: int = 10,
     acceptance: float = 0.8,
     chunk: int = 20,
+    shared: bool = False,
 ) -> Chains:
     """Chains from `positions`, all at once, each with its own step size and diagonal metric.
 
@@ -39,6 +42,8 @@ def nuts(
       doublings: most of a trajectory, which has at most 2^doublings leapfrog steps.
       acceptance: what the step size is adapted to.
       chunk: draws between two looks at the progress.
+      shared: the first chain alone adapts, and all take its step size and metric; the others then
+        begin at `positions`.
 
     Raises:
       ImportError: BlackJAX is missing.
@@ -47,8 +52,9 @@ def nuts(
         import blackjax
     except ImportError:
         raise ImportError("BlackJAX is missing: pip install '.[reference]'") from None
-    chains = len(positions)
+    chains, adapting = len(positions), 1 if shared else len(positions)
     warming, sampling = jax.random.split(key)
+    kernel = blackjax.nuts.build_kernel()
 
     with Progress(warmup, "adapt") as progress:
         seen = 0
@@ -56,7 +62,7 @@ def nuts(
         def tick(_: Any) -> None:  # once for each chain and step
             nonlocal seen
             seen += 1
-            progress.update(seen // chains)
+            progress.update(seen // adapting)
 
         def watch(state: Any, info: Any, adaptation: Any) -> tuple:
             jax.debug.callback(tick, info.acceptance_rate)
@@ -70,17 +76,23 @@ def nuts(
             max_num_doublings=doublings,
         )
 
-        @jax.jit
-        @jax.vmap
-        def adapted(key: jax.Array, position: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-            (state, found), _ = adapt.run(key, position, warmup)
-            return state, {name: found[name] for name in ("step_size", "inverse_mass_matrix")}
+        def adapted(keys: jax.Array, positions: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+            def one(key: jax.Array, position: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+                (state, found), _ = adapt.run(key, position, warmup)
+                return state, {name: found[name] for name in ("step_size", "inverse_mass_matrix")}
 
-        states, settings = adapted(jax.random.split(warming, chains), positions)
-        jax.block_until_ready(states)
+            states, settings = jax.vmap(one)(keys, positions[:adapting])
+            if shared:
+                states = jax.vmap(lambda z: blackjax.nuts.init(z, log_density))(positions)
+                settings = jax.tree.map(lambda a: jnp.repeat(a, chains, axis=0), settings)
+            return states, settings
+
+        keys = jax.random.split(warming, adapting)
+        compiled = jax.jit(adapted).lower(keys, positions).compile()
+        began = time.perf_counter()
+        states, settings = jax.block_until_ready(compiled(keys, positions))
+        seconds = time.perf_counter() - began
         jax.effects_barrier()
-
-    kernel = blackjax.nuts.build_kernel()
 
     def step(state: Any, key: jax.Array, settings: dict[str, jax.Array]) -> tuple[Any, Any]:
         return kernel(key, state, log_density, max_num_doublings=doublings, **settings)
@@ -98,16 +110,20 @@ def nuts(
 
         return jax.lax.scan(one, states, keys)
 
-    parts = []
+    parts, programs = [], {}
     with Progress(samples, "sample") as progress:
         for start in range(0, samples, chunk):
             size = min(chunk, samples - start)
             keys = jax.random.split(jax.random.fold_in(sampling, start), (size, thin))
-            states, found = advance(states, keys)
+            if size not in programs:
+                programs[size] = advance.lower(states, keys).compile()
+            began = time.perf_counter()
+            states, found = programs[size](states, keys)
             parts.append(jax.device_get(found))
+            seconds += time.perf_counter() - began
             progress.update(start + size)
     draws, *facts = (np.concatenate(arrays).swapaxes(0, 1) for arrays in zip(*parts, strict=True))
-    return Chains(draws, *(fact.mean(1) for fact in facts))
+    return Chains(draws, *(fact.mean(1) for fact in facts), seconds=seconds)
 
 
 def diagnose(values: np.ndarray) -> dict[str, np.ndarray]:

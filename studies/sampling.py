@@ -35,6 +35,7 @@ from experiments.runtime import project
 from experiments.runtime.progress import Progress, setup_logging
 from experiments.runtime.writers import hardware
 from studies.densities import DENSITIES, Density, Distances, as_model, picture
+from studies.nuts import nuts
 from uncertainty.inference.directions.independent import independent
 from uncertainty.inference.directions.svgd import svgd
 from uncertainty.inference.directions.wgd import wgd
@@ -135,33 +136,18 @@ def sample(
     return found, seconds, float(np.mean(lost))
 
 
-def nuts(
+def by_nuts(
     density: Density, seeds: Sequence[int], steps: int = 500, warmup: int = 1000
 ) -> tuple[list[np.ndarray], list[float]]:
-    """The last of `steps` of P chains of BlackJAX's NUTS, adapted by one chain's `warmup` steps."""
-    import blackjax
-
-    def chains(key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, 3)
-        mean, std = density.start
-        start = jnp.array(mean) + std * jax.random.normal(keys[0], (density.size, 2))
-        adaptation = blackjax.window_adaptation(blackjax.nuts, density.log_density)
-        (_, parameters), _ = adaptation.run(keys[1], start[0], warmup)
-        kernel = blackjax.nuts(density.log_density, **parameters)
-
-        def chain(key: jax.Array, z: jax.Array) -> jax.Array:
-            def step(state: Any, key: jax.Array) -> tuple[Any, None]:
-                return kernel.step(key, state)[0], None
-
-            return jax.lax.scan(step, kernel.init(z), jax.random.split(key, steps))[0].position
-
-        return jax.vmap(chain)(jax.random.split(keys[2], density.size), start)
-
-    compiled, found, seconds = jax.jit(chains).lower(jax.random.key(0)).compile(), [], []
+    """The last of `steps` of P chains of NUTS, adapted by one chain's `warmup` steps."""
+    found, seconds = [], []
     for seed in seeds:
-        began = time.perf_counter()
-        found.append(np.asarray(compiled(jax.random.key(seed)), np.float64))
-        seconds.append(time.perf_counter() - began)
+        begin, key = jax.random.split(jax.random.key(seed))
+        mean, std = density.start
+        start = jnp.array(mean) + std * jax.random.normal(begin, (density.size, 2))
+        made = nuts(density.log_density, start, key, warmup, 1, thin=steps, shared=True)
+        found.append(np.asarray(made.draws[:, -1], np.float64))
+        seconds.append(made.seconds)
     return found, seconds
 
 
@@ -194,7 +180,7 @@ def compare(
     for label, method in chosen.items():
         try:
             if method is None:
-                found, seconds = nuts(density, seeds, *((5, 20) if runlocal else ()))
+                found, seconds = by_nuts(density, seeds, *((5, 20) if runlocal else ()))
                 add(label, found, seconds, group=NUTS, note="500 steps after 1,000 to adapt.")
                 continue
             method = method._replace(steps=min(method.steps or density.steps, density.steps))

@@ -5,7 +5,9 @@ To add a method, add its line: what goes with what is in `test_composition.py`.
 
 import functools
 import pkgutil
+import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,8 @@ import uncertainty.backbones
 import uncertainty.ensembles
 import uncertainty.heads
 import uncertainty.inference.directions
-from uncertainty import build
+from uncertainty import build, types
+from uncertainty.model import from_network
 
 B, K = 8, 3
 IMAGE = (8, 8, 1)
@@ -241,6 +244,77 @@ def test_a_prediction_is_a_function_of_the_state(ensemble):
     state = jax.jit(inference.init)(jax.random.key(1), x[:1])
     predict = jax.jit(inference.predict)
     np.testing.assert_array_equal(predict(state, x).mean, predict(state, x).mean)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_backbone_declares_what_its_variables_show(backbone):
+    model = build.model(config_of(backbone, "single", "dense", "particles"))
+    network = build.network(config_of(backbone, "single", "dense", "particles"))
+    assert isinstance(network.backbone, types.Backbone)
+    params, collections = jax.eval_shape(model.init, jax.random.key(0), images(B))
+    layers = {path.rpartition("/")[0] for path in paths(params["backbone"])}
+    assert network.backbone.input_layers and layers.issuperset(network.backbone.input_layers)
+    assert network.backbone.clone(**network.backbone.sizes) is not None
+    for size in jax.tree.leaves(network.backbone.sizes):
+        assert size % network.backbone.width_unit == 0 and size > 0
+    # Routers count where tokens share slots, and experts are what leads with E.
+    assert model.batch_dependent == bool(model.monitors) == ("routing" in collections)
+    assert all(set(monitor.collections) <= set(collections) for monitor in model.monitors)
+    assert bool(model.sharding) == any("/experts/" in path for path in paths(params))
+    for rule, _ in model.sharding:
+        assert {a.shape[0] for path, a in paths(params).items() if re.search(rule, path)} == {4}
+    shape = network.backbone.patches(IMAGE)
+    position = params["backbone"].get("position_embedding")
+    assert (shape is None) == (position is None)
+    assert shape is None or position.shape[1] == shape[0] + shape[1] * shape[2]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_declares_the_posterior_that_the_stage_laplace_would_find(head):
+    config = config_of("mlp", "single", head, "particles")
+    model = build.model(config)
+    assert isinstance(build.network(config).head, types.Head)
+    params, collections = jax.eval_shape(model.init, jax.random.key(0), images(B))
+    forward = functools.partial(model.forward, train=False, mutable=("moments",))
+    after = jax.eval_shape(forward, params, collections, images(B), jax.random.key(0))[1]
+    assert (model.posterior is not None) == ("moments" in after)
+    if model.posterior is not None:
+        assert model.posterior.moving == ("precision" in collections)
+        of = config["head"][model.posterior.field] if model.posterior.field else config["head"]
+        assert "momentum" in of or not model.posterior.moving
+        (total,) = [a for path, a in paths(after["moments"]).items() if path.endswith("/sum")]
+        by_class = total.ndim == 3  # of 'gaussian' all classes share one
+        assert by_class == (model.posterior.curvature != "gaussian")
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_an_ensemble_is_variational_where_its_loss_has_a_divergence(ensemble):
+    backbone = "vmoe" if ensemble == "e3" else "mlp"
+    config = config_of(backbone, ensemble, "dense", "particles")
+    network, model = build.network(config), build.model(config)
+    assert isinstance(network, types.Network)
+    params, collections = jax.eval_shape(model.init, jax.random.key(0), images(B))
+    rngs = {name: jax.random.key(0) for name in ("dropout", "noise")}
+    training = functools.partial(network.apply, train=True, rngs=rngs, mutable=True)
+    _, sown = jax.eval_shape(training, {"params": params, **collections}, images(B))
+    divergences = [path for path in paths(sown.get("losses", {})) if "_kl/" in path]
+    assert model.variational == network.variational == bool(divergences)
+
+
+def test_parts_that_declare_nothing_are_refused():
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return nn.Dense(K)(x.reshape(*x.shape[:2], -1))
+
+    likelihood = build.model(config_of("mlp", "single", "dense", "particles")).likelihood
+    network = build.network(config_of("mlp", "single", "dense", "particles"))
+    with pytest.raises(ValueError, match=r"backbone: Plain is no `types\.Backbone`"):
+        from_network(network.clone(backbone=Plain()), likelihood)
+    with pytest.raises(ValueError, match=r"head: Plain is no `types\.Head`"):
+        from_network(network.clone(head=Plain()), likelihood)
+    model = from_network(Plain(), likelihood)  # a network by itself need not declare anything
+    assert not (model.monitors or model.batch_dependent or model.sharding or model.variational)
 
 
 MADE_ALREADY = dict(name="dropout.Dropout", rate=0.5, members=4)

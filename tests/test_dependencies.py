@@ -13,21 +13,22 @@ PACKAGES = ("uncertainty", "experiments", "configs", "studies", "tools")
 
 # What each part of the library may import of the others.
 MAY_IMPORT = {
-    "types": set(),
+    "types": {"rules"},
     "rules": set(),
+    "cpu": {"cpu"},
     "restore": {"restore"},
-    "optimisers": {"types", "rules", "optimisers"},
+    "optimisers": {"types", "rules", "cpu", "optimisers"},
     "predictive": {"types"},
     "likelihoods": {"types", "predictive"},
     "metrics": {"metrics"},
-    "layers": {"types", "layers"},
-    "backbones": {"types", "layers", "backbones"},
+    "layers": {"types", "rules", "cpu", "layers"},
+    "backbones": {"types", "rules", "layers", "backbones"},
     "heads": {"types", "layers", "heads"},
     "ensembles": {"types", "rules", "layers", "backbones", "ensembles"},
     "model": {"types", "layers", "predictive", "likelihoods"},
     "priors": {"types", "rules"},
-    "inference": {"types", "likelihoods", "optimisers", "inference"},
-    "stages": {"types", "optimisers", "inference", "stages"},
+    "inference": {"types", "likelihoods", "optimisers", "cpu", "inference"},
+    "stages": {"types", "layers", "optimisers", "inference", "stages"},
     "specs": set(),  # finds all else by name
     "build": {"types", "model", "optimisers", "specs"},
 }

@@ -56,7 +56,11 @@ def model(config: Mapping[str, Any], flax_network: nn.Module | None = None) -> M
       flax_network: what `network(config)` has made of it already.
     """
     likelihood = make("likelihoods", _section(config, "likelihood"), "likelihood")
-    return from_network(flax_network or network(config), likelihood)
+    made = flax_network or network(config)
+    try:
+        return from_network(made, likelihood)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
@@ -129,14 +133,18 @@ def inference(
     if spec.get("collect"):
         given["collect"] = make("inference.thinning", spec.pop("collect"), "inference.collect",
                                 total_steps=_section(config, "steps"))  # fmt: skip
-    optimise = optimise or optimiser(config)
-    made = _inference(spec, network or model(config), optimise, num_examples, **given)
-    _check_posterior(config, optimise, made)
+    optimise, network = optimise or optimiser(config), network or model(config)
+    made = _inference(spec, network, optimise, num_examples, **given)
+    _check_posterior(config, network, optimise, made)
     return made
 
 
 def _check_posterior(
-    config: Mapping[str, Any], optimiser: Any, made: Inference, field: str = "optimiser"
+    config: Mapping[str, Any],
+    network: Model,
+    optimiser: Any,
+    made: Inference,
+    field: str = "optimiser",
 ) -> None:
     """Refuses a second posterior for an ensemble whose parameters are those of one already."""
     fields = dict(
@@ -145,7 +153,7 @@ def _check_posterior(
         optimiser=isinstance(optimiser, SamplingTransformation),
     )
     fields = [field for field, given in fields.items() if given]
-    if fields and getattr(network(config), "variational", False):
+    if fields and network.variational:
         where = field if fields[0] == "optimiser" else f"inference.{fields[0]}"
         name = spec_of(_section(config, "ensemble"), "ensemble")["name"]
         raise ConfigError(f"{where}: stands for a posterior of the parameters, but those of "
@@ -180,7 +188,7 @@ def stages(
 
     def train(optimiser: Any) -> Inference:
         made = _inference(alone, network, optimiser, sizes["train"])
-        _check_posterior(config, optimiser, made, f"{field}.optimiser")
+        _check_posterior(config, network, optimiser, made, f"{field}.optimiser")
         return made
 
     offered = dict(model=network, over=over, train=train, num_validation=sizes["validation"])

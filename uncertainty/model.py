@@ -1,15 +1,24 @@
 """A network and its likelihood, as pure functions of the parameters."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from uncertainty.layers.moe.mask import only
-from uncertainty.types import Collections, Latent, Likelihood, Model, Params
+from uncertainty.types import (
+    Backbone,
+    Collections,
+    Head,
+    Latent,
+    Likelihood,
+    Model,
+    Network,
+    Params,
+)
 
-SHARDING = (("/experts/", ("expert",)),)  # what experts have, [P, E, ...]
 _STREAMS = ("dropout", "noise")  # every source of randomness in a forward pass
 
 
@@ -17,9 +26,10 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
     """The Model of a Flax network.
 
     Args:
-      network: maps x [B, ...] to a Latent [M, B, K], called as `network(x, train=...)`. Auxiliary
-        losses are sown in the collection 'losses' and summed here; of one that members have each
-        for themselves ([M]) the mean counts.
+      network: maps x [B, ...] to a Latent [M, B, K], called as `network(x, train=...)`. One that
+        is no `types.Network` declares nothing (`Model._replace` may add it). Auxiliary losses are
+        sown in the collection 'losses' and summed here; of one that members have each for
+        themselves ([M]) the mean counts.
       likelihood: what is observed of the latents.
 
     Returns:
@@ -30,6 +40,10 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       examples where it is False fill up the batch, and no other example's result depends on them
       (`layers/moe/mask.py`); their own results mean nothing. `forward` raises ValueError for one in
       training.
+
+    Raises:
+      ValueError: a Network whose parts are no `types.Backbone` and `types.Head`, or have fields
+        that make no sense.
     """
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Params, Collections]:
@@ -84,7 +98,25 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         (phi,) = captured["intermediates"]["backbone"]["__call__"]
         return phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)  # packed: [M, 1, B, D]
 
-    return Model(init, forward, likelihood, features, sharding=SHARDING)
+    return Model(init, forward, likelihood, features, **_declared(network))
+
+
+def _declared(network: nn.Module) -> dict[str, Any]:
+    if not isinstance(network, Network):
+        return {}
+    for field, part, kind in (
+        ("backbone", network.backbone, Backbone),
+        ("head", network.head, Head),
+    ):
+        if not isinstance(part, kind):
+            raise ValueError(f"{field}: {type(part).__name__} is no `types.{kind.__name__}`")
+    return dict(
+        monitors=network.backbone.monitors,
+        batch_dependent=network.backbone.batch_dependent,
+        sharding=network.backbone.sharding,
+        posterior=network.head.posterior,
+        variational=network.variational,
+    )
 
 
 def _rngs(key: jax.Array, *streams: str) -> dict[str, jax.Array]:

@@ -4,11 +4,14 @@ Letters in every shape comment: P particles, M members, B batch, T tokens, D fea
 K latents (classes), R covariance factors, E experts, C expert capacity, S samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import flax.struct
 import jax
+
+from uncertainty.rules import Rules
 
 Params = Any  # a pytree of arrays
 Collections = dict[str, Any]  # Flax variable collections other than 'params'
@@ -49,18 +52,94 @@ class Likelihood(NamedTuple):
 
 
 class Monitor(NamedTuple):
-    """Numbers about training that layers keep in collections, for the record of a step.
+    """What is shown of collections that layers keep in training, such as the load of experts."""
 
-    `run` gets {name: collection of all particles, [P, ...], as NumPy arrays} and returns values by
-    their names in the record, and a short text for the progress line.
-    """
-
-    collections: tuple[str, ...]  # names of those that it reads, all in the State
+    collections: tuple[str, ...]  # the names of those that it reads
+    # those collections of all particles, [P, ...], on the host -> numbers by the names that they
+    # have in a record, and a short text that stands for them
     run: Callable[[Collections], tuple[dict[str, float], str]]
 
 
+class Posterior(NamedTuple):
+    """What a head's last layer takes for the likelihood, where it has a posterior of its own."""
+
+    curvature: str  # 'gaussian', or the name of a likelihood of classes
+    noise: float  # variance of a Gaussian outcome, for 'gaussian'
+    field: str = ""  # where in the head's fields these are, such as 'mean'
+    moving: bool = False  # training makes it, by a moving average, and not only a stage
+
+
+class Backbone(nn.Module):
+    """x [M or 1, B, ...] -> features [M or 1, B, D], called as `backbone(x, train=...)`.
+
+    Layers that may be replaced are fields: `dense`, `conv`, `norm`, `dropout`, those that there
+    are. Below is what others ask of a backbone, with the answer of one that has nothing to declare.
+    """
+
+    # A field, where there are some: factory of a mixture of experts, `layers/moe/experts.py`.
+    experts = None
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The fields that say how many features there are, with what stands for None."""
+        return {}
+
+    @property
+    def width_unit(self) -> int:
+        """What divides the field `width`."""
+        return 1
+
+    @property
+    def input_layers(self) -> tuple[str, ...]:
+        """Paths of layers that see the input, or an image that was flattened: not in groups."""
+        return ()
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether at prediction an example's features depend on the others of its batch."""
+        return False
+
+    @property
+    def sharding(self) -> Rules:
+        """Mesh axes of the trailing dimensions of parameters, where the config has no rule."""
+        return ()
+
+    @property
+    def monitors(self) -> tuple[Monitor, ...]:
+        """What is shown of its collections in training."""
+        return ()
+
+    @nn.nowrap
+    def patches(self, shape: Sequence[int]) -> tuple[int, int, int] | None:
+        """What its position embeddings are of, where it has some: see `vit.ViT.patches`."""
+        return None
+
+
+class Head(nn.Module):
+    """Features [M or 1, B, D] -> Latent [M or 1, B, K], called as `head(phi, train=...)`."""
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """That of its last layer, if it has one."""
+        return None
+
+
+class Network(nn.Module):
+    """x [B, ...] -> Latent [M, B, K], called as `network(x, train=...)`: what ensembles make."""
+
+    backbone: Backbone
+    head: Head
+
+    # Whether the parameters describe a posterior, whose divergence from a prior is in the loss.
+    variational = False
+
+
 class Model(NamedTuple):
-    """One network and its likelihood, as pure functions of the parameters."""
+    """One network and its likelihood, as pure functions of the parameters.
+
+    What follows `features` is what the network declares of itself, see `Backbone`, `Head` and
+    `Network`.
+    """
 
     init: Callable[[jax.Array, jax.Array], tuple[Params, Collections]]  # key, x [B, ...]
     # params, collections, x, key, *, train, mutable=(), mask=None -> latent, collections,
@@ -71,8 +150,10 @@ class Model(NamedTuple):
     # share it
     features: Callable[..., jax.Array] | None = None
     monitors: tuple[Monitor, ...] = ()
-    # Rules (path regex, mesh axes of the trailing dimensions) that come after a config's own.
-    sharding: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    batch_dependent: bool = False
+    sharding: Rules = ()
+    posterior: Posterior | None = None
+    variational: bool = False
 
 
 @flax.struct.dataclass

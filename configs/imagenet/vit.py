@@ -24,7 +24,7 @@ Differences from that source: ImageNet-1k with the images, augmentation and clip
 ImageNet-21k; softmax, as in HetSNGP's paper, with the temperatures of its sigmoid; no hidden layer
 before the head; noise of each class by itself and the GP's variance in use, neither of which it has
 (`heads/heteroscedastic.py`); the moving average keeps the prior and weighs all of the data
-(`layers/laplace.py`), and after training the exact precision takes its place; SNGP's mean-field
+(`layers/posterior.py`), and after training the exact precision takes its place; SNGP's mean-field
 factor is ResNet-50's, there none. HetSNGP's 1,000 draws are 1e9 softmax terms a step, in chunks of
 256 MB over all devices.
 

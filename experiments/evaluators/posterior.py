@@ -154,7 +154,8 @@ def distances(f: np.ndarray, draws: np.ndarray) -> dict[str, float]:
 def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """1-Wasserstein distance between the numbers a [M, ...] and b [S, ...] of each column, [...].
 
-    int |F - G|, with F and G the distribution functions, steps of 1/M and of 1/S.
+    int |F - G|, with F and G the distribution functions, steps of 1/M and of 1/S. SciPy's takes one
+    column at a time.
     """
     both = np.concatenate([a, b])
     steps = np.repeat([1 / len(a), -1 / len(b)], [len(a), len(b)])

@@ -24,7 +24,6 @@ from experiments.experiment.check import (
     check_outputs,
     check_pretrained,
     check_update,
-    has_posterior,
 )
 from experiments.experiment.load import described, load_data, load_validation, warn_of_data
 from experiments.runtime import execution, writers
@@ -145,9 +144,9 @@ def setup(
     shapes, latent = initial_shapes(config, inference, mesh, source)
     check_outputs(config, model, latent, source)
     check_faults(config, inference)
-    check_noise(config, network, model)
+    check_noise(config, model)
     stages = stages_of(config, model, executor, source, data.validation)
-    warn_of_posterior(stages, model, shapes, source)
+    warn_of_posterior(stages, model)
     if len(source):
         check_pretrained(config["pretrained"], network, source.shape, shapes)
         check_update(inference, shapes, data, mesh)
@@ -226,12 +225,9 @@ def stages_of(
     return build.stages(config, model, over, sizes)
 
 
-def warn_of_posterior(
-    stages: list[tuple[str, Stage]], model: Model, shapes: State, source: Source
-) -> None:
+def warn_of_posterior(stages: list[tuple[str, Stage]], model: Model) -> None:
     """Logs where the head has a posterior that no stage fits, nor training."""
-    x = batch_shapes(source, 1)["x"]
-    if not stages and "precision" not in shapes.collections and has_posterior(model, shapes, x):
+    if not stages and model.posterior is not None and not model.posterior.moving:
         logger.warning(
             "the head has a posterior that nothing fits, so its predictions have no variance; "
             "config.stages needs one that does (uncertainty/stages)"

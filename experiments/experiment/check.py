@@ -1,11 +1,9 @@
 """What a config may not ask for: refused by tracing, before anything is compiled."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 from jax.sharding import Mesh
 
 from experiments.data.source import Source
@@ -66,38 +64,30 @@ def check_update(inference: Inference, shapes: State, data: Data, mesh: Mesh) ->
     check_reads(execution.on_mesh(inference.update, mesh, particles=False), shapes, data)
 
 
-def check_noise(config: Mapping[str, Any], network: nn.Module, model: Model) -> None:
+def check_noise(config: Mapping[str, Any], model: Model) -> None:
     """Raises ConfigError where a head's posterior is not that of the likelihood."""
-    head, spec, field = network.head, config["likelihood"], "head"
-    if hasattr(head, "mean"):  # which has the posterior
-        head, field = head.mean(outputs=head.outputs), "head.mean"
-    if not hasattr(head, "curvature"):
+    if model.posterior is None:
         return
+    posterior, spec = model.posterior, config["likelihood"]
+    field = f"head.{posterior.field}" if posterior.field else "head"
     if model.likelihood.moments is None:
         name = spec if isinstance(spec, str) else spec["name"]
-        if head.curvature not in ("gaussian", name):  # 'gaussian' is SNGP's choice for all
+        if posterior.curvature not in ("gaussian", name):  # 'gaussian' is SNGP's choice for all
             raise ConfigError(
-                f"{field}.curvature: {head.curvature!r}, but the likelihood is {name!r}; allowed "
-                f"{name!r}, 'gaussian'"
+                f"{field}.curvature: {posterior.curvature!r}, but the likelihood is {name!r}; "
+                f"allowed {name!r}, 'gaussian'"
             )
         return
     variance = (1.0 if isinstance(spec, str) else spec.get("noise_std", 1.0)) ** 2
-    if head.curvature != "gaussian":
-        raise ConfigError(f"{field}.curvature: {head.curvature!r}; real outcomes need 'gaussian'")
-    if not variance or abs(head.noise / variance - 1) > 1e-6:
+    if posterior.curvature != "gaussian":
         raise ConfigError(
-            f"{field}.noise: {head.noise}, but likelihood.noise_std^2 is {variance:g}; the "
+            f"{field}.curvature: {posterior.curvature!r}; real outcomes need 'gaussian'"
+        )
+    if not variance or abs(posterior.noise / variance - 1) > 1e-6:
+        raise ConfigError(
+            f"{field}.noise: {posterior.noise}, but likelihood.noise_std^2 is {variance:g}; the "
             "posterior needs the likelihood's, above 0"
         )
-
-
-def has_posterior(model: Model, shapes: State, x: jax.Array) -> bool:
-    """Whether a layer of the model would sum over the data for its posterior."""
-    params, collections, key = jax.eval_shape(
-        lambda s: jax.tree.map(lambda a: a[0], (s.params, s.collections, s.key)), shapes
-    )
-    forward = functools.partial(model.forward, train=False, mutable=("moments",))
-    return "moments" in jax.eval_shape(forward, params, collections, x, key)[1]
 
 
 def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:

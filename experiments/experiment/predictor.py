@@ -71,7 +71,7 @@ class Predictor:
         self.experiment = experiment
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.shape, self.task = experiment.source.shape, experiment.source.task
-        self._shares_slots = "routing" in experiment.final_shapes.collections
+        self._shares_slots = experiment.model.batch_dependent
         self._put = execution.put_batch(experiment.mesh)
         latents = execution.on_mesh(
             lambda state, batch: experiment.inference.predict(state, batch["x"], batch.get("mask")),

@@ -33,8 +33,7 @@ def patches_of(network: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]
       network: of a run.
       shape: of its inputs.
     """
-    backbone = network.backbone
-    return backbone.patches(shape) if hasattr(backbone, "patches") else None
+    return network.backbone.patches(shape)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ on any mesh and by any executor, to the rounding of sums: bit for bit only where
 is the same.
 """
 
+import contextlib
 import math
 import os
 import pathlib
@@ -18,7 +19,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from uncertainty import rules
+from experiments.runtime import allocator
+from uncertainty import cpu, rules
 from uncertainty.build import ConfigError, nearest
 from uncertainty.inference import executors
 from uncertainty.types import Batch, Inference, Metrics, State
@@ -29,7 +31,11 @@ PARTICLE = PartitionSpec("particle")
 
 
 def prepare() -> None:
-    """A persistent compilation cache, in $JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    """What comes before the first array: the allocator, and a persistent compilation cache.
+
+    The cache is in $JAX_COMPILATION_CACHE_DIR or the user's cache folder.
+    """
+    allocator.keep_freed_memory()
     if not jax.config.jax_compilation_cache_dir:
         cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
         folder = pathlib.Path(cache).expanduser() / "uncertainty" / "jax"
@@ -271,13 +277,13 @@ def on_mesh(
       particles: whether `fn` takes each device's own particles, and not only all of them.
       own_examples: see `put_batch`.
     """
-    if mesh.size == 1:
-        return fn
     if particles and mesh.shape["particle"] > 1:
         fn = over_particles(fn, mesh, own_examples)
+    platform, several = mesh.devices.flat[0].platform, mesh.size > 1
 
     def traced(state: Any, shared: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        axes = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+        with cpu.compiling_for(platform), axes if several else contextlib.nullcontext():
             return fn(state, shared)
 
     return traced

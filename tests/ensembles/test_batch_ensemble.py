@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.backbones.conftest import TINY, draw_variables
-from uncertainty import build
+from uncertainty import build, cpu
 from uncertainty.backbones.vit import ViT
 from uncertainty.ensembles.batch_ensemble import batch_ensemble
 from uncertainty.ensembles.single import single
@@ -94,15 +94,15 @@ def test_members_are_networks_with_their_own_kernels(name, where):
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet_same", "vit_gap"])
-def test_all_members_are_rows_of_one_product(name, monkeypatch):
+def test_all_members_are_rows_of_one_product(name):
     """As many products as the plain network has, none of them with a batch of kernels."""
-    monkeypatch.setattr(layers, "MEMBERS", 0)  # convolutions too, as on accelerators
     backbone, shape = TINY[name]
     x = inputs(shape)
 
     def products(network):
         variables = draw_variables(network, x, train=False)
-        program = jax.make_jaxpr(functools.partial(network.apply, train=False))(variables, x)
+        with cpu.compiling_for("tpu"):  # convolutions too
+            program = jax.make_jaxpr(functools.partial(network.apply, train=False))(variables, x)
         counts = {}
 
         def visit(jaxpr):
@@ -135,15 +135,15 @@ def test_all_members_are_rows_of_one_product(name, monkeypatch):
         functools.partial(nn.Conv, feature_group_count=2),
     ],
 )
-def test_convolutions_by_members_are_the_one_of_all(layer, given, monkeypatch):
+def test_convolutions_by_members_are_the_one_of_all(layer, given):
     fast = layers.around(layer, M, initial=layers.gaussian)(features=4, kernel_size=(3, 3))
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.normal(size=(given, B, 6, 5, 2)), "float32")
     variables = draw_variables(fast, x)
     results = []
-    for members in (layers.MEMBERS, 0):
-        monkeypatch.setattr(layers, "MEMBERS", members)
-        y, back = jax.vjp(fast.apply, variables, x)
+    for platform in ("cpu", "tpu"):
+        with cpu.compiling_for(platform):
+            y, back = jax.vjp(fast.apply, variables, x)
         weights = np.random.default_rng(3).normal(size=y.shape)
         results.append((y, *back(jnp.asarray(weights, y.dtype))))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):

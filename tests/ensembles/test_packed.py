@@ -17,6 +17,7 @@ from uncertainty.ensembles.packed import narrower, packed
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.layers import packed as layers
+from uncertainty.types import Backbone
 
 M, B, K = 3, 4, 5
 CLOSE = dict(rtol=2e-4, atol=2e-5)  # float32 sums in another order
@@ -145,7 +146,7 @@ def test_gamma_makes_groups_of_inner_layers(name):
         (dict(size=0), "size: 0 members"),
         (dict(alpha=0.0), "alpha: 0.0; a positive number"),
         (dict(gamma=0), "gamma: 0 groups"),
-        (dict(backbone=Dense(2)), "backbone: Dense does not tell its `sizes`"),
+        (dict(backbone=Backbone()), "backbone: Backbone does not tell its `sizes`"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, why):

@@ -18,6 +18,7 @@ from experiments.experiment.predictor import Predictor
 from experiments.train import train
 from tests.uncertainty.routes import fill
 from uncertainty import build
+from uncertainty.layers.moe import monitor
 
 P, M, E, T, B, SIZE = 2, 2, 4, 4, 32, 2  # E: of each member
 SLOTS = {1: 2, 2: 3}  # ceil(2 n 4 0.7 / 4) of n examples
@@ -169,7 +170,7 @@ def test_counts_of_the_last_step_are_logged(run):
     assert records[-1]["routing/block01/load_min"] == pytest.approx(low, rel=1e-5)
     assert records[-1]["routing/block01/load_max"] == pytest.approx(high, rel=1e-5)
     found = {k: v for k, v in records[-1].items() if k.startswith("routing/")}
-    assert routing.text(found) == (
+    assert monitor.text(found) == (
         f"dropped {np.mean(counts['dropped']):.0%} load {low:.2g}-{high:.2g}"
     )
 
@@ -206,7 +207,7 @@ def test_names_are_what_tells_layers_apart():
         "stem/backbone/block01/feed_forward/router/dropped": "stem/block01",
         "router/load": "experts",
     }
-    assert {path: routing.name_of(path) for path in names} == names
+    assert {path: monitor.name_of(path) for path in names} == names
 
 
 def test_a_network_without_experts_is_refused():

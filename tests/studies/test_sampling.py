@@ -109,6 +109,14 @@ def test_particles_by_themselves_go_to_the_mode_and_begin_where_they_should(targ
     assert lost == 0
 
 
+@pytest.mark.slow
+def test_the_reference_adapts_by_one_chain_and_draws_by_all():
+    density = densities.gaussian()._replace(size=400)
+    (z,), (seconds,) = sampling.by_nuts(density, [0], steps=10, warmup=200)
+    assert z.shape == (400, 2) and seconds > 0
+    assert min(p_values(z, densities.MEAN, densities.COVARIANCE)) > LEVEL
+
+
 def test_a_method_that_fails_is_reported_and_the_others_are_not():
     chosen = {
         "diverges": sampling.Method(optimiser(optax.identity(), 10.0)),

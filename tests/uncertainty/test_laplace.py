@@ -144,7 +144,7 @@ def test_what_the_covariance_between_classes_would_add(N, K, too_small, differen
     precision = precision.reshape(K * m, K * m) + np.eye(K * m)
     full = np.linalg.inv(precision).reshape(K, m, K, m)
     full = np.einsum("kilj,bi,bj->bkl", full, test, test, optimize=True)
-    fitted = layer.Laplace("softmax")
+    fitted = layer.LinearPosterior("softmax")
 
     @jax.jit
     def variance(phi, mean, test):
@@ -321,7 +321,7 @@ def test_a_million_examples_leave_the_prior_where_there_are_none(noise):
     rng = np.random.default_rng(3)
     m, repeats = 64, 1000
     phi = on_a_plane(rng, m)
-    fitted = layer.Laplace(noise=noise)
+    fitted = layer.LinearPosterior(noise=noise)
 
     @jax.jit
     def variance(chunk, test):

@@ -18,12 +18,12 @@ from uncertainty.inference.directions.independent import gradient
 from uncertainty.layers.dropout import Dropout
 from uncertainty.layers.norm import BatchNorm
 from uncertainty.model import from_network
-from uncertainty.types import Latent
+from uncertainty.types import Backbone, Head, Latent
 
 KEY = jax.random.key(0)
 
 
-class Counting(nn.Module):
+class Counting(Backbone):
     """Counts its steps of training in a collection, and sows two losses."""
 
     weight: float = 1.0
@@ -39,13 +39,13 @@ class Counting(nn.Module):
         return scale * x
 
 
-class Normalised(nn.Module):
+class Normalised(Backbone):
     @nn.compact
     def __call__(self, x, *, train):
         return BatchNorm(name="norm")(x, train=train)
 
 
-class Careless(nn.Module):
+class Careless(Backbone):
     @nn.compact
     def __call__(self, x, *, train):
         count = self.variable("count", "calls", lambda: jnp.zeros(()))
@@ -53,7 +53,7 @@ class Careless(nn.Module):
         return x
 
 
-class SowingHead(nn.Module):
+class SowingHead(Head):
     @nn.compact
     def __call__(self, phi, *, train):
         scale = self.param("scale", nn.initializers.normal(1.0), ())
@@ -61,7 +61,7 @@ class SowingHead(nn.Module):
         return Latent(mean=scale * phi)
 
 
-class Pair(nn.Module):
+class Pair(Backbone):
     @nn.compact
     def __call__(self, x, *, train):
         x = Counting(1.0, name="one")(x, train=train)

@@ -9,9 +9,10 @@ import jax
 from uncertainty.backbones.inputs import check_images
 from uncertainty.layers.conv import Conv
 from uncertainty.layers.pool import max_pool
+from uncertainty.types import Backbone
 
 
-class LeNet5(nn.Module):
+class LeNet5(Backbone):
     """Images x [M or 1, B, H, W, C] -> features [M or 1, B, widths[-1]]; 84 by default.
 
     Convolutions 5 x 5 with 6, 16 and 120 filters, the first padded to keep its size, maxima over
@@ -55,6 +56,11 @@ class LeNet5(nn.Module):
     def sizes(self) -> dict[str, Any]:
         """The fields that say how many features there are, with what stands for None."""
         return dict(widths=tuple(self.widths))
+
+    @property
+    def input_layers(self) -> tuple[str, ...]:
+        """Paths of layers that see the input, or an image that was flattened."""
+        return ("conv0", "dense0")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

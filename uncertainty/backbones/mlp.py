@@ -6,10 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from uncertainty.types import Backbone
+
 ACTIVATIONS = ("celu", "elu", "gelu", "relu", "selu", "sigmoid", "silu", "softplus", "tanh")
 
 
-class MLP(nn.Module):
+class MLP(Backbone):
     """x [M or 1, B, ...] -> features [M or 1, B, widths[-1]]; trailing axes are flattened.
 
     Every layer is activation(W x + b), followed by dropout where there is one. The layer of logits
@@ -49,6 +51,11 @@ class MLP(nn.Module):
     def sizes(self) -> dict[str, Any]:
         """The fields that say how many features there are, with what stands for None."""
         return dict(widths=tuple(self.widths))
+
+    @property
+    def input_layers(self) -> tuple[str, ...]:
+        """Paths of layers that see the input, or an image that was flattened."""
+        return ("dense0",)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -15,6 +15,7 @@ from uncertainty.layers.residual import (
     Stem,
     global_mean,
 )
+from uncertainty.types import Backbone
 
 
 class _Shape(NamedTuple):
@@ -33,7 +34,7 @@ _SHAPES |= {
 }
 
 
-class ResNet(ConvModule):
+class ResNet(ConvModule, Backbone):
     """Images x [M or 1, B, H, W, C] -> features [M or 1, B, D], means over space.
 
     Version 1 of He et al. (2016a). Depths 8, 14, 20, 32, 44, 56 and 110 are the CIFAR networks
@@ -70,6 +71,11 @@ class ResNet(ConvModule):
     def sizes(self) -> dict[str, Any]:
         """The fields that say how many features there are, with what stands for None."""
         return dict(width=self.width or _SHAPES[self.depth].width)
+
+    @property
+    def input_layers(self) -> tuple[str, ...]:
+        """Paths of layers that see the input, or an image that was flattened."""
+        return ("stem/conv",)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

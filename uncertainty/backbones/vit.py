@@ -14,7 +14,11 @@ from flax.core import FrozenDict
 from uncertainty.backbones.inputs import check_images
 from uncertainty.layers.attention import Attention
 from uncertainty.layers.feed_forward import FeedForward
+from uncertainty.layers.moe import monitor
+from uncertainty.layers.moe.experts import SHARDING, MoE
 from uncertainty.layers.norm import LayerNorm
+from uncertainty.rules import Rules
+from uncertainty.types import Backbone, Monitor
 
 
 class _Size(NamedTuple):
@@ -37,7 +41,7 @@ _SIZES = {
 }
 
 
-class ViT(nn.Module):
+class ViT(Backbone):
     """Images x [M or 1, B, H, W, C] -> features [M or 1, B, D] (Dosovitskiy et al. 2021).
 
     Patches become tokens by one strided convolution; learned positions are added; pre-norm blocks
@@ -147,6 +151,33 @@ class ViT(nn.Module):
         hidden = {} if self.representation is None else dict(representation=self.representation)
         return dict(width=self.size.width, mlp_dim=self.size.mlp_dim, **hidden)
 
+    @property
+    def width_unit(self) -> int:
+        """What divides the field `width`."""
+        return self.size.num_heads
+
+    @nn.nowrap
+    def _mixtures(self) -> list[MoE]:
+        """The mixtures of experts that there are, unbound, without what is the same in all."""
+        factories = [*self.swaps.values(), *([self.experts] if self.experts is not None else [])]
+        made = (factory(parent=None) for factory in factories)
+        return [layer for layer in made if isinstance(layer, MoE)]
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether tokens of several examples share the slots of experts."""
+        return any(layer.shares_slots for layer in self._mixtures())
+
+    @property
+    def sharding(self) -> Rules:
+        """What experts have, over the devices of experts."""
+        return SHARDING if self._mixtures() else ()
+
+    @property
+    def monitors(self) -> tuple[Monitor, ...]:
+        """What routers count."""
+        return (monitor.ROUTING,) if self.batch_dependent else ()
+
     @nn.nowrap
     def patches(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """What `position_embedding` [1, T, D] is of, for images of a shape (H, W, ...).
@@ -158,6 +189,11 @@ class ViT(nn.Module):
         if H % patch or W % patch:
             raise ValueError(f"patch_size: {patch} does not divide images of {H} x {W}")
         return int(self.pooling == "token"), H // patch, W // patch
+
+    @property
+    def input_layers(self) -> tuple[str, ...]:
+        """Paths of layers that see the input, or an image that was flattened."""
+        return ("embedding",)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

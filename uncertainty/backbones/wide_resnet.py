@@ -8,9 +8,10 @@ import jax
 
 from uncertainty.backbones.inputs import check_images
 from uncertainty.layers.residual import ConvModule, PreActivationBlock, Stage, global_mean
+from uncertainty.types import Backbone
 
 
-class WideResNet(ConvModule):
+class WideResNet(ConvModule, Backbone):
     """Images x [M or 1, B, H, W, C] -> features [M or 1, B, 64 k], means over space.
 
     WRN-n-k of Zagoruyko & Komodakis (2016): a convolution of 16 filters, three stages of
@@ -53,6 +54,11 @@ class WideResNet(ConvModule):
     def sizes(self) -> dict[str, Any]:
         """The fields that say how many features there are, with what stands for None."""
         return dict(width=self.width)
+
+    @property
+    def input_layers(self) -> tuple[str, ...]:
+        """Paths of layers that see the input, or an image that was flattened."""
+        return ("stem",)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -29,10 +29,13 @@ def e3(
     """
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
-    if getattr(backbone, "experts", None) is None:
-        raise ValueError(f"backbone: e3 needs experts, and this {type(backbone).__name__} has none;"
-                         " vit.ViT has a field `experts`")  # fmt: skip
-    if "members" in getattr(backbone.experts, "keywords", {}):
+    if backbone.experts is None:
+        raise ValueError(
+            f"backbone: e3 needs experts, and this {type(backbone).__name__} has none; vit.ViT has "
+            "a field `experts`"
+        )
+    if backbone.experts(parent=None).members != 1:
         raise ValueError("backbone.experts.members: e3 sets them; give its `size` instead")
     experts = functools.partial(backbone.experts, members=size, partition=partition, tile=tile)
+    experts(parent=None)  # checked here, before anything is traced
     return Single(backbone.clone(experts=experts), head)

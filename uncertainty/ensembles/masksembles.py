@@ -26,10 +26,10 @@ def masksembles(backbone: nn.Module, head: nn.Module, size: int, scale: float = 
     """
     Masksembles(size, scale, parent=None)  # checked here, before anything is traced
     masks = functools.partial(Masksembles, size=size, scale=scale)
-    experts = getattr(backbone, "experts", None)
-    if experts is not None and "dropout" not in getattr(experts, "keywords", {}):
+    masked = with_dropout(backbone, masks, "masksembles")
+    if masked.experts is not None and masked.experts(parent=None).dropout is None:
         raise ValueError(
             "backbone.experts.dropout: missing; masks belong to examples, and an expert works on "
             "tokens of many; 0.0 leaves experts without masks"
         )
-    return Single(with_dropout(backbone, masks, "masksembles"), head, size)
+    return Single(masked, head, size)

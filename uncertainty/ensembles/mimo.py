@@ -12,18 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from uncertainty.ensembles.multi_head import heads
-from uncertainty.types import Latent
+from uncertainty.types import Latent, Network
 
 
-class Mimo(nn.Module):
+class Mimo(Network):
     """x [B, ..., C] -> Latent [M, B, K], or [M batch_repetitions, B, K] in training; see `mimo`.
 
     In training each input sees the batch in an order of its own, which is undone on what its head
     says, so that latents are those of the labels' examples and nobody else hears of it.
     """
 
-    backbone: nn.Module
-    head: nn.Module
     size: int
     input_repetition: float
     batch_repetitions: int
@@ -51,11 +49,14 @@ class Mimo(nn.Module):
             a = jax.vmap(lambda rows, at: rows[at])(a, back)
             return a.reshape(M * R, B, *a.shape[2:])
 
-        aligned = {f: align(getattr(latent, f)) for f in ("mean", "variance", "factors",
-                                                          "epistemic")}  # fmt: skip
-        if latent.projection is not None:
-            aligned["projection"] = jnp.repeat(latent.projection, R, axis=0)
-        return Latent(**aligned)
+        projection = latent.projection
+        return Latent(
+            mean=align(latent.mean),
+            variance=align(latent.variance),
+            factors=align(latent.factors),
+            epistemic=align(latent.epistemic),
+            projection=None if projection is None else jnp.repeat(projection, R, axis=0),
+        )
 
 
 def mimo(

@@ -5,14 +5,12 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from uncertainty.types import Latent
+from uncertainty.types import Latent, Network
 
 
-class MultiHead(nn.Module):
+class MultiHead(Network):
     """x [B, ...] -> Latent [M, B, K]; every variable of the head leads with M."""
 
-    backbone: nn.Module
-    head: nn.Module
     size: int
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:

@@ -11,17 +11,12 @@ import jax
 from uncertainty.ensembles.multi_head import check_alone, of_each
 from uncertainty.ensembles.replace import check, replace
 from uncertainty.layers.packed import Dense
-from uncertainty.types import Latent
-
-# Not in groups: what sees the input, or a flattened image, whose channels are not side by side.
-INNER = r"^(?!backbone/(dense0|conv0|stem|stem/conv|embedding)$)"
+from uncertainty.types import Backbone, Head, Latent, Network
 
 
-class Packed(nn.Module):
+class Packed(Network):
     """x [B, ...] -> Latent [M, B, K]; every variable leads with M, and members share nothing."""
 
-    backbone: nn.Module
-    head: nn.Module
     size: int
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
@@ -34,8 +29,8 @@ class Packed(nn.Module):
 
 
 def packed(
-    backbone: nn.Module, head: nn.Module, size: int, alpha: float = 2.0, gamma: int = 1
-) -> nn.Module:
+    backbone: Backbone, head: Head, size: int, alpha: float = 2.0, gamma: int = 1
+) -> Network:
     """`size` networks with alpha / size times the features of `backbone` in every layer.
 
     Alpha = sqrt(size) has about the parameters and products of the backbone, alpha = size is a deep
@@ -62,7 +57,7 @@ def packed(
         raise ValueError(f"alpha: {alpha}; a positive number")
     if gamma < 1:
         raise ValueError(f"gamma: {gamma} groups; at least 1")
-    if not hasattr(backbone, "sizes"):
+    if not backbone.sizes:
         raise ValueError(f"backbone: {type(backbone).__name__} does not tell its `sizes`")
     for field in ("dense", "conv") if gamma > 1 else ():
         plain = type(backbone).__dataclass_fields__.get(field)
@@ -71,20 +66,22 @@ def packed(
                              "leave it out, or set gamma to 1")  # fmt: skip
     backbone = narrower(backbone, Fraction(str(alpha)) / size, gamma)
     if gamma > 1:
-        backbone = replace(backbone, ("dense",), _in_groups(Dense, "groups", gamma), INNER)
+        # Not those that see the input, or a flattened image, whose channels are not side by side.
+        inner = rf"^(?!backbone/({'|'.join(backbone.input_layers)})$)"
+        backbone = replace(backbone, ("dense",), _in_groups(Dense, "groups", gamma), inner)
         grouped = _in_groups(nn.Conv, "feature_group_count", gamma)
-        backbone = replace(backbone, ("conv",), grouped, INNER)
+        backbone = replace(backbone, ("conv",), grouped, inner)
     return Packed(backbone, head, size)
 
 
-def narrower(backbone: nn.Module, factor: Fraction | float, multiple: int = 1) -> nn.Module:
+def narrower(backbone: Backbone, factor: Fraction | float, multiple: int = 1) -> Backbone:
     """The backbone with `factor` times its features, rounded up to a multiple.
 
     The product is exact, of the factor as it is written: 1.1 times 50 are 55, and not
     55.00000000000001 and so 56.
     """
     factor = Fraction(str(factor))
-    of_width = multiple * getattr(getattr(backbone, "size", None), "num_heads", 1)
+    of_width = multiple * backbone.width_unit
 
     def scaled(features: int, multiple: int) -> int:
         return math.ceil(features * factor / multiple) * multiple

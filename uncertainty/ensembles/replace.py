@@ -10,16 +10,14 @@ import jax
 
 from uncertainty.layers.choice import Choice
 from uncertainty.rules import paths
-from uncertainty.types import Latent
+from uncertainty.types import Latent, Network
 
 Wrap = Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]
 
 
-class Members(nn.Module):
+class Members(Network):
     """x [B, ...] -> Latent [M, B, K] of a network some of whose layers make members."""
 
-    backbone: nn.Module
-    head: nn.Module
     size: int
     where: str
     samples: int = 1  # of each member at prediction

@@ -3,14 +3,12 @@
 import flax.linen as nn
 import jax
 
-from uncertainty.types import Latent
+from uncertainty.types import Latent, Network
 
 
-class Single(nn.Module):
+class Single(Network):
     """x [B, ...] -> Latent [1, B, K], or [M, B, K] where a layer of the backbone makes members."""
 
-    backbone: nn.Module
-    head: nn.Module
     size: int | None = None  # members that layers are to make, at prediction; None for any number
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uncertainty.types import Latent
+from uncertainty.types import Head, Latent
 
 
-class Dense(nn.Module):
+class Dense(Head):
     """u = W phi + b, without uncertainty.
 
     Attributes:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from uncertainty.heads.dense import Dense
-from uncertainty.types import Latent
+from uncertainty.types import Head, Latent, Posterior
 
 
-class Heteroscedastic(nn.Module):
+class Heteroscedastic(Head):
     """u = mu(h) + V(h) e_R + d(h) * e_K, with e_R ~ N(0, I_R) and e_K ~ N(0, I_K).
 
     Source: Collier et al. 2021, "Correlated input-dependent label noise in large-scale image
@@ -45,7 +45,7 @@ class Heteroscedastic(nn.Module):
 
     outputs: int
     rank: int = 6
-    mean: Callable[..., nn.Module] = Dense
+    mean: Callable[..., Head] = Dense
     efficient: bool = False
     learn_temperature: bool = False
     noise_weight: float = 1.0
@@ -57,6 +57,12 @@ class Heteroscedastic(nn.Module):
         for field in ("rank", "noise_weight", "mean_weight", "minimum"):
             _check(self, field, 0)
         super().__post_init__()
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """That of the mean, if it has one."""
+        posterior = self.mean(outputs=self.outputs, parent=None).posterior
+        return posterior and posterior._replace(field="mean")
 
     @nn.compact
     def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]
@@ -75,7 +81,7 @@ class Heteroscedastic(nn.Module):
         return _tempered(self, latent) if self.learn_temperature else latent
 
 
-class HeteroscedasticXL(nn.Module):
+class HeteroscedasticXL(Head):
     """u = W^T (h + V(h) e_R + d(h) * e_D) + b: the noise in the D features, not in the K classes.
 
     Source: Collier et al. 2023, "Massively scaling heteroscedastic classifiers" (HET-XL). The

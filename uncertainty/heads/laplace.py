@@ -4,11 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uncertainty.layers import posterior as posterior_lib
-from uncertainty.types import Latent
+from uncertainty.layers.posterior import LinearPosterior
+from uncertainty.types import Head, Latent, Posterior
 
 
-class Laplace(nn.Module):
+class Laplace(Head):
     """u = W h + b as `dense.Dense`; var(u) by Laplace over (W, b) ~ N(0, I / prior_precision).
 
     Source: MacKay 1992; Kristiadi et al. 2020, "Being Bayesian, even just a bit, fixes
@@ -21,14 +21,14 @@ class Laplace(nn.Module):
     Differences from the papers: the curvature is block-diagonal, a block for each class (or, for
     'gaussian', shared by them), without the covariance between classes of the full generalised
     Gauss-Newton matrix, so that with 'softmax' the variances are 1.0 to 4.5 times too small for up
-    to 1,000 examples of 10 features, and more so for more: `layers/laplace.py:Laplace` says what
-    that means for predictions; prior_precision is given, not chosen by the marginal likelihood.
+    to 1,000 examples of 10 features, and more so for more: `LinearPosterior` says what that means
+    for predictions; prior_precision is given, not chosen by the marginal likelihood.
 
     Attributes:
       outputs: K.
       prior_precision: of each weight and bias; training with an L2 of prior_precision / N has this
         prior's mode.
-      curvature, noise, momentum, num_examples: see `layers/laplace.py:Laplace`.
+      curvature, noise, momentum, num_examples: see `LinearPosterior`.
 
     Raises:
       ValueError: outputs below 1, a prior_precision that is not positive, or what the layer
@@ -47,10 +47,13 @@ class Laplace(nn.Module):
             raise ValueError(f"outputs: {self.outputs}; at least 1 is needed")
         if not self.prior_precision > 0:
             raise ValueError(f"prior_precision: {self.prior_precision}; a positive one is needed")
-        posterior_lib.Laplace(
-            self.curvature, self.noise, self.momentum, self.num_examples, parent=None
-        )
+        LinearPosterior(self.curvature, self.noise, self.momentum, self.num_examples, parent=None)
         super().__post_init__()
+
+    @property
+    def posterior(self) -> Posterior:
+        """That of the last layer."""
+        return Posterior(self.curvature, self.noise, moving=self.momentum is not None)
 
     @nn.compact
     def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]
@@ -58,7 +61,7 @@ class Laplace(nn.Module):
         kernel_init = nn.initializers.glorot_uniform()
         mean = nn.Dense(self.outputs, kernel_init=kernel_init, name="logits")(h)
         phi = jnp.concatenate([h, jnp.ones_like(h[..., :1])], axis=-1) / self.prior_precision**0.5
-        posterior = posterior_lib.Laplace(
+        posterior = LinearPosterior(
             self.curvature, self.noise, self.momentum, self.num_examples, name="posterior"
         )
         variance = posterior(phi, mean, train=train)

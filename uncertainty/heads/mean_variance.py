@@ -4,10 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uncertainty.types import Latent
+from uncertainty.types import Head, Latent
 
 
-class MeanVariance(nn.Module):
+class MeanVariance(Head):
     """u ~ N(W phi + b, diag(softplus(V phi + c) + minimum)).
 
     Source: Lakshminarayanan et al. 2017, section 2.2.1.

@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uncertainty.layers.posterior import Laplace
+from uncertainty.layers.posterior import LinearPosterior
 from uncertainty.layers.random_features import RandomFeatures
-from uncertainty.types import Latent
+from uncertainty.types import Head, Latent, Posterior
 
 
-class Sngp(nn.Module):
+class Sngp(Head):
     """u = beta^T phi(h) with random features phi and beta_c ~ N(0, I); var(u) by Laplace.
 
     Source: Liu et al. 2020, "Simple and principled uncertainty estimation with deterministic deep
@@ -21,12 +21,12 @@ class Sngp(nn.Module):
     In training u is the MAP mean and beta is learned; beta's prior is an L2 of 1 / N on
     `head/(mean/)?logits/kernel` (`optimiser.l2`). The variance [M, B, 1] (or [M, B, K] by class) of
     predictions needs `stages=(dict(name='laplace'),)`, and then validation during training is that
-    of the MAP mean alone, or `momentum`; see `layers/laplace.py:Laplace`. Integrate over it by
-    draws or by the likelihood's `mean_field`.
+    of the MAP mean alone, or `momentum`; see `LinearPosterior`. Integrate over it by draws or by
+    the likelihood's `mean_field`.
 
     Differences from the paper: the covariance is shared by the classes unless `curvature` says
     otherwise, as in the authors' code ('softmax' has one for each class and none between classes,
-    by which its variances are too small: see `layers/laplace.py:Laplace`); features are scaled by
+    by which its variances are too small: see `LinearPosterior`); features are scaled by
     sqrt(2 / m), so that the prior's variance is amplitude^2 whatever m; no bias on the mean.
 
     Attributes:
@@ -39,10 +39,11 @@ class Sngp(nn.Module):
         with N(0, 1 / projection) entries, which keeps distances on average.
       use_bias: a bias on the mean, without a prior.
       kernel_init: initialiser of beta [m, K].
-      curvature, noise, momentum, num_examples: of the posterior; see `Laplace`.
+      curvature, noise, momentum, num_examples: of the posterior; see `LinearPosterior`.
 
     Raises:
-      ValueError: outputs or projection below 1, or what `RandomFeatures` and `Laplace` refuse.
+      ValueError: outputs or projection below 1, or what `RandomFeatures` and `LinearPosterior`
+        refuse.
     """
 
     outputs: int
@@ -65,9 +66,14 @@ class Sngp(nn.Module):
             if value is not None and value < 1:
                 raise ValueError(f"{field}: {value}; at least 1 is needed")
         # Both are checked here, before anything is traced.
-        Laplace(self.curvature, self.noise, self.momentum, self.num_examples, parent=None)
+        LinearPosterior(self.curvature, self.noise, self.momentum, self.num_examples, parent=None)
         RandomFeatures(self.features, self.length_scale, self.amplitude, parent=None)
         super().__post_init__()
+
+    @property
+    def posterior(self) -> Posterior:
+        """That of the last layer."""
+        return Posterior(self.curvature, self.noise, moving=self.momentum is not None)
 
     @nn.compact
     def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]
@@ -84,7 +90,7 @@ class Sngp(nn.Module):
         mean = nn.Dense(
             self.outputs, use_bias=self.use_bias, kernel_init=self.kernel_init, name="logits"
         )(phi)
-        posterior = Laplace(
+        posterior = LinearPosterior(
             self.curvature, self.noise, self.momentum, self.num_examples, name="posterior"
         )
         variance = posterior(phi, mean, train=train)

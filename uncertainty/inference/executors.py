@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uncertainty import cpu
 from uncertainty.types import Batch, Inference, Metrics, State
 
 NAMES = ("auto", "vmap", "unroll", "scan", "loop")
@@ -50,7 +51,7 @@ def auto(fn: Callable) -> Callable:
 
     def mapped(particles: Any, shared: Any) -> Any:
         one = jax.tree.map(lambda a: a[0], particles)
-        if jax.default_backend() != "cpu":
+        if not cpu.enabled():
             over = vmap
         elif _size(particles) == 1 or has_convolution(fn, one, shared):
             over = unroll

@@ -4,8 +4,7 @@
 
 Wen et al. 2020, "BatchEnsemble: an alternative approach to efficient ensemble and lifelong
 learning", equations 4 and 5. All members are rows of one product with W; but on CPU convolutions
-are one for each member, with its own kernel, since r and s are then as small as kernels and not as
-images: a gradient of LeNet5's takes half of the time, and of 3 x 3 windows 0.5 to 0.7 of it.
+are one for each member (`cpu/members.py`).
 """
 
 import functools
@@ -16,9 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uncertainty import cpu
+from uncertainty.cpu import members as by_members
 from uncertainty.layers.conv import Conv
-
-MEMBERS = 16  # above them convolutions are one: what is compiled grows with their number
 
 
 def random_sign(
@@ -86,8 +85,8 @@ class FastWeights(nn.Module):
                 f"size: {self.size} members, but the network has made {x.shape[0]} already; "
                 "members are made in one place"
             )
-        if self._by_members(x, r):
-            return self._convolutions(x, r)
+        if cpu.enabled() and self._is_convolution(x, r):
+            return self._by_members(x, r)
         y = self.shared(self._times(x, r))
         y = self._times(y, self.fast("fast_output", y.shape[-1]))
         return y + _over_members(self._bias(len(r), y.shape[-1]), y) if self.use_bias else y
@@ -102,30 +101,23 @@ class FastWeights(nn.Module):
         return jnp.repeat(bias, members // self.size, axis=0)
 
     @nn.nowrap
-    def _by_members(self, x: jax.Array, r: jax.Array) -> bool:
-        """Whether the layer is a convolution to be done with kernels W * (r_m s_m^T)."""
+    def _is_convolution(self, x: jax.Array, r: jax.Array) -> bool:
+        """Whether the layer is a convolution that may be done with kernels W * (r_m s_m^T)."""
         return (
-            jax.default_backend() == "cpu"
-            and type(self.shared) in (Conv, nn.Conv)  # others make something else of the kernel
-            and len(r) <= MEMBERS
+            type(self.shared) in (Conv, nn.Conv)  # others make something else of the kernel
+            and len(r) <= by_members.MEMBERS
             and not self.is_initializing()
             and self.get_variable("params", "kernel").shape[-2] == x.shape[-1]  # not in groups
         )
 
     @nn.nowrap
-    def _convolutions(self, x: jax.Array, r: jax.Array) -> jax.Array:
-        kernel = self.get_variable("params", "kernel")
-        s = self.fast("fast_output", kernel.shape[-1])
+    def _by_members(self, x: jax.Array, r: jax.Array) -> jax.Array:
+        params = {"kernel": self.get_variable("params", "kernel")}
+        s = self.fast("fast_output", params["kernel"].shape[-1])
         plain = self.shared.clone(parent=None, name=None, use_bias=self.use_bias)
-        params = {"kernel": kernel * r[:, None, None, :, None] * s[:, None, None, None, :]}
         if self.use_bias:
             params["bias"] = self._bias(len(r), s.shape[1])
-        own = [x[m] if len(x) > 1 else x[0] for m in range(len(r))]
-        own = [
-            plain.apply({"params": jax.tree.map(lambda a, m=m: a[m], params)}, each[None])[0]
-            for m, each in enumerate(own)
-        ]
-        return jnp.stack(own)
+        return by_members.convolve(lambda p, x: plain.apply({"params": p}, x), params, r, s, x)
 
     @nn.nowrap
     def _times(self, x: jax.Array, fast: jax.Array) -> jax.Array:

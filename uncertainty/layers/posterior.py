@@ -1,16 +1,20 @@
-"""The Laplace approximation of a linear map's posterior, and the variance that follows from it."""
+"""The posterior of a linear map by Laplace's approximation, and the variance that follows."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
+from uncertainty import cpu
+from uncertainty.cpu import triangle
 from uncertainty.layers import double_float
+from uncertainty.types import Collections
 
 CURVATURES = ("gaussian", "softmax", "sigmoid")
 BLOCKS = 4  # of a triangular factor: 5/8 of the products of a full one
 
 
-class Laplace(nn.Module):
+class LinearPosterior(nn.Module):
     """var(x) = phi(x)^T P^-1 phi(x), for f_c = beta_c . phi with the prior beta_c ~ N(0, I).
 
         P_c = I + sum_i lambda_ic phi_i phi_i^T,   lambda = -d^2 log p(y | f) / df_c^2 at the mean f
@@ -162,6 +166,11 @@ class Laplace(nn.Module):
         return jnp.moveaxis(p * (1 - p), -1, 0)
 
 
+def is_fitted(collections: Collections) -> bool:
+    """Whether a layer has its factor of the stage 'laplace' in these collections."""
+    return any(path[-1] == "factor" for path in flatten_dict(collections.get("precision", {})))
+
+
 def gram(phi: jax.Array) -> jax.Array:
     """sum_mb phi phi^T of phi [M, B, m], [m, m]."""
     return jnp.einsum("mbi,mbj->ij", phi, phi, precision=jax.lax.Precision.HIGHEST)
@@ -250,15 +259,10 @@ def refined_factor(moments: jax.Array, rest: jax.Array) -> jax.Array:
 
 
 def inverse_triangle(L: jax.Array) -> jax.Array:
-    """L^-1 of a lower triangular L [m, m], by halves: on CPU half the time of a solve."""
-    m = L.shape[-1]
-    if m <= 64:
-        return jax.lax.linalg.triangular_solve(L, jnp.eye(m), left_side=True, lower=True)
-    h = m // 2
-    A, C = inverse_triangle(L[:h, :h]), inverse_triangle(L[h:, h:])
-    with jax.default_matmul_precision("highest"):  # else accelerators round what they multiply
-        B = -C @ (L[h:, :h] @ A)
-    return jnp.block([[A, jnp.zeros((h, m - h))], [B, C]])
+    """L^-1 of a lower triangular L [m, m]."""
+    if cpu.enabled():
+        return triangle.inverse(L)
+    return jax.lax.linalg.triangular_solve(L, jnp.eye(len(L)), left_side=True, lower=True)
 
 
 def quadratic(phi: jax.Array, factor: jax.Array) -> jax.Array:

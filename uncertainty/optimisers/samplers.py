@@ -6,15 +6,15 @@ of -1/N log p(D, theta), eta the learning rate times its schedule, and T the tem
 here is the step size 2 eta / N of the papers, whose gradient is N g.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend.random import threefry2x32_p
 
+from uncertainty import cpu
+from uncertainty.cpu import noise as threefry
 from uncertainty.types import Params
 
 
@@ -164,18 +164,5 @@ def normal(keys: jax.Array, params: Params) -> Params:
 
 
 def _normal(key: jax.Array, n: int) -> jax.Array:
-    """Standard normal numbers [n], by the same map of 23 bits each as `jax.random.normal`.
-
-    Both words of a block of Threefry are used, where `jax.random` takes their exclusive or: half of
-    the work, which is most of a sampler's step (`benchmarks/svgd.py`).
-    """
-    if str(jax.random.key_impl(key)) != "threefry2x32":
-        return jax.random.normal(key, (n,))
-    count = jnp.arange(-(-n // 2), dtype=jnp.uint32)
-    words = threefry2x32_p.bind(*jax.random.key_data(key), jnp.zeros_like(count), count)
-
-    def of(word: jax.Array) -> jax.Array:
-        u = jax.lax.bitcast_convert_type((word >> 9) | 0x3F800000, jnp.float32) - 1  # [0, 1)
-        return math.sqrt(2) * jax.lax.erf_inv(jnp.maximum(2 * u - 1, -1 + 2**-24))
-
-    return jnp.concatenate([of(word) for word in words])[:n]
+    """Standard normal numbers [n]; on CPU other draws of the same law, for half of the work."""
+    return threefry.normal(key, n) if cpu.enabled() else jax.random.normal(key, (n,))

@@ -1,4 +1,4 @@
-"""The posterior of every `layers/laplace.py:Laplace` in a model, from one pass over the data."""
+"""The posterior of every `LinearPosterior` in a model, from one pass over the data."""
 
 from collections.abc import Callable
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from uncertainty.inference.samples import fold
+from uncertainty.layers import posterior
 from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation
 from uncertainty.types import Batch, Inference, Metrics, Samples, State
 
@@ -19,8 +20,7 @@ Train = Callable[[Optimiser], Inference]  # independent particles, as the run's 
 
 def check_no_posterior(state: State) -> None:
     """Raises ValueError after the stage 'laplace', whose posterior would be out of date."""
-    flat = jax.tree_util.tree_leaves_with_path(state.collections.get("precision", {}))
-    if any(jax.tree_util.keystr(path).endswith("['factor']") for path, _ in flat):
+    if posterior.is_fitted(state.collections):
         raise ValueError(
             "there is a posterior already, of the stage laplace, for parameters and statistics as "
             "they are; let laplace come after"

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uncertainty import cpu
 from uncertainty.types import Batch, Collections, Metrics, Model, Params, State, Target
 
 # model, state, batch, keys [P] -> gradients, collections, metrics, all leading with P. It may have
@@ -91,7 +92,7 @@ def gradient(
     carry = (jax.tree.map(jnp.zeros_like, params), collections)
     keys = jax.random.split(key, accumulate)
     # Convolutions inside a scan leave the fast path on CPU.
-    unroll = accumulate if jax.default_backend() == "cpu" else 1
+    unroll = accumulate if cpu.enabled() else 1
     (total, collections), metrics = jax.lax.scan(add, carry, (parts, keys), unroll=unroll)
     nll = jnp.moveaxis(metrics["nll"], 0, -1)  # [M, B / accumulate, accumulate]
     metrics = dict(loss=metrics["loss"].mean(), nll=nll.reshape(nll.shape[0], -1))

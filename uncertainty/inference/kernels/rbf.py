@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from uncertainty import cpu
+from uncertainty.cpu import median as bisection
 from uncertainty.types import Kernel
 
 
@@ -62,26 +64,12 @@ def median_bandwidth(squared: jax.Array) -> jax.Array:
 
 
 def _median(values: jax.Array) -> jax.Array:
-    """Of numbers >= 0; where it is 0, of those above 0, and 1 if none is.
-
-    By bisection over their bits: a fifth of the time of a sort on CPU.
-    """
-    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)  # in the same order
-    zeros, top = jnp.sum(bits <= 0), jnp.int32(0x7F800000)  # infinity
+    """Of numbers >= 0; where it is 0, of those above 0, and 1 if none is."""
+    if cpu.enabled():
+        return bisection.median(values)
+    ordered = jnp.sort(values.astype(jnp.float32))
+    zeros = jnp.sum(ordered <= 0)
     zeros = jnp.where(zeros > len(values) // 2, zeros, 0)  # those to leave out
     n = len(values) - zeros
-
-    def up_to(limit: jax.Array) -> jax.Array:
-        return jnp.sum(bits <= limit) - zeros
-
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        enough = up_to(middle) >= (n + 1) // 2
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
-
-    lower, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), top))
-    above = jnp.min(jnp.where(bits > lower, bits, top))
-    upper = jnp.where(up_to(lower) > n // 2, lower, above)
-    found = 0.5 * jax.lax.bitcast_convert_type(jnp.stack([lower, upper]), jnp.float32).sum()
-    return jnp.where(n > 0, found, 1.0)
+    middle = jnp.stack([zeros + (n - 1) // 2, zeros + n // 2])
+    return jnp.where(n > 0, ordered[jnp.minimum(middle, len(values) - 1)].mean(), 1.0)

@@ -16,7 +16,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from uncertainty.layers.moe.routing import Mixture, Routes, over_row
+from uncertainty import cpu
+from uncertainty.cpu import rows
+from uncertainty.layers.moe.routing import Mixture, Routes
 
 METHODS = ("sort", "einsum")
 
@@ -69,7 +71,8 @@ def _scatter(y: jax.Array, routes: Routes, tokens: int) -> jax.Array:
     M, _, G, _, D = y.shape
     index, inverse = _flat(routes, tokens)
     gate = jnp.swapaxes(routes.gate, 1, 2)  # [M, E, G, C]
-    y = y * over_row(gate[..., None].astype(y.dtype), D)
+    gate = gate[..., None].astype(y.dtype)
+    y = y * (rows.over_row(gate, D) if cpu.enabled() else gate)
     N = M * G * tokens
     return _put(N, y.reshape(-1, D), index.reshape(-1), inverse).reshape(M, G, tokens, D)
 

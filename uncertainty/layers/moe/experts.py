@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,9 @@ from uncertainty.layers.moe.dispatch import METHODS
 from uncertainty.layers.moe.mask import current
 from uncertainty.layers.moe.routers import TopK
 from uncertainty.layers.moe.routing import per_example
+
+# What experts have, [P, E, ...], over the devices of the mesh axis 'expert'.
+SHARDING = (("/experts/", ("expert",)),)
 
 
 class MoE(nn.Module):
@@ -84,6 +88,16 @@ class MoE(nn.Module):
             raise ValueError(f"dispatch: {self.dispatch!r}; allowed 'sort', 'einsum'")
         super().__post_init__()
 
+    @property
+    def shares_slots(self) -> bool:
+        """Whether the tokens of several examples compete for slots, which routers then count."""
+        return self._router(parent=None).shares_slots
+
+    @nn.nowrap
+    def _router(self, **fields: Any) -> nn.Module:
+        own = self.num_experts // (self.members if self.partition else 1)
+        return self.router(num_experts=own, members=self.members, **fields)
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         A, B, T, D = x.shape
@@ -94,7 +108,7 @@ class MoE(nn.Module):
                 f"members: {M} of the experts, but the network has made {A} already; members are "
                 "made in one place"
             )
-        router = self.router(num_experts=E // blocks, members=M, name="router")
+        router = self._router(name="router")
         size = min(router.group_size or B, B)
         if B % size:
             if train:

@@ -41,6 +41,8 @@ class _Router(nn.Module, kw_only=True):
     members: int = 1
     group_size: int | None = None
 
+    shares_slots = True  # tokens of a group compete for slots; if so, `count` is called
+
     def __post_init__(self):
         for field in ("num_experts", "members", "group_size"):
             value = getattr(self, field)
@@ -239,6 +241,8 @@ class Soft(_Router):
 
     group_size: int | None = 1
     slots: int = 1
+
+    shares_slots = False
 
     def __post_init__(self):
         if self.slots < 1:

@@ -13,6 +13,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from uncertainty import cpu
+from uncertainty.cpu import order, rows
+
 ROUNDING = ("ceil", "round")
 
 
@@ -104,23 +107,23 @@ def top_k(
     best, expert = _largest(jax.lax.stop_gradient(gates), k)  # [S, K]
     if real is not None:
         expert = jnp.where(real[:, None], expert, E)  # an expert that has no slots
-    order = jnp.arange(S)
+    priority = jnp.arange(S)
     if batch_priority:
-        order = jnp.argsort(-best[:, 0], stable=True)
-    # Choices i = 0 .. K S - 1 by priority: choice i is that of token order[i % S].
-    chosen = expert[order].T.reshape(-1)
+        priority = jnp.argsort(-best[:, 0], stable=True)
+    # Choices i = 0 .. K S - 1 by priority: choice i is that of token priority[i % S].
+    chosen = expert[priority].T.reshape(-1)
     by_expert = _argsort(chosen, E)
     start = jnp.searchsorted(chosen[by_expert], jnp.arange(E + 1))  # [E + 1]
     at = start[:-1, None] + jnp.arange(slots)  # [E, C]
     filled = at < start[1:, None]
     if real is not None:
         filled &= jnp.arange(slots) < room
-    token = order[by_expert[jnp.minimum(at, k * S - 1)] % S]
+    token = priority[by_expert[jnp.minimum(at, k * S - 1)] % S]
     gate = jnp.where(filled, jnp.take_along_axis(gates.T, token, axis=1), 0.0)
     rank = _inverse(by_expert) - start[chosen]
     placed = rank < slots if real is None else (rank < room) & (chosen < E)
     slot = jnp.where(placed, chosen * slots + rank, E * slots)
-    slot = slot.reshape(k, S)[:, _inverse(order)].T
+    slot = slot.reshape(k, S)[:, _inverse(priority)].T
     return Routes(token=jnp.where(filled, token, S), gate=gate, slot=slot)
 
 
@@ -223,50 +226,18 @@ def load(routes: Routes, tokens: int) -> jax.Array:
 
 
 def softmax(x: jax.Array) -> jax.Array:
-    """Over the last axis. On CPU with a gradient three times as fast as `jax.nn.softmax`."""
-    x = jnp.exp(x - jax.lax.stop_gradient(x.max(-1, keepdims=True)))
-    return x * over_row(1 / _row_sum(x), x.shape[-1])
-
-
-# XLA's CPU backend is slow where the sum of a row meets the row again. As products with ones both,
-# and their derivatives, which are each other, are kernels of their own.
-
-
-def _row_sum(x: jax.Array) -> jax.Array:
-    """[..., N] -> [..., 1]."""
-    if jax.default_backend() != "cpu":
-        return x.sum(-1, keepdims=True)
-    return x @ jnp.ones((x.shape[-1], 1), x.dtype)
-
-
-def over_row(x: jax.Array, size: int) -> jax.Array:
-    """[..., 1] -> [..., size]."""
-    if jax.default_backend() != "cpu":
-        return jnp.broadcast_to(x, (*x.shape[:-1], size))
-    return x @ jnp.ones((1, size), x.dtype)
+    """Over the last axis."""
+    return rows.softmax(x) if cpu.enabled() else jax.nn.softmax(x)
 
 
 def _largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`jax.lax.top_k` of the rows of x [S, E], for few of them by k maxima, which are faster."""
-    if k > 4:
-        return jax.lax.top_k(x, k)
-    E = x.shape[1]
-    at = jnp.arange(E)
-    values, places = [], []
-    for _ in range(k):
-        values.append(x.max(1))
-        places.append(jnp.where(x == values[-1][:, None], at, E).min(1))
-        x = jnp.where(at == places[-1][:, None], -jnp.inf, x)
-    return jnp.stack(values, 1), jnp.stack(places, 1)
+    """The k largest of the rows of x [S, E] in descending order, and where they are: [S, k]."""
+    return order.top_k(x, k) if cpu.enabled() else jax.lax.top_k(x, k)
 
 
 def _argsort(x: jax.Array, end: int) -> jax.Array:
     """The stable order of integers x [N] from 0 to `end`."""
-    N = x.size
-    if N * (end + 1) >= 2**31:
-        return jnp.argsort(x, stable=True)
-    # One array of numbers is sorted twice as fast as two.
-    return jax.lax.sort(x * N + jnp.arange(N), is_stable=False) % N
+    return order.argsort(x, end) if cpu.enabled() else jnp.argsort(x, stable=True)
 
 
 def _variation(x: jax.Array) -> jax.Array:
