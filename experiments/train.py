@@ -128,7 +128,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
     learning_rate = jax.jit(build.schedule(config))
     validate = evaluate.validation(experiment) if config["evaluation"]["every"] else None
     every = config["logging"]["every"]
-    put = execution.put_batch(mesh)
+    put = execution.put_batch(mesh, experiment.inference.own_examples)
     alone = jax.process_count() == 1
     ahead = depth(experiment.source, config["batch_size"])
     update = None

@@ -67,9 +67,9 @@ def batches(
 def with_context(
     stream: Iterator[tuple[int, Batch]], other: Iterator[tuple[int, Batch]]
 ) -> Iterator[tuple[int, Batch]]:
-    """Batches whose entry `context` is the inputs of `other` (see `inference/context.py`)."""
+    """Batches whose stream `context` has the inputs of `other` (see `inference/context.py`)."""
     for (step, batch), (_, points) in zip(stream, other, strict=False):
-        yield step, {**batch, "context": points["x"]}
+        yield step, {**batch, "context": {"x": points["x"]}}
 
 
 def epoch(

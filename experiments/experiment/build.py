@@ -76,6 +76,7 @@ class Experiment(NamedTuple):
         state = self.inference.init(jax.random.key(config["seed"]), self.example())
         if config["pretrained"]:
             state = pretrained.load(config, shape, state, build.optimiser(config))
+            state = self.inference.restart(state)
         return execution.place(state, self.shardings)
 
 
@@ -94,7 +95,11 @@ def setup(
       ValueError: data that cannot be trained on.
     """
     execution.prepare()
-    config = {"pretrained": {}, **config_lib.plain(config)}  # runs of before have none
+    config = {
+        "pretrained": {},
+        "objective": {},
+        **config_lib.plain(config),
+    }  # runs of before have none
     config_lib.check(config)
     model = build.model(config)
     inference = build.inference(config, model, num_examples=1)  # refused early if it is wrong

@@ -26,7 +26,7 @@ def batch_shapes(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
 def update_shapes(config: Mapping[str, Any], source: Source) -> dict[str, jax.ShapeDtypeStruct]:
     """Those of a batch of training, with the points of `data.context` if there are any."""
     batch = batch_shapes(source, config["batch_size"])
-    return batch | ({"context": batch["x"]} if config["data"].get("context") else {})
+    return batch | ({"context": {"x": batch["x"]}} if config["data"].get("context") else {})
 
 
 def check_update(

@@ -34,7 +34,7 @@ MAY_CHANGE = (
     "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*",
     "pretrained.path",
 )  # fmt: skip
-_NAMED = {"backbone", "ensemble", "head", "likelihood"}  # may be a name alone
+_NAMED = {"backbone", "ensemble", "head", "likelihood", "objective"}  # may be a name alone
 # Checked by who reads them.
 _OPEN = {"mesh", "evaluators", "inference", "optimiser", "pretrained", *_NAMED}
 _OPTIONAL = {"data": ("context", "validation")}
@@ -126,6 +126,7 @@ _PARTS = {
     "ensemble": "ensembles",
     "head": "heads",
     "likelihood": "likelihoods",
+    "objective": "objectives",
     "optimiser": "optimisers.optimiser",
     "optimiser.schedule": "optimisers.schedules",
     "inference.direction": "inference.directions",

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uncertainty import rules
 from uncertainty.build import ConfigError, nearest
-from uncertainty.inference import executors
+from uncertainty.inference import examples, executors
 from uncertainty.types import Batch, Inference, Metrics, State
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 AXES = ("data", "particle", "expert", "model")
 BATCH = ("data", "expert")  # that a batch is split over
+BATCH_SPEC = PartitionSpec(BATCH)
 PARTICLE = PartitionSpec("particle")
 EXPERTS = ("/experts/", ("expert",))  # the last rule of every config
 
@@ -136,23 +137,35 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def put_batch(mesh: Mesh) -> Callable[[Mapping[str, np.ndarray]], Batch]:
+def put_batch(
+    mesh: Mesh, own_examples: bool = False
+) -> Callable[[Mapping[str, np.ndarray]], Batch]:
     """Puts this process's rows of a global batch onto the mesh.
 
-    To a single CPU device a compiled program takes NumPy's arrays sooner itself.
+    To a single CPU device a compiled program takes NumPy's arrays sooner itself. With
+    `own_examples` arrays but those of streams are [P, B, ...].
     """
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
 
     def put(batch: Mapping[str, np.ndarray]) -> Batch:
+        batch = dict(batch)
+        on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        if jax.process_count() == 1 and on_cpu:
+            return batch
+        specs = batch_specs(batch, own_examples, PartitionSpec("particle", BATCH), BATCH_SPEC)
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
         if jax.process_count() == 1:
-            on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-            return dict(batch) if on_cpu else jax.device_put(dict(batch), sharding)
-        return {
-            name: jax.make_array_from_process_local_data(sharding, array)
-            for name, array in batch.items()
-        }
+            return jax.device_put(batch, shardings)
+        return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
 
     return put
+
+
+def batch_specs(batch: Any, own_examples: bool, own: PartitionSpec, shared: PartitionSpec) -> Any:
+    """A tree like a batch: `own` for what leads with P, `shared` for what all particles see."""
+    if not own_examples:
+        return jax.tree.map(lambda _: shared, batch)
+    mine, streams = examples.split(batch, True)
+    return {**dict.fromkeys(mine, own), **jax.tree.map(lambda _: shared, streams)}
 
 
 def compile_update(
@@ -160,7 +173,10 @@ def compile_update(
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """The update as the train loop calls it; the state that it is given is donated."""
     mesh = experiment.mesh
-    inference = experiment.inference._replace(update=on_mesh(experiment.inference.update, mesh))
+    own = experiment.inference.own_examples
+    inference = experiment.inference._replace(
+        update=on_mesh(experiment.inference.update, mesh, own_examples=own)
+    )
     executor = experiment.config["inference"].get("executor", "auto")
     sharded = mesh.shape["particle"] > 1
     if executor == "loop" or (
@@ -195,6 +211,7 @@ def prefers_loop(inference: Inference, state: State, batch: Batch) -> bool:
         return False
     if sum(a.size for a in jax.tree.leaves(state.params)) >= LARGE * P:
         return True
+    batch = examples.each(lambda a: a[:1], batch, inference.own_examples)
     return executors.has_convolution(inference.update, one_particle(state), batch)
 
 
@@ -207,7 +224,10 @@ def one_particle(state: State) -> State:
 
 
 def on_mesh(
-    fn: Callable[[State, Any], Any], mesh: Mesh, particles: bool = True
+    fn: Callable[[State, Any], Any],
+    mesh: Mesh,
+    particles: bool = True,
+    own_examples: bool = False,
 ) -> Callable[[State, Any], Any]:
     """fn(state, batch) as it is traced for a mesh: layers can tell its axes.
 
@@ -218,11 +238,12 @@ def on_mesh(
       fn: whatever it returns leads with P, but for a step.
       mesh: of all devices.
       particles: whether `fn` takes each device's own particles, and not only all of them.
+      own_examples: whether each particle has examples of its own, `Inference.own_examples`.
     """
     if mesh.size == 1:
         return fn
     if particles and mesh.shape["particle"] > 1:
-        fn = over_particles(fn, mesh)
+        fn = over_particles(fn, mesh, own_examples)
 
     def traced(state: State, shared: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -231,7 +252,9 @@ def on_mesh(
     return traced
 
 
-def over_particles(fn: Callable[[State, Any], Any], mesh: Mesh) -> Callable[[State, Any], Any]:
+def over_particles(
+    fn: Callable[[State, Any], Any], mesh: Mesh, own_examples: bool = False
+) -> Callable[[State, Any], Any]:
     """fn(state, batch) on each device's own particles; everything it returns leads with P.
 
     The other axes stay automatic, so a batch statistic is still that of the global batch.
@@ -251,7 +274,7 @@ def over_particles(fn: Callable[[State, Any], Any], mesh: Mesh) -> Callable[[Sta
         return jax.shard_map(
             fn,
             mesh=mesh,
-            in_specs=(specs, PartitionSpec()),
+            in_specs=(specs, batch_specs(shared, own_examples, PARTICLE, PartitionSpec())),
             out_specs=out_specs,
             axis_names={"particle"},
             check_vma=False,

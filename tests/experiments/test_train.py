@@ -300,8 +300,8 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
         jax.tree.map(np.testing.assert_array_equal, one, two)
     other = experiment.context.gather(np.arange(len(experiment.context)))["x"]
     for _, batch in whole:
-        assert {*batch} == {"x", "y", "context"} and batch["context"].shape == batch["x"].shape
-        for x in batch["context"]:
+        assert {*batch} == {"x", "y", "context"} and batch["context"]["x"].shape == batch["x"].shape
+        for x in batch["context"]["x"]:
             assert (np.abs(other - x).max(axis=(1, 2, 3)) == 0).any()
     state = experiment.init()
     _, metrics = jax.jit(experiment.inference.update)(state, whole[0][1])

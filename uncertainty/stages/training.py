@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uncertainty.inference.samples import fold
+from uncertainty.keys import Use, fold
 from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation
 from uncertainty.types import Batch, Inference, State
 
-_AFTER = 0x61667465  # of a particle's key
 Optimiser = optax.GradientTransformation | DecayingTransformation | SamplingTransformation
 Train = Callable[[Optimiser], Inference]  # independent particles, as the run's config has them
 
@@ -48,7 +47,7 @@ def further_training(
             )
         return state.replace(
             step=jnp.zeros_like(state.step),
-            key=fold(state.key, _AFTER),
+            key=fold(state.key, Use.AFTER),
             opt_state=dict(
                 optimiser=jax.vmap(optimiser.init)(state.params),
                 faults=jnp.zeros(state.key.shape, jnp.int32),
