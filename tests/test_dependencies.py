@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "types": {"rules"},
     "rules": set(),
     "cpu": {"cpu"},
+    "keys": set(),
     "restore": {"restore"},
     "optimisers": {"types", "rules", "cpu", "optimisers"},
     "predictive": {"types"},
@@ -27,15 +28,16 @@ MAY_IMPORT = {
     "ensembles": {"types", "rules", "layers", "backbones", "ensembles"},
     "model": {"types", "layers", "predictive", "likelihoods"},
     "priors": {"types", "rules"},
-    "inference": {"types", "likelihoods", "optimisers", "cpu", "inference"},
-    "stages": {"types", "layers", "optimisers", "inference", "stages"},
+    "objectives": {"types", "keys", "objectives"},
+    "inference": {"types", "keys", "likelihoods", "optimisers", "cpu", "inference"},
+    "stages": {"types", "keys", "layers", "optimisers", "inference", "stages"},
     "specs": set(),  # finds all else by name
     "build": {"types", "model", "optimisers", "specs"},
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output
 STANDARD = {"collections", "concurrent", "contextlib", "contextvars", "dataclasses", "difflib",
-            "fractions", "functools", "importlib", "inspect", "itertools", "math", "operator", "os",
-            "pkgutil", "re", "types", "typing"}  # fmt: skip
+            "enum", "fractions", "functools", "importlib", "inspect", "itertools", "math",
+            "operator", "os", "pkgutil", "re", "types", "typing"}  # fmt: skip
 HEAVY = ("tensorflow", "tensorflow_datasets", "tensorboard", "torch", "keras", "sklearn", "pandas",
          "matplotlib", "clu.metric_writers")  # fmt: skip
 PROGRAMS = [

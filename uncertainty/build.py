@@ -128,15 +128,24 @@ def inference(
             "inference.directions",
             direction,
             "inference.direction",
-            ("over", "target", "accumulate"),
+            ("over", "target", "accumulate", "objective", "own_examples"),
         )
     if spec.get("collect"):
         given["collect"] = make("inference.thinning", spec.pop("collect"), "inference.collect",
                                 total_steps=_section(config, "steps"))  # fmt: skip
     optimise, network = optimise or optimiser(config), network or model(config)
+    given |= _learning(config)
     made = _inference(spec, network, optimise, num_examples, **given)
     _check_posterior(config, network, optimise, made)
     return made
+
+
+def _learning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is minimised, on whose examples: of training and of every stage that trains."""
+    objective = make("objectives", config.get("objective") or "likelihood", "objective")
+    particles = config.get("data", {}).get("particles", "shared")
+    shared = spec_of(particles, "data.particles")["name"] == "shared"
+    return dict(objective=objective, own_examples=not shared)
 
 
 def _check_posterior(
@@ -187,7 +196,7 @@ def stages(
     alone = {k: v for k, v in spec.items() if k not in ("direction", "collect")}
 
     def train(optimiser: Any) -> Inference:
-        made = _inference(alone, network, optimiser, sizes["train"])
+        made = _inference(alone, network, optimiser, sizes["train"], **_learning(config))
         _check_posterior(config, network, optimiser, made, f"{field}.optimiser")
         return made
 

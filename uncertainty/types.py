@@ -15,7 +15,9 @@ from uncertainty.rules import Rules
 
 Params = Any  # a pytree of arrays
 Collections = dict[str, Any]  # Flax variable collections other than 'params'
-Batch = dict[str, jax.Array]  # at least 'x' [B, ...]; 'y' [B] or [B, K] where there are labels
+# At least 'x' [B, ...]; 'y' [B] or [B, K] where there are labels. A nested dict is another stream,
+# of as many examples as it has. Where each particle has its own examples: [P, B, ...], but streams.
+Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
@@ -176,6 +178,7 @@ class State:
     opt_state: Any  # [P, ...], optax's; () where nothing is to be trained any more
     samples: Samples | None = None
     hyper: dict[str, jax.Array] | None = None  # name -> [P], what particles differ in by intent
+    slow: Any = None  # [P, ...], the objective's slow copies of parameters
 
 
 class Inference(NamedTuple):
@@ -183,6 +186,7 @@ class Inference(NamedTuple):
 
     `separable` promises that `update(state, batch)` of a slice of the particles is the slice of
     `update(state, batch)`; only then may particles be looped over or sharded without communication.
+    With `own_examples` that is so of a slice of the batch too, whose arrays then lead with P.
     """
 
     init: Callable[[jax.Array, jax.Array], State]  # key, x [B, ...]
@@ -191,6 +195,69 @@ class Inference(NamedTuple):
     # the batch (`uncertainty/layers/moe/mask.py`)
     predict: Callable[..., Latent]
     separable: bool = False
+    own_examples: bool = False
+    # The state with all that is derived from its parameters made again: after others are put there.
+    restart: Callable[[State], State] = lambda state: state
+
+
+class Own(NamedTuple):
+    """What a particle has besides its network, for its objective."""
+
+    params: Params = None  # the objective's own
+    slow: Any = None  # its slow copies
+    hyper: dict[str, jax.Array] = {}  # name -> [], only those that particles differ in
+    step: jax.Array | int = 0
+
+
+class Aux(NamedTuple):
+    """What comes with an objective's loss."""
+
+    collections: Collections
+    nll: jax.Array | None = None  # [M, B], of the labels; None where there are none
+    metrics: Metrics = {}  # scalars, shown under their names
+    auxiliary: jax.Array | float = 0.0  # the network's own losses, which are added
+
+
+class Objective(NamedTuple):
+    """What one particle minimises, apart from its prior and its network's auxiliary losses.
+
+    It is the likelihood, the mean of nll [M, B], unless one of the first three is given:
+
+      inputs   the likelihood elsewhere: model, params, collections, batch, key, own -> the batch
+               with inputs of this particle's own, which count as constants. For all directions.
+      latents  another loss of the latents: likelihood, latent, batch, key, own -> per example
+               [M, B]. For all directions.
+      loss     a loss of its own: model, params, collections, batch, key, own -> loss [], Aux. For
+               directions that need no latents.
+
+    `own` is an `Own`. The objective may have parameters of its own, which are trained with the
+    network's and lie beside them as `objective`, and slow copies of any, which are kept and not
+    trained. All functions are pure, and of one particle.
+    """
+
+    name: str = "likelihood"
+    inputs: Callable[..., Batch] | None = None
+    latents: Callable[..., jax.Array] | None = None
+    loss: Callable[..., tuple[jax.Array, Aux]] | None = None
+    # key, model, params, collections, x [B, ...] -> parameters of its own
+    init: Callable[..., Params] | None = None
+    start: Callable[[Params, Params], Any] | None = None  # params, its own -> slow copies
+    # slow copies, params, its own, step -> slow copies: after each step, at the new parameters
+    follow: Callable[[Any, Params, Params, jax.Array], Any] | None = None
+    reads: tuple[str, ...] = ()  # which of `own.hyper` (`inference/hyper.py`)
+
+
+LIKELIHOOD = Objective()
+
+
+class Direction(NamedTuple):
+    """Where the particles move: what an optimiser takes for their gradients."""
+
+    # model, state, batch, keys [P] -> gradients, collections, metrics, all leading with P
+    update: Callable[[Model, State, Batch, jax.Array], tuple[Params, Collections, Metrics]]
+    separable: bool = False  # particles do not interact
+    # params, standard normal noise -> the noise of its diffusion, both [P, ...]: for samplers
+    diffusion: Callable[[Params, Params], Params] | None = None
 
 
 class Stage(NamedTuple):

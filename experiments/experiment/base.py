@@ -29,6 +29,7 @@ def base() -> ConfigDict:
             ensemble=dict(name="single"),
             head=dict(name="dense.Dense", outputs=10),
             likelihood=dict(name="softmax"),
+            objective=dict(),  # of uncertainty/objectives; the likelihood where it is empty
             # parameters
             pretrained=dict(),  # path, layout, rules, keep: experiments/experiment/initialise.py
             inference=dict(name="particles", size=1, direction=dict(name="independent")),

@@ -106,6 +106,7 @@ class Experiment(NamedTuple):
             from experiments.experiment import initialise
 
             state = initialise.load(spec, self.network, shape, state, self.optimiser)
+            state = self.inference.restart(state)
         return execution.place(state, self.shardings)
 
 
@@ -124,7 +125,11 @@ def setup(
       ValueError: data that cannot be trained on.
     """
     execution.prepare()
-    config = {"pretrained": {}, **config_lib.plain(config)}  # runs of before have none
+    config = {
+        "pretrained": {},
+        "objective": {},
+        **config_lib.plain(config),
+    }  # runs of before have none
     config_lib.check(config)
     network = build.network(config)
     model = build.model(config, network)

@@ -28,7 +28,7 @@ from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
 
-_NAMED = {"backbone", "ensemble", "head", "likelihood"}  # may be a name alone
+_NAMED = {"backbone", "ensemble", "head", "likelihood", "objective"}  # may be a name alone
 # Checked by who reads them.
 _OPEN = {"mesh", "evaluators", "inference", "optimiser", "pretrained", *_NAMED}
 _OPTIONAL = {"data": ("particles", "streams", "validation")}
@@ -120,6 +120,7 @@ _PARTS = {
     "ensemble": "ensembles",
     "head": "heads",
     "likelihood": "likelihoods",
+    "objective": "objectives",
     "optimiser": "optimisers.optimiser",
     "optimiser.schedule": "optimisers.schedules",
     "inference.direction": "inference.directions",

@@ -93,7 +93,7 @@ class Checkpoints:
             return
         self._saving, self._leaves = step, describe(state)
         try:
-            started = self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+            started = self._manager.save(step, args=ocp.args.StandardSave(item(state)), force=True)
         except Exception as error:
             raise self._failed(error) from error
         if not started:
@@ -209,7 +209,11 @@ class Checkpoints:
             return _read_without_optimiser(directory / ITEM, leaves)
         compare(saved, wanted, directory)
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(directory / ITEM, leaves)
+            saved = checkpointer.restore(directory / ITEM, item(leaves))
+        return jax.tree.map(
+            lambda part, saved: part.replace(**saved) if isinstance(part, State) else saved,
+            target, saved, is_leaf=lambda part: isinstance(part, State),
+        )  # fmt: skip
 
     def _set_aside(self, damaged: dict[int, DamagedCheckpointError], restored: int) -> None:
         for step, error in damaged.items():
@@ -235,6 +239,21 @@ def _read_without_optimiser(path: pathlib.Path, target: State) -> State:
     with ocp.PyTreeCheckpointer() as checkpointer:
         given = ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True)
         return target.replace(**checkpointer.restore(path, args=given))
+
+
+LATER = {"slow"}  # fields of a State that checkpoints of before do not know, not even as None
+
+
+def item(tree: Any) -> Any:
+    """What is written of a tree: of each State in it the fields, without those of LATER if None."""
+
+    def of(part: Any) -> Any:
+        if not isinstance(part, State):
+            return part
+        fields = {name: getattr(part, name) for name in part.__dataclass_fields__}
+        return {k: v for k, v in fields.items() if k not in LATER or v is not None}
+
+    return jax.tree.map(of, tree, is_leaf=lambda part: isinstance(part, State))
 
 
 def describe(state: Any) -> dict[str, str]:

@@ -22,11 +22,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.runtime import allocator
 from uncertainty import cpu, rules
 from uncertainty.build import ConfigError, nearest
-from uncertainty.inference import executors
+from uncertainty.inference import examples, executors
 from uncertainty.types import Batch, Inference, Metrics, State
 
 AXES = ("data", "particle", "expert", "model")
 BATCH = ("data", "expert")  # that a batch is split over
+BATCH_SPEC = PartitionSpec(BATCH)
 PARTICLE = PartitionSpec("particle")
 
 
@@ -241,7 +242,7 @@ def prefers_loop(
         return False
     if sum(a.size for a in jax.tree.leaves(state.params)) >= LARGE * P:
         return True
-    batch = own_batch(batch) if own_examples else batch
+    batch = examples.each(lambda a: a[:1], batch, own_examples)
     return executors.has_convolution(inference.update, one_particle(state), batch)
 
 

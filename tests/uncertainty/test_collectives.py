@@ -163,10 +163,10 @@ def test_noise_is_coloured_alike_on_devices():
     params = state().params
     noise = jax.tree.map(lambda a: jnp.sin(100 * a), params)
     mesh = mesh_of(4)
-    spread = jax.shard_map(made.colour, mesh=mesh, in_specs=PartitionSpec("particle"),
+    spread = jax.shard_map(made.diffusion, mesh=mesh, in_specs=PartitionSpec("particle"),
                            out_specs=PartitionSpec("particle"), axis_names={sharded.AXIS},
                            check_vma=False)  # fmt: skip
-    expected = jax.jit(made.colour)(params, noise)
+    expected = jax.jit(made.diffusion)(params, noise)
     for a, b in zip(
         jax.tree.leaves(jax.jit(spread)(params, noise)), jax.tree.leaves(expected), strict=True
     ):

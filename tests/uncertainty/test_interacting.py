@@ -23,6 +23,7 @@ from uncertainty.inference.kernels.linear import linear
 from uncertainty.inference.kernels.probability_product import probability_product
 from uncertainty.inference.kernels.rbf import rbf
 from uncertainty.inference.particles import particles
+from uncertainty.keys import Use, fold
 from uncertainty.likelihoods import softmax
 from uncertainty.model import from_network
 from uncertainty.optimisers.optimiser import sgd
@@ -47,7 +48,7 @@ STATE = state_of()
 
 def direct(direction, state=STATE, executor="vmap", target=TARGET, **fields):
     made = direction(over=executors.mapping(executor), target=target, **fields)
-    return jax.jit(lambda s: made(MODEL, s, BATCH, s.key))(state)
+    return jax.jit(lambda s: made.update(MODEL, s, BATCH, s.key))(state)
 
 
 def flat(tree):
@@ -230,13 +231,13 @@ def test_collections_are_those_of_the_batch_and_points_are_the_same_for_all():
     model = from_network(Normalised(), softmax())
     state = particles(model, sgd(), size=3).init(jax.random.key(0), BATCH["x"])
     made = lambda **f: svgd(executors.vmap, TARGET, space="functions", **f)  # noqa: E731
-    go = lambda d, b=BATCH: jax.jit(lambda s: d(model, s, b, s.key))(state)  # noqa: E731
+    go = lambda d, b=BATCH: jax.jit(lambda s: d.update(model, s, b, s.key))(state)  # noqa: E731
     g, collections, _ = go(made())
     h, other_collections, _ = go(made(context=lambda: perturbed(0.5)))
     jax.tree.map(np.testing.assert_array_equal, collections, other_collections)
     assert np.abs(flat(g) - flat(h)).max() > 1e-5
     # With the points of particle 0's key, and no others, it is the same.
-    at = perturbed(0.5)(BATCH, jax.random.fold_in(state.key[0], interacting.POINTS))
+    at = perturbed(0.5)(BATCH, fold(state.key[0], Use.POINTS))
     same, _, _ = go(made(context=other), BATCH | dict(context=dict(x=at)))
     np.testing.assert_allclose(flat(same), flat(h), rtol=1e-5, atol=1e-7)
 
@@ -289,9 +290,9 @@ def prior_part(n, method=wgd):
     fields = dict(space="functions", kernel=lambda: rbf(3.0))
     target = Target(gaussian(0.8), num_examples=N, temperature=0.0)
     direction = method(executors.vmap, target, function_prior=n, **fields)
-    g, _, metrics = jax.jit(lambda s: direction(LINEAR, s, batch, s.key))(state)
+    g, _, metrics = jax.jit(lambda s: direction.update(LINEAR, s, batch, s.key))(state)
     plain = method(executors.vmap, target._replace(prior=None), **fields)
-    without, _, free = jax.jit(lambda s: plain(LINEAR, s, batch, s.key))(state)
+    without, _, free = jax.jit(lambda s: plain.update(LINEAR, s, batch, s.key))(state)
     np.testing.assert_allclose(metrics["loss"], free["loss"], rtol=1e-6)
     X = np.hstack([batch["x"], np.ones((2, 1))])  # the model's weights are [W; b] [3, 2]
     logits = state.params["head"]["logits"]
@@ -323,10 +324,10 @@ def test_noise_is_coloured_by_the_matrix_root(per_layer):
     made = svgd(executors.vmap, TARGET, kernel=lambda: rbf(2.0), per_layer=per_layer)
 
     def gram_of_noise(params, pick):
-        # `colour` is linear and the same for all numbers of a layer: column j of its matrix is
+        # `diffusion` is linear and the same for all numbers of a layer: column j of its matrix is
         # what becomes of noise that particle j alone has.
         unit = [jax.tree.map(lambda a: jnp.zeros_like(a).at[j].set(1.0), params) for j in range(P)]  # noqa: B023
-        L = np.stack([flat(pick(made.colour(params, u)))[:, 0] for u in unit], axis=1)
+        L = np.stack([flat(pick(made.diffusion(params, u)))[:, 0] for u in unit], axis=1)
         return L @ L.T
 
     layer = lambda tree: tree["backbone"]["dense0"]  # noqa: E731
@@ -339,8 +340,8 @@ def test_noise_is_coloured_by_the_matrix_root(per_layer):
 
 
 def test_only_svgd_in_weight_space_has_a_diffusion():
-    assert not hasattr(svgd(executors.vmap, TARGET, space="functions"), "colour")
-    assert not hasattr(wgd(executors.vmap, TARGET), "colour")
+    assert svgd(executors.vmap, TARGET, space="functions").diffusion is None
+    assert wgd(executors.vmap, TARGET).diffusion is None
 
 
 METHODS = {

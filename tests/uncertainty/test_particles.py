@@ -154,7 +154,9 @@ def test_loop_refuses_particles_that_interact():
 
 @pytest.mark.slow
 def test_accumulated_parts_are_the_whole_batch():
-    direction = lambda over, target, accumulate: independent(over, target, 4)  # noqa: E731
+    def direction(over, target, accumulate, **rest):
+        return independent(over, target, 4, **rest)
+
     parts = particles(mlp(), OPTIMISER, size=3, direction=direction, executor="unroll")
     (state, metrics), (expected, plain) = steps(parts), reference(3)
     assert_close(state.params, expected.params)

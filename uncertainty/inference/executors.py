@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from uncertainty import cpu
+from uncertainty.inference import examples
 from uncertainty.types import Batch, Inference, Metrics, State
 
 NAMES = ("auto", "vmap", "unroll", "scan", "loop")
@@ -90,7 +91,9 @@ def loop(inference: Inference) -> Callable[[State, Batch], tuple[State, Metrics]
     def one(state: State, p: jax.Array, batch: Batch) -> tuple[State, Metrics]:
         step = state.step
         arrays = state.replace(step=None)
-        mine = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, p, 1), arrays)
+        take = lambda a: jax.lax.dynamic_slice_in_dim(a, p, 1)  # noqa: E731
+        mine = jax.tree.map(take, arrays)
+        batch = examples.each(take, batch, inference.own_examples)
         new, metrics = inference.update(mine.replace(step=step), batch)
         arrays = jax.tree.map(
             lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, p, 0),

@@ -7,12 +7,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uncertainty.inference import executors, samples
-from uncertainty.inference.directions.independent import Direction, independent
+from uncertainty.inference import executors, loss, samples
+from uncertainty.inference import hyper as hypers
+from uncertainty.inference.directions.independent import independent
+from uncertainty.keys import Use, fold
 from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation, normal
-from uncertainty.types import Batch, Inference, Latent, Metrics, Model, Prior, State, Target
-
-NOISE = 0x6E6F6973  # of a particle's key and step: the noise of a sampler
+from uncertainty.types import (
+    LIKELIHOOD,
+    Batch,
+    Direction,
+    Inference,
+    Latent,
+    Metrics,
+    Model,
+    Objective,
+    Params,
+    Prior,
+    State,
+    Target,
+)
 
 
 def particles(
@@ -28,6 +41,8 @@ def particles(
     collect: Sequence[int] = (),
     hyper: Mapping[str, Any] | None = None,
     num_examples: int | None = None,
+    objective: Objective = LIKELIHOOD,
+    own_examples: bool = False,
 ) -> Inference:
     """theta_p <- optimiser(theta_p, direction_p), p = 1..P.
 
@@ -50,18 +65,23 @@ def particles(
       likelihood_temperature: t.
       collect: steps after which a particle's parameters are kept, see `inference/thinning.py`;
         predictions are then those of all that are kept.
-      hyper: what particles differ in by intent, see `samples.HYPER`: name -> values that are given
-        to the particles in turn, or dict(low=, high=) to draw from, uniform in the logarithm.
+      hyper: what particles differ in by intent, see `inference/hyper.py`: name -> values that are
+        given to the particles in turn, or dict(low=, high=) to draw from, uniform in the logarithm.
       num_examples: N, the size of the training set; experiments fill it in.
+      objective: what is minimised, see `uncertainty/objectives`; the likelihood by default. Its own
+        parameters lie in `State.params` as `objective`, its slow copies in `State.slow`.
+      own_examples: whether each particle has examples of its own. The batch's arrays are then
+        [P, B, ...] in place of [B, ...], and its streams (nested dicts) are shared all the same.
 
     Returns:
-      An Inference. Its metrics lead with P: `loss`, `gradient_norm` and `finite` [P], and whatever
-      the direction adds (`nll` [P, M, B]).
+      An Inference. Its metrics lead with P: `loss`, `gradient_norm` and `finite` [P], `nll`
+      [P, M, B] of each particle's examples where there are labels, and those of the objective.
 
     Raises:
       ValueError: size or accumulate below 1, an unknown executor, a temperature below 0 (or 0, of
         the likelihood), a prior or a sampler without `num_examples`, a sampler with a direction
-        that has no diffusion, `hyper` with particles that interact or sample, or an optimiser that
+        that has no diffusion, `hyper` with particles that interact or sample, or that nothing
+        reads, a sampler with an objective that has parameters of its own, or an optimiser that
         decays parameters which have a prior or interact.
     """
     if size < 1:
@@ -77,27 +97,37 @@ def particles(
         raise ValueError("num_examples: a posterior needs the size of the data set")
     over = executors.mapping(executor)
     target = Target(prior, num_examples, temperature, likelihood_temperature)
-    direct = direction(over=over, target=target, accumulate=accumulate)
-    separable = getattr(direct, "separable", False)
-    decays = isinstance(optimiser, DecayingTransformation | SamplingTransformation)
-    if decays and optimiser.decays and (prior is not None or not separable):
+    direct = direction(
+        over=over,
+        target=target,
+        accumulate=accumulate,
+        objective=objective,
+        own_examples=own_examples,
+    )
+    separable = direct.separable
+    decaying = isinstance(optimiser, DecayingTransformation | SamplingTransformation)
+    decays = optimiser.decays if decaying else ()
+    if decays and (prior is not None or not separable):
         stated = "prior" if prior is not None else "direction"
         raise ValueError(
-            f"optimiser.{optimiser.decays[0]}: changes the posterior that {stated} states; set "
+            f"optimiser.{decays[0]}: changes the posterior that {stated} states; set "
             "it to (), and give the weights' scale by inference.prior alone"
         )
-    if sampling and not hasattr(direct, "colour"):
+    if sampling and direct.diffusion is None:
         raise ValueError(
             "direction: this one has no diffusion that a sampler could follow; samplers go with "
             "'independent', and 'sgld' with 'svgd' in weight space"
         )
     if sampling and not (separable or optimiser.plain):
         raise ValueError("direction: particles that interact sample by 'sgld' alone")
+    if sampling and objective.init is not None:
+        raise ValueError(f"objective: {objective.name!r} has parameters of its own, which have no "
+                         "posterior that a sampler could follow")  # fmt: skip
     if hyper and (sampling or not separable):
         raise ValueError("hyper: particles that interact or sample have one posterior")
-    samples.check_hyper(hyper or {})
-    if hyper and "prior_scale" in hyper and prior is None:
-        raise ValueError("hyper.prior_scale: there is no prior to scale; set inference.prior")
+    scales = ("prior_scale",) if prior is not None else ()
+    hypers.check(hyper or {}, ("learning_rate", *scales, *decays, *objective.reads))
+    factors = [name for name in hypers.DECAYS if name in (hyper or {})]  # of the optimiser
     init_one = jax.jit(model.init)
 
     def init(key: jax.Array, x: jax.Array) -> State:
@@ -105,31 +135,44 @@ def particles(
         keys = [jax.random.fold_in(key, p) for p in range(size)]
         made = [init_one(k, x) for k in keys]
         params, collections = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+        if objective.init is not None:
+            own = [objective.init(fold(key, Use.OWN), model, *one, x)
+                   for key, one in zip(keys, made, strict=True)]  # fmt: skip
+            own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
+            params = loss.join(objective, params, own)
         state = State(
             step=jnp.zeros((), jnp.int32),
             key=jnp.stack(keys),
             params=params,
             collections=collections,
-            opt_state=jax.vmap(optimiser.init)(params),
-            hyper=samples.draw_hyper(hyper, keys) if hyper else None,
+            opt_state=None,
+            hyper=hypers.draw(hyper, keys) if hyper else None,
         )
+        state = restart(state)
         return samples.reserve(state, len(collect)) if collect else state
 
+    def restart(state: State) -> State:
+        state = state.replace(opt_state=jax.vmap(optimiser.init)(state.params))
+        if objective.start is None:
+            return state
+        slow = jax.vmap(objective.start)(*parts(state.params))
+        return state.replace(slow=jax.tree.map(jnp.copy, slow))  # no buffer of the parameters'
+
+    def parts(params: Params) -> tuple[Params, Params]:
+        return loss.network(objective, params), loss.own(objective, params)
+
     def update(state: State, batch: Batch) -> tuple[State, Metrics]:
-        keys = samples.fold(state.key, state.step)
-        gradients, collections, metrics = direct(model, state, batch, keys)
+        keys = fold(state.key, state.step)
+        gradients, collections, metrics = direct.update(model, state, batch, keys)
+        extra = {}  # for the optimiser, of each particle
         if sampling:
-            noise = normal(samples.fold(keys, NOISE), state.params)
-            noise = jax.tree.map(
-                lambda xi: target.scale() ** 0.5 * xi, direct.colour(state.params, noise)
-            )
-            updates, opt_state = jax.vmap(lambda g, s, p, xi: optimiser.update(g, s, p, noise=xi))(
-                gradients, state.opt_state, state.params, noise
-            )
-        else:
-            updates, opt_state = jax.vmap(optimiser.update)(
-                gradients, state.opt_state, state.params
-            )
+            noise = direct.diffusion(state.params, normal(fold(keys, Use.NOISE), state.params))
+            extra["noise"] = jax.tree.map(lambda xi: target.scale() ** 0.5 * xi, noise)
+        if factors:
+            extra["factors"] = {name: state.hyper[name] for name in factors}
+        updates, opt_state = jax.vmap(lambda g, s, p, extra: optimiser.update(g, s, p, **extra))(
+            gradients, state.opt_state, state.params, extra
+        )
         if hyper and "learning_rate" in hyper:
             updates = jax.tree.map(samples.times(state.hyper["learning_rate"]), updates)
         metrics["gradient_norm"] = jax.vmap(optax.global_norm)(gradients)
@@ -143,24 +186,28 @@ def particles(
             finite = metrics["finite"].reshape(-1, *[1] * (new.ndim - 1))
             return jnp.where(finite, new, old)
 
-        params = jax.vmap(optax.apply_updates)(state.params, updates)
-        params, collections, opt_state = jax.tree.map(
+        params, slow = jax.vmap(optax.apply_updates)(state.params, updates), state.slow
+        if objective.follow is not None:
+            slow = jax.vmap(objective.follow, (0, 0, 0, None))(slow, *parts(params), state.step)
+        params, collections, opt_state, slow = jax.tree.map(
             keep_if_not_finite,
-            (params, collections, opt_state),
-            (state.params, state.collections, state.opt_state),
+            (params, collections, opt_state, slow),
+            (state.params, state.collections, state.opt_state, state.slow),
         )
         new = state.replace(
-            step=state.step + 1, params=params, collections=collections, opt_state=opt_state
-        )
+            step=state.step + 1, params=params, collections=collections, opt_state=opt_state,
+            slow=slow,
+        )  # fmt: skip
         return (samples.take(new, collect) if collect else new), metrics
 
     def predict(state: State, x: jax.Array, mask: jax.Array | None = None) -> Latent:
         def one(particle, batch):
             params, collections, key = particle
             x, mask = batch
+            params = loss.network(objective, params)
             return model.forward(params, collections, x, key, train=False, mask=mask)[0]
 
         latent = over(one)(samples.predicting(state), (x, mask))  # [P S, M, B, K]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
 
-    return Inference(init, update, predict, separable=separable)
+    return Inference(init, update, predict, separable, own_examples, restart)

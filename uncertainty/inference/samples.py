@@ -1,16 +1,12 @@
-"""What a particle has beside its parameters: samples that it leaves, and hyper-parameters."""
+"""Parameters that particles leave on their way, and that predict in their place."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from uncertainty.types import Collections, Params, Samples, State
-
-# What particles may differ in by intent, as factors on the config's own value.
-HYPER = ("learning_rate", "prior_scale")
-_DRAW = 0x68797072  # of a particle's key: its hyper-parameters
 
 
 def reserve(state: State, size: int) -> State:
@@ -62,44 +58,6 @@ def predicting(state: State) -> tuple[Params, Collections, jax.Array]:
         jax.tree.map(joined, state.samples.collections, state.collections),
         fold(state.key, jnp.arange(S)).reshape(P * S),
     )
-
-
-def check_hyper(hyper: Mapping[str, Any]) -> None:
-    """Raises ValueError for an unknown name, or what is neither positive numbers nor a range."""
-    for name, values in hyper.items():
-        if name not in HYPER:
-            raise ValueError(f"hyper.{name}: not one of {', '.join(HYPER)}")
-        ranged = isinstance(values, Mapping)
-        numbers = list(values.values()) if ranged else values
-        listed = isinstance(numbers, list | tuple) and len(numbers) > 0
-        positive = listed and all(isinstance(v, int | float) and v > 0 for v in numbers)
-        ordered = not ranged or (set(values) == {"low", "high"} and values["low"] <= values["high"])
-        if not (positive and ordered):
-            raise ValueError(
-                f"hyper.{name}: {values!r}; a list of positive numbers, or dict(low=, high=)"
-            )
-
-
-def draw_hyper(hyper: Mapping[str, Any], keys: Sequence[jax.Array]) -> dict[str, jax.Array]:
-    """name -> [P] of the particles with these keys, of what `check_hyper` has seen."""
-    drawn = {}
-    for i, (name, values) in enumerate(sorted(hyper.items())):
-        if isinstance(values, Mapping):
-            low, high = jnp.log(values["low"]), jnp.log(values["high"])
-            made = [
-                jnp.exp(jax.random.uniform(jax.random.fold_in(key, _DRAW + i), (), minval=low,
-                                           maxval=high))
-                for key in keys
-            ]  # fmt: skip
-        else:
-            made = [jnp.float32(values[p % len(values)]) for p in range(len(keys))]
-        drawn[name] = jnp.stack(made)
-    return drawn
-
-
-def fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
-    """Keys [P] made of each particle's own [P] and a number."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def times(factors: jax.Array) -> Callable[[jax.Array], jax.Array]:

@@ -78,6 +78,9 @@ def optimiser(
         the direction. A Keras regulariser `l2(c)` is 2 c here.
       multipliers: rules to c, a factor on the learning rate (decay included); 0 freezes.
 
+    Its `update` may take `factors`, dict(weight_decay=, l2=) of scalars that multiply all rules of
+    that field, so that particles may differ in them (`inference/hyper.py`).
+
     Particles that stand for a posterior, by `inference.prior` or by their interaction, take neither
     `weight_decay` nor `l2`: the prior says all (`inference/particles.py`).
 
@@ -128,7 +131,10 @@ def _by_rule(
         coefficients(params)  # refuses a rule that matches nothing
         return optax.EmptyState()
 
-    def update(updates, state, params=None):
-        return jax.tree.map(apply, updates, params, coefficients(params)), state
+    def update(updates, state, params=None, *, factors=None, **extra):
+        c = coefficients(params)
+        if field in (factors or {}):
+            c = jax.tree.map(lambda c: factors[field] * c, c)
+        return jax.tree.map(apply, updates, params, c), state
 
-    return [optax.GradientTransformation(init, update)]
+    return [optax.GradientTransformationExtraArgs(init, update)]

@@ -5,12 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uncertainty.inference.samples import fold
+from uncertainty.keys import Use, fold
 from uncertainty.optimisers.samplers import normal
 from uncertainty.stages.training import Optimiser, Train, Training, further_training, trained
 from uncertainty.types import Batch, Metrics, Params, Samples, Stage, State
 
-_DRAW = 0x73776167  # of a particle's key
 Carry = tuple[Training, dict[str, Params]]  # the path: mean, squares, deviations
 
 
@@ -88,7 +87,7 @@ def swag(
 
     def draw(key: jax.Array, path: dict[str, Params]) -> Params:
         """A draw of each particle, [P, ...]."""
-        z = jax.vmap(lambda k: jax.random.normal(k, (rank,)))(fold(key, 1))
+        z = jax.vmap(lambda k: jax.random.normal(k, (rank,)))(fold(key, Use.LOW_RANK))
 
         def move(mean, squares, D, xi):
             low_rank = jnp.einsum("pr...,pr->p...", D, z) / jnp.sqrt(rank - 1)
@@ -102,7 +101,7 @@ def swag(
         state = trained(state.replace(params=path["mean"]), training)
         if not samples:
             return state
-        keys = fold(state.key, _DRAW)
+        keys = fold(state.key, Use.SWAG)
         drawn = jax.vmap(lambda s: draw(fold(keys, s), path), out_axes=1)(jnp.arange(samples))
 
         def copies(tree: Any) -> Any:

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uncertainty.inference.samples import fold
+from uncertainty.keys import Use, fold
 from uncertainty.layers import posterior
 from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation
 from uncertainty.types import Batch, Inference, Metrics, Samples, State
 
-_AFTER = 0x61667465  # of a particle's key
 Optimiser = optax.GradientTransformation | DecayingTransformation | SamplingTransformation
 Train = Callable[[Optimiser], Inference]  # independent particles, as the run's config has them
 
@@ -61,14 +60,14 @@ def further_training(
             )
         return Training(
             step=jnp.zeros_like(state.step),
-            key=fold(state.key, _AFTER),
+            key=fold(state.key, Use.AFTER),
             opt_state=jax.vmap(optimiser.init)(state.params),
         )
 
     def update(state: State, training: Training, batch: Batch) -> tuple[State, Training, Metrics]:
         own = dict(step=training.step, key=training.key, opt_state=training.opt_state)
         new, metrics = inference.update(state.replace(**own), batch)
-        state = state.replace(params=new.params, collections=new.collections)
+        state = state.replace(params=new.params, collections=new.collections, slow=new.slow)
         return state, training.replace(step=new.step, opt_state=new.opt_state), metrics
 
     return begin, update

@@ -14,17 +14,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uncertainty.inference import sharded
-from uncertainty.inference.directions.independent import Direction, independent
+from uncertainty.inference import examples, loss, sharded
+from uncertainty.inference.directions.independent import independent
 from uncertainty.inference.directions.spectral import prior_draws, prior_score
 from uncertainty.inference.samples import times
+from uncertainty.keys import Use, fold
 from uncertainty.types import (
     Batch,
     Collections,
+    Direction,
     Kernel,
     Latent,
     Metrics,
     Model,
+    Objective,
+    Own,
     Params,
     State,
     Target,
@@ -34,8 +38,6 @@ SPACES = ("weights", "functions", "functional_kernel", "functional_repulsion")
 VALUES = ("logits", "probabilities")
 # K, F -> A, B. None for A is the identity; B is linear in F.
 Transport = Callable[[jax.Array, jax.Array], tuple[jax.Array | None, jax.Array]]
-POINTS = 0x706F696E  # of particle 0's key: context points
-DRAWS = 0x64726177  # of particle 0's key: draws that make probabilities
 
 
 def interacting(
@@ -43,6 +45,9 @@ def interacting(
     over: Callable,
     target: Target,
     accumulate: int,
+    objective: Objective,
+    own_examples: bool,
+    *,
     kernel: Kernel,
     space: str = "weights",
     values: str = "logits",
@@ -81,11 +86,18 @@ def interacting(
     log q(z)) with the score estimated from draws, see `spectral.prior_score`. They are new at each
     step; `loss` is then without a prior.
 
+    Parameters of the objective's own follow their own gradient and are not compared, and functions
+    know none. Where an objective moves the inputs, dnll/du is that at the inputs of each particle
+    and stands for the same example of the others, while functions are compared on the batch as it
+    is. Where particles have examples of their own, functions are compared on a stream that all see;
+    then there is no dnll/du to average, so that space='functions' is left to methods whose A is the
+    identity.
+
     Points and draws have keys made of the key of particle 0 and the step, which all devices get.
 
     Args:
       transport: K and F of the kernel -> A and B.
-      over, target, accumulate: see `independent`.
+      over, target, accumulate, objective, own_examples: see `independent`.
       kernel: of `inference/kernels`.
       space: see above.
       values: what stands for a function: 'logits', the latents' means, or 'probabilities'.
@@ -98,7 +110,8 @@ def interacting(
 
     Raises:
       ValueError: an unknown space or values; a field outside the spaces that it is for; a kernel of
-        probabilities on something else; draws without a prior to draw from.
+        probabilities on something else; draws without a prior to draw from; an objective without
+        a loss of the latents, or examples of each particle's own, where functions are compared.
     """
     for field, value, allowed in (("space", space, SPACES), ("values", values, VALUES)):
         if value not in allowed:
@@ -106,6 +119,21 @@ def interacting(
     in_function_space = space != "weights"
     if in_function_space and accumulate > 1:
         raise ValueError(f"accumulate: {accumulate} parts, but functions are compared on the batch")
+    if in_function_space and objective.loss is not None:
+        raise ValueError(
+            f"objective: {objective.name!r} is no loss of the latents, which space={space!r} "
+            "needs; for space='weights' or direction 'independent'"
+        )
+    if in_function_space and objective.init is not None:
+        raise ValueError(
+            f"objective: {objective.name!r} has parameters of its own, which space={space!r} does "
+            "not move; for space='weights' or direction 'independent'"
+        )
+    if in_function_space and own_examples and context is None:
+        raise ValueError(
+            "direction.context: functions are compared on the batch, but each particle has its own "
+            "examples; 'other' has points that all see"
+        )
     if in_function_space and per_layer:
         raise ValueError("per_layer: functions have no layers; for space='weights' only")
     if not in_function_space and context is not None:
@@ -127,7 +155,7 @@ def interacting(
         if target.prior is None:
             raise ValueError("function_prior: needs a prior on the weights to draw from")
     scale = target.scale()
-    alone = independent(over, target, accumulate)
+    alone = independent(over, target, accumulate, objective, own_examples).update
 
     def anneal(tree: Any, step: jax.Array) -> Any:
         if annealing is None:
@@ -156,41 +184,53 @@ def interacting(
                 mixed = [product(A, g) - scale * product(B, z) for g, z in pairs]
             return sharded.rows(mixed, g)
 
-        g = anneal(g, state.step)
-        g = by_layer(step, state.params, g) if per_layer else step(state.params, g)
-        return g, collections, metrics
+        params, own = loss.network(objective, state.params), loss.own(objective, g)
+        g = anneal(loss.network(objective, g), state.step)
+        g = by_layer(step, params, g) if per_layer else step(params, g)
+        return loss.join(objective, g, own), collections, metrics
 
     def in_functions(
         model: Model, state: State, batch: Batch, keys: jax.Array
     ) -> tuple[Params, Collections, Metrics]:
         both = jax.vmap(jax.random.split)(keys)  # [P, 2]
         shared = sharded.first(keys)
+        mine, seen_by_all = moved(model, state, batch, keys)
 
-        def forward(params: Params, collections: Collections, keys: jax.Array, x: jax.Array):
-            def one(particle, x):
-                latent, new, auxiliary = model.forward(*particle[:2], x, particle[2], train=True)
+        def forward(params: Params, collections: Collections, keys: jax.Array, x: Batch, y: Batch):
+            """At inputs x [P, ...] of each particle, or y that are those of all."""
+
+            def one(particle, shared):
+                params, collections, key, x = particle
+                x = {**shared, **x}["x"]
+                latent, new, auxiliary = model.forward(params, collections, x, key, train=True)
                 return latent, auxiliary, new
 
-            latent, auxiliary, new = over(one)((params, collections, keys), x)
+            latent, auxiliary, new = over(one)((params, collections, keys, x), y)
             return (latent, auxiliary), new
 
-        def pullback(x: jax.Array):
-            return jax.vjp(lambda params: forward(params, state.collections, both[:, 0], x),
+        def pullback(x: Batch, y: Batch):
+            return jax.vjp(lambda params: forward(params, state.collections, both[:, 0], x, y),
                            state.params, has_aux=True)  # fmt: skip
 
-        def objective(latent: Latent) -> tuple[jax.Array, jax.Array]:
-            nll = jax.vmap(model.likelihood.nll, (0, None, 0))(latent, batch["y"], both[:, 1])
-            return jnp.sum(jnp.mean(nll, axis=(1, 2))), nll
+        def losses(latent: Latent) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            def one(latent, mine, key, slow):
+                batch, own = {**seen_by_all, **mine}, Own(slow=slow, step=state.step)
+                return loss.per_example(model.likelihood, objective, latent, batch, key, own)
 
-        (latent, auxiliary), pull, collections = pullback(batch["x"])
-        du, nll = jax.grad(objective, has_aux=True)(latent)
-        if context is None:
-            points, seen, pull_seen = batch["x"], latent, pull
-        else:
-            points = context(batch, jax.random.fold_in(shared, POINTS))
-            (seen, _), pull_seen, _ = pullback(points)
+            each, nll = jax.vmap(one)(latent, mine, both[:, 1], state.slow)
+            return jnp.sum(jnp.mean(each, axis=(1, 2))), (each, nll)
 
-        noise = jax.random.fold_in(shared, DRAWS)
+        (latent, auxiliary), pull, collections = pullback(mine, seen_by_all)
+        du, (each, nll) = jax.grad(losses, has_aux=True)(latent)
+        apart = context is not None or objective.inputs is not None  # points beside the batch
+        points, seen, pull_seen = batch["x"], latent, pull
+        if context is not None:
+            visible = examples.split(batch, own_examples)[1]
+            points = context(visible, fold(shared, Use.POINTS))
+        if apart:
+            (seen, _), pull_seen, _ = pullback({}, dict(x=points))
+
+        noise = fold(shared, Use.DRAWS)
         z, pull_values = jax.vjp(lambda u: represent(model, u, noise, values), seen)
         phi, slope = _features(kernel, z)
         compared = sharded.columns(phi)
@@ -198,7 +238,7 @@ def interacting(
         force = sharded.rows([-scale * sharded.product(B, a) for a in compared], z) * slope
         if function_prior:
             drawn = prior_draws(target.prior, function_prior, state, shared)
-            draws = represent(model, forward(*drawn, points)[0][0], noise, values)
+            draws = represent(model, forward(*drawn, {}, dict(x=points))[0][0], noise, values)
             score = prior_score(sharded.columns(z), sharded.columns(draws, shared=True))
             drive = sharded.mix(A, sharded.rows(score, z))
             force = force - anneal(drive, state.step) / target.N()
@@ -207,12 +247,15 @@ def interacting(
         energy, own = jax.vmap(jax.value_and_grad(_energy))(state.params)
         one, nothing = jnp.ones_like(auxiliary), jnp.zeros_like(auxiliary)
         if space == "functions":
+            if own_examples and A is not None:
+                raise ValueError("space: 'functions' averages dnll/du over particles, but each has "
+                                 "examples of its own; for methods such as 'wgd' only")  # fmt: skip
             drive = anneal(sharded.mix(A, du), state.step)
-            if context is None:
+            if not apart:
                 drive = add(drive, force)
             weight = anneal(one if A is None else sharded.own(A.sum(1)), state.step)
             (g,) = pull((drive, weight))
-            if context is not None:
+            if apart:
                 g = add(g, *pull_seen((force, nothing)))
             if not function_prior:
                 g = add(g, jax.tree.map(times(weight), own))
@@ -221,13 +264,27 @@ def interacting(
                 A, _ = matrices(weight_kernel, sharded.columns(state.params))
             drive = sharded.mix(A, anneal(add(own, *pull((du, one))), state.step))
             g = add(drive, *pull_seen((force, nothing)))
-        loss = jnp.mean(nll, axis=(1, 2)) + auxiliary + (0.0 if function_prior else energy)
-        return g, collections, dict(loss=loss, nll=nll)
+        value = jnp.mean(each, axis=(1, 2)) + auxiliary + (0.0 if function_prior else energy)
+        return g, collections, dict(loss=value, nll=nll)
+
+    def moved(model: Model, state: State, batch: Batch, keys: jax.Array) -> tuple[Batch, Batch]:
+        """The batch as its particles are trained on it: their own [P, ...], and what all see."""
+        mine, shared = examples.split(batch, own_examples)
+        if objective.inputs is None:
+            return mine, shared
+
+        def one(particle, shared):
+            params, collections, key, slow, mine = particle
+            own, batch = Own(slow=slow, step=state.step), {**shared, **mine}
+            return loss.elsewhere(model, objective, params, collections, batch, key, own)
+
+        particle = (state.params, state.collections, keys, state.slow, mine)
+        return examples.split(over(one)(particle, shared), own=True)[0], shared
 
     def _energy(params: Params) -> jax.Array:
         return jnp.asarray(target.potential(params), jnp.float32)
 
-    return in_functions if in_function_space else in_weights
+    return Direction(in_functions if in_function_space else in_weights)
 
 
 def represent(model: Model, latent: Latent, key: jax.Array, values: str) -> jax.Array:

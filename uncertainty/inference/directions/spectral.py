@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from uncertainty.inference.kernels.rbf import median, squared_distances
 from uncertainty.inference.sharded import first, inner_products, product
+from uncertainty.keys import Use, fold
 from uncertainty.types import Collections, Params, Prior, State
 
-DRAWS = 0x64726177  # of a key: draws of the prior
 KEPT = 0.95  # share of the trace that the eigenpairs of `prior_score` hold
 
 
@@ -59,8 +59,11 @@ def prior_score(z: list[jax.Array], draws: list[jax.Array], kept: float = KEPT) 
 def prior_draws(
     prior: Prior, size: int, state: State, key: jax.Array
 ) -> tuple[Params, Collections, jax.Array]:
-    """Weights from the prior, particle 0's collections and keys, [n, ...], to run networks with."""
-    keys = jax.vmap(jax.random.split)(jax.random.split(jax.random.fold_in(key, DRAWS), size))
+    """Weights from the prior, particle 0's collections and keys, [n, ...], to run networks with.
+
+    `state` has the network's parameters alone.
+    """
+    keys = jax.vmap(jax.random.split)(jax.random.split(fold(key, Use.PRIOR_DRAWS), size))
     like = jax.tree.map(lambda a: a[0], state.params)
     params = jax.vmap(lambda key: prior.sample(key, like))(keys[:, 0])
     collections = jax.tree.map(

@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from uncertainty.inference import sharded
-from uncertainty.inference.directions.independent import Direction
 from uncertainty.inference.directions.interacting import by_layer, interacting
 from uncertainty.inference.kernels.rbf import rbf
-from uncertainty.types import Kernel, Params, Target
+from uncertainty.types import LIKELIHOOD, Direction, Kernel, Objective, Params, Target
 
 
 def svgd(
     over: Callable,
     target: Target,
     accumulate: int = 1,
+    objective: Objective = LIKELIHOOD,
+    own_examples: bool = False,
     kernel: Callable[..., Kernel] = rbf,
     space: str = "weights",
     values: str = "logits",
@@ -32,13 +33,13 @@ def svgd(
     Fortuin 2021, "Annealed Stein Variational Gradient Descent". s = grad log p(theta | D) is kept
     per example, so phi is N times what a step follows.
 
-    In weight space and with a stationary kernel the direction has `colour(params, noise)`: noise
-    that is standard normal and independent between particles gets the covariance K / P between
-    them. theta <- theta - eta g + sqrt(2 eta temperature / N) colour is then stochastic SVGD
-    (Gallego & Insua 2018), a Langevin diffusion of all particles with that matrix (Ma et al. 2015).
-    Its divergence is the repulsion if the bandwidth is given. With the median, which moves with
-    the particles, a part is missing: variances are too large, the more so the fewer particles and
-    dimensions there are.
+    In weight space and with a stationary kernel the direction has a `diffusion`: noise that is
+    standard normal and independent between particles gets the covariance K / P between them.
+    theta <- theta - eta g + sqrt(2 eta temperature / N) xi with that noise xi is then stochastic
+    SVGD (Gallego & Insua 2018), a Langevin diffusion of all particles with that matrix (Ma et al.
+    2015). Its divergence is the repulsion if the bandwidth is given. With the median, which moves
+    with the particles, a part is missing: variances are too large, the more so the fewer particles
+    and dimensions there are.
 
     Differences from the reference code: the matrix root of K, not that of its elements.
 
@@ -54,17 +55,22 @@ def svgd(
         over,
         target,
         accumulate,
-        chosen,
-        space,
-        values,
-        per_layer,
+        objective,
+        own_examples,
+        kernel=chosen,
+        space=space,
+        values=values,
+        per_layer=per_layer,
         weight_kernel=weight_kernel and weight_kernel(),
         annealing=annealing and annealing(),
         context=context and context(),
         function_prior=function_prior,
     )
 
-    def colour(params: Params, noise: Params) -> Params:
+    if space != "weights" or not chosen.stationary:
+        return direction
+
+    def coloured(params: Params, noise: Params) -> Params:
         def one(params: Params, noise: Params) -> Params:
             inner = sharded.inner_products(sharded.columns(params), chosen.stationary)
             K, _ = chosen.matrices(inner)
@@ -72,9 +78,7 @@ def svgd(
 
         return by_layer(one, params, noise) if per_layer else one(params, noise)
 
-    if space == "weights" and chosen.stationary:
-        direction.colour = colour
-    return direction
+    return direction._replace(diffusion=coloured)
 
 
 def _root(K: jax.Array) -> jax.Array:

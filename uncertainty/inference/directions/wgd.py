@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from uncertainty.inference.directions.independent import Direction
 from uncertainty.inference.directions.interacting import Transport, interacting
 from uncertainty.inference.directions.spectral import score_at_samples
 from uncertainty.inference.kernels.rbf import rbf
-from uncertainty.types import Kernel, Target
+from uncertainty.types import LIKELIHOOD, Direction, Kernel, Objective, Target
 
 ESTIMATORS = ("kde", "sge", "ssge")
 
@@ -17,6 +16,8 @@ def wgd(
     over: Callable,
     target: Target,
     accumulate: int = 1,
+    objective: Objective = LIKELIHOOD,
+    own_examples: bool = False,
     estimator: str = "kde",
     kernel: Callable[..., Kernel] = rbf,
     space: str = "weights",
@@ -72,10 +73,12 @@ def wgd(
         over,
         target,
         accumulate,
-        chosen,
-        space,
-        values,
-        per_layer,
+        objective,
+        own_examples,
+        kernel=chosen,
+        space=space,
+        values=values,
+        per_layer=per_layer,
         annealing=annealing and annealing(),
         context=context and context(),
         function_prior=function_prior,

@@ -4,11 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from tests.uncertainty.classes import batch, kernel, linear
 from tests.uncertainty.posteriors import data, linear_regression
 from uncertainty import priors
 from uncertainty.inference.directions import svgd
 from uncertainty.inference.particles import particles
+from uncertainty.objectives.label_smoothing import label_smoothing
 from uncertainty.optimisers import optimiser as optimisers
+from uncertainty.types import LIKELIHOOD
 
 MODEL, BATCH = linear_regression(3, 1.0), data(8, 3)
 
@@ -36,6 +39,73 @@ def test_particles_have_the_learning_rates_and_priors_that_they_are_given(execut
         np.testing.assert_allclose(together[p], alone[p], rtol=1e-5, atol=1e-6)
     assert {k: v.shape for k, v in state.hyper.items()} == dict(learning_rate=(6,),
                                                                  prior_scale=(6,))  # fmt: skip
+
+
+def train(size, hyper=None, rate=0.02, decay=0.0, l2=0.0, smoothing=None):
+    """Two steps of a classifier, [P, D, K]."""
+    values = dict(weight_decay=decay, l2=l2)
+    rules = {name: [(".*", value)] for name, value in values.items() if value}
+    optimiser = optimisers.optimiser(optimisers.adam(), rate, **rules)
+    objective = LIKELIHOOD if smoothing is None else label_smoothing(smoothing)
+    made = particles(linear(), optimiser, size=size, hyper=hyper, objective=objective,
+                     executor="vmap")  # fmt: skip
+    state, update = made.init(jax.random.key(0), batch()["x"]), jax.jit(made.update)
+    for i in range(2):
+        state, _ = update(state, batch(i))
+    return kernel(state)
+
+
+@pytest.mark.slow
+def test_a_population_is_as_many_runs_with_hyper_parameters_of_their_own():
+    hyper = dict(weight_decay=[0.0, 1.0, 5.0], l2=[0.5, 1.0], learning_rate=[1.0, 2.0, 3.0, 4.0],
+                 label_smoothing=[0.0, 0.1, 0.2, 0.4])  # fmt: skip
+    together = train(12, hyper, decay=0.3, l2=0.2, smoothing=0.9)
+    for p in (0, 1, 7, 11):
+        alone = train(12, rate=0.02 * (1 + p % 4), decay=0.3 * [0, 1, 5][p % 3],
+                      l2=0.2 * [0.5, 1][p % 2], smoothing=[0, 0.1, 0.2, 0.4][p % 4])  # fmt: skip
+        np.testing.assert_allclose(together[p], alone[p], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "l2", "label_smoothing"])
+def test_each_hyper_parameter_is_that_of_a_run(name):
+    fields = dict(weight_decay=("decay", 0.3), l2=("l2", 0.2), label_smoothing=("smoothing", 1.0))
+    field, scale = fields[name]
+    together = train(2, {name: [0.5, 0.75]}, **{field: min(scale, 0.9)})
+    for p, value in enumerate((0.5, 0.75)):
+        alone = train(2, **{field: scale * value})
+        np.testing.assert_allclose(together[p], alone[p], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "why"),
+    [
+        (
+            dict(weight_decay=[1.0]),
+            r"hyper.weight_decay: there is no decay .* optimiser.weight_dec",
+        ),
+        (dict(l2=[1.0]), r"hyper.l2: there is no decay to scale; set optimiser.l2"),
+        (dict(label_smoothing=[0.1]), "hyper.label_smoothing: the objective has no such rate"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_nothing_reads_is_refused(hyper, why):
+    with pytest.raises(ValueError, match=why):
+        train(2, hyper)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "why"),
+    [
+        (dict(weight_decay=[-1.0]), "hyper.weight_decay: .* a list of numbers from 0, or dict"),
+        (dict(weight_decay=dict(low=0.0, high=1.0)), "hyper.weight_decay: .*positive numbers"),
+        (dict(label_smoothing=[0.1, 1.0]), "label_smoothing: .* numbers from 0 and below 1"),
+        (dict(label_smoothing=dict(low=0.1, high=2.0)), "hyper.label_smoothing: "),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_refused(hyper, why):
+    with pytest.raises(ValueError, match=why):
+        train(2, hyper, decay=0.1, smoothing=0.1)
 
 
 def test_drawn_values_belong_to_the_particle_and_fill_their_range():

@@ -1,0 +1,117 @@
+"""The loss of one particle: its objective, its network's auxiliary losses and its prior."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from uncertainty.keys import Use, fold
+from uncertainty.types import (
+    Aux,
+    Batch,
+    Collections,
+    Latent,
+    Likelihood,
+    Model,
+    Objective,
+    Own,
+    Params,
+    Target,
+)
+
+NAME = "objective"  # among a particle's parameters: those of its objective
+RESERVED = {"loss", "nll", "gradient_norm", "finite"}  # metrics of every update
+
+
+def network(objective: Objective, params: Params) -> Params:
+    """Those of a particle's parameters that are its network's."""
+    return params if objective.init is None else {k: v for k, v in params.items() if k != NAME}
+
+
+def own(objective: Objective, params: Params) -> Params:
+    """Those that are its objective's, or None."""
+    return None if objective.init is None else params[NAME]
+
+
+def join(objective: Objective, params: Params, own: Params) -> Params:
+    """The inverse of `network` and `own`."""
+    return params if objective.init is None else {**params, NAME: own}
+
+
+def total(
+    model: Model,
+    target: Target,
+    objective: Objective,
+    params: Params,
+    collections: Collections,
+    batch: Batch,
+    key: jax.Array,
+    state: Own,
+) -> tuple[jax.Array, Aux]:
+    """What a particle minimises [], and what comes with it.
+
+    Args:
+      params: the network's and the objective's.
+      state: `params` is filled in here.
+    """
+    weights = network(objective, params)
+    state = state._replace(params=own(objective, params))
+    if objective.loss is not None:
+        loss, aux = objective.loss(model, weights, collections, batch, key, state)
+        if clash := RESERVED & set(aux.metrics):
+            raise ValueError(f"objective: a metric of {objective.name!r} is called "
+                             f"{clash.pop()!r}, as one of every update")  # fmt: skip
+    else:
+        batch = elsewhere(model, objective, weights, collections, batch, key, state)
+        key_forward, key_likelihood = jax.random.split(key)
+        latent, collections, auxiliary = model.forward(
+            weights, collections, batch["x"], key_forward, train=True
+        )
+        losses, nll = per_example(model.likelihood, objective, latent, batch, key_likelihood, state)
+        loss, aux = jnp.mean(losses), Aux(collections, nll, {}, auxiliary)
+    scale = state.hyper.get("prior_scale", 1.0)
+    return loss + aux.auxiliary + target.potential(weights, scale), aux
+
+
+def elsewhere(
+    model: Model,
+    objective: Objective,
+    params: Params,
+    collections: Collections,
+    batch: Batch,
+    key: jax.Array,
+    state: Own,
+) -> Batch:
+    """The batch with the inputs of the objective, as constants."""
+    if objective.inputs is None:
+        return batch
+    moved = objective.inputs(model, params, collections, batch, fold(key, Use.INPUTS), state)
+    return jax.lax.stop_gradient(moved)
+
+
+def per_example(
+    likelihood: Likelihood,
+    objective: Objective,
+    latent: Latent,
+    batch: Batch,
+    key: jax.Array,
+    state: Own,
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of the latents and the nll, both [M, B].
+
+    Raises:
+      ValueError: there are no labels.
+    """
+    if "y" not in batch:
+        raise ValueError(f"objective: {objective.name!r} needs labels, an entry 'y' of the batch, "
+                         "which has " + ", ".join(map(repr, sorted(batch))))  # fmt: skip
+    nll = likelihood.nll(latent, batch["y"], key)
+    if objective.latents is None:
+        return nll, nll
+    return objective.latents(likelihood, latent, batch, key, state), nll
+
+
+def metrics(loss: jax.Array, aux: Aux) -> dict[str, Any]:
+    """Those of a step of one particle."""
+    labelled = {} if aux.nll is None else dict(nll=aux.nll)
+    return dict(loss=loss, **labelled, **aux.metrics)

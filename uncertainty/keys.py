@@ -1,0 +1,43 @@
+"""Every purpose that random numbers are drawn for and that has a key of its own.
+
+`fold(key, Use.NOISE)` is the key of that purpose. Small numbers are folded in for what is counted
+(particles, steps, samples) and by `jax.random.split`, whose i-th key is the one that folding in i
+makes; so a purpose has a number that nothing is counted up to, four letters of its name.
+"""
+
+import enum
+
+import jax
+
+
+@enum.unique
+class Use(enum.IntEnum):
+    """A purpose, and whose key it is folded into."""
+
+    # of a particle's key
+    HYPER = 0x68797072  # its hyper-parameters; the i-th of them has HYPER + i
+    OWN = 0x6F776E70  # parameters of the objective's own
+    AFTER = 0x61667465  # all of a stage of further training
+    SWAG = 0x73776167  # draws of SWAG; of each of them:
+    LOW_RANK = 0x72616E6B  # its low-rank part
+    # of a particle's key of a step
+    NOISE = 0x6E6F6973  # of a sampler
+    INPUTS = 0x6F626A65  # where an objective moves the inputs
+    STUDENT = 0x73747564  # forward pass of the student at another stream
+    TEACHER = 0x74656163  # forward pass of the teacher
+    VIEW = 0x76696577  # noise of the student's inputs
+    STREAM_VIEW = 0x73747276  # and at another stream
+    OTHER_VIEW = 0x6F766965  # noise of the teacher's inputs
+    CONSISTENCY = 0x636F6E73  # draws that make the probabilities of both
+    # of particle 0's key of a step, for all particles
+    POINTS = 0x706F696E  # context points
+    DRAWS = 0x64726177  # draws that make probabilities
+    PRIOR_DRAWS = 0x7072696F  # functions drawn from the prior
+
+
+def fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
+    """A key, or keys [P], made of each one given and a number, such as a `Use`."""
+    number = int(number) if isinstance(number, Use) else number
+    if keys.ndim == 0:
+        return jax.random.fold_in(keys, number)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
