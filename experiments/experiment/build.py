@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from experiments import evaluators
 from experiments.data.loader import Batch, batches, with_context
 from experiments.data.source import Source
-from experiments.evaluators import check_data, evaluator
 from experiments.experiment import config as config_lib
 from experiments.experiment import initialise as pretrained
 from experiments.experiment.check import (
@@ -108,10 +108,9 @@ def setup(
         source, validation, context = load_data(config)
         warn_of_data(config, source)
     inference = build.inference(config, model, num_examples=max(len(source), 1))
-    for name, spec in config["evaluators"].items():
-        evaluator(name, spec, source.task)
+    built = evaluators.build_all(config["evaluators"], source.task)
     if len(source) and evaluated:
-        check_data(config["evaluators"], source)
+        evaluators.check_data(built, source)
     one, many = (batch_shapes(source, n) for n in (1, config["evaluation"]["batch_size"]))
     x = one["x"]
     predict = execution.on_mesh(inference.predict, mesh, particles=False)
