@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.data import labels as labels_lib
-from experiments.data.derived import key_of, specs
+from experiments.data.derived import key_of
 from experiments.data.fields import check_fields
 from experiments.data.source import Source, check_spec, load
 from uncertainty.build import ConfigError, nearest
@@ -88,8 +88,8 @@ def build(name: str, spec: Any, task: str | None = None) -> Evaluator:
     except ValueError as error:
         raise ConfigError(f"{field}.{error}") from error
     for read in evaluator.data:
-        for path, data in specs(read.data, f"{field}.{read.field}"):
-            check_spec(data, path)
+        if isinstance(read.data, Mapping):
+            check_spec(read.data, f"{field}.{read.field}")
     if task is not None and evaluator.task not in (task, None):
         hint = ""
         if task == "regression":

@@ -10,9 +10,10 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import tempfile
-import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,22 +62,27 @@ def export_all(
 
     Args:
       predict: of one run or of several.
-      reads: by the paths of the sets in sets.json, by which the files are named.
+      reads: by the paths of the sets in sets.json; files are named after the data.
       folder: where they go.
-      runs: see `export`.
+      runs: of the members, in order: workdir, step.
 
     Returns:
-      path -> why there is no file.
+      What failed -> why.
     """
     failures: dict[str, str] = {}
-    seen = set()
+    paths: dict[tuple[str, str], list[str]] = {}  # of each set
     for path, read in reads.items():
-        key = (key_of_data(read.data), read.labels)
-        if key not in seen and read.labels != labels_lib.OWN:
-            file = folder / f"{urllib.parse.quote(path, safe='')}.npz"
-            with reported(f"{path} (predictions)", failures):
-                export(predict, read.data, read.labels, file, runs)
-        seen.add(key)
+        paths.setdefault((key_of_data(read.data), read.labels), []).append(path)
+    names: set[str] = set()
+    for (key, labels), of_set in paths.items():
+        if labels == labels_lib.OWN:
+            continue
+        with reported(f"predictions of {of_set[0]}", failures):
+            data = reads[of_set[0]].data
+            name = re.sub(r"[^\w.-]+", "-", predict.source(data, labels).title).strip("-.")
+            name = f"{name}-{zlib.crc32(key.encode()):08x}" if name in names else name
+            names.add(name)
+            export(predict, data, labels, folder / f"{name}.npz", dict(sets=of_set, runs=runs))
     return failures
 
 
@@ -85,7 +91,7 @@ def export(
     data: Data,
     labels: str,
     file: pathlib.Path,
-    runs: Sequence[Mapping[str, Any]] = (),
+    noted: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the predictions of a data set, whole or not at all, without holding them in memory.
 
@@ -94,7 +100,7 @@ def export(
       data: a data set's spec, or its examples.
       labels: what its labels are to the model; those that are unused are left out.
       file: NAME.npz, replaced where it exists; its folder is made.
-      runs: what the metadata say of the runs whose members these are, in order.
+      noted: what else the metadata say, such as `runs` that members are of, in order.
     """
     source = predict.source(data, labels)
     with contextlib.ExitStack() as stack:
@@ -124,7 +130,7 @@ def export(
         if folder is not None:
             if source.task == "regression":
                 arrays |= _units(source)
-            _pack(folder, arrays, _metadata(source, arrays, runs), file)
+            _pack(folder, arrays, _metadata(source, arrays) | dict(noted or {}), file)
 
 
 def _arrays_of(part: Predictions) -> dict[str, tuple[np.ndarray, int]]:
@@ -147,9 +153,7 @@ def _units(source: Source) -> dict[str, np.ndarray]:
     return dict(y_mean=source.y_mean, y_std=source.y_std)
 
 
-def _metadata(
-    source: Source, arrays: Mapping[str, np.ndarray], runs: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def _metadata(source: Source, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What `metadata.json` says."""
     known = {**ARRAYS[source.task], "run": ("members", "which of `runs` a member is of")}
     return dict(
@@ -168,7 +172,6 @@ def _metadata(
             for name, array in arrays.items()
         },
         ensemble=COMBINED[source.task],
-        runs=list(runs),
     )
 
 

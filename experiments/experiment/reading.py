@@ -7,7 +7,6 @@ import numpy as np
 
 from experiments.data import labels as labels_lib
 from experiments.data.derived import key_of
-from experiments.data.description import describe
 from experiments.data.source import Source, load
 from uncertainty.build import ConfigError
 
@@ -79,15 +78,30 @@ def check_alike(sources: Mapping[str, Source]) -> None:
       ConfigError: names the run and what differs from the first.
     """
     (first, source), *others = sources.items()
-    known = {"task": source.task, **describe(source)}
+    known = how_read(source)
     for name, other in others:
-        for key, value in {"task": other.task, **describe(other)}.items():
-            if key not in ("name", "examples", "digest") and _text(known[key]) != _text(value):
+        for key, value in how_read(other).items():
+            if known[key] != value:
                 raise ConfigError(
                     f"workdir: {name} cannot be joined with {first}: `{key}` of its training data "
-                    f"is {_text(value):.60}, and there {_text(known[key]):.60}"
+                    f"is {value:.60}, and there {known[key]:.60}"
                 )
 
 
-def _text(value: Any) -> str:
-    return repr(np.asarray(value).tolist())
+def how_read(source: Source) -> dict[str, str]:
+    """As text, what members must have in common to predict the same examples."""
+    fields = dict(
+        task=source.task,
+        shape=source.shape,
+        dtype=str(source.x.dtype),
+        classes=source.classes,
+        outputs=source.outputs,
+        class_names=source.class_names,
+        range=source.range,
+        mean=source.mean,
+        std=source.std,
+        y_mean=source.y_mean,
+        y_std=source.y_std,
+        reading=sorted(source.reading.items()),
+    )
+    return {key: repr(np.asarray(value).tolist()) for key, value in fields.items()}
