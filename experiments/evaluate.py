@@ -4,27 +4,42 @@
     python -m experiments.evaluate --workdir runs/ensemble --data digits:validation
     python -m experiments.evaluate --workdir runs/ensemble --name mnist \\
         --data '{"name": "idx", "path": "mnist", "split": "test"}'
+    python -m experiments.evaluate --workdir runs/seed0 --workdir runs/seed1 --predictions
+
+Several workdirs are one ensemble of all their members, with the evaluators of the first, where the
+results go too. `--predictions` writes what members predict for each data set as files for other
+libraries (`experiment/exported.py`).
 """
 
 import logging
 import math
 import pathlib
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
+from experiments import evaluators
 from experiments.data import labels
 from experiments.data.derived import divided_otherwise, part_of
 from experiments.data.description import read_description
 from experiments.data.source import load
-from experiments.evaluators import evaluator
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.experiment.results import check_name, place, print_sets, sets_of, write_results
+from experiments.experiment.exported import export_all
+from experiments.experiment.predictor import Predictor
+from experiments.experiment.reading import check_alike
+from experiments.experiment.results import (
+    check_name,
+    path_in,
+    place,
+    print_sets,
+    relative,
+    reported,
+    write_results,
+)
 from experiments.runtime import program, writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import Progress, setup_logging
@@ -42,57 +57,79 @@ def evaluate(
     specs: Mapping[str, Mapping[str, Any]] | None = None,
     name: str = "test",
     show: bool = True,
+    others: Mapping[pathlib.Path, Experiment] | None = None,
+    predictions: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Runs every evaluator on the newest checkpoint and writes `evaluation/<name>/`.
 
     An evaluator that fails (its data is missing, say) is reported and does not stop the others.
 
+    Args:
+      experiment, workdir: of the run.
+      specs: of evaluators; by default those of the config.
+      name: of the folder.
+      show: whether to print the metrics.
+      others: by their workdirs, further runs whose members join those of this one; costs are sums.
+      predictions: whether to write what members predict for each data set, `exported.export`.
+
     Returns:
       The metrics, and the reason for each evaluator that failed.
-    """
-    from experiments.experiment.predictor import Predictor
 
+    Raises:
+      ConfigError: there is no checkpoint, or runs that cannot be joined.
+    """
+    runs = {pathlib.Path(workdir): experiment, **(others or {})}
     workdir = pathlib.Path(workdir)
-    specs = experiment.config["evaluators"] if specs is None else specs
-    task = experiment.source.task
-    runners = {key: evaluator(key, spec, task) for key, spec in specs.items()}
-    state, step = restore(experiment, workdir)
-    predict = Predictor(experiment, state)
-    paths = {path: spec for key, spec in specs.items() for path, spec in sets_of(key, spec)}
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {}
-    failures: dict[str, str] = {}
-    first = jax.process_index() == 0
-    with Progress(len(runners), f"evaluate {name}", unit="evaluator", show=first) as progress:
-        for i, (key, run) in enumerate(runners.items()):
-            progress.update(i, key)
-            try:
-                for metric, value in run(predict):
-                    (arrays if isinstance(value, np.ndarray) else metrics)[metric] = value
-            except Exception as error:  # one evaluator must not take the others with it
-                plain = isinstance(error, ValueError | OSError | ArithmeticError | ImportError)
-                failures[key] = str(error) if plain else repr(error)
-                logger.error("evaluator %s: %s", key, failures[key])
-                logger.debug("%s", traceback.format_exc())
-        progress.update(len(runners), "")
+    check_alike({str(path): run.source for path, run in runs.items()})
+    built = experiment.evaluators
+    if specs is not None:
+        built = evaluators.build_all(specs, experiment.source.task)
+    restored = {path: restore(run, path) for path, run in runs.items()}
+    states = {path: state for path, (state, _) in restored.items()}
+    predict = Predictor.join({str(p): Predictor(run, states[p]) for p, run in runs.items()})
+    metrics, arrays, failures = run_all(built, predict, f"evaluate {name}")
     if failures and not metrics:
         return metrics, failures
     try:
-        metrics |= cost(experiment, state, workdir)
+        metrics |= sums([cost(run, states[path], path) for path, run in runs.items()])
     except ValueError as error:
         failures["cost"] = str(error)
         logger.error("cost: %s", error)
-    metrics["cost/step"] = step
+    metrics["cost/step"] = step = max(step for _, step in restored.values())
+    members = [dict(workdir=relative(p, workdir), step=step) for p, (_, step) in restored.items()]
+    folder = workdir / "evaluation" / name
+    reads = {path_in(key, read.field): read for key, one in built.items() for read in one.data}
+    if predictions:
+        failures |= export_all(predict, reads, folder / "predictions", members)
     if jax.process_index() != 0:
         return metrics, failures
-    sets = {path: noted for path, spec in paths.items() if (noted := predict.noted(spec))}
+    noted = {path: predict.reader.noted(read.data) for path, read in reads.items()}
+    sets = {path: one for path, one in noted.items() if one}
     if show:
         from experiments.reports.tables import print_metrics
 
         print_sets(sets, step)
         print_metrics(metrics)  # first: what cannot be saved is seen at least
-    write_results(workdir / "evaluation" / name, metrics, arrays, sets)
+    write_results(folder, metrics, arrays, sets, members)
     return metrics, failures
+
+
+def run_all(
+    built: Mapping[str, evaluators.Evaluator], predict: Predictor, title: str
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]:
+    """Numbers and arrays of all evaluators, and why some of them failed."""
+    metrics: dict[str, float] = {}
+    arrays: dict[str, np.ndarray] = {}
+    failures: dict[str, str] = {}
+    first = jax.process_index() == 0
+    with Progress(len(built), title, unit="evaluator", show=first) as progress:
+        for i, (key, evaluator) in enumerate(built.items()):
+            progress.update(i, key)
+            with reported(key, failures):
+                for metric, value in evaluator.run(predict):
+                    (arrays if isinstance(value, np.ndarray) else metrics)[metric] = value
+        progress.update(len(built), "")
+    return metrics, arrays, failures
 
 
 def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
@@ -120,19 +157,24 @@ def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
 def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[str, float]:
     """Parameters; seconds of training, and milliseconds for each example (median over records).
 
-    What the records do not tell, as where a run has a single step, is left out.
+    What the records lack, as where a run has a single step, is left out.
 
     Raises:
       ValueError: they are damaged.
     """
-    found = {"cost/parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
+    costs = {"cost/parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
     records = writers.read_metrics(workdir / writers.METRICS)
     if seconds := [r["seconds"] for r in records if "seconds" in r]:
-        found["cost/train_seconds"] = max(seconds)
+        costs["cost/train_seconds"] = max(seconds)
     if rates := [r["steps_per_second"] for r in records if "steps_per_second" in r]:
         examples_per_second = float(np.median(rates)) * experiment.config["batch_size"]
-        found["cost/train_ms_per_example"] = 1e3 / examples_per_second
-    return found
+        costs["cost/train_ms_per_example"] = 1e3 / examples_per_second
+    return costs
+
+
+def sums(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of several runs; what one of them lacks is left out."""
+    return {k: sum(one[k] for one in costs) for k in costs[0] if all(k in one for one in costs)}
 
 
 def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | None:
@@ -142,15 +184,16 @@ def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | 
     source, task = experiment.validation, experiment.source.task
     if source is None:
         return None
-    run = evaluator("validation", dict(name=task, data=source), task)
+    evaluator = evaluators.build("validation", dict(name=task, data=source), task)
     predictor = None
 
     def validate(state: State) -> dict[str, float]:
         nonlocal predictor
         predictor = predictor or Predictor(experiment, state)
-        predictor.state = state
-        found = (item for item in run(predictor) if not isinstance(item[1], np.ndarray))
-        return {key: value for key, value in found if not key.startswith("cost/")}
+        predictor.runs[0].state = state
+        items = evaluator.run(predictor)
+        numbers = {key: value for key, value in items if not isinstance(value, np.ndarray)}
+        return {key: value for key, value in numbers.items() if not key.startswith("cost/")}
 
     return validate
 
@@ -213,7 +256,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}")
     setup_logging()
-    experiment = open_run(WORKDIR.value)
+    workdir, *more = map(pathlib.Path, dict.fromkeys(WORKDIR.value))
+    experiment = open_run(workdir)
+    others = {path: open_run(path) for path in more}
+    check_alike({str(path): e.source for path, e in {workdir: experiment, **others}.items()})
     specs, name = None, "test"
     if NAME.value is not None:
         check_name(NAME.value)
@@ -224,18 +270,25 @@ def main(argv: list[str]) -> None:
         for note in (*source.notes, *([why] if why else ())):
             logger.warning("--data: %s: %s", source.title, note)
         specs = {"data": dict(name=experiment.source.task, data=source)}
-        name = place(pathlib.Path(WORKDIR.value), NAME.value, spec, source)
-    elif NAME.value is not None:
-        name = place(pathlib.Path(WORKDIR.value), NAME.value, None, None)
-    found, failures = evaluate(experiment, WORKDIR.value, specs=specs, name=name)
-    if found:
-        print(f"results: {pathlib.Path(WORKDIR.value) / 'evaluation' / name}")
+        name = place(workdir, NAME.value, spec, source, more)
+    elif NAME.value is not None or more:
+        name = place(workdir, NAME.value, None, None, more)
+    metrics, failures = evaluate(
+        experiment, workdir, specs=specs, name=name, others=others, predictions=PREDICTIONS.value
+    )
+    if metrics:
+        print(f"results: {workdir / 'evaluation' / name}")
     report(failures)
 
 
 if __name__ == "__main__":
-    WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a trained run.")
+    WORKDIR = flags.DEFINE_multi_string(
+        "workdir", None, "The directory of a trained run; of several, one ensemble."
+    )
     DATA = flags.DEFINE_string("data", None, "Other data: NAME[:SPLIT] or a dict of its fields.")
     NAME = flags.DEFINE_string("name", None, "Where under evaluation/ the results go.")
+    PREDICTIONS = flags.DEFINE_bool(
+        "predictions", False, "Write what members predict as NumPy archives."
+    )
     flags.mark_flags_as_required(["workdir"])
     program.run(main)

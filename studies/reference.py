@@ -140,7 +140,7 @@ def reference(
         arrays[name] = functions(predictor(draws)(source))
     if "uncertainty_map" in specs:
         fields = {k: v for k, v in specs["uncertainty_map"].items() if k != "name"}
-        shown = dict(uncertainty_map(predictor(kept[0]), **fields))
+        shown = dict(uncertainty_map(**fields).run(predictor(kept[0])))
         arrays["map"] = shown["map/entropy"]
     facts = dict(
         acceptance=made.acceptance.round(3).tolist(),

@@ -1,126 +1,137 @@
 """Evaluators: `name='file'` in a config is the function `file` of `file.py` here.
 
-An evaluator gets `predict` and its fields in the config, and yields (metric, value); arrays are
-kept for the plots. Its attribute `task` says what data it is for; None for any. Its attribute
-`yields` takes the same fields and gives the names of all numbers that there may be, in which `*`
-stands for a layer's name; names are joined by `runtime/keys.py`. Its file may have LABELS, what
-the labels of a field's data sets are to the model (`data.source.load`; by default they are its
-own), and `check(source, **fields)`, which refuses fields before training.
+It takes the fields of the config, refuses those that are wrong with a ValueError that begins with
+the field's name, and returns an `Evaluator`. There is nothing to register.
 """
 
-import functools
 import importlib
-import inspect
 import pkgutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.data import labels as labels_lib
-from experiments.data.derived import key_of, specs
+from experiments.data.derived import key_of
 from experiments.data.fields import check_fields
 from experiments.data.source import Source, check_spec, load
 from uncertainty.build import ConfigError, nearest
+from uncertainty.specs import check_types
+
+if TYPE_CHECKING:
+    from experiments.experiment.predictor import Predictor
+
+Data = Mapping[str, Any] | Source  # the spec of a data set, or its examples
 
 
-def evaluator(name: str, spec: Mapping[str, Any], task: str) -> Callable[[Any], Iterator]:
-    """predict -> the metrics of the evaluator that a config calls `name`.
+class Reads(NamedTuple):
+    """A data set that an evaluator reads."""
+
+    field: str  # of the evaluator: 'data', or 'sets.mnist' for one of several
+    data: Data
+    labels: str  # what they are to the model, see `data.source.load`
+
+
+class Evaluator(NamedTuple):
+    """An evaluator of a config, with its fields bound."""
+
+    # predictor -> (metric, a number, or an array for the plots); names by `runtime/keys.py`
+    run: Callable[["Predictor"], Iterator[tuple[str, Any]]]
+    task: str | None  # 'classification' or 'regression', what it is for; None for both
+    yields: set[str]  # the names of all numbers that there may be; `*` stands for a layer's name
+    data: tuple[Reads, ...] = ()
+    # Raises ValueError for training data with which its fields do not go together.
+    check: Callable[[Source], None] = lambda source: None
+
+
+def reads(field: str, data: Any, labels: str = labels_lib.ALIKE) -> tuple[Reads, ...]:
+    """The data set of a field; none for None.
+
+    Raises:
+      ValueError: it is not a data set.
+    """
+    if data is None:
+        return ()
+    if not isinstance(data, Mapping | Source):
+        raise ValueError(f"{field}: {data!r} is not a dict of fields, such as {{'split': 'test'}}")
+    return (Reads(field, data, labels),)
+
+
+def reads_each(
+    field: str, sets: Mapping[str, Any] | None, labels: str = labels_lib.ALIKE
+) -> tuple[Reads, ...]:
+    """The data sets of a field that holds several, by their names; as `reads` for each."""
+    return sum((reads(f"{field}.{k}", data, labels) for k, data in (sets or {}).items()), ())
+
+
+def build(name: str, spec: Any, task: str | None = None) -> Evaluator:
+    """The evaluator that a config calls `name`; no file is read.
 
     Args:
       name: in the config's `evaluators`.
       spec: its fields there.
-      task: 'classification' or 'regression', what the model is trained for.
+      task: 'classification' or 'regression', what the model is trained for; None for either.
 
     Raises:
-      ConfigError: an unknown evaluator or field, a missing field, or one for another task.
+      ConfigError: an unknown evaluator or field, a missing field, a wrong value, or an evaluator
+        for another task.
     """
     field = f"evaluators.{name}"
-    run, fields = _found(spec, field)
-    check_fields(run, fields, f"{field}.", given=("predict",))
-    for key, value in fields.items():
-        if value is not None or inspect.signature(run).parameters[key].default is not None:
-            _check_kind(key, value, f"{field}.{key}")
-        for path, data in specs(value, f"{field}.{key}"):
-            check_spec(data, path)
-    if run.task not in (task, None):
+    files = [module.name for module in pkgutil.iter_modules(__path__)]
+    kind = spec.get("name") if isinstance(spec, Mapping) else spec
+    if not isinstance(spec, Mapping) or kind not in files:
+        raise ConfigError(f"{field}.name: no evaluator {kind!r}; {nearest(str(kind), files)}")
+    make = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
+    fields = {key: value for key, value in spec.items() if key != "name"}
+    check_fields(make, fields, f"{field}.")
+    check_types(make, fields, field)
+    try:
+        evaluator: Evaluator = make(**fields)
+    except ValueError as error:
+        raise ConfigError(f"{field}.{error}") from error
+    for read in evaluator.data:
+        if isinstance(read.data, Mapping):
+            check_spec(read.data, f"{field}.{read.field}")
+    if task is not None and evaluator.task not in (task, None):
         hint = ""
         if task == "regression":
             hint = " (labels that are stored as floats are labels where num_classes is given)"
-        raise ConfigError(f"{field}.name: {spec['name']!r} is for {run.task}, the training data "
-                          f"for {task}{hint}")  # fmt: skip
-    return functools.partial(run, **fields)
+        raise ConfigError(
+            f"{field}.name: {kind!r} is for {evaluator.task}, the training data for {task}{hint}"
+        )
+    return evaluator
 
 
-def yields(name: str, spec: Mapping[str, Any]) -> set[str]:
-    """The names of all numbers that the evaluator `name` of a config may find, see above.
-
-    Raises:
-      ConfigError: an unknown evaluator or field, or a missing field.
-    """
-    run, fields = _found(spec, f"evaluators.{name}")
-    check_fields(run, fields, f"evaluators.{name}.", given=("predict",))
-    try:
-        return run.yields(**fields)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"evaluators.{name}: {error}") from error
+def build_all(specs: Mapping[str, Any], task: str | None = None) -> dict[str, Evaluator]:
+    """The evaluators of a config by their names there, see `build`."""
+    return {name: build(name, spec, task) for name, spec in specs.items()}
 
 
-def _found(spec: Mapping[str, Any], field: str) -> tuple[Callable, dict[str, Any]]:
-    """The function of an evaluator's spec, and its fields."""
-    files = [m.name for m in pkgutil.iter_modules(__path__)]
-    if not isinstance(spec, Mapping) or spec.get("name") not in files:
-        kind = spec.get("name") if isinstance(spec, Mapping) else spec
-        raise ConfigError(f"{field}.name: no evaluator {kind!r}; {nearest(str(kind), files)}")
-    kind = spec["name"]
-    run = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
-    return run, {key: value for key, value in spec.items() if key != "name"}
-
-
-SETS = ("data", "grid", "train")  # fields that are a data set ...
-GROUPS = ("groups", "ood", "sets")  # ... and a dict of some
-
-
-def _check_kind(key: str, value: Any, field: str) -> None:
-    """Raises ConfigError for a field of data sets that holds something else."""
-    if key in GROUPS:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{field}: {value!r} is not a dict of data sets by their names")
-        for name, inner in value.items():
-            _check_kind("data", inner, f"{field}.{name}")
-    elif key in SETS and not isinstance(value, Mapping | Source):
-        raise ConfigError(f"{field}: {value!r} is not a dict of fields, such as "
-                          "{'split': 'test'}")  # fmt: skip
-
-
-def check_data(evaluators: Mapping[str, Mapping[str, Any]], source: Source) -> None:
+def check_data(evaluators: Mapping[str, Evaluator], source: Source) -> None:
     """Reads every data set of the evaluators once, so that what is wrong shows before training.
 
     Args:
-      evaluators: of a config; each is one that `evaluator` takes.
+      evaluators: of a config, as `build_all` makes them.
       source: the training data.
 
     Raises:
       ConfigError: with a line for each fault: a missing file, another shape, labels that are not
-        the model's, and what an evaluator's module refuses in its `check(source, **fields)`.
+        the model's, and what an evaluator's `check` refuses.
     """
     faults: dict[str, None] = {}  # in order, each once
     seen = set()
-    for name, spec in evaluators.items():
-        run, fields = _found(spec, f"evaluators.{name}")
-        module, sound = sys.modules[run.__module__], True
-        for field, value in fields.items():
-            labels = getattr(module, "LABELS", {}).get(field, labels_lib.ALIKE)
-            for path, data in specs(value, f"evaluators.{name}.{field}"):
-                if (labels, key_of(data)) in seen:
-                    continue
-                seen.add((labels, key_of(data)))
-                try:
-                    load(data, path, like=source, labels=labels)
-                except (ValueError, OSError, ImportError) as error:
-                    faults[str(error)], sound = None, False
-        if sound and hasattr(module, "check"):
+    for name, evaluator in evaluators.items():
+        sound = True
+        for read in evaluator.data:
+            if isinstance(read.data, Source) or (read.labels, key_of(read.data)) in seen:
+                continue
+            seen.add((read.labels, key_of(read.data)))
+            path = f"evaluators.{name}.{read.field}"
             try:
-                module.check(source, **fields)
+                load(read.data, path, like=source, labels=read.labels)
+            except (ValueError, OSError, ImportError) as error:
+                faults[str(error)], sound = None, False
+        if sound:
+            try:
+                evaluator.check(source)
             except (ValueError, TypeError, AttributeError) as error:
                 faults[f"evaluators.{name}.{error}"] = None
     if faults:

@@ -1,81 +1,80 @@
 """Accuracy and calibration under corruptions of growing severity."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.data import corruptions
-from experiments.evaluators import classification
+from experiments.data.source import Source
+from experiments.evaluators import Data, Evaluator, reads
+from experiments.evaluators.classification import check_bins
 from experiments.runtime import keys
 from uncertainty import metrics
-from uncertainty.build import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.experiment.predictor import Predictor
 
 SHOWN = {"accuracy": "classification", "nll": "classification", "ece": "calibration"}
+SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def corruption(
-    predict: Any,
-    data: Any,
+    data: Data,
     kinds: Sequence[str] | None = None,
-    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    severities: Sequence[int] = SEVERITIES,
     bins: int = 15,
-) -> Iterator[tuple[str, Any]]:
+) -> Evaluator:
     """Each metric for each kind and severity, and their plain mean over both.
 
     Args:
-      predict: `predict.Predictor`.
       data: the clean source's spec.
       kinds: names in `experiments/data/corruptions.py`; by default all for such data.
       severities: 1 (mild) to 5.
       bins: of the calibration error.
+
+    Raises:
+      ValueError: fewer than one bin, no kind or severity, or an unknown severity.
     """
-    clean = predict.source(data)
-    total = {name: [] for name in SHOWN}
-    for kind in kinds or corruptions.kinds_for(clean):
-        for severity in severities:
-            corrupted = corruptions.corrupted(clean, kind, severity)
-            p = predict.summary(corrupted, bins=bins, scores=False)
-            result = metrics.of_tally(p.tally, p.confidence, p.correct)
-            for name, group in SHOWN.items():
-                value = result[f"{group}/{name}"]
-                total[name].append(value)
-                yield keys.join("corruption", kind, str(severity), name), value
-    for name, values in total.items():
-        yield f"corruption/{name}", float(np.mean(values))
+    check_bins(bins)
+    _check_some("kinds", kinds, None)
+    _check_some("severities", severities, SEVERITIES)
 
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        clean = predict.source(data)
+        values: dict[str, list[float]] = {name: [] for name in SHOWN}
+        for kind in kinds or corruptions.kinds_for(clean):
+            for severity in severities:
+                corrupted = corruptions.corrupted(clean, kind, severity)
+                p = predict.summary(corrupted, bins=bins, scores=False)
+                result = metrics.of_tally(p.tally, p.confidence, p.correct)
+                for name, group in SHOWN.items():
+                    value = result[f"{group}/{name}"]
+                    values[name].append(value)
+                    yield keys.join("corruption", kind, str(severity), name), value
+        for name, each in values.items():
+            yield f"corruption/{name}", float(np.mean(each))
 
-def _yields(
-    kinds: Sequence[str] | None = None, severities: Sequence[int] = (1, 2, 3, 4, 5), **_: Any
-) -> set[str]:
-    means = {f"corruption/{name}" for name in SHOWN}
-    return means | {
+    def check(source: Source) -> None:
+        known = corruptions.kinds_for(source)
+        _check_some("kinds", kinds, known)
+        corruptions.corrupted(source, known[0], 1)
+
+    yields = {f"corruption/{name}" for name in SHOWN} | {
         keys.join("corruption", kind, str(severity), name)
         for kind in kinds or corruptions.IMAGE
         for severity in severities
         for name in SHOWN
     }
+    return Evaluator(run, "classification", yields, reads("data", data), check)
 
 
-corruption.task = "classification"
-corruption.yields = _yields
-
-
-def check(
-    source: Any,
-    data: Any,
-    kinds: Sequence[str] | None = None,
-    severities: Sequence[int] = (1, 2, 3, 4, 5),
-    bins: int = 15,
-) -> None:
-    """Raises ValueError for kinds and severities that examples like `source` cannot have."""
-    classification.check(source, data, bins)
-    known = corruptions.kinds_for(source)
-    for field, values, valid in (("kinds", kinds or known, known),
-                                 ("severities", severities, (1, 2, 3, 4, 5))):  # fmt: skip
-        if not isinstance(values, list | tuple) or not values:
-            raise ConfigError(f"{field}: {values!r}; a list of some of {valid}")
-        for value in values:
-            if value not in valid:
-                raise ConfigError(f"{field}: {value!r}; these data can have {valid}")
-    corruptions.corrupted(source, known[0], 1)
+def _check_some(field: str, values: Sequence[Any] | None, valid: Sequence[Any] | None) -> None:
+    """Raises ValueError unless `values` is None or some of the valid ones, all valid for None."""
+    if values is None:
+        return
+    if not values:
+        raise ValueError(f"{field}: {values!r}; at least one is needed")
+    for value in values:
+        if valid is not None and value not in valid:
+            raise ValueError(f"{field}: {value!r}; these data can have {valid}")

@@ -1,27 +1,28 @@
 """What a few labelled examples of other data make of a model's features: a linear probe."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.data import labels
+from experiments.evaluators import Evaluator, reads
 from experiments.runtime import keys
 from uncertainty.build import nearest
 from uncertainty.metrics.few_shot import L2, best_l2, draw_shots, probe
 
-LABELS = {"sets": labels.OWN}
+if TYPE_CHECKING:
+    from experiments.experiment.predictor import Predictor
 
 
 def few_shot(
-    predict: Any,
-    sets: Mapping[str, Mapping[str, Any]],
+    sets: Mapping[str, Any],
     shots: Sequence[int] = (1, 5, 10, 25),
     draws: int = 5,
     choose: str = "held_out",
     held_out: int = 1_000,
     seed: int = 0,
-) -> Iterator[tuple[str, Any]]:
+) -> Evaluator:
     """Errors of ridge regression from features to classes, with `shots` examples of each class.
 
     Features are those of the backbone at prediction, with those of members and particles side by
@@ -36,7 +37,6 @@ def few_shot(
     too; `few_shot/error`, over all; and the chosen `few_shot/<n>_shot_log2_l2`.
 
     Args:
-      predict: `predict.Predictor`.
       sets: name -> dict(train=spec, test=spec) of labelled images of the shape of the training
         data, of any classes.
       shots: examples of each class.
@@ -49,65 +49,60 @@ def few_shot(
       ValueError: numbers below 1, another `choose`, a set that is not of that form or has fewer
         examples than that.
     """
-    check(None, sets, shots, draws, choose, held_out)
-    chosen, tested = ({n: {} for n in shots} for _ in range(2))  # shots -> (set, draw) -> [L]
-    for name, spec in sets.items():
-        x, y = predict.features(spec["train"])
-        x_test, y_test = predict.features(spec["test"])
-        for draw in range(draws):
-            rng = np.random.default_rng([seed, draw])
-            try:
-                examples = draw_shots(y, max(shots), rng)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-            rest = rng.permutation(np.setdiff1d(np.arange(len(y)), examples))[:held_out]
-            if choose == "held_out" and not len(rest):
-                raise ValueError(f"{name}: no example is left to choose l2 by; choose='test'")
-            for n in shots:
-                seen = examples[:, :n].ravel()
-                apart, test = probe(x[seen], y[seen], len(examples), [x[rest], x_test])
-                tested[n][name, draw] = (test == y_test).mean(1)
-                apart = (apart == y[rest]).mean(1) if choose == "held_out" else None
-                chosen[n][name, draw] = tested[n][name, draw] if apart is None else apart
-    errors = {}
-    for n in shots:
-        i = best_l2(chosen[n])
-        yield f"few_shot/{n}_shot_log2_l2", float(np.log2(L2[i]))
-        for name in sets:
-            errors[n, name] = 1 - float(np.mean([tested[n][name, d][i] for d in range(draws)]))
-            yield keys.join("few_shot", name, f"{n}_shot_error"), errors[n, name]
-        yield f"few_shot/{n}_shot_error", float(np.mean([errors[n, name] for name in sets]))
-    yield "few_shot/error", float(np.mean(list(errors.values())))
+    _check(sets, shots, draws, choose, held_out)
+
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        chosen, tested = ({n: {} for n in shots} for _ in range(2))  # shots -> (set, draw) -> [L]
+        for name, spec in sets.items():
+            x, y = predict.features(spec["train"])
+            x_test, y_test = predict.features(spec["test"])
+            for draw in range(draws):
+                rng = np.random.default_rng([seed, draw])
+                try:
+                    examples = draw_shots(y, max(shots), rng)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
+                rest = rng.permutation(np.setdiff1d(np.arange(len(y)), examples))[:held_out]
+                if choose == "held_out" and not len(rest):
+                    raise ValueError(f"{name}: no example is left to choose l2 by; choose='test'")
+                for n in shots:
+                    seen = examples[:, :n].ravel()
+                    apart, test = probe(x[seen], y[seen], len(examples), [x[rest], x_test])
+                    tested[n][name, draw] = (test == y_test).mean(1)
+                    apart = (apart == y[rest]).mean(1) if choose == "held_out" else None
+                    chosen[n][name, draw] = tested[n][name, draw] if apart is None else apart
+        errors = {}
+        for n in shots:
+            i = best_l2(chosen[n])
+            yield f"few_shot/{n}_shot_log2_l2", float(np.log2(L2[i]))
+            for name in sets:
+                errors[n, name] = 1 - float(np.mean([tested[n][name, d][i] for d in range(draws)]))
+                yield keys.join("few_shot", name, f"{n}_shot_error"), errors[n, name]
+            yield f"few_shot/{n}_shot_error", float(np.mean([errors[n, name] for name in sets]))
+        yield "few_shot/error", float(np.mean(list(errors.values())))
+
+    yields = {f"few_shot/{n}_shot_{kind}" for n in shots for kind in ("error", "log2_l2")}
+    yields |= {keys.join("few_shot", name, f"{n}_shot_error") for name in sets for n in shots}
+    read = tuple(
+        one
+        for name, spec in sets.items()
+        for part in ("train", "test")
+        for one in reads(f"sets.{name}.{part}", spec[part], labels.OWN)
+    )
+    return Evaluator(run, "classification", yields | {"few_shot/error"}, read)
 
 
-def _yields(sets: Mapping[str, Any], shots: Sequence[int] = (1, 5, 10, 25), **_: Any) -> set[str]:
-    means = {f"few_shot/{n}_shot_{kind}" for n in shots for kind in ("error", "log2_l2")}
-    of_sets = {keys.join("few_shot", name, f"{n}_shot_error") for name in sets for n in shots}
-    return means | of_sets | {"few_shot/error"}
-
-
-few_shot.task = "classification"
-few_shot.yields = _yields
-
-
-def check(
-    source: Any,
-    sets: Mapping[str, Any],
-    shots: Sequence[int] = (1, 5, 10, 25),
-    draws: int = 5,
-    choose: str = "held_out",
-    held_out: int = 1_000,
-    seed: int = 0,
+def _check(
+    sets: Mapping[str, Any], shots: Sequence[int], draws: int, choose: str, held_out: int
 ) -> None:
     """Raises ValueError for fields that `few_shot` refuses."""
-    if not isinstance(sets, Mapping) or not all(isinstance(s, Mapping) for s in sets.values()):
-        raise ValueError(f"sets: {sets!r}; name -> dict(train=..., test=...)")
-    if not isinstance(shots, list | tuple) or not all(type(n) is int for n in shots):
-        raise ValueError(f"shots: {shots!r}; a list of whole numbers")
+    form = "name -> dict(train=..., test=...)"
+    if not sets or not all(isinstance(spec, Mapping) for spec in sets.values()):
+        raise ValueError(f"sets: {sets!r}; {form}")
+    if not all(set(spec) == {"train", "test"} for spec in sets.values()):
+        raise ValueError(f"sets: {dict(sets)}; {form}")
     if choose not in ("held_out", "test"):
         raise ValueError(f"choose: {choose!r}; {nearest(str(choose), ('held_out', 'test'))}")
-    if not sets or not all(set(spec) == {"train", "test"} for spec in sets.values()):
-        raise ValueError(f"sets: {dict(sets)}; name -> dict(train=..., test=...)")
     for field, value in dict(shots=min(shots, default=0), draws=draws, held_out=held_out).items():
         if value < 1:
             raise ValueError(f"{field}: {value}; at least 1")

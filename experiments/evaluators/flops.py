@@ -1,33 +1,47 @@
 """Floating point operations of a training step and of a prediction, from compiled programs."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from experiments.data.shapes import batch_shapes
+from experiments.evaluators import Evaluator
 from experiments.runtime.execution import one_particle
 from uncertainty import build
 from uncertainty.types import State
 
+if TYPE_CHECKING:
+    from experiments.experiment.build import Experiment
+    from experiments.experiment.predictor import Predictor
 
-def flops(predict: Any) -> Iterator[tuple[str, Any]]:
+TRAIN, PREDICT = "cost/train_flops_per_example", "cost/predict_flops_per_example"
+
+
+def flops() -> Evaluator:
     """`cost/train_flops_per_example`, `cost/predict_flops_per_example`: as XLA counts, of all P M.
 
     A product of [A, B] and [B, C] counts 2 A B C, and whatever is computed for each element counts
     too; exp, tanh and their like do not. Training has the backward pass and the optimiser; what a
     stage after training costs is not in it. Batches are those of the config: with experts it is
-    slots that are computed, not the tokens that fill them.
+    slots that are computed, not the tokens that fill them. Of several runs these are the sums.
 
     XLA counts the body of a loop once, and nothing in calls of libraries. So it is one particle's
     program for CPU that is compiled for this, without microbatches, times P; particles that
     interact are mapped all at once. What remains uncounted are factorisations (Cholesky,
     eigenvalues), sorts, and loops within a layer.
-
-    Args:
-      predict: `predict.Predictor`.
     """
-    experiment = predict.experiment
+
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        each = [flops_of(one.experiment) for one in predict.runs]
+        for key, values in zip((TRAIN, PREDICT), zip(*each, strict=True), strict=True):
+            yield key, sum(values)
+
+    return Evaluator(run, None, {TRAIN, PREDICT})
+
+
+def flops_of(experiment: "Experiment") -> tuple[float, float]:
+    """Operations of training and of a prediction, for each example."""
     config, source = experiment.config, experiment.source
     plain = dict(config["inference"], executor="vmap", accumulate=1)
     inference = build.inference(
@@ -35,17 +49,11 @@ def flops(predict: Any) -> Iterator[tuple[str, Any]]:
     )
     count = counted_once if inference.separable else counted
     particles = 1 if inference.separable else experiment.shapes.key.shape[0]
-    batch = experiment.data.shapes(particles)
-    total = count(inference.update, experiment.shapes, batch)
-    yield "cost/train_flops_per_example", total / config["batch_size"]
+    train = count(inference.update, experiment.shapes, experiment.data.shapes(particles))
     size = config["evaluation"]["batch_size"]
     x = batch_shapes(source, size)["x"]
-    total = counted_once(inference.predict, experiment.final_shapes, x)
-    yield "cost/predict_flops_per_example", total / size
-
-
-flops.task = None
-flops.yields = lambda: {"cost/train_flops_per_example", "cost/predict_flops_per_example"}
+    predict = counted_once(inference.predict, experiment.final_shapes, x)
+    return train / config["batch_size"], predict / size
 
 
 # Half the time to compile; what is counted is the program before these steps.

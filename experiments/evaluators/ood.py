@@ -1,18 +1,20 @@
 """Telling out-of-distribution data by the uncertainty of the prediction."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.data import labels
+from experiments.evaluators import Data, Evaluator, reads, reads_each
 from experiments.runtime import keys
 from uncertainty import metrics
 
-LABELS = {"sets": labels.UNUSED}
+if TYPE_CHECKING:
+    from experiments.experiment.predictor import Predictor
 
 
-def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def ood(data: Data, sets: Mapping[str, Any]) -> Evaluator:
     """AUROC, AUPR and FPR95 of every score, for every out-of-distribution set.
 
     `ratio_entropy` and `ratio_probability_std` are the mean over the set divided by that over the
@@ -21,39 +23,35 @@ def ood(predict: Any, data: Any, sets: Mapping[str, Any]) -> Iterator[tuple[str,
     A set that cannot be loaded is reported once the others are done.
 
     Args:
-      predict: `predict.Predictor`.
       data: the in-distribution test source's spec.
       sets: name -> spec of a source with inputs of the same shape; its labels are not used.
     """
-    scores_in = predict.summary(data).scores
-    missing = []
-    for name, spec in sets.items():
-        try:
-            outside = predict.summary(spec, labels.UNUSED)
-        except (OSError, ValueError, ImportError) as error:
-            missing.append(f"{name}: {error}")
-            continue
-        for score, values in outside.scores.items():
-            for metric, value in metrics.ranking(scores_in[score], values).items():
-                yield keys.join("ood", name, f"{metric}_{score}"), value
-        for score in {"entropy", "probability_std"} & outside.scores.keys():
-            ratio = outside.scores[score].mean() / scores_in[score].mean()
-            yield keys.join("ood", name, f"ratio_{score}"), ratio
-        for key in ("confidence", "entropy", "mutual_information"):
-            if key in outside.examples:
-                yield keys.join("ood", name, key), outside.examples[key]
-    if missing:
-        raise ValueError("; ".join(missing))
 
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        scores_in = predict.summary(data).scores
+        missing = []
+        for name, spec in sets.items():
+            try:
+                outside = predict.summary(spec, labels.UNUSED)
+            except (OSError, ValueError, ImportError) as error:
+                missing.append(f"{name}: {error}")
+                continue
+            for score, values in outside.scores.items():
+                for metric, value in metrics.ranking(scores_in[score], values).items():
+                    yield keys.join("ood", name, f"{metric}_{score}"), value
+            for score in {"entropy", "probability_std"} & outside.scores.keys():
+                ratio = outside.scores[score].mean() / scores_in[score].mean()
+                yield keys.join("ood", name, f"ratio_{score}"), ratio
+            for key in ("confidence", "entropy", "mutual_information"):
+                if key in outside.examples:
+                    yield keys.join("ood", name, key), outside.examples[key]
+        if missing:
+            raise ValueError("; ".join(missing))
 
-def _yields(sets: Mapping[str, Any], **_: Any) -> set[str]:
     p = np.full((2, 2, 2), 0.5)
-    scores = metrics.ood_scores(np.log(p), p, p)
     ranks = metrics.ranking(np.zeros(1), np.ones(1))
-    found = [f"{rank}_{score}" for score in scores for rank in ranks]
-    found += ["ratio_entropy", "ratio_probability_std"]
-    return {keys.join("ood", name, key) for name in sets for key in found}
-
-
-ood.task = "classification"
-ood.yields = _yields
+    names = [f"{rank}_{score}" for score in metrics.ood_scores(np.log(p), p, p) for rank in ranks]
+    names += ["ratio_entropy", "ratio_probability_std"]
+    yields = {keys.join("ood", name, key) for name in sets for key in names}
+    read = reads("data", data) + reads_each("sets", sets, labels.UNUSED)
+    return Evaluator(run, "classification", yields, read)

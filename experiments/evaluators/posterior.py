@@ -2,83 +2,79 @@
 
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.data.source import load
+from experiments.data.source import Source, load
+from experiments.evaluators import Data, Evaluator, reads
 from experiments.runtime import project
 from experiments.runtime.damaged import readable
+
+if TYPE_CHECKING:
+    from experiments.experiment.predictions import Predictions
+    from experiments.experiment.predictor import Predictor
 
 BAND = (0.025, 0.975)  # of the figure
 
 
 def posterior(
-    predict: Any, reference: str, data: Any, train: Any = None, near: float = 0.0
-) -> Iterator[tuple[str, Any]]:
+    reference: str, data: Data, train: Data | None = None, near: float = 0.0
+) -> Evaluator:
     """Distances between the members' functions and draws from the posterior, on points of a grid.
 
-    f is the latent's mean where outcomes are real, in units of y as the network is trained on it,
-    and the probabilities of the classes otherwise. Of each point and output, averaged over both:
+    f is the latent's mean in regression, in units of y as the network is trained on it, and the
+    probabilities of the classes otherwise. Of each point and output, averaged over both:
 
       w1          1-Wasserstein distance between the marginals of f, int |F(f) - G(f)| df
       mean_error  |difference of the means of f|
       std_error   |difference of the standard deviations of f|
 
-    and `std_ratio`, the mean standard deviation over that of the reference: below 1 is too sure.
+    and `std_ratio`, the mean standard deviation over that of the reference; overconfident below 1.
     Where `train` is given, `inside/` and `outside/` have the same for the points within `near` of a
     training input and for the others. Draws from the posterior itself have a distance above 0:
     `floor`. Arrays for the figure are yielded too.
 
     Args:
-      predict: `predict.Predictor`.
       reference: file of `studies.reference`.
       data: spec of the grid, the one that the reference was made on.
       train: spec of the training data, or None.
       near: a distance in units of the input, before it is normalised.
-
-    Raises:
-      ValueError: there is no such file, or it is of another grid.
     """
-    known = read(reference)
-    p = predict(data)
-    x = p.source.raw(np.arange(len(p.source)))["x"]
-    if x.shape != known["x"].shape or not np.allclose(x, known["x"], atol=1e-4):
-        raise ValueError(f"reference: {reference} was made on other inputs than those of data")
-    f, draws = functions(p), known["draws"]
-    if f.shape[1:] != draws.shape[1:]:
-        raise ValueError(f"reference: {reference} has functions {draws.shape[1:]}, and the "
-                         f"network {f.shape[1:]}")  # fmt: skip
-    shown = trained_on(train)
-    for key, value in compared(f, draws, x, shown, near).items():
-        yield f"posterior/{key}", value
-    for key, value in shown.items():
-        yield f"posterior/train_{key}", value
-    yield "posterior/x", x
-    for name, values in (("", f), ("reference_", draws)):
-        yield f"posterior/{name}mean", values.mean(0)
-        yield f"posterior/{name}band", np.quantile(values, BAND, axis=0)
-    if "map" in known:
-        yield "posterior/reference_map", known["map"]
 
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        known = read(reference)
+        p = predict(data)
+        x = p.source.raw(np.arange(len(p.source)))["x"]
+        if x.shape != known["x"].shape or not np.allclose(x, known["x"], atol=1e-4):
+            raise ValueError(f"reference: {reference} was made on other inputs than those of data")
+        f, draws = functions(p), known["draws"]
+        if f.shape[1:] != draws.shape[1:]:
+            shapes = f"functions {draws.shape[1:]}, and the network {f.shape[1:]}"
+            raise ValueError(f"reference: {reference} has {shapes}")
+        shown = trained_on(train)
+        for key, value in compared(f, draws, x, shown, near).items():
+            yield f"posterior/{key}", value
+        for key, value in shown.items():
+            yield f"posterior/train_{key}", value
+        yield "posterior/x", x
+        for name, values in (("", f), ("reference_", draws)):
+            yield f"posterior/{name}mean", values.mean(0)
+            yield f"posterior/{name}band", np.quantile(values, BAND, axis=0)
+        if "map" in known:
+            yield "posterior/reference_map", known["map"]
 
-def _yields(train: Any = None, **_: Any) -> set[str]:
+    def check(source: Source) -> None:
+        read(reference)
+
     parts = ("", "inside/", "outside/") if train else ("",)
-    found = distances(*np.array([[[[0.0]], [[1.0]]]] * 2))
-    return {f"posterior/{part}{name}" for part in parts for name in found}
+    names = distances(*np.array([[[[0.0]], [[1.0]]]] * 2))
+    yields = {f"posterior/{part}{name}" for part in parts for name in names}
+    return Evaluator(run, None, yields, reads("data", data) + reads("train", train), check)
 
 
-posterior.task = None  # of any kind
-posterior.yields = _yields
-
-
-def check(source: Any, reference: str, data: Any, train: Any = None, near: float = 0.0) -> None:
-    """Raises ValueError where there is no reference."""
-    read(reference)
-
-
-def functions(p: Any) -> np.ndarray:
-    """f of `predict.Predictions`, [M, B, K]."""
+def functions(p: "Predictions") -> np.ndarray:
+    """f of predictions, [M, B, K]."""
     return np.asarray(p.mean if p.log_p is None else np.exp(p.log_p), np.float64)
 
 

@@ -1,43 +1,52 @@
-"""Likelihood, error and interval calibration for real outcomes."""
+"""Likelihood, error and interval calibration for targets."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.evaluators import Data, Evaluator, reads
 from uncertainty import metrics
 
+if TYPE_CHECKING:
+    from experiments.experiment.predictor import Predictor
 
-def regression(predict: Any, data: Any, grid: Any = None) -> Iterator[tuple[str, Any]]:
+
+def regression(data: Data, grid: Data | None = None) -> Evaluator:
     """Metrics of the mixture of the members' Gaussians, in the units that `y` is stored in.
 
     Where the source normalises y, predictions are taken back: an error of e is y_std e, and the
     nll of u = (y - y_mean) / y_std gains log y_std, as p(y) = p(u) / y_std.
 
     Args:
-      predict: `predict.Predictor`.
       data: a source's spec.
       grid: the spec of a source with one input, on which the report's figure shows the prediction;
         by default `data`.
     """
-    p = predict(data)
-    if p.variance is None:
-        raise ValueError("regression: the likelihood is for classes")
-    y = p.y[:, None] if p.y.ndim == 1 else p.y
-    mean, variance, y = as_stored(p.source, p.mean, p.variance, y)
-    yield from metrics.evaluate_regression(mean, variance, y).items()
-    yield "test/mean", mean
-    yield "test/variance", variance
-    yield "test/y", y
-    if p.source.shape in ((1,), (2,)):
-        yield "test/x", p.source.gather(np.arange(len(p.source)))["x"]
-    if grid is not None:
-        g = predict(grid)
-        mean, variance, _ = as_stored(g.source, g.mean, g.variance, y)
-        yield "grid/mean", mean
-        yield "grid/variance", variance
-        yield "grid/x", g.source.gather(np.arange(len(g.source)))["x"]
-    yield "cost/predict_ms_per_example", 1e3 * p.seconds / len(y)
+
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        p = predict(data)
+        if p.variance is None:
+            raise ValueError("regression: the likelihood is for classes")
+        y = p.y[:, None] if p.y.ndim == 1 else p.y
+        mean, variance, y = as_stored(p.source, p.mean, p.variance, y)
+        yield from metrics.evaluate_regression(mean, variance, y).items()
+        yield "test/mean", mean
+        yield "test/variance", variance
+        yield "test/y", y
+        if p.source.shape in ((1,), (2,)):
+            yield "test/x", p.source.gather(np.arange(len(p.source)))["x"]
+        if grid is not None:
+            g = predict(grid)
+            mean, variance, _ = as_stored(g.source, g.mean, g.variance, y)
+            yield "grid/mean", mean
+            yield "grid/variance", variance
+            yield "grid/x", g.source.gather(np.arange(len(g.source)))["x"]
+        yield "cost/predict_ms_per_example", 1e3 * p.seconds / len(y)
+
+    names = metrics.evaluate_regression(*np.ones((2, 2, 2, 1)), np.ones((2, 1)))
+    yields = {*names, "cost/predict_ms_per_example"}
+    return Evaluator(run, "regression", yields, reads("data", data) + reads("grid", grid))
 
 
 def as_stored(
@@ -48,12 +57,3 @@ def as_stored(
         return mean, variance, y
     shift, scale = (np.asarray(a, np.float64) for a in (source.y_mean, source.y_std))
     return mean * scale + shift, variance * scale**2, y * scale + shift
-
-
-def _yields(**_: Any) -> set[str]:
-    found = metrics.evaluate_regression(*np.ones((2, 2, 2, 1)), np.ones((2, 1)))
-    return {*found, "cost/predict_ms_per_example"}
-
-
-regression.task = "regression"
-regression.yields = _yields

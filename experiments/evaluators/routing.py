@@ -1,14 +1,18 @@
 """Which classes go to which experts."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.evaluators import Data, Evaluator, reads
 from uncertainty.layers.moe.monitor import balance, name_of
 
+if TYPE_CHECKING:
+    from experiments.experiment.predictor import Predictor
 
-def routing(predict: Any, data: Any) -> Iterator[tuple[str, Any]]:
+
+def routing(data: Data) -> Evaluator:
     """The share of each class's tokens that each expert works on, in every layer with experts.
 
     Yields for a layer, such as `routing/block01`, the arrays (P particles, M sets of E experts that
@@ -32,48 +36,41 @@ def routing(predict: Any, data: Any) -> Iterator[tuple[str, Any]]:
     it about (K - 1) (E - 1) / 2N; tokens of one example are not independent, and count for less.
 
     Args:
-      predict: `predict.Predictor`.
       data: a source's spec.
-
-    Raises:
-      ValueError: the network has no experts.
     """
-    source = predict.source(data)
-    K, N = source.outputs, np.zeros(source.outputs)
-    shares: dict[str, np.ndarray] = {}  # [P, M, K, E], sums over examples
-    lost: dict[str, np.ndarray] = {}  # [P, M], likewise
-    for y, sown in predict.sown(source, "routes"):
-        classes = np.eye(K)[y]  # [B, K]
-        N += classes.sum(0)
-        for path, a in sown.items():
-            layer, kind = name_of(path), path.rpartition("/")[2]
-            if kind == "per_example":  # [P, ..., M, B, E]; what is beyond y fills up the batch
-                each = a.reshape(len(a), -1, *a.shape[-2:])[:, :, : len(y)]
-                found = np.einsum("pmbe,bk->pmke", each, classes, optimize=True)
-                shares[layer] = shares.get(layer, 0) + found
-            else:  # dropped [P, ..., M, G, S], by groups of examples
-                T = a.shape[-2] * a.shape[-1] // predict.batch_size
-                each = a.reshape(len(a), -1, predict.batch_size, T)
-                lost[layer] = lost.get(layer, 0) + each[:, :, : len(y)].mean(3).sum(2)
-    if not shares:
-        raise ValueError("routing: the network has no experts; vit.ViT has a field `experts`")
-    for layer, total in shares.items():
-        share, mean = total / np.maximum(N, 1)[:, None], total.sum(2) / N.sum()
-        dropped = lost[layer] / N.sum() if layer in lost else None
-        yield f"routing/{layer}/share", share.astype(np.float32)
-        yield f"routing/{layer}/load", mean.astype(np.float32)
-        for key, value in balance(mean, dropped).items():
-            yield f"routing/{layer}/{key}", value
-        yield f"routing/{layer}/mutual_information", float(mutual_information(total).mean())
 
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        source = predict.source(data)
+        K, N = source.outputs, np.zeros(source.outputs)
+        shares: dict[str, np.ndarray] = {}  # [P, M, K, E], sums over examples
+        lost: dict[str, np.ndarray] = {}  # [P, M], likewise
+        for y, sown in predict.sown(source, "routes"):
+            classes = np.eye(K)[y]  # [B, K]
+            N += classes.sum(0)
+            for path, a in sown.items():
+                layer, kind = name_of(path), path.rpartition("/")[2]
+                if kind == "per_example":  # [P, ..., M, B, E]; what is beyond y fills up the batch
+                    each = a.reshape(len(a), -1, *a.shape[-2:])[:, :, : len(y)]
+                    sums = np.einsum("pmbe,bk->pmke", each, classes, optimize=True)
+                    shares[layer] = shares.get(layer, 0) + sums
+                else:  # dropped [P, ..., M, G, S], by groups of examples
+                    T = a.shape[-2] * a.shape[-1] // predict.batch_size
+                    each = a.reshape(len(a), -1, predict.batch_size, T)
+                    lost[layer] = lost.get(layer, 0) + each[:, :, : len(y)].mean(3).sum(2)
+        if not shares:
+            raise ValueError("routing: the network has no experts; vit.ViT has a field `experts`")
+        for layer, total in shares.items():
+            share, mean = total / np.maximum(N, 1)[:, None], total.sum(2) / N.sum()
+            dropped = lost[layer] / N.sum() if layer in lost else None
+            yield f"routing/{layer}/share", share.astype(np.float32)
+            yield f"routing/{layer}/load", mean.astype(np.float32)
+            for key, value in balance(mean, dropped).items():
+                yield f"routing/{layer}/{key}", value
+            yield f"routing/{layer}/mutual_information", float(mutual_information(total).mean())
 
-def _yields(**_: Any) -> set[str]:  # of layers that only the network knows
     names = {*balance(np.ones((1, 1)), np.ones(1)), "mutual_information"}
-    return {f"routing/*/{name}" for name in names}
-
-
-routing.task = "classification"
-routing.yields = _yields
+    yields = {f"routing/*/{name}" for name in names}  # of layers that only the network knows
+    return Evaluator(run, "classification", yields, reads("data", data))
 
 
 def mutual_information(counts: np.ndarray) -> np.ndarray:

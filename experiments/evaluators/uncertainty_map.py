@@ -2,29 +2,33 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.data import labels
 from experiments.data.source import Source
+from experiments.evaluators import Data, Evaluator, reads, reads_each
 from experiments.runtime import keys
 from uncertainty.build import nearest
 from uncertainty.metrics.information import entropy
 from uncertainty.metrics.ranking import auroc
 
+if TYPE_CHECKING:
+    from experiments.experiment.predictions import Predictions
+    from experiments.experiment.predictor import Predictor
+
 KINDS = ("entropy", "noise_std", "epistemic_std")  # of uncertainty
 
 
 def uncertainty_map(
-    predict: Any,
-    data: Any,
+    data: Data,
     groups: Mapping[str, Any] | None = None,
     ood: Mapping[str, Any] | None = None,
     reference: str | None = None,
     limits: Sequence[float] | None = None,
     points: int = 96,
-) -> Iterator[tuple[str, Any]]:
+) -> Evaluator:
     """Predictions on a square grid, and the uncertainties of groups of examples.
 
     All uncertainty about the label, and two parts of the variance of the latent u:
@@ -43,86 +47,21 @@ def uncertainty_map(
     `data`, and `map/<set>/x` of each OOD set.
 
     Args:
-      predict: `predict.Predictor`.
       data: spec of the points to draw, such as the training data.
       groups: name -> spec of a part of the test data; labels are not used.
-      ood: name -> spec of data from elsewhere, which is drawn too.
+      ood: name -> spec of out-of-distribution data, which is drawn too.
       reference: the group that the others are told from, such as one without label noise.
       limits: (low, high) of both axes, in the units of the data before it is normalised; by
         default a square about the points of `data`, twice as wide as they are.
       points: G, along each axis.
 
     Raises:
-      ValueError: inputs that are not points of a plane; limits that are not in order.
+      ValueError: one point, a reference that is no group, names that groups and OOD sets share,
+        limits that are not in order.
     """
     groups, ood = dict(groups or {}), dict(ood or {})
-    source = predict.source(data)
-    check(source, data, groups, ood, reference, limits, points)
-    drawn = source.raw(np.arange(len(source)))
-    axes = _axes(drawn["x"], limits, points)
-    grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2).astype(np.float32)
-    yield "map/axes", axes
-    yield "map/x", drawn["x"]
-    yield "map/y", drawn["y"]
-
-    p = predict(_unlabelled(source, grid))
-    if p.log_p is None:
-        raise ValueError("uncertainty_map: the likelihood is for real outcomes")
-    yield "map/p", np.exp(p.log_p).mean(0).reshape(points, points, -1)
-    for name, value in uncertainties(p).items():
-        yield f"map/{name}", value.reshape(points, points).astype(np.float32)
-
-    sets = {**groups, **ood}
-    found = {}
-    for name, spec in sets.items():
-        p = predict(spec, labels.UNUSED)
-        found[name] = uncertainties(p)
-        if name in ood:
-            yield keys.join("map", name, "x"), p.source.raw(np.arange(len(p.source)))["x"]
-    for name, values in found.items():
-        for kind, value in values.items():
-            yield keys.join("map", name, kind), float(value.mean())
-            if reference not in (None, name):
-                area = auroc(found[reference][kind], value)
-                yield keys.join("map", name, f"auroc_{kind}"), area
-
-
-def _yields(
-    groups: Mapping[str, Any] | None = None,
-    ood: Mapping[str, Any] | None = None,
-    reference: str | None = None,
-    **_: Any,
-) -> set[str]:
-    prefixes = ("", "auroc_") if reference else ("",)
-    return {
-        keys.join("map", name, f"{prefix}{kind}")
-        for name in {**(groups or {}), **(ood or {})}
-        for kind in KINDS
-        for prefix in prefixes
-        if not (prefix and name == reference)
-    }
-
-
-uncertainty_map.task = "classification"
-uncertainty_map.yields = _yields
-LABELS = {"groups": labels.UNUSED, "ood": labels.UNUSED}
-
-
-def check(
-    source: Source,
-    data: Any,
-    groups: Mapping[str, Any] | None = None,
-    ood: Mapping[str, Any] | None = None,
-    reference: str | None = None,
-    limits: Sequence[float] | None = None,
-    points: int = 96,
-) -> None:
-    """Raises ValueError for what `uncertainty_map` refuses."""
-    if source.shape != (2,):
-        raise ValueError(f"data: {source.name}: inputs of shape {source.shape}; (2,) is needed")
     if points < 2:
         raise ValueError(f"points: {points}; at least 2 are needed")
-    groups, ood = dict(groups or {}), dict(ood or {})
     if both := groups.keys() & ood.keys():
         raise ValueError(f"ood: {sorted(both)} are names of groups too")
     if reference is not None and reference not in groups:
@@ -130,9 +69,56 @@ def check(
     if limits is not None and (len(limits) != 2 or not limits[0] < limits[1]):
         raise ValueError(f"limits: {tuple(limits)}; (low, high) with low < high is needed")
 
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        source = predict.source(data)
+        check(source)
+        drawn = source.raw(np.arange(len(source)))
+        axes = _axes(drawn["x"], limits, points)
+        grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2).astype(np.float32)
+        yield "map/axes", axes
+        yield "map/x", drawn["x"]
+        yield "map/y", drawn["y"]
 
-def uncertainties(p: Any) -> dict[str, np.ndarray]:
-    """Those of `predict.Predictions` that there are, by name, [B] each."""
+        p = predict(_unlabelled(source, grid))
+        if p.log_p is None:
+            raise ValueError("uncertainty_map: the likelihood is for targets")
+        yield "map/p", np.exp(p.log_p).mean(0).reshape(points, points, -1)
+        for name, value in uncertainties(p).items():
+            yield f"map/{name}", value.reshape(points, points).astype(np.float32)
+
+        sets = {**groups, **ood}
+        of_sets = {}
+        for name, spec in sets.items():
+            p = predict(spec, labels.UNUSED)
+            of_sets[name] = uncertainties(p)
+            if name in ood:
+                yield keys.join("map", name, "x"), p.source.raw(np.arange(len(p.source)))["x"]
+        for name, values in of_sets.items():
+            for kind, value in values.items():
+                yield keys.join("map", name, kind), float(value.mean())
+                if reference not in (None, name):
+                    area = auroc(of_sets[reference][kind], value)
+                    yield keys.join("map", name, f"auroc_{kind}"), area
+
+    def check(source: Source) -> None:
+        if source.shape != (2,):
+            raise ValueError(f"data: {source.name}: inputs of shape {source.shape}; (2,) is needed")
+
+    yields = {
+        keys.join("map", name, f"{prefix}{kind}")
+        for name in {**groups, **ood}
+        for kind in KINDS
+        for prefix in (("", "auroc_") if reference else ("",))
+        if not (prefix and name == reference)
+    }
+    read = reads("data", data)
+    for field, sets in (("groups", groups), ("ood", ood)):
+        read += reads_each(field, sets, labels.UNUSED)
+    return Evaluator(run, "classification", yields, read, check)
+
+
+def uncertainties(p: "Predictions") -> dict[str, np.ndarray]:
+    """The kinds of uncertainty that these predictions have, by name, [B] each."""
     found = {"entropy": entropy(p.log_p)}
     epistemic = None if p.epistemic is None else p.epistemic.mean((0, 2))
     if p.latent_variance is not None:

@@ -15,7 +15,7 @@ from experiments.data.loader import Batch
 from experiments.data.shapes import batch_shapes
 from experiments.data.source import Source
 from experiments.data.streams import Data
-from experiments.evaluators import check_data, evaluator
+from experiments.evaluators import Evaluator, build_all, check_data
 from experiments.experiment import config as config_lib
 from experiments.experiment.check import (
     check_batches,
@@ -48,7 +48,7 @@ class Experiment(NamedTuple):
     executor: str  # one of `executors.NAMES`
     inference: Inference
     stages: list[tuple[str, Stage]]  # what follows training
-    evaluators: dict[str, Callable[[Any], Iterator]]  # predict -> (metric, value)
+    evaluators: dict[str, Evaluator]
     shapes: State  # ShapeDtypeStructs with shardings
     shardings: State
     final_shapes: State  # after the stages
@@ -193,12 +193,12 @@ def read(config: Mapping[str, Any]) -> Data:
 
 def evaluators_of(
     config: Mapping[str, Any], source: Source, evaluated: bool
-) -> dict[str, Callable[[Any], Iterator]]:
+) -> dict[str, Evaluator]:
     """The evaluators of a config; of those that will be run, all data are read once."""
-    made = {name: evaluator(name, s, source.task) for name, s in config["evaluators"].items()}
+    built = build_all(config["evaluators"], source.task)
     if len(source) and evaluated:
-        check_data(config["evaluators"], source)
-    return made
+        check_data(built, source)
+    return built
 
 
 def initial_shapes(

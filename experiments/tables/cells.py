@@ -156,7 +156,7 @@ class Cells:
             try:
                 for config in (config_lib.plain(self._load(row, {})), self.config(row, 0)):
                     for name, spec in config["evaluators"].items():
-                        names |= evaluators.yields(name, spec) if spec is not None else set()
+                        names |= evaluators.build(name, spec).yields if spec is not None else set()
             except ConfigError:  # `run` reports it
                 unknown = True
         for column in self.table["columns"]:

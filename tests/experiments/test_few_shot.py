@@ -40,7 +40,7 @@ def by_hand(predictor):
             h = source.gather(np.arange(len(source)))["x"].reshape(len(source), -1)
             for name in ("dense0", "dense1"):
                 layer = {k: np.asarray(v[p]) for k, v in
-                         predictor.state.params["backbone"][name].items()}  # fmt: skip
+                         predictor.runs[0].state.params["backbone"][name].items()}  # fmt: skip
                 h = np.maximum(h @ layer["kernel"].reshape(h.shape[1], -1) + layer["bias"], 0)
             members.append(h)
         return np.concatenate(members, axis=1), source.y
@@ -93,7 +93,7 @@ def accuracies(x, y, tests, l2):
 @pytest.mark.slow
 @pytest.mark.parametrize("choose", ["held_out", "test"])
 def test_errors_are_those_of_ridge_with_the_chosen_strength(predictor, by_hand, choose):
-    found = dict(few_shot(predictor, SETS, SHOTS, DRAWS, choose, held_out=50, seed=3))
+    found = dict(few_shot(SETS, SHOTS, DRAWS, choose, held_out=50, seed=3).run(predictor))
     errors = []
     for n in SHOTS:
         tried = np.zeros((30, len(SETS), DRAWS, 2))  # accuracies: held-out, test
@@ -133,4 +133,4 @@ def test_errors_are_those_of_ridge_with_the_chosen_strength(predictor, by_hand, 
 )
 def test_what_cannot_be_is_refused(predictor, fields, message):
     with pytest.raises(ValueError, match=message):
-        list(few_shot(predictor, **(dict(sets=dict(few=SETS["few"])) | fields)))
+        list(few_shot(**(dict(sets=dict(few=SETS["few"])) | fields)).run(predictor))

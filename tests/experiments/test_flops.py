@@ -27,7 +27,9 @@ def counted(**sections):
     for name, fields in sections.items():
         config[name].update(fields)
     experiment = setup(config_lib.plain(config))
-    found = dict(flops(types.SimpleNamespace(experiment=experiment)))
+    found = dict(
+        flops().run(types.SimpleNamespace(runs=[types.SimpleNamespace(experiment=experiment)]))
+    )
     return [found[f"cost/{name}_flops_per_example"] for name in ("train", "predict")]
 
 

@@ -11,7 +11,7 @@ from experiments.data.source import load
 from experiments.evaluate import evaluate, parse_data
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import setup
-from experiments.experiment.predictor import described
+from experiments.experiment.reading import described
 from experiments.experiment.results import name_of, place, print_sets
 from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.train import train
@@ -234,10 +234,10 @@ def test_parts_of_another_seed_are_spoken_of(caplog):
 
 WRONG_KINDS = {
     "evaluators.test.data": ("digits", "evaluators.test.data: 'digits' is not a dict of fields"),
-    "evaluators.ood.sets": (5, "evaluators.ood.sets: 5 is not a dict of data sets"),
+    "evaluators.ood.sets": (5, "evaluators.ood.sets: 5 is a int; a dict is needed"),
     "evaluators.ood.sets.noise": ("digits", "evaluators.ood.sets.noise: 'digits' is not a dict"),
     "evaluators.test.bins": (0, "evaluators.test.bins: 0; a whole number from 1"),
-    "evaluators.corruption.severities": (5, "evaluators.corruption.severities: 5; a list of some"),
+    "evaluators.corruption.severities": (5, "evaluators.corruption.severities: 5 is a int; a list"),
     "evaluators.corruption.kinds": (("fog",), "evaluators.corruption.kinds: 'fog'; these data can"),
     "data.train.classes": (3, "data.train.classes: 3; a list of labels"),
     "data.train.classes ": ((True, False), "labels must be in"),

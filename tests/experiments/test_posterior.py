@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.data.source import load
-from experiments.evaluators import evaluator
+from experiments.evaluators import build
 from experiments.evaluators.posterior import (
     closest,
     distances,
@@ -18,7 +18,7 @@ from experiments.evaluators.posterior import (
     read,
     wasserstein,
 )
-from experiments.experiment.predictor import Predictions
+from experiments.experiment.predictions import Predictions
 from uncertainty.build import ConfigError
 
 GRID = dict(name="x_sin_x", split="grid")
@@ -70,7 +70,7 @@ def test_distances_are_means_over_points_and_outputs(tmp_path, spec):
     draws = q.mean if spec is GRID else np.exp(q.log_p)
     f = p.mean if spec is GRID else np.exp(p.log_p)
     path = file(tmp_path / "r.npz", spec, draws, map=np.ones((2, 2)))
-    found = dict(posterior(lambda given: p if given == spec else None, path, spec))
+    found = dict(posterior(path, spec).run(lambda given: p if given == spec else None))
     pairs = [(f[:, *i], draws[:, *i]) for i in np.ndindex(f.shape[1:])]
     w1 = np.mean([scipy.stats.wasserstein_distance(a, b) for a, b in pairs])
     np.testing.assert_allclose(found["posterior/w1"], w1, rtol=1e-6)
@@ -90,7 +90,7 @@ def test_distances_are_means_over_points_and_outputs(tmp_path, spec):
 def test_inside_and_outside_of_the_data(tmp_path):
     p, q = predictions(4, GRID), predictions(7, GRID, seed=1)
     path = file(tmp_path / "r.npz", GRID, q.mean)
-    found = dict(posterior(lambda _: p, path, GRID, train=TRAIN, near=0.1))
+    found = dict(posterior(path, GRID, train=TRAIN, near=0.1).run(lambda _: p))
     x, train = load(GRID).x[:, 0], load(TRAIN).x[:, 0]
     inside = np.array([np.abs(train - a).min() <= 0.1 for a in x])
     assert 30 < inside.sum() < 45  # of 100 points on [0, 7], where the data take 2.5
@@ -115,7 +115,7 @@ def test_the_floor_is_that_of_other_draws(tmp_path):
     path = file(tmp_path / "r.npz", GRID, draws, second)
     assert floor(path) == distances(second, draws)
     p = predictions(4, GRID, seed=1)
-    found = dict(posterior(lambda _: p, path, GRID, TRAIN, 0.1))
+    found = dict(posterior(path, GRID, TRAIN, 0.1).run(lambda _: p))
     known = floor(path, TRAIN, 0.1)
     assert {f"posterior/{key}": value for key, value in known.items()}.items() <= found.items()
 
@@ -129,21 +129,21 @@ def test_functions_are_latents_or_probabilities():
 def test_what_does_not_fit_is_refused(tmp_path):
     p = predictions(2, GRID)
     with pytest.raises(ValueError, match=r"no file .*none.npz; python -m studies.reference"):
-        next(posterior(lambda _: p, str(tmp_path / "none.npz"), GRID))
+        next(posterior(str(tmp_path / "none.npz"), GRID).run(lambda _: p))
     other = file(tmp_path / "r.npz", TRAIN, p.mean)
     with pytest.raises(ValueError, match="made on other inputs"):
-        next(posterior(lambda _: p, other, GRID))
+        next(posterior(other, GRID).run(lambda _: p))
     wide = file(tmp_path / "w.npz", GRID, np.concatenate([p.mean, p.mean], axis=-1))
     with pytest.raises(ValueError, match=r"functions \(100, 2\), and the network \(100, 1\)"):
-        next(posterior(lambda _: p, wide, GRID))
+        next(posterior(wide, GRID).run(lambda _: p))
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_it_is_for_any_task_and_checks_its_specs(task):
-    evaluator("posterior", dict(name="posterior", reference="r.npz", data=GRID), task)
+    build("posterior", dict(name="posterior", reference="r.npz", data=GRID), task)
     with pytest.raises(ConfigError, match=r"evaluators.posterior.train.name: .*x_sin_x"):
         spec = dict(name="posterior", reference="", data=GRID, train=dict(name="x_sinx"))
-        evaluator("posterior", spec, task)
+        build("posterior", spec, task)
 
 
 def test_the_grid_of_the_gaussians():

@@ -15,6 +15,7 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
 from experiments.experiment.predictor import Predictor
+from experiments.experiment.trained import Trained
 from experiments.train import train
 from tests.uncertainty.routes import fill
 from uncertainty import build
@@ -89,7 +90,7 @@ def test_predictions_are_those_of_the_examples_alone_whatever_the_size_of_a_batc
     features = []
     for size in (B, 22):  # multiples of the group's size
         predictor = Predictor(experiment, state)
-        predictor.batch_size = size
+        predictor.runs[0].batch_size = size
         np.testing.assert_allclose(predictor(source).mean, expected, rtol=1e-4, atol=1e-5)
         features.append(predictor.features(source)[0])
     np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)
@@ -97,7 +98,7 @@ def test_predictions_are_those_of_the_examples_alone_whatever_the_size_of_a_batc
 
 def test_a_full_batch_has_no_mask(run):
     experiment, state, *_ = run
-    batches = [batch for batch, _ in Predictor(experiment, state)._batches(load(DATA))]
+    batches = [b for b, _ in Trained(experiment, state)._batches(load(DATA), ("x",))]
     assert [set(batch) for batch in batches] == [{"x"}] * 3 + [{"x", "mask"}]
     assert np.sum(batches[-1]["mask"]) == 121 - 96
 
@@ -180,7 +181,7 @@ def test_experts_on_several_devices_have_the_routes_of_one(run):
     _, state, metrics, arrays, _ = run
     experiment = setup(config_of(particle=2, expert=4))
     placed = jax.device_put(state, experiment.shardings)
-    found = dict(routing.routing(Predictor(experiment, placed), DATA))
+    found = dict(routing.routing(DATA).run(Predictor(experiment, placed)))
     for key, value in found.items():
         expected = arrays[key] if isinstance(value, np.ndarray) else metrics[key]
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
@@ -217,4 +218,4 @@ def test_a_network_without_experts_is_refused():
     experiment = setup(config)
     with pytest.raises(ValueError, match="routing: the network has no experts"):
         data = dict(name="digits", split="test")
-        list(routing.routing(Predictor(experiment, experiment.init()), data))
+        list(routing.routing(data).run(Predictor(experiment, experiment.init())))

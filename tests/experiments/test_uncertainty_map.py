@@ -9,10 +9,11 @@ from sklearn.metrics import roc_auc_score
 from configs.toys import rings
 from experiments.data.source import load
 from experiments.evaluate import evaluate
-from experiments.evaluators import evaluator
-from experiments.evaluators.uncertainty_map import check, uncertainties, uncertainty_map
+from experiments.evaluators import build
+from experiments.evaluators.uncertainty_map import uncertainties, uncertainty_map
 from experiments.experiment import config as config_lib
-from experiments.experiment.predictor import Predictions, Predictor
+from experiments.experiment.predictions import Predictions
+from experiments.experiment.predictor import Predictor
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.train import train
 from uncertainty.build import ConfigError
@@ -103,7 +104,7 @@ def test_points_are_kept_as_they_are_stored(run):
 def test_without_limits_the_square_is_twice_as_wide_as_the_data(run):
     predict, *_ = run
     data = FIELDS["data"]
-    found = dict(uncertainty_map(predict, data, points=3))
+    found = dict(uncertainty_map(data, points=3).run(predict))
     assert not [value for value in found.values() if not isinstance(value, np.ndarray)]
     x = load(dict(name="rings")).x
     low, high = x.min(0), x.max(0)
@@ -168,12 +169,12 @@ def test_a_shift_common_to_the_classes_is_no_disagreement():
 def test_what_cannot_be_is_refused(changes, message):
     fields = {**FIELDS, **changes}
     with pytest.raises(ValueError, match=message):
-        check(load(fields["data"]), **fields)
+        uncertainty_map(**fields).check(load(fields["data"]))
 
 
 def test_misspelt_specs_are_refused_before_anything_runs():
-    spec = dict(name="uncertainty_map", **{**FIELDS, "groups": dict(a=dict(name="rigns"))})
-    with pytest.raises(ConfigError, match=r"evaluators.map.groups.a.name.*rings"):
-        evaluator("map", spec, "classification")
+    spec = dict(name="uncertainty_map", **{**FIELDS, "groups": dict(outer=dict(name="rigns"))})
+    with pytest.raises(ConfigError, match=r"evaluators.map.groups.outer.name.*rings"):
+        build("map", spec, "classification")
     with pytest.raises(ConfigError, match="for classification, the training data for regression"):
-        evaluator("map", dict(name="uncertainty_map", data=TEST), "regression")
+        build("map", dict(name="uncertainty_map", data=TEST), "regression")

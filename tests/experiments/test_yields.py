@@ -1,12 +1,17 @@
-"""What evaluators say that they yield is what they did yield, in all finished cells."""
+"""The contract of evaluators, and that they declare what they yielded in all finished cells."""
 
 import json
 import pathlib
+import pkgutil
 
 import pytest
 
-from experiments.evaluators import yields
+from experiments import evaluators
+from experiments.data import labels
+from experiments.data.source import load
+from experiments.evaluators import Evaluator, build, build_all, check_data
 from experiments.runtime import keys
+from uncertainty.build import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[2]
 OF_THE_RUN = {"cost/parameters", "cost/train_seconds", "cost/train_ms_per_example", "cost/step"}
@@ -19,7 +24,7 @@ def records():
     assert len({file.parts[-3] for file in files}) == 9
     found = [json.loads(file.read_text()) for file in files]
     return [
-        (r, set().union(*(yields(k, spec) for k, spec in r["config"]["evaluators"].items())))
+        (r, set().union(*(build(k, spec).yields for k, spec in r["config"]["evaluators"].items())))
         for r in found
     ]
 
@@ -35,6 +40,61 @@ def test_nothing_is_declared_that_no_cell_has(records):
         keys.split(name)[:1] + keys.split(name)[-1:] for _, names in records for name in names
     }
     assert declared - found == set()
+
+
+TEST = dict(name="digits", split="test")
+# The fields that each evaluator needs.
+MINIMAL = {
+    "classification": dict(data=TEST),
+    "corruption": dict(data=TEST, severities=(5,)),
+    "few_shot": dict(sets=dict(a=dict(train=TEST, test=TEST))),
+    "flops": {},
+    "ood": dict(data=TEST, sets=dict(a=dict(name="noise", shape=(8, 8, 1)))),
+    "posterior": dict(reference="file.npz", data=dict(name="x_sin_x", split="grid")),
+    "regression": dict(data=dict(name="cubic")),
+    "routing": dict(data=TEST),
+    "uncertainty_map": dict(data=dict(name="rings"), groups=dict(a=dict(name="rings"))),
+}
+
+
+def test_every_file_makes_an_evaluator_of_its_name():
+    files = {m.name for m in pkgutil.iter_modules(evaluators.__path__)}
+    assert files == set(MINIMAL)
+    built = build_all({f"a_{kind}": dict(name=kind, **fields) for kind, fields in MINIMAL.items()})
+    for evaluator in built.values():
+        assert isinstance(evaluator, Evaluator)
+        assert evaluator.task in ("classification", "regression", None)
+        assert evaluator.yields and all("/" in name for name in evaluator.yields)
+        assert {read.labels for read in evaluator.data} <= {"own", "alike", "unused"}
+    read = {key: [r.field for r in evaluator.data] for key, evaluator in built.items()}
+    assert read["a_few_shot"] == ["sets.a.train", "sets.a.test"]
+    assert read["a_ood"] == ["data", "sets.a"] and read["a_flops"] == []
+    assert [r.labels for r in built["a_uncertainty_map"].data] == [labels.ALIKE, labels.UNUSED]
+
+
+@pytest.mark.parametrize("kind", [k for k, f in MINIMAL.items() if "data" in f])
+def test_what_is_no_data_set_is_refused_by_its_field(kind):
+    for value, message in ((5, "e.data: 5 is not a dict of fields"), ({}, "e.data.name: None is")):
+        with pytest.raises(ConfigError, match=f"evaluators.{message}"):
+            build("e", dict(MINIMAL[kind], name=kind, data=value))
+
+
+def test_data_are_read_once_and_every_fault_is_named():
+    source = load(dict(TEST, split="train"))
+    missing = dict(name="npz", path="/no/file.npz")
+    built = build_all(dict(
+        a=dict(name="classification", data=TEST),
+        b=dict(name="ood", data=TEST, sets=dict(x=missing, y=dict(name="iris"))),
+        c=dict(name="classification", data=missing),
+        d=dict(name="uncertainty_map", data=TEST),
+    ), "classification")  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        check_data(built, source)
+    starts = [line.partition(": ")[0] for line in str(error.value).splitlines()]
+    assert starts == ["evaluators.b.sets.x.path", "evaluators.b.sets.y", "evaluators.c.data.path",
+                      "evaluators.d.data"]  # fmt: skip
+    del built["b"], built["c"], built["d"]
+    check_data(built, source)
 
 
 def test_among():

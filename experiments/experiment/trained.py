@@ -1,0 +1,197 @@
+"""Functions of a trained state, over whole data sets: compiled once, sharded like training."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.data.loader import epoch
+from experiments.data.source import Source
+from experiments.experiment.build import Experiment
+from experiments.runtime import execution
+from uncertainty import predictive
+from uncertainty.inference import executors, samples
+from uncertainty.types import Batch, Latent, State
+
+Function = Callable[[Any, Batch], Any]  # (state, batch) or (particle, batch) -> a tree of arrays
+
+
+class Part(NamedTuple):
+    """What a function gives for the examples of one batch, on the host."""
+
+    examples: dict[str, np.ndarray]  # entries of the data set but x: y [B] or [B, K], ...
+    out: Any  # a tree of arrays
+    seconds: float = 0.0  # of computing, compilation left out
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.examples["y"])
+
+
+class Trained:
+    """An experiment and one of its states.
+
+    Attributes:
+      state: another one of the same shapes may take its place; nothing is compiled again.
+      batch_size: of the global batch, that of the config.
+    """
+
+    def __init__(self, experiment: Experiment, state: State):
+        self.experiment, self.state = experiment, state
+        self.batch_size = experiment.config["evaluation"]["batch_size"]
+        self.likelihood = experiment.model.likelihood
+        self._over = executors.mapping(experiment.executor)
+        self._needs_mask = experiment.model.batch_dependent
+        self._put = execution.put_batch(experiment.mesh)
+        self._latents = execution.on_mesh(
+            lambda state, batch: experiment.inference.predict(state, batch["x"], batch.get("mask")),
+            experiment.mesh,
+        )
+        self._programs: dict[tuple[Function, bool], Function] = {}
+        self._ran: set[tuple] = set()
+        self._sowing = functools.cache(self._sowing_of)
+
+    def latents(self, state: State, batch: Batch) -> Latent:
+        """The latents of all members, [P M, B, K]; for functions that `map` gets."""
+        return self._latents(state, batch)
+
+    def map(
+        self,
+        fn: Function,
+        source: Source,
+        *,
+        particles: bool = False,
+        axis: int | None = 1,
+        entries: Sequence[str] = ("x",),
+    ) -> Iterator[Part]:
+        """What `fn` gives for all batches of a source, in order.
+
+        `fn` is pure and is jitted; the same object is compiled once. It may take gradients, with
+        respect to the inputs too:
+
+            def saliency(state, batch):
+                nll = lambda x: likelihood.nll(
+                    trained.latents(state, {**batch, "x": x}), batch["y"], jax.random.key(0)).sum()
+                return jax.grad(nll)(batch["x"])
+
+            for part in trained.map(saliency, source, axis=0, entries=("x", "y")): ...
+
+        Args:
+          fn: (state, batch) -> a tree of arrays; it takes latents from `latents`, which knows the
+            mesh. With `particles` (particle, batch), a particle being (params, collections, key),
+            mapped over all that predict: what it returns gets a leading axis [P S, ...].
+          source: the data.
+          particles: see `fn`.
+          axis: that of the examples in what `fn` returns, the leading one of `particles` included;
+            copies that fill up the last batch are cut off there. None: arrays stay as they are.
+          entries: what a batch has; and, where examples depend on one another at prediction and
+            the batch is filled up, the `mask` [B] of those that count.
+        """
+        program = self._program(fn, particles)
+        for batch, examples in self._batches(source, entries):
+            known = (fn, particles, *batch)
+            if known not in self._ran:
+                jax.block_until_ready(program(self.state, batch))
+                self._ran.add(known)
+            began = time.monotonic()
+            out = execution.host(program(self.state, batch))
+            seconds = time.monotonic() - began
+            if axis is not None:
+                cut = (slice(None),) * axis + (slice(len(examples["y"])),)
+                out = jax.tree.map(lambda a, cut=cut: a[cut], out)
+            yield Part(examples, out, seconds)
+
+    def predictions(self, source: Source) -> Iterator[Part]:
+        """Arrays [P M, B, ...] by their names in `predictions.Predictions`."""
+        return self.map(self._predict, source)
+
+    def features(self, source: Source) -> Iterator[Part]:
+        """Of each particle that predicts, [P S, M, B, D]; M is 1 if members share them."""
+        return self.map(self._features, source, particles=True, axis=2)
+
+    def sown(self, source: Source, collection: str) -> Iterator[Part]:
+        """What layers keep in a Flax collection, [P S, ...], of a batch as it is filled up."""
+        return self.map(self._sowing(collection), source, particles=True, axis=None)
+
+    def _predict(self, state: State, batch: Batch) -> dict[str, jax.Array]:
+        latent = self._latents(state, batch)
+        arrays = {}
+        if not predictive.is_certain(latent):
+            arrays["latent_variance"] = predictive.marginal_variance(latent)
+        if latent.epistemic is not None:
+            arrays["epistemic"] = latent.epistemic
+        if self.likelihood.log_probs is None:
+            mean, variance = self.likelihood.moments(latent)
+            return dict(mean=mean, variance=variance, **arrays)
+        log_p = self.likelihood.log_probs(latent, jax.random.key(0))
+        return dict(log_p=log_p, mean=latent.mean, **arrays)
+
+    def _features(self, particle: Any, batch: Batch) -> jax.Array:
+        params, collections, key = particle
+        x, mask = batch["x"], batch.get("mask")
+        return self.experiment.model.features(params, collections, x, key, mask)
+
+    def _sowing_of(self, collection: str) -> Function:
+        forward = self.experiment.model.forward
+
+        def sow(particle: Any, batch: Batch) -> Any:
+            params, collections, key = particle
+            options = dict(train=False, mutable=(collection,), mask=batch.get("mask"))
+            updated = forward(params, collections, batch["x"], key, **options)[1]
+            return updated.get(collection, {})
+
+        return sow
+
+    def _program(self, fn: Function, particles: bool) -> Function:
+        if (fn, particles) not in self._programs:
+            whole = fn
+            if particles:
+                whole = execution.on_mesh(
+                    lambda state, batch: self._over(fn)(samples.predicting(state), batch),
+                    self.experiment.mesh,
+                )
+            self._programs[fn, particles] = jax.jit(whole)
+        return self._programs[fn, particles]
+
+    def _batches(
+        self, source: Source, entries: Sequence[str]
+    ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+        """Batches on the mesh, and all entries but x of the examples that count, on the host."""
+        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        for batch in epoch(source, self.batch_size, **share):
+            examples = execution.host({k: a for k, a in batch.items() if k != "x"})
+            mask = examples.pop("mask")
+            count = int(np.sum(mask))
+            full = count == len(mask) or not self._needs_mask
+            fields = entries if full else (*entries, "mask")
+            examples = {name: array[:count] for name, array in examples.items()}
+            yield self._put({field: batch[field] for field in fields}), examples
+
+
+def aligned(streams: Sequence[Iterator[Part]]) -> Iterator[list[Part]]:
+    """Parts of several runs, of the same examples each, whatever their batch sizes.
+
+    Args:
+      streams: of `Trained.predictions`, on one source.
+    """
+    waiting: list[Part | None] = [None] * len(streams)
+    while True:
+        for i, stream in enumerate(streams):
+            waiting[i] = waiting[i] or next(stream, None)
+        parts = [part for part in waiting if part is not None]
+        if len(parts) < len(streams):
+            return
+        size = min(part.size for part in parts)
+        yield [_slice(part, slice(size))._replace(seconds=part.seconds) for part in parts]
+        waiting = [_slice(p, slice(size, None)) if p.size > size else None for p in parts]
+
+
+def _slice(part: Part, examples: slice) -> Part:
+    return Part(
+        {name: array[examples] for name, array in part.examples.items()},
+        jax.tree.map(lambda a: a[:, examples], part.out),
+    )

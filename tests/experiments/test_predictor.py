@@ -1,0 +1,337 @@
+"""Functions over data, several runs as one ensemble, and files of predictions: all by NumPy."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from experiments.data.description import write_description
+from experiments.data.source import load
+from experiments.evaluate import evaluate, open_run, restore
+from experiments.experiment import config as config_lib
+from experiments.experiment.base import base
+from experiments.experiment.build import setup
+from experiments.experiment.exported import export
+from experiments.experiment.predictor import Predictor
+from experiments.experiment.results import place
+from experiments.experiment.trained import Part, Trained, aligned
+from experiments.runtime.checkpoint import Checkpoints, of_training
+from experiments.runtime.workdir import read_json, write_json
+from uncertainty import metrics
+from uncertainty.build import ConfigError
+from uncertainty.metrics import streaming
+
+CLASSES, K, D, N = (0, 1, 2), 3, 64, 121  # digits: the last batch of 50 has 21
+TEST = dict(name="digits", split="test", classes=CLASSES)
+
+
+def config_of(seed=0, size=2, batch=50, train=None, **sections):
+    """Networks that are linear in x."""
+    config = base()
+    config.seed, config.mesh, config.evaluation.batch_size = seed, dict(data=1), batch
+    config.data.train = dict(TEST, split="train") if train is None else train
+    config.backbone, config.head.outputs = dict(name="mlp.MLP", widths=()), K
+    config.inference.update(size=size, executor="vmap")
+    config.evaluators = dict(
+        test=dict(name="classification", data=TEST),
+        ood=dict(name="ood", data=TEST, sets=dict(a=dict(name="digits", classes=(8, 9)))),
+    )
+    for section, value in sections.items():
+        config[section] = value
+    return config_lib.plain(config)
+
+
+def made(workdir, step=3, **fields):
+    """A workdir as training leaves it, of initial parameters."""
+    experiment = setup(config_of(**fields))
+    state = experiment.init()
+    state = state.replace(step=jnp.full_like(state.step, step))
+    checkpoints = Checkpoints(workdir, config=of_training(experiment.config))
+    checkpoints.save(step, state)
+    checkpoints.close()
+    write_json(workdir / "config.json", experiment.config)
+    write_description(workdir, experiment.source)
+    return experiment, state
+
+
+@pytest.fixture(scope="module")
+def linear():
+    experiment = setup(config_of())
+    return Trained(experiment, experiment.init())
+
+
+def logits(state, x):
+    """[P, B, K] of linear networks, by NumPy."""
+    w, b = (np.asarray(state.params["head"]["logits"][k], np.float64) for k in ("kernel", "bias"))
+    return x.reshape(len(x), -1) @ w.reshape(len(w), D, K) + b.reshape(len(b), 1, K)
+
+
+def saliency(trained):
+    def gradient(state, batch):
+        def nll(x):
+            latent = trained.latents(state, {**batch, "x": x})
+            return trained.likelihood.nll(latent, batch["y"], jax.random.key(0)).sum()
+
+        return jax.grad(nll)(batch["x"])
+
+    return gradient
+
+
+def saliency_by_hand(state, source):
+    """sum_p W_p (p_p(x) - onehot(y)), [N, D]."""
+    x = source.gather(np.arange(len(source)))["x"]
+    w = np.asarray(state.params["head"]["logits"]["kernel"]).reshape(-1, D, K)
+    error = scipy.special.softmax(logits(state, x), axis=-1) - np.eye(K)[source.y]
+    return np.einsum("pdk,pbk->bd", w, error)
+
+
+def mapped(trained, fn, source, **options):
+    return np.concatenate([part.out for part in trained.map(fn, source, **options)])
+
+
+def test_map_takes_gradients_with_respect_to_the_inputs(linear):
+    source = load(TEST)
+    found = mapped(linear, saliency(linear), source, axis=0, entries=("x", "y"))
+    assert found.shape == (N, 8, 8, 1)
+    expected = saliency_by_hand(linear.state, source)
+    np.testing.assert_allclose(found.reshape(N, D), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [dict(data=2), dict(data=1, particle=2)])
+def test_map_on_two_devices_equals_one(linear, mesh):
+    experiment = setup(config_of(mesh=mesh))
+    both = Trained(experiment, jax.device_put(linear.state, experiment.shardings))
+    source, options = load(TEST), dict(axis=0, entries=("x", "y"))
+    one = mapped(linear, saliency(linear), source, **options)
+    two = mapped(both, saliency(both), source, **options)
+    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+    for part, other in zip(both.predictions(source), linear.predictions(source), strict=True):
+        np.testing.assert_allclose(part.out["log_p"], other.out["log_p"], rtol=1e-5, atol=1e-6)
+
+
+def test_map_over_particles_has_a_leading_axis(linear):
+    source, traced = load(TEST), []
+
+    def fn(particle, batch):
+        traced.append(1)
+        layer = particle[0]["head"]["logits"]
+        x = batch["x"].reshape(len(batch["x"]), -1)
+        return x @ layer["kernel"].reshape(D, K) + layer["bias"].reshape(K)
+
+    parts = list(linear.map(fn, source, particles=True))
+    assert [part.size for part in parts] == [50, 50, 21]
+    found = np.concatenate([part.out for part in parts], axis=1)
+    x = source.gather(np.arange(N))["x"]
+    np.testing.assert_allclose(found, logits(linear.state, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(np.concatenate([p.examples["y"] for p in parts]), source.y)
+    whole = [part.out.shape for part in linear.map(fn, source, particles=True, axis=None)]
+    assert whole == [(2, 50, K)] * 3 and len(traced) == 1
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 5), (7, 1), (4,)])
+def test_parts_of_several_runs_are_aligned(sizes):
+    def stream(size, sign):
+        for start in range(0, 7, size):
+            y = np.arange(start, min(start + size, 7))
+            yield Part({"y": y}, {"a": sign * np.stack([y, y])}, 1.0)
+
+    streams = [stream(size, 1 - 2 * i) for i, size in enumerate(sizes)]
+    parts = list(aligned(streams))
+    for i in range(len(sizes)):
+        assert np.concatenate([p[i].examples["y"] for p in parts]).tolist() == list(range(7))
+        joined = np.concatenate([p[i].out["a"] for p in parts], axis=1)
+        np.testing.assert_array_equal(joined, (1 - 2 * i) * np.stack([np.arange(7)] * 2))
+        assert sum(p[i].seconds for p in parts) == -(-7 // sizes[i])
+    for part in parts:
+        assert len({tuple(p.examples["y"]) for p in part}) == 1
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """Two runs that differ in seed, number and width of networks and batches, evaluated as one."""
+    folder = tmp_path_factory.mktemp("joined")
+    wide = dict(backbone=dict(name="mlp.MLP", widths=(5,)))
+    runs = {folder / "a": made(folder / "a"),
+            folder / "b": made(folder / "b", step=5, seed=1, size=1, batch=32, **wide)}  # fmt: skip
+    a, b = (open_run(path) for path in runs)
+    options = dict(name="both", show=False, predictions=True)
+    values, failures = evaluate(a, folder / "a", others={folder / "b": b}, **options)
+    assert not failures
+    return folder, [state for _, state in runs.values()], values
+
+
+def members(states, source):
+    x = source.gather(np.arange(len(source)))["x"]
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), states[1].params)
+    hidden, last = params["backbone"]["dense0"], params["head"]["logits"]
+    h = x.reshape(len(x), -1) @ hidden["kernel"][0].reshape(D, 5) + hidden["bias"][0].ravel()
+    other = np.maximum(h, 0) @ last["kernel"][0].reshape(5, K) + last["bias"][0].ravel()
+    both = np.concatenate([logits(states[0], x), other[None]])
+    return scipy.special.log_softmax(both, axis=-1)
+
+
+def test_joined_runs_are_one_ensemble_of_all_members(joined):
+    folder, states, found = joined
+    source = load(TEST)
+    expected = metrics.evaluate_classification(members(states, source), source.y)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    sizes = [sum(a.size for a in jax.tree.leaves(state.params)) for state in states]
+    assert found["cost/parameters"] == sum(sizes) and found["cost/step"] == 5
+    runs = read_json(folder / "a" / "evaluation" / "both" / "runs.json")
+    assert runs == [dict(workdir=".", step=3), dict(workdir="../b", step=5)]
+
+
+def test_predictions_in_a_file_give_the_metrics_back(joined):
+    folder, states, found = joined
+    results = folder / "a" / "evaluation" / "both" / "predictions"
+    assert {file.name for file in results.iterdir()} == {"digits-test.npz", "digits-train.npz"}
+    with np.load(results / "digits-test.npz") as file:
+        log_p, y, run = (file[name] for name in ("log_p", "y", "run"))
+        about = json.loads(file["metadata.json"])
+    assert log_p.dtype == np.float32 and log_p.shape == (3, N, K)
+    np.testing.assert_array_equal(y, load(TEST).y)
+    np.testing.assert_allclose(log_p, members(states, load(TEST)), rtol=1e-4, atol=1e-5)
+    # Sums of the same parts, cut where a batch of either run ends, are the same sums.
+    cuts = sorted({*range(0, N, 50), *range(0, N, 32), N})
+    parts = [streaming.tally(log_p[:, i:j], y[i:j], 15, True)
+             for i, j in itertools.pairwise(cuts)]  # fmt: skip
+    total = parts[0][0]
+    for part in parts[1:]:
+        total = streaming.merge(total, part[0])
+    again = metrics.of_tally(
+        total, *(np.concatenate(a) for a in list(zip(*parts, strict=True))[1:])
+    )
+    assert {name: found[name] for name in again} == again
+    assert run.tolist() == [0, 0, 1] and about["runs"][1]["workdir"] == "../b"
+    assert sorted(about["sets"]) == ["ood", "test"]
+    assert about["arrays"]["log_p"] | dict(meaning="") == dict(
+        shape=[3, N, K], dtype="float32", axes=["members", "examples", "classes"], meaning=""
+    )
+    noted = read_json(results.parent / "sets.json")["test"]
+    assert about["data"] == noted and about["data"]["digest"] == load(TEST).digest()
+    assert about["class_names"] == [str(k) for k in CLASSES]
+    with np.load(results / "digits-train.npz") as file:
+        assert "y" not in file and len(file["log_p"][0]) == len(
+            load(dict(name="digits", classes=(8, 9)))
+        )
+        assert json.loads(file["metadata.json"])["sets"] == ["ood.a"]
+
+
+def test_joined_features_and_what_is_of_one_run_alone(joined):
+    folder, *_ = joined
+    runs = {path: open_run(folder / path) for path in "ab"}
+    predictors = {p: Predictor(run, restore(run, folder / p)[0]) for p, run in runs.items()}
+    both = Predictor.join(predictors)
+    phi, y = both.features(TEST)
+    each = [p.features(TEST).phi for p in predictors.values()]
+    np.testing.assert_array_equal(phi, np.concatenate(each, axis=1))
+    assert phi.shape == (N, 2 * D + 5) and len(y) == N
+    np.testing.assert_array_equal(both.log_probs(TEST), both(TEST).log_p)
+    for call in (lambda: next(both.sown(TEST, "routes")), lambda: both.map(lambda s, b: b, TEST)):
+        with pytest.raises(ValueError, match="2 runs are joined"):
+            call()
+
+
+def overflows_later():
+    """A kernel [8, 8, 1] whose product with some example after the first 50 is infinite."""
+    x = load(TEST).gather(np.arange(N))["x"].reshape(N, D)
+    i, j = np.triu_indices(D, 1)
+    sums = x[:, i] + x[:, j]
+    pair = np.flatnonzero((sums[:50].max(0) < 1.1) & (sums[50:].max(0) > 1.2))[0]
+    kernel = np.zeros(D, np.float32)
+    kernel[[i[pair], j[pair]]] = 3e38
+    return kernel
+
+
+def test_a_frozen_member_is_left_out_of_all(tmp_path):
+    """Its run may freeze; a member of another run is an error. It shows in a later batch alone."""
+    runs = {}
+    for name, on_fault in (("a", "stop"), ("b", "freeze")):
+        experiment = setup(config_of(on_fault=on_fault, size=2, seed=len(runs)))
+        runs[name] = Predictor(experiment, experiment.init())
+    both = Predictor.join(runs)
+    sound = both(TEST).log_p
+
+    def break_first(trained):
+        layer = dict(trained.state.params["head"]["logits"])
+        kernel = np.array(layer["kernel"])
+        kernel[0] = overflows_later().reshape(kernel[0, ..., :1].shape)
+        params = {**trained.state.params, "head": {"logits": layer | dict(kernel=kernel)}}
+        trained.state = trained.state.replace(params=params)
+
+    break_first(both.runs[1])
+    starts = []
+    both.over(load(TEST), lambda part, start: starts.append(start))
+    assert starts[:2] == [0, 50] and starts[-3:] == [0, 50, 100] and len(starts) > 3
+    p = both(TEST)
+    np.testing.assert_array_equal(p.log_p, sound[[0, 1, 3]])
+    assert p.run.tolist() == [0, 0, 1]
+    export(both, TEST, "alike", tmp_path / "test.npz")
+    with np.load(tmp_path / "test.npz") as file:
+        np.testing.assert_array_equal(file["log_p"], p.log_p)
+    break_first(both.runs[0])
+    with pytest.raises(FloatingPointError, match="member 0, 2 are not finite"):
+        both(TEST)
+
+
+DIFFERENT = {
+    "classes": dict(train=dict(name="digits", classes=(0, 1)),
+                    head=dict(name="dense.Dense", outputs=2), evaluators={}),
+    "mean": dict(train=dict(TEST, split="train", mean=0.5), evaluators={}),
+    "task": dict(train=dict(name="diabetes"), likelihood=dict(name="gaussian"),
+                 head=dict(name="dense.Dense", outputs=1), evaluators={}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", DIFFERENT)
+def test_runs_that_cannot_be_joined_are_named_with_what_differs(linear, field):
+    experiment = setup(config_of(**DIFFERENT[field]))
+    runs = dict(a=Predictor(linear.experiment, None), b=Predictor(experiment, None))
+    with pytest.raises(ConfigError, match=f"workdir: b cannot be joined with a: `{field}`"):
+        Predictor.join(runs)
+
+
+def test_results_of_several_runs_have_a_place_of_their_own(joined, tmp_path):
+    folder, *_ = joined
+    a, b = folder / "a", folder / "b"
+    assert place(a, None, None, None, [b]) == "test-with-b"
+    assert place(a, "both", None, None, [b]) == "both"
+    for others in ([], [tmp_path]):
+        with pytest.raises(ConfigError, match="has results of other data or runs"):
+            place(a, "both", None, None, others)
+
+
+@pytest.mark.slow
+def test_regression_in_a_file_is_in_units_that_give_the_metrics_back(tmp_path):
+    data = dict(name="diabetes", split="test")
+    spec = dict(
+        train=dict(name="diabetes"), likelihood=dict(name="gaussian", noise_std=0.0),
+        head=dict(name="mean_variance.MeanVariance", outputs=1),
+        evaluators=dict(test=dict(name="regression", data=data)),
+    )  # fmt: skip
+    for name, seed in (("a", 0), ("b", 1)):
+        made(tmp_path / name, seed=seed, **spec)
+    others = {tmp_path / "b": open_run(tmp_path / "b")}
+    experiment = open_run(tmp_path / "a")
+    found, failures = evaluate(experiment, tmp_path / "a", others=others, name="both",
+                               show=False, predictions=True)  # fmt: skip
+    assert not failures
+    with np.load(
+        tmp_path / "a" / "evaluation" / "both" / "predictions" / "diabetes-test.npz"
+    ) as file:
+        mean, variance, y, shift, scale = (
+            np.asarray(file[k], np.float64) for k in ("mean", "variance", "y", "y_mean", "y_std")
+        )
+    assert mean.shape[0] == 4 and len({*mean[:, 0, 0]}) == 4
+    stored = load(dict(data, standardise=False)).y
+    np.testing.assert_allclose(y * scale + shift, stored, rtol=1e-5)
+    again = metrics.evaluate_regression(
+        mean * scale + shift, variance * scale**2, y * scale + shift
+    )
+    assert {name: found[name] for name in again} == again
