@@ -5,13 +5,12 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.data.derived import path_of
+from experiments.data.derived import path_of, specs
 
 # Fields of a set's spec that say how it is read, not which examples it has.
-READING = (
-    "mean", "std", "standardise", "statistics", "range", "channels", "resize", "data_dir",
-    "in_memory",
-)  # fmt: skip
+READING = set(
+    "mean std standardise statistics range channels resize data_dir in_memory".split()  # noqa: SIM905
+)
 
 
 class Data(NamedTuple):
@@ -63,20 +62,12 @@ def _specs(evaluators: Any) -> Iterable[tuple[str, Data]]:
     """(path, Data) of every set that the evaluators of a config read, by the paths of sets.json."""
     for name, fields in evaluators.items() if isinstance(evaluators, Mapping) else ():
         for field, value in fields.items() if isinstance(fields, Mapping) else ():
-            for path, spec in _within(path_of(name, field), value):
+            for path, spec in specs(value, path_of(name, field)):
+                if not isinstance(spec.get("name"), str):  # a field that is no data set
+                    continue
                 known = {k: v for k, v in spec.items() if k not in READING}
                 identity = json.dumps(known, sort_keys=True, default=str)
                 yield path, Data(_name(spec), None, identity)
-
-
-def _within(path: str, value: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """The specs of sets in a field: itself, or those in a dict of them."""
-    if isinstance(value, Mapping):
-        if isinstance(value.get("name"), str):
-            yield path, value
-        else:
-            for key, inner in value.items():
-                yield from _within(f"{path}.{key}", inner)
 
 
 def _name(spec: Mapping[str, Any]) -> str:

@@ -6,7 +6,8 @@ import pathlib
 import re
 from typing import Any
 
-from experiments.reports.study import Layout, Study, layout, machine, summarise, values_of
+from experiments.reports.layout import Layout, layout
+from experiments.reports.study import Study, machine, summarise, values_of
 from experiments.reports.text import one_line
 from experiments.runtime.workdir import jsonable, write_text
 

@@ -10,7 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from experiments.reports.study import Head, Layout, Study, layout, transpose
+from experiments.reports.layout import Head, Layout, layout, transpose
+from experiments.reports.study import Study
 from experiments.reports.text import one_line
 from experiments.runtime import keys
 

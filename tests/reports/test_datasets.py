@@ -9,8 +9,9 @@ from rich.console import Console
 
 from experiments.reports import datasets, formats
 from experiments.reports.html import study_table, write_report
+from experiments.reports.layout import layout
 from experiments.reports.runs import by_task, load_run, study_of
-from experiments.reports.study import Column, Row, Study, layout
+from experiments.reports.study import Column, Row, Study
 from experiments.reports.tables import print_study
 from tests.reports.made import write_run
 

@@ -1,0 +1,58 @@
+"""Prints a table and writes its files: Markdown, LaTeX, JSON, constraints and a report."""
+
+import logging
+import pathlib
+
+from experiments.reports import formats, html
+from experiments.reports.tables import print_study
+from experiments.runtime.workdir import write_text
+from experiments.tables import constraints
+from experiments.tables.cells import Cells, name_of
+from experiments.tables.run import Outcome
+
+logger = logging.getLogger(__name__)
+
+
+def render(cells: Cells, made: Outcome) -> tuple[pathlib.Path | None, list[str]]:
+    """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
+
+    Files that say the same already, but for the command and what failed this time, are left as
+    they are, and so they are while a record is damaged.
+
+    Returns:
+      The report, None where no run of the table is on this disk; and what it cannot show.
+    """
+    print_study(made.study)
+    written = (cells.results / "table.md").is_file()
+    if written and cells.records.any_damaged():
+        logger.warning("the files of the table are left as they are: a record is damaged")
+    else:
+        if not formats.says_the_same(made.study, cells.results, "table"):
+            formats.write_study(made.study, cells.results, "table")
+        write_constraints(cells)
+    runs, problems = [], list(cells.records.damaged())
+    for row in cells.table["rows"]:
+        for seed in made.study.seeds:
+            try:
+                directory = cells.run_directory(row, seed)
+                here = (directory / "evaluation" / "test" / "metrics.json").is_file()
+                if here and cells.record(row, seed) is not None:
+                    runs.append(dict(workdir=directory, label=name_of(row)))
+            except ValueError:  # is among the failures
+                continue
+    runs = [run for run in (html.read_run(run, problems) for run in runs) if run]
+    if not runs:
+        return None, problems
+    report = html.write_report(
+        cells.workdir / "report.html", runs, cells.table["title"], made.study,
+        command=made.study.command, problems=problems,
+    )  # fmt: skip
+    return report, problems
+
+
+def write_constraints(cells: Cells) -> None:
+    """Writes what the table was made with beside it, if it has changed."""
+    path = cells.results / "constraints.txt"
+    text = constraints.text_of(cells.finished().values())
+    if cells.finished() and not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        write_text(path, text)
