@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.check:
             return run_check(cells, args)
         made = run(cells, args)
-        report, problems = render(cells, made)
+        report, problems = render(cells, made, report=not args.no_report)
     except Interrupted as message:
         logger.warning("%s. The same command resumes.", message)
         return message.code
@@ -93,6 +93,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--fresh", action="store_true", help="run all cells anew, none is read")
     text = "whether numbers made here are within the errors of the table's; status 1 if not"
     add("--check", action="store_true", help=text)
+    add("--no-report", action="store_true", help="write the table alone, without the HTML page")
     add("--workdir", default=runs, help=f"where the runs go (default: {runs})")
     add("--results", default=results, help=f"where the table goes (default: {results})")
     add("--isolate", action="store_true", help="each cell in its own process")

@@ -4,6 +4,7 @@ import logging
 import pathlib
 
 from experiments.reports import formats, html
+from experiments.reports.runs import Run
 from experiments.reports.tables import print_study
 from experiments.runtime.workdir import write_text
 from experiments.tables import constraints
@@ -13,14 +14,21 @@ from experiments.tables.run import Outcome
 logger = logging.getLogger(__name__)
 
 
-def render(cells: Cells, made: Outcome) -> tuple[pathlib.Path | None, list[str]]:
+def render(
+    cells: Cells, made: Outcome, report: bool = True
+) -> tuple[pathlib.Path | None, list[str]]:
     """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
+
+    Args:
+      cells: of the table.
+      made: what became of them.
+      report: whether to write the HTML page too.
 
     Files that say the same already, but for the command and what failed this time, are left as
     they are, and so they are while a record is damaged.
 
     Returns:
-      The report, None where no run of the table is on this disk; and what it cannot show.
+      The report, None where there is none or no run is on this disk; and what cannot be shown.
     """
     print_study(made.study)
     written = (cells.results / "table.md").is_file()
@@ -30,24 +38,31 @@ def render(cells: Cells, made: Outcome) -> tuple[pathlib.Path | None, list[str]]
         if not formats.says_the_same(made.study, cells.results, "table"):
             formats.write_study(made.study, cells.results, "table")
         write_constraints(cells)
-    runs, problems = [], list(cells.records.damaged())
+    problems = cells.records.damaged()
+    runs = runs_here(cells, made, problems) if report else []
+    if not runs:
+        return None, problems
+    path = html.write_report(
+        cells.workdir / "report.html", runs, cells.table["title"], made.study,
+        command=made.study.command, problems=problems,
+    )  # fmt: skip
+    return path, problems
+
+
+def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Run]:
+    """The finished runs that are on this disk; `problems` gets those that cannot be read."""
+    runs = []
     for row in cells.table["rows"]:
         for seed in made.study.seeds:
             try:
                 directory = cells.run_directory(row, seed)
                 here = (directory / "evaluation" / "test" / "metrics.json").is_file()
                 if here and cells.record(row, seed) is not None:
-                    runs.append(dict(workdir=directory, label=name_of(row)))
+                    run = html.read_run(dict(workdir=directory, label=name_of(row)), problems)
+                    runs += [run] if run else []
             except ValueError:  # is among the failures
                 continue
-    runs = [run for run in (html.read_run(run, problems) for run in runs) if run]
-    if not runs:
-        return None, problems
-    report = html.write_report(
-        cells.workdir / "report.html", runs, cells.table["title"], made.study,
-        command=made.study.command, problems=problems,
-    )  # fmt: skip
-    return report, problems
+    return runs
 
 
 def write_constraints(cells: Cells) -> None:
