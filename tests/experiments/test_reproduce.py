@@ -338,7 +338,7 @@ def test_interrupted_in_evaluation_and_resumed_alone(programs, tmp_path):
     """Ctrl-C while a cell is evaluated; then the rest of it in a process of its own."""
     arguments = digits(tmp_path, "--set", "steps=60")
     # So many examples, one at a time, that the signal comes while it goes on.
-    many = "{'name':'stand_in','shape':[8,8,1],'num_classes':8,'size':300000,'split':'test'}"
+    many = "{'name':'stand_in','shape':[8,8,1],'num_classes':8,'size':100000,'split':'test'}"
     slow = ["--set", "evaluation.batch_size=1", "--set", f"evaluators.test.data={many}"]
     running = programs.start("reproduce", *arguments, *slow)
     wait(lambda: "evaluate test" in running.output())
