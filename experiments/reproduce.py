@@ -126,8 +126,10 @@ def run_check(committed: Cells, args: argparse.Namespace) -> int:
     """
     if committed.variant:
         settings = ", ".join(f"{name}={value}" for name, value in committed.overrides.items())
-        raise ConfigError(f"--check compares with the table's own numbers, which --set {settings} "
-                          "changes; leave it out")  # fmt: skip
+        raise ConfigError(
+            f"--check compares with the table's own numbers, which --set {settings} "
+            "changes; leave it out"
+        )
     theirs = committed.finished()
     rows = [name_of(row) for row in rows_of(committed, args.rows)]
     if not any(row in rows for row, _ in theirs):
@@ -141,9 +143,11 @@ def run_check(committed: Cells, args: argparse.Namespace) -> int:
     compared = check.decide(check.comparisons(cells.table, rows, ours, theirs))
     check.print_check(compared)
     differing = sum(c.differs for c in compared)
-    print(f"check:  {len(compared)} numbers compared, {differing} differ; "
-          f"{made.read} cells read from {cells.records.path}, {made.ran} run, "
-          f"{made.failed()} failed")  # fmt: skip
+    print(
+        f"check:  {len(compared)} numbers compared, {differing} differ; "
+        f"{made.read} cells read from {cells.records.path}, {made.ran} run, "
+        f"{made.failed()} failed"
+    )
     return 1 if differing or made.failures else 0
 
 

@@ -42,8 +42,10 @@ def test_the_readme_is_what_one_needs_in_ten_minutes():
 @pytest.mark.slow
 def test_the_example_of_the_readme_learns_the_digits():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    parts = {name: re.search(rf"<!-- {name} -->\n```python\n(.*?)```", text, re.DOTALL)[1]
-             for name in ("imports", "example")}  # fmt: skip
+    parts = {
+        name: re.search(rf"<!-- {name} -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+        for name in ("imports", "example")
+    }
     names = {}
     exec(parts["imports"] + parts["example"], names)
     probabilities = np.asarray(names["probabilities"])
@@ -66,13 +68,20 @@ def page(fields):
 @pytest.fixture
 def folder(tmp_path):
     rows = [
-        dict(label=name, results=[{"nll": v}, {"nll": v + 0.2}], group="", note="", failed="",
-             cells={"nll": {"published": {"value": 0.5, "source": "x"}} if name == "A" else {}})
+        dict(
+            label=name,
+            results=[{"nll": v}, {"nll": v + 0.2}],
+            group="",
+            note="",
+            failed="",
+            cells={"nll": {"published": {"value": 0.5, "source": "x"}} if name == "A" else {}},
+        )
         for name, v in (("A", 1.0), ("B", 0.0))
-    ]  # fmt: skip
+    ]
     columns = [dict(key="nll", header="NLL", unit="", better="lower", digits=2)]
-    content = dict(title="", columns=columns, rows=rows, command="", config=None, seeds=[0, 1],
-                   hardware={})  # fmt: skip
+    content = dict(
+        title="", columns=columns, rows=rows, command="", config=None, seeds=[0, 1], hardware={}
+    )
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "table.json").write_text(json.dumps(content))
     return tmp_path

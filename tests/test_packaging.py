@@ -63,8 +63,14 @@ def test_an_editable_install_finds_the_programs_from_any_directory(checkout, tmp
     # Without the site of an environment that has this project installed already.
     paths = [p for p in sys.path if p.endswith("site-packages")]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
-    done = subprocess.run([sys.executable, "-S", "-c", code], cwd="/", env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     origins = done.stdout.splitlines()[0]
     assert origins.count(str(checkout)) == 6, done.stdout + done.stderr
     assert "--config" in done.stdout + done.stderr, done.stderr

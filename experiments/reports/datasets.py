@@ -37,8 +37,8 @@ def evaluated(
     sets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Evaluated:
     """Of a run's config, the names of its metrics, and what sets.json holds, see `check_sets`."""
-    found = {key.partition("/")[0] for key in metrics}
-    task = next((task for task in ("classification", "regression") if task in found), "")
+    groups = {key.partition("/")[0] for key in metrics}
+    task = next((task for task in ("classification", "regression") if task in groups), "")
     noted = {k: Data(s["name"], s["examples"], s["digest"]) for k, s in (sets or {}).items()}
     return Evaluated(config.get("seed"), task, noted, dict(_specs(config.get("evaluators"))))
 
@@ -83,26 +83,26 @@ def differing(a: Sequence[Evaluated], b: Sequence[Evaluated]) -> set[str]:
     Sets that only one of them read are not compared. Tasks that differ are the path 'task'.
     """
     pairs = [(x, y) for x in a for y in b if x.seed == y.seed] or [(x, y) for x in a for y in b]
-    found = set()
+    paths = set()
     for x, y in pairs:
         if x.task and y.task and x.task != y.task:
-            found.add("task")
+            paths.add("task")
         these, those = (x.sets, y.sets) if x.sets and y.sets else (x.specs, y.specs)
         shared = these.keys() & those.keys()
-        found |= {path for path in shared if these[path].identity != those[path].identity}
-    return found
+        paths |= {path for path in shared if these[path].identity != those[path].identity}
+    return paths
 
 
 def changed(runs: Sequence[Evaluated]) -> set[str]:
     """The paths of sets whose examples differ between seeds though the configs read the same."""
     first: dict[tuple, str] = {}
-    found = set()
+    paths = set()
     for run in runs:
         asked = tuple(sorted((path, data.identity) for path, data in run.specs.items()))
         for path, data in run.sets.items():
             if first.setdefault((asked, path), data.identity) != data.identity:
-                found.add(path)
-    return found
+                paths.add(path)
+    return paths
 
 
 def partition(rows: Sequence[Sequence[Evaluated]]) -> list[int]:

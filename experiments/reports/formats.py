@@ -174,7 +174,7 @@ def read_study(path: str | pathlib.Path) -> Study:
 def says_the_same(study: Study, folder: str | pathlib.Path, name: str) -> bool:
     """Whether the files of `write_study` are there and say this, but for command and failures.
 
-    A file that cannot be read says something else.
+    A file that cannot be read differs.
     """
     folder = pathlib.Path(folder)
     if not all((folder / (name + suffix)).is_file() for suffix in (".md", ".tex", ".json")):

@@ -111,8 +111,12 @@ def ood_histograms(
     sets = list(
         dict.fromkeys(name for seeds in methods.values() for _, out in seeds for name in out)
     )
-    ends = [(v.min(), v.max()) for seeds in methods.values() for i, out in seeds
-            for v in (i, *out.values())]  # fmt: skip
+    ends = [
+        (v.min(), v.max())
+        for seeds in methods.values()
+        for i, out in seeds
+        for v in (i, *out.values())
+    ]
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     figure, axes = panels(len(methods), len(sets), 2.9, 2.1, sharex=True, sharey="row")

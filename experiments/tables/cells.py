@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import difflib
+import functools
 import hashlib
 import importlib
 import json
@@ -49,7 +50,7 @@ def name_of(row: Mapping[str, Any]) -> str:
 
 
 class Cells:
-    """The cells of a table: which are to be run, and what the finished ones found.
+    """The cells of a table: which are to be run, and their records.
 
     Overrides that change numbers make other cells than the table's own: these are in a folder of
     their own, named by what is set, of `results` and of `workdir`.
@@ -164,9 +165,9 @@ class Cells:
             if published or keys.among(key, names):
                 continue
             near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else (
-                f"they yield {', '.join(sorted({name.partition('/')[0] for name in names}))}/..."
-            )  # fmt: skip
+            groups = ", ".join(sorted({name.partition("/")[0] for name in names}))
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+            hint = hint or f"they yield {groups}/..."
             message = f"table {self.name}: column {key!r}: no row's evaluators yield it; {hint}"
             if not unknown:
                 raise ConfigError(message)
@@ -190,7 +191,7 @@ class Cells:
         return self.records.get(slug(name_of(row)), seed)
 
     def record(self, row: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
-        """What a finished cell found; None if there is none, or its config was another one.
+        """The record of a finished cell; None if there is none, or its config was another one.
 
         Raises:
           ValueError: the record is damaged.
@@ -203,7 +204,7 @@ class Cells:
         except ConfigError:  # `run` reports it
             return None
         # A section that came after the record was made had its default.
-        made = config_lib.plain(base()) | record["config"]
+        made = _defaults() | record["config"]
         same = same_but_for(made, config, config_lib.MAY_CHANGE)
         return record if same else None
 
@@ -234,8 +235,11 @@ class Cells:
         if record["failures"]:
             return same_but_for(then, now, ())
         if not same_but_for(then, now, ("*.sets.*.name", "*.sets.*.path")):
-            logger.warning("%s was evaluated otherwise than config.evaluators asks now; "
-                           "delete it to evaluate it again", self._where(row, seed))  # fmt: skip
+            logger.warning(
+                "%s was evaluated otherwise than config.evaluators asks now; "
+                "delete it to evaluate it again",
+                self._where(row, seed),
+            )
         return True
 
     def _where(self, row: Mapping[str, Any], seed: int) -> str:
@@ -291,3 +295,9 @@ class Cells:
     def end_round(self) -> None:
         """The next round is another one."""
         (self.round / UNFINISHED).unlink(missing_ok=True)
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The sections of a config with their defaults."""
+    return config_lib.plain(base())

@@ -69,14 +69,14 @@ def compare(row: str, column: Column, here: Values, committed: Values) -> Compar
     if not committed or is_time(column.key):
         return None
     made, theirs = summarise(list(here.values())), summarise(list(committed.values()))
-    found = Comparison(row, column, _shown(column, made), _shown(column, theirs), theirs.error)
+    compared = Comparison(row, column, _shown(column, made), _shown(column, theirs), theirs.error)
     if not math.isfinite(theirs.mean):
-        return found
+        return compared
     if made is None or not math.isfinite(made.mean):
-        return found._replace(reason="no finite number here")
+        return compared._replace(reason="no finite number here")
     if not made.error and not theirs.error:
         alike = [round_pair(s.mean * column.scale, None, column.digits) for s in (made, theirs)]
-        return found._replace(reason="no seed changes it" * (alike[0] != alike[1]))
+        return compared._replace(reason="no seed changes it" * (alike[0] != alike[1]))
     if len(here) >= PAIRED and here.keys() <= committed.keys():
         d = np.array([value - committed[seed] for seed, value in here.items()])
         off, spread, freedom = d.mean(), d.std(ddof=1) / math.sqrt(len(d)), len(d) - 1
@@ -87,7 +87,7 @@ def compare(row: str, column: Column, here: Values, committed: Values) -> Compar
         spread = math.sqrt(squares / freedom * (1 / len(here) + 1 / len(committed)))
     t = abs(off) / spread if spread else math.inf if off else 0.0
     p = 2 * float(stats.t.sf(t, freedom))
-    return found._replace(off=float(off), errors=float(t), p=p)
+    return compared._replace(off=float(off), errors=float(t), p=p)
 
 
 def comparisons(
@@ -104,45 +104,52 @@ def comparisons(
       here, committed: records by row and seed.
     """
 
-    def values(records: Mapping, row: str, key: str) -> dict[int, float]:
-        found = {s: r["metrics"].get(key) for (name, s), r in records.items() if name == row}
-        return {seed: float(value) for seed, value in found.items() if value is not None}
+    def by_seed(records: Mapping, row: str, key: str) -> dict[int, float]:
+        values = {s: r["metrics"].get(key) for (name, s), r in records.items() if name == row}
+        return {seed: float(value) for seed, value in values.items() if value is not None}
 
     made = [row for row in rows if any(row == name for name, _ in here)]
     columns = [Column(**column) for column in table["columns"]]
-    both = [(row, c, values(here, row, c.key), values(committed, row, c.key))
-            for row in made for c in columns]  # fmt: skip
-    return [found for found in (compare(*each) for each in both) if found]
+    both = [
+        (row, c, by_seed(here, row, c.key), by_seed(committed, row, c.key))
+        for row in made
+        for c in columns
+    ]
+    return [c for c in (compare(*each) for each in both) if c]
 
 
-def decide(found: Sequence[Comparison], level: float = LEVEL) -> list[Comparison]:
+def decide(compared: Sequence[Comparison], level: float = LEVEL) -> list[Comparison]:
     """Marks the comparisons that differ, by Holm's rule over all of them."""
-    tested = sorted((c.p, i) for i, c in enumerate(found) if c.p is not None)
+    tested = sorted((c.p, i) for i, c in enumerate(compared) if c.p is not None)
     significant = set()
     for rank, (p, i) in enumerate(tested):
         if p > level / (len(tested) - rank):
             break
         significant.add(i)
-    far = {i for i in significant if abs(found[i].off) > (found[i].error or 0.0)}
-    return [c._replace(differs=bool(c.reason) or i in far) for i, c in enumerate(found)]
+    far = {i for i in significant if abs(compared[i].off) > (compared[i].error or 0.0)}
+    return [c._replace(differs=bool(c.reason) or i in far) for i, c in enumerate(compared)]
 
 
-def print_check(found: Sequence[Comparison], console: Console | None = None) -> None:
+def print_check(compared: Sequence[Comparison], console: Console | None = None) -> None:
     """Prints a line for each row of the table, and one for each number that differs."""
     console = console or Console()
     table = Table(title="Numbers made here against the committed ones", title_justify="left")
-    for name, justify in (("row", "left"), ("numbers", "right"), ("differ", "right"),
-                          ("largest difference, in combined standard errors", "left")):  # fmt: skip
+    for name, justify in (
+        ("row", "left"),
+        ("numbers", "right"),
+        ("differ", "right"),
+        ("largest difference, in combined standard errors", "left"),
+    ):
         table.add_column(name, justify=justify)
-    for row in dict.fromkeys(c.row for c in found):
-        of = [c for c in found if c.row == row]
+    for row in dict.fromkeys(c.row for c in compared):
+        of = [c for c in compared if c.row == row]
         number = sum(c.differs for c in of)
         largest = max((c for c in of if c.errors is not None), key=lambda c: c.errors, default=None)
         shown = f"{largest.errors:.1f}: {largest.column.header}" if largest else ""
         style = "bold red" if number else ""
         table.add_row(Text(row), str(len(of)), Text(str(number), style=style), Text(shown))
     console.print(table)
-    for c in found:
+    for c in compared:
         if c.differs:
             why = c.reason or f"{c.errors:.1f} combined standard errors, p = {c.p:.2g}"
             line = f"differs: {c.row}, {c.column.header}: {c.here}, committed {c.committed} ({why})"

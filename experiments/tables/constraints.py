@@ -6,8 +6,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Those that numbers may depend on.
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn", "ml_collections",
-            "orbax-checkpoint")  # fmt: skip
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "ml_collections",
+    "orbax-checkpoint",
+)
 
 
 def installed() -> dict[str, str]:
@@ -29,12 +38,12 @@ def text_of(records: Iterable[Mapping[str, Any]]) -> str:
     Args:
       records: each with `hardware` and, in newer ones, `versions`.
     """
-    found: dict[str, collections.Counter] = {name: collections.Counter() for name in PACKAGES}
+    counts: dict[str, collections.Counter] = {name: collections.Counter() for name in PACKAGES}
     pythons, machines, count = collections.Counter(), collections.Counter(), 0
     for count, record in enumerate(records, 1):  # noqa: B007
         known = {**record["hardware"], **record.get("versions", {})}
         for name in PACKAGES:
-            found[name][known.get(name)] += 1
+            counts[name][known.get(name)] += 1
         pythons[known.get("python", "unknown")] += 1
         machines[f"{known.get('processor', 'unknown')}, {known.get('devices', 'unknown')}"] += 1
     lines = [
@@ -42,7 +51,7 @@ def text_of(records: Iterable[Mapping[str, Any]]) -> str:
         "#     pip install --constraint constraints.txt --editable .",
         f"# Python {_counted(pythons)}; {_counted(machines)}; cells: {count}",
     ]
-    for name, versions in found.items():
+    for name, versions in counts.items():
         if set(versions) == {None}:
             lines.append(f"# {name}: not recorded")
         elif len(versions) == 1:

@@ -73,8 +73,9 @@ class Records:
         """
         entry = self._contents().cells.get((slug, seed))
         if entry and entry.record is None:
-            raise ValueError(f"{entry.where} is damaged: {entry.reason}; delete it to run the cell "
-                             "again")  # fmt: skip
+            raise ValueError(
+                f"{entry.where} is damaged: {entry.reason}; delete it to run the cell again"
+            )
         return entry and entry.record
 
     def where(self, slug: str, seed: int) -> str:
@@ -83,8 +84,10 @@ class Records:
 
     def damaged(self) -> list[str]:
         """What is wrong with each line of the file that does not say which cell it is of."""
-        return [f"{entry.where} is damaged: {entry.reason}; delete it, or restore it"
-                for entry in self._contents().strays]  # fmt: skip
+        return [
+            f"{entry.where} is damaged: {entry.reason}; delete it, or restore it"
+            for entry in self._contents().strays
+        ]
 
     def any_damaged(self) -> bool:
         """Whether any record cannot be read, so that a table would lack it."""
@@ -112,16 +115,16 @@ class Records:
         with open(self.folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # is the kernel's: it ends with the process
             cells, strays = self._contents()
-            kept = {k: e for k, e in cells.items() if e.file is None or e.record is not None}
-            kept |= new
+            entries = {k: e for k, e in cells.items() if e.file is None or e.record is not None}
+            entries |= new
             places = {name: i for i, name in enumerate(self._slugs)}
-            order = sorted(kept, key=lambda key: (places.get(key[0], len(places)), key))
-            lines = [kept[key].text for key in order] + [entry.text for entry in strays]
+            order = sorted(entries, key=lambda key: (places.get(key[0], len(places)), key))
+            lines = [entries[key].text for key in order] + [entry.text for entry in strays]
             text = "".join(line + "\n" for line in lines)
             if not self.path.is_file() or self.path.read_bytes() != text.encode():
                 write_text(self.path, text)
             for key, entry in cells.items():
-                if entry.file and key in kept:
+                if entry.file and key in entries:
                     entry.file.unlink()
             with contextlib.suppress(OSError):  # there is none, or a damaged file is left in it
                 (self.folder / FOLDER).rmdir()

@@ -43,9 +43,13 @@ def render(
     if not runs:
         return None, problems
     path = html.write_report(
-        cells.workdir / "report.html", runs, cells.table["title"], made.study,
-        command=made.study.command, problems=problems,
-    )  # fmt: skip
+        cells.workdir / "report.html",
+        runs,
+        cells.table["title"],
+        made.study,
+        command=made.study.command,
+        problems=problems,
+    )
     return path, problems
 
 

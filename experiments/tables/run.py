@@ -70,8 +70,9 @@ def reproduce(
                     cells.run(row, seed)
                 else:
                     logger.info("%s (%d of %d)", name, i + 1, len(jobs))
-                    run_alone([*isolate, "--rows", f"^{re.escape(name_of(row))}$",
-                               "--seeds", str(seed)])  # fmt: skip
+                    run_alone(
+                        [*isolate, "--rows", f"^{re.escape(name_of(row))}$", "--seeds", str(seed)]
+                    )
                 ran += 1
             except Interrupted:
                 raise

@@ -59,8 +59,10 @@ def test_false_alarms_are_as_rare_as_promised():
         found = decide([compare("row", NLL, by_seed(a), by_seed(b)) for a, b in draws])
         alarms += any(c.differs for c in found)
         draws[3, 0] += 6
-        others = [compare("row", NLL, dict(zip(range(5, 10), a, strict=True)), by_seed(b))
-                  for a, b in draws]  # fmt: skip
+        others = [
+            compare("row", NLL, dict(zip(range(5, 10), a, strict=True)), by_seed(b))
+            for a, b in draws
+        ]
         seen += decide(others)[3].differs
     assert alarms <= stats.binom.ppf(0.999, 100, LEVEL)
     assert seen > 90

@@ -13,8 +13,14 @@ ROWS = ["A", "B: (1)", "C"]
 
 
 def record(row, seed, **metrics):
-    return dict(row=row, seed=seed, metrics=metrics, failures={}, config={"evaluators": {}},
-                hardware={"date": "2025-01-31"})  # fmt: skip
+    return dict(
+        row=row,
+        seed=seed,
+        metrics=metrics,
+        failures={},
+        config={"evaluators": {}},
+        hardware={"date": "2025-01-31"},
+    )
 
 
 def records(folder, rows=ROWS):

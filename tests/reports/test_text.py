@@ -26,10 +26,34 @@ from experiments.runtime import keys
 from tests.reports.made import plain, write_run
 
 HOSTILE = (
-    "mnist_corrupted/shot_noise", "a[b]", "[/x]", "$x_{", "[4] a", "* a", "a\nb", "a|b", "_a",
-    "<b>&amp;", "&lt;", "`x``y", "50 % \\ {", "~~a~~", "--", "# a #", "é 模 ✓", "\x1b[31mred",
-    "\ud83d", "\x00", "a\u2028b", "![i](u)", "\\$", "a\\", "$$", "$a$ $b$", "{{x}}",
-)  # fmt: skip
+    "mnist_corrupted/shot_noise",
+    "a[b]",
+    "[/x]",
+    "$x_{",
+    "[4] a",
+    "* a",
+    "a\nb",
+    "a|b",
+    "_a",
+    "<b>&amp;",
+    "&lt;",
+    "`x``y",
+    "50 % \\ {",
+    "~~a~~",
+    "--",
+    "# a #",
+    "é 模 ✓",
+    "\x1b[31mred",
+    "\ud83d",
+    "\x00",
+    "a\u2028b",
+    "![i](u)",
+    "\\$",
+    "a\\",
+    "$$",
+    "$a$ $b$",
+    "{{x}}",
+)
 NAMES = st.text(
     st.characters() | st.sampled_from("|\n[]$_%&<>/\\{}`*~#^-!"), min_size=1, max_size=20
 ).filter(lambda name: one_line(name))
@@ -177,8 +201,10 @@ def test_a_figure_with_all_of_them_is_drawn():
 def test_a_whole_report(tmp_path):
     """Of two runs, each with another OOD set and label."""
     names = ["mnist_corrupted/shot_noise", "$x_{ [/b] |<b>_%\n&\\"]
-    runs = [dict(workdir=write_run(tmp_path / f"{i}", 0, 3, out=name), label=f"{name}{i}")
-            for i, name in enumerate(names)]  # fmt: skip
+    runs = [
+        dict(workdir=write_run(tmp_path / f"{i}", 0, 3, out=name), label=f"{name}{i}")
+        for i, name in enumerate(names)
+    ]
     loaded = [load_run(**run) for run in runs]
     headers = [c.header for c in study_of(loaded, "").columns if c.key.startswith("ood/")]
     assert headers == [f"{name} AUROC by entropy" for name in names]
