@@ -1,12 +1,14 @@
 # make quickstart   a single network against a deep ensemble, in minutes on two cores
 # make test         all tests;  make test-fast  those that take seconds
+# make lint         ruff;  make types  mypy on the library;  make docs  tables in the docs
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast lint clean
+.PHONY: quickstart test test-fast lint types docs clean
 
-$(VENV)/installed: setup.py
+$(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
@@ -16,13 +18,19 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-fast: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	$(BIN)/python -m tools.docs
 
 clean:
 	rm -rf $(VENV) .cache runs/quickstart

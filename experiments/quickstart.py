@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from experiments.reproduce import render, reproduce
 from experiments.runtime.progress import CONSOLE, setup_logging
 from experiments.runtime.termination import Interrupted, status
 from experiments.tables.cells import Cells
+from experiments.tables.render import render
+from experiments.tables.run import reproduce
 
 WORKDIR = pathlib.Path("runs/quickstart")
 

@@ -234,7 +234,7 @@ def test_the_quickstart_imports_few_files():
 
 
 def test_everything_that_is_imported_is_declared():
-    declared = (ROOT / "setup.py").read_text(encoding="utf-8").lower().replace("-", "_")
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8").lower().replace("-", "_")
     named = {"absl": "absl_py", "sklearn": "scikit_learn", "PIL": "pillow", "png": "pypng",
              "tensorflow_datasets": "tensorflow_datasets", "orbax": "orbax_checkpoint"}  # fmt: skip
     for name, tree in MODULES.items():

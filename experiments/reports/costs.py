@@ -45,9 +45,15 @@ def quality_against_cost(
             cost, y = (summarise(values_of(row, k)) for k in (key, quality))
             if cost and y:
                 ax.errorbar(
-                    cost.mean, y.mean, y.error or 0.0, label=text(row.label), color=color,
-                    marker=marker, linestyle="none", elinewidth=0.9,
-                )  # fmt: skip
+                    cost.mean,
+                    y.mean,
+                    y.error or 0.0,
+                    label=text(row.label),
+                    color=color,
+                    marker=marker,
+                    linestyle="none",
+                    elinewidth=0.9,
+                )
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         ax.xaxis.set_major_formatter(ticker.EngFormatter())

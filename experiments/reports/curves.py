@@ -96,14 +96,14 @@ def by_severity(metrics: Mapping[str, float], name: str) -> dict[int, float]:
 
     Severity 0 is the test set itself, where its metric is there.
     """
-    found: dict[int, list[float]] = {}
+    by_severity: dict[int, list[float]] = {}
     for key, value in metrics.items():
         if (place := severity_of(key)) and place[1] == name:
-            found.setdefault(place[0], []).append(value)
+            by_severity.setdefault(place[0], []).append(value)
     clean = [metrics.get(f"{group}/{name}") for group in ("classification", "calibration")]
-    if found and any(v is not None for v in clean):
-        found[0] = [v for v in clean if v is not None]
-    return {severity: float(np.mean(found[severity])) for severity in sorted(found)}
+    if by_severity and any(v is not None for v in clean):
+        by_severity[0] = [v for v in clean if v is not None]
+    return {severity: float(np.mean(by_severity[severity])) for severity in sorted(by_severity)}
 
 
 def severity_of(key: str) -> tuple[int, str] | None:

@@ -5,13 +5,12 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.data.derived import path_of
+from experiments.data.derived import path_of, specs
 
 # Fields of a set's spec that say how it is read, not which examples it has.
-READING = (
-    "mean", "std", "standardise", "statistics", "range", "channels", "resize", "data_dir",
-    "in_memory",
-)  # fmt: skip
+READING = set(
+    "mean std standardise statistics range channels resize data_dir in_memory".split()  # noqa: SIM905
+)
 
 
 class Data(NamedTuple):
@@ -38,8 +37,8 @@ def evaluated(
     sets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Evaluated:
     """Of a run's config, the names of its metrics, and what sets.json holds, see `check_sets`."""
-    found = {key.partition("/")[0] for key in metrics}
-    task = next((task for task in ("classification", "regression") if task in found), "")
+    groups = {key.partition("/")[0] for key in metrics}
+    task = next((task for task in ("classification", "regression") if task in groups), "")
     noted = {k: Data(s["name"], s["examples"], s["digest"]) for k, s in (sets or {}).items()}
     return Evaluated(config.get("seed"), task, noted, dict(_specs(config.get("evaluators"))))
 
@@ -63,20 +62,12 @@ def _specs(evaluators: Any) -> Iterable[tuple[str, Data]]:
     """(path, Data) of every set that the evaluators of a config read, by the paths of sets.json."""
     for name, fields in evaluators.items() if isinstance(evaluators, Mapping) else ():
         for field, value in fields.items() if isinstance(fields, Mapping) else ():
-            for path, spec in _within(path_of(name, field), value):
+            for path, spec in specs(value, path_of(name, field)):
+                if not isinstance(spec.get("name"), str):  # a field that is no data set
+                    continue
                 known = {k: v for k, v in spec.items() if k not in READING}
                 identity = json.dumps(known, sort_keys=True, default=str)
                 yield path, Data(_name(spec), None, identity)
-
-
-def _within(path: str, value: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """The specs of sets in a field: itself, or those in a dict of them."""
-    if isinstance(value, Mapping):
-        if isinstance(value.get("name"), str):
-            yield path, value
-        else:
-            for key, inner in value.items():
-                yield from _within(f"{path}.{key}", inner)
 
 
 def _name(spec: Mapping[str, Any]) -> str:
@@ -92,26 +83,26 @@ def differing(a: Sequence[Evaluated], b: Sequence[Evaluated]) -> set[str]:
     Sets that only one of them read are not compared. Tasks that differ are the path 'task'.
     """
     pairs = [(x, y) for x in a for y in b if x.seed == y.seed] or [(x, y) for x in a for y in b]
-    found = set()
+    paths = set()
     for x, y in pairs:
         if x.task and y.task and x.task != y.task:
-            found.add("task")
+            paths.add("task")
         these, those = (x.sets, y.sets) if x.sets and y.sets else (x.specs, y.specs)
         shared = these.keys() & those.keys()
-        found |= {path for path in shared if these[path].identity != those[path].identity}
-    return found
+        paths |= {path for path in shared if these[path].identity != those[path].identity}
+    return paths
 
 
 def changed(runs: Sequence[Evaluated]) -> set[str]:
     """The paths of sets whose examples differ between seeds though the configs read the same."""
     first: dict[tuple, str] = {}
-    found = set()
+    paths = set()
     for run in runs:
         asked = tuple(sorted((path, data.identity) for path, data in run.specs.items()))
         for path, data in run.sets.items():
             if first.setdefault((asked, path), data.identity) != data.identity:
-                found.add(path)
-    return found
+                paths.add(path)
+    return paths
 
 
 def partition(rows: Sequence[Sequence[Evaluated]]) -> list[int]:

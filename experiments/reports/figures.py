@@ -186,7 +186,7 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
                 name,
                 plots.ood_histograms(methods, f"{score.replace('_', ' ')} (nats)", style),
                 f"Densities of {title} on the test set and on other data (vertical axis in square "
-                "roots). The less the two overlap, the better the other data is told apart; the "
+                "roots). The less the two overlap, the better OOD data are detected; the "
                 "AUROC is 50 % for chance." + pooled.format("title"),
             )
     if pairs:
@@ -202,8 +202,8 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
 
 def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
     """The score of the test set and of each OOD set, or None."""
-    found = {key: named(key, "ood") for key in scores}
-    outside = {of[0]: scores[key] for key, of in found.items() if of and of[1] == score}
+    parts = {key: named(key, "ood") for key in scores}
+    outside = {of[0]: scores[key] for key, of in parts.items() if of and of[1] == score}
     if not outside or f"test/{score}" not in scores:
         return None
     return scores[f"test/{score}"], outside
@@ -211,18 +211,20 @@ def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
 
 def _read(read: Callable, groups: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """What `read` finds in the first run's arrays and in all runs' metrics, where it finds some."""
-    found = {k: read(runs[0].scores, [run.metrics for run in runs]) for k, runs in groups.items()}
-    return {label: what for label, what in found.items() if what}
+    contents = {
+        k: read(runs[0].scores, [run.metrics for run in runs]) for k, runs in groups.items()
+    }
+    return {label: what for label, what in contents.items() if what}
 
 
 def _posteriors(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
-    found = _read(posteriors.read, groups)
-    if found:
-        _, reference = next(iter(found.values()))
+    methods = _read(posteriors.read, groups)
+    if methods:
+        _, reference = next(iter(methods.values()))
         yield Entry(
             "Against the true posterior",
             "posterior",
-            posteriors.posteriors({label: m for label, (m, _) in found.items()}, reference),
+            posteriors.posteriors({label: m for label, (m, _) in methods.items()}, reference),
             "Functions of each method's particles beside those of draws from the posterior (NUTS): "
             "the band of 95 % over one input, or the entropy of the mean prediction over a plane. "
             "W1 is the 1-Wasserstein distance between the two at a point, mean over a grid and "
@@ -232,13 +234,13 @@ def _posteriors(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entr
 
 
 def _maps(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
-    found = _read(maps.read, groups)
-    if found:
-        means = any(m.groups for m in found.values())
+    methods = _read(maps.read, groups)
+    if methods:
+        means = any(m.groups for m in methods.values())
         yield Entry(
             "Uncertainty over the inputs",
             "map",
-            maps.maps(found),
+            maps.maps(methods),
             "Over the plane of inputs: the probabilities of the classes as mixed colours, with the "
             "training points by their labels and out-of-distribution points in black; the entropy "
             "of the prediction; and parts of the latent's standard deviation where a method has "
@@ -251,12 +253,12 @@ def _maps(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
 
 
 def _routing(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
-    found = _read(routing_figures.read, groups)
-    if found:
+    methods = _read(routing_figures.read, groups)
+    if methods:
         yield Entry(
             "Experts",
             "routing",
-            routing_figures.classes_by_experts(found),
+            routing_figures.classes_by_experts(methods),
             "Where the tokens of each class go, in every layer with experts; white lines part "
             "members, each with experts or at least with tokens of its own, and of several "
             "particles the first is shown. Below stand the mutual information I of class and "
@@ -273,7 +275,7 @@ def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) 
         s = runs[0].scores
         if {"test/mean", "test/variance", "test/y"} <= s.keys():
             n, x = len(s["test/y"]), s.get("test/x")
-            if s["test/y"].size == n:  # one outcome per example; mean and variance [M, B, 1]
+            if s["test/y"].size == n:  # one target per example; mean and variance [M, B, 1]
                 moments = (s[f"test/{name}"].reshape(-1, n) for name in ("mean", "variance"))
                 x = x.ravel() if x is not None and x.size == n else None
                 grid = None

@@ -6,9 +6,10 @@ import pathlib
 import re
 from typing import Any
 
-from experiments.reports.study import Layout, Study, layout, machine, summarise, values_of
+from experiments.reports.layout import Layout, layout
+from experiments.reports.study import Row, Study, machine, summarise, values_of
 from experiments.reports.text import one_line
-from experiments.runtime.workdir import jsonable, write_text
+from experiments.runtime.workdir import jsonable, read_json, write_text
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -65,12 +66,12 @@ def to_markdown(study: Study) -> str:
         rows.append(row)
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     notes = "\n".join(f"- [{n}] {escape_markdown(note)}" for n, note in enumerate(shown.notes, 1))
-    origin = [escape_markdown(sentence) for sentence in _origin(study, shown)]
+    source = [escape_markdown(sentence) for sentence in origin(study, shown)]
     if study.command:
-        origin.append(f"Made by {code_span(study.command)}.")
+        source.append(f"Made by {code_span(study.command)}.")
     data = " ".join(map(escape_markdown, shown.data))
     warnings = [f"**Warning: {escape_markdown(text)}**" for text in shown.warnings]
-    parts = [f"### {escape_markdown(study.title)}", data, *warnings, table, " ".join(origin), notes]
+    parts = [f"### {escape_markdown(study.title)}", data, *warnings, table, " ".join(source), notes]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -101,12 +102,12 @@ def to_latex(study: Study) -> str:
     body = "\n".join(" & ".join(row) + r" \\" for row in lines)
     notes = [_superscript([n]) + escape_latex(note) for n, note in enumerate(shown.notes, 1)]
     above = [*shown.data, *(f"Warning: {text}" for text in shown.warnings)]
-    origin = [escape_latex(sentence) for sentence in above + _origin(study, shown)]
+    source = [escape_latex(sentence) for sentence in above + origin(study, shown)]
     small = "\n".join([rf"\par\smallskip\footnotesize {note}" for note in notes])
     return f"""% Needs \\usepackage{{booktabs}}. Made by: {one_line(study.command) or "-"}
 \\begin{{table}}
 \\centering
-\\caption{{{" ".join([escape_latex(study.title) + ".", *origin])}}}
+\\caption{{{" ".join([escape_latex(study.title) + ".", *source])}}}
 \\begin{{tabular}}{{l{"r" * (at - 2)}}}
 \\toprule
 {head_text}
@@ -152,22 +153,40 @@ def to_json(study: Study) -> str:
     return json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
 
 
+def read_study(path: str | pathlib.Path) -> Study:
+    """The study of a file that `to_json` made, but for the data that rows were evaluated on."""
+    content = read_json(path)
+    rows = [
+        Row(
+            published={
+                key: (cell["published"]["value"], cell["published"]["source"])
+                for key, cell in row["cells"].items()
+                if "published" in cell
+            },
+            **{name: value for name, value in row.items() if name != "cells"},
+        )
+        for row in content["rows"]
+    ]
+    names = ("title", "columns", "command", "config", "seeds", "hardware")
+    return Study(rows=rows, **{name: content[name] for name in names})
+
+
 def says_the_same(study: Study, folder: str | pathlib.Path, name: str) -> bool:
     """Whether the files of `write_study` are there and say this, but for command and failures.
 
-    A file that cannot be read says something else.
+    A file that cannot be read differs.
     """
     folder = pathlib.Path(folder)
     if not all((folder / (name + suffix)).is_file() for suffix in (".md", ".tex", ".json")):
         return False
 
-    def told(content: dict[str, Any]) -> dict[str, Any]:
+    def numbers(content: dict[str, Any]) -> dict[str, Any]:
         rows = [{**row, "failed": ""} for row in content["rows"]]
         return {**content, "command": "", "rows": rows}
 
     try:
         former = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        return told(former) == told(json.loads(to_json(study)))
+        return numbers(former) == numbers(json.loads(to_json(study)))
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
 
@@ -182,7 +201,8 @@ def write_study(study: Study, folder: str | pathlib.Path, name: str) -> list[pat
     return [folder / (name + suffix) for suffix in texts]
 
 
-def _origin(study: Study, shown: Layout) -> list[str]:
+def origin(study: Study, shown: Layout) -> list[str]:
+    """How many seeds, and on what machine, in sentences."""
     sentences = [shown.caption] if shown.caption else []
     where = machine(study.hardware)
     return sentences + ([where + "."] if where else [])

@@ -10,8 +10,9 @@ from html import escape
 from typing import Any
 
 from experiments.reports.figures import Entry, figures
+from experiments.reports.layout import layout, transpose
 from experiments.reports.runs import Run, by_label, by_task, load_run, study_of
-from experiments.reports.study import Study, layout, machine, round_pair, summarise, transpose
+from experiments.reports.study import Study, machine, round_pair, summarise
 from experiments.reports.style import save_png, svg_uri
 from experiments.reports.text import one_line
 from experiments.runtime.workdir import write_text

@@ -35,7 +35,7 @@ def read(scores: Mapping[str, np.ndarray], metrics: Sequence[Mapping[str, float]
     """The Map of one seed with the means of all, or None where it was not evaluated.
 
     Args:
-      scores: arrays that an evaluation kept.
+      scores: arrays of an evaluation.
       metrics: of each seed.
     """
     if "map/axes" not in scores:
@@ -47,8 +47,8 @@ def read(scores: Mapping[str, np.ndarray], metrics: Sequence[Mapping[str, float]
     groups: dict[str, dict[str, float]] = {}
     for key in metrics[0]:
         if (of := named(key, "map")) and of[1] in ROWS:
-            found = [seed[key] for seed in metrics if key in seed]
-            groups.setdefault(of[0], {})[of[1]] = float(np.mean(found))
+            values = [seed[key] for seed in metrics if key in seed]
+            groups.setdefault(of[0], {})[of[1]] = float(np.mean(values))
     return Map(
         **{name: scores[f"map/{name}"] for name in ("axes", "p", "x", "y")},
         uncertainties={name: scores[f"map/{name}"] for name in ROWS if f"map/{name}" in scores},
@@ -110,16 +110,17 @@ def _uncertainty(line: Sequence["Axes"], methods: Mapping[str, Map], name: str) 
     """One uncertainty of every method, with its colour bar."""
     from matplotlib.ticker import MaxNLocator
 
-    found = {label: m.uncertainties[name] for label, m in methods.items()
-             if name in m.uncertainties}  # fmt: skip
+    shown = {
+        label: m.uncertainties[name] for label, m in methods.items() if name in m.uncertainties
+    }
     if name == "noise_std":
-        found = {label: value / value.max() for label, value in found.items()}
-    high = max(float(value.max()) for value in found.values())
+        shown = {label: value / value.max() for label, value in shown.items()}
+    high = max(float(value.max()) for value in shown.values())
     levels = MaxNLocator(10).tick_values(0, high or 1.0)
     if name == "entropy":
         levels = np.linspace(0, np.log(max(m.p.shape[-1] for m in methods.values())) + 1e-6, 12)
     for ax, (label, m) in zip(line, methods.items(), strict=True):
-        value = found.get(label, np.zeros(m.p.shape[:2]))
+        value = shown.get(label, np.zeros(m.p.shape[:2]))
         shown = ax.contourf(*m.axes, value, levels, cmap="viridis")
         shown.set_rasterized(True)
         for x in m.ood.values():
@@ -127,7 +128,7 @@ def _uncertainty(line: Sequence["Axes"], methods: Mapping[str, Map], name: str) 
             ax.scatter(*thinned(x, 40).T, s=4, **look)
         means = [f"{text(group)} {of[name]:.2f}" for group, of in m.groups.items() if name in of]
         lines = ["  ".join(means[i : i + 2]) for i in range(0, len(means), 2)]
-        below = "\n".join(lines) if label in found else "none"
+        below = "\n".join(lines) if label in shown else "none"
         ax.set_xlabel(below, fontsize=6.5, labelpad=2)
     bar = ax.figure.colorbar(shown, ax=list(line), aspect=12, pad=0.01, label=ROWS[name])
     bar.set_ticks([tick for tick in MaxNLocator(5).tick_values(0, high) if tick <= levels[-1]])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.reports.style import GREY, Look, looks, panels, styled, text, wrapped
-from uncertainty.metrics.calibration import reliability_bins
+from uncertainty.metrics.calibration import gap, reliability_bins, width_sums
 from uncertainty.metrics.ranking import auroc
 from uncertainty.metrics.selective import aurc, risk_coverage
 
@@ -57,9 +57,8 @@ def reliability_diagram(
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int) -> float:
-    """sum_j n_j / B |mean confidence_j - accuracy_j| over bins of equal width."""
-    count, mean, accuracy, _ = reliability_bins(confidence, correct, bins)
-    return float(np.nansum(count * np.abs(mean - accuracy)) / len(confidence))
+    """The library's, of confidences and correct answers."""
+    return gap(*width_sums(confidence, correct, bins)[1:], len(confidence))
 
 
 def wilson(rate: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -112,8 +111,12 @@ def ood_histograms(
     sets = list(
         dict.fromkeys(name for seeds in methods.values() for _, out in seeds for name in out)
     )
-    ends = [(v.min(), v.max()) for seeds in methods.values() for i, out in seeds
-            for v in (i, *out.values())]  # fmt: skip
+    ends = [
+        (v.min(), v.max())
+        for seeds in methods.values()
+        for i, out in seeds
+        for v in (i, *out.values())
+    ]
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     figure, axes = panels(len(methods), len(sets), 2.9, 2.1, sharex=True, sharey="row")

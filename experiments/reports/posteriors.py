@@ -34,7 +34,7 @@ def read(
     """A method and the reference, of one seed, or None where there is no figure of them.
 
     Args:
-      scores: arrays that an evaluation kept.
+      scores: arrays of an evaluation.
       metrics: of each seed.
     """
     if "posterior/train_x" not in scores:
@@ -44,8 +44,10 @@ def read(
     if common["x"].shape[1] == 2:
         if "posterior/reference_map" not in scores or "map/entropy" not in scores:
             return None
-        planes = [dict(axes=scores["map/axes"], entropy=scores[name])
-                  for name in ("map/entropy", "posterior/reference_map")]  # fmt: skip
+        planes = [
+            dict(axes=scores["map/axes"], entropy=scores[name])
+            for name in ("map/entropy", "posterior/reference_map")
+        ]
     elif common["x"].shape[1] != 1 or scores["posterior/mean"].shape[1] != 1:
         return None
     w1 = float(np.mean([seed["posterior/w1"] for seed in metrics if "posterior/w1" in seed]))
@@ -70,16 +72,29 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
     panels = {REFERENCE: reference, **methods}
     plane = reference.axes is not None
     size = (1.62, 1.56) if plane else (1.9, 1.6)
-    figure, axes = wrapped(panels, *size, most=4 if len(panels) < 6 else 5,
-                           fill=20 if plane else 28, sharex=True, sharey=True)  # fmt: skip
+    figure, axes = wrapped(
+        panels,
+        *size,
+        most=4 if len(panels) < 6 else 5,
+        fill=20 if plane else 28,
+        sharex=True,
+        sharey=True,
+    )
     for ax, m in zip(axes, panels.values(), strict=True):
         draw = _plane if plane else _curve
         shown = draw(ax, m, reference)
         ax.tick_params(labelsize=7, length=2, pad=2)
         ax.title.set_fontsize(8)
         below = "reference" if m is reference else f"$W_1$ {m.w1:.3f}"
-        ax.text(0.03, 0.03, below, transform=ax.transAxes, fontsize=7, zorder=5,
-                bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1))  # fmt: skip
+        ax.text(
+            0.03,
+            0.03,
+            below,
+            transform=ax.transAxes,
+            fontsize=7,
+            zorder=5,
+            bbox=dict(facecolor="white", edgecolor="none", alpha=0.8, pad=1),
+        )
     if plane:
         figure.set_layout_engine("compressed", w_pad=0.03, h_pad=0.03)  # panels are squares
         bar = figure.colorbar(shown, ax=axes, aspect=30, pad=0.01, label="entropy (nats)")
@@ -105,15 +120,28 @@ def _curve(ax: "Axes", m: Shown, reference: Shown) -> None:
         ax.fill_between(x, *m.band[..., 0], color="#999999", alpha=0.35, linewidth=0)
         ax.plot(x, m.mean[:, 0], color=INK, linewidth=1)
     else:
-        ax.fill_between(x, *m.band[..., 0], color=PALETTE[0], alpha=0.3, linewidth=0,
-                        label="95 % of the particles' functions")  # fmt: skip
+        ax.fill_between(
+            x,
+            *m.band[..., 0],
+            color=PALETTE[0],
+            alpha=0.3,
+            linewidth=0,
+            label="95 % of the particles' functions",
+        )
         ax.plot(x, m.mean[:, 0], color=PALETTE[0], linewidth=1.2, label="their mean")
         look = {"color": INK, "linewidth": 0.7, "linestyle": "--"}
         ax.plot(x, reference.band[0, :, 0], **look, label=f"the same of {REFERENCE}")
         ax.plot(x, reference.band[1, :, 0], **look)
         ax.plot(x, reference.mean[:, 0], color=INK, linewidth=0.7)
-    ax.plot(m.train_x[:, 0], m.train_y.ravel(), ".", color=INK, markersize=1.8, zorder=3,
-            label="training data" if m is not reference else None)  # fmt: skip
+    ax.plot(
+        m.train_x[:, 0],
+        m.train_y.ravel(),
+        ".",
+        color=INK,
+        markersize=1.8,
+        zorder=3,
+        label="training data" if m is not reference else None,
+    )
 
 
 def _plane(ax: "Axes", m: Shown, reference: Shown) -> object:

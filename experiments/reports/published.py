@@ -18,8 +18,8 @@ _METRICS = (
 
 def _rows_of(source: str) -> Callable[..., Row]:
     def row(*values: float | None) -> Row:
-        found = zip(_METRICS, values, strict=False)
-        return {metric: (value, source) for metric, value in found if value is not None}
+        pairs = zip(_METRICS, values, strict=False)
+        return {metric: (value, source) for metric, value in pairs if value is not None}
 
     return row
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Prediction(NamedTuple):
-    """The Gaussians N(mean, variance) of each member and example for one real outcome."""
+    """The Gaussians N(mean, variance) of each member and example for one target."""
 
     y: np.ndarray | None  # [B]
     mean: np.ndarray  # [M, B]
@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
         return self.mean.mean(0), self.variance.mean(0) + self.mean.var(0)
 
     def cdf(self) -> np.ndarray:
-        """The mixture's cumulative probability at the outcome, [B]: uniform if calibrated."""
+        """The mixture's cumulative probability at the target, [B]: uniform if calibrated."""
         from scipy.special import ndtr
 
         return ndtr((self.y - self.mean) / np.sqrt(self.variance)).mean(0)
@@ -64,7 +64,7 @@ def predictive_band(
 def interval_calibration(
     methods: Mapping[str, Prediction], style: Mapping[str, Look] | None = None
 ) -> "Figure":
-    """How many outcomes fall into the mixture's central intervals, against how many should."""
+    """How many targets fall into the mixture's central intervals, against how many should."""
     style = style or looks(methods)
     figure, axes = panels(1, 1, 4.2, 3.2)
     ax = axes[0, 0]
@@ -73,7 +73,7 @@ def interval_calibration(
     for label, p in methods.items():
         observed = (np.abs(2 * p.cdf() - 1)[:, None] <= levels).mean(0)
         ax.plot(100 * levels, 100 * observed, label=text(label), **style[label])
-    ax.set(xlabel="central interval (%)", ylabel="outcomes inside (%)", xlim=(0, 100))
+    ax.set(xlabel="central interval (%)", ylabel="targets inside (%)", xlim=(0, 100))
     ax.set_ylim(0, 100)
     ax.legend(loc="upper left")
     return figure

@@ -28,7 +28,7 @@ def read(
     """Layers by name: the first particle of one seed, with numbers of all; none without experts.
 
     Args:
-      scores: arrays that an evaluation kept.
+      scores: arrays of an evaluation.
       metrics: of each seed.
     """
     layers = {}
@@ -54,8 +54,10 @@ def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
     if not methods:
         raise ValueError("nothing to plot: no data was given")
     columns = max(map(len, methods.values()))
-    shown = {label: {name: _side_by_side(layer) for name, layer in layers.items()}
-             for label, layers in methods.items()}  # fmt: skip
+    shown = {
+        label: {name: _side_by_side(layer) for name, layer in layers.items()}
+        for label, layers in methods.items()
+    }
     experts = max(joined.shape[1] for row in shown.values() for joined, _ in row.values())
     width = float(np.clip(0.16 * experts, 2.0, max(12 / columns, 2.0)))
     classes = max(joined.shape[0] for row in shown.values() for joined, _ in row.values())
@@ -69,8 +71,9 @@ def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
     for line, (label, row) in zip(lines, shown.items(), strict=False):
         high = max(joined.max() for joined, _ in row.values())
         for ax, (name, (joined, block)) in zip(line, row.items(), strict=False):
-            image = ax.imshow(joined, aspect="auto", vmin=0, vmax=high, cmap="viridis",
-                              interpolation="nearest")  # fmt: skip
+            image = ax.imshow(
+                joined, aspect="auto", vmin=0, vmax=high, cmap="viridis", interpolation="nearest"
+            )
             for edge in range(block, joined.shape[1], block):
                 ax.axvline(edge - 0.5, color="white", linewidth=1.5)
             _axes(ax, joined, block)

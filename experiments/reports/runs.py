@@ -131,10 +131,12 @@ def read_scores(path: pathlib.Path) -> dict[str, np.ndarray]:
             if value.ndim != 1:
                 raise ValueError(f"{key} has shape {value.shape}; one number for each example")
             lengths.setdefault("/".join([group, *name]), {})[len(value)] = key
-    for found in lengths.values():
-        if len(found) > 1:
-            raise ValueError(f"{' and '.join(found.values())} have {' and '.join(map(str, found))} "
-                             "examples")  # fmt: skip
+    for by_length in lengths.values():
+        if len(by_length) > 1:
+            sizes, names = (
+                " and ".join(map(str, of)) for of in zip(*by_length.items(), strict=True)
+            )
+            raise ValueError(f"{names} have {sizes} examples")
     return scores
 
 
@@ -155,8 +157,8 @@ def read_history(path: str | pathlib.Path) -> list[dict[str, Any]]:
         entry = steps.setdefault(int(record["step"]), {})
         for name, value in record.items():
             many = enumerate(value) if isinstance(value, list) else ()
-            found = {f"{name}/{i}": v for i, v in many} or {name: value}
-            entry |= {k: v for k, v in found.items() if isinstance(v, int | float)}
+            values = {f"{name}/{i}": v for i, v in many} or {name: value}
+            entry |= {k: v for k, v in values.items() if isinstance(v, int | float)}
     return [steps[step] for step in sorted(steps)]
 
 
@@ -172,15 +174,15 @@ def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for label, group in groups.items():
         for run in group[1:]:
             changes = difference(group[0].config, run.config)
-            found = [
+            changed = [
                 line
                 for field, line in changes.items()
                 if not field.startswith(FREE) and not field.endswith(".seed")  # of a split
             ]
-            if found:
+            if changed:
                 raise ValueError(
-                    f"runs labelled {label!r} differ in more than the seed: {'; '.join(found[:5])}."
-                    " Give them labels of their own: LABEL=WORKDIR"
+                    f"runs labelled {label!r} differ in more than the seed: "
+                    f"{'; '.join(changed[:5])}. Give them labels of their own: LABEL=WORKDIR"
                 )
     return groups
 
@@ -223,10 +225,10 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     ]
     known = dict.fromkeys(key for row in rows for result in row.results for key in result)
     ood = []
-    found = {named(key, "ood"): key for key in known}
-    for name in dict.fromkeys(of[0] for of in found if of):
+    places = {named(key, "ood"): key for key in known}
+    for name in dict.fromkeys(of[0] for of in places if of):
         for score in ("entropy", "max_probability"):  # one suffices here: the first that is there
-            if key := found.get((name, f"auroc_{score}")):
+            if key := places.get((name, f"auroc_{score}")):
                 header = f"{name} AUROC by {pretty(score).lower()}"
                 ood.append(Column(key, header, "%", "higher", 2))
                 break

@@ -1,8 +1,7 @@
 """A table over seeds: what it holds, how a cell is summarised and rounded.
 
 A cell is the mean over seeds with its standard error, s / sqrt(n), where s is the sample standard
-deviation (ddof = 1). One seed has no error. `layout` turns a study into text once, so that the
-terminal, Markdown, LaTeX and HTML renderers show the same digits, bold cells and footnotes.
+deviation (ddof = 1). One seed has no error. `layout.py` turns a study into text.
 """
 
 import dataclasses
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.reports import datasets
-from experiments.reports.text import one_line
 
 # shown = stored * scale; every other unit is shown as stored
 SCALE = {"%": 100.0, "K": 1e-3, "M": 1e-6}
@@ -144,33 +142,6 @@ def published_text(value: float, digits: int) -> str:
     return text if float(text) == float(value) else repr(float(value))
 
 
-class Cell(NamedTuple):
-    mean: str = ""
-    error: str = ""
-    best: bool = False
-    failed: bool = False
-    published: str = ""
-    source: int = 0  # number of a note; 0 for none
-
-    def ours(self, plus_minus: str = " ± ") -> str:
-        return self.mean + (plus_minus + self.error if self.error else "")
-
-
-class Head(NamedTuple):
-    text: str
-    marks: tuple[int, ...] = ()  # numbers of notes
-
-
-class Layout(NamedTuple):
-    heads: tuple[Head, ...]  # of the columns
-    compared: tuple[bool, ...]  # whether a column has any published value
-    lines: tuple[tuple[Head, tuple[Cell, ...]], ...]
-    notes: tuple[str, ...]  # numbered from 1
-    caption: str
-    data: tuple[str, ...] = ()  # sentences on the sets, to stand above the table
-    warnings: tuple[str, ...] = ()  # of what is not to be compared, likewise
-
-
 def machine(hardware: Mapping[str, Any]) -> str:
     """Processor, devices and day in words: 'Intel Xeon, 2 cores; 1 x NVIDIA H100; 2025-01-31'."""
     processor = str(hardware.get("processor", ""))
@@ -178,136 +149,3 @@ def machine(hardware: Mapping[str, Any]) -> str:
         processor += f", {hardware['cores']} core{'s' * (hardware['cores'] != 1)}"
     parts = (processor.strip(", "), hardware.get("devices", ""), hardware.get("date", ""))
     return "; ".join(str(part) for part in parts if part)
-
-
-def layout(study: Study) -> Layout:
-    """Every text of the table, and which cells are best, for the renderers to arrange."""
-    notes: list[str] = []
-
-    def mark(text: str) -> int:
-        text = one_line(text)
-        if text not in notes:
-            notes.append(text)
-        return notes.index(text) + 1
-
-    summaries = [[summarise(values_of(r, c.key)) for c in study.columns] for r in study.rows]
-    most = max([len(study.seeds), *(len(row.results) for row in study.rows)])
-    numbers = comparable(study)
-    lines = []
-    for row, entries, number in zip(study.rows, summaries, numbers, strict=True):
-        marks = [mark(row.note)] if row.note else []
-        n = len(row.results)
-        if row.failed:
-            marks.append(mark(f"Failed{f' ({n} of {_seeds(most)} shown)' * bool(n)}: {row.failed}"))
-        elif 0 < n < most:
-            marks.append(mark(f"{n} of {_seeds(most)}."))
-        rivals = [
-            s
-            for r, s, other in zip(study.rows, summaries, numbers, strict=True)
-            if (r.group, other) == (row.group, number)
-        ]
-        cells = []
-        for i, (column, entry) in enumerate(zip(study.columns, entries, strict=True)):
-            cell = Cell("failed", failed=True) if row.failed and not n and i == 0 else Cell()
-            if entry:
-                best = _best(column, [s[i] for s in rivals])
-                cell = _cell(column, entry)._replace(best=entry.mean == best)
-                if entry.n < n:
-                    marks.append(mark(f"{column.header}: {entry.n} of {_seeds(n)}."))
-            if column.key in row.published:
-                value, source = row.published[column.key]
-                text = published_text(value, column.digits)
-                cell = cell._replace(published=text, source=mark(source))
-            cells.append(cell)
-        lines.append((Head(one_line(row.label), tuple(marks)), tuple(cells)))
-    seeds = max((len(row.results) for row in study.rows), default=0)
-    captions = ("", "One seed: no standard error.", f"Mean ± standard error over {_seeds(seeds)}.")
-    heads = tuple(Head(one_line(column.title)) for column in study.columns)
-    shown = _arranged(heads, lines, tuple(notes), captions[min(seeds, 2)])
-    return shown._replace(data=_data(study), warnings=_warnings(study, numbers))
-
-
-def comparable(study: Study) -> list[int]:
-    """A number for each row; rows of a group with one number were evaluated on the same data."""
-    numbers = [0] * len(study.rows)
-    for group in dict.fromkeys(row.group for row in study.rows):
-        places = [i for i, row in enumerate(study.rows) if row.group == group]
-        found = datasets.partition([study.rows[i].data for i in places])
-        for i, number in zip(places, found, strict=True):
-            numbers[i] = number
-    return numbers
-
-
-def _data(study: Study) -> tuple[str, ...]:
-    """On what the rows were evaluated, once for all groups or once for each."""
-    found = {}
-    for row in study.rows:
-        found.setdefault(row.group, []).extend(row.data)
-    texts = {group: datasets.described(runs) for group, runs in found.items()}
-    texts = {group: text for group, text in texts.items() if text}
-    if len(set(texts.values())) == 1:
-        return (one_line(f"Evaluated on {next(iter(texts.values()))}."),)
-    return tuple(
-        one_line(f"{f'{group}: e' if group else 'E'}valuated on {text}.")
-        for group, text in texts.items()
-    )
-
-
-def _warnings(study: Study, numbers: Sequence[int]) -> tuple[str, ...]:
-    found = []
-    for group in dict.fromkeys(row.group for row in study.rows):
-        parts: dict[int, list[Row]] = {}
-        for row, number in zip(study.rows, numbers, strict=True):
-            if row.group == group:
-                parts.setdefault(number, []).append(row)
-        if len(parts) > 1:
-            words = "; ".join(
-                f"{', '.join(row.label for row in rows)}: "
-                + (datasets.described([run for row in rows for run in row.data]) or "unknown data")
-                for rows in parts.values()
-            )
-            found.append(f"Different data: no best is marked across these rows. {words}.")
-    for row in study.rows:
-        if paths := datasets.changed(row.data):
-            found.append(
-                f"{row.label}: its seeds were evaluated on different examples of "
-                f"{', '.join(sorted(paths))}, though their configs read the same."
-            )
-    return tuple(map(one_line, found))
-
-
-def _cell(column: Column, entry: Summary) -> Cell:
-    error = entry.error and entry.error * column.scale
-    if error == 0 and column.better is None:
-        error = None  # a cost that no seed changes
-    return Cell(*round_pair(entry.mean * column.scale, error, column.digits))
-
-
-def transpose(shown: Layout) -> Layout:
-    """The same table with a line per metric and a column per row of the study."""
-    lines = [
-        (head, tuple(cells[i] for _, cells in shown.lines)) for i, head in enumerate(shown.heads)
-    ]
-    made = _arranged(tuple(head for head, _ in shown.lines), lines, shown.notes, shown.caption)
-    return made._replace(data=shown.data, warnings=shown.warnings)
-
-
-def _arranged(
-    heads: tuple[Head, ...],
-    lines: Sequence[tuple[Head, tuple[Cell, ...]]],
-    notes: tuple[str, ...],
-    caption: str,
-) -> Layout:
-    compared = tuple(any(cells[i].published for _, cells in lines) for i in range(len(heads)))
-    return Layout(heads, compared, tuple(lines), notes, caption)
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed" + ("s" if n != 1 else "")
-
-
-def _best(column: Column, summaries: Sequence[Summary | None]) -> float | None:
-    means = [s.mean for s in summaries if s and math.isfinite(s.mean)]
-    if column.better is None or len(set(means)) < 2:
-        return None
-    return max(means) if column.better == "higher" else min(means)

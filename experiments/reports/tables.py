@@ -10,7 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from experiments.reports.study import Head, Layout, Study, layout, transpose
+from experiments.reports.layout import Head, Layout, layout, transpose
+from experiments.reports.study import Study
 from experiments.reports.text import one_line
 from experiments.runtime import keys
 
@@ -120,8 +121,8 @@ def _matrix(
         if metric.startswith("ratio_"):  # for tables; one more column would not fit
             continue
         if group == "ood":  # 'aupr_out_entropy' of the set `path`
-            found = re.fullmatch(r"((?:auroc|aupr|fpr95)(?:_in|_out)?)_(.+)", metric)
-            metric, score = found.groups() if found else (metric, "")
+            match = re.fullmatch(r"((?:auroc|aupr|fpr95)(?:_in|_out)?)_(.+)", metric)
+            metric, score = match.groups() if match else (metric, "")
             name = "/".join(path)
             places = [f"{name}: {pretty(score).lower()}" if score else name]
         else:  # 'accuracy', or 'blur/3/accuracy', which counts for its kind and its severity

@@ -1,6 +1,9 @@
-"""The cells of a table, rows x seeds: their configs, what they found, and where that is kept."""
+"""The cells of a table, rows x seeds: their configs, their runs and their records."""
 
+import contextlib
+import copy
 import difflib
+import functools
 import hashlib
 import importlib
 import json
@@ -8,23 +11,23 @@ import logging
 import pathlib
 import pkgutil
 import re
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from experiments import evaluate, evaluators, stage, train
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
-from experiments.reports import datasets
-from experiments.reports.runs import numbers
 from experiments.runtime import keys, project, writers
-from experiments.runtime.damaged import readable
-from experiments.runtime.workdir import MAY_CHANGE, read_json, same_but_for, write_json
+from experiments.runtime.workdir import MAY_CHANGE, read_json, same_but_for
+from experiments.tables import constraints
+from experiments.tables.records import Records, slug
 from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
 
 TABLES = "configs.tables"
+UNFINISHED = "unfinished"  # a file that says that a round is
+
 # What `evaluate` adds to the numbers of evaluators.
 OF_A_RUN = {"cost/parameters", "cost/train_seconds", "cost/train_ms_per_example", "cost/step"}
 
@@ -46,16 +49,8 @@ def name_of(row: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, [row.get("group", ""), row["label"]]))
 
 
-def slug(row: Mapping[str, Any]) -> str:
-    """A file name for a row; letters beyond ASCII are told apart by a checksum."""
-    name = name_of(row)
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    lost = any(c.isalnum() and not c.isascii() for c in name) or not plain
-    return f"{plain}-{zlib.crc32(name.encode()):08x}".lstrip("-") if lost else plain
-
-
 class Cells:
-    """The cells of a table: which are to be run, and what the finished ones found.
+    """The cells of a table: which are to be run, and their records.
 
     Overrides that change numbers make other cells than the table's own: these are in a folder of
     their own, named by what is set, of `results` and of `workdir`.
@@ -82,24 +77,25 @@ class Cells:
     ):
         self.name, self.table = name, table_of(name)
         self.overrides = overrides
+        self._configs: dict[tuple[str, int], dict[str, Any]] = {}
         self.round = pathlib.Path(round) if round else None
         slugs: dict[str, str] = {}
         for row in self.table["rows"]:
-            if slug(row) in slugs:
+            if (other := slugs.setdefault(slug(name_of(row)), name_of(row))) != name_of(row):
                 raise ConfigError(
-                    f"table {name}: rows {slugs[slug(row)]!r} and {name_of(row)!r} would share the "
-                    f"files {slug(row)}-seed*.json; give one another label"
+                    f"table {name}: rows {other!r} and {name_of(row)!r} would share the "
+                    f"folder {slug(other)!r}; give one another label"
                 )
-            slugs[slug(row)] = name_of(row)
         if "seed" in overrides:
             raise ConfigError("config.seed: the seeds of a table are set by --seeds")
         for field, value in overrides.items():
             refused = [self._refused(row, field, value) for row in self.table["rows"]]
             if all(refused):
                 raise ConfigError(refused[0])
-        variant = self._variant()
-        self.results = pathlib.Path(results) / name / variant
-        self.workdir = pathlib.Path(workdir) / name / variant
+        self.variant = self._variant()
+        self.results = pathlib.Path(results) / name / self.variant
+        self.workdir = pathlib.Path(workdir) / name / self.variant
+        self.records = Records(self.results, list(slugs))
 
     @staticmethod
     def _load(row: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
@@ -137,10 +133,14 @@ class Cells:
         return f"{shown}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def config(self, row: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        config = self._load(row, {"seed": seed})
-        fitting = {k: v for k, v in self.overrides.items() if self._refused(row, k, v) is None}
-        config_lib.apply(config, fitting)
-        return config_lib.plain(config)
+        """The config of a cell; it is made once and not to be changed."""
+        cell = name_of(row), seed
+        if cell not in self._configs:
+            config = self._load(row, {"seed": seed})
+            fitting = {k: v for k, v in self.overrides.items() if not self._refused(row, k, v)}
+            config_lib.apply(config, fitting)
+            self._configs[cell] = config_lib.plain(config)
+        return self._configs[cell]
 
     def check_columns(self) -> None:
         """Refuses a column that no row's evaluators can fill and for which nothing is published.
@@ -165,94 +165,97 @@ class Cells:
             if published or keys.among(key, names):
                 continue
             near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else (
-                f"they yield {', '.join(sorted({name.partition('/')[0] for name in names}))}/..."
-            )  # fmt: skip
+            groups = ", ".join(sorted({name.partition("/")[0] for name in names}))
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+            hint = hint or f"they yield {groups}/..."
             message = f"table {self.name}: column {key!r}: no row's evaluators yield it; {hint}"
             if not unknown:
                 raise ConfigError(message)
             logger.warning("%s", message)
 
-    def file(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
-        return self.results / "runs" / f"{slug(row)}-seed{seed}.json"
-
     def seeds(self, row: Mapping[str, Any]) -> list[int]:
-        """The seeds that a row has files of."""
-        found = (self.results / "runs").glob(f"{slug(row)}-seed*.json")
-        matches = (re.fullmatch(r"-seed(\d+)", p.stem.removeprefix(slug(row))) for p in found)
-        return sorted(int(match[1]) for match in matches if match)
-
-    def damaged(self) -> bool:
-        """Whether a record cannot be read, so that a table would lack it."""
-        for row in self.table["rows"]:
-            for seed in self.seeds(row):
-                try:
-                    _read(self.file(row, seed))
-                except ValueError:
-                    return True
-        return False
+        """The seeds of a row for which there is a record."""
+        return self.records.seeds(slug(name_of(row)))
 
     def run_directory(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
         """Where a cell is run, or was run last."""
-        own = pathlib.Path(slug(row), f"seed{seed}")
+        own = pathlib.Path(slug(name_of(row)), f"seed{seed}")
         if self.round is not None:
             return self.round / own
-        path = self.file(row, seed)
-        noted = _read(path).get("run") if path.is_file() else None
-        last = self.workdir / noted if noted else None
+        record = self._recorded(row, seed)
+        last = self.workdir / record["run"] if record and record.get("run") else None
         return last if last and last.is_dir() else self.workdir / own
 
+    def _recorded(self, row: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
+        """The record of a cell, whatever config it is of."""
+        return self.records.get(slug(name_of(row)), seed)
+
     def record(self, row: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
-        """What a finished cell found; None if there is none, or its config was another one.
+        """The record of a finished cell; None if there is none, or its config was another one.
 
         Raises:
-          ValueError: the file is damaged.
+          ValueError: the record is damaged.
         """
-        path = self.file(row, seed)
-        if not path.is_file():
+        record = self._recorded(row, seed)
+        if record is None:
             return None
-        record = _read(path)
         try:
             config = self.config(row, seed)
         except ConfigError:  # `run` reports it
             return None
         # A section that came after the record was made had its default.
-        made = config_lib.plain(base()) | record["config"]
+        made = _defaults() | record["config"]
         same = same_but_for(made, config, MAY_CHANGE)
         return record if same else None
+
+    def finished(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """The readable records of this config, by the name of the row and the seed."""
+        records = {}
+        for row in self.table["rows"]:
+            for seed in self.seeds(row):
+                with contextlib.suppress(ValueError):  # `run` reports it
+                    if record := self.record(row, seed):
+                        records[name_of(row), seed] = record
+        return records
 
     def done(self, row: Mapping[str, Any], seed: int) -> bool:
         """Whether nothing is left to do, as far as can be done with this config.
 
         Raises:
-          ValueError: the file is damaged.
+          ValueError: the record is damaged.
         """
         if self.round is not None and not self._mark(row, seed).is_file():
             return False
         record = self.record(row, seed)
         if record is None:
-            if (path := self.file(row, seed)).is_file():
-                logger.warning("%s is of another config and is not used", path)
+            if self._recorded(row, seed) is not None:
+                logger.warning("%s is of another config and is not used", self._where(row, seed))
             return False
         then, now = record["config"]["evaluators"], self.config(row, seed)["evaluators"]
         if record["failures"]:
             return same_but_for(then, now, ())
         if not same_but_for(then, now, ("*.sets.*.name", "*.sets.*.path")):
-            logger.warning("%s was evaluated otherwise than config.evaluators asks now; "
-                           "delete it to evaluate it again", self.file(row, seed))  # fmt: skip
+            logger.warning(
+                "%s was evaluated otherwise than config.evaluators asks now; "
+                "delete it to evaluate it again",
+                self._where(row, seed),
+            )
         return True
+
+    def _where(self, row: Mapping[str, Any], seed: int) -> str:
+        """A record in words, with its file and line."""
+        place = self.records.where(slug(name_of(row)), seed)
+        return f"the record of {name_of(row)}, seed {seed} ({place})"
 
     def run(self, row: Mapping[str, Any], seed: int) -> None:
         """Trains and evaluates one cell and records it, in place of a former record."""
-        config = self.config(row, seed)
+        config = copy.deepcopy(self.config(row, seed))
         directory = self.run_directory(row, seed)
         experiment = train.train(config, directory, overview=False)
         stage.run(experiment, directory)
         metrics, failures = evaluate.evaluate(experiment, directory, show=False)
         sets = directory / "evaluation" / "test" / "sets.json"
-        self.file(row, seed).parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            self.file(row, seed),
+        self.records.put(
             dict(
                 row=name_of(row),
                 seed=seed,
@@ -262,6 +265,7 @@ class Cells:
                 config_file=row["config"],
                 config=config,
                 hardware=writers.hardware(),
+                versions=constraints.installed(),
                 run=directory.relative_to(self.workdir).as_posix(),
             ),
         )
@@ -293,35 +297,7 @@ class Cells:
         (self.round / UNFINISHED).unlink(missing_ok=True)
 
 
-UNFINISHED = "unfinished"
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    """The record in a file, whose parts are what `Cells.run` writes.
-
-    Raises:
-      ValueError: they are not; the message names the file.
-    """
-    try:
-        return readable(path, lambda path: _checked(read_json(path)))
-    except ValueError as error:
-        raise ValueError(f"{error}; delete it to run the cell again") from error
-
-
-def _checked(record: Any) -> dict[str, Any]:
-    kinds = dict(metrics=dict, failures=dict, config=dict, hardware=dict, seed=int)
-    for field, kind in kinds.items():
-        if not isinstance(record, dict) or not isinstance(record.get(field), kind):
-            raise ValueError(f"{field!r} is missing or of another type")
-    if not isinstance(record["config"].get("evaluators"), dict):
-        raise ValueError("'config.evaluators' is missing or of another type")
-    for field in ("failures", "hardware"):
-        for key, value in record[field].items():
-            if not isinstance(value, str | int | float):
-                raise ValueError(f"'{field}.{key}' is of another type")
-    run = record.get("run", "")
-    if not isinstance(run, str) or pathlib.PurePath(run).is_absolute() or ".." in run:
-        raise ValueError(f"'run' is {run!r}, no folder below that of the runs")
-    numbers(record["metrics"])
-    datasets.check_sets(record.get("sets", {}))
-    return record
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The sections of a config with their defaults."""
+    return config_lib.plain(base())

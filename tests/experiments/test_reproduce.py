@@ -14,11 +14,15 @@ import pytest
 
 import configs.tables
 from experiments.experiment import config as config_lib
-from experiments.reproduce import main, render, reproduce, study
+from experiments.reproduce import main
 from experiments.runtime import project
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json, write_json
-from experiments.tables.cells import Cells, slug, table_of
+from experiments.tables.cells import Cells, table_of
+from experiments.tables.records import FILE, slug
+from experiments.tables.render import runs_here
+from experiments.tables.run import reproduce
+from experiments.tables.summary import study
 from uncertainty.build import ConfigError
 
 TABLE = '''
@@ -77,7 +81,22 @@ def tables(tmp_path_factory):
 
 
 def arguments(folder, *more):
-    return ["a_table", "--workdir", str(folder / "w"), "--results", str(folder / "r"), *more]
+    """Of the table without the report, whose figures take longer than the cells."""
+    folders = ["--workdir", str(folder / "w"), "--results", str(folder / "r")]
+    return ["a_table", *folders, "--no-report", *more]
+
+
+def records(folder, table="a_table"):
+    """(row, seed) -> record, in the order of the file."""
+    lines = (folder / "r" / table / FILE).read_text().splitlines()
+    return {(r["row"], r["seed"]): r for r in map(json.loads, lines)}
+
+
+def rewrite(folder, change):
+    """Puts what `change` makes of each record in its place; a text is a line as it is."""
+    changed = [change(record) for record in records(folder).values()]
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in changed]
+    (folder / "r" / "a_table" / FILE).write_text("".join(line + "\n" for line in lines))
 
 
 def contents(folder):
@@ -90,7 +109,7 @@ def made(tables, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        code = main(arguments(folder))
+        code = main([a for a in arguments(folder) if a != "--no-report"])
     return folder, code, output.getvalue().splitlines() + errors.getvalue().splitlines()
 
 
@@ -103,10 +122,13 @@ def test_a_failing_row_is_reported_and_the_others_are_done(made):
     )
     assert f"error: No data, seeds 0, 1: {reason}" in lines
     assert "error: No config, seeds 0, 1: config: no file 'nowhere.py'" in lines
-    assert f"cells:  0 read from {folder}/r/a_table/runs, 4 run, 4 failed" in lines
-    runs = sorted(p.name for p in (folder / "r" / "a_table" / "runs").iterdir())
-    assert runs == ["one-seed0.json", "one-seed1.json",
-                    "two-of-them-seed0.json", "two-of-them-seed1.json"]  # fmt: skip
+    assert f"cells:  0 read from {folder}/r/a_table/runs.jsonl, 4 run, 4 failed" in lines
+    assert list(records(folder)) == [
+        ("One", 0),
+        ("One", 1),
+        ("Two: of them", 0),
+        ("Two: of them", 1),
+    ]
     text = (folder / "r" / "a_table" / "table.md").read_text()
     assert "No data" in text and "there is no file /no/file.npz" in text and "*failed*" in text
 
@@ -120,7 +142,7 @@ def test_the_json_has_every_number_and_where_it_is_from(made):
     row = table["rows"][0]
     values = []
     for seed in (0, 1):
-        cell = read_json(folder / "r" / "a_table" / "runs" / f"one-seed{seed}.json")
+        cell = records(folder)["One", seed]
         config = read_config(folder / "w" / "a_table" / "one" / f"seed{seed}")
         assert cell["config"] == config and config["seed"] == seed
         assert cell["hardware"]["date"].count("-") == 2 and cell["failures"] == {}
@@ -154,9 +176,7 @@ def test_a_second_run_does_nothing(made, capsys):
 @pytest.mark.slow
 def test_filters(tables, tmp_path):
     assert main(arguments(tmp_path, "--rows", "^Two: of", "--seeds", "4")) == 0
-    assert [p.name for p in (tmp_path / "r" / "a_table" / "runs").iterdir()] == [
-        "two-of-them-seed4.json"
-    ]
+    assert list(records(tmp_path)) == [("Two: of them", 4)]
     table = read_json(tmp_path / "r" / "a_table" / "table.json")
     assert table["seeds"] == [4]
     assert [len(row["results"]) for row in table["rows"]] == [0, 0, 1, 0]
@@ -173,23 +193,22 @@ def test_data_that_comes_later(tables, tmp_path, capsys):
     missing = ["--set", elsewhere % {"name": "npz", "path": "/no/file"}]
     assert main(arguments(tmp_path, *more, *missing)) == 1
     assert "evaluators.ood.sets.later.path: there is no file /no/file" in capsys.readouterr().err
-    file = tmp_path / "r" / "a_table" / "runs" / "one-seed0.json"
     run = tmp_path / "w" / "a_table" / "one" / "seed0"
-    assert not file.exists() and not run.exists()
+    assert not (tmp_path / "r" / "a_table" / FILE).exists() and not run.exists()
 
     found = ["--set", elsewhere % {"name": "noise", "shape": [8, 8, 1], "split": "test"}]
     assert main(arguments(tmp_path, *more, *found)) == 0
-    first = read_json(file)
+    first = records(tmp_path)["One", 0]
     assert first["failures"] == {}
     log = run / "metrics.jsonl"
     trained = log.read_bytes(), log.stat().st_mtime_ns
     metrics = {k: v for k, v in first["metrics"].items() if not k.startswith("ood")}
-    write_json(file, first | {"failures": {"ood": "the disk was away"}, "metrics": metrics})
+    rewrite(tmp_path, lambda r: r | {"failures": {"ood": "the disk was away"}, "metrics": metrics})
     assert main(arguments(tmp_path, *more, *found)) == 0
-    assert read_json(file)["failures"]  # the same fields would fail again
+    assert records(tmp_path)["One", 0]["failures"]  # the same fields would fail again
     again = ["--set", elsewhere % {"name": "noise", "shape": [8, 8, 1], "split": "test", "seed": 1}]
     assert main(arguments(tmp_path, *more, *again)) == 0
-    second = read_json(file)
+    second = records(tmp_path)["One", 0]
     assert second["failures"] == {} and "ood/later/auroc_entropy" in second["metrics"]
     assert (log.read_bytes(), log.stat().st_mtime_ns) == trained
 
@@ -198,28 +217,28 @@ def test_cells_of_another_config_are_not_shown(made, tmp_path, caplog):
     """As where the table's config has changed since."""
     folder, _, _ = made
     shutil.copytree(folder / "r", tmp_path / "r")
-    file = tmp_path / "r" / "a_table" / "runs" / "one-seed0.json"
-    cell = read_json(file)
+    cell = records(tmp_path)["One", 0]
     cell["config"]["optimiser"]["learning_rate"] = 0.5
-    write_json(file, cell)
+    rewrite(tmp_path, lambda r: cell if (r["row"], r["seed"]) == ("One", 0) else r)
     run = tmp_path / "w" / "a_table" / "one" / "seed0"
     run.mkdir(parents=True)
     write_json(run / "config.json", cell["config"])
     cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {})
     with caplog.at_level(logging.WARNING):
         made = reproduce(cells, rows="One", seeds=[0])
-    assert "one-seed0.json is of another config and is not used" in caplog.text
+    assert "the record of One, seed 0" in caplog.text
+    assert "is of another config and is not used" in caplog.text
     assert "optimiser.learning_rate: 0.5 -> 0.001" in made.study.rows[0].failed
     assert len(made.study.rows[0].results) == 1  # the other seed
-    assert read_json(file) == cell
+    assert records(tmp_path)["One", 0] == cell
 
 
 def test_the_table_says_what_its_cells_were_made_with(made, tmp_path, caplog):
     shutil.copytree(made[0] / "r", tmp_path / "r")
-    file = tmp_path / "r" / "a_table" / "runs" / "one-seed1.json"
-    cell = read_json(file)
+    cell = records(tmp_path)["One", 1]
     cores = cell["hardware"]["cores"]
-    write_json(file, cell | {"hardware": cell["hardware"] | {"cores": cores + 1}})
+    other = cell | {"hardware": cell["hardware"] | {"cores": cores + 1}}
+    rewrite(tmp_path, lambda r: other if (r["row"], r["seed"]) == ("One", 1) else r)
     cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {"evaluators.test.bins": "7"})
     found = study(cells, {})
     assert found.hardware["cores"] == f"{cores} or {cores + 1}"
@@ -227,7 +246,7 @@ def test_the_table_says_what_its_cells_were_made_with(made, tmp_path, caplog):
     assert ["several machines" in row.note for row in found.rows] == [True, False, False, False]
     assert found.command.endswith("reproduce a_table --set=evaluators.test.bins=7")
     assert cells.done(cells.table["rows"][0], 1)
-    assert "one-seed1.json was evaluated otherwise than config.evaluators asks" in caplog.text
+    assert "was evaluated otherwise than config.evaluators asks" in caplog.text
 
 
 def test_overrides_where_they_fit(tables, tmp_path):
@@ -276,9 +295,13 @@ def test_one_line_for_a_wrong_command(programs, tmp_path, more, message):
     assert list(tmp_path.iterdir()) == []
 
 
+SMALL = "checkpoint.every=50", "evaluators.corruption=none", "evaluators.ood=none"
+
+
 def digits(folder, *more):
-    return ["digits", "--rows", "Single", "--seeds", "0", "--workdir", folder / "w",
-            "--results", folder / "r", "--set", "checkpoint.every=50", *more]  # fmt: skip
+    folders = ["--workdir", folder / "w", "--results", folder / "r", "--no-report"]
+    small = [word for setting in SMALL for word in ("--set", setting)]
+    return ["digits", "--rows", "Single", "--seeds", "0", *folders, *small, *more]
 
 
 def of(folder):
@@ -315,7 +338,7 @@ def test_interrupted_in_evaluation_and_resumed_alone(programs, tmp_path):
     """Ctrl-C while a cell is evaluated; then the rest of it in a process of its own."""
     arguments = digits(tmp_path, "--set", "steps=60")
     # So many examples, one at a time, that the signal comes while it goes on.
-    many = "{'name':'stand_in','shape':[8,8,1],'num_classes':8,'size':300000,'split':'test'}"
+    many = "{'name':'stand_in','shape':[8,8,1],'num_classes':8,'size':100000,'split':'test'}"
     slow = ["--set", "evaluation.batch_size=1", "--set", f"evaluators.test.data={many}"]
     running = programs.start("reproduce", *arguments, *slow)
     wait(lambda: "evaluate test" in running.output())
@@ -328,8 +351,8 @@ def test_interrupted_in_evaluation_and_resumed_alone(programs, tmp_path):
     assert result.code == 0, result.output
     assert "Single network, seed 0 (1 of 1)" in result.output
     assert (run / "metrics.jsonl").read_bytes() == trained
-    cell = read_json(of(tmp_path / "r") / "runs" / "single-network-seed0.json")
-    assert cell["metrics"]["cost/step"] == 60
+    (line,) = (of(tmp_path / "r") / FILE).read_text().splitlines()
+    assert json.loads(line)["metrics"]["cost/step"] == 60
 
 
 def test_a_failing_row_alone(programs, tmp_path):
@@ -341,23 +364,21 @@ def test_a_failing_row_alone(programs, tmp_path):
 
 
 def test_file_names():
-    assert slug(dict(group="A & B", label="of (10)")) == "a-b-of-10"
+    assert slug("A & B: of (10)") == "a-b-of-10"
     assert config_lib.assignments(["a.b=c=d"]) == {"a.b": "c=d"}
 
 
-@pytest.mark.slow
 def test_runs_of_another_config_are_not_in_the_report(made, tmp_path):
     """Their directories are there; the report would refuse to put them beside the others."""
     for name in ("r", "w"):
         shutil.copytree(made[0] / name, tmp_path / name)
-    for file in (tmp_path / "r" / "a_table" / "runs").glob("*-seed0.json"):
-        cell = read_json(file)
-        write_json(file, cell | {"config": cell["config"] | {"steps": 5}})
+    rewrite(tmp_path, lambda r: r | {"config": r["config"] | {"steps": 4 + (r["seed"] == 0)}})
     cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {})
     made = reproduce(cells, rows="One", seeds=[1])
     assert [len(row.results) for row in made.study.rows] == [1, 0, 1, 0]
-    report, problems = render(cells, made)
-    assert "seed0" not in report.read_text() and not problems
+    problems = []
+    shown = runs_here(cells, made, problems)
+    assert [run.workdir.name for run in shown] == ["seed1", "seed1"] and not problems
 
 
 @pytest.fixture
@@ -382,39 +403,65 @@ def test_failures_alone_leave_the_files_as_they_were(copied, capsys):
 
 def test_files_follow_the_records(copied):
     table = copied / "r" / "a_table" / "table.json"
-    (copied / "r" / "a_table" / "runs" / "one-seed1.json").unlink()
+    rewrite(copied, lambda r: "" if (r["row"], r["seed"]) == ("One", 1) else r)
     main(arguments(copied, "--rows", "No"))
     assert [len(row["results"]) for row in read_json(table)["rows"]] == [1, 0, 2, 0]
 
 
-BARE = dict(metrics={}, failures={}, config={"evaluators": {}}, hardware={}, seed=0)
-BAD_RECORDS = [
-    ("", "is damaged"),
-    ("{", "is damaged"),
-    ([], "'metrics' is missing or of another type"),
-    ({"metrics": {}}, "'failures' is missing or of another type"),
+BARE = dict(row="One", seed=1, metrics={}, failures={}, config={"evaluators": {}}, hardware={})
+BAD_RECORDS = [  # of the cell One, seed 1
+    (dict(row="One", seed=1), "'metrics' is missing or of another type"),
+    (BARE | {"failures": []}, "'failures' is missing or of another type"),
     (BARE | {"metrics": {"a": "x"}}, "a = 'x' is not a number"),
     (BARE | {"config": {}}, "'config.evaluators' is missing"),
     (BARE | {"hardware": {"a": []}}, "'hardware.a' is of another type"),
+    (BARE | {"versions": []}, "'versions.' is of another type"),
     (BARE | {"run": "../.."}, "'run' is '../..'"),
     (BARE | {"sets": {"test": 3}}, "has no name, number of examples and digest"),
 ]
 
 
 @pytest.mark.parametrize(("record", "reason"), BAD_RECORDS)
-def test_a_damaged_record_is_named_and_the_others_are_shown(made, tmp_path, capsys, record, reason):
-    shutil.copytree(made[0] / "r", tmp_path / "r")
-    file = tmp_path / "r" / "a_table" / "runs" / "one-seed1.json"
-    file.write_text(record if isinstance(record, str) else json.dumps(record))
-    (file.parent / "one-seedx.json").write_text("no seed")
-    before = contents(tmp_path / "r")
-    assert main(arguments(tmp_path, "--rows", "One", "--seeds", "0,1")) == 1
+def test_a_damaged_record_is_named_and_the_others_are_shown(copied, capsys, record, reason):
+    rewrite(copied, lambda r: record if (r["row"], r["seed"]) == ("One", 1) else r)
+    before = contents(copied / "r")
+    assert main(arguments(copied, "--rows", "One", "--seeds", "0,1")) == 1
     output = capsys.readouterr()
     (error,) = (line for line in output.err.splitlines() if line.startswith("error: "))
-    assert error.startswith(f"error: One, seed 1: {file} is damaged: ")
+    file = copied / "r" / "a_table" / FILE
+    assert error.startswith(f"error: One, seed 1: {file}, line 2, is damaged: ")
     assert reason in error and error.endswith("delete it to run the cell again")
     assert "Two: of them" in output.out and "1 read from" in output.out
-    assert contents(tmp_path / "r") == before
+    assert contents(copied / "r") == before
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"row": "One"}', "<<<<<<< HEAD"])
+def test_a_line_of_no_cell_is_named(copied, capsys, line):
+    """As after a merge that went wrong; no file is changed."""
+    rewrite(copied, lambda r: line if (r["row"], r["seed"]) == ("Two: of them", 0) else r)
+    before = contents(copied / "r")
+    assert main(arguments(copied, "--rows", "One")) == 1
+    output = capsys.readouterr()
+    file = copied / "r" / "a_table" / FILE
+    assert f"error: {file}, line 3, is damaged: " in output.err
+    assert "2 read from" in output.out and contents(copied / "r") == before
+
+
+def test_records_of_an_earlier_version_are_read_and_moved_into_the_file(copied):
+    """Which had a file for each cell."""
+    table = copied / "r" / "a_table"
+    before = contents(table)
+    old = table / "runs"
+    old.mkdir()
+    for (row, seed), record in records(copied).items():
+        write_json(old / f"{slug(row)}-seed{seed}.json", record)
+    (table / FILE).unlink()
+    assert main(arguments(copied, "--rows", "One|Two")) == 0
+    assert {p: text for p, text in contents(table).items() if p.parent == table} == {
+        p: text for p, text in before.items() if p.name != FILE
+    }
+    Cells("a_table", str(copied / "r"), str(copied / "w"), {}).records.convert()
+    assert contents(table) == before and not old.exists()
 
 
 def test_a_column_that_nothing_fills_is_refused_before_any_cell(tables, tmp_path, capsys):
@@ -444,24 +491,21 @@ def test_rows_do_not_share_files(tables, tmp_path):
     rows = "[dict(label='A (1)', config='x.py'), dict(label='A 1', config='y.py')]"
     text = f"def get_table():\n    return dict(title='', seeds=(0,), rows={rows}, columns=[])\n"
     (tables / "alike.py").write_text(text)
-    with pytest.raises(
-        ConfigError, match=r"rows 'A \(1\)' and 'A 1' would share the files a-1-seed"
-    ):
+    with pytest.raises(ConfigError, match=r"rows 'A \(1\)' and 'A 1' would share the folder 'a-1'"):
         Cells("alike", tmp_path, tmp_path, {})
-    assert slug(dict(label="模型 A")) != slug(dict(label="模 A")) and slug(dict(label="模型"))
+    assert slug("模型 A") != slug("模 A") and slug("模型")
 
 
 @pytest.mark.slow
 def test_fresh_runs_replace_records_one_by_one_and_are_resumed(made, copied, capsys):
     shutil.copytree(made[0] / "w", copied / "w")
-    runs = copied / "r" / "a_table" / "runs"
-    before, old = contents(runs), contents(copied / "w" / "a_table" / "one")
+    before, old = records(copied), contents(copied / "w" / "a_table" / "one")
     assert main(arguments(copied, "--fresh", "--rows", "One", "--seeds", "0")) == 0
     assert "0 read from" in capsys.readouterr().out
-    after = contents(runs)
-    changed = [path for path in before if after[path] != before[path]]
-    assert changed == [runs / "one-seed0.json"] and after.keys() == before.keys()
-    one, two = json.loads(before[changed[0]]), read_json(changed[0])
+    after = records(copied)
+    assert list(after) == list(before)
+    assert [cell for cell in before if after[cell] != before[cell]] == [("One", 0)]
+    one, two = before["One", 0], after["One", 0]
     assert two["run"] == "fresh/1/one/seed0" and two["metrics"]["cost/step"] == 4
     for key in ("classification/nll", "classification/accuracy"):
         assert one["metrics"][key] == two["metrics"][key]  # the same numbers again
@@ -477,11 +521,34 @@ def test_fresh_runs_replace_records_one_by_one_and_are_resumed(made, copied, cap
     mark.touch()
     assert main(arguments(copied, "--fresh", "--rows", "One|Two", "--seeds", "0")) == 0
     assert "1 read from" in capsys.readouterr().out and not mark.exists()
-    assert read_json(runs / "two-of-them-seed0.json")["run"] == "fresh/1/two-of-them/seed0"
+    assert records(copied)["Two: of them", 0]["run"] == "fresh/1/two-of-them/seed0"
     # A finished round is over: the next begins anew, and one with failures stays open.
     assert main(arguments(copied, "--fresh", "--rows", "No config", "--seeds", "0")) == 1
     assert (copied / "w" / "a_table" / "fresh" / "2" / "unfinished").exists()
-    assert contents(runs)[runs / "one-seed1.json"] == before[runs / "one-seed1.json"]
+    assert records(copied)["One", 1] == before["One", 1]
+
+
+@pytest.mark.slow
+def test_check_compares_with_the_committed_numbers_and_leaves_them(copied, capsys):
+    """The same code and seeds give the same numbers; other ones are named."""
+    before = contents(copied / "r")
+    one = ["--rows", "One", "--seeds", "0", "--check"]
+    assert main(arguments(copied, *one)) == 0
+    assert "check:  3 numbers compared, 0 differ; 0 cells read" in capsys.readouterr().out
+    assert contents(copied / "r") == before
+
+    def otherwise(record):
+        return record | {"metrics": record["metrics"] | {"cost/parameters": 7}}
+
+    rewrite(copied, lambda r: otherwise(r) if r["row"] == "One" else r)
+    assert main(arguments(copied, *one)) == 1
+    output = capsys.readouterr().out
+    assert "differs: One, Parameters: 25864.00, committed 7.00" in output
+    assert "3 numbers compared, 1 differ; 1 cells read" in output
+    assert main(arguments(copied, *one, "--set", "steps=3")) == 2
+    assert "--set steps=3 changes; leave it out" in capsys.readouterr().err
+    assert main(arguments(copied, "--rows", "No data", "--check")) == 2
+    assert "has no record of these rows" in capsys.readouterr().err
 
 
 def test_from_another_directory(made, tmp_path, monkeypatch):

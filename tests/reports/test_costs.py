@@ -11,10 +11,12 @@ TRAIN, PREDICT = "cost/train_flops_per_example", "cost/predict_flops_per_example
 
 def study(n=9):
     rows = [
-        Row(f"row {i}", [{costs.QUALITY: 0.3 + i / 100 + s / 1000, PREDICT: 1e6 * (i + 1)}
-                         for s in range(3)])
+        Row(
+            f"row {i}",
+            [{costs.QUALITY: 0.3 + i / 100 + s / 1000, PREDICT: 1e6 * (i + 1)} for s in range(3)],
+        )
         for i in range(n)
-    ]  # fmt: skip
+    ]
     rows[0].results = [r | {TRAIN: 3e6} for r in rows[0].results]
     return Study("title", [Column(costs.QUALITY, "NLL", better="lower")], [*rows, Row("empty")])
 

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from experiments.reports import datasets, formats
 from experiments.reports.html import study_table, write_report
+from experiments.reports.layout import layout
 from experiments.reports.runs import by_task, load_run, study_of
-from experiments.reports.study import Column, Row, Study, layout
+from experiments.reports.study import Column, Row, Study
 from experiments.reports.tables import print_study
 from tests.reports.made import write_run
 
@@ -29,10 +30,14 @@ def run(digest=None, seed=0, examples=400, kind="classification", **fields):
 def study(*rows, groups=None):
     """A row for each list of runs, each better than the one before it."""
     made = [
-        Row(f"row {i}", [{"classification/nll": 1.0 - 0.1 * i} for _ in row], data=list(row),
-            group=(groups or [""] * len(rows))[i])
+        Row(
+            f"row {i}",
+            [{"classification/nll": 1.0 - 0.1 * i} for _ in row],
+            data=list(row),
+            group=(groups or [""] * len(rows))[i],
+        )
         for i, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
     return Study("T", NLL, made)
 
 
@@ -101,19 +106,31 @@ def test_every_renderer_shows_data_and_warning():
     made = study([run("a")], [run("b")])
     console = Console(file=open("/dev/null", "w"), width=200, record=True)  # noqa: SIM115
     print_study(made, console)
-    for text in (console.export_text(), formats.to_markdown(made), formats.to_latex(made),
-                 study_table(made), formats.to_json(made)):  # fmt: skip
+    for text in (
+        console.export_text(),
+        formats.to_markdown(made),
+        formats.to_latex(made),
+        study_table(made),
+        formats.to_json(made),
+    ):
         plain = text.replace("{[}", "[").replace("{]}", "]").replace("\\", "")
         assert "Evaluated on digits[test], 400 examples (test)." in plain
         assert "Different data: no best is marked across these rows." in plain
 
 
 def test_specs_within_the_fields_of_evaluators():
-    config = {"evaluators": {
-        "ood": dict(name="ood", data=dict(name="digits", split="test"),
-                    sets=dict(far=dict(name="npz", path="/a/far.npz"), near=dict(name="mnist"))),
-        "test": dict(name="classification", data=dict(name="digits", split="test[:10%]"), bins=3),
-    }}  # fmt: skip
+    config = {
+        "evaluators": {
+            "ood": dict(
+                name="ood",
+                data=dict(name="digits", split="test"),
+                sets=dict(far=dict(name="npz", path="/a/far.npz"), near=dict(name="mnist")),
+            ),
+            "test": dict(
+                name="classification", data=dict(name="digits", split="test[:10%]"), bins=3
+            ),
+        }
+    }
     found = datasets.evaluated(config, []).specs
     assert {path: data.name for path, data in found.items()} == {
         "ood": "digits[test]",
@@ -146,6 +163,9 @@ def test_reports_read_sets_and_part_tasks(tmp_path):
 @pytest.mark.slow
 def test_a_page_has_a_table_for_each_task(tmp_path):
     runs = [write_run(tmp_path / f"{i}", 0, 1, regression=i > 1) for i in range(4)]
+    for run in runs:  # whose figures take long and are not looked at here
+        (run / "evaluation" / "test" / "scores.npz").unlink()
+        (run / "metrics.jsonl").unlink()
     page = write_report(
         tmp_path / "page.html", [{"workdir": run, "label": run.name} for run in runs]
     )

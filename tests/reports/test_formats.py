@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from experiments.reports import formats
-from experiments.reports.study import Column, Row, Study, layout
+from experiments.reports.layout import layout
+from experiments.reports.study import Column, Row, Study
 from experiments.runtime.workdir import read_json
 from tests.reports.made import WORDS, plain
 

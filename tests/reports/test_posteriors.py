@@ -40,8 +40,9 @@ def plane(entropy):
 
 def test_a_panel_for_the_reference_and_each_method():
     metrics = [{"posterior/w1": 0.25}, {"posterior/w1": 0.5}, {}]
-    read = {label: posteriors.read(curve(shift), metrics)
-            for label, shift in (("a", 0.0), ("b", 0.3))}  # fmt: skip
+    read = {
+        label: posteriors.read(curve(shift), metrics) for label, shift in (("a", 0.0), ("b", 0.3))
+    }
     reference = read["a"][1]
     assert read["a"][0].w1 == 0.375
     figure = posteriors.posteriors({label: m for label, (m, _) in read.items()}, reference)

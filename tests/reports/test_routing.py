@@ -11,8 +11,9 @@ RNG = np.random.default_rng(0)
 
 
 def scores(members=2, classes=5, experts=4, layers=("block01", "block03")):
-    made = {f"routing/{name}/share": RNG.uniform(size=(3, members, classes, experts))
-            for name in layers}  # fmt: skip
+    made = {
+        f"routing/{name}/share": RNG.uniform(size=(3, members, classes, experts)) for name in layers
+    }
     return made | {f"routing/{name}/load": np.ones((3, members, experts)) for name in layers}
 
 
@@ -31,10 +32,17 @@ def test_reading_takes_a_particle_of_one_seed_and_means_of_all():
 
 
 def test_members_stand_side_by_side_in_percent():
-    layers = routing_figures.read(scores(), [{"routing/block01/mutual_information": 0.256,
-                                      "routing/block01/dropped": 0.031,
-                                      "routing/block01/load_min": 0.5,
-                                      "routing/block01/load_max": 2.0}])  # fmt: skip
+    layers = routing_figures.read(
+        scores(),
+        [
+            {
+                "routing/block01/mutual_information": 0.256,
+                "routing/block01/dropped": 0.031,
+                "routing/block01/load_min": 0.5,
+                "routing/block01/load_max": 2.0,
+            }
+        ],
+    )
     wide = routing_figures.read(scores(30, 5, 8, ("block01",)), [{}])
     figure = routing_figures.classes_by_experts({"E3": layers, "many": wide})
     panels = [ax for ax in figure.axes if ax.images and ax.get_title()]
@@ -55,8 +63,10 @@ def test_members_stand_side_by_side_in_percent():
 
 def test_the_report_has_it_where_runs_have_experts():
     metrics = {"classification/accuracy": 0.5, "routing/block01/mutual_information": 0.5}
-    runs = {label: [Run(label, {"seed": 0}, metrics, made)]
-            for label, made in (("E3", scores()), ("ViT", {}))}  # fmt: skip
+    runs = {
+        label: [Run(label, {"seed": 0}, metrics, made)]
+        for label, made in (("E3", scores()), ("ViT", {}))
+    }
     study = study_of([run for of in runs.values() for run in of], "Summary")
     entries = {entry.name: entry for entry in figures(runs, study)}
     panels = [ax for ax in entries["routing"].figure.axes if ax.get_title()]

@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.reports.layout import layout, transpose
 from experiments.reports.study import (
     Column,
     Row,
     Study,
-    layout,
     machine,
     published_text,
     round_pair,
     summarise,
-    transpose,
 )
 
 ACCURACY = Column("accuracy", "Accuracy", "%", "higher", 1)

@@ -26,10 +26,34 @@ from experiments.runtime import keys
 from tests.reports.made import plain, write_run
 
 HOSTILE = (
-    "mnist_corrupted/shot_noise", "a[b]", "[/x]", "$x_{", "[4] a", "* a", "a\nb", "a|b", "_a",
-    "<b>&amp;", "&lt;", "`x``y", "50 % \\ {", "~~a~~", "--", "# a #", "é 模 ✓", "\x1b[31mred",
-    "\ud83d", "\x00", "a\u2028b", "![i](u)", "\\$", "a\\", "$$", "$a$ $b$", "{{x}}",
-)  # fmt: skip
+    "mnist_corrupted/shot_noise",
+    "a[b]",
+    "[/x]",
+    "$x_{",
+    "[4] a",
+    "* a",
+    "a\nb",
+    "a|b",
+    "_a",
+    "<b>&amp;",
+    "&lt;",
+    "`x``y",
+    "50 % \\ {",
+    "~~a~~",
+    "--",
+    "# a #",
+    "é 模 ✓",
+    "\x1b[31mred",
+    "\ud83d",
+    "\x00",
+    "a\u2028b",
+    "![i](u)",
+    "\\$",
+    "a\\",
+    "$$",
+    "$a$ $b$",
+    "{{x}}",
+)
 NAMES = st.text(
     st.characters() | st.sampled_from("|\n[]$_%&<>/\\{}`*~#^-!"), min_size=1, max_size=20
 ).filter(lambda name: one_line(name))
@@ -174,15 +198,21 @@ def test_a_figure_with_all_of_them_is_drawn():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph")
-@pytest.mark.parametrize("name", ["mnist_corrupted/shot_noise", "$x_{ [/b] |<b>_%\n&\\"])
-def test_a_whole_report(tmp_path, name):
-    runs = [dict(workdir=write_run(tmp_path / f"{i}", 0, 3, out=name), label=f"{name}{i}")
-            for i in range(2)]  # fmt: skip
+def test_a_whole_report(tmp_path):
+    """Of two runs, each with another OOD set and label."""
+    names = ["mnist_corrupted/shot_noise", "$x_{ [/b] |<b>_%\n&\\"]
+    runs = [
+        dict(workdir=write_run(tmp_path / f"{i}", 0, 3, out=name), label=f"{name}{i}")
+        for i, name in enumerate(names)
+    ]
     loaded = [load_run(**run) for run in runs]
-    (header,) = (c.header for c in study_of(loaded, "").columns if c.key.startswith("ood/"))
-    assert header == f"{name} AUROC by entropy"
-    page = write_report(tmp_path / "page.html", runs, title=name, command=name).read_text()
+    headers = [c.header for c in study_of(loaded, "").columns if c.key.startswith("ood/")]
+    assert headers == [f"{name} AUROC by entropy" for name in names]
+    title = " ".join(names)
+    page = write_report(tmp_path / "page.html", runs, title=title, command=title).read_text()
     assert {p.stem for p in (tmp_path / "page_figures").iterdir()} >= {"ood_entropy", "reliability"}
-    assert one_line(f"{name}0") in Cells(page).found and "<b>" not in page
-    assert json.loads(formats.to_json(study_of(loaded, name)))["title"] == name
-    assert np.isfinite(loaded[0].metrics[keys.join("ood", name, "auroc_entropy")])
+    assert "<b>" not in page
+    assert json.loads(formats.to_json(study_of(loaded, title)))["title"] == title
+    for i, name in enumerate(names):
+        assert one_line(f"{name}{i}") in Cells(page).found
+        assert np.isfinite(loaded[i].metrics[keys.join("ood", name, "auroc_entropy")])

@@ -1,0 +1,216 @@
+"""The finished cells of a table: `runs.jsonl`, a line for each row and seed.
+
+A line is one JSON object: row, seed, metrics, failures, sets, config_file, config, hardware,
+versions, run. Lines are in the order of the table's rows and of the seeds. `cat a.jsonl >> b.jsonl`
+merges the cells of two machines: of two lines for one cell the later one counts.
+
+Earlier versions kept a file for each cell in a folder `runs`. Such files are read where
+`runs.jsonl` has no line for their cell; the next write moves them into it.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from experiments.reports import datasets
+from experiments.reports.runs import numbers
+from experiments.runtime.workdir import from_jsonable, jsonable, write_text
+
+logger = logging.getLogger(__name__)
+
+FILE, FOLDER = "runs.jsonl", "runs"
+Key = tuple[str, int]  # slug of the row, seed
+
+
+def slug(name: str) -> str:
+    """A file name for a row's name; names that differ beyond ASCII get a checksum."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    lost = any(c.isalnum() and not c.isascii() for c in name) or not plain
+    return f"{plain}-{zlib.crc32(name.encode()):08x}".lstrip("-") if lost else plain
+
+
+class Entry(NamedTuple):
+    text: str  # the line, without its end
+    where: str  # file and line, for messages
+    record: dict[str, Any] | None  # None if it is damaged
+    reason: str = ""  # why it is
+    file: pathlib.Path | None = None  # of its own, of an earlier version
+
+
+class Contents(NamedTuple):
+    cells: dict[Key, Entry]
+    strays: list[Entry]  # damaged lines that do not say which cell they are of
+
+
+class Records:
+    """The records in a folder, which any number of processes may read and write.
+
+    Args:
+      folder: of the table's results.
+      slugs: of the table's rows, in order.
+    """
+
+    def __init__(self, folder: pathlib.Path, slugs: Sequence[str]):
+        self.folder, self.path = folder, folder / FILE
+        self._slugs = list(slugs)
+        self._read: tuple[Any, Contents] | None = None
+
+    def seeds(self, slug: str) -> list[int]:
+        """The seeds of a row for which there is a record, damaged ones included."""
+        return sorted(seed for of, seed in self._contents().cells if of == slug)
+
+    def get(self, slug: str, seed: int) -> dict[str, Any] | None:
+        """The record of a cell, or None.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+        entry = self._contents().cells.get((slug, seed))
+        if entry and entry.record is None:
+            raise ValueError(
+                f"{entry.where} is damaged: {entry.reason}; delete it to run the cell again"
+            )
+        return entry and entry.record
+
+    def where(self, slug: str, seed: int) -> str:
+        """File and line of a record."""
+        return self._contents().cells[slug, seed].where
+
+    def damaged(self) -> list[str]:
+        """What is wrong with each line of the file that does not say which cell it is of."""
+        return [
+            f"{entry.where} is damaged: {entry.reason}; delete it, or restore it"
+            for entry in self._contents().strays
+        ]
+
+    def any_damaged(self) -> bool:
+        """Whether any record cannot be read, so that a table would lack it."""
+        cells, strays = self._contents()
+        return bool(strays) or any(
+            entry.record is None for (of, _), entry in cells.items() if of in self._slugs
+        )
+
+    def put(self, record: dict[str, Any]) -> None:
+        """Writes a record in place of its cell's former one.
+
+        The file is replaced at once, under a lock: a reader sees the old lines or the new ones,
+        and of two writers neither loses what the other wrote.
+        """
+        entry = Entry(json.dumps(jsonable(record), allow_nan=False), "", record)
+        self._write({(slug(record["row"]), record["seed"]): entry})
+
+    def convert(self) -> None:
+        """Moves the files of an earlier version into `runs.jsonl`; damaged ones stay."""
+        self._write({})
+
+    def _write(self, new: dict[Key, Entry]) -> None:
+        """Writes all lines in order: rows of the table, other rows, lines of no known cell."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # is the kernel's: it ends with the process
+            cells, strays = self._contents()
+            entries = {k: e for k, e in cells.items() if e.file is None or e.record is not None}
+            entries |= new
+            places = {name: i for i, name in enumerate(self._slugs)}
+            order = sorted(entries, key=lambda key: (places.get(key[0], len(places)), key))
+            lines = [entries[key].text for key in order] + [entry.text for entry in strays]
+            text = "".join(line + "\n" for line in lines)
+            if not self.path.is_file() or self.path.read_bytes() != text.encode():
+                write_text(self.path, text)
+            for key, entry in cells.items():
+                if entry.file and key in entries:
+                    entry.file.unlink()
+            with contextlib.suppress(OSError):  # there is none, or a damaged file is left in it
+                (self.folder / FOLDER).rmdir()
+
+    def _contents(self) -> Contents:
+        """What is on the disk; files are read again when they have changed."""
+        try:
+            files = [*self._files(), *([self.path] if self.path.is_file() else [])]
+            state = [(p, s.st_mtime_ns, s.st_size, s.st_ino) for p in files for s in [p.stat()]]
+            if self._read is None or self._read[0] != state:
+                cells = {key: entry for path in self._files() for key, entry in _of_file(path)}
+                lines, strays = self._lines() if self.path.is_file() else ({}, [])
+                self._read = state, Contents(cells | lines, strays)
+        except FileNotFoundError:  # another process has moved it into `runs.jsonl`
+            return self._contents()
+        return self._read[1]
+
+    def _files(self) -> list[pathlib.Path]:
+        """The files of an earlier version."""
+        return sorted((self.folder / FOLDER).glob("*-seed*.json"))
+
+    def _lines(self) -> tuple[dict[Key, Entry], list[Entry]]:
+        cells, strays = {}, []
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for number, text in enumerate(lines, 1):
+            if not text.strip():
+                continue
+            where = f"{self.path}, line {number},"
+            value, reason = _parsed(text)
+            if value is None and number == len(lines):  # the end of a line is written last
+                logger.warning("%s is incomplete and is dropped: its cell is run again", where)
+                continue
+            row, seed = (value.get("row"), value.get("seed")) if isinstance(value, dict) else (0, 0)
+            if not isinstance(row, str) or not isinstance(seed, int):
+                strays.append(Entry(text, where, None, reason or "it has no row and seed"))
+                continue
+            cells[slug(row), seed] = _entry(text, where, value)
+        return cells, strays
+
+
+def _of_file(path: pathlib.Path) -> Iterator[tuple[Key, Entry]]:
+    """The record of an earlier version's file, which is named by its cell."""
+    if match := re.fullmatch(r"(.*)-seed(\d+)", path.stem):
+        value, reason = _parsed(path.read_text(encoding="utf-8", errors="replace"))
+        entry = Entry("", str(path), None, reason) if reason else _entry("", str(path), value)
+        text = json.dumps(jsonable(entry.record))
+        yield (match[1], int(match[2])), entry._replace(text=text, file=path)
+
+
+def _parsed(text: str) -> tuple[Any, str]:
+    """A JSON value, or None and why it is none."""
+    try:
+        return from_jsonable(json.loads(text)), ""
+    except ValueError as error:
+        return None, f"not valid JSON: {error}"
+    except RecursionError:
+        return None, "not valid JSON: nested too deeply"
+
+
+def _entry(text: str, where: str, value: Any) -> Entry:
+    try:
+        return Entry(text, where, checked(value))
+    except ValueError as error:
+        return Entry(text, where, None, " ".join(str(error).split())[:200])
+
+
+def checked(record: Any) -> dict[str, Any]:
+    """Returns a record whose parts are what `Cells.run` writes.
+
+    Raises:
+      ValueError: they are not.
+    """
+    kinds = dict(row=str, seed=int, metrics=dict, failures=dict, config=dict, hardware=dict)
+    for field, kind in kinds.items():
+        if not isinstance(record, dict) or not isinstance(record.get(field), kind):
+            raise ValueError(f"{field!r} is missing or of another type")
+    if not isinstance(record["config"].get("evaluators"), dict):
+        raise ValueError("'config.evaluators' is missing or of another type")
+    for field in ("failures", "hardware", "versions"):
+        of = record.get(field, {})
+        for key, value in of.items() if isinstance(of, dict) else [("", None)]:
+            if not isinstance(value, str | int | float):
+                raise ValueError(f"'{field}.{key}' is of another type")
+    run = record.get("run", "")
+    if not isinstance(run, str) or pathlib.PurePath(run).is_absolute() or ".." in run:
+        raise ValueError(f"'run' is {run!r}, no folder below that of the runs")
+    numbers(record["metrics"])
+    datasets.check_sets(record.get("sets", {}))
+    return record

@@ -1,0 +1,77 @@
+"""Prints a table and writes its files: Markdown, LaTeX, JSON, constraints and a report."""
+
+import logging
+import pathlib
+
+from experiments.reports import formats, html
+from experiments.reports.runs import Run
+from experiments.reports.tables import print_study
+from experiments.runtime.workdir import write_text
+from experiments.tables import constraints
+from experiments.tables.cells import Cells, name_of
+from experiments.tables.run import Outcome
+
+logger = logging.getLogger(__name__)
+
+
+def render(
+    cells: Cells, made: Outcome, report: bool = True
+) -> tuple[pathlib.Path | None, list[str]]:
+    """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
+
+    Args:
+      cells: of the table.
+      made: what became of them.
+      report: whether to write the HTML page too.
+
+    Files that say the same already, but for the command and what failed this time, are left as
+    they are, and so they are while a record is damaged.
+
+    Returns:
+      The report, None where there is none or no run is on this disk; and what cannot be shown.
+    """
+    print_study(made.study)
+    written = (cells.results / "table.md").is_file()
+    if written and cells.records.any_damaged():
+        logger.warning("the files of the table are left as they are: a record is damaged")
+    else:
+        if not formats.says_the_same(made.study, cells.results, "table"):
+            formats.write_study(made.study, cells.results, "table")
+        write_constraints(cells)
+    problems = cells.records.damaged()
+    runs = runs_here(cells, made, problems) if report else []
+    if not runs:
+        return None, problems
+    path = html.write_report(
+        cells.workdir / "report.html",
+        runs,
+        cells.table["title"],
+        made.study,
+        command=made.study.command,
+        problems=problems,
+    )
+    return path, problems
+
+
+def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Run]:
+    """The finished runs that are on this disk; `problems` gets those that cannot be read."""
+    runs = []
+    for row in cells.table["rows"]:
+        for seed in made.study.seeds:
+            try:
+                directory = cells.run_directory(row, seed)
+                here = (directory / "evaluation" / "test" / "metrics.json").is_file()
+                if here and cells.record(row, seed) is not None:
+                    run = html.read_run(dict(workdir=directory, label=name_of(row)), problems)
+                    runs += [run] if run else []
+            except ValueError:  # is among the failures
+                continue
+    return runs
+
+
+def write_constraints(cells: Cells) -> None:
+    """Writes what the table was made with beside it, if it has changed."""
+    path = cells.results / "constraints.txt"
+    text = constraints.text_of(cells.finished().values())
+    if cells.finished() and not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        write_text(path, text)

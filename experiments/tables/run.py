@@ -1,0 +1,127 @@
+"""Runs the cells of a table that are not done, here or each in a process of its own."""
+
+import logging
+import re
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from experiments.reports.study import Study
+from experiments.reports.text import one_line
+from experiments.runtime.progress import Progress
+from experiments.runtime.termination import Interrupted, graceful_termination
+from experiments.tables.cells import Cells, name_of
+from experiments.tables.summary import study
+from uncertainty.build import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What became of a table's cells."""
+
+    study: Study  # of all finished cells
+    read: int  # cells that were done before
+    ran: int
+    failures: dict[str, dict[str, list[int]]]  # reason -> row -> seeds
+
+    def failed(self) -> int:
+        """The number of cells that failed, counting each once."""
+        return len(
+            {(r, s) for rows in self.failures.values() for r, of in rows.items() for s in of}
+        )
+
+
+def reproduce(
+    cells: Cells,
+    *,
+    rows: str = "",
+    seeds: Sequence[int] | None = None,
+    isolate: Sequence[str] | None = None,
+) -> Outcome:
+    """Runs the cells that are not done.
+
+    Args:
+      cells: of the table.
+      rows: a regex; only rows whose name it is found in are run. All are shown.
+      seeds: of these seeds only; by default the table's.
+      isolate: the command that runs one cell in a process of its own, or None for this process.
+
+    Raises:
+      ConfigError: `rows` finds no row, or a column is one that nothing fills.
+      Interrupted: SIGTERM or SIGINT came.
+    """
+    jobs = [(row, seed) for seed in seeds_of_table(cells, seeds) for row in rows_of(cells, rows)]
+    cells.check_columns()
+    failures: dict[str, dict[str, list[int]]] = {}
+    read = ran = 0
+    with Progress(len(jobs), cells.name, unit="cell", show=isolate is None) as progress:
+        for i, (row, seed) in enumerate(jobs):
+            name = f"{name_of(row)}, seed {seed}"
+            progress.update(i, f"{read} read, {ran} run, {i - read - ran} failed · {name}")
+            try:
+                if cells.done(row, seed):
+                    read += 1
+                    continue
+                if isolate is None:
+                    cells.run(row, seed)
+                else:
+                    logger.info("%s (%d of %d)", name, i + 1, len(jobs))
+                    run_alone(
+                        [*isolate, "--rows", f"^{re.escape(name_of(row))}$", "--seeds", str(seed)]
+                    )
+                ran += 1
+            except Interrupted:
+                raise
+            except Exception as error:  # one row must not take the others with it
+                reason = one_line(error) or type(error).__name__
+                level = logging.DEBUG if reason in failures else logging.ERROR
+                logger.log(level, "%s: %s", name, reason)
+                logger.debug("%s", traceback.format_exc())
+                failures.setdefault(reason, {}).setdefault(name_of(row), []).append(seed)
+        progress.update(len(jobs), f"{read} read, {ran} run, {len(jobs) - read - ran} failed")
+    return Outcome(study(cells, failures), read, ran, failures)
+
+
+def rows_of(cells: Cells, pattern: str) -> list[dict[str, Any]]:
+    """The rows whose name a regex is found in.
+
+    Raises:
+      ConfigError: it finds none, or is none.
+    """
+    try:
+        wanted = [row for row in cells.table["rows"] if re.search(pattern, name_of(row))]
+    except re.error as error:
+        raise ConfigError(f"rows: {pattern!r} is not a regular expression: {error}") from None
+    if not wanted:
+        names = [name_of(row) for row in cells.table["rows"]]
+        raise ConfigError(f"rows: {pattern!r} matches none of {names}")
+    return wanted
+
+
+def seeds_of_table(cells: Cells, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    """Those asked for, once each, or the table's."""
+    return tuple(dict.fromkeys(cells.table["seeds"] if seeds is None else seeds))
+
+
+def run_alone(command: Sequence[str]) -> None:
+    """Runs one cell in a process of its own, to which SIGTERM and SIGINT are passed on.
+
+    Raises:
+      RuntimeError: it failed; the message is its own, where it could leave one.
+      Interrupted: a signal stopped it.
+    """
+    with tempfile.NamedTemporaryFile("r") as reason, graceful_termination() as stop:
+        process = subprocess.Popen([*command, "--cell", reason.name])
+        while process.poll() is None:
+            time.sleep(0.05)
+            if stop.requested:
+                process.terminate()
+        message = reason.read()
+    if stop.requested:
+        raise Interrupted(message or f"stopped by {stop.signal}", stop.signal)
+    if process.returncode:
+        raise RuntimeError(message or f"its process ended with status {process.returncode}")

@@ -1,0 +1,112 @@
+"""Writes the tables of README.md and docs/ from the JSON of results.
+
+    python -m tools.docs           (or make docs)
+    python -m tools.docs --check   # status 1 if a file is not up to date
+
+What stands between two comments is replaced:
+
+    <!-- table: results/uci/table.json
+    rows: Boston
+    columns: regression/nll; regression/rmse = RMSE in 1,000 $
+    -->
+    <!-- end -->
+
+`rows` is a regular expression that is found in the names of rows, all of them by default; `columns`
+are the keys of columns, each with a header if it is to have another, all by default. Bold is the
+best among all rows, shown or not.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+from experiments.reports.formats import escape_markdown, origin, read_study
+from experiments.reports.layout import layout
+from experiments.runtime import project
+from experiments.runtime.workdir import write_text
+
+BLOCK = re.compile(r"(<!-- table: (?P<path>\S+)\n(?P<fields>.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def files(root: pathlib.Path = project.ROOT) -> list[pathlib.Path]:
+    """All that may have such tables."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def rendered(text: str, file: pathlib.Path, root: pathlib.Path = project.ROOT) -> str:
+    """The text of a file with its tables as they should be.
+
+    Raises:
+      ValueError: a comment names a row, column or field that there is not.
+    """
+
+    def replaced(match: re.Match) -> str:
+        try:
+            lines = (line.partition(":") for line in match["fields"].strip().splitlines())
+            fields = {name.strip(): value.strip() for name, _, value in lines}
+            return f"{match[1]}\n{table(match['path'], file, root, **fields)}\n\n{match[4]}"
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"{file}: table {match['path']}: {error}") from error
+
+    return BLOCK.sub(replaced, text)
+
+
+def table(
+    path: str, file: pathlib.Path, root: pathlib.Path, rows: str = "", columns: str = ""
+) -> str:
+    """The Markdown of one table, with a line that says where it is from."""
+    study = read_study(root / path)
+    shown = layout(study)
+    keys = [column.key for column in study.columns]
+    asked = [part.partition("=") for part in columns.split(";")] if columns else []
+    headers = {key.strip(): header.strip() for key, _, header in asked} or dict.fromkeys(keys, "")
+    if unknown := headers.keys() - set(keys):
+        raise ValueError(f"no column {sorted(unknown)}; there are {keys}")
+    places = [keys.index(key) for key in headers]
+    lines = [(head, cells) for head, cells in shown.lines if re.search(rows, head.text)]
+    if not lines:
+        raise ValueError(f"rows: {rows!r} matches none of {[h.text for h, _ in shown.lines]}")
+    head, rule = [""], ["---"]
+    compared = {i for i in places if any(cells[i].published for _, cells in lines)}
+    for i, header in zip(places, headers.values(), strict=True):
+        head += [escape_markdown(header or shown.heads[i].text), *(["published"] * (i in compared))]
+        rule += ["---:"] * (1 + (i in compared))
+    text = [head, rule]
+    for name, cells in lines:
+        row = [escape_markdown(name.text)]
+        for i in places:
+            bold = "**" * cells[i].best
+            row += [bold + cells[i].ours() + bold, *([cells[i].published] * (i in compared))]
+        text.append(row)
+    whole = os.path.relpath(root / path, file.parent).replace(".json", ".md")
+    source = " ".join([*map(escape_markdown, origin(study, shown)), f"[All columns]({whole})."])
+    return "\n".join("| " + " | ".join(row) + " |" for row in text) + f"\n\n{source}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.docs", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if it would")
+    check = parser.parse_args(argv).check
+    stale = []
+    for file in files():
+        text = file.read_text(encoding="utf-8")
+        try:
+            made = rendered(text, file)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if made != text:
+            stale.append(file)
+            if not check:
+                write_text(file, made)
+    for file in stale:
+        print(f"{file}: {'is not up to date; run `make docs`' if check else 'written'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
