@@ -138,6 +138,7 @@ def run_stage(
             writer=writer,
             checkpoints=checkpoints,
             faults=loop.Faults(config["on_fault"], done, stage.separable, f" of {name}"),
+            own_examples=experiment.data.own_examples,
             log_every=config["logging"]["every"],
             save_every=config["checkpoint"]["every"],
             before=before,
@@ -174,7 +175,7 @@ def compiled(experiment: Experiment, stage: Stage) -> Callable[[Any, Batch], tup
         # The state is donated to the next step, so whether a step is done is asked of its metrics.
         return (state, carry), metrics or {"step": state.step + 0}
 
-    own = experiment.own_examples and bool(stage.steps)
+    own = experiment.data.own_examples and bool(stage.steps)
     return jax.jit(
         execution.on_mesh(update, experiment.mesh, stage.separable, own), donate_argnums=0
     )

@@ -133,6 +133,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
             writer=writer,
             checkpoints=checkpoints,
             faults=loop.Faults(config["on_fault"], start, experiment.inference.separable),
+            own_examples=experiment.data.own_examples,
             log_every=logging_["every"],
             save_every=saving["every"],
             learning_rate=experiment.learning_rate,

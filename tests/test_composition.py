@@ -12,11 +12,13 @@ from tests.test_contract import (
     ENSEMBLES,
     HEADS,
     INFERENCE,
+    OBJECTIVES,
     SAMPLERS,
     B,
     K,
     batch_of,
     config_of,
+    images,
     paths,
     shapes,
 )
@@ -25,6 +27,8 @@ from uncertainty.inference import executors
 
 INTERACTING = {n for n in INFERENCE if INFERENCE[n]["direction"]["name"] != "independent"}
 POSTERIOR = {n for n in INFERENCE if "prior" in INFERENCE[n]}
+SPACE = {n: INFERENCE[n]["direction"].get("space", "weights") for n in INFERENCE}
+FUNCTIONS = {n for n in INFERENCE if SPACE[n] != "weights"}
 GP = {"sngp", "hetsngp", "laplace"}  # heads that the stage laplace has something to do for
 WITH_NORM = {"resnet", "wide_resnet"}
 STAGES = {
@@ -50,6 +54,17 @@ REFUSED = [
      r"ensemble: backbone\.experts\.dropout: missing; masks belong to examples"),
     (dict(ensemble={"rank1"}, inference=POSTERIOR),
      r"inference\.prior: stands for a posterior of the parameters, but those of ensemble 'rank1'"),
+    (dict(objective={"mean_teacher"}, inference=FUNCTIONS),
+     r"objective: 'mean_teacher' is no loss of the latents, which space='\w+' needs"),
+    (dict(objective={"label_smoothing"}, head={"mean_variance"}),
+     r"objective: 'label_smoothing' is for classes of which one is true"),
+    (dict(objective={"mean_teacher"}, head={"mean_variance"}),
+     r"objective: 'mean_teacher' compares probabilities of classes"),
+    (dict(own={True}, context={False}, inference=FUNCTIONS),
+     r"direction\.context: functions are compared on the batch, but each particle has its own"),
+    (dict(own={True}, context={True}, inference={n for n in FUNCTIONS if SPACE[n] == "functions"
+                                                  and INFERENCE[n]["direction"]["name"] == "svgd"}),
+     r"space: 'functions' averages dnll/du over particles, but each has examples of its own"),
     (dict(head={"mean_variance"}, inference={"svgd_probabilities"}),
      r"values: 'probabilities' are those of classes; use 'logits'"),
     (dict(stage={"laplace"}, head=set(HEADS) - GP),
@@ -90,13 +105,13 @@ def why_not(**chosen):
     return "|".join(f"(?:{why})" for why in reasons)
 
 
-def meant(make, **chosen):
-    """What `make()` returns; None where it is refused, with the reason that the table gives."""
+def meant(make, *args, **chosen):
+    """What `make(*args)` returns; None where it is refused, for the reason that the table gives."""
     why = why_not(**chosen)
     if not why:
-        return make()
+        return make(*args)
     with pytest.raises(ValueError, match=why):
-        make()
+        make(*args)
     return None
 
 
@@ -198,6 +213,59 @@ def test_every_inference(network):
         assert metrics["loss"].shape == metrics["finite"].shape == (P,), name
         assert metrics["nll"].shape[::2] == (P, B), name
         assert latent.mean.shape == (P * S * M, B, K), name
+
+
+def updated(config, network, batch):
+    """The state before and after an update, and its metrics, as shapes."""
+    config["inference"] = config["inference"] | dict(executor="vmap")
+    inference = build.inference(config, model_of(*network), num_examples=64)
+    state = jax.eval_shape(inference.init, jax.random.key(0), images(1))
+    return state, *jax.eval_shape(inference.update, state, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"likelihood"}))  # of all others
+def test_every_objective(objective):
+    """With every way to train, and with every ensemble and head."""
+    rows = [(("mlp", "single", "dense"), name) for name in INFERENCE]
+    rows += [(network, "particles") for network in sorted(NETWORKS)]
+    rows += [
+        (("mlp", "multi_head", "heteroscedastic"), name) for name in ("accumulated", *FUNCTIONS)
+    ]
+    for network, name in rows:
+        config = config_of(*network, name, objective=OBJECTIVES[objective])
+        batch = batch_of(network[2])
+        made = meant(updated, config, network, batch, objective=objective,
+                     ensemble=network[1], head=network[2], inference=name)  # fmt: skip
+        if made is None:
+            continue
+        state, after, metrics = made
+        P = config["inference"]["size"]
+        assert shapes(after) == shapes(state), (network, name)
+        assert metrics["nll"].shape[::2] == (P, B), (network, name)
+        others = set(metrics) - {"loss", "nll", "gradient_norm", "finite"}
+        assert all(metrics[name].shape == (P,) for name in others), (network, name)
+        assert (state.slow is None) or shapes(state.slow) == shapes(state.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INFERENCE)
+def test_every_inference_with_examples_of_each_particles_own(name):
+    for context in (False, True) if name in FUNCTIONS else (False,):
+        network = ("mlp", "single", "dense")
+        config = config_of(*network, name, data=dict(particles="shuffled"))
+        direction = dict(config["inference"]["direction"])
+        direction.pop("context", None)
+        if context:
+            direction["context"] = dict(name="other")
+        config["inference"] = config["inference"] | dict(direction=direction)
+        P, batch = config["inference"]["size"], batch_of("dense")
+        own = jax.tree.map(lambda a, P=P: jnp.stack([a] * P), batch) | dict(context=batch)
+        made = meant(updated, config, network, own, own=True, context=context,
+                     inference=name)  # fmt: skip
+        if made is not None:
+            state, after, metrics = made
+            assert shapes(after) == shapes(state) and metrics["nll"].shape == (P, 1, B)
 
 
 DIRECTIONS = ["particles", *sorted(INTERACTING - set(SAMPLERS))]

@@ -17,6 +17,7 @@ import uncertainty.backbones
 import uncertainty.ensembles
 import uncertainty.heads
 import uncertainty.inference.directions
+import uncertainty.objectives
 from uncertainty import build, types
 from uncertainty.model import from_network
 
@@ -73,6 +74,11 @@ HEADS = {  # with the likelihood that it is for
         dict(name="heteroscedastic.HeteroscedasticXL", outputs=K, rank=2),
         dict(name="softmax", samples=8),
     ),
+}
+OBJECTIVES = {
+    "likelihood": dict(name="likelihood"),
+    "label_smoothing": dict(name="label_smoothing", rate=0.2),
+    "mean_teacher": dict(name="mean_teacher", weight=2.0, ramp_steps=10),
 }
 PRIOR = dict(name="gaussian", scale=2.0)
 
@@ -227,8 +233,9 @@ def test_bfloat16_is_confined_to_the_backbone(backbone):
             uncertainty.inference.directions,
             [spec["direction"]["name"] for spec in INFERENCE.values() if "direction" in spec],
         ),
+        (uncertainty.objectives, [spec["name"] for spec in OBJECTIVES.values()]),
     ],
-    ids=["backbones", "ensembles", "heads", "directions"],
+    ids=["backbones", "ensembles", "heads", "directions", "objectives"],
 )
 def test_every_file_of_methods_has_its_line(package, lines):
     files = {module.name for module in pkgutil.iter_modules(package.__path__)} - HELPERS
@@ -365,6 +372,10 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(backbone=BACKBONES["vmoe"] | dict(expert_blocks="last 2")), "none of 1 blocks"),
     (dict(likelihood=dict(name="gaussian", noise_std=-1.0)), "noise_std: -1.0"),
     (dict(inference=dict(name="particles", size=0)), "size: 0 particles; at least 1"),
+    (dict(objective=dict(name="label_smoothing", rate=1.0)), "objective: rate: 1.0; at least 0"),
+    (dict(objective="likelyhood"), "objective.name: no file 'likelyhood'"),
+    (dict(objective=dict(name="mean_teacher", stream="more")),
+     "objective.stream: 'more' is no entry of the batch, which has 'x', 'y'"),
 ]  # fmt: skip
 
 

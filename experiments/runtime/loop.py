@@ -40,6 +40,7 @@ class Services:
       checkpoints: of the carry.
       faults: looks at the losses of an update that trains.
       log_every, save_every: steps.
+      own_examples: whether each particle sees examples of its own.
       before: steps of the run before those of this loop, for the records.
       learning_rate: of a step of this loop.
       monitor: carry -> values for the record, and a short text for the progress line.
@@ -53,6 +54,7 @@ class Services:
     faults: "Faults"
     log_every: int
     save_every: int
+    own_examples: bool = False
     before: int = 0
     learning_rate: Callable[[int], Any] | None = None
     monitor: Callable[[Carry], tuple[Mapping[str, float], str]] | None = None
@@ -104,7 +106,7 @@ def run(
             if trains:
                 faults.add(metrics["finite"], metrics["loss"])
             if trains and (logged or done == start + 1):
-                record, text = summary(execution.host(metrics))
+                record, text = summary(execution.host(metrics), services.own_examples)
                 faults.check(done)
                 if services.monitor:
                     values, shown = services.monitor(carry)
@@ -138,24 +140,35 @@ def run(
     return carry
 
 
-def summary(metrics: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
+def summary(
+    metrics: Mapping[str, np.ndarray], own_examples: bool = False
+) -> tuple[dict[str, float], str]:
     """What is written and shown of an update's metrics: loss per member and of the ensemble.
 
-    Particles whose step was not finite are left out of all but their own losses.
+    Without labels there is a loss of each particle alone, and an ensemble has none where particles
+    see examples of their own. What an objective reports besides is averaged. Particles whose step
+    was not finite are left out of all but their own losses.
     """
+    sound = metrics["finite"] if metrics["finite"].any() else slice(None)  # of [P]
+    others = sorted(set(metrics) - {"loss", "gradient_norm", "finite", "nll"})
+    record = {
+        name: float(np.mean(metrics[name][sound])) for name in ("loss", "gradient_norm", *others)
+    }
+    if "nll" not in metrics:
+        losses = np.asarray(metrics["loss"], np.float64)
+        if len(losses) > 1:
+            record |= {f"loss/{i}": float(value) for i, value in enumerate(losses)}
+        return record, format_losses(losses, None)
     nll = np.asarray(metrics["nll"], np.float64)  # [P, M, B]
     members = nll.mean(axis=-1).ravel()  # [P M]
-    sound = metrics["finite"] if metrics["finite"].any() else slice(None)  # of [P]
-    record = {
-        "loss": float(np.mean(metrics["loss"][sound])),
-        "gradient_norm": float(np.mean(metrics["gradient_norm"][sound])),
-    }
+    if len(members) > 1:
+        record |= {f"loss/{i}": float(value) for i, value in enumerate(members)}
+    if own_examples:
+        return record, format_losses(members, None)
     flat = -nll[sound].reshape(-1, nll.shape[-1])  # log p(y), [P M, B]
     peak = flat.max(axis=0)
     mixture = peak + np.log(np.mean(np.exp(flat - peak), axis=0))
     record["ensemble_loss"] = float(-np.mean(mixture))
-    if len(members) > 1:
-        record |= {f"loss/{i}": float(value) for i, value in enumerate(members)}
     return record, format_losses(members, record["ensemble_loss"] if len(members) > 1 else None)
 
 
