@@ -99,18 +99,17 @@ def evaluate(
     members = [dict(workdir=relative(p, workdir), step=step) for p, (_, step) in restored.items()]
     folder = workdir / "evaluation" / name
     reads = {path_in(key, read.field): read for key, one in built.items() for read in one.data}
+    if jax.process_index() == 0:
+        noted = {path: predict.reader.noted(read.data) for path, read in reads.items()}
+        sets = {path: one for path, one in noted.items() if one}
+        if show:
+            from experiments.reports.tables import print_metrics
+
+            print_sets(sets, step)
+            print_metrics(metrics)  # first: what cannot be saved is seen at least
+        write_results(folder, metrics, arrays, sets, members)
     if predictions:
         failures |= export_all(predict, reads, folder / "predictions", members)
-    if jax.process_index() != 0:
-        return metrics, failures
-    noted = {path: predict.reader.noted(read.data) for path, read in reads.items()}
-    sets = {path: one for path, one in noted.items() if one}
-    if show:
-        from experiments.reports.tables import print_metrics
-
-        print_sets(sets, step)
-        print_metrics(metrics)  # first: what cannot be saved is seen at least
-    write_results(folder, metrics, arrays, sets, members)
     return metrics, failures
 
 

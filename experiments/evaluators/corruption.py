@@ -34,11 +34,11 @@ def corruption(
       bins: of the calibration error.
 
     Raises:
-      ValueError: fewer than one bin, no kind or severity, or an unknown severity.
+      ValueError: fewer than one bin, or no kind or severity.
     """
     check_bins(bins)
     _check_some("kinds", kinds, None)
-    _check_some("severities", severities, SEVERITIES)
+    _check_some("severities", severities, None)
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
         clean = predict.source(data)
@@ -58,6 +58,7 @@ def corruption(
     def check(source: Source) -> None:
         known = corruptions.kinds_for(source)
         _check_some("kinds", kinds, known)
+        _check_some("severities", severities, SEVERITIES)
         corruptions.corrupted(source, known[0], 1)
 
     yields = {f"corruption/{name}" for name in SHOWN} | {

@@ -61,10 +61,12 @@ def side_by_side(outs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarr
     joined = {}
     for name in (name for name in ARRAYS if any(name in out for out in outs)):
         width = max(out[name].shape[-1] for out in outs if name in out)
-        joined[name] = np.concatenate([
-            np.broadcast_to(out.get(name, np.float32(0)), (*out["mean"].shape[:2], width))
-            for out in outs
-        ])  # fmt: skip
+        joined[name] = np.concatenate(
+            [
+                np.broadcast_to(out.get(name, np.float32(0)), (*out["mean"].shape[:2], width))
+                for out in outs
+            ]
+        )
     return joined
 
 

@@ -110,8 +110,11 @@ def test_corruption_is_the_metrics_of_corrupted_inputs(digits, by_hand):
     nll = -np.mean(np.log(p[np.arange(len(clean.y)), clean.y]))
     np.testing.assert_allclose(found["corruption/gaussian_blur/3/nll"], nll, rtol=1e-4)
     for metric in ("accuracy", "nll", "ece"):
-        each = [v for k, v in found.items() if k.startswith("corruption/") and k.count("/") == 3
-                and k.endswith(f"/{metric}")]  # fmt: skip
+        each = [
+            v
+            for k, v in found.items()
+            if k.startswith("corruption/") and k.count("/") == 3 and k.endswith(f"/{metric}")
+        ]
         assert len(each) == 8 * 5
         np.testing.assert_allclose(found[f"corruption/{metric}"], np.mean(each))
 
@@ -202,8 +205,9 @@ def test_the_batch_size_of_evaluation_changes_no_number(digits, batch_size):
     state, _ = Checkpoints(digits, read_only=True).restore(experiment.shapes)
     p = Predictor(experiment, state)(dict(name="digits", split="test", classes=range(8)))
     expected = saved(digits)["classification/nll"]
-    np.testing.assert_allclose(metrics.evaluate_classification(p.log_p, p.y)["classification/nll"],
-                               expected, rtol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        metrics.evaluate_classification(p.log_p, p.y)["classification/nll"], expected, rtol=1e-5
+    )
 
 
 def test_a_missing_set_is_reported_and_the_others_are_done(digits, tmp_path, caplog):
@@ -267,8 +271,18 @@ def test_a_damaged_file_is_named_in_one_line(digits, tmp_path, file, content, me
 
 
 JUNK = [5, "x", [1, {"a": 2}], {"name": 5}, 1e300]
-FIELDS = ["batch_size", "data", "evaluation", "inference", "backbone", "stages",
-          "head.outputs", "optimiser.name", "evaluators", "likelihood"]  # fmt: skip
+FIELDS = [
+    "batch_size",
+    "data",
+    "evaluation",
+    "inference",
+    "backbone",
+    "stages",
+    "head.outputs",
+    "optimiser.name",
+    "evaluators",
+    "likelihood",
+]
 
 
 @pytest.mark.slow

@@ -39,8 +39,10 @@ def by_hand(predictor):
         for p in range(2):
             h = source.gather(np.arange(len(source)))["x"].reshape(len(source), -1)
             for name in ("dense0", "dense1"):
-                layer = {k: np.asarray(v[p]) for k, v in
-                         predictor.runs[0].state.params["backbone"][name].items()}  # fmt: skip
+                layer = {
+                    k: np.asarray(v[p])
+                    for k, v in predictor.runs[0].state.params["backbone"][name].items()
+                }
                 h = np.maximum(h @ layer["kernel"].reshape(h.shape[1], -1) + layer["bias"], 0)
             members.append(h)
         return np.concatenate(members, axis=1), source.y
@@ -101,8 +103,9 @@ def test_errors_are_those_of_ridge_with_the_chosen_strength(predictor, by_hand, 
             (x, y), test = by_hand(spec["train"]), by_hand(spec["test"])
             for draw in range(DRAWS):
                 rng = np.random.default_rng([3, draw])
-                order = [rng.permutation(np.where(y == k)[0])[: max(SHOTS)]
-                         for k in range(y.max() + 1)]  # fmt: skip
+                order = [
+                    rng.permutation(np.where(y == k)[0])[: max(SHOTS)] for k in range(y.max() + 1)
+                ]
                 apart = rng.permutation([i for i in range(len(y)) if i not in np.ravel(order)])[:50]
                 seen = np.concatenate([o[:n] for o in order])
                 for i in range(30):

@@ -53,8 +53,9 @@ def test_a_vit_costs_its_products(single):
 
 @pytest.mark.slow
 def test_experts_cost_their_slots():
-    experts = dict(name="experts.MoE", num_experts=8,
-                   router=dict(name="routers.TopK", capacity_factor=1.5))  # fmt: skip
+    experts = dict(
+        name="experts.MoE", num_experts=8, router=dict(name="routers.TopK", capacity_factor=1.5)
+    )
     fields = dict(experts=experts, expert_blocks=(1,))
     slots = 2 * 4 * (B * T * 1.5 / 4)  # of M members with 4 experts each
     assert slots == 3 * B * T

@@ -67,7 +67,11 @@ def test_how_the_training_data_were_read_is_part_of_the_run(table):
     for field in ("mean", "std", "y_mean", "y_std"):
         np.testing.assert_array_equal(getattr(noted, field), getattr(source, field))
     assert (noted.classes, noted.outputs, noted.shape, len(noted)) == (
-        source.classes, source.outputs, source.shape, 0)  # fmt: skip
+        source.classes,
+        source.outputs,
+        source.shape,
+        0,
+    )
     before = read_json(run / "data.json")
     # A run of a version that noted less has it from the training data again.
     write_json(run / "data.json", {k: before[k] for k in ("name", "shape", "classes", "outputs")})
@@ -140,15 +144,21 @@ def test_the_sets_are_noted_and_shown(digits, capsys):
 
 
 BEFORE = {
-    "missing file": (dict(sets=dict(a=dict(name="npz", path="/no/file.npz"))),
-                     "evaluators.ood.sets.a.path: there is no file"),
-    "another shape": (dict(sets=dict(a=dict(name="iris"))),
-                      r"evaluators.ood.sets.a: iris\[train\]: inputs of shape \(4,\), but"),
-    "labels": (dict(data=dict(name="digits", split="test")),
-               "data.classes: .* 10 classes, but the model was trained on 8"),
+    "missing file": (
+        dict(sets=dict(a=dict(name="npz", path="/no/file.npz"))),
+        "evaluators.ood.sets.a.path: there is no file",
+    ),
+    "another shape": (
+        dict(sets=dict(a=dict(name="iris"))),
+        r"evaluators.ood.sets.a: iris\[train\]: inputs of shape \(4,\), but",
+    ),
+    "labels": (
+        dict(data=dict(name="digits", split="test")),
+        "data.classes: .* 10 classes, but the model was trained on 8",
+    ),
     "split": (dict(data=dict(split="tst")), "data.split: 'tst' does not exist"),
     "severity": ({}, "evaluators.corruption.severities: 9; these data can have"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BEFORE)

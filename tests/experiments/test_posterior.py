@@ -51,16 +51,22 @@ def predictions(members, spec, seed=0):
     u = 3 * rng.normal(size=(members, len(source), source.outputs))
     discrete = source.task == "classification"
     return Predictions(
-        y=source.y, mean=u, log_p=scipy.special.log_softmax(u, axis=-1) if discrete else None,
-        variance=None if discrete else np.ones_like(u), latent_variance=None, epistemic=None,
-        source=source, seconds=0.0,
-    )  # fmt: skip
+        y=source.y,
+        mean=u,
+        log_p=scipy.special.log_softmax(u, axis=-1) if discrete else None,
+        variance=None if discrete else np.ones_like(u),
+        latent_variance=None,
+        epistemic=None,
+        source=source,
+        seconds=0.0,
+    )
 
 
 def file(path, spec, draws, second=None, **arrays):
     x = load(spec).x
-    np.savez(path, x=x, draws=draws, second=draws if second is None else second, settings="{}",
-             **arrays)  # fmt: skip
+    np.savez(
+        path, x=x, draws=draws, second=draws if second is None else second, settings="{}", **arrays
+    )
     return str(path)
 
 
@@ -81,8 +87,9 @@ def test_distances_are_means_over_points_and_outputs(tmp_path, spec):
     ratio = sum(a.std() for a, _ in pairs) / sum(b.std() for _, b in pairs)
     np.testing.assert_allclose(found["posterior/std_ratio"], ratio, rtol=1e-6)
     np.testing.assert_allclose(found["posterior/mean"], f.mean(0))
-    np.testing.assert_allclose(found["posterior/reference_band"],
-                               np.percentile(draws, [2.5, 97.5], axis=0))  # fmt: skip
+    np.testing.assert_allclose(
+        found["posterior/reference_band"], np.percentile(draws, [2.5, 97.5], axis=0)
+    )
     np.testing.assert_array_equal(found["posterior/reference_map"], np.ones((2, 2)))
     assert not [key for key in found if "side" in key]
 
@@ -97,8 +104,10 @@ def test_inside_and_outside_of_the_data(tmp_path):
     for name, where in (("inside", inside), ("outside", ~inside)):
         for key, value in distances(p.mean[:, where], q.mean[:, where]).items():
             assert found[f"posterior/{name}/{key}"] == value
-    parts = [found[f"posterior/{name}/w1"] * n.sum()
-             for name, n in (("inside", inside), ("outside", ~inside))]  # fmt: skip
+    parts = [
+        found[f"posterior/{name}/w1"] * n.sum()
+        for name, n in (("inside", inside), ("outside", ~inside))
+    ]
     np.testing.assert_allclose(found["posterior/w1"], sum(parts) / len(x))
     np.testing.assert_array_equal(found["posterior/train_x"][:, 0], train)
 

@@ -1,7 +1,9 @@
 """Functions over data, several runs as one ensemble, and files of predictions: all by NumPy."""
 
+import dataclasses
 import itertools
 import json
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -156,8 +158,10 @@ def joined(tmp_path_factory):
     """Two runs that differ in seed, number and width of networks and batches, evaluated as one."""
     folder = tmp_path_factory.mktemp("joined")
     wide = dict(backbone=dict(name="mlp.MLP", widths=(5,)))
-    runs = {folder / "a": made(folder / "a"),
-            folder / "b": made(folder / "b", step=5, seed=1, size=1, batch=32, **wide)}  # fmt: skip
+    runs = {
+        folder / "a": made(folder / "a"),
+        folder / "b": made(folder / "b", step=5, seed=1, size=1, batch=32, **wide),
+    }
     a, b = (open_run(path) for path in runs)
     options = dict(name="both", show=False, predictions=True)
     values, failures = evaluate(a, folder / "a", others={folder / "b": b}, **options)
@@ -199,8 +203,7 @@ def test_predictions_in_a_file_give_the_metrics_back(joined):
     np.testing.assert_allclose(log_p, members(states, load(TEST)), rtol=1e-4, atol=1e-5)
     # Sums of the same parts, cut where a batch of either run ends, are the same sums.
     cuts = sorted({*range(0, N, 50), *range(0, N, 32), N})
-    parts = [streaming.tally(log_p[:, i:j], y[i:j], 15, True)
-             for i, j in itertools.pairwise(cuts)]  # fmt: skip
+    parts = [streaming.tally(log_p[:, i:j], y[i:j], 15, True) for i, j in itertools.pairwise(cuts)]
     total = parts[0][0]
     for part in parts[1:]:
         total = streaming.merge(total, part[0])
@@ -221,6 +224,44 @@ def test_predictions_in_a_file_give_the_metrics_back(joined):
             load(dict(name="digits", classes=(8, 9)))
         )
         assert json.loads(file["metadata.json"])["sets"] == ["ood.a"]
+
+
+@pytest.mark.slow
+def test_the_program_joins_workdirs_and_names_those_that_do_not_fit(joined, programs, tmp_path):
+    folder, _, expected = joined
+    a, b = folder / "a", folder / "b"
+    code, output = programs("evaluate", "--workdir", a, "--workdir", b, "--predictions")
+    assert code == 0, output
+    results = a / "evaluation" / "test-with-b"
+    assert output.splitlines()[-1] == f"results: {results}"
+    values = read_json(results / "metrics.json")
+    assert values.keys() == expected.keys()
+    for name in values:
+        if "_ms_" not in name:  # on another number of devices, so to rounding
+            assert values[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
+    assert {file.name for file in (results / "predictions").iterdir()} == {
+        "digits-test.npz",
+        "digits-train.npz",
+    }
+    made(tmp_path / "other", **DIFFERENT["mean"])
+    code, output = programs("evaluate", "--workdir", a, "--workdir", tmp_path / "other")
+    message = f"error: workdir: {tmp_path / 'other'} cannot be joined with {a}: `mean` of its"
+    assert code == 2 and output.splitlines()[-1].startswith(message)
+
+
+@pytest.mark.slow
+def test_a_file_is_written_without_its_predictions_in_memory(tmp_path):
+    experiment = setup(config_of(size=32, batch=500, evaluators={}))
+    predict = Predictor(experiment, experiment.init())
+    x = np.tile(load(TEST).x, (160, 1, 1, 1))
+    source = dataclasses.replace(experiment.source, x=x, y=np.arange(len(x), dtype=np.int32) % K)
+    export(predict, TEST, "alike", tmp_path / "compiled.npz")
+    tracemalloc.start()
+    export(predict, source, "alike", tmp_path / "test.npz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    with np.load(tmp_path / "test.npz") as file:
+        assert file["log_p"].shape == (32, len(x), K) and peak < file["log_p"].nbytes / 4
 
 
 def test_joined_features_and_what_is_of_one_run_alone(joined):
@@ -281,12 +322,19 @@ def test_a_frozen_member_is_left_out_of_all(tmp_path):
 
 
 DIFFERENT = {
-    "classes": dict(train=dict(name="digits", classes=(0, 1)),
-                    head=dict(name="dense.Dense", outputs=2), evaluators={}),
+    "classes": dict(
+        train=dict(name="digits", classes=(0, 1)),
+        head=dict(name="dense.Dense", outputs=2),
+        evaluators={},
+    ),
     "mean": dict(train=dict(TEST, split="train", mean=0.5), evaluators={}),
-    "task": dict(train=dict(name="diabetes"), likelihood=dict(name="gaussian"),
-                 head=dict(name="dense.Dense", outputs=1), evaluators={}),
-}  # fmt: skip
+    "task": dict(
+        train=dict(name="diabetes"),
+        likelihood=dict(name="gaussian"),
+        head=dict(name="dense.Dense", outputs=1),
+        evaluators={},
+    ),
+}
 
 
 @pytest.mark.parametrize("field", DIFFERENT)
@@ -311,16 +359,18 @@ def test_results_of_several_runs_have_a_place_of_their_own(joined, tmp_path):
 def test_regression_in_a_file_is_in_units_that_give_the_metrics_back(tmp_path):
     data = dict(name="diabetes", split="test")
     spec = dict(
-        train=dict(name="diabetes"), likelihood=dict(name="gaussian", noise_std=0.0),
+        train=dict(name="diabetes"),
+        likelihood=dict(name="gaussian", noise_std=0.0),
         head=dict(name="mean_variance.MeanVariance", outputs=1),
         evaluators=dict(test=dict(name="regression", data=data)),
-    )  # fmt: skip
+    )
     for name, seed in (("a", 0), ("b", 1)):
         made(tmp_path / name, seed=seed, **spec)
     others = {tmp_path / "b": open_run(tmp_path / "b")}
     experiment = open_run(tmp_path / "a")
-    found, failures = evaluate(experiment, tmp_path / "a", others=others, name="both",
-                               show=False, predictions=True)  # fmt: skip
+    found, failures = evaluate(
+        experiment, tmp_path / "a", others=others, name="both", show=False, predictions=True
+    )
     assert not failures
     with np.load(
         tmp_path / "a" / "evaluation" / "both" / "predictions" / "diabetes-test.npz"

@@ -31,14 +31,21 @@ def config_of(**mesh):
     config.data.train = dict(DATA, split="train")
     config.batch_size, config.evaluation.batch_size = 16, B
     config.backbone = dict(
-        name="vit.ViT", variant="tiny", width=8, num_heads=2, mlp_dim=8, pooling="gap",
+        name="vit.ViT",
+        variant="tiny",
+        width=8,
+        num_heads=2,
+        mlp_dim=8,
+        pooling="gap",
         experts=dict(
-            name="experts.MoE", num_experts=M * E, split_rngs=True,
+            name="experts.MoE",
+            num_experts=M * E,
+            split_rngs=True,
             router=dict(
                 name="routers.TopK", k=2, group_size=SIZE, multiple_of=1, capacity_factor=0.7
             ),
         ),
-    )  # fmt: skip
+    )
     config.ensemble = dict(name="e3", size=M)
     config.head.outputs = 3
     config.inference.update(size=P, executor="vmap")
@@ -147,8 +154,9 @@ def test_classes_by_experts_are_a_loop_over_tokens(run):
     relative = load_of.reshape(P, M * E) / load_of.mean((1, 2))[:, None]
     assert metrics["routing/block01/load_max"] == pytest.approx(relative.max(1).mean(), rel=1e-5)
     assert metrics["routing/block01/load_min"] == pytest.approx(relative.min(1).mean(), rel=1e-5)
-    counts = [[T * shares[p, m, source.y == k].sum(0) for k in range(3)]
-              for p, m in np.ndindex(P, M)]  # fmt: skip
+    counts = [
+        [T * shares[p, m, source.y == k].sum(0) for k in range(3)] for p, m in np.ndindex(P, M)
+    ]
     counts = np.rint(counts).astype(int)  # scikit-learn cuts off fractions
     information = np.mean([mutual_info_score(None, None, contingency=c) for c in counts])
     assert information > 0.001

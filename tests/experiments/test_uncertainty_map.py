@@ -118,9 +118,15 @@ def predictions(members, epistemic=None):
     rng = np.random.default_rng(members)
     u = rng.normal(size=(members, 7, 3)).astype(np.float32)
     return Predictions(
-        y=np.zeros(7, int), mean=u, log_p=scipy.special.log_softmax(u, axis=-1), variance=None,
-        latent_variance=epistemic, epistemic=epistemic, source=None, seconds=0.0,
-    )  # fmt: skip
+        y=np.zeros(7, int),
+        mean=u,
+        log_p=scipy.special.log_softmax(u, axis=-1),
+        variance=None,
+        latent_variance=epistemic,
+        epistemic=epistemic,
+        source=None,
+        seconds=0.0,
+    )
 
 
 def test_one_plain_network_has_an_entropy_alone():

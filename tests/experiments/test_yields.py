@@ -83,17 +83,24 @@ def test_what_is_no_data_set_is_refused_by_its_field(kind):
 def test_data_are_read_once_and_every_fault_is_named():
     source = load(dict(TEST, split="train"))
     missing = dict(name="npz", path="/no/file.npz")
-    built = build_all(dict(
-        a=dict(name="classification", data=TEST),
-        b=dict(name="ood", data=TEST, sets=dict(x=missing, y=dict(name="iris"))),
-        c=dict(name="classification", data=missing),
-        d=dict(name="uncertainty_map", data=TEST),
-    ), "classification")  # fmt: skip
+    built = build_all(
+        dict(
+            a=dict(name="classification", data=TEST),
+            b=dict(name="ood", data=TEST, sets=dict(x=missing, y=dict(name="iris"))),
+            c=dict(name="classification", data=missing),
+            d=dict(name="uncertainty_map", data=TEST),
+        ),
+        "classification",
+    )
     with pytest.raises(ConfigError) as error:
         check_data(built, source)
     starts = [line.partition(": ")[0] for line in str(error.value).splitlines()]
-    assert starts == ["evaluators.b.sets.x.path", "evaluators.b.sets.y", "evaluators.c.data.path",
-                      "evaluators.d.data"]  # fmt: skip
+    assert starts == [
+        "evaluators.b.sets.x.path",
+        "evaluators.b.sets.y",
+        "evaluators.c.data.path",
+        "evaluators.d.data",
+    ]
     del built["b"], built["c"], built["d"]
     check_data(built, source)
 
