@@ -118,10 +118,7 @@ def test_configs_and_experiments_import_one_way():
     for name, tree in MODULES.items():
         for imported in imports(name, tree):
             if name.startswith("configs") and imported.startswith("experiments"):
-                allowed = ("experiments.data.embedded", "experiments.reports.published",
-                           "experiments.evaluators.posterior", "experiments.experiment.base",
-                           "experiments.data.derived")  # fmt: skip
-                assert imported in allowed, f"{name} imports {imported}"
+                assert imported == "experiments.experiment.base", f"{name} imports {imported}"
             if name.startswith("uncertainty"):
                 assert not imported.startswith("experiments")
 
