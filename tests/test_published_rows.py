@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.published import PUBLISHED
 from experiments.experiment import config as config_lib
-from experiments.reports.published import PUBLISHED
 from experiments.tables.cells import table_of
 from uncertainty import build, rules
 from uncertainty.likelihoods import softmax

@@ -7,7 +7,7 @@ our corruptions, which are not those of CIFAR-10-C.
 
 from typing import Any
 
-from experiments.reports.published import PUBLISHED
+from configs.published import PUBLISHED
 
 ROWS = {
     "Deterministic": "",

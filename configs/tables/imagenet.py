@@ -4,7 +4,7 @@ V-MoE and E3 from scratch.
 HetSNGP has a script there but no published row.
 """
 
-from experiments.reports.published import PUBLISHED
+from configs.published import PUBLISHED
 
 ROWS = {
     "Deterministic": "",

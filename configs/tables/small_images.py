@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.reports.published import PUBLISHED
+from configs.published import PUBLISHED
 
 
 def get_table() -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from typing import Any
 
 from configs.toys.particles import get_config
-from experiments.data.derived import derived
-from experiments.evaluators.posterior import floor, is_made
+from experiments.experiment.base import derived, floor, is_made
 
 ROWS = {
     "Deep ensemble": "ensemble",

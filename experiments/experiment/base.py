@@ -1,4 +1,4 @@
-"""What every experiment has, with the defaults that a config changes."""
+"""What every experiment has, with the defaults that a config changes; all that configs import."""
 
 import inspect
 import re
@@ -8,6 +8,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.data import embedded
+from experiments.data.derived import derived as derived
+from experiments.evaluators.posterior import floor as floor
+from experiments.evaluators.posterior import is_made as is_made
 from uncertainty.build import ConfigError
 
 

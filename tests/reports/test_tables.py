@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from experiments.reports.published import PUBLISHED
+from configs.published import PUBLISHED
 from experiments.reports.study import Column, Row, Study
 from experiments.reports.tables import human, pretty, print_metrics, print_study
 
