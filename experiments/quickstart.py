@@ -27,7 +27,7 @@ Next, after `source .venv/bin/activate`:
       --config.optimiser.learning_rate=3e-4
   python -m experiments.evaluate --workdir runs/five --data digits:validation
   python -m experiments.report runs/five --output five.html
-  python -m experiments.reproduce small_images    # LeNet5 on Fashion-MNIST, see the README
+  python -m experiments.reproduce small_images    # LeNet5 on Fashion-MNIST, see docs/results
 """
 
 

@@ -7,6 +7,7 @@ import logging
 import pkgutil
 import shutil
 import signal
+import sys
 import time
 
 import numpy as np
@@ -21,7 +22,7 @@ from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.tables.cells import Cells, table_of
 from experiments.tables.records import FILE, slug
 from experiments.tables.render import runs_here
-from experiments.tables.run import reproduce
+from experiments.tables.run import reproduce, run_alone
 from experiments.tables.summary import study
 from uncertainty.build import ConfigError
 
@@ -355,12 +356,26 @@ def test_interrupted_in_evaluation_and_resumed_alone(programs, tmp_path):
     assert json.loads(line)["metrics"]["cost/step"] == 60
 
 
-def test_a_failing_row_alone(programs, tmp_path):
-    result = programs("reproduce", *digits(tmp_path, "--set", "steps=40", "--isolate"))
-    assert result.code == 1, result.output
-    assert "ERROR Single network, seed 0: optimiser.schedule: warmup_steps: 50;" in result.output
-    text = (of(tmp_path / "r") / "table.md").read_text()
-    assert "Failed: seed 0: optimiser.schedule: warmup\\_steps: 50" in text
+def test_a_failing_cell_alone_leaves_its_reason(tmp_path):
+    """Where its parent looks for it."""
+    reason = tmp_path / "reason"
+    words = map(str, digits(tmp_path, "--set", "steps=40", "--cell", reason))
+    assert main(list(words)) == 1
+    assert reason.read_text().startswith("optimiser.schedule: warmup_steps: 50;")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys; open(sys.argv[-1], 'w').write('the reason'); sys.exit(1)", "the reason"),
+        ("import sys; sys.exit(3)", "its process ended with status 3"),
+        ("import os; os.kill(os.getpid(), 9)", "its process ended with status -9"),
+    ],
+)
+def test_a_process_that_fails_is_reported_with_its_reason(code, message):
+    with pytest.raises(RuntimeError, match=f"^{message}$"):
+        run_alone([sys.executable, "-S", "-c", code])
+    run_alone([sys.executable, "-S", "-c", "pass"])
 
 
 def test_file_names():
