@@ -118,12 +118,6 @@ def test_the_library_neither_reads_nor_writes_nor_prints(name):
                 assert called.attr not in methods, f"{name}:{node.lineno} calls {called.attr}"
 
 
-CONFIGS_MAY_IMPORT = {  # what is data, and the defaults of a config
-    "experiments.experiment.base", "experiments.data.embedded", "experiments.data.derived",
-    "experiments.reports.published", "experiments.evaluators.posterior",
-}  # fmt: skip
-
-
 def test_configs_import_few_and_are_found_by_name():
     for name, tree in MODULES.items():
         for imported in imports(name, tree):

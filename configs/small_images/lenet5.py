@@ -7,8 +7,9 @@ Settings (same source): the first 50,000 training images, Adam 1e-3 (TensorFlow'
 of 256, 5,000 steps (25 epochs), no decay, no augmentation. `padding=SAME` is the network that the
 script builds, 545,546 parameters; `padding=VALID` the 61,706 that its README speaks of.
 
-Differences from the source: the members of an ensemble see the same batches in the same order and
-differ by their initial weights alone.
+Differences from the source: with `particles=shared` the members of an ensemble see the same batches
+in the same order and differ by their initial weights alone; with `shuffled` each has an order of its
+own, as there, and with `bootstrap` a sample of its own too (Table: particle_examples).
 
 Command: python -m experiments.train --config configs/small_images/lenet5.py:size=10 --workdir DIR
 Fashion-MNIST without a network: python -m tools.prepare_fashion_mnist --help
@@ -22,19 +23,31 @@ SHAPE, CLASSES = (28, 28, 1), 10
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`dataset`: fashion_mnist or mnist; `size`: networks; `padding`: SAME or VALID."""
-    arg = parse_arg(arg, dataset=("fashion_mnist", "mnist"), size=1, padding=("SAME", "VALID"))
+    """`dataset`: fashion_mnist or mnist; `size`: networks; `padding`: SAME or VALID; `steps`.
+
+    `particles`: whether they share their batches, have each an order or a bootstrap sample.
+    """
+    arg = parse_arg(
+        arg,
+        dataset=("fashion_mnist", "mnist"),
+        size=1,
+        padding=("SAME", "VALID"),
+        particles=("shared", "shuffled", "bootstrap"),
+        steps=5_000,
+    )
     config = base()
     test = dict(split="test")
 
     config.data.train = dict(name=arg.dataset, split="train[:50000]")
+    if arg.particles != "shared":
+        config.data.particles = arg.particles
     config.batch_size = 256
 
     config.backbone = dict(name="lenet.LeNet5", padding=arg.padding)
     config.head = dict(name="dense.Dense", outputs=CLASSES)
     config.inference.size = arg.size
 
-    config.steps = 5_000
+    config.steps = arg.steps
     config.optimiser = dict(name="adam", learning_rate=1e-3, eps=1e-7)
     config.logging.every = 100
 
