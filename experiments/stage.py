@@ -262,6 +262,8 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
         hyper=trained.hyper,
         collections=both(state.collections, trained.collections),
     )
+    if state.slow is not None:
+        state = new.inference.restart(state)
     if trained.samples is not None:
         S = samples[0][1]
         new_ones = jax.tree.map(lambda a: jnp.stack([a] * S, axis=1), state.collections)

@@ -227,8 +227,8 @@ class Objective(NamedTuple):
                with inputs of this particle's own, which count as constants. For all directions.
       latents  another loss of the latents: likelihood, latent, batch, key, own -> per example
                [M, B]. For all directions.
-      loss     a loss of its own: model, params, collections, batch, key, own -> loss [], Aux. For
-               directions that need no latents.
+      loss     in place of both, a loss of its own: model, params, collections, batch, key, own ->
+               loss [], Aux. For directions that need no latents.
 
     `own` is an `Own`. The objective may have parameters of its own, which are trained with the
     network's and lie beside them as `objective`, and slow copies of any, which are kept and not

@@ -12,12 +12,12 @@ from uncertainty.heads.dense import Dense
 from uncertainty.inference import executors
 from uncertainty.inference.annealing import linear as linear_annealing
 from uncertainty.inference.context import other, perturbed
-from uncertainty.inference.directions import interacting
 from uncertainty.inference.directions.independent import independent
 from uncertainty.inference.directions.interacting import SPACES
 from uncertainty.inference.directions.spectral import prior_score, score_at_samples
 from uncertainty.inference.directions.svgd import svgd
 from uncertainty.inference.directions.wgd import ESTIMATORS, wgd
+from uncertainty.inference.function_values import represent
 from uncertainty.inference.kernels.imq import imq
 from uncertainty.inference.kernels.linear import linear
 from uncertainty.inference.kernels.probability_product import probability_product
@@ -138,9 +138,9 @@ def test_equal_particles_have_equal_probabilities():
     mean, variance = (jnp.asarray(rng.uniform(1, 2, (1, 1, B, K)), jnp.float32) for _ in range(2))
     latent = jax.tree.map(lambda a: jnp.tile(a, (P, 1, 1, 1)), Latent(mean, variance))
     model = MODEL._replace(likelihood=softmax(samples=16))
-    made = interacting.represent(model, latent, jax.random.key(0), "probabilities")
+    made = represent(model, latent, jax.random.key(0), "probabilities")
     np.testing.assert_array_equal(made, np.broadcast_to(made[:1], made.shape))
-    other_draws = interacting.represent(model, latent, jax.random.key(1), "probabilities")
+    other_draws = represent(model, latent, jax.random.key(1), "probabilities")
     assert np.abs(made - other_draws).max() > 1e-3
 
 

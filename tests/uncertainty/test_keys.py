@@ -13,7 +13,7 @@ import pytest
 import uncertainty
 from uncertainty import build
 from uncertainty.inference import executors
-from uncertainty.inference.directions.interacting import represent
+from uncertainty.inference.function_values import represent
 from uncertainty.inference.hyper import HYPER
 from uncertainty.keys import Use, fold
 

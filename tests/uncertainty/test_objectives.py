@@ -88,6 +88,8 @@ def test_label_smoothing_integrates_the_latents_by_the_draws_of_the_nll():
         (lambda: trace(mean_teacher(stream="other")), "objective.stream: 'other' is no entry of"),
         (lambda: trace(Objective(), b=dict(x=BATCH["x"])), "'likelihood' needs labels"),
         (lambda: trace(Objective("new", loss=clashing)), "a metric of 'new' is called 'nll'"),
+        (lambda: trace(Objective("new", loss=clashing, latents=clashing)), "leaves no use for its"),
+        (lambda: trace(Objective("new", start=lambda params, own: params)), "copies need both"),
         (lambda: start(tempered(), num_examples=9, method=optimiser(sgld(), 0.1)),
          "'tempered' has parameters of its own, which have no posterior"),
     ],
@@ -334,6 +336,7 @@ def test_an_objective_without_labels_reports_no_nll():
     np.testing.assert_allclose(kernel(after), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_are_the_whole_for_every_objective():
     for objective in (label_smoothing(0.3), fast_gradient(), mean_teacher(std=0.0)):
         _, state = start(objective)

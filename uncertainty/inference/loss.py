@@ -23,6 +23,19 @@ NAME = "objective"  # among a particle's parameters: those of its objective
 RESERVED = {"loss", "nll", "gradient_norm", "finite"}  # metrics of every update
 
 
+def check(objective: Objective) -> None:
+    """Raises ValueError for parts of an objective of which one would be passed over."""
+    if objective.loss is not None and (objective.inputs or objective.latents):
+        raise ValueError(
+            f"objective: {objective.name!r} has a `loss` of its own, which leaves no use for its "
+            "`inputs` or `latents`"
+        )
+    if (objective.start is None) != (objective.follow is None):
+        raise ValueError(
+            f"objective: {objective.name!r} has one of `start` and `follow`; slow copies need both"
+        )
+
+
 def network(objective: Objective, params: Params) -> Params:
     """Those of a particle's parameters that are its network's."""
     return params if objective.init is None else {k: v for k, v in params.items() if k != NAME}

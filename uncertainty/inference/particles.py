@@ -95,6 +95,7 @@ def particles(
     sampling = isinstance(optimiser, SamplingTransformation)
     if (prior is not None or sampling) and num_examples is None:
         raise ValueError("num_examples: a posterior needs the size of the data set")
+    loss.check(objective)
     over = executors.mapping(executor)
     target = Target(prior, num_examples, temperature, likelihood_temperature)
     direct = direction(

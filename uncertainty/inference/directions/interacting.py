@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from uncertainty.inference import examples, loss, sharded
 from uncertainty.inference.directions.independent import independent
 from uncertainty.inference.directions.spectral import prior_draws, prior_score
+from uncertainty.inference.function_values import VALUES, features, represent
 from uncertainty.inference.samples import times
 from uncertainty.keys import Use, fold
 from uncertainty.types import (
@@ -35,7 +36,6 @@ from uncertainty.types import (
 )
 
 SPACES = ("weights", "functions", "functional_kernel", "functional_repulsion")
-VALUES = ("logits", "probabilities")
 # K, F -> A, B. None for A is the identity; B is linear in F.
 Transport = Callable[[jax.Array, jax.Array], tuple[jax.Array | None, jax.Array]]
 
@@ -232,7 +232,7 @@ def interacting(
 
         noise = fold(shared, Use.DRAWS)
         z, pull_values = jax.vjp(lambda u: represent(model, u, noise, values), seen)
-        phi, slope = _features(kernel, z)
+        phi, slope = features(kernel, z)
         compared = sharded.columns(phi)
         A, B = matrices(kernel, compared)
         force = sharded.rows([-scale * sharded.product(B, a) for a in compared], z) * slope
@@ -287,18 +287,6 @@ def interacting(
     return Direction(in_functions if in_function_space else in_weights)
 
 
-def represent(model: Model, latent: Latent, key: jax.Array, values: str) -> jax.Array:
-    """Function values of each particle, [P, M, B, K]; one set of draws makes all probabilities.
-
-    With draws of their own equal particles would differ, and repel each other by that noise.
-    """
-    if values == "logits":
-        return latent.mean
-    if model.likelihood.log_probs is None:
-        raise ValueError("values: 'probabilities' are those of classes; use 'logits'")
-    return jnp.exp(jax.vmap(model.likelihood.log_probs, (0, None))(latent, key))
-
-
 def by_layer(step: Callable, params: Params, g: Params) -> Params:
     """`step` for each innermost dict, which is a layer, by itself."""
     if any(not isinstance(value, dict) for value in params.values()):
@@ -315,14 +303,3 @@ def _split(A: jax.Array, B: jax.Array) -> tuple[jax.Array, jax.Array]:
     apart = 1 - jnp.eye(len(A), dtype=A.dtype)
     c = -jnp.sum(B * apart) / jnp.maximum(jnp.sum(A * apart), jnp.finfo(A.dtype).tiny)
     return c, (jnp.diagonal(B) + c * jnp.diagonal(A))[:, None]
-
-
-def _features(kernel: Kernel, z: jax.Array) -> tuple[jax.Array, jax.Array | float]:
-    """phi = features(z), and the factor of B phi that makes it a force on z.
-
-    Features are of each number by itself, of a kernel phi(a) . phi(b). So sum_j grad_{z_j} k(z_j,
-    z_i) = sum_j phi'(z_j) phi(z_i), the mean of phi' over the particles times (F phi)_i, F = P I.
-    """
-    if kernel.features is None:
-        return z, 1.0
-    return kernel.features(z), sharded.mean(jax.grad(lambda z: kernel.features(z).sum())(z))

@@ -1,0 +1,32 @@
+"""What stands for a function where functions are compared."""
+
+import jax
+import jax.numpy as jnp
+
+from uncertainty.inference import sharded
+from uncertainty.types import Kernel, Latent, Model
+
+VALUES = ("logits", "probabilities")
+
+
+def represent(model: Model, latent: Latent, key: jax.Array, values: str) -> jax.Array:
+    """Function values of each particle, [P, M, B, K]; one set of draws makes all probabilities.
+
+    With draws of their own equal particles would differ, and repel each other by that noise.
+    """
+    if values == "logits":
+        return latent.mean
+    if model.likelihood.log_probs is None:
+        raise ValueError("values: 'probabilities' are those of classes; use 'logits'")
+    return jnp.exp(jax.vmap(model.likelihood.log_probs, (0, None))(latent, key))
+
+
+def features(kernel: Kernel, z: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+    """phi = features(z), and the factor of B phi that makes it a force on z.
+
+    Features are of each number by itself, of a kernel phi(a) . phi(b). So sum_j grad_{z_j} k(z_j,
+    z_i) = sum_j phi'(z_j) phi(z_i), the mean of phi' over the particles times (F phi)_i, F = P I.
+    """
+    if kernel.features is None:
+        return z, 1.0
+    return kernel.features(z), sharded.mean(jax.grad(lambda z: kernel.features(z).sum())(z))
