@@ -15,6 +15,7 @@ setup(
     packages=find_packages(
         include=["uncertainty*", "experiments*", "configs*", "studies*", "tools*"]
     ),
+    package_data={"uncertainty": ["py.typed"]},
     install_requires=[
         "absl-py",
         "clu>=0.0.12",
@@ -45,6 +46,6 @@ setup(
         "uci": ["rdata"],
         # `studies.reference`, and the reference row of `studies.sampling`.
         "reference": ["blackjax"],
-        "test": ["blackjax", "hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "test": ["blackjax", "hypothesis", "mypy>=1.15", "pytest", "pytest-xdist", "ruff"],
     },
 )

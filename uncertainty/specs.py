@@ -232,7 +232,7 @@ def _describe(hint: Any) -> str:
     if kind in (tuple, list, abc.Sequence):
         return f"a list of {_describe(of[0])}" if of and of[0] in _SCALARS else "a list"
     names = {type(None): "None", abc.Callable: "a dict with a name", abc.Mapping: "a dict"}
-    return names.get(kind) or getattr(kind, "__name__", str(kind))
+    return names.get(kind) or str(getattr(kind, "__name__", kind))
 
 
 _SCALARS = {bool: bool, int: int, float: int | float, str: str}

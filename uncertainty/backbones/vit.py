@@ -86,7 +86,7 @@ class ViT(Backbone):
     pooling: str = "token"
     representation: int | None = None
     swaps: Mapping[int, Callable[..., nn.Module]] = FrozenDict()
-    experts: Callable[..., nn.Module] | None = None
+    experts: Callable[..., Any] | None = None
     expert_blocks: str | Sequence[int] = "every 2"
     dense: Callable[..., nn.Module] = nn.Dense
     conv: Callable[..., nn.Module] = nn.Conv

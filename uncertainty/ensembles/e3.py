@@ -2,14 +2,13 @@
 
 import functools
 
-import flax.linen as nn
-
 from uncertainty.ensembles.single import Single
+from uncertainty.types import Backbone, Head, Network
 
 
 def e3(
-    backbone: nn.Module, head: nn.Module, size: int, partition: bool = True, tile: bool = True
-) -> nn.Module:
+    backbone: Backbone, head: Head, size: int, partition: bool = True, tile: bool = True
+) -> Network:
     """`size` members, each with its own routers and a share of the experts of `backbone.experts`.
 
     Source: "Sparse MoEs meet efficient ensembles" (first called partitioned batch ensembles).

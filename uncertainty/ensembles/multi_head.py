@@ -5,7 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from uncertainty.types import Latent, Network
+from uncertainty.types import Backbone, Head, Latent, Network
 
 
 class MultiHead(Network):
@@ -18,7 +18,7 @@ class MultiHead(Network):
         return heads(self.head, phi, self.size, "multi_head", train=train)
 
 
-def multi_head(backbone: nn.Module, head: nn.Module, size: int) -> nn.Module:
+def multi_head(backbone: Backbone, head: Head, size: int) -> Network:
     """`size` heads, initialised independently, trained on the mean of their losses."""
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")

@@ -87,7 +87,7 @@ def loop(inference: Inference) -> Callable[[State, Batch], tuple[State, Metrics]
             "not allow; use 'auto', 'vmap', 'unroll' or 'scan'"
         )
 
-    def one(state: State, p: jax.Array, batch: Batch) -> tuple[State, Metrics]:
+    def one(state: State, p: jax.Array | int, batch: Batch) -> tuple[State, Metrics]:
         step = state.step
         arrays = state.replace(step=None)
         mine = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, p, 1), arrays)

@@ -95,11 +95,14 @@ def positions(
 def _patches(T: int, target: Sequence[int], grid: Sequence[int] | None) -> Patches:
     """What T positions of a checkpoint are of; see `positions`."""
     if grid is not None:
-        token = T - math.prod(grid)
+        rows, columns = grid
+        token = T - rows * columns
         if token not in (0, 1):
-            raise ValueError(f"grid: {grid[0]} x {grid[1]} patches, with or without a class token, "
-                             f"do not have {T} positions")  # fmt: skip
-        return token, *grid
+            raise ValueError(
+                f"grid: {rows} x {columns} patches, with or without a class token, do not have {T} "
+                "positions"
+            )
+        return token, rows, columns
     sides = ((token, math.isqrt(T - token)) for token in (0, 1) if token < T)
     square = next(((token, n, n) for token, n in sides if token + n * n == T), None)
     several = target[0] != target[1] and T - math.prod(target) in (0, 1)
@@ -118,7 +121,7 @@ class Move(NamedTuple):
     """What becomes of an array of the checkpoint, or of one layer of it."""
 
     source: str
-    index: int | None
+    index: int | None  # type: ignore[assignment]  # tuples have a method of this name
     ops: tuple[tuple[Any, ...], ...]
 
     def __call__(self, x: np.ndarray, target: Shape) -> np.ndarray:
@@ -212,19 +215,21 @@ def _moves(
     pattern, into, *ops = rule
     if into is None:
         return []
-    ops = tuple((op,) if isinstance(op, str) else tuple(op) for op in ops)
-    ops = tuple((*op, *grids) if op[:1] == ("positions",) else op for op in ops)
-    split = ops[:1] == (("split",),)
-    found = re.fullmatch(pattern, path)
-    made = []
+    calls = tuple((op,) if isinstance(op, str) else tuple(op) for op in ops)
+    calls = tuple((*op, *grids) if op[:1] == ("positions",) else op for op in calls)
+    split = calls[:1] == (("split",),)
+    match = re.fullmatch(pattern, path)
+    made: list[tuple[str, Move]] = []
+    if match is None:
+        return made
     for i in range(shape[0]) if split and shape else [None]:
         try:
-            to = into.format(found[0], *found.groups(""), **found.groupdict(""), i=i)
+            to = into.format(match[0], *match.groups(""), **match.groupdict(""), i=i)
         except (LookupError, ValueError, TypeError) as error:
             raise ValueError(
                 f"rules: {into!r} cannot be written for {pattern!r}: {error}"
             ) from None
-        made.append((to, Move(path, i, ops[1:] if split else ops)))
+        made.append((to, Move(path, i, calls[1:] if split else calls)))
     return made
 
 

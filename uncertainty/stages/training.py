@@ -1,6 +1,7 @@
 """Training that goes on after the training, with an optimiser of its own."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTran
 from uncertainty.types import Batch, Inference, State
 
 _AFTER = 0x61667465  # of a particle's key
-Optimiser = optax.GradientTransformation | DecayingTransformation | SamplingTransformation
+Optimiser: TypeAlias = (
+    optax.GradientTransformation | DecayingTransformation | SamplingTransformation
+)
 Train = Callable[[Optimiser], Inference]  # independent particles, as the run's config has them
 
 

@@ -196,7 +196,7 @@ def interacting(
         compared = sharded.columns(phi)
         A, B = matrices(kernel, compared)
         force = sharded.rows([-scale * sharded.product(B, a) for a in compared], z) * slope
-        if function_prior:
+        if function_prior and target.prior is not None:
             drawn = prior_draws(target.prior, function_prior, state, shared)
             draws = represent(model, forward(*drawn, points)[0][0], noise, values)
             score = prior_score(sharded.columns(z), sharded.columns(draws, shared=True))
@@ -266,6 +266,6 @@ def _features(kernel: Kernel, z: jax.Array) -> tuple[jax.Array, jax.Array | floa
     Features are of each number by itself, of a kernel phi(a) . phi(b). So sum_j grad_{z_j} k(z_j,
     z_i) = sum_j phi'(z_j) phi(z_i), the mean of phi' over the particles times (F phi)_i, F = P I.
     """
-    if kernel.features is None:
+    if (features := kernel.features) is None:
         return z, 1.0
-    return kernel.features(z), sharded.mean(jax.grad(lambda z: kernel.features(z).sum())(z))
+    return features(z), sharded.mean(jax.grad(lambda z: features(z).sum())(z))

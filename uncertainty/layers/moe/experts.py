@@ -94,7 +94,7 @@ class MoE(nn.Module):
         return self._router(parent=None).shares_slots
 
     @nn.nowrap
-    def _router(self, **fields: Any) -> nn.Module:
+    def _router(self, **fields: Any) -> Any:
         own = self.num_experts // (self.members if self.partition else 1)
         return self.router(num_experts=own, members=self.members, **fields)
 
@@ -146,7 +146,7 @@ class MoE(nn.Module):
         y = experts(factory(name="experts"), x)
         # What experts lose by themselves, such as a divergence of their weights, adds up.
         if self.is_mutable_collection("losses") and self.has_variable("losses", "experts"):
-            own = self.get_variable("losses", "experts")
+            own: Any = self.get_variable("losses", "experts")
             own = jax.tree.map(lambda a: a.sum(0), own)
             self.put_variable("losses", "experts", own)
         if y.shape != x.shape:
