@@ -20,7 +20,7 @@ def e3(
     Args:
       size: M.
       partition, tile: False for the ablations "only tiling" and "only partitioning"; see
-        `layers/experts.py`. Without `tile` there is one prediction.
+        `layers/moe/experts.py`. Without `tile` there is one prediction.
 
     Raises:
       ValueError: `size` below 1, or a backbone without experts or whose experts have members

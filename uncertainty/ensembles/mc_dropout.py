@@ -36,7 +36,7 @@ def with_dropout(backbone: Backbone, dropout: Callable[..., nn.Module], ensemble
     """The backbone with this factory as its `dropout`.
 
     Raises:
-      ValueError: a backbone that has one already or no place for one; `ensemble` is told.
+      ValueError: a backbone that has one already or no place for one; its message names `ensemble`.
     """
     if not is_field(backbone, "dropout"):
         raise ValueError(f"backbone: {type(backbone).__name__} has no field 'dropout'")

@@ -29,14 +29,14 @@ def heads(head: nn.Module, phi: jax.Array, size: int, ensemble: str, *, train: b
     """phi [1, B, D] -> Latent [size, B, K] of heads of their own, within a Flax module's call.
 
     Raises:
-      ValueError: a backbone that makes members; `ensemble` is told.
+      ValueError: a backbone that makes members; its message names `ensemble`.
     """
     check_alone(phi, size, ensemble)
     return of_each(lambda head, phi: head(phi, train=train), head, phi, size)
 
 
 def check_alone(phi: jax.Array, size: int, ensemble: str) -> None:
-    """Raises ValueError if phi [M, B, D] has members already; `ensemble` is told."""
+    """Raises ValueError if phi [M, B, D] has members already; its message names `ensemble`."""
     if phi.shape[0] != 1:
         raise ValueError(
             f"ensemble: {ensemble} makes {size} members, but the backbone has made "

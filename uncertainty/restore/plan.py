@@ -78,8 +78,10 @@ def positions(
         raise ValueError("the model does not tell the grid of patches that its positions are of")
     wanted, *new = patches
     if wanted + math.prod(new) != target[1]:
-        raise ValueError(f"{target[1]} positions are not those of {wanted} class tokens and "
-                         f"{new[0]} x {new[1]} patches")  # fmt: skip
+        raise ValueError(
+            f"{target[1]} positions are not those of {wanted} class tokens and "
+            f"{new[0]} x {new[1]} patches"
+        )
     token, *old = _patches(x.shape[1], new, grid)
     if (token, old) == (wanted, new):
         return x
@@ -107,8 +109,10 @@ def _patches(T: int, target: Sequence[int], grid: Sequence[int] | None) -> Patch
     square = next(((token, n, n) for token, n in sides if token + n * n == T), None)
     several = target[0] != target[1] and T - math.prod(target) in (0, 1)
     if square is None or several:
-        raise ValueError(f"{T} positions do not tell the grid of patches that they are of; give "
-                         "`grid`, its (rows, columns) in the checkpoint")  # fmt: skip
+        raise ValueError(
+            f"{T} positions do not tell the grid of patches that they are of; give "
+            "`grid`, its (rows, columns) in the checkpoint"
+        )
     return square
 
 
@@ -170,16 +174,20 @@ def plan(
     _check(rules, keep)
     every = [*rules, *LAYOUTS[layout]]
     kept = {path for path in target if any(re.search(pattern, path) for pattern in keep)}
-    problems = [f"keep: {pattern!r} is found in no parameter's path" for pattern in keep
-                if not any(re.search(pattern, path) for path in target)]  # fmt: skip
+    problems = [
+        f"keep: {pattern!r} is found in no parameter's path"
+        for pattern in keep
+        if not any(re.search(pattern, path) for path in target)
+    ]
     moves: dict[str, Move] = {}
     used = set()
     for path, shape in source.items():
         i = next((i for i, rule in enumerate(every) if re.fullmatch(rule[0], path)), None)
         if i is None:
             why = next((why for pattern, why in _WHY.items() if re.search(pattern, path)), "")
-            problems.append(f"{path} {list(shape)} of the checkpoint: no rule says where it goes"
-                            + why)  # fmt: skip
+            problems.append(
+                f"{path} {list(shape)} of the checkpoint: no rule says where it goes" + why
+            )
             continue
         used.add(i)
         for into, move in _moves(every[i], path, shape, (patches, grid)):
@@ -187,8 +195,10 @@ def plan(
                 continue
             goes = f"{path} {list(shape)} of the checkpoint goes to {into}"
             if into not in target:
-                problems.append(f"{goes}, which is no parameter; {_near(into, target)}"
-                                "a rule (pattern, None) drops it")  # fmt: skip
+                problems.append(
+                    f"{goes}, which is no parameter; {_near(into, target)}"
+                    "a rule (pattern, None) drops it"
+                )
             elif into in moves:
                 problems.append(f"{goes}, and so does {moves[into].source}")
             elif problem := _misfit(move, shape, target[into]):
@@ -196,12 +206,18 @@ def plan(
             else:
                 moves[into] = move
             moves.setdefault(into, move)
-    problems += [f"rules[{i}]: {rules[i][0]!r} matches nothing in the checkpoint"
-                 for i in range(len(rules)) if i not in used]  # fmt: skip
+    problems += [
+        f"rules[{i}]: {rules[i][0]!r} matches nothing in the checkpoint"
+        for i in range(len(rules))
+        if i not in used
+    ]
     needed = target.keys() - moves.keys() - kept - set(optional)
-    problems += [f"{path} {list(shape)}: nothing in the checkpoint fills it; name it in `keep` to "
-                 "leave it as it is initialised" for path, shape in target.items()
-                 if path in needed]  # fmt: skip
+    problems += [
+        f"{path} {list(shape)}: nothing in the checkpoint fills it; name it in `keep` to "
+        "leave it as it is initialised"
+        for path, shape in target.items()
+        if path in needed
+    ]
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
         raise ValueError("\n  ".join(["the checkpoint does not fit:", *problems[:10], *more]))
@@ -253,8 +269,10 @@ def _check(rules: Rules, keep: Sequence[str]) -> None:
         for at, op in enumerate(rule[2:]):
             name = op if isinstance(op, str) else (list(op) or [None])[0]
             if name not in OPS and (name, at) != ("split", 0):
-                raise ValueError(f"rules[{i}]: no op {name!r} here; {_near(str(name), OPS)}one of "
-                                 f"{', '.join(OPS)}, or split as the first")  # fmt: skip
+                raise ValueError(
+                    f"rules[{i}]: no op {name!r} here; {_near(str(name), OPS)}one of "
+                    f"{', '.join(OPS)}, or split as the first"
+                )
     for field, patterns in dict(rules=[rule[0] for rule in rules], keep=keep).items():
         if isinstance(patterns, str):
             raise ValueError(f"{field}: {patterns!r} is not a list")
