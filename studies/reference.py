@@ -80,8 +80,10 @@ def posterior(experiment: Experiment) -> Posterior:
     start = sample_prior(key)
     here, there = (jax.jit(energy)(start, jax.random.key(i)) for i in range(2))
     if collections or here != there:
-        raise ConfigError("config: NUTS needs a network that is a function of its parameters "
-                          "alone, without random numbers and collections")  # fmt: skip
+        raise ConfigError(
+            "config: NUTS needs a network that is a function of its parameters "
+            "alone, without random numbers and collections"
+        )
     return Posterior(lambda flat: -energy(flat, key), sample_prior, unravel)
 
 
@@ -165,10 +167,12 @@ def main(argv: list[str]) -> None:
         seed=SEED.value,
         **options,
         **facts,
-        config={k: experiment.config[k] for k in
-                ("data", "backbone", "ensemble", "head", "likelihood", "inference")},
+        config={
+            k: experiment.config[k]
+            for k in ("data", "backbone", "ensemble", "head", "likelihood", "inference")
+        },
         hardware=writers.hardware(),
-    )  # fmt: skip
+    )
     path = pathlib.Path(OUT.value)
     path.parent.mkdir(parents=True, exist_ok=True)
     kinds = {"x": np.float32}  # three decimals of the others, which makes probabilities small

@@ -194,9 +194,13 @@ def compare(
         notes += [f"{100 * lost:.2g} % of the steps were not finite and not taken."] * (lost > 0)
         add(label, found, seconds, note=" ".join(notes))
     study = Study(
-        density.title, (*density.columns, *COLUMNS), rows,
-        f"python -m studies.sampling --target {target}", seeds=list(seeds), hardware=hardware(),
-    )  # fmt: skip
+        density.title,
+        (*density.columns, *COLUMNS),
+        rows,
+        f"python -m studies.sampling --target {target}",
+        seeds=list(seeds),
+        hardware=hardware(),
+    )
     return study, density, distances, shown
 
 

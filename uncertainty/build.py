@@ -161,9 +161,9 @@ def _check_posterior(
         direction=not made.separable,
         optimiser=isinstance(optimiser, SamplingTransformation),
     )
-    fields = [field for field, given in fields.items() if given]
-    if fields and network.variational:
-        where = field if fields[0] == "optimiser" else f"inference.{fields[0]}"
+    given = [name for name, there in fields.items() if there]
+    if given and network.variational:
+        where = field if given[0] == "optimiser" else f"inference.{given[0]}"
         name = spec_of(_section(config, "ensemble"), "ensemble")["name"]
         raise ConfigError(f"{where}: stands for a posterior of the parameters, but those of "
                           f"ensemble {name!r} describe one themselves; unset it")  # fmt: skip

@@ -103,8 +103,10 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
     def nll(latent: Latent, labels: jax.Array, key: jax.Array) -> jax.Array:
         del key
         if not noise_std and latent.variance is None and latent.factors is None:
-            raise ValueError("noise_std: 0, but the head says no variance in training; above 0, or "
-                             "a head of noise such as mean_variance.MeanVariance")  # fmt: skip
+            raise ValueError(
+                "noise_std: 0, but the head says no variance in training; above 0, or "
+                "a head of noise such as mean_variance.MeanVariance"
+            )
         labels = labels[:, None] if labels.ndim == 1 else labels
         K = latent.mean.shape[-1]
         residual = labels - latent.mean

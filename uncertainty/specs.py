@@ -58,8 +58,9 @@ def resolve(section: str, name: Any, field: str) -> Callable:
         files = _files(package, section in NESTED_FOLDERS)
         if file not in files:
             folder = section.replace(".", "/")
-            raise ConfigError(f"{field}.name: no file {file!r} in uncertainty/{folder}; "
-                              + nearest(file, files))  # fmt: skip
+            raise ConfigError(
+                f"{field}.name: no file {file!r} in uncertainty/{folder}; " + nearest(file, files)
+            )
         module = importlib.import_module(files[file])
         attribute = attribute or file
     else:
@@ -72,8 +73,9 @@ def resolve(section: str, name: Any, field: str) -> Callable:
         and (key in own if own else value.__module__ == module.__name__ and key[0] != "_")
     }
     if attribute not in public:
-        raise ConfigError(f"{field}.name: {module.__name__} has no {attribute!r}; "
-                          + nearest(attribute, public))  # fmt: skip
+        raise ConfigError(
+            f"{field}.name: {module.__name__} has no {attribute!r}; " + nearest(attribute, public)
+        )
     return public[attribute]
 
 
@@ -168,8 +170,9 @@ def _initialiser(spec: Mapping[str, Any], field: str) -> Callable:
     }
     found = makers.get(str(spec["name"]))
     if found is None:
-        raise ConfigError(f"{field}.name: no initialiser {spec['name']!r}; "
-                          + nearest(spec["name"], makers))  # fmt: skip
+        raise ConfigError(
+            f"{field}.name: no initialiser {spec['name']!r}; " + nearest(spec["name"], makers)
+        )
     fields = {key: value for key, value in spec.items() if key != "name"}
     valid = signature(found)[0]
     for key in fields:
@@ -202,8 +205,10 @@ def check_types(target: Callable, fields: Mapping[str, Any], field: str) -> None
         return
     for key, value in fields.items():
         if key in hints and not _fits(value, hints[key]):
-            raise ConfigError(f"{field}.{key}: {value!r} is a {type(value).__name__}; "
-                              f"{_describe(hints[key])} is needed")  # fmt: skip
+            raise ConfigError(
+                f"{field}.{key}: {value!r} is a {type(value).__name__}; "
+                f"{_describe(hints[key])} is needed"
+            )
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -232,7 +237,7 @@ def _describe(hint: Any) -> str:
     if kind in (tuple, list, abc.Sequence):
         return f"a list of {_describe(of[0])}" if of and of[0] in _SCALARS else "a list"
     names = {type(None): "None", abc.Callable: "a dict with a name", abc.Mapping: "a dict"}
-    return names.get(kind) or getattr(kind, "__name__", str(kind))
+    return names.get(kind) or str(getattr(kind, "__name__", kind))
 
 
 _SCALARS = {bool: bool, int: int, float: int | float, str: str}

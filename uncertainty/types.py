@@ -21,8 +21,7 @@ Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-@flax.struct.dataclass
-class Latent:
+class Latent(flax.struct.PyTreeNode):
     """A Gaussian over the latent u = f(x) of each member and example.
 
     u ~ N(mean, diag(variance) + factors factors^T); `None` stands for zero. With a projection the
@@ -78,8 +77,10 @@ class Backbone(nn.Module):
     are. Below is what others ask of a backbone, with the answer of one that has nothing to declare.
     """
 
-    # A field, where there are some: factory of a mixture of experts, `layers/moe/experts.py`.
-    experts = None
+    @property
+    def experts(self) -> Callable[..., Any] | None:
+        """A field, where there are some: factory of a mixture, `layers/moe/experts.py`."""
+        return None
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -132,8 +133,10 @@ class Network(nn.Module):
     backbone: Backbone
     head: Head
 
-    # Whether the parameters describe a posterior, whose divergence from a prior is in the loss.
-    variational = False
+    @property
+    def variational(self) -> bool:
+        """Whether the parameters are those of a posterior, whose KL from a prior is in the loss."""
+        return False
 
 
 class Model(NamedTuple):
@@ -158,8 +161,7 @@ class Model(NamedTuple):
     variational: bool = False
 
 
-@flax.struct.dataclass
-class Samples:
+class Samples(flax.struct.PyTreeNode):
     """S parameter sets of each particle, that predictions average over in place of the last."""
 
     params: Params  # [P, S, ...]
@@ -167,8 +169,7 @@ class Samples:
     taken: jax.Array  # [P, S], bool; one that is not taken yet stands for the particle as it is
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
     """All that a checkpoint holds. Every leaf but `step` leads with P."""
 
     step: jax.Array  # []

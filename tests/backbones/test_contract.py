@@ -150,8 +150,9 @@ def test_monte_carlo_dropout_makes_members_in_prediction_only(tiny):
     module = tiny.make(dropout=functools.partial(Dropout, rate=0.5, members=4))
 
     def apply(variables, x, rng, train):
-        return module.apply(variables, x, train=train, mutable=["batch_stats"],
-                            rngs={"dropout": rng})[0]  # fmt: skip
+        return module.apply(
+            variables, x, train=train, mutable=["batch_stats"], rngs={"dropout": rng}
+        )[0]
 
     arguments = (tiny.variables, tiny.x(), key(0))
     members = jax.jit(functools.partial(apply, train=False))(*arguments)
@@ -159,8 +160,9 @@ def test_monte_carlo_dropout_makes_members_in_prediction_only(tiny):
     assert len(np.unique(np.round(members.reshape(4, -1), 5), axis=0)) == 4
     assert jax.eval_shape(functools.partial(apply, train=True), *arguments).shape[0] == 1
     with pytest.raises(ValueError, match="members: 4 of dropout, but the network has made 3"):
-        jax.eval_shape(functools.partial(apply, train=False),
-                       tiny.variables, tiny.x(members=3), key(0))  # fmt: skip
+        jax.eval_shape(
+            functools.partial(apply, train=False), tiny.variables, tiny.x(members=3), key(0)
+        )
 
 
 @pytest.mark.slow

@@ -85,7 +85,10 @@ def test_overridden_sizes():
     expected = 32 * 32 * 3 * D + D + D + T * D + 8 * block + 2 * D
     assert count(module, IMAGENET, 0)[0] == expected
     assert trace(ViT("tiny", patch_size=7), MNIST)[0]["params"]["position_embedding"].shape == (
-        1, 17, 32)  # fmt: skip
+        1,
+        17,
+        32,
+    )
 
 
 def layer(path, kernel, bias=True):
@@ -228,5 +231,8 @@ def test_bad_fields_are_refused_at_construction(make, message):
 )
 def test_bad_inputs_are_refused(module, shape, message):
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0),
-                       jax.ShapeDtypeStruct(shape, jnp.float32))  # fmt: skip
+        jax.eval_shape(
+            functools.partial(module.init, train=False),
+            jax.random.key(0),
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+        )

@@ -204,15 +204,21 @@ def test_initialisers_have_names_in_configs():
     [
         (dict(size=0), "size: 0 members; at least 1"),
         (dict(where="("), "where: '(' is not a regular expression"),
-        (dict(where="conv"), "where: 'conv' is in the path of no layer that can make members; the "
-                             "paths are backbone/dense0, head/logits"),
-        (dict(fast_weights=dict(name="batch_ensemble.random_sign", probability=2.0)),
-         "probability: 2.0; allowed 0 to 1"),
+        (
+            dict(where="conv"),
+            "where: 'conv' is in the path of no layer that can make members; the "
+            "paths are backbone/dense0, head/logits",
+        ),
+        (
+            dict(fast_weights=dict(name="batch_ensemble.random_sign", probability=2.0)),
+            "probability: 2.0; allowed 0 to 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_says_why(changes, why):
     with pytest.raises(ValueError) as raised:
         network = build.network(CONFIG | dict(ensemble=CONFIG["ensemble"] | changes))
-        jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0),
-                       inputs((6,)))  # fmt: skip
+        jax.eval_shape(
+            functools.partial(network.init, train=False), jax.random.key(0), inputs((6,))
+        )
     assert why in str(raised.value)

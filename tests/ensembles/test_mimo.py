@@ -126,8 +126,9 @@ def test_noise_in_features_is_aligned_too():
     for leaf in ("mean", "variance", "factors"):
         expected = np.repeat(getattr(alone, leaf), 2, axis=0)
         found = getattr(u, leaf)
-        np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-5,
-                                   atol=1e-6)  # fmt: skip
+        np.testing.assert_allclose(
+            found, np.broadcast_to(expected, found.shape), rtol=1e-5, atol=1e-6
+        )
     np.testing.assert_array_equal(u.projection, np.repeat(alone.projection, 2, axis=0))
 
 

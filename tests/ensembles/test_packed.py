@@ -132,8 +132,9 @@ def test_gamma_makes_groups_of_inner_layers(name):
         return block_diagonal(np.split(a, 2, axis=-1))  # [M, h, w, C / G, K]
 
     full = jax.tree.map(dense, shapes, variables)
-    grouped = [a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (shapes, variables)),
-                                                  strict=True)]  # fmt: skip
+    grouped = [
+        a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (shapes, variables)), strict=True)
+    ]
     assert sum(grouped) == (1 if name == "mlp" else 2)
     together = jax.jit(functools.partial(network.apply, train=False))(variables, x).mean
     expected = jax.jit(functools.partial(whole.apply, train=False))(full, x).mean

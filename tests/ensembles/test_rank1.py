@@ -47,8 +47,14 @@ def test_divergences_are_integrals(family, at, scale):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_draws_follow_the_posterior(family):
     """Identities as kernels, one input of ones: outputs are r s, the product of two draws."""
-    layer = Rank1(functools.partial(nn.Dense, 400, use_bias=False), M, num_examples=N,
-                  family=family, samples=S, use_bias=False)  # fmt: skip
+    layer = Rank1(
+        functools.partial(nn.Dense, 400, use_bias=False),
+        M,
+        num_examples=N,
+        family=family,
+        samples=S,
+        use_bias=False,
+    )
     params = dict(
         kernel=jnp.eye(400),
         fast_input=jnp.asarray([[2.0], [-1.0]]) * jnp.ones((M, 400)),
@@ -111,8 +117,9 @@ def test_the_loss_is_the_members_divergence_by_number_of_examples(anneal_steps):
             kl = np.log(0.3 / scale) + (scale**2 + (at - 1) ** 2) / (2 * 0.3**2) - 0.5
             total += kl.sum() / M / N
     for step in range(6):
-        u, collections, auxiliary = model.forward(params, collections, x, jax.random.key(step),
-                                                  train=True)  # fmt: skip
+        u, collections, auxiliary = model.forward(
+            params, collections, x, jax.random.key(step), train=True
+        )
         assert u.mean.shape == (M, B, K)  # one draw of each member
         share = min(step / anneal_steps, 1) if anneal_steps else 1
         np.testing.assert_allclose(auxiliary, share * total, rtol=1e-4)
@@ -126,8 +133,14 @@ def test_the_loss_is_the_members_divergence_by_number_of_examples(anneal_steps):
 def test_divergences_of_experts_add_up():
     """A network of E experts has E times the fast weights, and the divergence of them all."""
     router = functools.partial(TopK, importance_loss=0.0, load_loss=0.0)
-    vit = ViT("tiny", width=8, mlp_dim=4, depth=1, expert_blocks=(0,),
-              experts=functools.partial(MoE, num_experts=3, router=router))  # fmt: skip
+    vit = ViT(
+        "tiny",
+        width=8,
+        mlp_dim=4,
+        depth=1,
+        expert_blocks=(0,),
+        experts=functools.partial(MoE, num_experts=3, router=router),
+    )
     model = from_network(rank1(vit, Dense(K), M, N, prior_scale=0.3), likelihoods.softmax())
     x = inputs((8, 8, 1))
     params, collections = jax.jit(model.init)(jax.random.key(0), x)

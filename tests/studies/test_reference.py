@@ -129,18 +129,22 @@ def test_the_file_has_functions_of_separate_chains():
     ("fields", "message"),
     [
         (dict(inference__prior=None), "inference.prior: a posterior needs one"),
-        (dict(ensemble__name="mc_dropout", ensemble__size=2, ensemble__rate=0.5),
-         "a function of its parameters alone"),
+        (
+            dict(ensemble__name="mc_dropout", ensemble__size=2, ensemble__rate=0.5),
+            "a function of its parameters alone",
+        ),
     ],
-)  # fmt: skip
+)
 def test_posteriors_that_nuts_cannot_have(fields, message):
     with pytest.raises(ConfigError, match=message):
         reference.posterior(experiment(**fields))
 
 
 def test_no_more_draws_are_kept_than_there_are():
-    for fields, message in ((dict(keep=101), "keep: 101 draws of 100"),
-                            (dict(second=51), "second: 51 draws of 50")):  # fmt: skip
+    for fields, message in (
+        (dict(keep=101), "keep: 101 draws of 100"),
+        (dict(second=51), "second: 51 draws of 50"),
+    ):
         numbers = dict(dict(keep=9, second=9, chains=3, samples=50), **fields)
         with pytest.raises(ConfigError, match=message):
             reference.reference(experiment(), jax.random.key(0), **numbers)

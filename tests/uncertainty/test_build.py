@@ -88,9 +88,11 @@ def test_nested_layers_are_factories_with_their_fields_set():
 
 def test_nested_layers_drop_what_they_should():
     model, params, _ = init(
-        changed("backbone", dict(name="mlp.MLP", widths=(2048,),
-                                 dropout=dict(name="dropout.Dropout", rate=0.25)))
-    )  # fmt: skip
+        changed(
+            "backbone",
+            dict(name="mlp.MLP", widths=(2048,), dropout=dict(name="dropout.Dropout", rate=0.25)),
+        )
+    )
     params["head"]["logits"]["kernel"] = jnp.ones((2048, 3)) / 2048  # exact sums in any order
     params["backbone"]["dense0"] = dict(kernel=jnp.zeros((5, 2048)), bias=jnp.ones(2048))
     x = jnp.zeros((4, 5))
@@ -126,8 +128,9 @@ def test_fields_that_end_in_init_are_initialisers(spec, check):
 
 
 def test_a_missing_head_field_may_have_an_initialiser_of_its_own():
-    config = changed("head", dict(name="dense.Dense", outputs=3,
-                                  bias_init=dict(name="constant", value=-10.0)))  # fmt: skip
+    config = changed(
+        "head", dict(name="dense.Dense", outputs=3, bias_init=dict(name="constant", value=-10.0))
+    )
     np.testing.assert_array_equal(init(config)[1]["head"]["logits"]["bias"], -10)
 
 
@@ -153,10 +156,16 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_is_used():
         ("ensemble.name", "multihead", r"ensemble.name: .*did you mean 'multi_head'"),
         ("head.name", 3, r"head.name: 3 is not a name"),
         ("likelihood.name", "softmx", r"likelihood.name: .*did you mean 'softmax'"),
-        ("inference.direction", dict(name="svgd", annealing=dict(name="linear")),
-         r"inference.direction.annealing.steps: missing; linear needs it"),
-        ("inference.direction", dict(name="svgd", kernel=dict(name="rbf", width=1.0)),
-         r"inference.direction.kernel.width: no such field"),
+        (
+            "inference.direction",
+            dict(name="svgd", annealing=dict(name="linear")),
+            r"inference.direction.annealing.steps: missing; linear needs it",
+        ),
+        (
+            "inference.direction",
+            dict(name="svgd", kernel=dict(name="rbf", width=1.0)),
+            r"inference.direction.kernel.width: no such field",
+        ),
         ("optimiser.name", "adm", r"optimiser.name: .*did you mean 'adam'"),
         ("optimiser.name", "optimiser", r"no 'optimiser'; \(valid: adam, adamw, lion, psgld,"),
         ("optimiser.schedule.name", "cosin", r"optimiser.schedule.name: .*did you mean 'cosine'"),
@@ -200,16 +209,31 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_is_used():
         ("optimiser.weight_decay", (0.1,), r"optimiser.weight_decay: 0.1 is not a pair"),
         ("inference.size", 2.5, r"inference.size: 2.5 is a float; int is needed"),
         # nested
-        ("backbone.dropout", dict(name="dropot.Dropout", rate=0.1),
-         r"backbone.dropout.name: no file 'dropot' .*did you mean 'dropout'"),
-        ("backbone.dropout", dict(name="dropout.Dropout", rat=0.1),
-         r"backbone.dropout.rat: no such field; did you mean 'rate'"),
-        ("backbone.dropout", dict(name="dropout.Dropout", rate="0.1"),
-         r"backbone.dropout.rate: '0.1' is a str; float is needed"),
-        ("backbone.kernel_init", dict(name="he_norml"),
-         r"backbone.kernel_init.name: no initialiser 'he_norml'; did you mean 'he_normal'"),
-        ("backbone.kernel_init", dict(name="normal", std=0.1),
-         r"backbone.kernel_init.std: no such field; did you mean 'stddev'"),
+        (
+            "backbone.dropout",
+            dict(name="dropot.Dropout", rate=0.1),
+            r"backbone.dropout.name: no file 'dropot' .*did you mean 'dropout'",
+        ),
+        (
+            "backbone.dropout",
+            dict(name="dropout.Dropout", rat=0.1),
+            r"backbone.dropout.rat: no such field; did you mean 'rate'",
+        ),
+        (
+            "backbone.dropout",
+            dict(name="dropout.Dropout", rate="0.1"),
+            r"backbone.dropout.rate: '0.1' is a str; float is needed",
+        ),
+        (
+            "backbone.kernel_init",
+            dict(name="he_norml"),
+            r"backbone.kernel_init.name: no initialiser 'he_norml'; did you mean 'he_normal'",
+        ),
+        (
+            "backbone.kernel_init",
+            dict(name="normal", std=0.1),
+            r"backbone.kernel_init.std: no such field; did you mean 'stddev'",
+        ),
         ("backbone.kernel_init", dict(name="constant"), r"backbone.kernel_init: .*value"),
         # values that the callee refuses
         ("backbone.activation", "rleu", r"backbone: activation: 'rleu'"),
@@ -221,7 +245,7 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_is_used():
         ("inference.executor", "vmapp", r"inference: executor: 'vmapp'"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_mistakes_are_refused_with_the_field_the_value_and_what_is_allowed(field, value, message):
     with pytest.raises(ConfigError) as raised:
         build.inference(changed(field, value))

@@ -98,17 +98,26 @@ CONFIG = dict(
     ensemble=dict(name="batch_ensemble", size=2),
     head=dict(name="sngp.Sngp", outputs=3, features=8, momentum=0.9, num_examples=8),
     likelihood=dict(name="softmax", samples=4),
-    inference=dict(name="particles", size=3, direction=dict(name="svgd"),
-                   prior=dict(name="gaussian", scale=1.0)),
+    inference=dict(
+        name="particles",
+        size=3,
+        direction=dict(name="svgd"),
+        prior=dict(name="gaussian", scale=1.0),
+    ),
     optimiser=dict(name="sgld", learning_rate=0.1),
     steps=9,
-)  # fmt: skip
+)
 EXPERTS = CONFIG | dict(
-    backbone=dict(name="vit.ViT", variant="tiny", depth=1, expert_blocks=(0,),
-                  experts=dict(name="experts.MoE", num_experts=4)),
+    backbone=dict(
+        name="vit.ViT",
+        variant="tiny",
+        depth=1,
+        expert_blocks=(0,),
+        experts=dict(name="experts.MoE", num_experts=4),
+    ),
     ensemble=dict(name="e3", size=2),
     head=dict(name="dense.Dense", outputs=3),
-)  # fmt: skip
+)
 
 
 @pytest.fixture

@@ -103,9 +103,13 @@ def test_a_mixture_is_a_loop_over_tokens(case, dispatch):
     M, A, k, group_size, batch_priority, factor = case
     params, x = variables(M), normal(A, 4, T, D)
     router = functools.partial(
-        TopK, k=k, group_size=group_size, batch_priority=batch_priority, capacity_factor=factor,
+        TopK,
+        k=k,
+        group_size=group_size,
+        batch_priority=batch_priority,
+        capacity_factor=factor,
         multiple_of=1,
-    )  # fmt: skip
+    )
     moe = MoE(E, FFN, router, M, dispatch)
     y, counts = apply(moe, params, x)
     S = group_size * T
@@ -185,8 +189,10 @@ def test_what_fills_up_a_batch_takes_no_slots(case, dispatch):
             if choice:
                 lost = np.mean(np.abs(expected).max(-1) == 0)
             missed, shares[:, rows] = missed + lost * len(rows), share
-        own = [shares[m, :, m * E // M : (m + 1) * E // M] if M > 1 else shares[m]
-               for m in range(len(y))]  # fmt: skip
+        own = [
+            shares[m, :, m * E // M : (m + 1) * E // M] if M > 1 else shares[m]
+            for m in range(len(y))
+        ]
         np.testing.assert_allclose(counts["per_example"], own, rtol=1e-6)
         real = max(mask.sum(), 1)
         load = np.sum(own, axis=1).reshape(M, -1, E // M).mean(1) / real
@@ -280,8 +286,15 @@ def test_gshard_looks_at_the_gates_that_route():
     [("every 2", {1, 3, 5, 7}), ("last 2", {5, 7}), ("every 3", {2, 5}), ((0, 6), {0, 6})],
 )
 def test_experts_stand_in_the_blocks_that_were_asked_for(where, blocks):
-    vit = ViT("tiny", depth=8, width=4, mlp_dim=4, num_heads=1, expert_blocks=where,
-              experts=functools.partial(MoE, num_experts=2, members=2))  # fmt: skip
+    vit = ViT(
+        "tiny",
+        depth=8,
+        width=4,
+        mlp_dim=4,
+        num_heads=1,
+        expert_blocks=where,
+        experts=functools.partial(MoE, num_experts=2, members=2),
+    )
     images = jax.ShapeDtypeStruct((1, 2, 8, 8, 1), "float32")
     y, variables = jax.eval_shape(
         lambda x: vit.init_with_output(jax.random.key(0), x, train=False), images
@@ -302,13 +315,22 @@ def test_blocks_that_do_not_exist_are_refused():
 
 CONFIG = dict(
     backbone=dict(
-        name="vit.ViT", variant="tiny", width=16, mlp_dim=24, depth=2, expert_blocks="last 1",
-        experts=dict(name="experts.MoE", num_experts=E, split_rngs=True,
-                     router=dict(name="routers.TopK", multiple_of=1, capacity_factor=1.0)),
+        name="vit.ViT",
+        variant="tiny",
+        width=16,
+        mlp_dim=24,
+        depth=2,
+        expert_blocks="last 1",
+        experts=dict(
+            name="experts.MoE",
+            num_experts=E,
+            split_rngs=True,
+            router=dict(name="routers.TopK", multiple_of=1, capacity_factor=1.0),
+        ),
     ),
     head=dict(name="dense.Dense", outputs=3),
     likelihood=dict(name="softmax"),
-)  # fmt: skip
+)
 X = normal(4, 8, 8, 1)
 
 

@@ -29,9 +29,13 @@ def test_the_head_makes_the_latent_of_them(ensemble, members):
     experts = dict(experts=EXPERTS) if ensemble["name"] == "e3" else {}
     backbone = dict(name="vit.ViT", variant="tiny", width=8, mlp_dim=8, depth=2, **experts)
     model = build.model(
-        dict(backbone=backbone, ensemble=ensemble, head=dict(name="dense.Dense", outputs=K),
-             likelihood="softmax")
-    )  # fmt: skip
+        dict(
+            backbone=backbone,
+            ensemble=ensemble,
+            head=dict(name="dense.Dense", outputs=K),
+            likelihood="softmax",
+        )
+    )
     params, collections = jax.jit(model.init)(jax.random.key(0), X)
     key = jax.random.key(1)
     phi = np.asarray(jax.jit(model.features)(params, collections, X, key))

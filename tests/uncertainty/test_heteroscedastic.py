@@ -91,8 +91,9 @@ def test_latent_space_noise_goes_through_the_output_layer(efficient):
 def test_parameters_of_latent_space_noise_do_not_grow_with_the_classes():
     def count(K):
         params = HeteroscedasticXL(outputs=K).init(KEY, H, train=False)["params"]
-        return sum(a.size for name, p in params.items() if name != "logits"
-                   for a in jax.tree.leaves(p))  # fmt: skip
+        return sum(
+            a.size for name, p in params.items() if name != "logits" for a in jax.tree.leaves(p)
+        )
 
     assert count(3) == count(3000)
 
@@ -126,8 +127,10 @@ def test_scaling_mean_noise_and_temperature_together_changes_nothing():
     for likelihood in (softmax, sigmoid):
         np.testing.assert_allclose(
             likelihood(temperature=1.5, samples=64).log_probs(latent, KEY),
-            likelihood(temperature=3.0, samples=64).log_probs(double, KEY), rtol=1e-4, atol=1e-6
-        )  # fmt: skip
+            likelihood(temperature=3.0, samples=64).log_probs(double, KEY),
+            rtol=1e-4,
+            atol=1e-6,
+        )
 
 
 @pytest.mark.slow
@@ -145,9 +148,11 @@ def test_permuting_the_classes_permutes_the_probabilities(likelihood):
     other = head.apply(
         {"params": jax.tree_util.tree_map_with_path(permuted, params)}, H, train=True
     )
-    np.testing.assert_allclose(covariance(other),
-                               covariance(latent)[..., permutation, :][..., permutation],
-                               atol=0.05 * float(covariance(latent).max()))  # fmt: skip
+    np.testing.assert_allclose(
+        covariance(other),
+        covariance(latent)[..., permutation, :][..., permutation],
+        atol=0.05 * float(covariance(latent).max()),
+    )
     # Independent noise for each class is drawn by position, so the two agree as integrals only:
     # 4e4 draws of a probability, standard error below 0.0025.
     p = np.exp(likelihood(samples=40_000).log_probs(latent, KEY))
@@ -209,10 +214,16 @@ def test_without_gp_variance_hetsngp_is_het_with_a_mean_of_random_features():
     # The means differ only in the features that their linear map sees.
     features = Sngp(outputs=K, features=32)
     h = jax.nn.relu(X @ params["backbone"]["dense0"]["kernel"][0])[None]
-    mean = features.apply({"params": jax.tree.map(lambda a: a[0], state.params["head"]["mean"]),
-                           "random_features": jax.tree.map(
-                               lambda a: a[0], state.collections["random_features"]["head"]["mean"]
-                           )}, h, train=False).mean  # fmt: skip
+    mean = features.apply(
+        {
+            "params": jax.tree.map(lambda a: a[0], state.params["head"]["mean"]),
+            "random_features": jax.tree.map(
+                lambda a: a[0], state.collections["random_features"]["head"]["mean"]
+            ),
+        },
+        h,
+        train=False,
+    ).mean
     np.testing.assert_allclose(latent.mean, mean, rtol=1e-4, atol=1e-5)
 
 
@@ -229,11 +240,13 @@ def test_without_noise_hetsngp_is_sngp():
     params = {"backbone": params["backbone"], "head": params["head"]["mean"]}
     expected = sngp.predict(plain.replace(params=params, collections=collections), X)
     np.testing.assert_allclose(latent.mean, expected.mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(predictive.marginal_variance(latent),
-                               predictive.marginal_variance(expected), rtol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        predictive.marginal_variance(latent), predictive.marginal_variance(expected), rtol=1e-5
+    )
     likelihood = softmax(samples=4)
-    np.testing.assert_allclose(likelihood.log_probs(latent, KEY),
-                               likelihood.log_probs(expected, KEY), rtol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        likelihood.log_probs(latent, KEY), likelihood.log_probs(expected, KEY), rtol=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -297,8 +310,9 @@ def test_many_draws_converge_and_few_are_biased_up():
         return softmax(samples=samples).nll(latent, labels, key)
 
     keys = jax.random.split(jax.random.key(5), 2000)
-    excess = {S: float(np.mean([few(k, S).mean() for k in keys[:500]]) - exact.mean())
-              for S in (4, 64)}  # fmt: skip
+    excess = {
+        S: float(np.mean([few(k, S).mean() for k in keys[:500]]) - exact.mean()) for S in (4, 64)
+    }
     assert excess[4] > 3 * abs(excess[64]) and excess[4] > 0
 
 

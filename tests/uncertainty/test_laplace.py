@@ -82,8 +82,9 @@ def test_gaussian_variance_is_that_of_the_regression_posterior():
     np.testing.assert_allclose(latent.variance[0, :, 0], dual, rtol=2e-4)
     # edward2's form with its ridge: ridge phi^T (ridge I + sum phi phi^T)^-1 phi.
     ridge = noise * np.linalg.inv(noise * np.eye(m) + train.T @ train)
-    np.testing.assert_allclose(latent.variance[0, :, 0],
-                               np.einsum("bi,ij,bj->b", phi, ridge, phi), rtol=2e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        latent.variance[0, :, 0], np.einsum("bi,ij,bj->b", phi, ridge, phi), rtol=2e-4
+    )
 
 
 @pytest.mark.slow
@@ -114,8 +115,9 @@ def test_last_layer_laplace_has_a_dense_heads_parameters_and_the_direct_variance
     dense = particles(model_of(Dense(outputs=3)), sgd(), size=1).init(KEY, X[:1])
     assert jax.tree.structure(state.params) == jax.tree.structure(dense.params)
     h = np.concatenate([hidden(state, X), np.ones((50, 1))], axis=1)
-    W = np.concatenate([state.params["head"]["logits"]["kernel"][0],
-                        state.params["head"]["logits"]["bias"]])  # fmt: skip
+    W = np.concatenate(
+        [state.params["head"]["logits"]["kernel"][0], state.params["head"]["logits"]["bias"]]
+    )
     p = scipy.special.softmax(h @ W, axis=1)
     variance = inference.predict(state, X).variance
     for k in range(3):
@@ -216,8 +218,9 @@ def test_momentum_in_the_stationary_case_is_the_exact_pass():
         for _ in range(steps):
             collections = model.forward(params, collections, X, KEY, train=True)[1]
         after = state.replace(collections=jax.tree.map(lambda a: a[None], collections))
-        np.testing.assert_allclose(inference.predict(after, X).variance,
-                                   exact.predict(expected, X).variance, rtol=1e-3)  # fmt: skip
+        np.testing.assert_allclose(
+            inference.predict(after, X).variance, exact.predict(expected, X).variance, rtol=1e-3
+        )
 
 
 @pytest.mark.slow
@@ -227,8 +230,9 @@ def test_the_prior_does_not_decay_and_an_average_of_nothing_is_the_prior():
     inference = particles(model, sgd(), size=1)
     state = inference.init(KEY, X[:1])
     phi = random_features(state, hidden(state, X), 16)
-    np.testing.assert_allclose(inference.predict(state, X).variance[0, :, 0],
-                               (phi**2).sum(1), rtol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        inference.predict(state, X).variance[0, :, 0], (phi**2).sum(1), rtol=1e-4
+    )
     # Inputs whose features span one direction only: elsewhere P stays I, after any number of steps.
     params, collections = jax.tree.map(lambda a: a[0], (state.params, state.collections))
     for _ in range(200):
@@ -243,8 +247,9 @@ def test_the_stage_replaces_a_moving_average_by_the_exact_sum():
         model_of(Sngp(outputs=2, features=16, momentum=0.9, num_examples=7)), X
     )
     exact, expected = fitted(model_of(Sngp(outputs=2, features=16)), X)
-    np.testing.assert_allclose(inference.predict(state, X).variance,
-                               exact.predict(expected, X).variance, rtol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        inference.predict(state, X).variance, exact.predict(expected, X).variance, rtol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -279,10 +284,13 @@ def test_with_dropout_members_the_precision_is_their_mean():
     )
     network = mc_dropout(MLP(widths=(8,)), Sngp(outputs=2, features=16), size=3, rate=0.3)
     _, captured = network.apply(
-        {"params": params, **collections}, X, train=False, mutable=["intermediates"],
+        {"params": params, **collections},
+        X,
+        train=False,
+        mutable=["intermediates"],
         rngs=dict(zip(("dropout", "noise"), jax.random.split(key, 2), strict=True)),
         capture_intermediates=lambda module, _: type(module).__name__ == "RandomFeatures",
-    )  # fmt: skip
+    )
     (phi,) = jax.tree.leaves(captured)
     phi = np.asarray(phi, np.float64)
     assert phi.shape == (3, 50, 16) and not np.allclose(phi[0], phi[1])
@@ -414,8 +422,11 @@ def test_quadratic_forms_in_blocks_are_those_of_the_whole(m):
     F = np.tril(rng.normal(size=(2, m, m))).astype(np.float32)
     phi = rng.normal(size=(3, 5, m)).astype(np.float32)
     expected = np.einsum("kij,mbj->kmbi", F.astype(float), phi) ** 2
-    np.testing.assert_allclose(layer.quadratic(jnp.asarray(phi), jnp.asarray(F)),
-                               np.moveaxis(expected.sum(-1), 0, -1), rtol=1e-3)  # fmt: skip
+    np.testing.assert_allclose(
+        layer.quadratic(jnp.asarray(phi), jnp.asarray(F)),
+        np.moveaxis(expected.sum(-1), 0, -1),
+        rtol=1e-3,
+    )
 
 
 def test_variance_of_many_examples_takes_memory_that_grows_with_b_not_its_square():
@@ -434,8 +445,9 @@ def test_bfloat16_features_leave_the_covariance_in_float32():
         {"params": jax.tree.map(lambda a: a[0], state.params["backbone"])}, X[None]
     )
     train = random_features(state, np.asarray(h[0], np.float64), 16)
-    np.testing.assert_allclose(inference.predict(state, X).variance[0, :, 0],
-                               direct(train, train), rtol=2e-3)  # fmt: skip
+    np.testing.assert_allclose(
+        inference.predict(state, X).variance[0, :, 0], direct(train, train), rtol=2e-3
+    )
 
 
 @pytest.mark.slow

@@ -101,8 +101,9 @@ def test_noise_in_another_space_has_the_projected_covariance():
     exact = np.diagonal(covariance, axis1=-2, axis2=-1)
     np.testing.assert_allclose(predictive.marginal_variance(u), exact, rtol=1e-4)
     root = predictive.covariance_root(u)
-    np.testing.assert_allclose(jnp.einsum("mbkr,mblr->mbkl", root, root), covariance, rtol=1e-3,
-                               atol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        jnp.einsum("mbkr,mblr->mbkl", root, root), covariance, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_gaussian_likelihood_with_noise_in_another_space_is_scipys():
@@ -132,8 +133,9 @@ def test_draws_in_chunks_are_the_same_integral(monkeypatch):
     parts, gradient_of_parts = value_and_gradient()
     # Other random numbers: standard error of log p below sqrt(1 / 12,000) / p.
     np.testing.assert_allclose(parts, whole, atol=0.1)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.05),
-                 gradient_of_parts, gradient)  # fmt: skip
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=0.05), gradient_of_parts, gradient
+    )
 
 
 def test_chunks_of_noise_in_another_space_are_as_large_as_that_space(monkeypatch):
@@ -178,8 +180,10 @@ def test_mean_field_is_near_the_integral_and_exact_where_nothing_is_uncertain():
     nll = likelihoods.softmax(temperature=0.5, mean_field=3.0).nll(u, labels, KEY)
     np.testing.assert_allclose(nll, -jnp.take_along_axis(got, labels[None, :, None], 2)[..., 0])
     point = latent()
-    np.testing.assert_array_equal(likelihoods.softmax(mean_field=20.0).log_probs(point, KEY),
-                                  likelihoods.softmax().log_probs(point, KEY))  # fmt: skip
+    np.testing.assert_array_equal(
+        likelihoods.softmax(mean_field=20.0).log_probs(point, KEY),
+        likelihoods.softmax().log_probs(point, KEY),
+    )
     with pytest.raises(ValueError, match="mean_field: 0"):
         likelihoods.softmax(mean_field=0)
 

@@ -80,8 +80,12 @@ def released(old, experts, members=0):
     """The same arrays in the names of V-MoE, with mixtures of experts in the blocks `experts`."""
     new = {}
     for name, array in old.items():
-        for a, b in {"Transformer/": "Encoder/", "MultiHeadDotProductAttention_1": "SelfAttention",
-                     "LayerNorm_2": "LayerNorm_1", "MlpBlock_3": "Mlp"}.items():  # fmt: skip
+        for a, b in {
+            "Transformer/": "Encoder/",
+            "MultiHeadDotProductAttention_1": "SelfAttention",
+            "LayerNorm_2": "LayerNorm_1",
+            "MlpBlock_3": "Mlp",
+        }.items():
             name = name.replace(a, b)
         i = re.search(r"encoderblock_(\d+)/Mlp/", name)
         if i and int(i[1]) in experts:
@@ -114,8 +118,10 @@ def forward(c, x, experts=()):
             block = f"Transformer/encoderblock_{b}/"
             y, a = norm(t, block + "LayerNorm_0"), block + "MultiHeadDotProductAttention_1/"
             for h in range(N):
-                q, k, v = (y @ c[f"{a}{n}/kernel"][:, h] + c[f"{a}{n}/bias"][h]
-                           for n in ("query", "key", "value"))  # fmt: skip
+                q, k, v = (
+                    y @ c[f"{a}{n}/kernel"][:, h] + c[f"{a}{n}/bias"][h]
+                    for n in ("query", "key", "value")
+                )
                 w = np.exp(q @ k.T / np.sqrt(D // N))
                 t = t + (w / w.sum(1, keepdims=True)) @ v @ c[a + "out/kernel"][h]
             t = t + c[a + "out/bias"]
@@ -409,9 +415,10 @@ def test_fast_weights_learn_at_a_rate_of_their_own():
         after, _ = jax.jit(inference.update)(state, batch)
         moved[name] = jax.tree.map(lambda a, b: np.asarray(a - b), after.params, state.params)
     pairs = zip(
-        jax.tree_util.tree_leaves_with_path(moved["alike"]), jax.tree.leaves(moved["half"]),
+        jax.tree_util.tree_leaves_with_path(moved["alike"]),
+        jax.tree.leaves(moved["half"]),
         strict=True,
-    )  # fmt: skip
+    )
     for (key, alike), half in pairs:
         factor = 0.5 if "fast_" in path_of(key) else 1.0
         assert np.abs(alike).max() > 1e-4

@@ -90,8 +90,7 @@ def test_orthogonal_columns_are_orthogonal_and_as_long_as_gaussian_ones():
     lengths = (many**2).sum(1).ravel()  # chi^2 with 8 degrees: mean 8, variance 16
     # 16,000 of them: standard errors 0.03 and, of the variance, about 0.25.
     assert abs(lengths.mean() - 8) < 0.15 and abs(lengths.var() - 16) < 1.2
-    np.testing.assert_allclose(np.einsum("nij,nik->jk", many, many) / 2000,
-                               8 * np.eye(8), atol=0.6)  # fmt: skip
+    np.testing.assert_allclose(np.einsum("nij,nik->jk", many, many) / 2000, 8 * np.eye(8), atol=0.6)
     # Rotationally uniform: entries are symmetric about zero. Standard error 1 / sqrt(2000).
     assert np.abs(many.mean(0)).max() < 0.12
 

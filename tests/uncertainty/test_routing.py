@@ -83,10 +83,11 @@ def test_losses_are_their_formulas(k):
     importance = [sum(gates[s, e] for s in range(S)) for e in range(E)]
     assert routing.importance_loss(gates) == pytest.approx(variation(importance), rel=1e-5)
     reach = [
-        np.mean([1 - stats.norm.cdf((sorted(noisy[s])[-k] - logits[s, e]) / sigma)
-                 for s in range(S)])
+        np.mean(
+            [1 - stats.norm.cdf((sorted(noisy[s])[-k] - logits[s, e]) / sigma) for s in range(S)]
+        )
         for e in range(E)
-    ]  # fmt: skip
+    ]
     assert routing.load_loss(logits, noisy, k, sigma) == pytest.approx(variation(reach), rel=1e-5)
     first = [np.mean([gates[s].argmax() == e for s in range(S)]) for e in range(E)]
     gshard = E**2 * np.mean([f * gates[:, e].mean() for e, f in enumerate(first)])

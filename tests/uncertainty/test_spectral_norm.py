@@ -61,9 +61,9 @@ def map_of(layer, variables, image):
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _train(layer, variables, x, steps):
     def step(_, state):
-        return layer.apply(
-            {**variables, "spectral_norm": state}, x, mutable=["spectral_norm"]
-        )[1]["spectral_norm"]  # fmt: skip
+        return layer.apply({**variables, "spectral_norm": state}, x, mutable=["spectral_norm"])[1][
+            "spectral_norm"
+        ]
 
     return jax.lax.fori_loop(0, steps, step, variables["spectral_norm"])
 
@@ -179,8 +179,11 @@ def test_gradient_is_that_of_the_formula_with_fixed_vectors():
     for layer, variables, x in both(bound=c):
         kernel = np.asarray(variables["params"]["kernel"], "float64")
         image = x.shape[2:]
-        A_of = (lambda W: W.T) if kernel.ndim == 2 else (
-            lambda W, image=image: matrix(W, image, strides=2))  # fmt: skip
+        A_of = (
+            (lambda W: W.T)
+            if kernel.ndim == 2
+            else (lambda W, image=image: matrix(W, image, strides=2))
+        )
         v = v_of(train(layer, variables, x, 1)).ravel().astype("float64")  # not yet singular
         u = A_of(kernel) @ v / np.linalg.norm(A_of(kernel) @ v)
         inputs, weights = x[0].reshape(3, -1).astype("float64"), normal(3, len(u), seed=5)

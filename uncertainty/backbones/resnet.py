@@ -19,7 +19,7 @@ from uncertainty.types import Backbone
 
 
 class _Shape(NamedTuple):
-    block: type[ConvModule]
+    block: type[BasicBlock]
     stages: tuple[int, ...]  # blocks in each
     width: int  # of the first stage
     imagenet: bool  # which stem

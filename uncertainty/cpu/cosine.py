@@ -12,7 +12,7 @@ def cosine(turns: jax.Array) -> jax.Array:
     """
     t = turns - jnp.round(turns)
     s = t * t
-    sine = 0.0776576603  # of pi t, by Chebyshev interpolation in t^2 up to 1/4
+    sine: jax.Array | float = 0.0776576603  # of pi t, by Chebyshev interpolation in t^2 up to 1/4
     for coefficient in (-0.5982912856, 2.5500775232, -5.1677100835, 3.1415926401):
         sine = sine * s + coefficient
     return 1 - 2 * (t * sine) ** 2

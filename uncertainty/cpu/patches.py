@@ -31,19 +31,14 @@ def pay(x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[i
 # are then long and contiguous, and so are products with a kernel of few channels.
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def convolve(
+def _convolve(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     strides: tuple[int, int],
     pads: Pads,
 ) -> jax.Array:
-    """`layers.conv.convolve` of x [..., H, W, C], of which there is no forward-mode derivative.
-
-    The h w C inputs of each output are copied side by side, and multiplied by the kernel once.
-    """
     return _forward(x, kernel, bias, strides, pads)[0]
 
 
@@ -80,7 +75,22 @@ def _backward(strides, pads, residuals, g):
     return dx, weights[: h * w * C].reshape(kernel.shape), dbias
 
 
-convolve.__wrapped__.defvjp(_forward, _backward)
+_convolve.defvjp(_forward, _backward)
+_compiled = jax.jit(_convolve, static_argnums=(3, 4))
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    strides: tuple[int, int],
+    pads: Pads,
+) -> jax.Array:
+    """`layers.conv.convolve` of x [..., H, W, C], of which there is no forward-mode derivative.
+
+    The h w C inputs of each output are copied side by side, and multiplied by the kernel once.
+    """
+    return _compiled(x, kernel, bias, strides, pads)
 
 
 def _to_last(x: jax.Array) -> jax.Array:

@@ -3,20 +3,20 @@
 import functools
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 
 from uncertainty.ensembles.replace import check, members
 from uncertainty.layers.batch_ensemble import around, random_sign
+from uncertainty.types import Backbone, Head, Network
 
 
 def batch_ensemble(
-    backbone: nn.Module,
-    head: nn.Module,
+    backbone: Backbone,
+    head: Head,
     size: int,
     fast_weights: Callable[..., jax.Array] = random_sign,
     where: str = "",
-) -> nn.Module:
+) -> Network:
     """`size` members by fast weights around the dense and convolution layers; `FastWeights`.
 
     In the backbone these are the layers of its fields `dense` and `conv`, in the head of its field

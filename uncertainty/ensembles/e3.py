@@ -2,14 +2,13 @@
 
 import functools
 
-import flax.linen as nn
-
 from uncertainty.ensembles.single import Single
+from uncertainty.types import Backbone, Head, Network
 
 
 def e3(
-    backbone: nn.Module, head: nn.Module, size: int, partition: bool = True, tile: bool = True
-) -> nn.Module:
+    backbone: Backbone, head: Head, size: int, partition: bool = True, tile: bool = True
+) -> Network:
     """`size` members, each with its own routers and a share of the experts of `backbone.experts`.
 
     Source: "Sparse MoEs meet efficient ensembles" (first called partitioned batch ensembles).
@@ -21,7 +20,7 @@ def e3(
     Args:
       size: M.
       partition, tile: False for the ablations "only tiling" and "only partitioning"; see
-        `layers/experts.py`. Without `tile` there is one prediction.
+        `layers/moe/experts.py`. Without `tile` there is one prediction.
 
     Raises:
       ValueError: `size` below 1, or a backbone without experts or whose experts have members

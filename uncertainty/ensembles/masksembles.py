@@ -2,14 +2,13 @@
 
 import functools
 
-import flax.linen as nn
-
 from uncertainty.ensembles.mc_dropout import with_dropout
 from uncertainty.ensembles.single import Single
 from uncertainty.layers.masksembles import Masksembles
+from uncertainty.types import Backbone, Head, Network
 
 
-def masksembles(backbone: nn.Module, head: nn.Module, size: int, scale: float = 2.0) -> nn.Module:
+def masksembles(backbone: Backbone, head: Head, size: int, scale: float = 2.0) -> Network:
     """`size` masks wherever the backbone has a place for dropout; `Masksembles`.
 
     Training gives each example one mask (M = 1), so it costs as much as a plain network's. At

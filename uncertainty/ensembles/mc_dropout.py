@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from uncertainty.ensembles.replace import is_field
 from uncertainty.ensembles.single import Single
 from uncertainty.layers.dropout import Dropout
+from uncertainty.types import Backbone, Head, Network
 
 
-def mc_dropout(backbone: nn.Module, head: nn.Module, size: int, rate: float) -> nn.Module:
+def mc_dropout(backbone: Backbone, head: Head, size: int, rate: float) -> Network:
     """Dropout of `rate` wherever the backbone has a place for it; `size` masks at prediction.
 
     Training draws one mask for each example, as plain dropout does (M = 1). At prediction the first
@@ -30,15 +32,13 @@ def mc_dropout(backbone: nn.Module, head: nn.Module, size: int, rate: float) -> 
     return Single(with_dropout(backbone, dropout, "mc_dropout"), head, size)
 
 
-def with_dropout(
-    backbone: nn.Module, dropout: Callable[..., nn.Module], ensemble: str
-) -> nn.Module:
+def with_dropout(backbone: Backbone, dropout: Callable[..., nn.Module], ensemble: str) -> Backbone:
     """The backbone with this factory as its `dropout`.
 
     Raises:
-      ValueError: a backbone that has one already or no place for one; `ensemble` is told.
+      ValueError: a backbone that has one already or no place for one; its message names `ensemble`.
     """
-    if "dropout" not in type(backbone).__dataclass_fields__:
+    if not is_field(backbone, "dropout"):
         raise ValueError(f"backbone: {type(backbone).__name__} has no field 'dropout'")
     if backbone.dropout is not None:
         raise ValueError(f"backbone.dropout: {ensemble} sets it; it has fields of its own for it")

@@ -7,12 +7,11 @@ prediction   u_m(x, ..., x)
 import math
 from fractions import Fraction
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from uncertainty.ensembles.multi_head import heads
-from uncertainty.types import Latent, Network
+from uncertainty.types import Backbone, Head, Latent, Network
 
 
 class Mimo(Network):
@@ -43,29 +42,24 @@ class Mimo(Network):
             return latent
         back = jnp.argsort(order, axis=1)
 
-        def align(a: jax.Array | None) -> jax.Array | None:  # [M, R B, ...] -> [M R, B, ...]
-            if a is None:
-                return None
+        def align(a: jax.Array) -> jax.Array:  # [M, R B, ...] -> [M R, B, ...]
             a = jax.vmap(lambda rows, at: rows[at])(a, back)
             return a.reshape(M * R, B, *a.shape[2:])
 
-        projection = latent.projection
-        return Latent(
-            mean=align(latent.mean),
-            variance=align(latent.variance),
-            factors=align(latent.factors),
-            epistemic=align(latent.epistemic),
-            projection=None if projection is None else jnp.repeat(projection, R, axis=0),
-        )
+        projection = latent.projection  # of no example
+        aligned = jax.tree.map(align, latent.replace(projection=None))
+        if projection is not None:
+            projection = jnp.repeat(projection, R, axis=0)
+        return aligned.replace(projection=projection)
 
 
 def mimo(
-    backbone: nn.Module,
-    head: nn.Module,
+    backbone: Backbone,
+    head: Head,
     size: int,
     input_repetition: float = 0.0,
     batch_repetitions: int = 1,
-) -> nn.Module:
+) -> Network:
     """A network with `size` inputs, joined on their last axis (channels), and as many heads.
 
     Only the first layer and the head grow. Training takes the mean of the heads' losses, each on

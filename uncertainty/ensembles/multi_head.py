@@ -5,7 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from uncertainty.types import Latent, Network
+from uncertainty.types import Backbone, Head, Latent, Network
 
 
 class MultiHead(Network):
@@ -18,7 +18,7 @@ class MultiHead(Network):
         return heads(self.head, phi, self.size, "multi_head", train=train)
 
 
-def multi_head(backbone: nn.Module, head: nn.Module, size: int) -> nn.Module:
+def multi_head(backbone: Backbone, head: Head, size: int) -> Network:
     """`size` heads, initialised independently, trained on the mean of their losses."""
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
@@ -29,14 +29,14 @@ def heads(head: nn.Module, phi: jax.Array, size: int, ensemble: str, *, train: b
     """phi [1, B, D] -> Latent [size, B, K] of heads of their own, within a Flax module's call.
 
     Raises:
-      ValueError: a backbone that makes members; `ensemble` is told.
+      ValueError: a backbone that makes members; its message names `ensemble`.
     """
     check_alone(phi, size, ensemble)
     return of_each(lambda head, phi: head(phi, train=train), head, phi, size)
 
 
 def check_alone(phi: jax.Array, size: int, ensemble: str) -> None:
-    """Raises ValueError if phi [M, B, D] has members already; `ensemble` is told."""
+    """Raises ValueError if phi [M, B, D] has members already; its message names `ensemble`."""
     if phi.shape[0] != 1:
         raise ValueError(
             f"ensemble: {ensemble} makes {size} members, but the backbone has made "

@@ -1,9 +1,11 @@
 """Packed ensembles: M narrow networks as the groups of one (Laurent et al. 2023)."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -60,10 +62,12 @@ def packed(
     if not backbone.sizes:
         raise ValueError(f"backbone: {type(backbone).__name__} does not tell its `sizes`")
     for field in ("dense", "conv") if gamma > 1 else ():
-        plain = type(backbone).__dataclass_fields__.get(field)
-        if plain is not None and getattr(backbone, field) is not plain.default:
-            raise ValueError(f"backbone.{field}: gamma {gamma} puts layers in groups in its place; "
-                             "leave it out, or set gamma to 1")  # fmt: skip
+        plain = {f.name: f.default for f in dataclasses.fields(backbone)}
+        if field in plain and getattr(backbone, field) is not plain[field]:
+            raise ValueError(
+                f"backbone.{field}: gamma {gamma} puts layers in groups in its place; leave it "
+                "out, or set gamma to 1"
+            )
     backbone = narrower(backbone, Fraction(str(alpha)) / size, gamma)
     if gamma > 1:
         # Not those that see the input, or a flattened image, whose channels are not side by side.
@@ -86,7 +90,7 @@ def narrower(backbone: Backbone, factor: Fraction | float, multiple: int = 1) ->
     def scaled(features: int, multiple: int) -> int:
         return math.ceil(features * factor / multiple) * multiple
 
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for field, value in backbone.sizes.items():
         unit = of_width if field == "width" else multiple
         many = isinstance(value, tuple)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,11 +10,12 @@ import jax
 from uncertainty.ensembles.replace import check, members
 from uncertainty.layers.batch_ensemble import around, random_sign
 from uncertainty.layers.rank1 import Rank1
+from uncertainty.types import Backbone, Head, Network
 
 
 def rank1(
-    backbone: nn.Module,
-    head: nn.Module,
+    backbone: Backbone,
+    head: Head,
     size: int,
     num_examples: int,
     family: str = "gaussian",
@@ -24,7 +26,7 @@ def rank1(
     samples: int = 1,
     anneal_steps: int = 0,
     where: str = "",
-) -> nn.Module:
+) -> Network:
     """`size` members whose fast weights are drawn from posteriors of their own; `Rank1`.
 
     Fast weights stand where those of `batch_ensemble` do, under the same names, so the trained
@@ -44,7 +46,7 @@ def rank1(
       ValueError: what `batch_ensemble` and `Rank1` refuse.
     """
     check(size, where)
-    fields = dict(
+    fields: dict[str, Any] = dict(
         num_examples=num_examples,
         family=family,
         prior_location=prior_location,
@@ -53,6 +55,7 @@ def rank1(
         samples=samples,
         anneal_steps=anneal_steps,
     )
-    Rank1(nn.Dense, size, **fields, parent=None)  # checked here, before anything is traced
+    # Checked here, before anything is traced.
+    Rank1(functools.partial(nn.Dense, 1), size, **fields, parent=None)
     wrap = functools.partial(around, size=size, kind=Rank1, initial=fast_weights, **fields)
     return members(backbone, head, size, wrap, where, samples=samples, variational=True)

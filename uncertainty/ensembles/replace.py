@@ -1,18 +1,20 @@
 """Members by layers: what ensembles share that put other layers into a network."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 
 from uncertainty.layers.choice import Choice
 from uncertainty.rules import paths
-from uncertainty.types import Latent, Network
+from uncertainty.types import Backbone, Head, Latent, Network
 
 Wrap = Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]
+Part = TypeVar("Part", Backbone, Head)
 
 
 class Members(Network):
@@ -35,14 +37,14 @@ class Members(Network):
 
 
 def members(
-    backbone: nn.Module, head: nn.Module, size: int, wrap: Wrap, where: str, **fields: Any
-) -> nn.Module:
+    backbone: Backbone, head: Head, size: int, wrap: Wrap, where: str, **fields: Any
+) -> Network:
     """`Members` whose dense and convolution layers at the paths `where` are wrapped."""
     backbone = replace(backbone, ("dense", "conv"), wrap, where)
     return Members(backbone, replace(head, ("dense",), wrap, where), size, where, **fields)
 
 
-def replace(part: nn.Module, fields: Sequence[str], wrap: Wrap, where: str) -> nn.Module:
+def replace(part: Part, fields: Sequence[str], wrap: Wrap, where: str) -> Part:
     """`part` with wrap(factory) for each factory in `fields` that it has, at the paths `where`.
 
     Args:
@@ -55,13 +57,18 @@ def replace(part: nn.Module, fields: Sequence[str], wrap: Wrap, where: str) -> n
 
     def chosen(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         def make(*, name: str | None = None, **options) -> nn.Module:
-            factories = (functools.partial(f, **options) for f in (plain, wrap(plain)))
-            return Choice(*factories, where, name=name)
+            special = functools.partial(wrap(plain), **options)
+            return Choice(functools.partial(plain, **options), special, where, name=name)
 
         return make
 
-    own = [field for field in fields if field in type(part).__dataclass_fields__]
-    return part.clone(**{field: chosen(getattr(part, field)) for field in own})
+    own: dict[str, Any] = {f: chosen(getattr(part, f)) for f in fields if is_field(part, f)}
+    return part.clone(**own)
+
+
+def is_field(part: nn.Module, name: str) -> bool:
+    """Whether a backbone or head has a field of this name, such as that of a layer."""
+    return name in (field.name for field in dataclasses.fields(part))
 
 
 def check(size: int, where: str) -> None:

@@ -1,9 +1,8 @@
 """One member: a backbone and a head."""
 
-import flax.linen as nn
 import jax
 
-from uncertainty.types import Latent, Network
+from uncertainty.types import Backbone, Head, Latent, Network
 
 
 class Single(Network):
@@ -21,6 +20,6 @@ class Single(Network):
         return self.head(phi, train=train)
 
 
-def single(backbone: nn.Module, head: nn.Module) -> nn.Module:
+def single(backbone: Backbone, head: Head) -> Network:
     """No members beyond those that the layers of the backbone make."""
     return Single(backbone, head)

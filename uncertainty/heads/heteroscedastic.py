@@ -145,9 +145,8 @@ def _tempered(head: nn.Module, latent: Latent) -> Latent:
     """u / temperature, where the temperature is a parameter."""
     a = head.param("temperature", nn.initializers.zeros, ())
     temperature = 0.3 + 2.7 * nn.sigmoid(a)
-    in_classes = latent.projection is None  # else the projection carries the temperature
     scaled = latent.replace(mean=latent.mean / temperature)
-    if not in_classes:
+    if latent.projection is not None:  # which carries the temperature
         return scaled.replace(projection=latent.projection / temperature)
 
     def divide(value: jax.Array | None, by: jax.Array) -> jax.Array | None:

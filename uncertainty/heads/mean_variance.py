@@ -16,7 +16,7 @@ class MeanVariance(Head):
     `likelihood=dict(name='gaussian', noise_std=0.)`.
 
     Attributes:
-      outputs: K, the number of real outcomes.
+      outputs: K, the number of targets.
       minimum: smallest variance, in squared units of the normalised data.
 
     Raises:

@@ -79,7 +79,7 @@ class Sngp(Head):
     def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]
         h = h.astype(jnp.float32)
         if self.projection is not None:
-            h = h @ self._projection(h.shape[-1])
+            h = h @ self._projection(h.shape[-1], self.projection)
         if self.normalise:
             if h.shape[-1] == 1:
                 raise ValueError("normalise: one feature is constant once normalised; set False")
@@ -96,9 +96,8 @@ class Sngp(Head):
         variance = posterior(phi, mean, train=train)
         return Latent(mean=mean, variance=variance, epistemic=variance)
 
-    def _projection(self, D: int) -> jax.Array:
+    def _projection(self, D: int, d: int) -> jax.Array:
         def draw() -> jax.Array:
-            shape = (D, self.projection)
-            return jax.random.normal(self.make_rng("params"), shape) / self.projection**0.5
+            return jax.random.normal(self.make_rng("params"), (D, d)) / d**0.5
 
         return self.variable("random_features", "projection", draw).value

@@ -88,7 +88,7 @@ def loop(inference: Inference) -> Callable[[State, Batch], tuple[State, Metrics]
             "not allow; use 'auto', 'vmap', 'unroll' or 'scan'"
         )
 
-    def one(state: State, p: jax.Array, batch: Batch) -> tuple[State, Metrics]:
+    def one(state: State, p: jax.Array | int, batch: Batch) -> tuple[State, Metrics]:
         step = state.step
         arrays = state.replace(step=None)
         take = lambda a: jax.lax.dynamic_slice_in_dim(a, p, 1)  # noqa: E731

@@ -24,15 +24,16 @@ def take(state: State, at: Sequence[int]) -> State:
 
     Steps ascend; collections go with the parameters.
     """
-    at = jnp.asarray(at)
-    slot = jnp.minimum(jnp.searchsorted(at, state.step), len(at) - 1)
-    when = at[slot] == state.step
+    if (kept := state.samples) is None:
+        return state
+    steps = jnp.asarray(at)
+    slot = jnp.minimum(jnp.searchsorted(steps, state.step), len(steps) - 1)
+    when = steps[slot] == state.step
 
     def write(kept: jax.Array, new: jax.Array) -> jax.Array:
         old = jax.lax.dynamic_index_in_dim(kept, slot, axis=1, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(kept, jnp.where(when, new, old), slot, axis=1)
 
-    kept = state.samples
     return state.replace(
         samples=Samples(
             params=jax.tree.map(write, kept.params, state.params),
@@ -44,18 +45,18 @@ def take(state: State, at: Sequence[int]) -> State:
 
 def predicting(state: State) -> tuple[Params, Collections, jax.Array]:
     """Parameters, collections and keys of all that predicts, [P S, ...]; S = 1 without samples."""
-    if state.samples is None:
+    if (own := state.samples) is None:
         return state.params, state.collections, state.key
-    P, S = state.samples.taken.shape
+    P, S = own.taken.shape
 
     def joined(kept: jax.Array, now: jax.Array) -> jax.Array:
-        taken = state.samples.taken.reshape(P, S, *[1] * (now.ndim - 1))
+        taken = own.taken.reshape(P, S, *[1] * (now.ndim - 1))
         return jnp.where(taken, kept, now[:, None]).reshape(P * S, *now.shape[1:])
 
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     return (
-        jax.tree.map(joined, state.samples.params, state.params),
-        jax.tree.map(joined, state.samples.collections, state.collections),
+        jax.tree.map(joined, own.params, state.params),
+        jax.tree.map(joined, own.collections, state.collections),
         fold(state.key, jnp.arange(S)).reshape(P * S),
     )
 

@@ -66,7 +66,7 @@ def rows(arrays: list[jax.Array], like: Any) -> Any:
 
 def inner_products(arrays: list[jax.Array], centred: bool) -> jax.Array:
     """z_i . z_j from columns, [P, P]; `centred`: of z minus its mean over the particles."""
-    total = 0.0
+    total: Any = 0.0
     for z in arrays:
         if centred:
             z = z - (rows_of.mean(z) if cpu.enabled() else z.mean(0))

@@ -112,7 +112,7 @@ class FastWeights(nn.Module):
 
     @nn.nowrap
     def _by_members(self, x: jax.Array, r: jax.Array) -> jax.Array:
-        params = {"kernel": self.get_variable("params", "kernel")}
+        params: dict[str, jax.Array] = {"kernel": self.get_variable("params", "kernel")}
         s = self.fast("fast_output", params["kernel"].shape[-1])
         plain = self.shared.clone(parent=None, name=None, use_bias=self.use_bias)
         if self.use_bias:

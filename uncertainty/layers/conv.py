@@ -123,10 +123,8 @@ def _pads(
             raise ValueError(
                 f"padding: {padding!r}; allowed 'SAME', 'VALID', ((top, bottom), (left, right))"
             )
-        pads = lax.padtype_to_pads(size, window, strides, padding)
-    else:
-        pads = padding
-    pads = tuple(tuple(int(p) for p in pair) for pair in pads)
+        padding = lax.padtype_to_pads(size, window, strides, padding)
+    pads = [tuple(int(p) for p in pair) for pair in padding]
     if len(pads) != 2 or any(len(pair) != 2 or min(pair) < 0 for pair in pads):
         raise ValueError(
             f"padding: {padding!r}; allowed 'SAME', 'VALID', ((top, bottom), (left, right))"
@@ -134,4 +132,5 @@ def _pads(
     for n, k, pair in zip(size, window, pads, strict=True):
         if n + sum(pair) < k:
             raise ValueError(f"x: {n} + {sum(pair)} pixels with padding; allowed at least {k}")
-    return pads
+    (top, bottom), (left, right) = pads
+    return (top, bottom), (left, right)

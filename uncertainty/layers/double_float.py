@@ -9,6 +9,8 @@ multiplication by using fast routines of matrix multiplication"). Nothing here m
 numbers whose product is rounded, so a compiler that contracts a b + c changes nothing.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -60,7 +62,7 @@ def matmul_transposed(a: Pair, b: Pair) -> Pair:
     def step(total: Pair, at: tuple) -> tuple[Pair, None]:
         (t, u), shift = at
         product = a_slices[t] @ b_slices[u].T
-        total = tuple(part * shift for part in total)
+        total = total[0] * shift, total[1] * shift
         return add(total, (product, jnp.zeros_like(product))), None
 
     zeros = jnp.zeros((a_slices.shape[1], b_slices.shape[1]))
@@ -96,7 +98,7 @@ def sliced(x: Pair, bits: int, count: int) -> tuple[jax.Array, jax.Array]:
         high, low = two_sum(rest[0] - integers, rest[1])
         return (high * 2.0**bits, low * 2.0**bits), integers
 
-    rest = tuple(part / scale[:, None] * 2.0 ** (bits - 2) for part in x)
+    rest = _each(x, lambda part: part / scale[:, None] * 2.0 ** (bits - 2))
     return jax.lax.scan(cut, rest, length=count)[1], scale
 
 
@@ -105,7 +107,7 @@ def combined(products, levels: int, bits: int, rows: jax.Array, columns: jax.Arr
     shape = (len(rows), len(columns))
     total = jnp.zeros(shape), jnp.zeros(shape)
     for level in reversed(range(levels)):  # the smallest first
-        total = tuple(part * 2.0**-bits for part in total)
+        total = _each(total, lambda part: part * 2.0**-bits)
         for product in products(level):
             total = add(total, (product, jnp.zeros_like(product)))
     return scaled(total, bits, rows, columns)
@@ -114,4 +116,8 @@ def combined(products, levels: int, bits: int, rows: jax.Array, columns: jax.Arr
 def scaled(total: Pair, bits: int, rows: jax.Array, columns: jax.Array) -> Pair:
     """A sum of products of slices in the units of what was sliced."""
     factor = 2.0 ** (4 - 2 * bits)
-    return tuple(part * factor * rows[:, None] * columns for part in total)
+    return _each(total, lambda part: part * factor * rows[:, None] * columns)
+
+
+def _each(x: Pair, fn: Callable[[jax.Array], jax.Array]) -> Pair:
+    return fn(x[0]), fn(x[1])

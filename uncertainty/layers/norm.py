@@ -22,12 +22,13 @@ class BatchNorm(nn.BatchNorm):
 
     momentum: float = 0.9
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    # Callers give `train`, where those of Flax's own layer say what follows from it.
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # type: ignore[override]
         return super().__call__(x, use_running_average=not train)
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation (Ba et al. 2016) over the last axis; the same in training and after."""
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # type: ignore[override]
         return super().__call__(x)

@@ -127,15 +127,16 @@ class LinearPosterior(nn.Module):
             total.value, rest.value = double_float.add((total.value, rest.value), more)
             return None
         if self.has_variable("moments", "sum"):
-            pair = tuple(self.get_variable("moments", name) for name in ("sum", "rest"))
-            factor = refined_factor(*pair)
+            factor = refined_factor(
+                self.get_variable("moments", "sum"), self.get_variable("moments", "rest")
+            )
             if changes("precision"):
                 self.put_variable("precision", "factor", factor)
         elif self.has_variable("precision", "factor"):
             factor = self.get_variable("precision", "factor")
-        elif self.momentum is not None:
-            average = self.num_examples * average.value / jnp.maximum(weight.value, 1e-30)
-            factor = inverse_factor(average)
+        elif self.num_examples is not None:  # with a momentum
+            sums = self.num_examples * average.value / jnp.maximum(weight.value, 1e-30)
+            factor = inverse_factor(sums)
         else:
             return None
         return quadratic(phi, factor)

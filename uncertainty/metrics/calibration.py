@@ -26,7 +26,7 @@ KINDS = ("width", "mass")
 class Bins(NamedTuple):
     """Confidence and accuracy in bins of confidence; NaN means where a bin is empty."""
 
-    count: np.ndarray  # [bins]
+    count: np.ndarray  # type: ignore[assignment]  # [bins]; tuples have a method of this name
     confidence: np.ndarray  # [bins], mean
     accuracy: np.ndarray  # [bins], mean
     edges: np.ndarray  # [bins + 1]

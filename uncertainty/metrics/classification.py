@@ -29,7 +29,7 @@ def accuracy(log_p: ArrayLike, labels: ArrayLike) -> float:
     """Fraction of examples whose most probable class, the first of equals, is the label."""
 
     def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> int:
-        return np.count_nonzero(predictions(x) == y)
+        return int(np.count_nonzero(predictions(x) == y))
 
     return _mean(chunk, log_p, labels)
 
@@ -46,7 +46,7 @@ def top_k_accuracy(log_p: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
         p = x[0] if len(x) == 1 else probabilities(x)
         label = p.ravel().take(places(y, p.shape[1]))[:, None]
         before = np.arange(p.shape[1]) < y[:, None]
-        return np.count_nonzero(((p > label) | ((p == label) & before)).sum(1) < k)
+        return int(np.count_nonzero(((p > label) | ((p == label) & before)).sum(1) < k))
 
     return _mean(chunk, log_p, labels)
 

@@ -48,7 +48,7 @@ def of_tally(
     B, bins = len(confidence), acc.bins.shape[1]
     descending, errors = most_confident_first(confidence, correct)
     _, total, right, _ = mass_sums(descending, errors, bins)
-    area = np.mean(errors / np.arange(1, B + 1))
+    area = float(np.mean(errors / np.arange(1, B + 1)))
     values["calibration/ece_mass"] = gap(total, right, B)
     values["selective/aurc"] = area
     values["selective/excess_aurc"] = excess(confidence, correct, area)
@@ -81,7 +81,11 @@ def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, 
 
     _arrays.over(chunk, log_p, known)
     total, expected = entropies(log_p)
-    values = {"prediction": prediction, "confidence": confidence, "entropy": total}
+    values: dict[str, np.ndarray] = {
+        "prediction": prediction,
+        "confidence": confidence,
+        "entropy": total,
+    }
     if len(log_p) > 1:
         values["mutual_information"] = np.maximum(total - expected, 0.0)
     if labels is not None:

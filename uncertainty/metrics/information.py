@@ -72,7 +72,7 @@ def pairwise_kl(log_p: ArrayLike) -> float:
     _needs_pairs(log_p)
 
     def chunk(_: slice, x: np.ndarray, __: np.ndarray) -> float:
-        members, p, _, q = mixture(x)
+        members, p, _log_q, q = mixture(x)
         return divergences(x, members, p, q)
 
     return np.float64(max(over(chunk, log_p, none), 0.0) / log_p.shape[1])

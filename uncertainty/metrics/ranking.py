@@ -74,14 +74,14 @@ def fpr_at_tpr(negatives: ArrayLike, positives: ArrayLike, tpr: float = 0.95) ->
 
 
 def _checked(**scores: ArrayLike) -> list[np.ndarray]:
-    scores = {name: np.asarray(side) for name, side in scores.items()}
-    for name, side in scores.items():
+    arrays = {name: np.asarray(side) for name, side in scores.items()}
+    for name, side in arrays.items():
         if side.ndim != 1 or not len(side):
             raise ValueError(f"{name}: shape [N] with N > 0 is expected; got {side.shape}")
         if np.isnan(side.min()):
             raise ValueError(f"{name}: NaN at example {np.isnan(side).argmax()}")
-    dtype = np.result_type(*scores.values(), np.float32)
-    return [side.astype(dtype, copy=False) for side in scores.values()]
+    dtype = np.result_type(*arrays.values(), np.float32)
+    return [side.astype(dtype, copy=False) for side in arrays.values()]
 
 
 def _at_or_below(values: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

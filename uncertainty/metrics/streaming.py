@@ -10,7 +10,7 @@ up to the rounding of float64 sums. Equal-mass bins, risk-coverage and ranking n
 once: see `evaluate_classification` and `ranking`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -44,7 +44,8 @@ def init(members: int, classes: int, bins: int = 15) -> Accumulator:
         if value < 1:
             raise ValueError(f"{name}: at least 1 is expected; got {value}")
     bins = _arrays.checked_bins(bins)
-    return Accumulator(members, *[0] * 9, np.zeros((3, bins)), np.zeros((3, classes, bins)))
+    sums = np.zeros((3, bins)), np.zeros((3, classes, bins))
+    return Accumulator(members, 0, 0, 0, 0, 0, 0, 0, 0, 0, *sums)
 
 
 def update(
@@ -78,7 +79,8 @@ def merge(a: Accumulator, b: Accumulator) -> Accumulator:
     shapes = [(x.members, *x.class_bins.shape[1:]) for x in (a, b)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"members, classes, bins: {shapes[0]} and {shapes[1]} do not match")
-    return Accumulator(a.members, *(x + y for x, y in zip(a[1:], b[1:], strict=True)))
+    pairs: Any = zip(a[1:], b[1:], strict=True)  # of numbers or of arrays
+    return Accumulator(a.members, *(x + y for x, y in pairs))
 
 
 def result(acc: Accumulator) -> dict[str, float]:
@@ -134,7 +136,7 @@ def tally(
         return Accumulator(
             members=M,
             examples=len(y),
-            correct=np.count_nonzero(right),
+            correct=int(np.count_nonzero(right)),
             nll=0.0 - _arrays.log_mean_exp(at_label).sum(),
             member_nll=0.0 - at_label.sum() / M,
             entropy=entropy,

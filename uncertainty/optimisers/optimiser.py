@@ -97,12 +97,14 @@ def optimiser(
 
     decays = tuple(field for field, given in (("weight_decay", weight_decay), ("l2", l2)) if given)
     if isinstance(direction, Sampler):
-        for field, given in dict(
+        for field, other in dict(
             clip=clip, weight_decay=weight_decay, multipliers=multipliers
         ).items():
-            if given:
-                raise ValueError(f"{field}: {given!r}; a sampler's posterior is changed by it; the "
-                                 "weights' scale is inference.prior")  # fmt: skip
+            if other:
+                raise ValueError(
+                    f"{field}: {other!r}; a sampler's posterior is changed by it; the weights' "
+                    "scale is inference.prior"
+                )
         sampler = direction.make(lambda step: learning_rate * schedule(step))
         joined = optax.chain(*_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p), sampler)
         return SamplingTransformation(joined.init, joined.update, direction.plain, decays)

@@ -127,7 +127,7 @@ def sghmc(friction: float = 0.1) -> Sampler:
 
 
 class SamplerState(NamedTuple):
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuples have a method of this name
     memory: Any
 
 

@@ -19,8 +19,11 @@ Rules = Sequence[Sequence[Any]]
 def _flax_vit() -> Rules:
     """ViTs of vision_transformer (AugReg), big_vision (also with scanned blocks) and V-MoE."""
     top = "(?:params/)?"
-    numbered = (top + r"(?:Transformer|Encoder)/encoderblock_(?P<n>\d+)/",
-                "backbone/block{n:0>2}/", ())  # fmt: skip
+    numbered = (
+        top + r"(?:Transformer|Encoder)/encoderblock_(?P<n>\d+)/",
+        "backbone/block{n:0>2}/",
+        (),
+    )
     scanned = (top + "Transformer/encoderblock/", "backbone/block{i:02}/", ("split",))
     # Of the state of a training, what is beside its parameters.
     rules: list[tuple[Any, ...]] = [("(?:opt|opt_state|chrono|rngs|step)(?:/.*)?", None)]
@@ -70,8 +73,10 @@ def _transformers() -> Rules:
         "feed_forward/dense1": r"(?:output\.dense|mlp\.fc2)",
     }
     layers = [(there + name, ours + layer) for layer, name in dense.items()]
-    norms = [(there + f"layernorm_{name}", ours + f"norm{i}")
-             for i, name in enumerate(("before", "after"))]  # fmt: skip
+    norms = [
+        (there + f"layernorm_{name}", ours + f"norm{i}")
+        for i, name in enumerate(("before", "after"))
+    ]
     norms.append((top + "layernorm", "backbone/norm"))
     layers.append(("classifier", "head/logits"))
     patch = top + r"embeddings\.patch_embeddings\.projection\."

@@ -78,8 +78,10 @@ def positions(
         raise ValueError("the model does not tell the grid of patches that its positions are of")
     wanted, *new = patches
     if wanted + math.prod(new) != target[1]:
-        raise ValueError(f"{target[1]} positions are not those of {wanted} class tokens and "
-                         f"{new[0]} x {new[1]} patches")  # fmt: skip
+        raise ValueError(
+            f"{target[1]} positions are not those of {wanted} class tokens and "
+            f"{new[0]} x {new[1]} patches"
+        )
     token, *old = _patches(x.shape[1], new, grid)
     if (token, old) == (wanted, new):
         return x
@@ -95,17 +97,22 @@ def positions(
 def _patches(T: int, target: Sequence[int], grid: Sequence[int] | None) -> Patches:
     """What T positions of a checkpoint are of; see `positions`."""
     if grid is not None:
-        token = T - math.prod(grid)
+        rows, columns = grid
+        token = T - rows * columns
         if token not in (0, 1):
-            raise ValueError(f"grid: {grid[0]} x {grid[1]} patches, with or without a class token, "
-                             f"do not have {T} positions")  # fmt: skip
-        return token, *grid
+            raise ValueError(
+                f"grid: {rows} x {columns} patches, with or without a class token, do not have {T} "
+                "positions"
+            )
+        return token, rows, columns
     sides = ((token, math.isqrt(T - token)) for token in (0, 1) if token < T)
     square = next(((token, n, n) for token, n in sides if token + n * n == T), None)
     several = target[0] != target[1] and T - math.prod(target) in (0, 1)
     if square is None or several:
-        raise ValueError(f"{T} positions do not tell the grid of patches that they are of; give "
-                         "`grid`, its (rows, columns) in the checkpoint")  # fmt: skip
+        raise ValueError(
+            f"{T} positions do not tell the grid of patches that they are of; give "
+            "`grid`, its (rows, columns) in the checkpoint"
+        )
     return square
 
 
@@ -118,7 +125,7 @@ class Move(NamedTuple):
     """What becomes of an array of the checkpoint, or of one layer of it."""
 
     source: str
-    index: int | None
+    index: int | None  # type: ignore[assignment]  # tuples have a method of this name
     ops: tuple[tuple[Any, ...], ...]
 
     def __call__(self, x: np.ndarray, target: Shape) -> np.ndarray:
@@ -167,16 +174,20 @@ def plan(
     _check(rules, keep)
     every = [*rules, *LAYOUTS[layout]]
     kept = {path for path in target if any(re.search(pattern, path) for pattern in keep)}
-    problems = [f"keep: {pattern!r} is found in no parameter's path" for pattern in keep
-                if not any(re.search(pattern, path) for path in target)]  # fmt: skip
+    problems = [
+        f"keep: {pattern!r} is found in no parameter's path"
+        for pattern in keep
+        if not any(re.search(pattern, path) for path in target)
+    ]
     moves: dict[str, Move] = {}
     used = set()
     for path, shape in source.items():
         i = next((i for i, rule in enumerate(every) if re.fullmatch(rule[0], path)), None)
         if i is None:
             why = next((why for pattern, why in _WHY.items() if re.search(pattern, path)), "")
-            problems.append(f"{path} {list(shape)} of the checkpoint: no rule says where it goes"
-                            + why)  # fmt: skip
+            problems.append(
+                f"{path} {list(shape)} of the checkpoint: no rule says where it goes" + why
+            )
             continue
         used.add(i)
         for into, move in _moves(every[i], path, shape, (patches, grid)):
@@ -184,8 +195,10 @@ def plan(
                 continue
             goes = f"{path} {list(shape)} of the checkpoint goes to {into}"
             if into not in target:
-                problems.append(f"{goes}, which is no parameter; {_near(into, target)}"
-                                "a rule (pattern, None) drops it")  # fmt: skip
+                problems.append(
+                    f"{goes}, which is no parameter; {_near(into, target)}"
+                    "a rule (pattern, None) drops it"
+                )
             elif into in moves:
                 problems.append(f"{goes}, and so does {moves[into].source}")
             elif problem := _misfit(move, shape, target[into]):
@@ -193,12 +206,18 @@ def plan(
             else:
                 moves[into] = move
             moves.setdefault(into, move)
-    problems += [f"rules[{i}]: {rules[i][0]!r} matches nothing in the checkpoint"
-                 for i in range(len(rules)) if i not in used]  # fmt: skip
+    problems += [
+        f"rules[{i}]: {rules[i][0]!r} matches nothing in the checkpoint"
+        for i in range(len(rules))
+        if i not in used
+    ]
     needed = target.keys() - moves.keys() - kept - set(optional)
-    problems += [f"{path} {list(shape)}: nothing in the checkpoint fills it; name it in `keep` to "
-                 "leave it as it is initialised" for path, shape in target.items()
-                 if path in needed]  # fmt: skip
+    problems += [
+        f"{path} {list(shape)}: nothing in the checkpoint fills it; name it in `keep` to "
+        "leave it as it is initialised"
+        for path, shape in target.items()
+        if path in needed
+    ]
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
         raise ValueError("\n  ".join(["the checkpoint does not fit:", *problems[:10], *more]))
@@ -212,19 +231,21 @@ def _moves(
     pattern, into, *ops = rule
     if into is None:
         return []
-    ops = tuple((op,) if isinstance(op, str) else tuple(op) for op in ops)
-    ops = tuple((*op, *grids) if op[:1] == ("positions",) else op for op in ops)
-    split = ops[:1] == (("split",),)
-    found = re.fullmatch(pattern, path)
-    made = []
+    calls = tuple((op,) if isinstance(op, str) else tuple(op) for op in ops)
+    calls = tuple((*op, *grids) if op[:1] == ("positions",) else op for op in calls)
+    split = calls[:1] == (("split",),)
+    match = re.fullmatch(pattern, path)
+    made: list[tuple[str, Move]] = []
+    if match is None:
+        return made
     for i in range(shape[0]) if split and shape else [None]:
         try:
-            to = into.format(found[0], *found.groups(""), **found.groupdict(""), i=i)
+            to = into.format(match[0], *match.groups(""), **match.groupdict(""), i=i)
         except (LookupError, ValueError, TypeError) as error:
             raise ValueError(
                 f"rules: {into!r} cannot be written for {pattern!r}: {error}"
             ) from None
-        made.append((to, Move(path, i, ops[1:] if split else ops)))
+        made.append((to, Move(path, i, calls[1:] if split else calls)))
     return made
 
 
@@ -248,8 +269,10 @@ def _check(rules: Rules, keep: Sequence[str]) -> None:
         for at, op in enumerate(rule[2:]):
             name = op if isinstance(op, str) else (list(op) or [None])[0]
             if name not in OPS and (name, at) != ("split", 0):
-                raise ValueError(f"rules[{i}]: no op {name!r} here; {_near(str(name), OPS)}one of "
-                                 f"{', '.join(OPS)}, or split as the first")  # fmt: skip
+                raise ValueError(
+                    f"rules[{i}]: no op {name!r} here; {_near(str(name), OPS)}one of "
+                    f"{', '.join(OPS)}, or split as the first"
+                )
     for field, patterns in dict(rules=[rule[0] for rule in rules], keep=keep).items():
         if isinstance(patterns, str):
             raise ValueError(f"{field}: {patterns!r} is not a list")

@@ -1,7 +1,7 @@
 """Training that goes on after the training, with an optimiser of its own."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
@@ -13,7 +13,9 @@ from uncertainty.layers import posterior
 from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation
 from uncertainty.types import Batch, Inference, Metrics, Samples, State
 
-Optimiser = optax.GradientTransformation | DecayingTransformation | SamplingTransformation
+Optimiser: TypeAlias = (
+    optax.GradientTransformation | DecayingTransformation | SamplingTransformation
+)
 Train = Callable[[Optimiser], Inference]  # independent particles, as the run's config has them
 
 

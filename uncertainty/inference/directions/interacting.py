@@ -236,7 +236,7 @@ def interacting(
         compared = sharded.columns(phi)
         A, B = matrices(kernel, compared)
         force = sharded.rows([-scale * sharded.product(B, a) for a in compared], z) * slope
-        if function_prior:
+        if function_prior and target.prior is not None:
             drawn = prior_draws(target.prior, function_prior, state, shared)
             draws = represent(model, forward(*drawn, {}, dict(x=points))[0][0], noise, values)
             score = prior_score(sharded.columns(z), sharded.columns(draws, shared=True))

@@ -107,8 +107,9 @@ def _put(N: int, y: jax.Array, index: jax.Array, inverse: jax.Array | None) -> j
     """y [R, D] -> [N, D]: row r is added to row index[r]."""
     if inverse is None:
         return jnp.zeros((N, y.shape[1]), y.dtype).at[index].add(y, mode="drop")
-    rows = (inverse[:, k] for k in range(inverse.shape[1]))
-    return sum(jnp.take(y, row, axis=0, mode="fill", fill_value=0) for row in rows)
+    each = (inverse[:, k] for k in range(inverse.shape[1]))
+    taken = (jnp.take(y, row, axis=0, mode="fill", fill_value=0) for row in each)
+    return functools.reduce(jnp.add, taken)
 
 
 def _forward(fn):

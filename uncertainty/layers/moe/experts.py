@@ -48,9 +48,9 @@ class MoE(nn.Module):
     Attributes:
       num_experts: E, of all members together.
       feed_forward: factory of an expert; its variables are stacked, with a leading E.
-      router: factory; see `layers/routers.py`.
+      router: factory; see `layers/moe/routers.py`.
       members: M, which divides E.
-      dispatch: 'sort' or 'einsum'; see `layers/dispatch.py`.
+      dispatch: 'sort' or 'einsum'; see `layers/moe/dispatch.py`.
       dropout: rate within experts, in place of that of `feed_forward`.
       split_rngs: whether experts start from weights of their own. The papers start them equal,
         and then it is routers alone that experts, and members, differ by.
@@ -60,7 +60,7 @@ class MoE(nn.Module):
     Raises:
       ValueError: experts or members below 1, members that do not divide the experts or that x has
         already, neither `partition` nor `tile`, an unknown dispatch, a mesh axis
-        'expert' (`layers/exchange.py`) that does not divide experts, or in training groups that do
+        'expert' (`layers/moe/all_to_all.py`) that does not divide experts, or in training groups that do
         not divide the batch or an axis that does not divide groups.
     """
 
@@ -94,7 +94,7 @@ class MoE(nn.Module):
         return self._router(parent=None).shares_slots
 
     @nn.nowrap
-    def _router(self, **fields: Any) -> nn.Module:
+    def _router(self, **fields: Any) -> Any:
         own = self.num_experts // (self.members if self.partition else 1)
         return self.router(num_experts=own, members=self.members, **fields)
 
@@ -146,7 +146,7 @@ class MoE(nn.Module):
         y = experts(factory(name="experts"), x)
         # What experts lose by themselves, such as a divergence of their weights, adds up.
         if self.is_mutable_collection("losses") and self.has_variable("losses", "experts"):
-            own = self.get_variable("losses", "experts")
+            own: Any = self.get_variable("losses", "experts")
             own = jax.tree.map(lambda a: a.sum(0), own)
             self.put_variable("losses", "experts", own)
         if y.shape != x.shape:

@@ -1,4 +1,4 @@
-"""Routers: layers that decide which tokens go to which experts. See `layers/routing.py`.
+"""Routers: layers that decide which tokens go to which experts. See `layers/moe/routing.py`.
 
 A router has one kernel [D, M, E / M] without bias: member m scores its own block of experts alone.
 It is called with groups x [1 or M, G, S, D] and, at prediction, with `real` [G, N], bool: which of
@@ -202,8 +202,13 @@ class TopK(_Bounded):
         sow("importance", self.importance_loss, routing.importance_loss, gates)
         sow("gshard", self.gshard_loss, routing.gshard_loss, routing.softmax(noisy))
         if sigma > 0:
-            sow("load", self.load_loss,
-                lambda a, b: routing.load_loss(a, b, self.k, sigma), logits, noisy)  # fmt: skip
+            sow(
+                "load",
+                self.load_loss,
+                lambda a, b: routing.load_loss(a, b, self.k, sigma),
+                logits,
+                noisy,
+            )
 
 
 class ExpertChoice(_Bounded):

@@ -19,8 +19,7 @@ from uncertainty.cpu import order, rows
 ROUNDING = ("ceil", "round")
 
 
-@flax.struct.dataclass
-class Routes:
+class Routes(flax.struct.PyTreeNode):
     """At most one token in each slot. Any axes, such as members and groups, may lead."""
 
     token: jax.Array  # [..., E, C]: which of the S tokens; S for an empty slot
@@ -30,8 +29,7 @@ class Routes:
     slot: jax.Array | None = None
 
 
-@flax.struct.dataclass
-class Mixture:
+class Mixture(flax.struct.PyTreeNode):
     """Slots that hold weighted sums of tokens."""
 
     inward: jax.Array  # [..., S, E, C]: slot (e, c) holds sum_s inward[s, e, c] x_s
@@ -73,8 +71,8 @@ def capacity(
         raise ValueError(f"rounding: {rounding!r}; allowed 'ceil', 'round'")
     if multiple_of < 1:
         raise ValueError(f"multiple_of: {multiple_of}; at least 1")
-    slots = tokens * Fraction(str(choices)) * Fraction(str(factor)) / num_experts
-    slots = math.ceil(slots) if rounding == "ceil" else round(slots)
+    exact = tokens * Fraction(str(choices)) * Fraction(str(factor)) / num_experts
+    slots = math.ceil(exact) if rounding == "ceil" else round(exact)
     return min(max(-(-slots // multiple_of) * multiple_of, 1), tokens)
 
 
@@ -116,12 +114,12 @@ def top_k(
     start = jnp.searchsorted(chosen[by_expert], jnp.arange(E + 1))  # [E + 1]
     at = start[:-1, None] + jnp.arange(slots)  # [E, C]
     filled = at < start[1:, None]
-    if real is not None:
+    if room is not None:
         filled &= jnp.arange(slots) < room
     token = priority[by_expert[jnp.minimum(at, k * S - 1)] % S]
     gate = jnp.where(filled, jnp.take_along_axis(gates.T, token, axis=1), 0.0)
     rank = _inverse(by_expert) - start[chosen]
-    placed = rank < slots if real is None else (rank < room) & (chosen < E)
+    placed = rank < slots if room is None else (rank < room) & (chosen < E)
     slot = jnp.where(placed, chosen * slots + rank, E * slots)
     slot = slot.reshape(k, S)[:, _inverse(priority)].T
     return Routes(token=jnp.where(filled, token, S), gate=gate, slot=slot)
@@ -137,7 +135,7 @@ def expert_choice(
       slots: C, at most S.
       real, room: as in `top_k`, no more room than there are real tokens.
     """
-    if real is None:
+    if real is None or room is None:
         gate, token = jax.lax.top_k(gates.T, slots)
         return Routes(token=token, gate=gate)
     gate, token = jax.lax.top_k(jnp.where(real[:, None], gates, -1.0).T, slots)
