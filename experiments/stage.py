@@ -222,9 +222,8 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
     config_lib.apply(config, changes)
     old = evaluate.open_run(start)
     new = setup(config)
-    restored = Checkpoints(start, read_only=True, config=of_training(old.config)).restore(
-        old.shapes
-    )
+    checkpoints = Checkpoints(start, read_only=True, config=of_training(old.config))
+    restored = checkpoints.restore(old.shapes.replace(opt_state=()))
     if restored is None:
         raise ConfigError(f"start: {start} has no checkpoint")
     trained, step = restored
