@@ -18,9 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -39,7 +37,7 @@ from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Stop, graceful_termination
 from experiments.runtime.workdir import MAY_CHANGE, locked, open_workdir, read_config
 from uncertainty.build import ConfigError
-from uncertainty.types import Batch, Collections, Metrics, Stage, State
+from uncertainty.types import Batch, Metrics, Stage, State
 
 logger = logging.getLogger(__name__)
 
@@ -219,79 +217,32 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
       ConfigError: the parameters of the two differ in path or shape, or `workdir` has others;
         hyper-parameters or samples are not those of `start`.
     """
-    from experiments.experiment.readers import patches_of
+    from experiments.experiment.inherit import inherited, same
 
     config = ConfigDict(read_config(start), type_safe=False)
     config_lib.apply(config, changes)
     old = evaluate.open_run(start)
     new = setup(config)
-    trained = Checkpoints(start, read_only=True, config=of_training(old.config))
-    restored = trained.restore(old.shapes)
+    checkpoints = Checkpoints(start, read_only=True, config=of_training(old.config))
+    restored = checkpoints.restore(old.shapes.replace(opt_state=()))
     if restored is None:
         raise ConfigError(f"start: {start} has no checkpoint")
     trained, step = restored
-    state = new.init()
-    here, there = (_shapes(s.params) for s in (state, trained))
-    different = sorted(k for k in here | there if here.get(k) != there.get(k))
-    if different:
-        lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
-        raise ConfigError(f"start: parameters of {start} that the new config has otherwise:\n"
-                          + "\n".join(lines))  # fmt: skip
-    grids = [patches_of(e.network, e.source.shape) for e in (old, new)]
-    if grids[0] != grids[1]:  # as many patches, on other sides
-        raise ConfigError("start: position embeddings of {} x {} patches, of which the new config "
-                          "has {} x {}".format(*grids[0][1:], *grids[1][1:]))  # fmt: skip
-    hyper = [None if s.hyper is None else sorted(s.hyper) for s in (state, trained)]
-    if hyper[0] != hyper[1]:
-        raise ConfigError(f"start: {start} has the hyper-parameters {hyper[1]}, the new config "
-                          f"{hyper[0]}; they belong to its particles")  # fmt: skip
-    samples = [None if s.samples is None else s.samples.taken.shape for s in (state, trained)]
-    if samples[0] != samples[1]:
-        mine, theirs = (0 if shape is None else shape[1] for shape in samples)
-        raise ConfigError(f"inference.collect: {start} has {theirs} samples of each particle, "
-                          f"the new config {mine}; they belong to its particles")  # fmt: skip
-
-    def both(mine: Collections, theirs: Collections) -> Collections:
-        mine, theirs = (flax.traverse_util.flatten_dict(c) for c in (mine, theirs))
-        kept = {k: theirs[k] for k in mine if k in theirs and theirs[k].shape == mine[k].shape}
-        return flax.traverse_util.unflatten_dict({**mine, **kept})
-
-    state = state.replace(
-        step=trained.step,
-        params=trained.params,
-        hyper=trained.hyper,
-        collections=both(state.collections, trained.collections),
-    )
-    if state.slow is not None:
-        state = new.inference.restart(state)
-    if trained.samples is not None:
-        S = samples[0][1]
-        new_ones = jax.tree.map(lambda a: jnp.stack([a] * S, axis=1), state.collections)
-        collections = both(new_ones, trained.samples.collections)
-        state = state.replace(samples=trained.samples.replace(collections=collections))
+    state = inherited(start, old, trained, new)
     workdir = open_workdir(workdir, new.config, ignore=MAY_CHANGE)
     saved = Checkpoints(workdir, config=of_training(new.config), execution=new.rounding())
     with locked(workdir), contextlib.closing(saved) as checkpoints:
         former = checkpoints.restore(new.shapes)
-        if former is None:
-            checkpoints.save(step, state)
-        elif not _same(former[0].params, state.params):
+        if former is not None and not same(former[0].params, state.params):
             raise ConfigError(f"workdir: {workdir} has other parameters than {start}; take another")
         if jax.process_index() == 0:
             write_description(workdir, new.source, new.data.sources)
-            if (pathlib.Path(start) / writers.METRICS).is_file():
-                shutil.copy(pathlib.Path(start) / writers.METRICS, workdir / writers.METRICS)
+            records = pathlib.Path(start) / writers.METRICS
+            if former is None and records.is_file():  # later its stages may have added to them
+                shutil.copy(records, workdir / writers.METRICS)
+        if former is None:
+            checkpoints.save(step, state)
     return new
-
-
-def _same(a: Any, b: Any) -> bool:
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(x, y) for x, y in execution.host(list(pairs)))
-
-
-def _shapes(params: Any) -> dict[str, tuple]:
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
 def main(argv: list[str]) -> None:

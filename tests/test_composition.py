@@ -316,9 +316,22 @@ def after(config, *names):
     for _, one in stages:
         carry = jax.eval_shape(one.begin, state, x)
         batch = dict(x=x, y=jnp.zeros(B, int))
-        state, carry, _ = jax.eval_shape(one.update, state, carry, batch)
+        kept = jax.eval_shape(one.update, state, carry, batch)
+        check_contract(one, state, carry, *kept)
         state = jax.eval_shape(one.finish, state, carry, x)
     return jax.eval_shape(inference.predict, state, x)
+
+
+def check_contract(stage, state, carry, new_state, new_carry, metrics):
+    """What a stage promises the loop: it may stop, save and resume after any batch."""
+    assert (stage.steps > 0) != (stage.passes > 0)
+    assert jax.tree.map(jnp.shape, (new_state, new_carry)) == jax.tree.map(
+        jnp.shape, (state, carry)
+    )
+    P = len(state.key)
+    assert all(a.ndim == 0 or a.shape[0] % P == 0 for a in jax.tree.leaves(carry))
+    trains = {"loss", "finite", "gradient_norm", "nll"} <= metrics.keys()
+    assert trains == (stage.steps > 0) == (stage.learning_rate is not None)
 
 
 def of_stages():

@@ -101,7 +101,7 @@ def run(
             with profile(step):
                 carry, metrics = update(carry, batch)
             done, trains, text = step + 1, "loss" in metrics, None
-            finished.add(done, jax.tree.leaves(metrics)[0])
+            finished.add(done, next(iter(metrics.values())))
             logged = done % services.log_every == 0 or done == steps
             if trains:
                 faults.add(metrics["finite"], metrics["loss"])

@@ -233,14 +233,14 @@ def test_killed_in_a_stage(programs, whole, tmp_path):
     for name, kills in (("killed", (110, 137)), ("alone", ())):
         run = tmp_path / name
         arguments = ["--start", whole[0], "--workdir", run, f"--config.stages={stages}"]
-        first = programs.start("stage", *arguments)
+        running = programs.start("stage", *arguments)
         for step in kills:
             wait(lambda step=step, run=run: reached(run) >= step)
-            first.send(signal.SIGKILL)
-            assert first.result().code == -signal.SIGKILL
+            running.send(signal.SIGKILL)
+            assert running.result().code == -signal.SIGKILL
             assert (run / "stages" / "half" / f"{STEPS}-0-swag").is_dir()
-            first = programs.start("stage", "--workdir", run)
-        code, output = first.result()
+            running = programs.start("stage", *arguments)  # the same command resumes
+        code, output = running.result()
         assert code == 0 and ("resuming from step" in output) == bool(kills), output
         config = read_config(run) | {"mesh": {"data": 1}}
         shapes = setup(config, read_description(run)).final_shapes

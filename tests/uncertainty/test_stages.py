@@ -49,10 +49,12 @@ def run(stage, state, batches=BATCHES):
 
 
 def run_with_metrics(stage, state, batches=BATCHES):
-    carry, update, metrics = jax.jit(stage.begin)(state, batches[0]["x"]), jax.jit(stage.update), []
+    carry, before = jax.jit(stage.begin)(state, batches[0]["x"]), state.opt_state
+    update, metrics = jax.jit(stage.update), []
     for batch in batches:
         state, carry, found = update(state, carry, batch)
         metrics.append(found)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, before)  # the optimiser's alone
     return jax.jit(stage.finish)(state, carry, batches[0]["x"]), metrics
 
 

@@ -28,8 +28,7 @@ def check_no_posterior(state: State) -> None:
         )
 
 
-@flax.struct.dataclass
-class Training:
+class Training(flax.struct.PyTreeNode):
     """What a training of its own has in place of the state's, [P, ...] but for the step."""
 
     step: jax.Array
