@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 import uncertainty.backbones
 import uncertainty.ensembles
@@ -241,6 +242,25 @@ def test_a_prediction_is_a_function_of_the_state(ensemble):
     state = jax.jit(inference.init)(jax.random.key(1), x[:1])
     predict = jax.jit(inference.predict)
     np.testing.assert_array_equal(predict(state, x).mean, predict(state, x).mean)
+
+
+# What a batch may have beside x and y: entries of the examples, and streams of other sizes.
+FURTHER = dict(group=jnp.zeros(B, jnp.int32), kept=jnp.zeros(B, bool),
+               unlabelled=dict(x=jnp.zeros((2 * B, *IMAGE))))  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inference", INFERENCE)
+def test_what_else_a_batch_has_changes_nothing(inference):
+    """Nothing depends on it, whatever the direction, microbatches included."""
+    made = build.inference(config_of("mlp", "single", "dense", inference), num_examples=64)
+    batch = batch_of("dense")
+    state = jax.eval_shape(made.init, jax.random.key(0), batch["x"][:1])
+    program = jax.make_jaxpr(made.update)(state, batch | FURTHER).jaxpr
+    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    read = jax.tree.unflatten(jax.tree.structure((state, batch | FURTHER)), used)[1]
+    assert read["x"] and read["y"]
+    assert not any(jax.tree.leaves({key: read[key] for key in FURTHER}))
 
 
 MADE_ALREADY = dict(name="dropout.Dropout", rate=0.5, members=4)
