@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 import uncertainty.backbones
 import uncertainty.ensembles
@@ -322,6 +323,25 @@ def test_parts_that_declare_nothing_are_refused():
         from_network(network.clone(head=Plain()), likelihood)
     model = from_network(Plain(), likelihood)  # a network by itself need not declare anything
     assert not (model.monitors or model.batch_dependent or model.sharding or model.variational)
+
+
+# What a batch may have beside x and y: entries of the examples, and streams of other sizes.
+FURTHER = dict(group=jnp.zeros(B, jnp.int32), kept=jnp.zeros(B, bool),
+               unlabelled=dict(x=jnp.zeros((2 * B, *IMAGE))))  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inference", INFERENCE)
+def test_what_else_a_batch_has_changes_nothing(inference):
+    """Nothing depends on it, whatever the direction, microbatches included."""
+    made = build.inference(config_of("mlp", "single", "dense", inference), num_examples=64)
+    batch = batch_of("dense")
+    state = jax.eval_shape(made.init, jax.random.key(0), batch["x"][:1])
+    program = jax.make_jaxpr(made.update)(state, batch | FURTHER).jaxpr
+    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    read = jax.tree.unflatten(jax.tree.structure((state, batch | FURTHER)), used)[1]
+    assert read["x"] and read["y"]
+    assert not any(jax.tree.leaves({key: read[key] for key in FURTHER}))
 
 
 MADE_ALREADY = dict(name="dropout.Dropout", rate=0.5, members=4)

@@ -8,8 +8,8 @@ of 256, 5,000 steps (25 epochs), no decay, no augmentation. `padding=SAME` is th
 script builds, 545,546 parameters; `padding=VALID` the 61,706 that its README speaks of.
 
 Differences from the source: with `particles=shared` the members of an ensemble see the same batches
-in the same order and differ by their initial weights alone; with `shuffled` each has an order of its
-own, as there, and with `bootstrap` a sample of its own too (Table: particle_examples).
+in the same order and differ by their initial weights alone; with `shuffled` each has an order of
+its own, as there, and with `bootstrap` a sample of its own too (table `particle_examples`).
 
 Command: python -m experiments.train --config configs/small_images/lenet5.py:size=10 --workdir DIR
 Fashion-MNIST without a network: python -m tools.prepare_fashion_mnist --help

@@ -40,8 +40,9 @@ class Data(NamedTuple):
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The source of each stream."""
-        return {name: stream.source for name, stream in self.streams.items()}
+        """All that training reads beside the training data: streams, and the sets of particles."""
+        streams = {name: stream.source for name, stream in self.streams.items()}
+        return streams | {f"particles.{i}": source for i, source in enumerate(self.sets)}
 
     @property
     def own_examples(self) -> bool:

@@ -132,11 +132,21 @@ def shrink(
             evaluator.severities = (5,)
     seeds: dict[str, int] = {}  # one set, one seed, so that test data stay the same in all places
     embedded_set = inspect.isfunction(getattr(embedded, config.data.train.name, None))
-    for section in (config.data, *config.evaluators.values()):
+    particles = config.data.get("particles") or {}
+    sets = ConfigDict({str(i): spec for i, spec in enumerate(_field(particles, "sets") or ())})
+    for section in (config.data, sets, *config.evaluators.values()):
         if not embedded_set:
             _without_slices(section)
         _stand_in(section, shape, num_classes, seeds)
+    if sets:
+        particles.sets = [spec.to_dict() for spec in sets.values()]
+    if _field(particles, "name") == "per_class" and not embedded_set:
+        config.data.particles = "shuffled"  # a stand-in may have no example of a class
     return config
+
+
+def _field(section: ConfigDict | str, name: str) -> Any:
+    return section.get(name) if isinstance(section, Mapping | ConfigDict) else None
 
 
 def _without_slices(section: ConfigDict) -> None:

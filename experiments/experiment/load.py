@@ -128,7 +128,9 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
         raise ConfigError(f"data.train: {data.train.name} has no entry {name!r}, which training "
                           f"reads; it has {', '.join(map(repr, batch))}") from error  # fmt: skip
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"inference: {error}") from error
+        unlabelled = f"data.train: {data.train.name} has no entry 'y'"
+        field = "inference" if "y" in batch else unlabelled
+        raise ConfigError(f"{field}: {error}") from error
     if data.streams:
         used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
         paths = jax.tree_util.tree_leaves_with_path((state, batch))

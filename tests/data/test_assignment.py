@@ -124,6 +124,11 @@ def test_shapes_are_those_of_the_batches(kind, augment):
     }
 
 
+def test_every_kind_is_tested_here():
+    names = {spec if isinstance(spec, str) else spec["name"] for spec in KINDS.values()}
+    assert names == {*assignment.KINDS, assignment.SETS}
+
+
 seeds = st.integers(0, 2**64 - 1)
 particles = st.integers(0, 2**31)
 

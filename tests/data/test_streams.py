@@ -13,7 +13,7 @@ from experiments.data.order import indices
 from experiments.data.source import load
 from experiments.data.streams import seed_of
 from experiments.experiment import config as config_lib
-from experiments.experiment.base import base
+from experiments.experiment.base import base, shrink
 from experiments.experiment.load import check_reads, described, load_data
 from experiments.runtime.workdir import RENAMED, difference, renamed
 from uncertainty.build import ConfigError
@@ -108,6 +108,8 @@ def test_streams_are_read_as_the_training_data(tmp_path):
     assert [len(s) for s in data.sets] == [40, 40] and data.num_examples == 40
     np.testing.assert_array_equal(data.sets[1].mean, data.train.mean)
     assert data.sets[0].digest() == data.train.digest() != data.sets[1].digest()
+    noted = describe(data.train, data.sources)["streams"]
+    assert noted["particles.1"]["digest"] == data.sets[1].digest()
     grouped = dict(name="sets", sets=[dict(other, label_noise=None), dict(name="iris")])
     with pytest.raises(ValueError, match=r"data.particles.sets\[1\]: .* inputs of shape"):
         load_data(config(train=spec, particles=grouped))
@@ -155,6 +157,12 @@ def test_an_entry_that_training_reads_is_named(tmp_path):
     check_reads(lambda s, batch: (moved(s, batch["x"]), {}), state(), data)
     with pytest.raises(ConfigError, match=r"data.train: npz\[train\] has no entry 'y', .* 'x'"):
         check_reads(lambda s, batch: (moved(s, batch["x"] + batch["y"]), {}), state(), data)
+
+    def refuses(state, batch):
+        raise ValueError("objective: 'likelihood' needs labels")
+
+    with pytest.raises(ConfigError, match=r"data.train: .* has no entry 'y': objective: 'likel"):
+        check_reads(refuses, state(), data)
 
     def broken(state, batch):
         return {}["x"]
@@ -214,3 +222,21 @@ def test_bad_sections_name_the_field(fields, message):
         plain = config(**fields)
         config_lib.check(plain)
         load_data(plain)
+
+
+def test_a_small_run_of_a_config_reads_no_file():
+    """Where particles have sets and streams of their own, too."""
+    made = base()
+    made.data.train = dict(name="cifar10", split="train[:45_000]")
+    made.data.streams = {"other": dict(name="svhn_cropped", batch_size=3, augment=["flip"])}
+    made.data.particles = dict(name="sets", sets=[dict(split="train[45_000:]"), dict(name="mnist")])
+    plain = config_lib.plain(shrink(made, shape=(8, 8, 3), num_classes=4))
+    data = load_data(plain | {"batch_size": 6})
+    assert [len(source) for source in data.sources.values()] == [32, 32, 32]
+    assert plain["data"]["streams"]["other"]["batch_size"] == 3
+    made.data.particles = dict(name="per_class", size=9)
+    made.data.train = dict(name="cifar10")
+    assert shrink(made, shape=(8, 8, 3), num_classes=40).data.particles == "shuffled"
+    made.data.train = dict(name="digits")
+    made.data.particles = dict(name="per_class", size=9)
+    assert shrink(made, shape=(8, 8, 1), num_classes=10).data.particles.size == 9
