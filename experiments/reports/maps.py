@@ -110,17 +110,17 @@ def _uncertainty(line: Sequence["Axes"], methods: Mapping[str, Map], name: str) 
     """One uncertainty of every method, with its colour bar."""
     from matplotlib.ticker import MaxNLocator
 
-    shown = {
+    of_method = {
         label: m.uncertainties[name] for label, m in methods.items() if name in m.uncertainties
     }
     if name == "noise_std":
-        shown = {label: value / value.max() for label, value in shown.items()}
-    high = max(float(value.max()) for value in shown.values())
+        of_method = {label: value / value.max() for label, value in of_method.items()}
+    high = max(float(value.max()) for value in of_method.values())
     levels = MaxNLocator(10).tick_values(0, high or 1.0)
     if name == "entropy":
         levels = np.linspace(0, np.log(max(m.p.shape[-1] for m in methods.values())) + 1e-6, 12)
     for ax, (label, m) in zip(line, methods.items(), strict=True):
-        value = shown.get(label, np.zeros(m.p.shape[:2]))
+        value = of_method.get(label, np.zeros(m.p.shape[:2]))
         shown = ax.contourf(*m.axes, value, levels, cmap="viridis")
         shown.set_rasterized(True)
         for x in m.ood.values():
@@ -128,7 +128,7 @@ def _uncertainty(line: Sequence["Axes"], methods: Mapping[str, Map], name: str) 
             ax.scatter(*thinned(x, 40).T, s=4, **look)
         means = [f"{text(group)} {of[name]:.2f}" for group, of in m.groups.items() if name in of]
         lines = ["  ".join(means[i : i + 2]) for i in range(0, len(means), 2)]
-        below = "\n".join(lines) if label in shown else "none"
+        below = "\n".join(lines) if label in of_method else "none"
         ax.set_xlabel(below, fontsize=6.5, labelpad=2)
     bar = ax.figure.colorbar(shown, ax=list(line), aspect=12, pad=0.01, label=ROWS[name])
     bar.set_ticks([tick for tick in MaxNLocator(5).tick_values(0, high) if tick <= levels[-1]])
