@@ -10,6 +10,9 @@ import pytest
 from experiments.runtime.checkpoint import Checkpoints
 from tests.uncertainty.classes import B, K, batch, kernel, linear, one, softmax
 from uncertainty import likelihoods
+from uncertainty.backbones.mlp import MLP
+from uncertainty.ensembles.single import single
+from uncertainty.heads.dense import Dense
 from uncertainty.inference import executors
 from uncertainty.inference.directions.independent import independent
 from uncertainty.inference.directions.svgd import svgd
@@ -17,6 +20,7 @@ from uncertainty.inference.directions.wgd import wgd
 from uncertainty.inference.kernels.rbf import rbf
 from uncertainty.inference.particles import particles
 from uncertainty.keys import Use, fold
+from uncertainty.model import from_network
 from uncertainty.objectives.label_smoothing import label_smoothing
 from uncertainty.objectives.mean_teacher import mean_teacher
 from uncertainty.optimisers.optimiser import optimiser, sgd
@@ -236,6 +240,20 @@ def test_parameters_of_its_own_follow_their_gradient_and_the_network_knows_none(
         moved = float(before[p] - after.params["objective"]["log_scale"][p])
         np.testing.assert_allclose(moved, 0.1 * slope, rtol=1e-3, atol=1e-6)
     made.predict(after, BATCH["x"])  # whose network checks what it is given
+
+
+@pytest.mark.slow
+def test_flax_networks_read_none_of_them_wherever_they_are_run():
+    """Stages and evaluators hand all of a particle's parameters on."""
+    network = single(MLP(widths=(3,), activation="tanh"), Dense(outputs=K))
+    model = from_network(network, likelihoods.softmax())
+    made, state = start(tempered(), model)
+    assert set(state.params) == {"backbone", "head", "objective"}
+    latent = made.predict(state, BATCH["x"])
+    for p in range(P):
+        all_of_them, key = one(state.params, p), state.key[p]
+        u = model.forward(all_of_them, {}, BATCH["x"], key, train=False)[0]
+        np.testing.assert_allclose(u.mean[0], latent.mean[p], rtol=1e-5, atol=1e-6)
 
 
 def test_parameters_of_its_own_leave_the_kernel_between_particles_alone():
