@@ -15,7 +15,7 @@ import logging
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -28,9 +28,6 @@ from experiments.data.description import read_description
 from experiments.data.source import load
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.experiment.exported import export_all
-from experiments.experiment.predictor import Predictor
-from experiments.experiment.reading import check_alike
 from experiments.experiment.results import (
     check_name,
     path_in,
@@ -40,12 +37,15 @@ from experiments.experiment.results import (
     reported,
     write_results,
 )
-from experiments.runtime import program, writers
+from experiments.runtime import writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import Progress, setup_logging
 from experiments.runtime.workdir import CONFIG, read_config
 from uncertainty.build import ConfigError
 from uncertainty.types import State
+
+if TYPE_CHECKING:
+    from experiments.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,9 @@ def evaluate(
     Raises:
       ConfigError: there is no checkpoint, or runs that cannot be joined.
     """
+    from experiments.prediction.predictor import Predictor
+    from experiments.prediction.reading import check_alike
+
     runs = {pathlib.Path(workdir): experiment, **(others or {})}
     workdir = pathlib.Path(workdir)
     check_alike({str(path): run.source for path, run in runs.items()})
@@ -109,12 +112,14 @@ def evaluate(
             print_metrics(metrics)  # first: what cannot be saved is seen at least
         write_results(folder, metrics, arrays, sets, members)
     if predictions:
+        from experiments.experiment.exported import export_all
+
         failures |= export_all(predict, reads, folder / "predictions", members)
     return metrics, failures
 
 
 def run_all(
-    built: Mapping[str, evaluators.Evaluator], predict: Predictor, title: str
+    built: Mapping[str, evaluators.Evaluator], predict: "Predictor", title: str
 ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]:
     """Numbers and arrays of all evaluators, and why some of them failed."""
     metrics: dict[str, float] = {}
@@ -178,7 +183,6 @@ def sums(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | None:
     """state -> metrics on `data.validation`, or None where the config asks for none."""
-    from experiments.experiment.predictor import Predictor
 
     source, task = experiment.validation, experiment.source.task
     if source is None:
@@ -254,6 +258,8 @@ def on_these_devices(config: Mapping[str, Any]) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}")
+    from experiments.prediction.reading import check_alike
+
     setup_logging()
     workdir, *more = map(pathlib.Path, dict.fromkeys(WORKDIR.value))
     experiment = open_run(workdir)
@@ -281,6 +287,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    from experiments.runtime import program
+
     WORKDIR = flags.DEFINE_multi_string(
         "workdir", None, "The directory of a trained run; of several, one ensemble."
     )

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from experiments.runtime.progress import CONSOLE, setup_logging
 from experiments.runtime.termination import Interrupted, status
 from experiments.tables.cells import Cells
-from experiments.tables.render import render
 from experiments.tables.run import reproduce
 
 WORKDIR = pathlib.Path("runs/quickstart")
@@ -40,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells = Cells("digits", WORKDIR / "results", WORKDIR, {})
     try:
         made = reproduce(cells)
+        from experiments.tables.render import render
+
         report, problems = render(cells, made)
     except (Interrupted, KeyboardInterrupt) as message:
         CONSOLE.print(f"{str(message) or 'interrupted'}. The same command resumes.")

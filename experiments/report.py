@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "experiments.report", *words])
 
-    from experiments.reports.html import read_run, write_report
+    from experiments.reports.html import write_report
+    from experiments.reports.runs import read_run
 
     problems: list[str] = []
     runs: list = []

@@ -31,7 +31,7 @@ from experiments.data.order import rows
 from experiments.data.source import Source
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.runtime import execution, loop, processes, program, writers
+from experiments.runtime import execution, loop, processes, writers
 from experiments.runtime.checkpoint import Checkpoints, DamagedCheckpointError, of_training, verify
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Stop, graceful_termination
@@ -262,6 +262,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    from experiments.runtime import program
+
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
     START = flags.DEFINE_string("start", None, "A run to take the parameters of, for a new one.")
     flags.mark_flags_as_required(["workdir"])

@@ -21,7 +21,7 @@ from experiments.data.description import describe, write_description
 from experiments.data.loader import depth, prefetch
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.runtime import loop, processes, program, writers
+from experiments.runtime import loop, processes, writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Stop, graceful_termination
@@ -158,6 +158,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    from experiments.runtime import program
+
     CONFIG = flags.DEFINE_string(
         "config", None, "configs/FILE.py or configs/FILE.py:OPTION,OPTION=VALUE such as :runlocal; "
         "--config.section.field=value sets a field of it."

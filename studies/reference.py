@@ -28,7 +28,7 @@ from experiments.evaluators.posterior import functions
 from experiments.evaluators.uncertainty_map import uncertainty_map
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.experiment.predictor import Predictor
+from experiments.prediction.predictor import Predictor
 from experiments.runtime import program, writers
 from experiments.runtime.progress import setup_logging
 from studies.nuts import diagnose, nuts

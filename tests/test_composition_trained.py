@@ -10,7 +10,7 @@ from experiments import stage
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
-from experiments.experiment.predictor import Predictor
+from experiments.prediction.predictor import Predictor
 from experiments.runtime.termination import Stop
 from tests.test_composition import INTERACTING, STAGES, why_not
 from tests.test_contract import INFERENCE, SAMPLERS, config_of

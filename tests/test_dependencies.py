@@ -78,8 +78,10 @@ def at_import(node):
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
+        if isinstance(child, ast.If):
+            condition = ast.unparse(child.test)
+            if "TYPE_CHECKING" in condition or "__main__" in condition:
+                continue
         yield child
         yield from at_import(child)
 
@@ -123,13 +125,14 @@ def test_configs_import_few_and_are_found_by_name():
         for imported in imports(name, tree):
             package, other = name.split(".")[0], imported.split(".")[0]
             if package == "configs" and other == "experiments":
-                assert imported == "experiments.experiment.base", f"{name} imports {imported}"
+                allowed = ("experiments.experiment.base", "experiments.evaluators.posterior")
+                assert imported in allowed, f"{name} imports {imported}"
             assert other != "configs" or package == "configs", f"{name} imports {imported}"
 
 
 # Rooms of `experiments` from below; each imports those before it, and the library.
-ROOMS = ("runtime", "data", "evaluators", "experiment", "reports", "evaluate", "stage", "train",
-         "tables", "reproduce", "quickstart", "report")  # fmt: skip
+ROOMS = ("runtime", "data", "prediction", "evaluators", "experiment", "reports", "evaluate",
+         "stage", "train", "tables", "reproduce", "quickstart", "report")  # fmt: skip
 
 
 def room(module):
@@ -179,14 +182,13 @@ METHODS = {
     if path.stem != "__init__"
 }
 # Words that say something else in the runtime: a gradient's norm, bytes that are packed, ...
-ENGLISH = {"choice", "conv", "dense", "independent", "likelihood", "mask", "norm", "packed", "pool",
-           "posterior", "replace", "select", "single", "training"}  # fmt: skip
-LEFT = {"experiments.experiment.predictor": {"routing"}}  # until it asks the model
+ENGLISH = {"choice", "conv", "dense", "independent", "likelihood", "mask", "monitor", "norm",
+           "packed", "pool", "posterior", "replace", "select", "single", "training"}  # fmt: skip
 RUNTIME = [
     name
     for name in MODULES
     if name in ("experiments.train", "experiments.evaluate", "experiments.stage")
-    or room(name) in ("experiments.runtime", "experiments.experiment")
+    or room(name) in ("experiments.runtime", "experiments.prediction", "experiments.experiment")
 ]
 
 
@@ -208,7 +210,7 @@ def words(tree):
 
 @pytest.mark.parametrize("name", RUNTIME)
 def test_the_runtime_names_no_method(name):
-    methods = METHODS - ENGLISH - LEFT.get(name, set())
+    methods = METHODS - ENGLISH
     assert {"laplace", "routing", "swag", "svgd", "sngp", "batch_ensemble", "experts"} <= METHODS
     for line, word in words(MODULES[name]):
         found = methods & {word, *word.split("_")}
@@ -223,7 +225,7 @@ def test_the_quickstart_imports_few_files():
         if name in MODULES and name not in seen:
             seen.add(name)
             todo += [name.rpartition(".")[0], *imports(name, MODULES[name], late=False)]
-    files = {name for name in seen if MODULES[name].body}
+    files = {name for name in seen if len(MODULES[name].body) > 1}  # not a docstring alone
     assert len(files) <= 60, sorted(files)
 
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 from configs.toys.particles import get_config
-from experiments.experiment.base import derived, floor, is_made
+from experiments.evaluators.posterior import floor, is_made
+from experiments.experiment.base import derived
 
 ROWS = {
     "Deep ensemble": "ensemble",

@@ -5,6 +5,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import images, labels
@@ -218,3 +220,11 @@ def carried_entries(label: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
         key: array if key in ("x", "y") else carried(label, key, array)
         for key, array in arrays.items()
     }
+
+
+def batch_shapes(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """x [B, ...] and y of a batch: classes [B], or real outcomes [B, K]."""
+    x = jax.ShapeDtypeStruct((size, *source.shape), jnp.float32)
+    if source.task == "classification":
+        return {"x": x, "y": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    return {"x": x, "y": jax.ShapeDtypeStruct((size, source.outputs), jnp.float32)}

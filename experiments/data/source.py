@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import from_tfds, images, labels
+from experiments.data import images, labels
 from experiments.data.examples import Source, carried_entries, check
 from experiments.data.fields import check_fields
 from experiments.data.labelled import labelled, with_noise
@@ -99,12 +99,24 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
         raise ConfigError(f"{field}.name: {name!r} is not a name; {nearest('', OWN)}, or one of "
                           "tfds")  # fmt: skip
     common = {key: fields.pop(key) for key in COMMON if key in fields}
-    function = OWN.get(name, from_tfds.tfds)
+    function = function_of(name, f"{field}.name", fields.get("data_dir"))
     given = () if name in OWN else ("name",)
-    if name not in OWN:
-        from_tfds.check_name(name, fields.get("data_dir"), f"{field}.name")
     check_fields(function, fields, f"{field}.", given=given, also=COMMON)
     return function, name, fields, common
+
+
+def function_of(name: str, field: str, data_dir: str | None = None) -> Callable:
+    """What reads the data set of this name: one of OWN, or `from_tfds.tfds`.
+
+    Raises:
+      ConfigError: neither the project, nor tfds, nor `data_dir` has such a set.
+    """
+    if name in OWN:
+        return OWN[name]
+    from experiments.data import from_tfds
+
+    from_tfds.check_name(name, data_dir, field)
+    return from_tfds.tfds
 
 
 def _source(

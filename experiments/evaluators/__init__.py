@@ -17,7 +17,7 @@ from uncertainty.build import ConfigError, nearest
 from uncertainty.specs import check_types
 
 if TYPE_CHECKING:
-    from experiments.experiment.predictor import Predictor
+    from experiments.prediction.predictor import Predictor
 
 Data = Mapping[str, Any] | Source  # the spec of a data set, or its examples
 

@@ -9,7 +9,7 @@ from experiments.evaluators import Data, Evaluator, reads
 from uncertainty import metrics
 
 if TYPE_CHECKING:
-    from experiments.experiment.predictor import Predictor
+    from experiments.prediction.predictor import Predictor
 
 
 def classification(data: Data, bins: int = 15) -> Evaluator:

@@ -13,7 +13,7 @@ from experiments.runtime import keys
 from uncertainty import metrics
 
 if TYPE_CHECKING:
-    from experiments.experiment.predictor import Predictor
+    from experiments.prediction.predictor import Predictor
 
 SHOWN = {"accuracy": "classification", "nll": "classification", "ece": "calibration"}
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -12,7 +12,7 @@ from uncertainty.build import nearest
 from uncertainty.metrics.few_shot import L2, best_l2, draw_shots, probe
 
 if TYPE_CHECKING:
-    from experiments.experiment.predictor import Predictor
+    from experiments.prediction.predictor import Predictor
 
 
 def few_shot(

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from experiments.data.shapes import batch_shapes
+from experiments.data.examples import batch_shapes
 from experiments.evaluators import Evaluator
 from experiments.runtime.execution import one_particle
 from uncertainty import build
 from uncertainty.types import State
 
 if TYPE_CHECKING:
-    from experiments.experiment.build import Experiment
-    from experiments.experiment.predictor import Predictor
+    from experiments.prediction.predictor import Predictor
+    from experiments.prediction.trained import Run
 
 TRAIN, PREDICT = "cost/train_flops_per_example", "cost/predict_flops_per_example"
 
@@ -40,7 +40,7 @@ def flops() -> Evaluator:
     return Evaluator(run, None, {TRAIN, PREDICT})
 
 
-def flops_of(experiment: "Experiment") -> tuple[float, float]:
+def flops_of(experiment: "Run") -> tuple[float, float]:
     """Operations of training and of a prediction, for each example."""
     config, source = experiment.config, experiment.source
     plain = dict(config["inference"], executor="vmap", accumulate=1)

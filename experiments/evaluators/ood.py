@@ -11,7 +11,7 @@ from experiments.runtime import keys
 from uncertainty import metrics
 
 if TYPE_CHECKING:
-    from experiments.experiment.predictor import Predictor
+    from experiments.prediction.predictor import Predictor
 
 
 def ood(data: Data, sets: Mapping[str, Any]) -> Evaluator:

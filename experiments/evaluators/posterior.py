@@ -9,11 +9,11 @@ import numpy as np
 from experiments.data.source import Source, load
 from experiments.evaluators import Data, Evaluator, reads
 from experiments.runtime import project
-from experiments.runtime.damaged import readable
+from experiments.runtime.workdir import readable
 
 if TYPE_CHECKING:
-    from experiments.experiment.predictions import Predictions
-    from experiments.experiment.predictor import Predictor
+    from experiments.prediction.predictions import Predictions
+    from experiments.prediction.predictor import Predictor
 
 BAND = (0.025, 0.975)  # of the figure
 

@@ -9,7 +9,7 @@ from experiments.evaluators import Data, Evaluator, reads
 from uncertainty.layers.moe.monitor import balance, name_of
 
 if TYPE_CHECKING:
-    from experiments.experiment.predictor import Predictor
+    from experiments.prediction.predictor import Predictor
 
 
 def routing(data: Data) -> Evaluator:

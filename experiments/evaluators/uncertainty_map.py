@@ -15,8 +15,8 @@ from uncertainty.metrics.information import entropy
 from uncertainty.metrics.ranking import auroc
 
 if TYPE_CHECKING:
-    from experiments.experiment.predictions import Predictions
-    from experiments.experiment.predictor import Predictor
+    from experiments.prediction.predictions import Predictions
+    from experiments.prediction.predictor import Predictor
 
 KINDS = ("entropy", "noise_std", "epistemic_std")  # of uncertainty
 

@@ -9,8 +9,6 @@ from ml_collections import ConfigDict
 
 from experiments.data import embedded
 from experiments.data.derived import derived as derived
-from experiments.evaluators.posterior import floor as floor
-from experiments.evaluators.posterior import is_made as is_made
 from uncertainty.build import ConfigError
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.data.description import Described
+from experiments.data.examples import batch_shapes
 from experiments.data.loader import Batch
-from experiments.data.shapes import batch_shapes
 from experiments.data.source import Source
 from experiments.data.streams import Data
 from experiments.evaluators import Evaluator, build_all, check_data

@@ -23,10 +23,10 @@ import numpy as np
 from experiments.data import labels as labels_lib
 from experiments.data.source import Source
 from experiments.evaluators import Reads
-from experiments.experiment.predictions import Predictions
-from experiments.experiment.predictor import Predictor
-from experiments.experiment.reading import Data, described, key_of_data
 from experiments.experiment.results import reported
+from experiments.prediction.predictions import Predictions
+from experiments.prediction.predictor import Predictor
+from experiments.prediction.reading import Data, described, key_of_data
 from experiments.runtime.workdir import jsonable
 
 METADATA = "metadata.json"

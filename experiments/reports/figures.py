@@ -15,9 +15,8 @@ from experiments.reports import (
     routing_figures,
 )
 from experiments.reports.runs import Run
-from experiments.reports.study import Study
+from experiments.reports.study import Study, one_line
 from experiments.reports.style import looks
-from experiments.reports.text import one_line
 from experiments.runtime.keys import named
 
 if TYPE_CHECKING:

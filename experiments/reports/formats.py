@@ -7,8 +7,7 @@ import re
 from typing import Any
 
 from experiments.reports.layout import Layout, layout
-from experiments.reports.study import Row, Study, machine, summarise, values_of
-from experiments.reports.text import one_line
+from experiments.reports.study import Row, Study, machine, one_line, summarise, values_of
 from experiments.runtime.workdir import jsonable, read_json, write_text
 
 LATEX = {

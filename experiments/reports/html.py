@@ -11,10 +11,9 @@ from typing import Any
 
 from experiments.reports.figures import Entry, figures
 from experiments.reports.layout import layout, transpose
-from experiments.reports.runs import Run, by_label, by_task, load_run, study_of
-from experiments.reports.study import Study, machine, round_pair, summarise
+from experiments.reports.runs import Run, by_label, by_task, read_run, study_of
+from experiments.reports.study import Study, machine, one_line, round_pair, summarise
 from experiments.reports.style import save_png, svg_uri
-from experiments.reports.text import one_line
 from experiments.runtime.workdir import write_text
 from experiments.runtime.writers import hardware as this_machine
 
@@ -165,23 +164,6 @@ def _figure(entry: Entry, folder: pathlib.Path) -> str:
         f'alt="{escape(entry.name.replace("_", " "))}">\n'
         f"<figcaption>{escape(entry.caption)}</figcaption></figure>"
     )
-
-
-def read_run(run: Any, problems: list[str] | None = None) -> Run | None:
-    """The run of what `write_report` takes, or None and a line among the problems."""
-    try:
-        if not isinstance(run, Run):
-            run = load_run(**run) if isinstance(run, Mapping) else load_run(run)
-    except (ValueError, OSError) as error:
-        if problems is None:
-            raise
-        problems.append(str(error))
-        return None
-    if problems is None and run.damaged:
-        raise ValueError(run.damaged[0])
-    if problems is not None:
-        problems += [line for line in run.damaged if line not in problems]
-    return run
 
 
 def _marks(marks: Sequence[int]) -> str:

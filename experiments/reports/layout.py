@@ -16,12 +16,12 @@ from experiments.reports.study import (
     Row,
     Study,
     Summary,
+    one_line,
     published_text,
     round_pair,
     summarise,
     values_of,
 )
-from experiments.reports.text import one_line
 
 
 class Cell(NamedTuple):

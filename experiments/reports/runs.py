@@ -12,9 +12,8 @@ from experiments.reports import datasets
 from experiments.reports.study import Column, Row, Study
 from experiments.reports.tables import pretty
 from experiments.runtime import keys
-from experiments.runtime.damaged import readable
-from experiments.runtime.keys import named
-from experiments.runtime.workdir import CONFIG, difference, read_config, read_json
+from experiments.runtime.keys import named, numbers
+from experiments.runtime.workdir import CONFIG, difference, read_config, read_json, readable
 from experiments.runtime.writers import read_metrics
 
 # Fields of a config that leave its method the same.
@@ -95,20 +94,6 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
         tuple(damaged),
         contents["sets.json"] or {},
     )
-
-
-def numbers(metrics: Any) -> dict[str, float]:
-    """The metrics of an evaluation that have a value.
-
-    Raises:
-      ValueError: it is no dict of numbers.
-    """
-    if not isinstance(metrics, Mapping):
-        raise ValueError("it holds no metrics")
-    for key, value in metrics.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{key} = {str(value)[:40]!r} is not a number")
-    return {key: value for key, value in metrics.items() if value is not None}
 
 
 PER_EXAMPLE = ("confidence", "prediction", "label", "entropy", "mutual_information")
@@ -238,3 +223,20 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     }
     config = {label: group[0].config for label, group in groups.items()}
     return Study(title, columns, rows, config=config, seeds=sorted(seeds))
+
+
+def read_run(run: Any, problems: list[str] | None = None) -> Run | None:
+    """The run of what `write_report` takes, or None and a line among the problems."""
+    try:
+        if not isinstance(run, Run):
+            run = load_run(**run) if isinstance(run, Mapping) else load_run(run)
+    except (ValueError, OSError) as error:
+        if problems is None:
+            raise
+        problems.append(str(error))
+        return None
+    if problems is None and run.damaged:
+        raise ValueError(run.damaged[0])
+    if problems is not None:
+        problems += [line for line in run.damaged if line not in problems]
+    return run

@@ -6,6 +6,7 @@ deviation (ddof = 1). One seed has no error. `layout.py` turns a study into text
 
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -149,3 +150,15 @@ def machine(hardware: Mapping[str, Any]) -> str:
         processor += f", {hardware['cores']} core{'s' * (hardware['cores'] != 1)}"
     parts = (processor.strip(", "), hardware.get("devices", ""), hardware.get("date", ""))
     return "; ".join(str(part) for part in parts if part)
+
+
+def one_line(text: object) -> str:
+    """Text on one line, without what no renderer shows: controls, surrogates, unassigned codes."""
+    joined = " ".join(str(text).split())
+    if joined.isascii() and joined.isprintable():
+        return joined
+    return "".join("\ufffd" if _hidden(c) else c for c in joined)
+
+
+def _hidden(c: str) -> bool:
+    return unicodedata.category(c) in ("Cc", "Cs", "Cn", "Co")

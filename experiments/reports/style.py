@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from experiments.reports.text import one_line
+from experiments.reports.study import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.reports.layout import Head, Layout, layout, transpose
-from experiments.reports.study import Study
-from experiments.reports.text import one_line
+from experiments.reports.study import Study, one_line
 from experiments.runtime import keys
 
 GROUPS = {

@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -272,6 +272,20 @@ def _is(value: Any, kind: type) -> bool:
     if kind in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if kind is float else kind)
+
+
+def readable(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
+    """What `read` finds in a file.
+
+    Raises:
+      ValueError: whatever went wrong, in one line that names the file: readers of archives and
+        nested text have many ways to fail on bytes that nobody wrote.
+    """
+    try:
+        return read(path)
+    except Exception as error:
+        reason = " ".join(f"{error}".replace(str(path), "").split()) or type(error).__name__
+        raise ValueError(f"{path} is damaged: {reason[:200]}") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -19,7 +19,6 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.runtime import keys, project, writers
 from experiments.runtime.workdir import MAY_CHANGE, read_json, same_but_for
-from experiments.tables import constraints
 from experiments.tables.records import Records, slug
 from uncertainty.build import ConfigError, nearest
 
@@ -249,6 +248,8 @@ class Cells:
 
     def run(self, row: Mapping[str, Any], seed: int) -> None:
         """Trains and evaluates one cell and records it, in place of a former record."""
+        from experiments.tables import constraints
+
         config = copy.deepcopy(self.config(row, seed))
         directory = self.run_directory(row, seed)
         experiment = train.train(config, directory, overview=False)

@@ -3,8 +3,8 @@
 import logging
 import pathlib
 
-from experiments.reports import formats, html
-from experiments.reports.runs import Run
+from experiments.reports import formats
+from experiments.reports.runs import Run, read_run
 from experiments.reports.tables import print_study
 from experiments.runtime.workdir import write_text
 from experiments.tables import constraints
@@ -42,6 +42,8 @@ def render(
     runs = runs_here(cells, made, problems) if report else []
     if not runs:
         return None, problems
+    from experiments.reports import html
+
     path = html.write_report(
         cells.workdir / "report.html",
         runs,
@@ -62,7 +64,7 @@ def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Run]:
                 directory = cells.run_directory(row, seed)
                 here = (directory / "evaluation" / "test" / "metrics.json").is_file()
                 if here and cells.record(row, seed) is not None:
-                    run = html.read_run(dict(workdir=directory, label=name_of(row)), problems)
+                    run = read_run(dict(workdir=directory, label=name_of(row)), problems)
                     runs += [run] if run else []
             except ValueError:  # is among the failures
                 continue

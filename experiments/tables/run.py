@@ -9,8 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments.reports.study import Study
-from experiments.reports.text import one_line
+from experiments.reports.study import Study, one_line
 from experiments.runtime.progress import Progress
 from experiments.runtime.termination import Interrupted, graceful_termination
 from experiments.tables.cells import Cells, name_of

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.reports.datasets import evaluated
-from experiments.reports.study import Study, machine
-from experiments.reports.text import one_line
+from experiments.reports.study import Study, machine, one_line
 from experiments.tables.cells import Cells, name_of
 
 

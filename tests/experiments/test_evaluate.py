@@ -18,7 +18,7 @@ from experiments.data.source import load
 from experiments.evaluate import evaluate, open_run, parse_data
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
-from experiments.experiment.predictor import Predictor
+from experiments.prediction.predictor import Predictor
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.train import train

@@ -11,7 +11,7 @@ from experiments.evaluate import evaluate
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
 from experiments.experiment.config import plain
-from experiments.experiment.predictor import Predictor
+from experiments.prediction.predictor import Predictor
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.loop import ParticleFault
 from experiments.runtime.workdir import open_workdir

@@ -9,7 +9,7 @@ from experiments.data.description import read_description
 from experiments.data.source import load
 from experiments.evaluators.few_shot import few_shot
 from experiments.experiment.build import setup
-from experiments.experiment.predictor import Predictor
+from experiments.prediction.predictor import Predictor
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config
 

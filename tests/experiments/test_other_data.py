@@ -11,8 +11,8 @@ from experiments.data.source import load
 from experiments.evaluate import evaluate, parse_data
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import setup
-from experiments.experiment.reading import described
 from experiments.experiment.results import name_of, place, print_sets
+from experiments.prediction.reading import described
 from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.train import train
 from uncertainty.build import ConfigError

@@ -18,7 +18,7 @@ from experiments.evaluators.posterior import (
     read,
     wasserstein,
 )
-from experiments.experiment.predictions import Predictions
+from experiments.prediction.predictions import Predictions
 from uncertainty.build import ConfigError
 
 GRID = dict(name="x_sin_x", split="grid")

@@ -18,9 +18,9 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
 from experiments.experiment.exported import export
-from experiments.experiment.predictor import Predictor
 from experiments.experiment.results import place
-from experiments.experiment.trained import Part, Trained, aligned
+from experiments.prediction.predictor import Predictor
+from experiments.prediction.trained import Part, Trained, aligned
 from experiments.runtime.checkpoint import Checkpoints, of_training
 from experiments.runtime.workdir import read_json, write_json
 from uncertainty import metrics

@@ -14,8 +14,8 @@ from experiments.evaluators import routing
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
-from experiments.experiment.predictor import Predictor
-from experiments.experiment.trained import Trained
+from experiments.prediction.predictor import Predictor
+from experiments.prediction.trained import Trained
 from experiments.train import train
 from tests.uncertainty.routes import fill
 from uncertainty import build

@@ -12,8 +12,8 @@ from experiments.evaluate import evaluate
 from experiments.evaluators import build
 from experiments.evaluators.uncertainty_map import uncertainties, uncertainty_map
 from experiments.experiment import config as config_lib
-from experiments.experiment.predictions import Predictions
-from experiments.experiment.predictor import Predictor
+from experiments.prediction.predictions import Predictions
+from experiments.prediction.predictor import Predictor
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.train import train
 from uncertainty.build import ConfigError

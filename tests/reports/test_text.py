@@ -18,10 +18,9 @@ from rich.console import Console
 from experiments.reports import formats
 from experiments.reports.html import study_table, write_report
 from experiments.reports.runs import load_run, study_of
-from experiments.reports.study import Column, Row, Study
+from experiments.reports.study import Column, Row, Study, one_line
 from experiments.reports.style import styled, svg_uri, text
 from experiments.reports.tables import print_metrics, print_study
-from experiments.reports.text import one_line
 from experiments.runtime import keys
 from tests.reports.made import plain, write_run
 

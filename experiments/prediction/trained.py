@@ -2,19 +2,20 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.data.loader import epoch
 from experiments.data.source import Source
-from experiments.experiment.build import Experiment
+from experiments.data.streams import Data
 from experiments.runtime import execution
 from uncertainty import predictive
 from uncertainty.inference import executors, samples
-from uncertainty.types import Batch, Latent, State
+from uncertainty.types import Batch, Inference, Latent, Model, State
 
 Function = Callable[[Any, Batch], Any]  # (state, batch) or (particle, batch) -> a tree of arrays
 
@@ -32,6 +33,23 @@ class Part(NamedTuple):
         return len(self.examples["y"])
 
 
+class Run(Protocol):
+    """What of an experiment predictions need."""
+
+    config: Mapping[str, Any]
+    data: Data
+    mesh: Mesh
+    model: Model
+    executor: str
+    inference: Inference
+    shapes: State
+    final_shapes: State
+
+    @property
+    def source(self) -> Source:
+        """The training data."""
+
+
 class Trained:
     """An experiment and one of its states.
 
@@ -40,7 +58,7 @@ class Trained:
       batch_size: of the global batch, that of the config.
     """
 
-    def __init__(self, experiment: Experiment, state: State):
+    def __init__(self, experiment: Run, state: State):
         self.experiment, self.state = experiment, state
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.likelihood = experiment.model.likelihood

@@ -11,8 +11,7 @@ import numpy as np
 from experiments.data import labels as labels_lib
 from experiments.data.files import free_memory
 from experiments.data.source import Source
-from experiments.experiment.build import Experiment
-from experiments.experiment.predictions import (
+from experiments.prediction.predictions import (
     ARRAYS,
     Features,
     Predictions,
@@ -21,8 +20,8 @@ from experiments.experiment.predictions import (
     joined,
     side_by_side,
 )
-from experiments.experiment.reading import Data, Reader, check_alike, key_of_data
-from experiments.experiment.trained import Function, Part, Trained, aligned
+from experiments.prediction.reading import Data, Reader, check_alike, key_of_data
+from experiments.prediction.trained import Function, Part, Run, Trained, aligned
 from uncertainty import metrics, rules
 from uncertainty.metrics import streaming
 from uncertainty.types import State
@@ -47,7 +46,7 @@ class Predictor:
       source: `Reader.source`.
     """
 
-    def __init__(self, experiment: Experiment, state: State):
+    def __init__(self, experiment: Run, state: State):
         self.runs = (Trained(experiment, state),)
         self.reader = Reader(experiment.source)
         self.source = self.reader.source
