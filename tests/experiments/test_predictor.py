@@ -1,6 +1,7 @@
 """Functions over data, several runs as one ensemble, and files of predictions: all by NumPy."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import tracemalloc
@@ -204,12 +205,9 @@ def test_predictions_in_a_file_give_the_metrics_back(joined):
     # Sums of the same parts, cut where a batch of either run ends, are the same sums.
     cuts = sorted({*range(0, N, 50), *range(0, N, 32), N})
     parts = [streaming.tally(log_p[:, i:j], y[i:j], 15, True) for i, j in itertools.pairwise(cuts)]
-    total = parts[0][0]
-    for part in parts[1:]:
-        total = streaming.merge(total, part[0])
-    again = metrics.of_tally(
-        total, *(np.concatenate(a) for a in list(zip(*parts, strict=True))[1:])
-    )
+    tallies, *of_examples = zip(*parts, strict=True)
+    total = functools.reduce(streaming.merge, tallies)
+    again = metrics.of_tally(total, *map(np.concatenate, of_examples))
     assert {name: found[name] for name in again} == again
     assert run.tolist() == [0, 0, 1] and about["runs"][1]["workdir"] == "../b"
     assert sorted(about["sets"]) == ["ood", "test"]
@@ -220,9 +218,8 @@ def test_predictions_in_a_file_give_the_metrics_back(joined):
     assert about["data"] == noted and about["data"]["digest"] == load(TEST).digest()
     assert about["class_names"] == [str(k) for k in CLASSES]
     with np.load(results / "digits-train.npz") as file:
-        assert "y" not in file and len(file["log_p"][0]) == len(
-            load(dict(name="digits", classes=(8, 9)))
-        )
+        outside = load(dict(name="digits", classes=(8, 9)))
+        assert "y" not in file and file["log_p"].shape == (3, len(outside), K)
         assert json.loads(file["metadata.json"])["sets"] == ["ood.a"]
 
 
