@@ -33,13 +33,18 @@ def test_blurred_is_a_gaussian_filter_whose_weights_add_up_to_one(size, sigma):
     np.testing.assert_allclose(blurred, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_other_takes_the_batchs_entry():
+def test_other_takes_the_batchs_stream():
     made = context.other()
-    np.testing.assert_array_equal(
-        made(dict(x=IMAGES, context=dict(x=IMAGES[:2])), None), IMAGES[:2]
-    )
-    with pytest.raises(ValueError, match="an entry 'context' of the batch, which has 'x', 'y'"):
+    stream = dict(x=IMAGES[:2], y=0)
+    np.testing.assert_array_equal(made(dict(x=IMAGES, context=stream), None), IMAGES[:2])
+    with pytest.raises(ValueError, match="a stream 'context' of the batch, which has 'x', 'y'"):
         made(dict(x=IMAGES, y=0), None)
+
+
+@pytest.mark.parametrize("name", ["perturbed", "blurred"])
+def test_points_of_the_batch_need_one_that_all_see(name):
+    with pytest.raises(ValueError, match=f"context: '{name}' takes the points from the batch"):
+        getattr(context, name)()(dict(context=dict(x=IMAGES)), None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Where functions are compared when not on the training batch: context points for repulsion.
 
-Each function makes (batch, key) -> x [B', ...]; no label is needed there.
+Each function makes (batch, key) -> x [B', ...]; no label is needed there. All particles compare
+their functions at the same points: where they have examples of their own, the batch has only its
+streams here.
 """
 
 from collections.abc import Callable
@@ -23,7 +25,7 @@ def perturbed(std: float = 0.075) -> Context:
         raise ValueError(f"std: {std}; a positive number")
 
     def points(batch: Batch, key: jax.Array) -> jax.Array:
-        x = batch["x"]
+        x = _inputs(batch, "perturbed")
         return x + std * jax.random.normal(key, x.shape, x.dtype)
 
     return points
@@ -52,7 +54,7 @@ def blurred(size: int = 7, sigma: float = 1.0) -> Context:
         return (weights / weights.sum(1, keepdims=True)).astype(dtype)
 
     def points(batch: Batch, key: jax.Array) -> jax.Array:
-        x = batch["x"]
+        x = _inputs(batch, "blurred")
         if x.ndim != 4:
             raise ValueError(f"context: 'blurred' is for images [B, H, W, C], not {x.shape}")
         # A band matrix for each axis: no convolution, which would be slow on CPU.
@@ -63,7 +65,7 @@ def blurred(size: int = 7, sigma: float = 1.0) -> Context:
 
 
 def other() -> Context:
-    """Other data, the batch's stream 'context', whose x is [B', ...].
+    """Other data: the inputs of the batch's stream 'context', [B', ...].
 
     Raises:
       ValueError: there is none.
@@ -71,8 +73,15 @@ def other() -> Context:
 
     def points(batch: Batch, key: jax.Array) -> jax.Array:
         if "context" not in batch:
-            raise ValueError("context: 'other' needs an entry 'context' of the batch, which has "
+            raise ValueError("context: 'other' needs a stream 'context' of the batch, which has "
                              + ", ".join(map(repr, sorted(batch))))  # fmt: skip
         return batch["context"]["x"]
 
     return points
+
+
+def _inputs(batch: Batch, name: str) -> jax.Array:
+    if "x" not in batch:
+        raise ValueError(f"context: {name!r} takes the points from the batch, but each particle "
+                         "has examples of its own; 'other' has points that all see")  # fmt: skip
+    return batch["x"]
