@@ -130,7 +130,8 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
     except (TypeError, ValueError) as error:
         unlabelled = f"data.train: {data.train.name} has no entry 'y'"
         field = "inference" if "y" in batch else unlabelled
-        raise ConfigError(f"{field}: {error}") from error
+        hint = "" if data.num_examples else " (data.particles gives particles different ones)"
+        raise ConfigError(f"{field}: {error}{hint}") from error
     if data.streams:
         used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
         paths = jax.tree_util.tree_leaves_with_path((state, batch))
