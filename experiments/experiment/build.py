@@ -49,6 +49,7 @@ class Experiment(NamedTuple):
     optimiser: Any  # of one particle
     learning_rate: Callable[[int], Any]  # of a step
     executor: str  # one of `executors.NAMES`
+    over: Callable[[Callable], Callable]  # maps a function over the particles as it says
     inference: Inference
     stages: list[tuple[str, Stage]]  # what follows training
     evaluators: dict[str, Callable[[Any], Iterator]]  # predict -> (metric, value)
@@ -150,13 +151,13 @@ def setup(
     if source is None:
         source, validation, context = read(config)
     inference = infer(num_examples=max(len(source), 1))
-    evaluators = evaluators_of(config, source, evaluated)
+    evaluators, over = evaluators_of(config, source, evaluated), executors.mapping(executor)
 
     shapes, latent = initial_shapes(config, inference, mesh, source)
     check_outputs(config, model, latent, source)
     check_faults(config, inference)
     check_noise(config, network, model)
-    stages = stages_of(config, model, executor, source, validation)
+    stages = stages_of(config, model, over, source, validation)
     warn_of_posterior(stages, model, shapes, source)
     if len(source):
         check_pretrained(config["pretrained"], network, source.shape, shapes)
@@ -179,6 +180,7 @@ def setup(
         optimiser=optimiser,
         learning_rate=learning_rate,
         executor=executor,
+        over=over,
         inference=inference,
         stages=stages,
         evaluators=evaluators,
@@ -228,12 +230,11 @@ def initial_shapes(
 def stages_of(
     config: Mapping[str, Any],
     model: Model,
-    executor: str,
+    over: Callable,
     source: Source,
     validation: Source | None,
 ) -> list[tuple[str, Stage]]:
     """The stages of a config; where the data are only described, of a validation set of one."""
-    over = executors.mapping(executor)
     sizes = dict(train=max(len(source), 1), validation=1 if validation is None else len(validation))
     return build.stages(config, model, over, sizes)
 

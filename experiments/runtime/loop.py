@@ -76,8 +76,8 @@ def run(
       name: what the loop does, for the progress line and for messages.
       carry: at `start`; it may be donated.
       compiled: makes the update for the first batch. Its metrics have at least one array. Where it
-        trains they are those of `Inference.update`: `loss`, `finite`, `gradient_norm` [P] and `nll`
-        [P, M, B].
+        trains they are those of `Inference.update`: `loss`, `finite`, `gradient_norm` [P], and with
+        labels `nll` [P, M, B].
       stream: of (step, batch), from step `start` on.
       start: steps that are done.
       steps: at the end.
@@ -141,15 +141,21 @@ def run(
 def summary(metrics: Mapping[str, np.ndarray]) -> tuple[dict[str, float], str]:
     """What is written and shown of an update's metrics: loss per member and of the ensemble.
 
+    Without labels there is a loss of each particle alone. What else is reported is averaged.
     Particles whose step was not finite are left out of all but their own losses.
     """
+    sound = metrics["finite"] if metrics["finite"].any() else slice(None)  # of [P]
+    others = sorted(set(metrics) - {"loss", "gradient_norm", "finite", "nll"})
+    record = {
+        name: float(np.mean(metrics[name][sound])) for name in ("loss", "gradient_norm", *others)
+    }
+    if "nll" not in metrics:
+        losses = np.asarray(metrics["loss"], np.float64)
+        if len(losses) > 1:
+            record |= {f"loss/{i}": float(value) for i, value in enumerate(losses)}
+        return record, format_losses(losses, None)
     nll = np.asarray(metrics["nll"], np.float64)  # [P, M, B]
     members = nll.mean(axis=-1).ravel()  # [P M]
-    sound = metrics["finite"] if metrics["finite"].any() else slice(None)  # of [P]
-    record = {
-        "loss": float(np.mean(metrics["loss"][sound])),
-        "gradient_norm": float(np.mean(metrics["gradient_norm"][sound])),
-    }
     flat = -nll[sound].reshape(-1, nll.shape[-1])  # log p(y), [P M, B]
     peak = flat.max(axis=0)
     mixture = peak + np.log(np.mean(np.exp(flat - peak), axis=0))
