@@ -46,6 +46,7 @@ class Experiment(NamedTuple):
     optimiser: Any  # of one particle
     learning_rate: Callable[[int], Any]  # of a step
     executor: str  # one of `executors.NAMES`
+    over: Callable[[Callable], Callable]  # maps a function over the particles as it says
     inference: Inference
     stages: list[tuple[str, Stage]]  # what follows training
     evaluators: dict[str, Evaluator]
@@ -144,13 +145,13 @@ def setup(
     data = read(config) if noted is None else described(config, noted.train, noted.streams)
     source = data.train
     inference = infer(num_examples=data.num_examples if len(source) else 1)
-    evaluators = evaluators_of(config, source, evaluated)
+    evaluators, over = evaluators_of(config, source, evaluated), executors.mapping(executor)
 
     shapes, latent = initial_shapes(config, inference, mesh, source)
     check_outputs(config, model, latent, source)
     check_faults(config, inference)
     check_noise(config, model)
-    stages = stages_of(config, model, executor, source, data.validation)
+    stages = stages_of(config, model, over, source, data.validation)
     warn_of_posterior(stages, model)
     if len(source):
         check_pretrained(config["pretrained"], network, source.shape, shapes)
@@ -171,6 +172,7 @@ def setup(
         optimiser=optimiser,
         learning_rate=learning_rate,
         executor=executor,
+        over=over,
         inference=inference,
         stages=stages,
         evaluators=evaluators,
@@ -220,12 +222,11 @@ def initial_shapes(
 def stages_of(
     config: Mapping[str, Any],
     model: Model,
-    executor: str,
+    over: Callable,
     source: Source,
     validation: Source | None,
 ) -> list[tuple[str, Stage]]:
     """The stages of a config; where the data are only described, of a validation set of one."""
-    over = executors.mapping(executor)
     sizes = dict(train=max(len(source), 1), validation=1 if validation is None else len(validation))
     return build.stages(config, model, over, sizes)
 

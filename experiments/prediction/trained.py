@@ -14,7 +14,7 @@ from experiments.data.source import Source
 from experiments.data.streams import Data
 from experiments.runtime import execution
 from uncertainty import predictive
-from uncertainty.inference import executors, samples
+from uncertainty.inference import samples
 from uncertainty.types import Batch, Inference, Latent, Model, State
 
 Function = Callable[[Any, Batch], Any]  # (state, batch) or (particle, batch) -> a tree of arrays
@@ -40,7 +40,7 @@ class Run(Protocol):
     data: Data
     mesh: Mesh
     model: Model
-    executor: str
+    over: Callable[[Callable], Callable]
     inference: Inference
     shapes: State
     final_shapes: State
@@ -62,7 +62,7 @@ class Trained:
         self.experiment, self.state = experiment, state
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.likelihood = experiment.model.likelihood
-        self._over = executors.mapping(experiment.executor)
+        self._over = experiment.over
         self._needs_mask = experiment.model.batch_dependent
         self._put = execution.put_batch(experiment.mesh)
         self._latents = execution.on_mesh(

@@ -78,8 +78,8 @@ def run(
       name: what the loop does, for the progress line and for messages.
       carry: at `start`; it may be donated.
       compiled: makes the update for the first batch. Its metrics have at least one array. Where it
-        trains they are those of `Inference.update`: `loss`, `finite`, `gradient_norm` [P] and `nll`
-        [P, M, B].
+        trains they are those of `Inference.update`: `loss`, `finite`, `gradient_norm` [P], and with
+        labels `nll` [P, M, B].
       stream: of (step, batch), from step `start` on.
       start: steps that are done.
       steps: at the end.

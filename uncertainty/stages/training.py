@@ -68,8 +68,9 @@ def further_training(
     def update(state: State, training: Training, batch: Batch) -> tuple[State, Training, Metrics]:
         own = dict(step=training.step, key=training.key, opt_state=training.opt_state)
         new, metrics = inference.update(state.replace(**own), batch)
-        state = state.replace(params=new.params, collections=new.collections, slow=new.slow)
-        return state, training.replace(step=new.step, opt_state=new.opt_state), metrics
+        former = {name: getattr(state, name) for name in own}
+        training = training.replace(step=new.step, opt_state=new.opt_state)
+        return new.replace(**former), training, metrics
 
     return begin, update
 
