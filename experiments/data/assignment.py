@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data.examples import Source
-from experiments.data.fields import check_fields
 from experiments.data.order import BOOTSTRAP, FOLDS, PER_CLASS, philox, shuffled
 from uncertainty.build import ConfigError, nearest
+from uncertainty.specs import check_fields
 
 SHARED, SETS = "shared", "sets"
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from experiments.data import augment, labels
 from experiments.data.examples import Source, targets
-from experiments.data.fields import check_fields
 from experiments.data.order import LABELS, philox
 from experiments.data.splits import Dataset
 from uncertainty.build import ConfigError
+from uncertainty.specs import check_fields
 
 
 def labelled(

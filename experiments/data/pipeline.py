@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from experiments.data.augment import IN_UNIT_RANGE, LABELS, NAMES, Batch, Draw
 from experiments.data.entries import check_names
-from experiments.data.fields import check_fields
 from experiments.data.order import AUGMENT, philox
 from uncertainty.build import ConfigError, nearest
+from uncertainty.specs import check_fields
 
 VIEW = "view"
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from experiments.data import images, labels
 from experiments.data.examples import Source, carried_entries, check
-from experiments.data.fields import check_fields
 from experiments.data.labelled import labelled, with_noise
 from experiments.data.normalisation import per_example, statistics_of
 from experiments.data.own import OWN
 from experiments.data.splits import Dataset, Range
 from uncertainty.build import ConfigError, nearest
+from uncertainty.specs import check_fields
 
 
 def load(

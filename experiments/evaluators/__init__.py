@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.data import labels as labels_lib
 from experiments.data.derived import key_of
-from experiments.data.fields import check_fields
 from experiments.data.source import Source, check_spec, load
 from uncertainty.build import ConfigError, nearest
-from uncertainty.specs import check_types
+from uncertainty.specs import check_fields, check_types
 
 if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data.fields import check_fields
 from experiments.experiment.readers import READERS, Checkpoint, patches_of
 from uncertainty.build import ConfigError, nearest
 from uncertainty.restore.plan import Move, plan
 from uncertainty.rules import path_of
+from uncertainty.specs import check_fields
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
