@@ -184,6 +184,8 @@ def sums(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | None:
     """state -> metrics on `data.validation`, or None where the config asks for none."""
 
+    from experiments.prediction.predictor import Predictor
+
     source, task = experiment.validation, experiment.source.task
     if source is None:
         return None

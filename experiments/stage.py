@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from experiments import evaluate
 from experiments.data.description import write_description
-from experiments.data.loader import Prefetch, depth, prefetch
+from experiments.data.loader import Prefetch, prefetch
 from experiments.data.order import rows
 from experiments.data.source import Source
 from experiments.experiment import config as config_lib
@@ -183,7 +183,7 @@ def examples(experiment: Experiment, stage: Stage, before: int, done: int) -> tu
     """How many batches a stage sees, and those after the first `done`."""
     config = experiment.config
     if stage.steps:
-        ahead = depth(experiment.source, config["batch_size"])
+        ahead = experiment.data.depth(experiment.shapes.key.shape[0])
         return stage.steps, prefetch(experiment.batches(before + done), experiment.put, ahead)
     source = experiment.source if stage.data == "train" else experiment.validation
     size = config["evaluation"]["batch_size"]

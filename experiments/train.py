@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments import evaluate, stage
 from experiments.data.description import describe, write_description
-from experiments.data.loader import depth, prefetch
+from experiments.data.loader import prefetch
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
 from experiments.runtime import loop, processes, writers
@@ -119,7 +119,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
     if start >= steps:
         return
 
-    ahead = depth(experiment.source, config["batch_size"])
+    ahead = experiment.data.depth(experiment.shapes.key.shape[0])
     with (
         contextlib.closing(
             writers.Writer(workdir, start, tensorboard=logging_["tensorboard"])
