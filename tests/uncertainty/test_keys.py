@@ -60,6 +60,21 @@ def drawn(fn, *args):
 
     Keys are their words, as often as they are used.
     """
+    shape, compiled = program(fn, *args) if fn not in PROGRAMS else PROGRAMS[fn]
+    PROGRAMS[fn] = shape, compiled
+    out, seen = compiled(args)
+    bits, parents = (
+        [w for a in arrays for w in {tuple(w) for w in np.asarray(a).reshape(-1, 2).tolist()}]
+        for arrays in seen
+    )
+    return bits, parents, jax.tree.unflatten(jax.tree.structure(shape), out)
+
+
+PROGRAMS = {}  # that are compiled already
+
+
+def program(fn, *args):
+    """The shape of fn(*args), and a compiled function of args that returns keys besides."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
 
     def run(jaxpr, consts, args, seen):
@@ -94,12 +109,7 @@ def drawn(fn, *args):
         seen = [], []
         return run(closed.jaxpr, closed.consts, jax.tree.leaves(args), seen), seen
 
-    out, seen = jax.jit(both)(args)
-    bits, parents = (
-        [w for a in arrays for w in {tuple(w) for w in np.asarray(a).reshape(-1, 2).tolist()}]
-        for arrays in seen
-    )
-    return bits, parents, jax.tree.unflatten(jax.tree.structure(shape), out)
+    return shape, jax.jit(both)
 
 
 def config(**changes):
