@@ -60,8 +60,9 @@ class ViT(Backbone):
       representation: features of a last hidden layer with tanh, `pre_logits`, or None for none.
       swaps: {block: factory of what replaces its feed-forward}; the factory is called with `name`,
         what it makes with (x [M or 1, B, T, D], train=...).
-      experts: factory of a mixture of experts (`layers/moe/experts.py`) in place of feed-forward
-        layers, or None; it is called with `feed_forward`, what an expert is, and `name`.
+      experts: factory of a mixture of experts (`layers/moe/experts.py`) in the place of
+        feed-forward layers, or None; it is called with `feed_forward`, what an expert is, and
+        `name`.
       expert_blocks: which blocks have experts: 'every 2' (1, 3, 5, ...; likewise 'every n'),
         'last n' (the last n of 1, 3, 5, ...), or their numbers.
       dense: factory of query, key, value, out and of the feed-forward's layers, all Xavier uniform.

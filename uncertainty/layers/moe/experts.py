@@ -60,8 +60,8 @@ class MoE(nn.Module):
     Raises:
       ValueError: experts or members below 1, members that do not divide the experts or that x has
         already, neither `partition` nor `tile`, an unknown dispatch, a mesh axis
-        'expert' (`all_to_all.py`) that does not divide experts, or in training groups that do not
-        divide the batch or an axis that does not divide groups.
+        'expert' (`layers/moe/all_to_all.py`) that does not divide experts, or in training groups
+        that do not divide the batch or an axis that does not divide groups.
     """
 
     num_experts: int
