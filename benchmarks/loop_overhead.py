@@ -45,7 +45,7 @@ def jobs(steps: int) -> dict[str, dict[str, Any]]:
 
     def config() -> dict[str, Any]:
         config = config_lib.plain(config_lib.load("configs/digits/mlp.py:size=10"))
-        config["evaluation"]["every"] = 0
+        config["evaluation"]["every"], config["evaluators"] = 0, {}
         config["steps"] = config["checkpoint"]["every"] = steps
         return config
 

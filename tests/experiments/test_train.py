@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import stage
+from experiments import train as train_lib
 from experiments.data.description import read_description
 from experiments.evaluate import cost, evaluate
 from experiments.experiment import config as config_lib
@@ -188,6 +190,32 @@ def test_a_finished_run_is_left_alone(digits):
     after = {p: p.stat().st_mtime_ns for p in digits.rglob("*") if p.is_file()}
     changed = {p.name for p in after if after[p] != before.get(p)}
     assert changed <= {".lock", "data.json"}
+
+
+def test_nothing_is_made_of_the_config_again(tmp_path, monkeypatch):
+    """Training, stages, validation and evaluation take all from the experiment."""
+    optimiser = dict(name="sgd", learning_rate=0.01)
+    fields = {
+        "stages": (dict(name="snapshots", steps=2, size=1, optimiser=optimiser),),
+        "evaluation.every": 2,
+        "mesh": {"data": 1},
+    }
+    config = config_lib.load(f"{DIGITS}:runlocal,size=2", fields)
+    experiment = setup(config)
+
+    def never(name):
+        def fail(*_, **__):
+            raise AssertionError(f"build.{name} is called again")
+
+        return fail
+
+    for name in ("network", "model", "optimiser", "schedule", "inference", "stages", "make"):
+        monkeypatch.setattr(build, name, never(name))
+    monkeypatch.setattr(train_lib, "setup", lambda *_, **__: experiment)
+    assert train(config, tmp_path) is experiment
+    stage.run(experiment, tmp_path)
+    metrics, failures = evaluate(experiment, tmp_path, show=False)
+    assert not failures and metrics["cost/step"] == 4
 
 
 @pytest.mark.slow
