@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.data.augment import IN_UNIT_RANGE, LABELS, NAMES, Batch, Draw
-from experiments.data.entries import check_names
 from experiments.data.fields import check_fields
 from experiments.data.order import AUGMENT, philox
+from experiments.data.splits import check_names
 from uncertainty.build import ConfigError, nearest
 
 VIEW = "view"

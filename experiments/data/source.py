@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data import from_tfds, images, labels
+from experiments.data import images, labels
 from experiments.data.examples import Source, carried_entries, check
 from experiments.data.fields import check_fields
 from experiments.data.labelled import labelled, with_noise
@@ -80,6 +80,20 @@ def load(
     return source
 
 
+def check_name(name: str, data_dir: str | None, field: str) -> Callable:
+    """The function that makes the Dataset `name`.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if name in OWN:
+        return OWN[name]
+    from experiments.data import from_tfds  # imported for its sets alone
+
+    from_tfds.check_name(name, data_dir, field)
+    return from_tfds.tfds
+
+
 def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, str, dict, dict]:
     """Whether there is such a set and it can have these fields; no file is read.
 
@@ -99,10 +113,8 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
         raise ConfigError(f"{field}.name: {name!r} is not a name; {nearest('', OWN)}, or one of "
                           "tfds")  # fmt: skip
     common = {key: fields.pop(key) for key in COMMON if key in fields}
-    function = OWN.get(name, from_tfds.tfds)
+    function = check_name(name, fields.get("data_dir"), f"{field}.name")
     given = () if name in OWN else ("name",)
-    if name not in OWN:
-        from_tfds.check_name(name, fields.get("data_dir"), f"{field}.name")
     check_fields(function, fields, f"{field}.", given=given, also=COMMON)
     return function, name, fields, common
 

@@ -9,8 +9,6 @@ from ml_collections import ConfigDict
 
 from experiments.data import embedded
 from experiments.data.derived import derived as derived
-from experiments.evaluators.posterior import floor as floor
-from experiments.evaluators.posterior import is_made as is_made
 from uncertainty.build import ConfigError
 
 
@@ -54,6 +52,13 @@ def base() -> ConfigDict:
         ),
         type_safe=False,
     )
+
+
+def floor_of(reference: str, **fields: Any) -> dict[str, float]:
+    """The distances of `evaluators.posterior.floor`; none where there is no such reference yet."""
+    from experiments.evaluators import posterior
+
+    return posterior.floor(reference, **fields) if posterior.is_made(reference) else {}
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

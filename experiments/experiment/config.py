@@ -17,10 +17,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments.data import assignment, from_tfds, source
+from experiments.data import assignment, source
 from experiments.data.derived import derived
-from experiments.data.entries import check_names
-from experiments.data.own import OWN
+from experiments.data.splits import check_names
 from experiments.experiment.base import base
 from experiments.experiment.load import STREAM
 from experiments.runtime import project
@@ -178,9 +177,7 @@ def _fields_of(path: str, name: str) -> set[str] | None:
                 valid |= common
             return valid
         if re.match(r"data\.(?!particles)|evaluators\..+\.", path):
-            function = OWN.get(name, from_tfds.tfds)
-            if name not in OWN:
-                from_tfds.check_name(name, None, path)
+            function = source.check_name(name, None, f"{path}.name")
             of_streams = STREAM if path.startswith("data.streams.") else ()
             return {*inspect.signature(function).parameters, *source.COMMON, *of_streams}
     except ConfigError:  # no such name: whoever reads the section says so
