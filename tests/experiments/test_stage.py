@@ -200,7 +200,7 @@ def test_a_start_with_other_parameters_is_refused(digits, tmp_path):
          "data.streams.context: nothing reads it"),
         ({"inference.direction": dict(name="svgd", space="functions",
                                       context=dict(name="other")),
-          "optimiser.weight_decay": ()}, "needs an entry 'context'"),
+          "optimiser.weight_decay": ()}, "needs a stream 'context'"),
         ({"inference.collect": dict(name="after_burn_in", size=2)}, r"stages\[0\]: .* samples"),
         ({"stages": (dict(name="swag", steps=4, every=1),)}, r"stages\[0\].optimiser: missing"),
         ({"stages": (dict(name="swag", steps=4, every=1, optimiser=dict(name="sgd")),)},
