@@ -3,8 +3,7 @@
 from typing import Any
 
 from configs.toys.particles import get_config
-from experiments.evaluators.posterior import floor, is_made
-from experiments.experiment.base import derived
+from experiments.experiment.base import derived, floor_of
 
 ROWS = {
     "Deep ensemble": "ensemble",
@@ -36,7 +35,7 @@ def distances(task: str) -> list[dict[str, Any]]:
     """Columns of the distances, with those of other draws of the reference in brackets."""
     spec = derived(get_config(f"task={task}").to_dict())["evaluators"]["posterior"]
     fields = {key: spec[key] for key in ("reference", "train", "near")}
-    known = floor(**fields) if is_made(spec["reference"]) else {}
+    known = floor_of(**fields)
     return [
         dict(
             key=f"posterior/{key}",

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import images, labels
-from experiments.data.entries import carried, carried_dtype
 from experiments.data.normalisation import check_finite
-from experiments.data.splits import UNBOUNDED, Range
+from experiments.data.splits import UNBOUNDED, Range, carried, carried_dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +26,7 @@ class Source:
 
     name: str
     # x [N, ...], y [N] int32 or [N, K] float32, already normalised, and other entries [N, ...];
-    # or `from_tfds.Records`, where y is as it is stored.
+    # or `records.Records`, where y is as it is stored.
     entries: Any
     classes: int | None  # None: regression, or no labels
     outputs: int  # K; 0 where nothing says it

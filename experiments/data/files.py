@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from experiments.data.entries import check_names
 from experiments.data.order import SPLIT, philox
-from experiments.data.splits import Arrays, Dataset, dataset
+from experiments.data.splits import Arrays, Dataset, check_names, dataset
 from uncertainty.build import ConfigError, nearest
 
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}

@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.entries import check_names
 from experiments.data.own import OWN
-from experiments.data.records import Records
-from experiments.data.splits import Arrays, Dataset, positions
+from experiments.data.splits import Arrays, Dataset, check_names, positions
 from uncertainty.build import ConfigError, nearest
 
 EXTRA = "pip install '.[tensorflow]'"
@@ -48,6 +46,8 @@ def tfds(
     Raises:
       ConfigError: an unknown key, or the set is not prepared and cannot be.
     """
+    from experiments.data.records import Records
+
     builder = _prepared(name, data_dir)
     info = builder.info
     keys = _features_of(name, info, keys)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.data.augment import IN_UNIT_RANGE, LABELS, NAMES, Batch, Draw
-from experiments.data.entries import check_names
 from experiments.data.order import AUGMENT, philox
+from experiments.data.splits import check_names
 from uncertainty.build import ConfigError, nearest
 from uncertainty.specs import check_fields
 

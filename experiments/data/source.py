@@ -80,6 +80,20 @@ def load(
     return source
 
 
+def check_name(name: str, data_dir: str | None, field: str) -> Callable:
+    """The function that makes the Dataset `name`.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if name in OWN:
+        return OWN[name]
+    from experiments.data import from_tfds  # imported for its sets alone
+
+    from_tfds.check_name(name, data_dir, field)
+    return from_tfds.tfds
+
+
 def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, str, dict, dict]:
     """Whether there is such a set and it can have these fields; no file is read.
 
@@ -99,24 +113,10 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
         raise ConfigError(f"{field}.name: {name!r} is not a name; {nearest('', OWN)}, or one of "
                           "tfds")  # fmt: skip
     common = {key: fields.pop(key) for key in COMMON if key in fields}
-    function = function_of(name, f"{field}.name", fields.get("data_dir"))
+    function = check_name(name, fields.get("data_dir"), f"{field}.name")
     given = () if name in OWN else ("name",)
     check_fields(function, fields, f"{field}.", given=given, also=COMMON)
     return function, name, fields, common
-
-
-def function_of(name: str, field: str, data_dir: str | None = None) -> Callable:
-    """What reads the data set of this name: one of OWN, or `from_tfds.tfds`.
-
-    Raises:
-      ConfigError: neither the project, nor tfds, nor `data_dir` has such a set.
-    """
-    if name in OWN:
-        return OWN[name]
-    from experiments.data import from_tfds
-
-    from_tfds.check_name(name, data_dir, field)
-    return from_tfds.tfds
 
 
 def _source(

@@ -55,6 +55,13 @@ def base() -> ConfigDict:
     )
 
 
+def floor_of(reference: str, **fields: Any) -> dict[str, float]:
+    """The distances of `evaluators.posterior.floor`; none where there is no such reference yet."""
+    from experiments.evaluators import posterior
+
+    return posterior.floor(reference, **fields) if posterior.is_made(reference) else {}
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """The options after `--config file.py:`, such as `runlocal,size=4`.
 

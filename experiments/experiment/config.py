@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments.data import assignment, source
 from experiments.data.derived import derived
-from experiments.data.entries import check_names
+from experiments.data.splits import check_names
 from experiments.experiment.base import base
 from experiments.experiment.load import STREAM
 from experiments.runtime import project
@@ -169,7 +169,7 @@ def _fields_of(path: str, name: str) -> set[str] | None:
                 valid |= common
             return valid
         if re.match(r"data\.(?!particles)|evaluators\..+\.", path):
-            function = source.function_of(name, path)
+            function = source.check_name(name, None, f"{path}.name")
             of_streams = STREAM if path.startswith("data.streams.") else ()
             return {*inspect.signature(function).parameters, *source.COMMON, *of_streams}
     except ConfigError:  # no such name: whoever reads the section says so
