@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.reports import datasets
-from experiments.reports.study import Column, Row, Study
+from experiments.reports.study import Column, Row, Study, numbers
 from experiments.reports.tables import pretty
 from experiments.runtime import keys
 from experiments.runtime.damaged import readable
@@ -95,20 +95,6 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
         tuple(damaged),
         contents["sets.json"] or {},
     )
-
-
-def numbers(metrics: Any) -> dict[str, float]:
-    """The metrics of an evaluation that have a value.
-
-    Raises:
-      ValueError: it is no dict of numbers.
-    """
-    if not isinstance(metrics, Mapping):
-        raise ValueError("it holds no metrics")
-    for key, value in metrics.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{key} = {str(value)[:40]!r} is not a number")
-    return {key: value for key, value in metrics.items() if value is not None}
 
 
 PER_EXAMPLE = ("confidence", "prediction", "label", "entropy", "mutual_information")

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import configs.tables
 from experiments import evaluate, evaluators, stage, train
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
@@ -26,6 +25,7 @@ from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
 
+TABLES = "configs.tables"
 UNFINISHED = "unfinished"  # a file that says that a round is
 
 # What `evaluate` adds to the numbers of evaluators.
@@ -38,10 +38,10 @@ def table_of(name: str) -> dict[str, Any]:
     Raises:
       ConfigError: there is no such table.
     """
-    names = [m.name for m in pkgutil.iter_modules(configs.tables.__path__)]
+    names = [m.name for m in pkgutil.iter_modules(importlib.import_module(TABLES).__path__)]
     if name not in names:
         raise ConfigError(f"table: no {name!r}; {nearest(name, names)}")
-    return importlib.import_module(f"configs.tables.{name}").get_table()
+    return importlib.import_module(f"{TABLES}.{name}").get_table()
 
 
 def name_of(row: Mapping[str, Any]) -> str:

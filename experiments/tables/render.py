@@ -2,10 +2,8 @@
 
 import logging
 import pathlib
+from typing import Any
 
-from experiments.reports import formats, html
-from experiments.reports.runs import Run
-from experiments.reports.tables import print_study
 from experiments.runtime.workdir import write_text
 from experiments.tables import constraints
 from experiments.tables.cells import Cells, name_of
@@ -30,6 +28,9 @@ def render(
     Returns:
       The report, None where there is none or no run is on this disk; and what cannot be shown.
     """
+    from experiments.reports import formats, html  # late: with figures, rich and matplotlib
+    from experiments.reports.tables import print_study
+
     print_study(made.study)
     written = (cells.results / "table.md").is_file()
     if written and cells.records.any_damaged():
@@ -53,8 +54,10 @@ def render(
     return path, problems
 
 
-def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Run]:
+def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Any]:
     """The finished runs that are on this disk; `problems` gets those that cannot be read."""
+    from experiments.reports import html
+
     runs = []
     for row in cells.table["rows"]:
         for seed in made.study.seeds:
