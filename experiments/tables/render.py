@@ -17,13 +17,13 @@ def render(
 ) -> tuple[pathlib.Path | None, list[str]]:
     """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
 
+    Files that would only differ in the command and in what failed this time are left as they are;
+    so are all while a record is damaged.
+
     Args:
       cells: of the table.
       made: what became of them.
       report: whether to write the HTML page too.
-
-    Files that say the same already, but for the command and what failed this time, are left as
-    they are, and so they are while a record is damaged.
 
     Returns:
       The report, None where there is none or no run is on this disk; and what cannot be shown.
