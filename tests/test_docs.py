@@ -92,7 +92,9 @@ def test_rows_columns_and_headers_are_chosen(folder):
     lines = text.splitlines()
     assert lines[0] == "a" and lines[-1] == "b" and "old" not in lines
     assert "|  | Loss | published |" in lines and "| A | 1.10 ± 0.10 | 0.50 |" in lines
-    assert "Mean ± standard error over 2 seeds. [All columns](../t/table.md)." in lines
+    assert (
+        "Mean ± standard error over 2 seeds. Published: x. [All columns](../t/table.md)." in lines
+    )
     assert docs.rendered(text, folder / "d" / "x.md", folder) == text
     both = docs.rendered(page(""), folder / "x.md", folder)
     assert "| B | **0.10 ± 0.10** |  |" in both

@@ -82,7 +82,10 @@ def table(
             row += [bold + cells[i].ours() + bold, *([cells[i].published] * (i in compared))]
         text.append(row)
     whole = os.path.relpath(root / path, file.parent).replace(".json", ".md")
-    source = " ".join([*map(escape_markdown, origin(study, shown)), f"[All columns]({whole})."])
+    numbers = sorted({cells[i].source for _, cells in lines for i in places if cells[i].source})
+    published = [f"Published: {'; '.join(shown.notes[n - 1] for n in numbers)}."] if numbers else []
+    sentences = map(escape_markdown, [*origin(study, shown), *published])
+    source = " ".join([*sentences, f"[All columns]({whole})."])
     return "\n".join("| " + " | ".join(row) + " |" for row in text) + f"\n\n{source}"
 
 

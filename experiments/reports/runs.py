@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from experiments.reports import datasets
-from experiments.reports.study import Column, Row, Study
+from experiments.reports.study import Column, Row, Study, numbers
 from experiments.reports.tables import pretty
 from experiments.runtime import keys
-from experiments.runtime.keys import named, numbers
+from experiments.runtime.keys import named
 from experiments.runtime.workdir import CONFIG, difference, read_config, read_json, readable
 from experiments.runtime.writers import read_metrics
 

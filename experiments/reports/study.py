@@ -110,6 +110,20 @@ def summarise(values: Sequence[float]) -> Summary | None:
     return Summary(mean, error, n)
 
 
+def numbers(metrics: Any) -> dict[str, float]:
+    """The metrics of an evaluation that have a value.
+
+    Raises:
+      ValueError: it is no dict of numbers.
+    """
+    if not isinstance(metrics, Mapping):
+        raise ValueError("it holds no metrics")
+    for key, value in metrics.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{key} = {str(value)[:40]!r} is not a number")
+    return {key: value for key, value in metrics.items() if value is not None}
+
+
 def values_of(row: Row, key: str) -> list[float]:
     """The values of one metric over the row's seeds, leaving out seeds that lack it."""
     return [float(r[key]) for r in row.results if r.get(key) is not None]

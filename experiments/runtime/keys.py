@@ -7,8 +7,7 @@ any text that a config calls a data set, so what would end it is percent-encoded
 
 import re
 import urllib.parse
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 # The separator, the escape itself, what ends a name in a zip archive, and what UTF-8 lacks.
 _RESERVED = re.compile(r"[/%\x00-\x1f\x7f\ud800-\udfff]")
@@ -54,17 +53,3 @@ def among(key: str, names: Collection[str]) -> bool:
             ):
                 return True
     return False
-
-
-def numbers(metrics: Any) -> dict[str, float]:
-    """The metrics of an evaluation that have a value.
-
-    Raises:
-      ValueError: it is no dict of numbers.
-    """
-    if not isinstance(metrics, Mapping):
-        raise ValueError("it holds no metrics")
-    for key, value in metrics.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{key} = {str(value)[:40]!r} is not a number")
-    return {key: value for key, value in metrics.items() if value is not None}

@@ -59,7 +59,7 @@ class Cells:
       results: where finished cells and the rendered table are kept.
       workdir: where the runs are, with their checkpoints.
       overrides: dotted config fields to set in every row that has a section for them.
-      round: where a round of runs anew is, see `fresh_round`; None for the table's own runs.
+      round: where a round of runs anew is, see `begin_round`; None for the table's own runs.
 
     Raises:
       ConfigError: there is no such table, two of its rows would share their files, no row has a

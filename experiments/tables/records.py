@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from experiments.reports import datasets
-from experiments.runtime.keys import numbers
+from experiments.reports.study import numbers
 from experiments.runtime.workdir import from_jsonable, jsonable, write_text
 
 logger = logging.getLogger(__name__)

@@ -2,10 +2,8 @@
 
 import logging
 import pathlib
+from typing import Any
 
-from experiments.reports import formats
-from experiments.reports.runs import Run, read_run
-from experiments.reports.tables import print_study
 from experiments.runtime.workdir import write_text
 from experiments.tables import constraints
 from experiments.tables.cells import Cells, name_of
@@ -19,17 +17,20 @@ def render(
 ) -> tuple[pathlib.Path | None, list[str]]:
     """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
 
+    Files that would only differ in the command and in what failed this time are left as they are;
+    so are all while a record is damaged.
+
     Args:
       cells: of the table.
       made: what became of them.
       report: whether to write the HTML page too.
 
-    Files that say the same already, but for the command and what failed this time, are left as
-    they are, and so they are while a record is damaged.
-
     Returns:
       The report, None where there is none or no run is on this disk; and what cannot be shown.
     """
+    from experiments.reports import formats, html  # late: with figures, rich and matplotlib
+    from experiments.reports.tables import print_study
+
     print_study(made.study)
     written = (cells.results / "table.md").is_file()
     if written and cells.records.any_damaged():
@@ -42,8 +43,6 @@ def render(
     runs = runs_here(cells, made, problems) if report else []
     if not runs:
         return None, problems
-    from experiments.reports import html
-
     path = html.write_report(
         cells.workdir / "report.html",
         runs,
@@ -55,8 +54,10 @@ def render(
     return path, problems
 
 
-def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Run]:
+def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Any]:
     """The finished runs that are on this disk; `problems` gets those that cannot be read."""
+    from experiments.reports.runs import read_run
+
     runs = []
     for row in cells.table["rows"]:
         for seed in made.study.seeds:

@@ -136,7 +136,7 @@ def test_one_line_names_the_file(run, file, i):
 
 
 def test_arrays_that_do_not_fit_spoil_their_own_figures_alone(tmp_path, capsys):
-    good, odd = write_run(tmp_path / "good"), write_run(tmp_path / "odd")
+    good, odd = (write_run(tmp_path / name, members=1) for name in ("good", "odd"))
     with np.load(odd / HERE / "scores.npz") as file:
         scores = {key: value for key, value in file.items() if not key.startswith("ood/")}
     np.savez(good / HERE / "scores.npz", **scores)

@@ -201,7 +201,7 @@ def test_a_whole_report(tmp_path):
     """Of two runs, each with another OOD set and label."""
     names = ["mnist_corrupted/shot_noise", "$x_{ [/b] |<b>_%\n&\\"]
     runs = [
-        dict(workdir=write_run(tmp_path / f"{i}", 0, 3, out=name), label=f"{name}{i}")
+        dict(workdir=write_run(tmp_path / f"{i}", 0, 1, out=name), label=f"{name}{i}")
         for i, name in enumerate(names)
     ]
     loaded = [load_run(**run) for run in runs]
