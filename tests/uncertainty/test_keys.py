@@ -161,10 +161,10 @@ def test_no_two_purposes_of_a_run_draw_from_one_key(name):
         state, _ = go(made.update, state, BATCH)
     go(made.predict, state, X)
     for _, stage in stages:
-        state = stage.begin(state, X)
-        for _ in range(2):
-            state = go(stage.update, state, BATCH)
-        go(stage.finish, state, X)
+        carry = stage.begin(state, X)
+        for _ in range(stage.steps):
+            state, carry, _ = go(stage.update, state, carry, BATCH)
+        go(stage.finish, state, carry, X)
     again = {key for key, count in collections.Counter(bits).items() if count > 1}
     assert len(bits) > 10 and again == meant_twice(name, state)
     assert not set(bits) & set(parents)  # what is drawn from is not split as well

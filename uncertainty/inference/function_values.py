@@ -27,6 +27,6 @@ def features(kernel: Kernel, z: jax.Array) -> tuple[jax.Array, jax.Array | float
     Features are of each number by itself, of a kernel phi(a) . phi(b). So sum_j grad_{z_j} k(z_j,
     z_i) = sum_j phi'(z_j) phi(z_i), the mean of phi' over the particles times (F phi)_i, F = P I.
     """
-    if kernel.features is None:
+    if (phi := kernel.features) is None:
         return z, 1.0
-    return kernel.features(z), sharded.mean(jax.grad(lambda z: kernel.features(z).sum())(z))
+    return phi(z), sharded.mean(jax.grad(lambda z: phi(z).sum())(z))

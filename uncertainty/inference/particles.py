@@ -92,7 +92,8 @@ def particles(
         raise ValueError(f"temperature: {temperature}; at least 0")
     if not likelihood_temperature > 0:
         raise ValueError(f"likelihood_temperature: {likelihood_temperature}; a positive number")
-    sampling = isinstance(optimiser, SamplingTransformation)
+    sampler = optimiser if isinstance(optimiser, SamplingTransformation) else None
+    sampling = sampler is not None
     if (prior is not None or sampling) and num_examples is None:
         raise ValueError("num_examples: a posterior needs the size of the data set")
     loss.check(objective)
@@ -114,12 +115,13 @@ def particles(
             f"optimiser.{decays[0]}: changes the posterior that {stated} states; set "
             "it to (), and give the weights' scale by inference.prior alone"
         )
-    if sampling and direct.diffusion is None:
+    diffusion = direct.diffusion
+    if sampling and diffusion is None:
         raise ValueError(
             "direction: this one has no diffusion that a sampler could follow; samplers go with "
             "'independent', and 'sgld' with 'svgd' in weight space"
         )
-    if sampling and not (separable or optimiser.plain):
+    if sampler is not None and not (separable or sampler.plain):
         raise ValueError("direction: particles that interact sample by 'sgld' alone")
     if sampling and objective.init is not None:
         raise ValueError(f"objective: {objective.name!r} has parameters of its own, which have no "
@@ -165,17 +167,18 @@ def particles(
     def update(state: State, batch: Batch) -> tuple[State, Metrics]:
         keys = fold(state.key, state.step)
         gradients, collections, metrics = direct.update(model, state, batch, keys)
-        extra = {}  # for the optimiser, of each particle
-        if sampling:
-            noise = direct.diffusion(state.params, normal(fold(keys, Use.NOISE), state.params))
+        extra: dict[str, Any] = {}  # for the optimiser, of each particle
+        own = state.hyper or {}
+        if sampling and diffusion is not None:
+            noise = diffusion(state.params, normal(fold(keys, Use.NOISE), state.params))
             extra["noise"] = jax.tree.map(lambda xi: target.scale() ** 0.5 * xi, noise)
         if factors:
-            extra["factors"] = {name: state.hyper[name] for name in factors}
+            extra["factors"] = {name: own[name] for name in factors}
         updates, opt_state = jax.vmap(lambda g, s, p, extra: optimiser.update(g, s, p, **extra))(
             gradients, state.opt_state, state.params, extra
         )
-        if hyper and "learning_rate" in hyper:
-            updates = jax.tree.map(samples.times(state.hyper["learning_rate"]), updates)
+        if "learning_rate" in own:
+            updates = jax.tree.map(samples.times(own["learning_rate"]), updates)
         metrics["gradient_norm"] = jax.vmap(optax.global_norm)(gradients)
         metrics["finite"] = (
             jnp.isfinite(metrics["loss"])

@@ -64,7 +64,7 @@ def mean_teacher(
         own: Own,
     ) -> tuple[jax.Array, Aux]:
         likelihood = model.likelihood
-        if likelihood.log_probs is None:
+        if (log_probs := likelihood.log_probs) is None:
             raise ValueError("objective: 'mean_teacher' compares probabilities of classes, which "
                              "this likelihood has not")  # fmt: skip
         if stream is not None and stream not in batch:
@@ -76,7 +76,7 @@ def mean_teacher(
             return x + std * jax.random.normal(fold(key, use), x.shape, x.dtype) if std else x
 
         def probabilities(latent: Latent) -> jax.Array:
-            return jnp.exp(likelihood.log_probs(latent, fold(key, Use.CONSISTENCY)))
+            return jnp.exp(log_probs(latent, fold(key, Use.CONSISTENCY)))
 
         def at(params: Params, x: jax.Array, use: Use) -> Latent:
             return model.forward(params, collections, x, fold(key, use), train=True)[0]
