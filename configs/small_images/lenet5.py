@@ -25,7 +25,8 @@ SHAPE, CLASSES = (28, 28, 1), 10
 def get_config(arg: str | None = None) -> ConfigDict:
     """`dataset`: fashion_mnist or mnist; `size`: networks; `padding`: SAME or VALID; `steps`.
 
-    `particles`: whether they share their batches, have each an order or a bootstrap sample.
+    `particles`: whether they share their batches, have each an order or a bootstrap sample;
+    `corruption`: whether to evaluate corrupted test images, which takes longer than all else.
     """
     arg = parse_arg(
         arg,
@@ -34,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         padding=("SAME", "VALID"),
         particles=("shared", "shuffled", "bootstrap"),
         steps=5_000,
+        corruption=True,
     )
     config = base()
     test = dict(split="test")
@@ -53,9 +55,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.evaluators = dict(
         test=dict(name="classification", data=test),
-        corruption=dict(name="corruption", data=test),
         ood=dict(name="ood", data=test, sets=_elsewhere(arg.dataset)),
     )
+    if arg.corruption:
+        config.evaluators.corruption = dict(name="corruption", data=test)
     return shrink(config, SHAPE, CLASSES) if arg.runlocal else config
 
 
