@@ -218,7 +218,9 @@ def test_a_missing_set_is_reported_and_the_others_are_done(digits, tmp_path, cap
     sets["elsewhere"] = dict(name="npz", path="/no/file.npz")
     experiment.config["evaluators"]["ood"]["sets"] = {"elsewhere": sets.pop("elsewhere"), **sets}
     with caplog.at_level(logging.ERROR):
-        found, failures = evaluate(experiment, run, show=False)
+        found, failures = evaluate(
+            experiment, run, show=False, specs=experiment.config["evaluators"]
+        )
     (reason,) = failures.values()
     assert list(failures) == ["ood"] and "elsewhere: data.path: there is no file" in reason
     assert any("evaluator ood: elsewhere" in r.getMessage() for r in caplog.records)
