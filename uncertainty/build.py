@@ -180,7 +180,7 @@ def _inference(
 
 
 def stages(
-    config: Mapping[str, Any], network: Model, over: Callable, sizes: Mapping[str, int]
+    config: Mapping[str, Any], network: Model, over: Callable, sizes: Mapping[str, Any]
 ) -> list[tuple[str, Stage]]:
     """What follows training, by name and in order: a config's `stages`.
 

@@ -130,7 +130,7 @@ def setup(
         "pretrained": {},
         "objective": {},
         **config_lib.plain(config),
-    }  # runs of before have none
+    }  # older runs have neither
     config_lib.check(config)
     network = build.network(config)
     model = build.model(config, network)
@@ -144,14 +144,15 @@ def setup(
 
     data = read(config) if noted is None else described(config, noted.train, noted.streams)
     source = data.train
-    inference = infer(num_examples=data.num_examples if len(source) else 1)
+    num_examples = data.num_examples if len(source) else 1
+    inference = infer(num_examples=num_examples)
     evaluators, over = evaluators_of(config, source, evaluated), executors.mapping(executor)
 
     shapes, latent = initial_shapes(config, inference, mesh, source)
     check_outputs(config, model, latent, source)
     check_faults(config, inference)
     check_noise(config, model)
-    stages = stages_of(config, model, over, source, data.validation)
+    stages = stages_of(config, model, over, num_examples, data.validation)
     warn_of_posterior(stages, model)
     if len(source):
         check_pretrained(config["pretrained"], network, source.shape, shapes)
@@ -223,11 +224,11 @@ def stages_of(
     config: Mapping[str, Any],
     model: Model,
     over: Callable,
-    source: Source,
+    num_examples: int | None,
     validation: Source | None,
 ) -> list[tuple[str, Stage]]:
     """The stages of a config; where the data are only described, of a validation set of one."""
-    sizes = dict(train=max(len(source), 1), validation=1 if validation is None else len(validation))
+    sizes = dict(train=num_examples, validation=1 if validation is None else len(validation))
     return build.stages(config, model, over, sizes)
 
 
