@@ -23,6 +23,14 @@ def parse(argument: str) -> dict[str, str]:
     return {"workdir": workdir, "label": label}
 
 
+def check_distinct(workdirs: Sequence[str]) -> None:
+    """Raises ValueError for a run that is given twice, which would count as two seeds."""
+    resolved = [pathlib.Path(workdir).resolve() for workdir in workdirs]
+    for workdir, path in zip(workdirs, resolved, strict=True):
+        if resolved.count(path) > 1:
+            raise ValueError(f"{workdir}: given twice")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report",
@@ -45,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = [{**parse(run), "name": options.name} for run in options.runs]
         runs = [run for run in (read_run(run, problems) for run in given) if run]
+        check_distinct([run["workdir"] for run in given])
         path = write_report(options.output, runs, options.title, command=command, problems=problems)
     except (ValueError, OSError) as error:
         problems += [str(error)] * bool(runs)

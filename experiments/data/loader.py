@@ -53,7 +53,7 @@ def batches(
     particles = range(len(everyone))
     orders = [permutations(seed, one.count, p) for p, one in enumerate(everyone)]
     counts = [one.count for one in everyone]
-    read = _reader(everyone)
+    read, normalise = _reader(everyone), _normaliser(everyone)
     if augment:
         try:
             sample = source.raw(np.zeros((share.stop - share.start) * len(particles), int))
@@ -72,7 +72,7 @@ def batches(
             batch = read([chosen(step, p) for p in particles])
             batch = augmentation.run(batch, seed, step, batch_size, share, particles)
             for key in ("x", *augmentation.views):
-                batch[key] = source.normalise(batch[key])
+                batch[key] = normalise(batch[key])
             if own is not None:
                 lead = len(particles), share.stop - share.start
                 batch = {key: a.reshape(*lead, *a.shape[1:]) for key, a in batch.items()}
@@ -98,6 +98,19 @@ def _reader(everyone: Sequence[Own]) -> Callable[[Sequence[np.ndarray]], Batch]:
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     return read
+
+
+def _normaliser(everyone: Sequence[Own]) -> Callable[[np.ndarray], np.ndarray]:
+    """Normalises what `_reader` has read, each particle's as its own set says."""
+    source = everyone[0].source
+    if all(one.source is source for one in everyone):
+        return source.normalise
+
+    def normalise(x: np.ndarray) -> np.ndarray:
+        parts = zip(everyone, np.split(x, len(everyone)), strict=True)
+        return np.concatenate([one.source.normalise(part) for one, part in parts])
+
+    return normalise
 
 
 def augmentation_of(source: Source, augment: Sequence[Mapping[str, Any]]) -> Augmentation:

@@ -50,6 +50,11 @@ class Data(NamedTuple):
         return assignment.parse(self.particles)[0] != assignment.SHARED
 
     @property
+    def all_see_all(self) -> bool:
+        """Whether every particle sees every example of the training data."""
+        return assignment.parse(self.particles)[0] in (assignment.SHARED, "shuffled")
+
+    @property
     def num_examples(self) -> int | None:
         """N of the posterior of a particle: how many examples it has, drawn ones as often as drawn.
 
@@ -103,6 +108,10 @@ class Data(NamedTuple):
         """
         lead = (size,) if self.own_examples else ()
         batch = _shapes(self.train, self.augment, (*lead, self.batch_size), "data")
+        made, stored = batch["x"].shape[len(lead) + 1 :], tuple(self.train.shape)
+        if made != stored:
+            raise ConfigError(f"data.augment: makes inputs of shape {made} of those of {stored}, "
+                              "which evaluation has; both must be the same")  # fmt: skip
         for name, stream in self.streams.items():
             field = f"data.streams.{name}"
             batch[name] = _shapes(stream.source, stream.augment, (stream.batch_size,), field)

@@ -22,6 +22,7 @@ from experiments.experiment.check import (
     check_faults,
     check_noise,
     check_outputs,
+    check_passes,
     check_pretrained,
     check_update,
 )
@@ -145,7 +146,13 @@ def setup(
     data = read(config) if noted is None else described(config, noted.train, noted.streams)
     source = data.train
     num_examples = data.num_examples if len(source) else 1
-    inference = infer(num_examples=num_examples)
+    try:
+        inference = infer(num_examples=num_examples)
+    except ConfigError as error:
+        if num_examples is not None:
+            raise
+        raise ConfigError("data.particles: gives particles different numbers of examples, so their "
+                          f"posteriors have no one N ({error})") from error  # fmt: skip
     evaluators, over = evaluators_of(config, source, evaluated), executors.mapping(executor)
 
     shapes, latent = initial_shapes(config, inference, mesh, source)
@@ -153,6 +160,7 @@ def setup(
     check_faults(config, inference)
     check_noise(config, model)
     stages = stages_of(config, model, over, num_examples, data.validation)
+    check_passes(stages, data)
     warn_of_posterior(stages, model)
     if len(source):
         check_pretrained(config["pretrained"], network, source.shape, shapes)

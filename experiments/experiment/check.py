@@ -11,7 +11,7 @@ from experiments.data.streams import Data
 from experiments.experiment.load import check_reads
 from experiments.runtime import execution
 from uncertainty.build import ConfigError
-from uncertainty.types import Inference, Latent, Model, State
+from uncertainty.types import Inference, Latent, Model, Stage, State
 
 
 def check_outputs(config: Mapping[str, Any], model: Model, latent: Latent, source: Source) -> None:
@@ -30,6 +30,16 @@ def check_outputs(config: Mapping[str, Any], model: Model, latent: Latent, sourc
             f"likelihood: {config['likelihood']!r} is for "
             f"{'classes' if discrete else 'real outcomes'}, but {source.name} is for {source.task}"
         )
+
+
+def check_passes(stages: Sequence[tuple[str, Stage]], data: Data) -> None:
+    """Raises ConfigError for a pass over examples that not all particles were trained on."""
+    for i, (name, stage) in enumerate(stages):
+        if stage.passes and stage.data == "train" and not data.all_see_all:
+            raise ConfigError(
+                f"stages[{i}]: {name!r} passes over all of data.train, but data.particles gives "
+                "each particle examples of its own; 'shared' and 'shuffled' give all to each"
+            )
 
 
 def check_faults(config: Mapping[str, Any], inference: Inference) -> None:

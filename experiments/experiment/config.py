@@ -243,7 +243,10 @@ def override(config: ConfigDict, name: str, value: Any) -> None:
     for i, parent in enumerate(parents):
         if parent not in section:
             path = ".".join(["config", *parents[: i + 1]])
-            raise ConfigError(f"{path}: no such section; {nearest(parent, section.keys())}")
+            raise ConfigError(
+                f"{path}: no such section; {nearest(parent, section.keys())}; one that is not set "
+                f"yet is given whole: --{path}='{{...}}'"
+            )
         section = section[parent]
         if not isinstance(section, ConfigDict):
             path = ".".join(["config", *parents[: i + 1]])

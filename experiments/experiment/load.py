@@ -130,14 +130,18 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
     except (TypeError, ValueError) as error:
         unlabelled = f"data.train: {data.train.name} has no entry 'y'"
         field = "inference" if "y" in batch else unlabelled
-        hint = "" if data.num_examples else " (data.particles gives particles different ones)"
-        raise ConfigError(f"{field}: {error}{hint}") from error
-    if data.streams:
+        raise ConfigError(f"{field}: {error}") from error
+    views = [name for name in batch if name not in data.train.names and name not in data.streams]
+    if data.streams or views:
         used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
         paths = jax.tree_util.tree_leaves_with_path((state, batch))
         read = {tuple(key.key for key in path[1:] if isinstance(key, jax.tree_util.DictKey))
                 for (path, _), is_used in zip(paths, used, strict=True)
                 if is_used and path[0].idx == 1}  # fmt: skip
+        for name in views:
+            if not any(path[0] == name for path in read):
+                raise ConfigError(f"data.augment: nothing reads the view {name!r}; leave it out, "
+                                  "or choose an objective that does")  # fmt: skip
         for name in data.streams:
             if not any(path[0] == name for path in read):
                 raise ConfigError(

@@ -1,5 +1,6 @@
 """Which examples a particle sees is a function of (seed, p, step), and of nothing else."""
 
+import dataclasses
 import itertools
 import math
 
@@ -183,6 +184,17 @@ def test_few_examples_differ_between_particles_and_are_uniform():
     chosen = np.stack([per_class(TRAIN, 1, p, size=2) for p in range(600)])
     counts = np.bincount(chosen.ravel(), minlength=N)
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_sets_are_normalised_each_as_it_says():
+    own = dataclasses.replace(SETS[1], mean=np.float32(5.0), std=np.float32(2.0))
+    plain, changed = (
+        take(Data(TRAIN, 3, B, particles=KINDS["sets"], sets=sets), 2, size=3)
+        for sets in (SETS, (SETS[0], own, SETS[2]))
+    )
+    for before, after in zip(plain, changed, strict=True):
+        np.testing.assert_array_equal(after["x"][1], (before["x"][1] - 5) / 2)
+        np.testing.assert_array_equal(after["x"][[0, 2]], before["x"][[0, 2]])
 
 
 def test_a_prior_has_no_weight_where_particles_have_different_numbers():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from experiments.data.source import load
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import parse_arg
+from experiments.experiment.build import setup
 from experiments.train import train
 from uncertainty import build
 from uncertainty.build import ConfigError
@@ -439,3 +440,49 @@ def test_fields_that_both_parts_have_are_kept_and_told(caplog):
     assert "\n" not in record.message
     config_lib.load(DIGITS, {"optimiser.name": "rmsprop"})
     assert len(caplog.records) == 1  # once
+
+
+SNAPSHOTS = dict(name="snapshots", steps=2, size=1, optimiser=dict(name="sgld", learning_rate=0.1))
+TOGETHER = [  # changes of configs/digits/mlp.py:runlocal that each part would take by itself
+    ({"data.particles": dict(name="folds", size=3), "stages": [dict(name="laplace")],
+      "head": dict(name="laplace.Laplace", outputs=8)},
+     r"stages\[0\]: 'laplace' passes over all of data\.train"),
+    ({"data.particles": dict(name="folds", size=4, use="fold"),
+      "inference.prior": dict(name="gaussian"), "optimiser.weight_decay": ()},
+     r"data\.particles: gives particles different numbers"),
+    ({"data.augment": [dict(name="view", to="x2", augment=["flip"])]},
+     r"nothing reads the view 'x2'"),
+    ({"data.augment": [dict(name="crop", pad=1, size=6)]},
+     r"data\.augment: makes inputs of shape \(6, 6, 1"),
+    ({"objective": dict(name="mean_teacher", stream="x")}, r"objective\.stream: 'x' is no stream"),
+    ({"optimiser.learning_rate": float("inf")}, r"optimiser\.learning_rate: inf must be finite"),
+    ({"optimiser.weight_decay": [[".*", -0.5]]}, r"optimiser\.weight_decay: -0\.5 for '\.\*'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), TOGETHER, ids=[m[:30] for _, m in TOGETHER])
+def test_what_does_not_go_together_is_refused_before_training(changes, message):
+    config = config_lib.load("configs/digits/mlp.py:runlocal,size=2")
+    for name, value in changes.items():
+        config_lib.override(config, name, value)
+    with pytest.raises(ConfigError, match=message):
+        setup(config, evaluated=False)
+
+
+def test_a_stage_that_trains_has_the_n_of_a_particle():
+    """40 examples of each particle, not all of the training data: the noise of its sampler."""
+    config = config_lib.load("configs/digits/mlp.py:runlocal,size=2")
+    for name, value in {"data.particles": dict(name="per_class", size=5), "stages": [SNAPSHOTS],
+                        "inference.prior": dict(name="gaussian"),
+                        "optimiser.weight_decay": ()}.items():  # fmt: skip
+        config_lib.override(config, name, value)
+    experiment = setup(config, evaluated=False)
+    state = experiment.inference.init(jax.random.key(0), experiment.example())
+    ((_, stage),) = experiment.stages
+    batch = next(experiment.batches(0))[1]
+    carry = stage.begin(state, experiment.example())
+    moved, _, _ = jax.jit(stage.update)(state, carry, batch)
+    change = jax.tree.map(lambda a, b: a - b, moved.params, state.params)
+    size = np.concatenate([np.ravel(a) for a in jax.tree.leaves(change)])
+    # theta - eta g + sqrt(2 eta / N) xi, with eta 0.1 and N 40; the gradient adds little.
+    assert np.std(size) == pytest.approx((2 * 0.1 / 40) ** 0.5, rel=0.05)

@@ -1,5 +1,6 @@
 """Mean teacher: predictions agree with those of a moving average of the parameters."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -67,9 +68,10 @@ def mean_teacher(
         if (log_probs := likelihood.log_probs) is None:
             raise ValueError("objective: 'mean_teacher' compares probabilities of classes, which "
                              "this likelihood has not")  # fmt: skip
-        if stream is not None and stream not in batch:
-            raise ValueError(f"objective.stream: {stream!r} is no entry of the batch, which has "
-                             + ", ".join(map(repr, sorted(batch))))  # fmt: skip
+        streams = sorted(name for name, entry in batch.items() if isinstance(entry, Mapping))
+        if stream is not None and stream not in streams:
+            raise ValueError(f"objective.stream: {stream!r} is no stream of the batch, which has "
+                             + (", ".join(map(repr, streams)) or "none"))  # fmt: skip
         key_forward, key_likelihood = jax.random.split(key)
 
         def noisy(x: jax.Array, use: Use) -> jax.Array:

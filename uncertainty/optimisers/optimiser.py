@@ -3,6 +3,7 @@
 The samplers of `uncertainty/optimisers/samplers.py` go where a direction does.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -90,10 +91,15 @@ def optimiser(
     """
     if not learning_rate >= 0:
         raise ValueError(f"learning_rate: {learning_rate!r} must not be negative")
+    if not math.isfinite(learning_rate):
+        raise ValueError(f"learning_rate: {learning_rate!r} must be finite")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip: {clip!r} must be positive, or None")
     for field, given in dict(weight_decay=weight_decay, l2=l2, multipliers=multipliers).items():
         rules.check(given, field)
+        for pattern, number in given:
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{field}: {number!r} for {pattern!r}; finite, at least 0")
 
     decays = tuple(field for field, given in (("weight_decay", weight_decay), ("l2", l2)) if given)
     if isinstance(direction, Sampler):
