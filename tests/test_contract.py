@@ -395,7 +395,7 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(objective=dict(name="label_smoothing", rate=1.0)), "objective: rate: 1.0; at least 0"),
     (dict(objective="likelyhood"), "objective.name: no file 'likelyhood'"),
     (dict(objective=dict(name="mean_teacher", stream="more")),
-     "objective.stream: 'more' is no entry of the batch, which has 'x', 'y'"),
+     "objective.stream: 'more' is no stream of the batch, which has none"),
 ]  # fmt: skip
 
 

@@ -215,6 +215,8 @@ def test_command(tmp_path, capsys):
     assert "r_figures" in capsys.readouterr().out and ">Only" in page.read_text()
     assert report.main([str(tmp_path / "gone"), "--output", str(page)]) == 1
     assert "error: workdir" in capsys.readouterr().err
+    twice = [f"A={run}", f"B={run}/../run", "--output", str(page)]  # would count as two seeds
+    assert report.main(twice) == 1 and "run: given twice" in capsys.readouterr().err
 
 
 def test_importing_the_command_imports_neither_matplotlib_nor_jax():

@@ -186,3 +186,18 @@ def test_latents_and_parameters_are_float32_whatever_the_network_computes_in(dty
     exact = model_of(MLP(widths=(64, 64))).forward(params, {}, x, KEY, train=False)[0].mean
     error = float(jnp.abs(latent.mean - exact).max())
     assert error == 0 if dtype == "float32" else 0 < error < 0.1
+
+
+@pytest.mark.parametrize("made", [lambda y: y, lambda y: Latent(y)], ids=["array", "no members"])
+def test_a_network_without_the_member_axis_is_refused(made):
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return made(nn.Dense(3)(x))
+
+    model = from_network(Plain(), likelihoods.softmax())
+    params, collections = model.init(KEY, jnp.ones((4, 5)))
+    with pytest.raises(ValueError, match=r"mean \[M, B, K\] is needed.* of shape \(4, 3\)"):
+        jax.eval_shape(
+            functools.partial(model.forward, train=True), params, collections, jnp.ones((4, 5)), KEY
+        )

@@ -89,7 +89,7 @@ def test_label_smoothing_integrates_the_latents_by_the_draws_of_the_nll():
          "'label_smoothing' is for classes of which one is true"),
         (lambda: trace(label_smoothing(), likelihoods.sigmoid()), "of which one is true"),
         (lambda: trace(mean_teacher(), likelihoods.gaussian()), "'mean_teacher' compares"),
-        (lambda: trace(mean_teacher(stream="other")), "objective.stream: 'other' is no entry of"),
+        (lambda: trace(mean_teacher(stream="other")), "objective.stream: 'other' is no stream of"),
         (lambda: trace(Objective(), b=dict(x=BATCH["x"])), "'likelihood' needs labels"),
         (lambda: trace(Objective("new", loss=clashing)), "a metric of 'new' is called 'nll'"),
         (lambda: trace(Objective("new", loss=clashing, latents=clashing)), "leaves no use for its"),
