@@ -1,7 +1,9 @@
 """Runs the programs as a user does, each in a process of its own that has imported all already."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # Seconds after which a process of several is lost; read when it is imported.
 ENVIRONMENT = {"UNCERTAINTY_SILENCE": "12"}
 
-# Forks a child for a job of its input, and waits for one where it is asked to; JAX starts its threads
+# Forks a child for each job, and waits for one where it is asked to; JAX starts its threads
 # at the first computation only, which the parent never makes. A child leaves out nothing at its end
 # but freeing the memory that it shares with its parent, which takes seconds.
 SERVER = """
@@ -197,13 +199,27 @@ def programs(server: Programs) -> Iterator[Programs]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of two MLPs on the digits, trained for 300 steps and evaluated."""
+    """The workdir of two MLPs on the digits, trained for 300 steps and evaluated.
+
+    The workers of a session train it once; each has a copy of its own.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which they share
+    with open(folder / "digits.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "digits"
+        if not made.exists():
+            _train_digits(folder / "digits.unfinished")
+            (folder / "digits.unfinished").rename(made)
+    return shutil.copytree(made, tmp_path_factory.mktemp("digits") / "run")
+
+
+def _train_digits(workdir: Path) -> None:
     from experiments import evaluate, train
     from experiments.experiment import config
 
-    workdir = tmp_path_factory.mktemp("digits") / "run"
     fields = {"steps": 300, "mesh": {"data": 1}, "evaluation.every": 100, "logging.every": 20}
     experiment = train.train(config.load("configs/digits/mlp.py:size=2", fields), workdir)
     _, failures = evaluate.evaluate(experiment, workdir, show=False)
     assert not failures
-    return workdir

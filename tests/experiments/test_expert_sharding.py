@@ -66,8 +66,7 @@ def close(a, b):
 @pytest.mark.parametrize(
     ("ensemble", "mesh"),
     [
-        ("vmoe", dict(expert=8)),
-        ("e3", dict(data=2, expert=4)),
+        ("vmoe", dict(data=2, expert=4)),
         ("e3", dict(particle=2, expert=4)),
     ],
 )

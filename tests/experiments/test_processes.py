@@ -116,8 +116,15 @@ def test_the_code_is_known_by_its_sources():
 
 
 # What is trained does not matter here; as little as can be is compiled.
-LONG = {"mesh": dict(data=4), "steps": 1_000_000, "checkpoint.every": 20, "stages": (),
-        "head": dict(name="dense.Dense", outputs=10), "inference.size": 1, "evaluators": {}}  # fmt: skip
+LONG = {
+    "mesh": dict(data=4),
+    "steps": 1_000_000,
+    "checkpoint.every": 20,
+    "head": dict(name="dense.Dense", outputs=10),
+    "inference.size": 1,
+    "stages": (),
+    "evaluators": {},
+}
 
 
 def wait(condition, processes, seconds=120):

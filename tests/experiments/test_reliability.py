@@ -20,7 +20,7 @@ from experiments.train import train
 
 pytestmark = pytest.mark.slow  # every test runs the program, most of them to its end
 
-STEPS, EVERY, KILLS = 100, 5, 20
+STEPS, EVERY = 100, 10
 FIELDS = {
     "steps": STEPS,
     "checkpoint.every": EVERY,
@@ -116,14 +116,6 @@ def stopped(programs, tmp_path_factory) -> tuple[Path, int]:
     return run, step
 
 
-def test_a_stopped_run_goes_on(programs, stopped, whole, tmp_path):
-    run = shutil.copytree(stopped[0], tmp_path / "run")
-    result = programs("train", *command(run, FIELDS))
-    assert result.code == 0, result.output
-    assert f"resuming from step {stopped[1]} of {STEPS}" in result.output
-    same(run, whole[1])
-
-
 def test_a_damaged_checkpoint_is_passed_over(programs, stopped, whole, tmp_path):
     run = shutil.copytree(stopped[0], tmp_path / "run")
     before = stopped[1] - 1 - (stopped[1] - 1) % EVERY
@@ -155,7 +147,7 @@ def test_another_config_is_refused_with_the_difference(programs, stopped):
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
-def test_a_full_disk_loses_nothing(programs, stopped, whole, tmp_path):
+def test_a_stopped_run_goes_on_and_a_full_disk_loses_nothing(programs, stopped, whole, tmp_path):
     """The limit on the size of files stands for the disk: writing fails in the same places."""
     run = shutil.copytree(stopped[0], tmp_path / "run")
     sums = run / "checkpoints" / str(stopped[1]) / "checksums.json"
@@ -193,18 +185,18 @@ def test_two_trainings_cannot_share_a_workdir(programs, tmp_path):
     assert running.result().code == -signal.SIGKILL
 
 
-def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
+def test_killed_again_and_again(programs, whole, tmp_path):
     seed = random.SystemRandom().randrange(1000)
     print(f"seed {seed}")
     moments = random.Random(seed)
     run = tmp_path / "run"
     # Soon after some step: while a checkpoint is written, in validation, in between.
-    kills = sorted((moments.randrange(1, STEPS), moments.uniform(0, 0.1)) for _ in range(KILLS - 8))
+    steps = sorted(moments.randrange(2 * EVERY, STEPS - 1) for _ in range(4))
+    kills = [(step, moments.uniform(0, 0.1)) for step in steps]
     # While it starts and restores; no longer, or a quick one would be at its end too soon.
-    for _ in range(4):
-        kills.insert(moments.randrange(len(kills)), (0, moments.uniform(0, 0.8)))
+    kills.insert(moments.randrange(1, 4), (0, moments.uniform(0, 0.8)))
     kills.insert(0, (0, 0.0))
-    kills += [(STEPS, moments.uniform(0, 0.1)) for _ in range(3)]  # in evaluation
+    kills.append((STEPS, moments.uniform(0, 0.1)))  # in evaluation
     found = []
     for step, delay in kills:
         running = programs.start("train", *command(run, FIELDS))
@@ -216,9 +208,8 @@ def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
         assert running.result().code == -signal.SIGKILL
         found.append((Checkpoints(run).latest_step() or 0, reached(run)))
     print("(newest checkpoint, last record) after each kill:", found)
-    assert len(found) == KILLS
     assert found[0][0] == 0 and found[-1] == (STEPS, STEPS)
-    assert sum(0 < saved < STEPS for saved, _ in found) > KILLS / 2
+    assert sum(0 < saved < STEPS for saved, _ in found) > len(kills) / 2
     result = programs("train", *command(run, FIELDS))
     assert result.code == 0, result.output
     same(run, whole[1])
@@ -226,11 +217,11 @@ def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
 
 
 def test_killed_in_a_stage(programs, whole, tmp_path):
-    """Killed twice in a stage that trains, it ends as one that was not."""
+    """Killed in a stage that trains, it ends as one that was not."""
     optimiser = {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9}
     stages = [{"name": "swag", "steps": 60, "every": 2, "samples": 2, "optimiser": optimiser}]
     ends = []
-    for name, kills in (("killed", (110, 137)), ("alone", ())):
+    for name, kills in (("killed", (137,)), ("alone", ())):
         run = tmp_path / name
         arguments = ["--start", whole[0], "--workdir", run, f"--config.stages={stages}"]
         running = programs.start("stage", *arguments)

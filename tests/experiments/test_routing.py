@@ -103,6 +103,7 @@ def test_predictions_are_those_of_the_examples_alone_whatever_the_size_of_a_batc
     np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_full_batch_has_no_mask(run):
     experiment, state, *_ = run
     batches = [b for b, _ in Trained(experiment, state)._batches(load(DATA), ("x",))]
@@ -164,6 +165,7 @@ def test_classes_by_experts_are_a_loop_over_tokens(run):
     assert found == pytest.approx(information, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_counts_of_the_last_step_are_logged(run):
     _, state, _, _, workdir = run
     counts = state.collections["routing"]["backbone"]["block01"]["feed_forward"]["router"]
@@ -219,6 +221,7 @@ def test_names_are_what_tells_layers_apart():
     assert {path: monitor.name_of(path) for path in names} == names
 
 
+@pytest.mark.slow
 def test_a_network_without_experts_is_refused():
     config = base()
     config.mesh, config.backbone = dict(data=1), dict(name="mlp.MLP", widths=(4,))
