@@ -170,7 +170,7 @@ class Programs:
         return self.start(program, *arguments, **options).result()
 
     def stop(self) -> None:
-        """Kills what a test that failed has left."""
+        """Kills all that are left."""
         for running in self._started:
             running.send(signal.SIGKILL)
             running.result()
@@ -184,17 +184,21 @@ class Programs:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """One process for all tests of a worker, which forks a child for each program."""
     made = Programs(tmp_path_factory.mktemp("output"))
     yield made
     made.close()
 
 
-@pytest.fixture(scope="module")
-def programs(server: Programs) -> Iterator[Programs]:
-    """One process for all of a worker's tests, which forks a child for each program."""
-    yield server
-    server.stop()
+@pytest.fixture(autouse=True)
+def no_program_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kills what a test that failed has left."""
+    used = "programs" in request.fixturenames
+    programs = request.getfixturevalue("programs") if used else None
+    yield
+    if programs is not None:
+        programs.stop()
 
 
 @pytest.fixture(scope="session")

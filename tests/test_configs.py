@@ -54,8 +54,6 @@ TRACED = [
     ("cifar/wide_resnet.py", "ensemble=batch_ensemble"),
     ("cifar/wide_resnet.py", "dataset=cifar100,ensemble=mimo"),
     ("cifar/resnet.py", "depth=56"),
-    ("cifar/vit.py", ""),
-    ("imagenet/vmoe.py", ""),
     ("toys/rings.py", "method=het"),
     ("toys/rings.py", "method=sngp"),
     ("digits/lenet5.py", "heads=3"),

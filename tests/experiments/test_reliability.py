@@ -26,6 +26,8 @@ FIELDS = {
     "checkpoint.every": EVERY,
     "logging.every": 1,
     "evaluation.every": 20,
+    "backbone.widths": "(128,)",
+    "evaluators.corruption.severities": "(3,)",
     # Random numbers of all kinds: dropout, augmentation, the order of examples.
     "ensemble": "{'name':'mc_dropout','size':2,'rate':0.1}",
     "data.augment": "[{'name':'crop','pad':1}]",
@@ -140,7 +142,7 @@ def test_another_config_is_refused_with_the_difference(programs, stopped):
     lines = result.output.splitlines()
     assert lines[0].startswith(f"error: workdir {run} belongs to a run with another config")
     assert lines[1:3] == [
-        "  backbone.widths: [128, 128] -> [8, 8]",
+        "  backbone.widths: [128] -> [8, 8]",
         "  optimiser.learning_rate: 0.001 -> 0.5",
     ]
     assert "logging" not in result.output  # it may change
@@ -191,10 +193,10 @@ def test_killed_again_and_again(programs, whole, tmp_path):
     moments = random.Random(seed)
     run = tmp_path / "run"
     # Soon after some step: while a checkpoint is written, in validation, in between.
-    steps = sorted(moments.randrange(2 * EVERY, STEPS - 1) for _ in range(4))
+    steps = sorted(moments.randrange(2 * EVERY, STEPS - 1) for _ in range(3))
     kills = [(step, moments.uniform(0, 0.1)) for step in steps]
     # While it starts and restores; no longer, or a quick one would be at its end too soon.
-    kills.insert(moments.randrange(1, 4), (0, moments.uniform(0, 0.8)))
+    kills.insert(moments.randrange(1, 3), (0, moments.uniform(0, 0.8)))
     kills.insert(0, (0, 0.0))
     kills.append((STEPS, moments.uniform(0, 0.1)))  # in evaluation
     found = []
@@ -209,7 +211,7 @@ def test_killed_again_and_again(programs, whole, tmp_path):
         found.append((Checkpoints(run).latest_step() or 0, reached(run)))
     print("(newest checkpoint, last record) after each kill:", found)
     assert found[0][0] == 0 and found[-1] == (STEPS, STEPS)
-    assert sum(0 < saved < STEPS for saved, _ in found) > len(kills) / 2
+    assert sum(0 < saved < STEPS for saved, _ in found) >= 3
     result = programs("train", *command(run, FIELDS))
     assert result.code == 0, result.output
     same(run, whole[1])
@@ -253,25 +255,21 @@ def test_a_checkpoint_fits_any_number_of_devices(whole):
 
 
 def test_goes_on_with_other_devices(programs, tmp_path):
-    """8 -> 1 -> 8 devices against one device throughout."""
+    """8 devices and then one, against one throughout; `test_a_checkpoint_fits` has the way back."""
     # Not Adam, whose division makes rounding errors of vanishing gradients large.
     fields = FIELDS | {"steps": 40, "optimiser": "{'name':'sgd','learning_rate':0.1,'clip':1.0}"}
     run, alone = tmp_path / "run", tmp_path / "alone"
-    for devices, step, mesh in (8, 12, {"mesh.particle": 2}), (1, 23, {}):
-        running = programs.start("train", *command(run, fields | mesh), devices=devices)
-        wait(lambda step=step: reached(run) >= step)
-        running.send(signal.SIGTERM)
-        code, output = running.result()
-        assert code == 143 and "stopped by SIGTERM" in output, output
-        if devices == 1:
-            changed = "mesh.data: 4 -> 1; mesh.particle: 2 -> 1: from here on the same training to "
-            assert f"{changed}rounding, not bit for bit" in output
-    for result in (
-        programs("train", *command(run, fields), devices=8),
-        programs("train", *command(alone, fields)),
-    ):
+    running = programs.start("train", *command(run, fields | {"mesh.particle": 2}), devices=8)
+    wait(lambda: reached(run) >= 12)
+    running.send(signal.SIGTERM)
+    code, output = running.result()
+    assert code == 143 and "stopped by SIGTERM" in output, output
+    results = [programs("train", *command(folder, fields)) for folder in (run, alone)]
+    for result in results:
         assert result.code == 0, result.output
-        assert "from here on" in result.output or result.output.count("resuming") == 0
+    changed = "mesh.data: 4 -> 1; mesh.particle: 2 -> 1: from here on the same training to "
+    assert f"{changed}rounding, not bit for bit" in results[0].output
+    assert results[1].output.count("resuming") == 0
     ours, expected = restored(run)[0], restored(alone)[0]
     # Sums over the batch are taken in another order: float32 rounding, grown over 40 steps.
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True):
