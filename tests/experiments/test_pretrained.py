@@ -109,9 +109,9 @@ def test_a_release_with_a_file_missing_or_without_its_numbers(tmp_path):
 @pytest.mark.slow
 def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
     """Of V-MoE's own TrainState: step, parameters, optimiser and keys, and nothing else."""
-    moe = dict(SMALL, experts=dict(name="experts.MoE", num_experts=8))
+    moe = dict(SMALL, depth=1, experts=dict(name="experts.MoE", num_experts=8), expert_blocks=(0,))
     size = build.network(config(backbone=moe)).backbone.size
-    params = {k: random(*v) for k, v in release_shapes(size, (1,), 0, False, 17, classes=5).items()}
+    params = {k: random(*v) for k, v in release_shapes(size, (0,), 0, False, 17, classes=5).items()}
     tree = {f"params/{name}": array for name, array in params.items()}
     tree |= {f"opt_state/0/trace/{name}": random(*a.shape) for name, a in params.items()}
     tree |= {"opt_state/1/0/count": np.int32(7), "step": np.int32(7),
@@ -124,9 +124,9 @@ def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
         small["pretrained"] = dict(path=str(tmp_path / name), layout="vmoe")
         states.append(setup(small).init())
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
-    kernel = states[0].params["backbone"]["block01"]["feed_forward"]["experts"]["dense0"]["kernel"]
+    kernel = states[0].params["backbone"]["block00"]["feed_forward"]["experts"]["dense0"]["kernel"]
     np.testing.assert_array_equal(
-        kernel[1], params["Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel"]
+        kernel[1], params["Encoder/encoderblock_0/Moe/Mlp/Dense_0/kernel"]
     )
     write_release(tmp_path / "more", tree | {"ema/cls": random(1, 1, 3)}, shards=1)
     small["pretrained"]["path"] = str(tmp_path / "more")
