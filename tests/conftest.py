@@ -8,6 +8,8 @@ import hypothesis
 import jax
 import jaxlib
 
+from tests.programs import digits, no_program_is_left, programs  # noqa: F401
+
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8"

@@ -101,7 +101,8 @@ def learnable(backbone, ensemble, head, how):
         config["stages"] = (STAGES[how],)
         config["inference"] = INFERENCE["particles"] | dict(size=1 + (how == "select"))
     size = config["inference"]["size"]
-    config["inference"] = config["inference"] | dict(size=min(size, 2))  # less to compile
+    fewer = dict(size=min(size, 2), executor="vmap")  # less to compile
+    config["inference"] = config["inference"] | fewer
     config["data"] = dict(train=DIGITS, validation=DIGITS | dict(split="validation"), augment=())
     steps = 120 if how in SAMPLERS else 30  # chains take short steps
     return config | dict(steps=steps, batch_size=32, mesh=dict(data=1))

@@ -135,6 +135,8 @@ def shrink(
     for evaluator in config.evaluators.values():
         if evaluator.name == "corruption":
             evaluator.severities = (5,)
+        if evaluator.name == "uncertainty_map":
+            evaluator.points = 9
     seeds: dict[str, int] = {}  # one set, one seed, so that test data stay the same in all places
     embedded_set = inspect.isfunction(getattr(embedded, config.data.train.name, None))
     particles = config.data.get("particles") or {}

@@ -78,6 +78,7 @@ def test_one_line_and_no_workdir(programs, tmp_path, case):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_same_program_with_sound_data(programs, tmp_path):
     result = train(programs, write(tmp_path / "data.npz"), tmp_path / "run")
     assert result.code == 0, result.output

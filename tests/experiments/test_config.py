@@ -254,6 +254,7 @@ def test_parse_arg():
             parse_arg(text, size=1)
 
 
+@pytest.mark.slow
 def test_runlocal_from_the_command_line(programs, tmp_path):
     result = programs("train", "--config", DIGITS + ":runlocal", "--workdir", tmp_path / "run")
     assert result.code == 0, result.output

@@ -67,6 +67,7 @@ def by_hand(digits):
     return logits
 
 
+@pytest.mark.slow
 def test_the_checkpoint_alone_gives_the_same_numbers(digits, programs, tmp_path):
     expected = saved(digits)
     run = shutil.copytree(digits, tmp_path / "run")
@@ -134,6 +135,7 @@ def test_ood_ranks_the_uncertainty(digits, by_hand):
         np.testing.assert_allclose(found[f"ood/held_out/auroc_{name}"], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_other_data(digits, programs):
     """By name and split, with the training data's classes; and as a dict with fields of its own."""
     result = programs("evaluate", "--workdir", digits, "--data", "digits:validation")
@@ -210,6 +212,7 @@ def test_the_batch_size_of_evaluation_changes_no_number(digits, batch_size):
     )
 
 
+@pytest.mark.slow
 def test_a_missing_set_is_reported_and_the_others_are_done(digits, tmp_path, caplog):
     run = shutil.copytree(digits, tmp_path / "run")
     expected = saved(run)
@@ -227,6 +230,7 @@ def test_a_missing_set_is_reported_and_the_others_are_done(digits, tmp_path, cap
     assert untimed(found) == expected == saved(run)
 
 
+@pytest.mark.slow
 def test_the_programs_say_that_an_evaluator_failed(programs, digits, tmp_path):
     run = shutil.copytree(digits, tmp_path / "run")
     config = read_config(run)
@@ -239,6 +243,7 @@ def test_the_programs_say_that_an_evaluator_failed(programs, digits, tmp_path):
     assert saved(run) == kept
 
 
+@pytest.mark.slow
 def test_what_cannot_be_saved_is_printed(programs, digits, tmp_path):
     run = shutil.copytree(digits, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
     (run / "evaluation").write_text("in the way")

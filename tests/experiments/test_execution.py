@@ -31,6 +31,7 @@ def small(mesh, size=4, **changes):
 
 
 def train(config, steps=4):
+    """Experiment, state, metrics of the last step, and the collectives of the compiled program."""
     experiment = setup(config)
     data = batches(experiment.source, seed=0, batch_size=config.batch_size)
     put = execution.put_batch(experiment.mesh)
@@ -38,27 +39,39 @@ def train(config, steps=4):
     update = None
     for step, batch in data:
         batch = put(batch)
-        update = update or experiment.compiled(state, batch)
+        update = update or experiment.compiled(state, batch).lower(state, batch).compile()
         state, metrics = update(state, batch)
         if step + 1 == steps:
-            return experiment, state, metrics
+            return experiment, state, metrics, collectives(update.as_text())
+
+
+def collectives(text):
+    names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    return [name for name in names if f" {name}(" in text or f" {name}-start(" in text]
 
 
 @functools.cache
 def on_one_device():
-    return train(small(dict(data=1)))[1:]
+    return train(small(dict(data=1)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mesh", [dict(data=8), dict(particle=4, data=1), dict(particle=4, data=2), dict(particle=2)]
+    ("executor", "mesh"),
+    [
+        ("vmap", dict(data=8)),
+        ("vmap", dict(particle=4, data=1)),
+        ("vmap", dict(particle=4, data=2)),
+        *((executor, dict(particle=2)) for executor in ("vmap", "unroll", "scan")),  # two on each
+    ],
 )
-@pytest.mark.parametrize("executor", ["vmap", "unroll", "scan"])
-def test_devices_do_not_change_training(mesh, executor):
+def test_devices_do_not_change_training(executor, mesh):
     config = small(mesh)
     config.inference.executor = executor
-    experiment, state, metrics = train(config)
-    expected, expected_metrics = on_one_device()
+    experiment, state, metrics, moved = train(config)
+    one, expected, expected_metrics, _ = on_one_device()
+    # Independent particles do not communicate; parts of a batch add up.
+    assert moved == (["all-reduce"] if experiment.mesh.shape["data"] > 1 else [])
     # Sums over the batch are taken in another order: float32 rounding, grown over four steps.
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -69,7 +82,6 @@ def test_devices_do_not_change_training(mesh, executor):
 
     x = execution.put_batch(experiment.mesh)({"x": np.ones((16, 8, 8, 1), np.float32)})["x"]
     predict = jax.jit(execution.on_mesh(experiment.inference.predict, experiment.mesh))
-    one = setup(small(dict(data=1)))
     np.testing.assert_allclose(
         predict(state, x).mean, one.inference.predict(expected, np.asarray(x)).mean,
         rtol=1e-4, atol=1e-5,
@@ -87,36 +99,21 @@ def test_batch_norm_takes_the_statistics_of_the_global_batch():
     assert jax.tree.leaves(one.collections)
 
 
+@pytest.mark.slow
 def test_parameters_follow_the_rules():
     rules = ((".*dense0/kernel", (None, "model")), (".*dense0/bias", ("model",)))
-    _, state, _ = train(small(dict(model=4, data=2), sharding=rules))
+    _, state, *_ = train(small(dict(model=4, data=2), sharding=rules))
     kernel = state.params["backbone"]["dense0"]["kernel"]
     assert kernel.sharding.spec == PartitionSpec("particle", None, "model")
     momentum = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]
     assert momentum and momentum[0].sharding.spec == kernel.sharding.spec
     for a, b in zip(
-        jax.tree.leaves(state.params), jax.tree.leaves(on_one_device()[0].params), strict=True
+        jax.tree.leaves(state.params), jax.tree.leaves(on_one_device()[1].params), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def collectives(experiment, state, batch):
-    update = experiment.compiled(state, batch)
-    text = update.lower(state, batch).compile().as_text()
-    names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-    return [name for name in names if f" {name}(" in text or f" {name}-start(" in text]
-
-
-def test_independent_particles_do_not_communicate():
-    batch = dict(x=np.ones((16, 8, 8, 1), np.float32), y=np.zeros(16, np.int32))
-    for mesh, expected in ((dict(particle=4, data=1), []), (dict(particle=4), ["all-reduce"])):
-        experiment = setup(small(mesh))
-        placed = execution.put_batch(experiment.mesh)(batch)
-        assert collectives(experiment, experiment.init(), placed) == expected
-
-
 INTERACTING = {
-    "weights": dict(name="svgd"),
     "layers": dict(name="svgd", per_layer=True, kernel=dict(name="linear")),
     "functions": dict(name="svgd", space="functions", values="probabilities"),
     "kde": dict(name="wgd", estimator="kde", space="functions"),
@@ -143,7 +140,7 @@ def test_devices_do_not_change_particles_that_interact(direction):
     if direction in SAMPLERS:
         changes["optimiser"] = dict(name=SAMPLERS[direction], learning_rate=0.1)
     one, many = (
-        train(small(mesh, **changes))[1:] for mesh in (dict(data=1), dict(particle=4, data=2))
+        train(small(mesh, **changes))[1:3] for mesh in (dict(data=1), dict(particle=4, data=2))
     )
     kept = [(state.params, state.samples.params) for state, _ in (one, many)]
     for a, b in zip(*map(jax.tree.leaves, kept), strict=True):

@@ -1,5 +1,6 @@
 """A particle that overflows is named, with its step; the others do not notice."""
 
+import functools
 import logging
 
 import jax
@@ -75,9 +76,16 @@ def begin(config: dict, workdir, edit) -> None:
     checkpoints.close()
 
 
+@functools.cache
+def shapes(data: str):
+    """Of the state of these runs, whatever executes them."""
+    return setup(config_of(data)).shapes
+
+
 def particles(workdir, config: dict, step: int, which: list[int]) -> list[bytes]:
     """The bits of all leaves of some particles."""
-    state, _ = Checkpoints(workdir, read_only=True).restore(setup(config).shapes, step)
+    here = shapes(config["data"]["train"]["path"])
+    state, _ = Checkpoints(workdir, read_only=True).restore(here, step)
     state = state.replace(key=jax.random.key_data(state.key), step=None)
     return [np.asarray(leaf)[which].tobytes() for leaf in jax.tree.leaves(state)]
 
@@ -106,7 +114,7 @@ def test_frozen_for_a_step(sound, data, tmp_path, caplog):
     # The others are the same bits; the faulty one has missed one step.
     assert particles(tmp_path, config, STEPS, OTHERS) == particles(expected, config, STEPS, OTHERS)
     for step, moved in (BAD_STEP, BAD_STEP), (STEPS, STEPS - 1):
-        state, _ = Checkpoints(tmp_path).restore(setup(config).shapes, step)
+        state, _ = Checkpoints(tmp_path).restore(shapes(data), step)
         counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (3,)]
         for count in counts:
             np.testing.assert_array_equal(count, [step, moved, step])
@@ -138,8 +146,8 @@ def test_frozen_for_good_and_left_out_of_evaluation(sound, data, tmp_path, caplo
 
     found, failures = evaluate(experiment, tmp_path, show=False)
     assert not failures
-    state, _ = Checkpoints(expected).restore(setup(config).shapes)
-    p = Predictor(setup(config), state)(config["data"]["validation"])
+    state, _ = Checkpoints(expected).restore(experiment.shapes)
+    p = Predictor(experiment, state)(config["data"]["validation"])
     wanted = metrics.evaluate_classification(p.log_p[OTHERS], p.y)
     assert {name: found[name] for name in wanted} == wanted
 
@@ -171,6 +179,7 @@ def test_stopped(sound, data, tmp_path, edit, step):
     assert particles(tmp_path, config, STEPS, OTHERS) == particles(expected, config, STEPS, OTHERS)
 
 
+@pytest.mark.slow
 def test_infinite_in_validation_alone(data, tmp_path):
     config = config_of(data, on_fault="stop")
     config["data"]["validation"]["split"] = "train"
@@ -190,6 +199,7 @@ def test_no_particle_left(data, tmp_path):
     assert Checkpoints(tmp_path).steps() == [0]
 
 
+@pytest.mark.slow
 def test_a_diverging_learning_rate_in_the_program(programs, tmp_path):
     """Exit status 2 and one line; the checkpoints before it stay."""
     run = tmp_path / "run"

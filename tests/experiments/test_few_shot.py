@@ -50,6 +50,7 @@ def by_hand(predictor):
     return features
 
 
+@pytest.mark.slow
 def test_features_of_particles_stand_side_by_side(predictor, by_hand):
     phi, y = predictor.features(SETS["new"]["test"])
     expected, labels = by_hand(SETS["new"]["test"])
@@ -58,6 +59,7 @@ def test_features_of_particles_stand_side_by_side(predictor, by_hand):
     np.testing.assert_array_equal(y, labels)
 
 
+@pytest.mark.slow
 def test_features_of_members_stand_side_by_side_too(digits):
     config = read_config(digits) | dict(
         ensemble=dict(name="batch_ensemble", size=3), backbone=dict(name="mlp.MLP", widths=(5,))

@@ -9,7 +9,7 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
 
-B, T, D, H, K, DEPTH = 20, 16, 32, 64, 8, 2
+B, T, D, H, K, DEPTH = 20, 16, 32, 64, 8, 1
 EMBEDDING = 2 * 4 * D * T  # patches of 2 x 2
 ATTENTION = 8 * D * D * T + 4 * T * T * D
 FEED_FORWARD = 4 * D * H * T
@@ -21,7 +21,7 @@ def counted(**sections):
     config = base()
     config.data.train = dict(name="digits", split="train[:100]", classes=tuple(range(K)))
     config.batch_size = config.evaluation.batch_size = B
-    config.backbone = dict(name="vit.ViT", variant="tiny", patch_size=2, pooling="gap")
+    config.backbone = dict(name="vit.ViT", variant="tiny", patch_size=2, depth=DEPTH, pooling="gap")
     config.head.outputs = K
     config.mesh = dict(data=1)
     for name, fields in sections.items():
@@ -56,12 +56,12 @@ def test_experts_cost_their_slots():
     experts = dict(
         name="experts.MoE", num_experts=8, router=dict(name="routers.TopK", capacity_factor=1.5)
     )
-    fields = dict(experts=experts, expert_blocks=(1,))
+    fields = dict(experts=experts, depth=2, expert_blocks=(1,))
     slots = 2 * 4 * (B * T * 1.5 / 4)  # of M members with 4 experts each
     assert slots == 3 * B * T
     layer = 4 * D * H * slots / B + 2 * D * 8 * T  # with the routers
     train, predict = counted(backbone=fields, ensemble=dict(name="e3", size=2))
-    products = DENSE - FEED_FORWARD + layer + HEAD
+    products = DENSE + ATTENTION + layer + HEAD  # a second block, of experts
     assert products < predict < ELEMENTS * products
     assert 3 * products - EMBEDDING < train < ELEMENTS * (3 * products - EMBEDDING)
 
@@ -81,7 +81,7 @@ def test_loops_over_particles_and_parts_are_counted(single):
 
 @pytest.mark.slow
 def test_members_that_share_a_trunk_cost_less_than_networks(single):
-    where = "block01/feed_forward"
+    where = "block00/feed_forward"
     train, predict = counted(ensemble=dict(name="batch_ensemble", size=2, where=where))
     products = DENSE + FEED_FORWARD + HEAD
     assert products < predict < ELEMENTS * products

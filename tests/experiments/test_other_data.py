@@ -48,6 +48,7 @@ def evaluated(run, data):
     return {k: v for k, v in found.items() if not k.startswith("cost")}
 
 
+@pytest.mark.slow
 def test_raw_test_data_give_the_numbers_of_the_built_in_ones(table):
     run, spec = table
     built_in = read_config(run)["evaluators"]["test"]["data"]
@@ -60,6 +61,7 @@ def test_raw_test_data_give_the_numbers_of_the_built_in_ones(table):
     assert [note.split()[0] for note in noted["notes"]] == ["mean", "std"]
 
 
+@pytest.mark.slow
 def test_how_the_training_data_were_read_is_part_of_the_run(table):
     run, _ = table
     noted, config = read_description(run).train, read_config(run)
@@ -96,6 +98,7 @@ def test_images_are_described_by_channel(tmp_path):
         read_description(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_resume_on_other_data(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "own.npz"

@@ -180,6 +180,7 @@ def members(states, source):
     return scipy.special.log_softmax(both, axis=-1)
 
 
+@pytest.mark.slow
 def test_joined_runs_are_one_ensemble_of_all_members(joined):
     folder, states, found = joined
     source = load(TEST)

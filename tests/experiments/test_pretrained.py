@@ -23,6 +23,7 @@ from experiments.experiment import config as config_lib
 from experiments.experiment import initialise as pretrained
 from experiments.experiment import readers
 from experiments.experiment.build import setup
+from experiments.experiment.check import check_pretrained
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import write_json
 from uncertainty import build
@@ -105,26 +106,27 @@ def test_a_release_with_a_file_missing_or_without_its_numbers(tmp_path):
         readers.released_vmoe(epath.Path(tmp_path / "release"))
 
 
+@pytest.mark.slow
 def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
     """Of V-MoE's own TrainState: step, parameters, optimiser and keys, and nothing else."""
-    moe = dict(SMALL, experts=dict(name="experts.MoE", num_experts=8))
+    moe = dict(SMALL, depth=1, experts=dict(name="experts.MoE", num_experts=8), expert_blocks=(0,))
     size = build.network(config(backbone=moe)).backbone.size
-    params = {k: random(*v) for k, v in release_shapes(size, (1,), 0, False, 17, classes=5).items()}
+    params = {k: random(*v) for k, v in release_shapes(size, (0,), 0, False, 17, classes=5).items()}
     tree = {f"params/{name}": array for name, array in params.items()}
     tree |= {f"opt_state/0/trace/{name}": random(*a.shape) for name, a in params.items()}
     tree |= {"opt_state/1/0/count": np.int32(7), "step": np.int32(7),
              "rngs/gating": np.arange(2, dtype=np.uint32)}  # fmt: skip
     write_release(tmp_path / "ckpt_7", tree, shards=3)
     write_release(tmp_path / "params", params, shards=3)
-    small = config(backbone=moe)
+    small = config(backbone=moe, inference=dict(config()["inference"], size=1))
     states = []
     for name in ("ckpt_7", "params"):
         small["pretrained"] = dict(path=str(tmp_path / name), layout="vmoe")
         states.append(setup(small).init())
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
-    kernel = states[0].params["backbone"]["block01"]["feed_forward"]["experts"]["dense0"]["kernel"]
+    kernel = states[0].params["backbone"]["block00"]["feed_forward"]["experts"]["dense0"]["kernel"]
     np.testing.assert_array_equal(
-        kernel[1], params["Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel"]
+        kernel[1], params["Encoder/encoderblock_0/Moe/Mlp/Dense_0/kernel"]
     )
     write_release(tmp_path / "more", tree | {"ema/cls": random(1, 1, 3)}, shards=1)
     small["pretrained"]["path"] = str(tmp_path / "more")
@@ -347,6 +349,7 @@ def test_a_deterministic_run_becomes_a_batch_ensemble(tmp_path):
         np.testing.assert_allclose(member, expected[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_of_several_particles(trained, caplog):
     workdir, state = trained
     kernel = np.asarray(state.params["head"]["logits"]["kernel"])
@@ -369,6 +372,11 @@ def test_one_of_several_particles(trained, caplog):
         begin(particle=2)
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return setup(config())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -380,11 +388,16 @@ def test_one_of_several_particles(trained, caplog):
         (dict(rules=(("vit.layernorm.bias", None),)), "backbone/norm/bias .*nothing in the"),
     ],
 )
-def test_mistakes_are_told_in_setup(vit, changes, message):
+def test_mistakes_are_told_in_setup(vit, plain, changes, message):
+    spec = {"path": vit[0], "layout": "transformers", **changes}
     with pytest.raises(ConfigError, match=message):
-        setup(config(pretrained={"path": vit[0], "layout": "transformers", **changes}))
+        check_pretrained(spec, plain.network, plain.source.shape, plain.shapes)
+    if "layout" in changes:  # setup asks it
+        with pytest.raises(ConfigError, match=message):
+            setup(config(pretrained=spec))
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_are_refused(vit, tmp_path):
     with np.load(vit[0]) as archive:
         arrays = dict(archive)
@@ -411,7 +424,7 @@ def oblong(tmp_path_factory):
 
 
 def images_of(height, width, **changes):
-    small = config(**changes)
+    small = config(backbone=dict(SMALL, depth=1), **changes)
     small["data"]["train"] = dict(name="stand_in", shape=(height, width, 3), num_classes=5)
     return small
 
@@ -439,6 +452,7 @@ def test_positions_of_a_run_keep_their_places_on_other_images(oblong):
         np.testing.assert_allclose(found[1:].reshape(rows, columns, -1), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_positions_of_a_grid_that_nobody_tells_are_refused(oblong, tmp_path):
     workdir, x = oblong
     with pytest.raises(

@@ -1,18 +1,17 @@
 """Two processes train as one does, of one mind and together, or not at all."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.experiment.build import setup
-from experiments.experiment.config import load, plain
+from experiments import stage
+from experiments.evaluate import evaluate, restore
+from experiments.experiment.config import load
+from experiments.runtime import processes as processes_lib
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_json
 from experiments.train import train
@@ -35,75 +34,71 @@ FIELDS = {
 CONFIG = "configs/digits/mlp.py:size=2"
 
 
-def start(workdir, *fields):
+@pytest.fixture
+def start(programs):
     """Starts one process for each dict of fields."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "experiments.train", "--config", CONFIG]
-    command += ["--workdir", str(workdir)]
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
-    return [
-        subprocess.Popen(
-            [*command, *(f"--config.{k}={v}" for k, v in {**FIELDS, **own}.items()),
-             f"--distributed={address},{len(fields)},{i}"],
-            env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu",
-                 "UNCERTAINTY_SILENCE": "12"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for i, own in enumerate(fields)
-    ]  # fmt: skip
+
+    def started(workdir, *fields):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        return [
+            programs.start(
+                "train", "--config", CONFIG, "--workdir", workdir,
+                *(f"--config.{k}={v}" for k, v in {**FIELDS, **own}.items()),
+                f"--distributed={address},{len(fields)},{i}", devices=2,
+            )
+            for i, own in enumerate(fields)
+        ]  # fmt: skip
+
+    return started
 
 
 def ended(processes, seconds=180):
-    """Exit status and standard error of each."""
-    try:
-        errors = [process.communicate(timeout=seconds)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], errors
+    """Exit status and output of each."""
+    end = time.monotonic() + seconds
+    results = [process.result(max(end - time.monotonic(), 0.1)) for process in processes]
+    return [result.code for result in results], [result.output for result in results]
 
 
-def launch(workdir, mesh):
-    codes, errors = ended(start(workdir, *[{"mesh": mesh}] * 2))
-    assert codes == [0, 0], "\n".join(errors)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process and device make of it: the state, the precision's factor, metrics."""
+    workdir = tmp_path_factory.mktemp("one")
+    experiment = train(load(CONFIG, {**FIELDS, "mesh": dict(data=1)}), workdir)
+    state, _ = Checkpoints(workdir, read_only=True).restore(experiment.shapes)
+    stage.run(experiment, workdir)
+    metrics, _ = evaluate(experiment, workdir, show=False)
+    return experiment, state, factor_of(experiment, workdir), metrics
+
+
+def factor_of(experiment, workdir):
+    return jax.tree.leaves(restore(experiment, workdir)[0].collections["precision"])[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [dict(data=4), dict(particle=2, data=2)])
-def test_two_processes_train_as_one(tmp_path, mesh):
-    launch(tmp_path / "two", mesh)
-    config = plain(load(CONFIG, {**FIELDS, "mesh": dict(data=1)}))
-    experiment = train(config, tmp_path / "one")
-    one, _ = Checkpoints(tmp_path / "one", read_only=True).restore(experiment.shapes)
-    here = setup(config)
-    two, step = Checkpoints(tmp_path / "two", read_only=True).restore(here.shapes)
+def test_two_processes_train_as_one(one, start, tmp_path, mesh):
+    codes, errors = ended(start(tmp_path, *[{"mesh": mesh}] * 2))
+    assert codes == [0, 0], "\n".join(errors)
+    experiment, state, factor, metrics = one
+    two, step = Checkpoints(tmp_path, read_only=True).restore(experiment.shapes)
     assert step == 6
-    import jax
-
-    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(two.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # sums in another order
-    from experiments import stage
-    from experiments.evaluate import evaluate, restore
-
-    stage.run(experiment, tmp_path / "one")
-    factors = [
-        jax.tree.leaves(restore(e, tmp_path / name)[0].collections["precision"])[0]
-        for e, name in ((experiment, "one"), (here, "two"))
-    ]
-    np.testing.assert_allclose(factors[1], factors[0], rtol=1e-3, atol=1e-4)
-    expected, _ = evaluate(experiment, tmp_path / "one", show=False)
-    found = read_json(tmp_path / "two" / "evaluation" / "test" / "metrics.json")
-    for name, value in expected.items():
+    np.testing.assert_allclose(factor_of(experiment, tmp_path), factor, rtol=1e-3, atol=1e-4)
+    found = read_json(tmp_path / "evaluation" / "test" / "metrics.json")
+    for name, value in metrics.items():
         if not name.startswith("cost/"):
             np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
-def test_processes_that_would_run_different_things_say_so_before_anything_is_written(tmp_path):
+def test_processes_that_would_run_different_things_say_so_before_anything_is_written(
+    start, tmp_path
+):
     run = tmp_path / "run"
-    fields = {"mesh": dict(data=4), "logging.tensorboard": False}
+    fields = LONG | {"logging.tensorboard": False}
     other = {"optimiser.learning_rate": 0.2, "data.train.split": "train[:1000]"}
     codes, errors = ended(start(run, fields, {**fields, **other}))
     assert codes == [2, 2], "\n".join(errors)
@@ -116,13 +111,20 @@ def test_processes_that_would_run_different_things_say_so_before_anything_is_wri
 
 
 def test_the_code_is_known_by_its_sources():
-    from experiments.runtime import processes
-
-    code = processes.code()
+    code = processes_lib.code()
     assert len(code["code.sources"]) == 16 and code["code.jax"] == jax.__version__
 
 
-LONG = {"mesh": dict(data=4), "steps": 1_000_000, "checkpoint.every": 20, "stages": ()}
+# What is trained does not matter here; as little as can be is compiled.
+LONG = {
+    "mesh": dict(data=4),
+    "steps": 1_000_000,
+    "checkpoint.every": 20,
+    "head": dict(name="dense.Dense", outputs=10),
+    "inference.size": 1,
+    "stages": (),
+    "evaluators": {},
+}
 
 
 def wait(condition, processes, seconds=120):
@@ -135,12 +137,12 @@ def wait(condition, processes, seconds=120):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_is_lost_is_named_and_the_same_command_resumes(tmp_path, victim):
+def test_a_process_that_is_lost_is_named_and_the_same_command_resumes(start, tmp_path, victim):
     checkpoints = Checkpoints(tmp_path, read_only=True)
     processes = start(tmp_path, LONG, LONG)
     wait(checkpoints.steps, processes)
     began = time.monotonic()
-    processes[victim].send_signal(signal.SIGKILL)
+    processes[victim].send(signal.SIGKILL)
     codes, errors = ended(processes, 70)
     assert time.monotonic() - began < 60
     survivor = 1 - victim
@@ -153,7 +155,7 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_resumes(tmp_path, 
     if victim == 1:  # once is enough
         again = start(tmp_path, LONG, LONG)
         wait(lambda: checkpoints.latest_step() > saved, again)
-        again[1].send_signal(signal.SIGTERM)  # to one of the two
+        again[1].send(signal.SIGTERM)  # to one of the two
         codes, errors = ended(again)
         assert codes == [143, 143], "\n".join(errors)
         for error in errors:
@@ -162,7 +164,7 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_resumes(tmp_path, 
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_ends_the_others(tmp_path):
+def test_an_error_of_one_process_ends_the_others(start, tmp_path):
     run = tmp_path / "run"
     other = {**LONG, "data.train.name": "nothing"}
     began = time.monotonic()

@@ -96,6 +96,7 @@ def screen(output: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_log_records_do_not_cut_the_bars():
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -122,6 +123,7 @@ def test_on_a_terminal_log_records_do_not_cut_the_bars():
     assert re.search(f"━ train · 40/40 · 100% · .* · {LOSSES}", re.sub(r"\x1b\[[0-9;]*m", "", text))
 
 
+@pytest.mark.slow
 def test_in_a_log_file_it_is_few_plain_lines():
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT], stderr=subprocess.PIPE, text=True, check=True
@@ -142,6 +144,7 @@ def test_in_a_log_file_it_is_few_plain_lines():
         assert re.fullmatch(pattern, line), line
 
 
+@pytest.mark.slow
 def test_what_a_failed_save_abandons_says_nothing():
     process = subprocess.run(
         [sys.executable, "-c", ABANDONED], stderr=subprocess.PIPE, text=True, check=True
@@ -177,9 +180,10 @@ def test_what_is_counted_has_a_name(monkeypatch):
 
 @jax.jit
 def slow(x):
-    return jax.lax.fori_loop(0, 3_000, lambda _, y: jnp.sin(y @ y), x)
+    return jax.lax.fori_loop(0, 1_000, lambda _, y: jnp.sin(y @ y), x)
 
 
+@pytest.mark.slow
 def test_a_step_that_was_dispatched_is_not_done():
     x = jnp.eye(200)
     slow(x).block_until_ready()
@@ -194,6 +198,7 @@ def test_a_step_that_was_dispatched_is_not_done():
     assert finished.step() == 13
 
 
+@pytest.mark.slow
 def test_dispatching_does_not_run_far_ahead(monkeypatch):
     """Whoever stops a run waits for what was dispatched: no more than one step if they are slow."""
     monkeypatch.setattr(progress, "LEAD", 0.0)

@@ -20,12 +20,14 @@ from experiments.train import train
 
 pytestmark = pytest.mark.slow  # every test runs the program, most of them to its end
 
-STEPS, EVERY, KILLS = 100, 5, 20
+STEPS, EVERY = 100, 10
 FIELDS = {
     "steps": STEPS,
     "checkpoint.every": EVERY,
     "logging.every": 1,
     "evaluation.every": 20,
+    "backbone.widths": "(128,)",
+    "evaluators.corruption.severities": "(3,)",
     # Random numbers of all kinds: dropout, augmentation, the order of examples.
     "ensemble": "{'name':'mc_dropout','size':2,'rate':0.1}",
     "data.augment": "[{'name':'crop','pad':1}]",
@@ -116,14 +118,6 @@ def stopped(programs, tmp_path_factory) -> tuple[Path, int]:
     return run, step
 
 
-def test_a_stopped_run_goes_on(programs, stopped, whole, tmp_path):
-    run = shutil.copytree(stopped[0], tmp_path / "run")
-    result = programs("train", *command(run, FIELDS))
-    assert result.code == 0, result.output
-    assert f"resuming from step {stopped[1]} of {STEPS}" in result.output
-    same(run, whole[1])
-
-
 def test_a_damaged_checkpoint_is_passed_over(programs, stopped, whole, tmp_path):
     run = shutil.copytree(stopped[0], tmp_path / "run")
     before = stopped[1] - 1 - (stopped[1] - 1) % EVERY
@@ -148,14 +142,14 @@ def test_another_config_is_refused_with_the_difference(programs, stopped):
     lines = result.output.splitlines()
     assert lines[0].startswith(f"error: workdir {run} belongs to a run with another config")
     assert lines[1:3] == [
-        "  backbone.widths: [128, 128] -> [8, 8]",
+        "  backbone.widths: [128] -> [8, 8]",
         "  optimiser.learning_rate: 0.001 -> 0.5",
     ]
     assert "logging" not in result.output  # it may change
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
-def test_a_full_disk_loses_nothing(programs, stopped, whole, tmp_path):
+def test_a_stopped_run_goes_on_and_a_full_disk_loses_nothing(programs, stopped, whole, tmp_path):
     """The limit on the size of files stands for the disk: writing fails in the same places."""
     run = shutil.copytree(stopped[0], tmp_path / "run")
     sums = run / "checkpoints" / str(stopped[1]) / "checksums.json"
@@ -193,18 +187,18 @@ def test_two_trainings_cannot_share_a_workdir(programs, tmp_path):
     assert running.result().code == -signal.SIGKILL
 
 
-def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
+def test_killed_again_and_again(programs, whole, tmp_path):
     seed = random.SystemRandom().randrange(1000)
     print(f"seed {seed}")
     moments = random.Random(seed)
     run = tmp_path / "run"
     # Soon after some step: while a checkpoint is written, in validation, in between.
-    kills = sorted((moments.randrange(1, STEPS), moments.uniform(0, 0.1)) for _ in range(KILLS - 8))
+    steps = sorted(moments.randrange(2 * EVERY, STEPS - 1) for _ in range(3))
+    kills = [(step, moments.uniform(0, 0.1)) for step in steps]
     # While it starts and restores; no longer, or a quick one would be at its end too soon.
-    for _ in range(4):
-        kills.insert(moments.randrange(len(kills)), (0, moments.uniform(0, 0.8)))
+    kills.insert(moments.randrange(1, 3), (0, moments.uniform(0, 0.8)))
     kills.insert(0, (0, 0.0))
-    kills += [(STEPS, moments.uniform(0, 0.1)) for _ in range(3)]  # in evaluation
+    kills.append((STEPS, moments.uniform(0, 0.1)))  # in evaluation
     found = []
     for step, delay in kills:
         running = programs.start("train", *command(run, FIELDS))
@@ -216,9 +210,8 @@ def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
         assert running.result().code == -signal.SIGKILL
         found.append((Checkpoints(run).latest_step() or 0, reached(run)))
     print("(newest checkpoint, last record) after each kill:", found)
-    assert len(found) == KILLS
     assert found[0][0] == 0 and found[-1] == (STEPS, STEPS)
-    assert sum(0 < saved < STEPS for saved, _ in found) > KILLS / 2
+    assert sum(0 < saved < STEPS for saved, _ in found) >= 3
     result = programs("train", *command(run, FIELDS))
     assert result.code == 0, result.output
     same(run, whole[1])
@@ -226,11 +219,11 @@ def test_killed_twenty_times_on_the_way(programs, whole, tmp_path):
 
 
 def test_killed_in_a_stage(programs, whole, tmp_path):
-    """Killed twice in a stage that trains, it ends as one that was not."""
+    """Killed in a stage that trains, it ends as one that was not."""
     optimiser = {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9}
     stages = [{"name": "swag", "steps": 60, "every": 2, "samples": 2, "optimiser": optimiser}]
     ends = []
-    for name, kills in (("killed", (110, 137)), ("alone", ())):
+    for name, kills in (("killed", (137,)), ("alone", ())):
         run = tmp_path / name
         arguments = ["--start", whole[0], "--workdir", run, f"--config.stages={stages}"]
         running = programs.start("stage", *arguments)
@@ -262,25 +255,21 @@ def test_a_checkpoint_fits_any_number_of_devices(whole):
 
 
 def test_goes_on_with_other_devices(programs, tmp_path):
-    """8 -> 1 -> 8 devices against one device throughout."""
+    """8 devices and then one, against one throughout; `test_a_checkpoint_fits` has the way back."""
     # Not Adam, whose division makes rounding errors of vanishing gradients large.
     fields = FIELDS | {"steps": 40, "optimiser": "{'name':'sgd','learning_rate':0.1,'clip':1.0}"}
     run, alone = tmp_path / "run", tmp_path / "alone"
-    for devices, step, mesh in (8, 12, {"mesh.particle": 2}), (1, 23, {}):
-        running = programs.start("train", *command(run, fields | mesh), devices=devices)
-        wait(lambda step=step: reached(run) >= step)
-        running.send(signal.SIGTERM)
-        code, output = running.result()
-        assert code == 143 and "stopped by SIGTERM" in output, output
-        if devices == 1:
-            changed = "mesh.data: 4 -> 1; mesh.particle: 2 -> 1: from here on the same training to "
-            assert f"{changed}rounding, not bit for bit" in output
-    for result in (
-        programs("train", *command(run, fields), devices=8),
-        programs("train", *command(alone, fields)),
-    ):
+    running = programs.start("train", *command(run, fields | {"mesh.particle": 2}), devices=8)
+    wait(lambda: reached(run) >= 12)
+    running.send(signal.SIGTERM)
+    code, output = running.result()
+    assert code == 143 and "stopped by SIGTERM" in output, output
+    results = [programs("train", *command(folder, fields)) for folder in (run, alone)]
+    for result in results:
         assert result.code == 0, result.output
-        assert "from here on" in result.output or result.output.count("resuming") == 0
+    changed = "mesh.data: 4 -> 1; mesh.particle: 2 -> 1: from here on the same training to "
+    assert f"{changed}rounding, not bit for bit" in results[0].output
+    assert results[1].output.count("resuming") == 0
     ours, expected = restored(run)[0], restored(alone)[0]
     # Sums over the batch are taken in another order: float32 rounding, grown over 40 steps.
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(expected.params), strict=True):

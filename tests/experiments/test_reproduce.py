@@ -134,6 +134,7 @@ def test_a_failing_row_is_reported_and_the_others_are_done(made):
     assert "No data" in text and "there is no file /no/file.npz" in text and "*failed*" in text
 
 
+@pytest.mark.slow
 def test_the_json_has_every_number_and_where_it_is_from(made):
     folder, _, _ = made
     table = read_json(folder / "r" / "a_table" / "table.json")
@@ -179,6 +180,7 @@ def test_a_report_of_the_runs_that_are_here(made, tmp_path, capsys):
     assert (report.parent / "report_figures" / "comparison.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(made, capsys):
     folder, _, _ = made
     before = contents(folder / "w"), contents(folder / "r" / "a_table")
@@ -231,6 +233,7 @@ def test_data_that_comes_later(tables, tmp_path, capsys):
     assert (log.read_bytes(), log.stat().st_mtime_ns) == trained
 
 
+@pytest.mark.slow
 def test_cells_of_another_config_are_not_shown(made, tmp_path, caplog):
     """As where the table's config has changed since."""
     folder, _, _ = made
@@ -251,6 +254,7 @@ def test_cells_of_another_config_are_not_shown(made, tmp_path, caplog):
     assert records(tmp_path)["One", 0] == cell
 
 
+@pytest.mark.slow
 def test_the_table_says_what_its_cells_were_made_with(made, tmp_path, caplog):
     shutil.copytree(made[0] / "r", tmp_path / "r")
     cell = records(tmp_path)["One", 1]
@@ -400,6 +404,7 @@ def test_file_names():
     assert config_lib.assignments(["a.b=c=d"]) == {"a.b": "c=d"}
 
 
+@pytest.mark.slow
 def test_runs_of_another_config_are_not_in_the_report(made, tmp_path):
     """Their directories are there; the report would refuse to put them beside the others."""
     for name in ("r", "w"):
@@ -420,6 +425,7 @@ def copied(made, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_failures_alone_leave_the_files_as_they_were(copied, capsys):
     """Byte for byte, and so they are without the data of what is done, and with other commands."""
     before = contents(copied / "r")
@@ -433,6 +439,7 @@ def test_failures_alone_leave_the_files_as_they_were(copied, capsys):
     assert "cells:  0 read from" in output.out and "0 run, 4 failed" in output.out
 
 
+@pytest.mark.slow
 def test_files_follow_the_records(copied):
     table = copied / "r" / "a_table" / "table.json"
     rewrite(copied, lambda r: "" if (r["row"], r["seed"]) == ("One", 1) else r)
@@ -453,6 +460,7 @@ BAD_RECORDS = [  # of the cell One, seed 1
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("record", "reason"), BAD_RECORDS)
 def test_a_damaged_record_is_named_and_the_others_are_shown(copied, capsys, record, reason):
     rewrite(copied, lambda r: record if (r["row"], r["seed"]) == ("One", 1) else r)
@@ -467,6 +475,7 @@ def test_a_damaged_record_is_named_and_the_others_are_shown(copied, capsys, reco
     assert contents(copied / "r") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["{", "[]", '{"row": "One"}', "<<<<<<< HEAD"])
 def test_a_line_of_no_cell_is_named(copied, capsys, line):
     """As after a merge that went wrong; no file is changed."""
@@ -479,6 +488,7 @@ def test_a_line_of_no_cell_is_named(copied, capsys, line):
     assert "2 read from" in output.out and contents(copied / "r") == before
 
 
+@pytest.mark.slow
 def test_records_of_an_earlier_version_are_read_and_moved_into_the_file(copied):
     """Which had a file for each cell."""
     table = copied / "r" / "a_table"
@@ -583,6 +593,7 @@ def test_check_compares_with_the_committed_numbers_and_leaves_them(copied, capsy
     assert "has no record of these rows" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_from_another_directory(made, tmp_path, monkeypatch):
     """Configs are the project's, and so is where things go by default."""
     monkeypatch.chdir(tmp_path)

@@ -33,10 +33,12 @@ def config_of(**mesh):
     config.backbone = dict(
         name="vit.ViT",
         variant="tiny",
+        depth=1,
         width=8,
         num_heads=2,
         mlp_dim=8,
         pooling="gap",
+        expert_blocks=(0,),
         experts=dict(
             name="experts.MoE",
             num_experts=M * E,
@@ -78,7 +80,7 @@ def before_router():
         )
         variables = {"params": params, **collections}
         found = network.apply(variables, x, train=False, **capture)[1]["intermediates"]
-        return found["backbone"]["block01"]["norm1"]["__call__"][-1]
+        return found["backbone"]["block00"]["norm1"]["__call__"][-1]
 
     return jax.jit(jax.vmap(apply, (0, 0, None)))
 
@@ -103,6 +105,7 @@ def test_predictions_are_those_of_the_examples_alone_whatever_the_size_of_a_batc
     np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_full_batch_has_no_mask(run):
     experiment, state, *_ = run
     batches = [b for b, _ in Trained(experiment, state)._batches(load(DATA), ("x",))]
@@ -117,7 +120,7 @@ def routed(state, x, count):
     """
     tokens = before_router()(state.params, state.collections, x)
     tokens = np.asarray(tokens).reshape(P, B, T, 8)
-    kernel = np.asarray(state.params["backbone"]["block01"]["feed_forward"]["router"]["kernel"])
+    kernel = np.asarray(state.params["backbone"]["block00"]["feed_forward"]["router"]["kernel"])
     share, dropped = np.zeros((P, M, B, E)), np.zeros((P, M, B))
     for p, m in np.ndindex(P, M):
         for g in range(0, count, SIZE):
@@ -146,38 +149,39 @@ def test_classes_by_experts_are_a_loop_over_tokens(run):
         both = routed(state, batch["x"], end - start)
         shares[:, :, start:end], dropped[:, :, start:end] = (a[:, :, : end - start] for a in both)
     table = np.stack([shares[:, :, source.y == k].mean(2) for k in range(3)], axis=2)
-    np.testing.assert_allclose(arrays["routing/block01/share"], table, atol=1e-5)
+    np.testing.assert_allclose(arrays["routing/block00/share"], table, atol=1e-5)
     load_of = shares.mean(2)
-    np.testing.assert_allclose(arrays["routing/block01/load"], load_of, atol=1e-5)
+    np.testing.assert_allclose(arrays["routing/block00/load"], load_of, atol=1e-5)
     assert 0.02 < dropped.mean() < 0.9
-    assert metrics["routing/block01/dropped"] == pytest.approx(dropped.mean(), rel=1e-5)
+    assert metrics["routing/block00/dropped"] == pytest.approx(dropped.mean(), rel=1e-5)
     relative = load_of.reshape(P, M * E) / load_of.mean((1, 2))[:, None]
-    assert metrics["routing/block01/load_max"] == pytest.approx(relative.max(1).mean(), rel=1e-5)
-    assert metrics["routing/block01/load_min"] == pytest.approx(relative.min(1).mean(), rel=1e-5)
+    assert metrics["routing/block00/load_max"] == pytest.approx(relative.max(1).mean(), rel=1e-5)
+    assert metrics["routing/block00/load_min"] == pytest.approx(relative.min(1).mean(), rel=1e-5)
     counts = [
         [T * shares[p, m, source.y == k].sum(0) for k in range(3)] for p, m in np.ndindex(P, M)
     ]
     counts = np.rint(counts).astype(int)  # scikit-learn cuts off fractions
     information = np.mean([mutual_info_score(None, None, contingency=c) for c in counts])
     assert information > 0.001
-    found = metrics["routing/block01/mutual_information"]
+    found = metrics["routing/block00/mutual_information"]
     assert found == pytest.approx(information, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_counts_of_the_last_step_are_logged(run):
     _, state, _, _, workdir = run
-    counts = state.collections["routing"]["backbone"]["block01"]["feed_forward"]["router"]
+    counts = state.collections["routing"]["backbone"]["block00"]["feed_forward"]["router"]
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [2, 4]
-    assert records[-1]["routing/block01/dropped"] == pytest.approx(np.mean(counts["dropped"]))
-    assert 0 < records[-1]["routing/block01/dropped"] < 1
+    assert records[-1]["routing/block00/dropped"] == pytest.approx(np.mean(counts["dropped"]))
+    assert 0 < records[-1]["routing/block00/dropped"] < 1
     extremes = []
     for p in range(P):
         each = np.asarray(counts["load"][p]).ravel() / np.mean(counts["load"][p])
         extremes.append((each.min(), each.max()))
     low, high = np.mean(extremes, axis=0)
-    assert records[-1]["routing/block01/load_min"] == pytest.approx(low, rel=1e-5)
-    assert records[-1]["routing/block01/load_max"] == pytest.approx(high, rel=1e-5)
+    assert records[-1]["routing/block00/load_min"] == pytest.approx(low, rel=1e-5)
+    assert records[-1]["routing/block00/load_max"] == pytest.approx(high, rel=1e-5)
     found = {k: v for k, v in records[-1].items() if k.startswith("routing/")}
     assert monitor.text(found) == (
         f"dropped {np.mean(counts['dropped']):.0%} load {low:.2g}-{high:.2g}"
@@ -219,6 +223,7 @@ def test_names_are_what_tells_layers_apart():
     assert {path: monitor.name_of(path) for path in names} == names
 
 
+@pytest.mark.slow
 def test_a_network_without_experts_is_refused():
     config = base()
     config.mesh, config.backbone = dict(data=1), dict(name="mlp.MLP", widths=(4,))

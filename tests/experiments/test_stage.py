@@ -79,11 +79,10 @@ def test_the_precision_is_that_of_every_example_once(sngp):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [dict(data=8), dict(particle=2, data=4)], ids=str)
-def test_eight_devices_give_the_precision_of_one(sngp, tmp_path, mesh):
+def test_eight_devices_give_the_precision_of_one(sngp, tmp_path):
     experiment, workdir = sngp
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
-    many = setup(config(mesh=mesh))
+    many = setup(config(mesh=dict(particle=2, data=4)))
     stage.run(many, tmp_path)
     np.testing.assert_allclose(factors(many, tmp_path), factors(experiment, workdir), rtol=2e-4,
                                atol=1e-5)  # fmt: skip
@@ -101,6 +100,7 @@ def test_a_moving_average_is_that_of_the_global_batch(tmp_path):
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_runs_once_and_again_when_its_result_is_damaged(sngp, tmp_path, caplog):
     experiment, workdir = sngp
     shutil.copytree(workdir, tmp_path / "run")
@@ -116,6 +116,7 @@ def test_it_runs_once_and_again_when_its_result_is_damaged(sngp, tmp_path, caplo
     np.testing.assert_array_equal(factors(experiment, tmp_path / "run"), before)
 
 
+@pytest.mark.slow
 def test_evaluation_refuses_a_run_whose_stages_are_missing_or_old(sngp, tmp_path):
     experiment, workdir = sngp
     shutil.copytree(workdir, tmp_path / "run")
@@ -246,6 +247,7 @@ def test_the_noise_of_a_regression_is_one_number(fields, noise_std, why):
             setup(changed)
 
 
+@pytest.mark.slow
 def test_a_posterior_that_nothing_fits_is_warned_of(caplog):
     setup(config(stages=()))
     assert "predictions have no variance" in caplog.text
@@ -340,6 +342,7 @@ def test_a_pass_resumes_to_the_same_sums(sngp, tmp_path, monkeypatch, caplog):
     np.testing.assert_array_equal(factors(experiment, tmp_path), factors(experiment, workdir))
 
 
+@pytest.mark.slow
 def test_a_stage_that_another_version_left_half_finished_begins_again(sngp, tmp_path, caplog):
     experiment, workdir = sngp
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
@@ -387,6 +390,7 @@ def test_a_stage_that_trains_is_the_same_on_eight_devices(plain, tmp_path, spec)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *found)
 
 
+@pytest.mark.slow
 def test_a_stage_whose_steps_are_not_finite_stops(plain, tmp_path):
     changes, workdir = plain
     wild = dict(PATHS[1], optimiser=dict(name="sgd", learning_rate=1e38))
@@ -440,6 +444,7 @@ def test_hyper_deep_ensemble_by_config(plain, tmp_path):
                                   before.hyper["prior_scale"][nll.argmin()])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_selected_has_to_share_the_devices(plain):
     changes, _ = plain
     spec = dict(name="select", size=3)
@@ -447,6 +452,7 @@ def test_what_is_selected_has_to_share_the_devices(plain):
         setup(config(**{**changes, "stages": (spec,), "mesh": {"particle": 2}}))
 
 
+@pytest.mark.slow
 def test_selection_needs_validation_data(plain, tmp_path):
     changes, _ = plain
     changed = config(**{**changes, "stages": (dict(name="select", size=3),)})
@@ -455,6 +461,7 @@ def test_selection_needs_validation_data(plain, tmp_path):
         setup(changed)
 
 
+@pytest.mark.slow
 def test_the_command_runs_the_stages_of_a_workdir(sngp, tmp_path, programs):
     _, workdir = sngp
     shutil.copytree(workdir, tmp_path / "run")

@@ -83,6 +83,7 @@ def linear(path, x, y, noise_std):
     return config
 
 
+@pytest.mark.slow
 def test_regression_is_least_squares(tmp_path):
     rng = np.random.default_rng(0)
     noise_std = 0.3
@@ -117,6 +118,7 @@ def small(steps=40, **fields):
     return config_lib.load(DIGITS, overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps, every", [(1, 50), (3, 50), (3, 1)])
 def test_the_cost_of_a_short_run_is_known_or_left_out(tmp_path, steps, every):
     fields = dict(evaluators={}, backbone__widths=(4,), logging__every=every)
@@ -129,6 +131,7 @@ def test_the_cost_of_a_short_run_is_known_or_left_out(tmp_path, steps, every):
     assert [r["step"] for r in timed] == {(1, 50): [], (3, 50): [3], (3, 1): [2, 3]}[steps, every]
 
 
+@pytest.mark.slow
 def test_a_renamed_checkpoint_of_before_does_not_end_a_run(tmp_path):
     """One that does not say of which step it is: its state does."""
     fields = dict(evaluators={}, backbone__widths=(4,), checkpoint__every=2)
@@ -192,6 +195,7 @@ def test_a_finished_run_is_left_alone(digits):
     assert changed <= {".lock", "data.json"}
 
 
+@pytest.mark.slow
 def test_nothing_is_made_of_the_config_again(tmp_path, monkeypatch):
     """Training, stages, validation and evaluation take all from the experiment."""
     optimiser = dict(name="sgd", learning_rate=0.01)
@@ -241,17 +245,20 @@ def logged(programs, tmp_path_factory):
     return workdir, result.output
 
 
+@pytest.mark.slow
 def test_flags_reach_the_run(logged):
     workdir, _ = logged
     assert read_config(workdir)["optimiser"]["learning_rate"] == 0.0123
     np.testing.assert_allclose([r["learning_rate"] for r in records(workdir)], 0.0123, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_profile_is_written(logged):
     traces = list((logged[0] / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1 and traces[0].stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_log_is_readable(logged):
     """Plain lines, few, and the last of them at the end; then the table."""
     lines = logged[1].splitlines()
@@ -268,6 +275,7 @@ def test_the_log_is_readable(logged):
         assert word in logged[1]
 
 
+@pytest.mark.slow
 def test_tensorboard(programs, tmp_path):
     result = programs(
         "train", "--config", DIGITS + ":runlocal", "--workdir", tmp_path,

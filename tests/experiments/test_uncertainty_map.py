@@ -78,6 +78,7 @@ def test_the_grid_is_predicted_in_its_place(run):
             np.testing.assert_allclose(arrays["map/epistemic_std"][i, j], std, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_groups_have_means_and_are_told_from_the_reference(run):
     _, metrics, _, logits = run
     entropy = {}
@@ -92,6 +93,7 @@ def test_groups_have_means_and_are_told_from_the_reference(run):
     assert "map/outer/auroc_entropy" not in metrics
 
 
+@pytest.mark.slow
 def test_points_are_kept_as_they_are_stored(run):
     _, _, arrays, _ = run
     np.testing.assert_allclose(arrays["map/x"], load(dict(name="rings")).x, atol=1e-5)
@@ -101,6 +103,7 @@ def test_points_are_kept_as_they_are_stored(run):
     assert "map/inner/x" not in arrays
 
 
+@pytest.mark.slow
 def test_without_limits_the_square_is_twice_as_wide_as_the_data(run):
     predict, *_ = run
     data = FIELDS["data"]

@@ -135,6 +135,7 @@ def test_one_line_names_the_file(run, file, i):
     assert not load_run(run).damaged
 
 
+@pytest.mark.slow
 def test_arrays_that_do_not_fit_spoil_their_own_figures_alone(tmp_path, capsys):
     good, odd = (write_run(tmp_path / name, members=1) for name in ("good", "odd"))
     with np.load(odd / HERE / "scores.npz") as file:

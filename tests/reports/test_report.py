@@ -81,6 +81,7 @@ def test_the_page_needs_nothing_but_itself(written):
                 assert not re.search(r"url\((?!#)", value)
 
 
+@pytest.mark.slow
 def test_figures_of_every_aspect_are_there_and_small(written):
     path, text = written
     names = {"comparison", "reliability", "confidence", "ood_entropy", "ood_mutual_information"}
@@ -95,6 +96,7 @@ def test_figures_of_every_aspect_are_there_and_small(written):
     assert text.count("Examples of all seeds") == 5
 
 
+@pytest.mark.slow
 def test_no_panel_is_empty(runs, tmp_path):
     other = write_run(tmp_path / "other", regression=True)
     groups = by_label([*map(load_run, runs), load_run(other)])
@@ -103,6 +105,7 @@ def test_no_panel_is_empty(runs, tmp_path):
         assert all(ax.has_data() for ax in entry.figure.axes), entry.name
 
 
+@pytest.mark.slow
 def test_text_is_escaped_and_configs_are_folded(written):
     _, text = written
     assert "<title>A &lt; B</title>" in text
@@ -110,6 +113,7 @@ def test_text_is_escaped_and_configs_are_folded(written):
     assert text.count("<details>") == 3  # all metrics, and the config of two methods
 
 
+@pytest.mark.slow
 def test_the_summary_holds_means_over_seeds(written, runs):
     _, text = written
     loaded = [load_run(run) for run in runs]
@@ -127,6 +131,7 @@ def _mean(cell):
     return float(cell.split("±")[0])
 
 
+@pytest.mark.slow
 def test_regression_runs(tmp_path):
     runs = [
         {"workdir": write_run(tmp_path / str(m), 0, m, regression=True), "label": f"{m} members"}
@@ -208,6 +213,7 @@ def test_missing_files_are_named(tmp_path, runs):
     assert "no scores.npz" in text and "no metrics.jsonl" in text
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys):
     page = tmp_path / "r.html"
     run = write_run(tmp_path / "run", regression=True)

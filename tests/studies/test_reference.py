@@ -1,7 +1,6 @@
 """NUTS as the reference: the density that it draws from, and draws from a known posterior."""
 
 import json
-import subprocess
 import sys
 
 import jax
@@ -54,6 +53,7 @@ def test_density_is_that_of_all_data_and_the_prior(task):
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_temperatures_are_those_of_the_inference():
     plain = experiment()
     target = reference.posterior(plain)
@@ -101,6 +101,7 @@ def test_draws_are_those_of_bayesian_linear_regression():
     np.testing.assert_allclose(scatter, np.eye(2), atol=4 * np.sqrt(2 / ess.min()))
 
 
+@pytest.mark.slow
 def test_diagnosis_finds_a_chain_elsewhere():
     values = np.random.default_rng(0).normal(size=(4, 200, 3, 1))
     good = nuts.diagnose(values)
@@ -125,6 +126,7 @@ def test_the_file_has_functions_of_separate_chains():
     assert facts["rhat_max"] < 1.2 and "map" not in arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -164,17 +166,15 @@ def test_blackjax_is_asked_for(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_program_writes_its_file(tmp_path):
+def test_the_program_writes_its_file(programs, tmp_path):
     out = tmp_path / "new" / "r.npz"
     command = ["--config", "configs/toys/particles.py:task=gaussians", "--out", str(out)]
     numbers = dict(chains=2, warmup=10, samples=20, doublings=2, keep=10, second=10)
     command += [f"--{name}={value}" for name, value in numbers.items()]
     command += ["--config.backbone.widths=(3,)"]
-    done = subprocess.run(
-        [sys.executable, "-m", "studies.reference", *command], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "adapt" in done.stderr and "sample" in done.stderr
+    done = programs("studies.reference", *command)
+    assert done.code == 0, done.output
+    assert "adapt" in done.output and "sample" in done.output
     with np.load(out) as file:
         kept = json.loads(str(file["settings"]))
         assert file["draws"].shape == (10, 169, 5) and file["map"].shape == (64, 64)
