@@ -125,12 +125,16 @@ def run_stage(
     steps, stream = examples(experiment, stage, before, done)
     with (
         contextlib.closing(
-            writers.Writer(workdir, before + done, prefix=f"{name}/",
-                           tensorboard=config["logging"]["tensorboard"])
+            writers.Writer(
+                workdir,
+                before + done,
+                prefix=f"{name}/",
+                tensorboard=config["logging"]["tensorboard"],
+            )
         ) as writer,
         contextlib.closing(checkpoints),
         stream,
-    ):  # fmt: skip
+    ):
         services = loop.Services(
             stop=stop,
             writer=writer,
@@ -251,8 +255,9 @@ def main(argv: list[str]) -> None:
     if START.value:
         experiment = begin_from(START.value, WORKDIR.value, changes)
     elif changes:
-        raise ConfigError(f"--config.{next(iter(changes))}: only a new run, with --start, may have "
-                          "another config")  # fmt: skip
+        raise ConfigError(
+            f"--config.{next(iter(changes))}: only a new run, with --start, may have another config"
+        )
     else:
         experiment = evaluate.open_run(WORKDIR.value, examples=True)
     if not experiment.stages:

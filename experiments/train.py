@@ -112,8 +112,10 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
     if start:
         logger.info("resuming from step %d of %d", start, steps)
         if changed := checkpoints.executed_otherwise(start):
-            logger.info("%s: from here on the same training to rounding, not bit for bit",
-                        "; ".join(changed))  # fmt: skip
+            logger.info(
+                "%s: from here on the same training to rounding, not bit for bit",
+                "; ".join(changed),
+            )
     elif overview and jax.process_index() == 0:
         writers.log_parameters(state.params)
     if start >= steps:
@@ -161,9 +163,11 @@ if __name__ == "__main__":
     from experiments.runtime import program
 
     CONFIG = flags.DEFINE_string(
-        "config", None, "configs/FILE.py or configs/FILE.py:OPTION,OPTION=VALUE such as :runlocal; "
-        "--config.section.field=value sets a field of it."
-    )  # fmt: skip
+        "config",
+        None,
+        "configs/FILE.py or configs/FILE.py:OPTION,OPTION=VALUE such as :runlocal; "
+        "--config.section.field=value sets a field of it.",
+    )
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
     DISTRIBUTED = flags.DEFINE_string(
         "distributed", None, "On several hosts, started on each: 'auto', or HOST:PORT,COUNT,INDEX."

@@ -77,8 +77,10 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
     own = {key: fields.pop(key) for key in list(fields) if key in common}
     for key in ("weight_decay", "l2", "multipliers"):
         if isinstance(number := own.get(key), int | float):
-            raise ConfigError(f"{field}.{key}: {number!r}; rules from parameter paths to numbers "
-                              f"are needed, such as [['.*', {number!r}]] for all")  # fmt: skip
+            raise ConfigError(
+                f"{field}.{key}: {number!r}; rules from parameter paths to numbers "
+                f"are needed, such as [['.*', {number!r}]] for all"
+            )
     if fields["name"] == "adamw" and not own.get("weight_decay"):
         raise ConfigError(f"{field}.weight_decay: adamw needs it, such as [['.*', 0.01]] for all")
     total_steps = _section(config, "steps")
@@ -101,8 +103,12 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
 def schedule(config: Mapping[str, Any]) -> Callable:
     """step -> learning rate, as the optimiser of this config uses it."""
     spec = spec_of(_section(config, "optimiser"), "optimiser")
-    multiple = make("optimisers.schedules", spec.get("schedule", "constant"), "optimiser.schedule",
-                    total_steps=_section(config, "steps"))  # fmt: skip
+    multiple = make(
+        "optimisers.schedules",
+        spec.get("schedule", "constant"),
+        "optimiser.schedule",
+        total_steps=_section(config, "steps"),
+    )
     return lambda step: spec["learning_rate"] * multiple(step)
 
 
@@ -131,8 +137,12 @@ def inference(
             ("over", "target", "accumulate", "objective", "own_examples"),
         )
     if spec.get("collect"):
-        given["collect"] = make("inference.thinning", spec.pop("collect"), "inference.collect",
-                                total_steps=_section(config, "steps"))  # fmt: skip
+        given["collect"] = make(
+            "inference.thinning",
+            spec.pop("collect"),
+            "inference.collect",
+            total_steps=_section(config, "steps"),
+        )
     optimise, network = optimise or optimiser(config), network or model(config)
     given |= _learning(config)
     made = _inference(spec, network, optimise, num_examples, **given)
@@ -165,8 +175,10 @@ def _check_posterior(
     if given and network.variational:
         where = field if given[0] == "optimiser" else f"inference.{given[0]}"
         name = spec_of(_section(config, "ensemble"), "ensemble")["name"]
-        raise ConfigError(f"{where}: stands for a posterior of the parameters, but those of "
-                          f"ensemble {name!r} describe one themselves; unset it")  # fmt: skip
+        raise ConfigError(
+            f"{where}: stands for a posterior of the parameters, but those of "
+            f"ensemble {name!r} describe one themselves; unset it"
+        )
 
 
 def _inference(

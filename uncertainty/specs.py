@@ -221,8 +221,10 @@ def check_fields(
     valid = set(parameters) - set(given)
     for key in fields:
         if key not in valid:
-            raise ConfigError(f"{field}{key}: no such field of {function.__name__.strip('_')}; "
-                              + nearest(key, valid | set(also)))  # fmt: skip
+            raise ConfigError(
+                f"{field}{key}: no such field of {function.__name__.strip('_')}; "
+                + nearest(key, valid | set(also))
+            )
     for key in parameters:
         required = parameters[key].default is inspect.Parameter.empty
         if required and key in valid and key not in fields:

@@ -89,8 +89,10 @@ def per_class(source: Source, seed: int, p: int, *, size: int) -> np.ndarray:
 
 def _check_size(field: str, size: Any, least: int, most: int, what: str = "") -> None:
     if type(size) is not int or not least <= size <= most:
-        raise ValueError(f"{field}: {size!r}; a whole number from {least} to {most}, the number of "
-                         f"examples{what}")  # fmt: skip
+        raise ValueError(
+            f"{field}: {size!r}; a whole number from {least} to {most}, the number of "
+            f"examples{what}"
+        )
 
 
 KINDS = {"shuffled": all_of, "bootstrap": bootstrap, "folds": folds, "per_class": per_class}
@@ -110,14 +112,21 @@ def parse(spec: Any, field: str = "data.particles") -> tuple[str, dict[str, Any]
     if name in KINDS:
         check_fields(KINDS[name], fields, f"{field}.", given=_GIVEN)
     elif set(fields) != ({"sets"} if name == SETS else set()):
-        raise ConfigError(f"{field}: {fields}; {SHARED!r} has no fields, and {SETS!r} has `sets`, "
-                          "a list of data sets")  # fmt: skip
+        raise ConfigError(
+            f"{field}: {fields}; {SHARED!r} has no fields, and {SETS!r} has `sets`, "
+            "a list of data sets"
+        )
     if name == SETS:
         sets = fields["sets"]
-        if not isinstance(sets, list | tuple) or not all(isinstance(s, Mapping) for s in sets) \
-                or not sets:  # fmt: skip
-            raise ConfigError(f"{field}.sets: {sets!r}; a list of data sets such as "
-                              "[{'name': 'digits', 'split': 'train'}]")  # fmt: skip
+        if (
+            not isinstance(sets, list | tuple)
+            or not all(isinstance(s, Mapping) for s in sets)
+            or not sets
+        ):
+            raise ConfigError(
+                f"{field}.sets: {sets!r}; a list of data sets such as "
+                "[{'name': 'digits', 'split': 'train'}]"
+            )
     return name, fields
 
 

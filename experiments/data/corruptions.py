@@ -44,8 +44,10 @@ def corrupted(source: Source, kind: str, severity: int) -> Source:
     std = 1 if source.std is None else source.std
     _constant(kind, severity, len(source.shape))
     if len(source.shape) == 3 and not source.in_unit_range:
-        raise ConfigError(f"corruption: {source.name} has images of any value; corruptions need "
-                          "their range, range=(low, high) in the data")  # fmt: skip
+        raise ConfigError(
+            f"corruption: {source.name} has images of any value; corruptions need "
+            "their range, range=(low, high) in the data"
+        )
 
     def transform(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
         return corrupt(x, kind, severity, indices=indices, std=std)
@@ -148,8 +150,9 @@ def rotation(x, rngs, c):
 def translation(x, rngs, c):
     angle = np.asarray([rng.uniform(0, 2 * np.pi) for rng in rngs])
     shift = c * min(x.shape[1:3]) * np.stack([np.sin(angle), np.cos(angle)], axis=-1)
-    return np.stack([_resample(image[None], np.eye(2), -by)[0]
-                     for image, by in zip(x, shift, strict=True)])  # fmt: skip
+    return np.stack(
+        [_resample(image[None], np.eye(2), -by)[0] for image, by in zip(x, shift, strict=True)]
+    )
 
 
 def _resample(x: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:

@@ -93,6 +93,8 @@ def divided_otherwise(spec: Mapping[str, Any], train: Mapping[str, Any]) -> str 
     A seed decides which examples belong to which part.
     """
     if same_set(spec, train) and spec.get("seed") != train.get("seed"):
-        return (f"seed {spec.get('seed')}, but the training data's is {train.get('seed')}, so that "
-                "the two may have examples in common")  # fmt: skip
+        return (
+            f"seed {spec.get('seed')}, but the training data's is {train.get('seed')}, so that "
+            "the two may have examples in common"
+        )
     return None

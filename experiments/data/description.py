@@ -106,22 +106,26 @@ def read_description(workdir: str | pathlib.Path) -> Described | None:
 
 def _source(noted: Mapping[str, Any]) -> Source:
     shape, names, limits = tuple(noted["shape"]), noted["class_names"], noted["range"]
-    entries = {key: np.zeros((0, *form["shape"]), form["dtype"])
-               for key, form in noted.get("entries", {}).items()}  # fmt: skip
+    entries = {
+        key: np.zeros((0, *form["shape"]), form["dtype"])
+        for key, form in noted.get("entries", {}).items()
+    }
     source = Source(
         noted["name"],
         {"x": np.zeros((0, *shape), noted["dtype"]), **entries},
         noted["classes"],
         noted["outputs"],
         *(per_example(noted[key], shape, key) for key in ("mean", "std")),
-        *(None if noted[key] is None else np.asarray(noted[key], np.float32)
-          for key in ("y_mean", "y_std")),
+        *(
+            None if noted[key] is None else np.asarray(noted[key], np.float32)
+            for key in ("y_mean", "y_std")
+        ),
         range=tuple(limits) if isinstance(limits, list) else limits,
         measured=noted["measured"],
         class_names=None if names is None else tuple(names),
         reading=dict(noted["reading"]),
         labelled=False,
-    )  # fmt: skip
+    )
     return _with_labels(source) if noted.get("labelled", True) else source
 
 

@@ -101,8 +101,10 @@ class Source:
         if self.in_memory:
             stored = {key: (array.shape[1:], array.dtype) for key, array in self.entries.items()}
         forms = {key: known.get(key, stored[key]) for key in self.names}
-        return {key: (tuple(shape), carried_dtype(self.name, key, dtype))
-                for key, (shape, dtype) in forms.items()}  # fmt: skip
+        return {
+            key: (tuple(shape), carried_dtype(self.name, key, dtype))
+            for key, (shape, dtype) in forms.items()
+        }
 
     def raw(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """x [B, ...] float32 before normalisation, y if there are labels, and the other entries.
@@ -114,8 +116,10 @@ class Source:
             batch = {key: array.take(indices, axis=0) for key, array in self.entries.items()}
         else:
             stored = self.entries.gather(indices)
-            batch = {key: stored[key] if key in ("x", "y") else carried(self.name, key, stored[key])
-                     for key in self.names}  # fmt: skip
+            batch = {
+                key: stored[key] if key in ("x", "y") else carried(self.name, key, stored[key])
+                for key in self.names
+            }
             check_values(self, batch, indices)
             if "y" in batch:
                 batch["y"] = targets(batch["y"], self.classes, self.y_mean, self.y_std)

@@ -69,8 +69,10 @@ def npz(
     location = pathlib.Path(path).expanduser()
     if location.is_dir():
         if entries:
-            raise ConfigError(f"entries: {entries}, but a folder has files of images and labels "
-                              "alone; one npz file can have more")  # fmt: skip
+            raise ConfigError(
+                f"entries: {entries}, but a folder has files of images and labels "
+                "alone; one npz file can have more"
+            )
         found = _pairs(path, ("images", "imgs"), "npz", "kmnist-test-imgs.npz")
         reads = {n: (lambda n=n: _read(found[n], _only_array)) for n in found}
     else:
@@ -134,8 +136,10 @@ def free_memory() -> int:
 def require_memory(size: int, what: object) -> None:
     """Raises ValueError where `size` bytes are more than the memory that is free."""
     if size > (free := free_memory()):
-        raise ValueError(f"{what}: {size / 2**30:,.1f} GiB in memory are needed, but "
-                         f"{free / 2**30:,.1f} are free")  # fmt: skip
+        raise ValueError(
+            f"{what}: {size / 2**30:,.1f} GiB in memory are needed, but "
+            f"{free / 2**30:,.1f} are free"
+        )
 
 
 def _read(files: tuple, read: Callable) -> Arrays:
@@ -163,8 +167,10 @@ def _check_count(num_classes: int | None) -> None:
 def _whole(y: np.ndarray, what: str) -> np.ndarray:
     """Labels that are stored as floats, as integers."""
     if not (np.isfinite(y).all() and (y == np.rint(y)).all() and (np.abs(y) < 2**31).all()):
-        raise ValueError(f"{what} are {y.dtype} and not all whole numbers; with num_classes they "
-                         "have to be, and without it they are regression targets")  # fmt: skip
+        raise ValueError(
+            f"{what} are {y.dtype} and not all whole numbers; with num_classes they "
+            "have to be, and without it they are regression targets"
+        )
     return y.astype(np.int64)
 
 
@@ -195,8 +201,11 @@ def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict
 
 
 def _files(folder: pathlib.Path, prefixes, words, ending: str) -> list[pathlib.Path]:
-    patterns = [f"*{p}-{w}[-.]{ending}*" if ending != "npz" else f"*{p}-{w}.npz"
-                for p in prefixes for w in words]  # fmt: skip
+    patterns = [
+        f"*{p}-{w}[-.]{ending}*" if ending != "npz" else f"*{p}-{w}.npz"
+        for p in prefixes
+        for w in words
+    ]
     return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
@@ -215,8 +224,11 @@ def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             arrays = {key: file[key] for key in file.files}
     except Exception as error:  # NumPy, zipfile and zlib each have their own
-        reason = "it holds Python objects, which are not read; store numbers" \
-            if "allow_pickle" in str(error) else error  # fmt: skip
+        reason = (
+            "it holds Python objects, which are not read; store numbers"
+            if "allow_pickle" in str(error)
+            else error
+        )
         raise ValueError(f"{path}: not a readable npz file ({reason})") from error
     return arrays
 
@@ -237,14 +249,18 @@ def _arrays_of(path: pathlib.Path, entries: Sequence[str]) -> dict[str, Callable
             continue
         names = ("x", *(["y"] if "y" + suffix in arrays else []), *entries)
         if missing := [name + suffix for name in names if name + suffix not in arrays]:
-            raise ConfigError(f"entries: {path} has no array {missing[0]!r} beside {key!r}; "
-                              + nearest(missing[0], arrays))  # fmt: skip
+            raise ConfigError(
+                f"entries: {path} has no array {missing[0]!r} beside {key!r}; "
+                + nearest(missing[0], arrays)
+            )
         try:
             found = _examples({name: arrays[name + suffix] for name in names})
         except ValueError as error:
             raise ValueError(f"{path}: {key} has {error}") from None
         reads[suffix.lstrip("_") or "train"] = lambda found=found: found
     if not reads:
-        raise ConfigError(f"path: {path} has the arrays {sorted(arrays)}; 'x' and 'y', or "
-                          "'x_train', 'y_train' and so on, are needed")  # fmt: skip
+        raise ConfigError(
+            f"path: {path} has the arrays {sorted(arrays)}; 'x' and 'y', or "
+            "'x_train', 'y_train' and so on, are needed"
+        )
     return reads

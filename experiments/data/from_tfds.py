@@ -55,12 +55,16 @@ def tfds(
     of_x = features["x"].shape
     shape = (size, size, of_x[-1]) if size else of_x
     if None in shape:
-        raise ConfigError(f"size: needed, since images of {name} differ in size (resize=256, "
-                          "size=224 for instance)")  # fmt: skip
+        raise ConfigError(
+            f"size: needed, since images of {name} differ in size (resize=256, "
+            "size=224 for instance)"
+        )
     for entry, feature in features.items():
         if entry not in ("x", "y") and None in (feature.shape or ()):
-            raise ConfigError(f"keys: {keys[entry]!r} of {name} has shape {feature.shape}; an "
-                              "entry needs one shape for all examples")  # fmt: skip
+            raise ConfigError(
+                f"keys: {keys[entry]!r} of {name} has shape {feature.shape}; an "
+                "entry needs one shape for all examples"
+            )
     labels = features.get("y")
     # Images of 16 bits are PNG files, in which 65,535 is white.
     deep = np.dtype(features["x"].np_dtype) == np.uint16
@@ -97,12 +101,12 @@ def _features_of(name: str, info: Any, keys: Any) -> dict[str, str]:
     if not isinstance(keys, Mapping):
         keys = tuple(keys or info.supervised_keys or ())
         if len(keys) not in (1, 2):
-            raise ConfigError(f"keys: {keys!r}; the names of x and y among "
-                              f"{sorted(info.features)}")  # fmt: skip
+            raise ConfigError(f"keys: {keys!r}; the names of x and y among {sorted(info.features)}")
         keys = dict(zip(("x", "y"), keys, strict=False))
     if "x" not in keys:
-        raise ConfigError(f"keys: {dict(keys)!r}; x needs the name of one of "
-                          f"{sorted(info.features)}")  # fmt: skip
+        raise ConfigError(
+            f"keys: {dict(keys)!r}; x needs the name of one of {sorted(info.features)}"
+        )
     check_names([entry for entry in keys if entry not in ("x", "y")], "keys")
     for key in keys.values():
         if key not in info.features:
@@ -125,9 +129,11 @@ def _in_examples(name: str, info: Any, split: str) -> str:
         if "shard" not in str(split):
             found = positions(split, list(info.splits), lambda part: info.splits[part].num_examples)
             return "+".join(
-                part if (start, stop) == (0, info.splits[part].num_examples)
-                else f"{part}[{start}:{stop}]" for part, start, stop in found
-            )  # fmt: skip
+                part
+                if (start, stop) == (0, info.splits[part].num_examples)
+                else f"{part}[{start}:{stop}]"
+                for part, start, stop in found
+            )
         if info.splits[split].num_examples == 0:
             raise ConfigError(f"split: {split!r} has no examples")
     except (AssertionError, KeyError, ValueError) as error:
@@ -185,9 +191,11 @@ def _through_tensorflow(
 ) -> Arrays:
     """Reads a split that is stored as tfrecord into memory."""
     if importlib.util.find_spec("tensorflow") is None:
-        raise ConfigError(f"name: {builder.name} is stored as {builder.info.file_format.value} in "
-                          f"{builder.data_dir}; reading that needs TensorFlow ({EXTRA}), or "
-                          "prepare it with file_format='array_record'")  # fmt: skip
+        raise ConfigError(
+            f"name: {builder.name} is stored as {builder.info.file_format.value} in "
+            f"{builder.data_dir}; reading that needs TensorFlow ({EXTRA}), or "
+            "prepare it with file_format='array_record'"
+        )
     import tensorflow_datasets as library
 
     config = library.ReadConfig(interleave_cycle_length=1)
@@ -197,7 +205,9 @@ def _through_tensorflow(
         found = {entry: np.asarray(example[key]) for entry, key in keys.items()}
         total += found["x"].nbytes
         if found["x"].shape != tuple(shape) or total > limit:
-            raise ConfigError(f"name: {builder.name} is stored as tfrecord and too large or uneven "
-                              "for memory; prepare it with file_format='array_record'")  # fmt: skip
+            raise ConfigError(
+                f"name: {builder.name} is stored as tfrecord and too large or uneven "
+                "for memory; prepare it with file_format='array_record'"
+            )
         examples.append(found)
     return {entry: np.stack([example[entry] for example in examples]) for entry in keys}

@@ -90,12 +90,15 @@ def check(name: str, x: np.ndarray, range: Range, clipped: bool = False) -> None
         return
     found = f"{name}: images have values from {least:.6g} to {most:.6g}"
     if clipped:
-        logger.warning("%s, beyond the measured range (%.6g, %.6g), and are clipped to it", found,
-                       low, high)  # fmt: skip
+        logger.warning(
+            "%s, beyond the measured range (%.6g, %.6g), and are clipped to it", found, low, high
+        )
         return
     if range is not None:
-        raise ValueError(f"{found}, outside of their range ({low:g}, {high:g}); declare another "
-                         f"range=(low, high), or range={UNBOUNDED!r}")  # fmt: skip
+        raise ValueError(
+            f"{found}, outside of their range ({low:g}, {high:g}); declare another "
+            f"range=(low, high), or range={UNBOUNDED!r}"
+        )
     raise ValueError(
         f"{found}; declare range={_likely(least, most)}, the stored values that become 0 and 1, "
         f"range={MEASURED!r} for those of the split `statistics`, or range={UNBOUNDED!r} to read "
@@ -117,16 +120,20 @@ def channels_last(label: str, x: Any, channels: str | None, like: "Source | None
         raise ConfigError(f"channels: {channels!r}; 'first' or 'last'")
     if len(x.shape) != 4 or not isinstance(x, np.ndarray):
         if channels == "first":
-            raise ConfigError(f"channels: 'first' is for images in memory; {label} has inputs of "
-                              f"shape {list(x.shape[1:])}")  # fmt: skip
+            raise ConfigError(
+                f"channels: 'first' is for images in memory; {label} has inputs of "
+                f"shape {list(x.shape[1:])}"
+            )
         return x, channels
     looks_first = x.shape[1] in (1, 3) and min(x.shape[2:]) > 4
     if channels is None and looks_first and like is not None:
         channels = like.reading.get("channels")
     if channels is None and looks_first:
-        raise ValueError(f"{label}: images of shape {list(x.shape[1:])} look as if their channels "
-                         "stood first; channels='first' reads them so, channels='last' as they "
-                         "are")  # fmt: skip
+        raise ValueError(
+            f"{label}: images of shape {list(x.shape[1:])} look as if their channels "
+            "stood first; channels='first' reads them so, channels='last' as they "
+            "are"
+        )
     return (np.moveaxis(x, 1, -1) if channels == "first" else x), channels
 
 
@@ -148,8 +155,10 @@ def range_of(
     """
     if len(x.shape) != 4:
         if given is not None:
-            raise ConfigError(f"range: {given!r}, but {label} has inputs of shape "
-                              f"{list(x.shape[1:])}; only images [H, W, C] have one")  # fmt: skip
+            raise ConfigError(
+                f"range: {given!r}, but {label} has inputs of shape "
+                f"{list(x.shape[1:])}; only images [H, W, C] have one"
+            )
         return None, False
     range = declared(given)
     if range == MEASURED:
@@ -181,6 +190,11 @@ def _warn_of_scale(label: str, x: Any, range: Range) -> None:
         return
     least, most = float(x.min()), float(x.max())
     if most - range[0] < 0.1 * (range[1] - range[0]):
-        logger.warning("%s: values from %.4g to %.4g are read with the range (%g, %g); if they are "
-                       "on another scale, give range=(low, high)", label, least, most,
-                       *range)  # fmt: skip
+        logger.warning(
+            "%s: values from %.4g to %.4g are read with the range (%g, %g); if they are "
+            "on another scale, give range=(low, high)",
+            label,
+            least,
+            most,
+            *range,
+        )

@@ -45,8 +45,9 @@ def labelled(
         outputs = k if k is not None else np.size(y) // len(y)
         entries = {**entries, "y": targets(y, k, source.y_mean, source.y_std)}
     if like_labels and outputs != like.outputs:
-        raise ValueError(f"{label}: {outputs} targets, but the model was trained on {like.outputs} "
-                         f"({like.name})")  # fmt: skip
+        raise ValueError(
+            f"{label}: {outputs} targets, but the model was trained on {like.outputs} ({like.name})"
+        )
     return dataclasses.replace(
         source, entries=entries, classes=k, outputs=outputs, class_names=names
     )
@@ -71,8 +72,9 @@ def _only_classes(
         raise ConfigError(f"classes: {classes!r}; a list of labels is needed")
     if k is None:
         raise ConfigError(f"classes: {list(classes)}, but there are real-valued targets")
-    if not all(type(c) is not bool and isinstance(c, int | np.integer) and 0 <= c < k
-               for c in classes):  # fmt: skip
+    if not all(
+        type(c) is not bool and isinstance(c, int | np.integer) and 0 <= c < k for c in classes
+    ):
         raise ConfigError(f"classes: {list(classes)}; labels must be in [0, {k})")
     if len(set(classes)) != len(classes):
         raise ConfigError(f"classes: {list(classes)}; distinct labels are needed")

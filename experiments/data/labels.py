@@ -32,8 +32,9 @@ def classes_of(
     real = dataset.classes is None
     if real != (like.classes is None):
         kinds = ("labels of classes", "real-valued targets")
-        raise ValueError(f"{label}: {kinds[real]}, but the model was trained on "
-                         f"{kinds[not real]} ({like.name})")  # fmt: skip
+        raise ValueError(
+            f"{label}: {kinds[real]}, but the model was trained on {kinds[not real]} ({like.name})"
+        )
     if dataset.classes and dataset.classes != like.classes:
         raise ConfigError(
             f"classes: {label} has {dataset.classes} classes, but the model was trained on "
@@ -46,9 +47,12 @@ def classes_of(
                 f"data {', '.join(like.class_names[:5])}, ...; name them in that order: "
                 "classes=(...)"
             )
-        logger.warning("%s calls its classes %s, ..., the training data %s, ...; they are taken "
-                       "for the same", label, ", ".join(names[:3]),
-                       ", ".join(like.class_names[:3]))  # fmt: skip
+        logger.warning(
+            "%s calls its classes %s, ..., the training data %s, ...; they are taken for the same",
+            label,
+            ", ".join(names[:3]),
+            ", ".join(like.class_names[:3]),
+        )
     return like.classes, like.class_names or names
 
 

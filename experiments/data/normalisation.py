@@ -67,8 +67,10 @@ def per_example(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | N
     except ValueError:
         fits = False
     if not fits or not np.isfinite(value).all() or (name == "std" and (value <= 0).any()):
-        raise ConfigError(f"{name}: {value.tolist()} for examples {list(shape)}; a finite number "
-                          "or one per channel or feature is needed, positive for std")  # fmt: skip
+        raise ConfigError(
+            f"{name}: {value.tolist()} for examples {list(shape)}; a finite number "
+            "or one per channel or feature is needed, positive for std"
+        )
     return np.broadcast_to(value, shape).copy()  # a short last axis would be slow to broadcast
 
 
@@ -102,5 +104,7 @@ def check_finite(
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             bad = np.argwhere(~np.isfinite(values))[0]
             first = bad[0] if indices is None else indices[bad[0]]
-            raise ValueError(f"{name}: {key} of example {first} is {values[tuple(bad)]} "
-                             f"(position {tuple(bad[1:].tolist())})")  # fmt: skip
+            raise ValueError(
+                f"{name}: {key} of example {first} is {values[tuple(bad)]} "
+                f"(position {tuple(bad[1:].tolist())})"
+            )

@@ -126,8 +126,10 @@ def _stages(
         if name == VIEW:
             raise ConfigError(f"{where}.name: a view within a view; name both beside each other")
         if name in IN_UNIT_RANGE and not in_unit_range:
-            raise ConfigError(f"{where}.name: {name!r} needs images that have a range; "
-                              "declare it in the data: range=(low, high)")  # fmt: skip
+            raise ConfigError(
+                f"{where}.name: {name!r} needs images that have a range; "
+                "declare it in the data: range=(low, high)"
+            )
         given = {}
         if "classes" in inspect.signature(NAMES[name]).parameters:
             if classes is None:

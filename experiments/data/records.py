@@ -107,8 +107,9 @@ class Records:
         columns, rows, lines, _ = png.Reader(bytes=encoded).read()
         pixels = np.stack([np.asarray(line) for line in lines]).reshape(rows, columns, -1)
         if pixels.shape[-1] != channels:
-            raise ValueError(f"an image of 16 bits has {pixels.shape[-1]} channels; {channels} are "
-                             "needed")  # fmt: skip
+            raise ValueError(
+                f"an image of 16 bits has {pixels.shape[-1]} channels; {channels} are needed"
+            )
         planes = [
             np.asarray(self._framed(Image.fromarray(plane)))
             for plane in np.moveaxis(pixels.astype(np.float32), -1, 0)

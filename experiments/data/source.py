@@ -105,13 +105,16 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
       ConfigError: no name or an unknown one, an unknown field, or a missing one.
     """
     if not hasattr(spec, "keys"):
-        raise ConfigError(f"{field}: {spec!r} is not a dict of fields, such as "
-                          '{"name": "digits", "split": "train"}')  # fmt: skip
+        raise ConfigError(
+            f"{field}: {spec!r} is not a dict of fields, such as "
+            '{"name": "digits", "split": "train"}'
+        )
     fields = dict(spec)
     name = fields.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f"{field}.name: {name!r} is not a name; {nearest('', OWN)}, or one of "
-                          "tfds")  # fmt: skip
+        raise ConfigError(
+            f"{field}.name: {name!r} is not a name; {nearest('', OWN)}, or one of tfds"
+        )
     common = {key: fields.pop(key) for key in COMMON if key in fields}
     function = check_name(name, fields.get("data_dir"), f"{field}.name")
     given = () if name in OWN else ("name",)
@@ -149,8 +152,10 @@ def _source(
     if x.shape[0] == 0:
         raise ValueError(f"{label}: the split is empty")
     if like is not None and tuple(x.shape[1:]) != like.shape:
-        raise ValueError(f"{label}: inputs of shape {tuple(x.shape[1:])}, but the model was "
-                         f"trained on {like.shape}")  # fmt: skip
+        raise ValueError(
+            f"{label}: inputs of shape {tuple(x.shape[1:])}, but the model was "
+            f"trained on {like.shape}"
+        )
 
     def read_statistics() -> tuple[str, np.ndarray, Any]:
         named = statistics or "train"
@@ -166,8 +171,9 @@ def _source(
 
     range, is_measured = images.range_of(label, x, dataset, range, like, read_statistics)
     moments = _moments(dataset, like, mean, std, standardise, statistics, range, read_statistics)
-    mean, std = (per_example(v, x.shape[1:], n)
-                 for v, n in zip(moments[:2], ("mean", "std"), strict=True))  # fmt: skip
+    mean, std = (
+        per_example(v, x.shape[1:], n) for v, n in zip(moments[:2], ("mean", "std"), strict=True)
+    )
     source = Source(
         label,
         entries,
@@ -182,8 +188,9 @@ def _source(
     )
     source = dataclasses.replace(source, notes=_notes(source, like, given))
     if not in_memory and (classes is not None or label_noise is not None):
-        raise ConfigError("classes: and label_noise need a set that fits in memory "
-                          "(field in_memory)")  # fmt: skip
+        raise ConfigError(
+            "classes: and label_noise need a set that fits in memory (field in_memory)"
+        )
     source = labelled(source, dataset, like, use, classes)
     return source if label_noise is None else with_noise(source, label_noise)
 
@@ -239,8 +246,9 @@ def _notes(source: Source, like: Source | None, given: Mapping[str, Any]) -> tup
         return ()
     notes = []
     for field, absent in (("mean", 0.0), ("std", 1.0)):
-        mine, theirs = (absent if v is None else v for v in (getattr(source, field),
-                                                            getattr(like, field)))  # fmt: skip
+        mine, theirs = (
+            absent if v is None else v for v in (getattr(source, field), getattr(like, field))
+        )
         if not np.allclose(mine, theirs, rtol=1e-6, atol=1e-7):
             notes.append(f"{field} {_short(mine)} is its own, not that of the training data")
     if given["range"] is not None and source.range != like.range:

@@ -86,9 +86,12 @@ def positions(
     return [
         found
         for part in str(split).split("+")
-        for found in ([(name, 0, size(name)) for name in names] if part.strip() == "all"
-                      and "all" not in names else [_position(part, names, size)])
-    ]  # fmt: skip
+        for found in (
+            [(name, 0, size(name)) for name in names]
+            if part.strip() == "all" and "all" not in names
+            else [_position(part, names, size)]
+        )
+    ]
 
 
 def _position(
@@ -98,8 +101,9 @@ def _position(
     ends = [text for text in match.groups()[1:] if text] if match else []
     if not match or not all(map(_END.fullmatch, ends)):
         shards = " (only tfds has shards)" if "shard" in part else ""
-        raise ConfigError(f"split: {part!r} is not like 'train', 'train[:100]', 'train[80%:]' or "
-                          f"'all'{shards}")  # fmt: skip
+        raise ConfigError(
+            f"split: {part!r} is not like 'train', 'train[:100]', 'train[80%:]' or 'all'{shards}"
+        )
     name, start, stop = match.groups()
     if name not in names:
         raise ConfigError(f"split: {name!r} does not exist; {nearest(name, names)}")
@@ -133,8 +137,10 @@ def check_names(names: Any, field: str = "entries") -> tuple[str, ...]:
         raise ConfigError(f"{field}: {names!r}; a list of names such as ['group']")
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name) or name in RESERVED:
-            raise ConfigError(f"{field}: {name!r}; a name of letters, digits and _ that is not "
-                              f"{', '.join(RESERVED)}")  # fmt: skip
+            raise ConfigError(
+                f"{field}: {name!r}; a name of letters, digits and _ that is not "
+                f"{', '.join(RESERVED)}"
+            )
     if len(set(names)) != len(names):
         raise ConfigError(f"{field}: {list(names)}; distinct names are needed")
     return tuple(names)
@@ -148,10 +154,14 @@ def carried_dtype(label: str, name: str, dtype: Any) -> np.dtype:
     """
     dtype = np.dtype(dtype)
     if dtype.kind not in "biuf":
-        hint = "; np.unique(a, return_inverse=True)[1] makes whole numbers of names" \
-            if dtype.kind in "US" else ""  # fmt: skip
-        raise ValueError(f"{label}: {name} is {dtype}; booleans, integers or real numbers are "
-                         f"needed{hint}")  # fmt: skip
+        hint = (
+            "; np.unique(a, return_inverse=True)[1] makes whole numbers of names"
+            if dtype.kind in "US"
+            else ""
+        )
+        raise ValueError(
+            f"{label}: {name} is {dtype}; booleans, integers or real numbers are needed{hint}"
+        )
     return np.dtype(NARROWED.get(dtype.name, dtype))
 
 
@@ -165,6 +175,8 @@ def carried(label: str, name: str, values: np.ndarray) -> np.ndarray:
     if dtype.kind in "iu" and values.size and dtype != values.dtype:
         least, most, limits = int(values.min()), int(values.max()), np.iinfo(dtype)
         if least < limits.min or most > limits.max:
-            raise ValueError(f"{label}: {name} has integers from {least} to {most}; {dtype} holds "
-                             f"{limits.min} to {limits.max}")  # fmt: skip
+            raise ValueError(
+                f"{label}: {name} has integers from {least} to {most}; {dtype} holds "
+                f"{limits.min} to {limits.max}"
+            )
     return np.asarray(values, dtype)

@@ -127,8 +127,9 @@ def _shapes(
         found = forms(source, augment)
     except ConfigError as error:
         raise ConfigError(f"{field}.{error}") from error
-    return {key: jax.ShapeDtypeStruct((*lead, *shape), dtype)
-            for key, (shape, dtype) in found.items()}  # fmt: skip
+    return {
+        key: jax.ShapeDtypeStruct((*lead, *shape), dtype) for key, (shape, dtype) in found.items()
+    }
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -143,8 +144,10 @@ def check_streams(streams: Mapping[str, Stream], train: Source) -> None:
     """Raises ConfigError where a stream has the name of an entry."""
     for name in streams:
         if name in train.names:
-            raise ConfigError(f"data.streams.{name}: {train.name} has an entry of this name; "
-                              "another name is needed")  # fmt: skip
+            raise ConfigError(
+                f"data.streams.{name}: {train.name} has an entry of this name; "
+                "another name is needed"
+            )
 
 
 def same_entries(sets: Sequence[Source], train: Source, field: str) -> None:
@@ -153,9 +156,11 @@ def same_entries(sets: Sequence[Source], train: Source, field: str) -> None:
         theirs, ours = source.forms(), train.forms()
         if theirs != ours:
             name = next(k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k))
-            raise ConfigError(f"{field}[{i}]: {name!r} of {source.name} is "
-                              f"{_named(theirs.get(name))}, of {train.name} "
-                              f"{_named(ours.get(name))}")  # fmt: skip
+            raise ConfigError(
+                f"{field}[{i}]: {name!r} of {source.name} is "
+                f"{_named(theirs.get(name))}, of {train.name} "
+                f"{_named(ours.get(name))}"
+            )
 
 
 def _named(form: tuple[tuple[int, ...], np.dtype] | None) -> str:

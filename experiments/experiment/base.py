@@ -169,8 +169,18 @@ def _short_stage(stage: Mapping[str, Any]) -> dict[str, Any]:
     return {**stage, **{k: min(stage[k], v) for k, v in most.items() if k in stage}}
 
 
-_OF_ANY_SET = ("split", "classes", "mean", "std", "standardise", "statistics", "label_noise",
-               "batch_size", "augment", "labels")  # fmt: skip
+_OF_ANY_SET = (
+    "split",
+    "classes",
+    "mean",
+    "std",
+    "standardise",
+    "statistics",
+    "label_noise",
+    "batch_size",
+    "augment",
+    "labels",
+)
 
 
 def _stand_in(

@@ -80,9 +80,14 @@ class Experiment(NamedTuple):
     def compiled(self, state: State, batch: Batch) -> Callable[[State, Batch], Any]:
         """(state, batch) -> state, metrics: the update of training, see `compile_update`."""
         return execution.compile_update(
-            self.inference, self.mesh, self.executor, self.shardings, state, batch,
+            self.inference,
+            self.mesh,
+            self.executor,
+            self.shardings,
+            state,
+            batch,
             self.data.own_examples,
-        )  # fmt: skip
+        )
 
     def rounding(self) -> dict[str, Any]:
         """See `execution.rounding`."""

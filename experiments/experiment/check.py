@@ -35,8 +35,10 @@ def check_outputs(config: Mapping[str, Any], model: Model, latent: Latent, sourc
 def check_faults(config: Mapping[str, Any], inference: Inference) -> None:
     """Raises ConfigError for 'freeze' where particles interact."""
     if config["on_fault"] == "freeze" and not inference.separable:
-        raise ConfigError("on_fault: 'freeze' is for particles by themselves; these interact, so a "
-                          "fault of one is one of all")  # fmt: skip
+        raise ConfigError(
+            "on_fault: 'freeze' is for particles by themselves; these interact, so a "
+            "fault of one is one of all"
+        )
 
 
 def check_pretrained(

@@ -264,8 +264,9 @@ def _check_keys(value: Any, field: str) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str) or "." in key:
-                raise ConfigError(f"{field}: {key!r} is no name of a field; text without a full "
-                                  "stop is needed")  # fmt: skip
+                raise ConfigError(
+                    f"{field}: {key!r} is no name of a field; text without a full stop is needed"
+                )
             _check_keys(inner, f"{field}.{key}")
 
 

@@ -32,17 +32,23 @@ def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> S
     _check_parameters(start, _shapes(trained.params), _shapes(state.params))
     grids = [patches_of(e.network, e.source.shape) for e in (old, new)]
     if grids[0] != grids[1]:  # as many patches, on other sides
-        raise ConfigError("start: position embeddings of {} x {} patches, of which the new config "
-                          "has {} x {}".format(*grids[0][1:], *grids[1][1:]))  # fmt: skip
+        raise ConfigError(
+            "start: position embeddings of {} x {} patches, of which the new config "
+            "has {} x {}".format(*grids[0][1:], *grids[1][1:])
+        )
     hyper = [None if s.hyper is None else sorted(s.hyper) for s in (state, trained)]
     if hyper[0] != hyper[1]:
-        raise ConfigError(f"start: {start} has the hyper-parameters {hyper[1]}, the new config "
-                          f"{hyper[0]}; they belong to its particles")  # fmt: skip
+        raise ConfigError(
+            f"start: {start} has the hyper-parameters {hyper[1]}, the new config "
+            f"{hyper[0]}; they belong to its particles"
+        )
     samples = [None if s.samples is None else s.samples.taken.shape for s in (state, trained)]
     if samples[0] != samples[1]:
         mine, theirs = (0 if shape is None else shape[1] for shape in samples)
-        raise ConfigError(f"inference.collect: {start} has {theirs} samples of each particle, "
-                          f"the new config {mine}; they belong to its particles")  # fmt: skip
+        raise ConfigError(
+            f"inference.collect: {start} has {theirs} samples of each particle, "
+            f"the new config {mine}; they belong to its particles"
+        )
     state = state.replace(
         step=trained.step,
         params=trained.params,
@@ -69,8 +75,9 @@ def _check_parameters(start: Any, there: dict[str, tuple], here: dict[str, tuple
     different = sorted(k for k in here | there if here.get(k) != there.get(k))
     if different:
         lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
-        raise ConfigError(f"start: parameters of {start} that the new config has otherwise:\n"
-                          + "\n".join(lines))  # fmt: skip
+        raise ConfigError(
+            f"start: parameters of {start} that the new config has otherwise:\n" + "\n".join(lines)
+        )
 
 
 def _joined(mine: Collections, theirs: Collections) -> Collections:

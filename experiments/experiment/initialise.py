@@ -56,8 +56,10 @@ def check(
         checkpoint = _open(spec)
     except OSError as error:
         if required:
-            raise ConfigError(f"pretrained.path: {error}. Where parameters come from a run "
-                              "anyhow: --config.pretrained={}") from error  # fmt: skip
+            raise ConfigError(
+                f"pretrained.path: {error}. Where parameters come from a run "
+                "anyhow: --config.pretrained={}"
+            ) from error
         logger.warning("pretrained.path: %s; a run that goes on does without", error)
         return
     plan_of(spec, network, shape, checkpoint, _tree(shapes))
@@ -96,12 +98,19 @@ def load(
     new = jax.tree_util.tree_map_with_path(filled, tree)
     params = {key: new[key] for key in state.params}
     kept = sorted(_targets(state.params).keys() - moves.keys())
-    logger.info("%d arrays of %s; as initialised: %s", len(arrays), spec["path"],
-                ", ".join(kept) or "nothing")  # fmt: skip
+    logger.info(
+        "%d arrays of %s; as initialised: %s",
+        len(arrays),
+        spec["path"],
+        ", ".join(kept) or "nothing",
+    )
     if len(state.key) > 1 and all((a == a[:1]).all() for a in jax.tree.leaves(params)):
-        logger.warning("pretrained: all %d particles begin with the same parameters and differ by "
-                       "noise alone; let `keep` name a layer that is initialised with random "
-                       "numbers", len(state.key))  # fmt: skip
+        logger.warning(
+            "pretrained: all %d particles begin with the same parameters and differ by "
+            "noise alone; let `keep` name a layer that is initialised with random "
+            "numbers",
+            len(state.key),
+        )
     return state.replace(
         params=params,
         collections={key: new[key] for key in state.collections},
@@ -160,8 +169,9 @@ def plan_of(
     targets = _targets(tree)
     grid = spec.get("grid")
     if None not in (grid, checkpoint.grid) and tuple(grid) != checkpoint.grid:
-        raise ConfigError(f"pretrained.grid: {tuple(grid)}, but {spec['path']} has "
-                          f"{checkpoint.grid} patches")  # fmt: skip
+        raise ConfigError(
+            f"pretrained.grid: {tuple(grid)}, but {spec['path']} has {checkpoint.grid} patches"
+        )
     # What else a network keeps (counts, estimates, masks) is made anew if it is not there.
     needed = ("backbone", "head", "batch_stats")
     optional = [path for path in targets if path.split("/")[0] not in needed]

@@ -32,8 +32,9 @@ def load_data(config: Mapping[str, Any]) -> Data:
     train = load(section["train"], "data.train", labels=labels.OPTIONAL)
     if every and not section.get("validation"):
         raise ConfigError(f"evaluation.every: {every}, but there is no data.validation")
-    streams = {name: _stream(name, spec, train)
-               for name, spec in (section.get("streams") or {}).items()}  # fmt: skip
+    streams = {
+        name: _stream(name, spec, train) for name, spec in (section.get("streams") or {}).items()
+    }
     data = described(config, train, streams)
     data = data._replace(
         validation=load_validation(config, train) if every else None,
@@ -74,7 +75,7 @@ def described(
             for name, spec in fields.items()
         },
         particles=section.get("particles") or assignment.SHARED,
-    )  # fmt: skip
+    )
 
 
 def _stream(name: str, spec: Mapping[str, Any], train: Source) -> Source:
@@ -85,8 +86,10 @@ def _stream(name: str, spec: Mapping[str, Any], train: Source) -> Source:
     if type(size) is not int or size < 1:
         raise ConfigError(f"{field}.batch_size: {size!r}; a whole number from 1 is needed")
     if use not in (labels.UNUSED, labels.ALIKE):
-        raise ConfigError(f"{field}.labels: {use!r}; 'unused', for x without y, or 'alike', for "
-                          "labels or targets of the model")  # fmt: skip
+        raise ConfigError(
+            f"{field}.labels: {use!r}; 'unused', for x without y, or 'alike', for "
+            "labels or targets of the model"
+        )
     return load(fields, field, train, use)
 
 
@@ -94,8 +97,10 @@ def _sets(particles: Any, train: Source) -> tuple[Source, ...]:
     """The data sets that 'sets' of `data.particles` names, each once."""
     _, fields = assignment.parse(particles)
     field = "data.particles.sets"
-    sets = tuple(load(spec, f"{field}[{i}]", train, labels.ALIKE)
-                 for i, spec in enumerate(fields.get("sets", ())))  # fmt: skip
+    sets = tuple(
+        load(spec, f"{field}[{i}]", train, labels.ALIKE)
+        for i, spec in enumerate(fields.get("sets", ()))
+    )
     same_entries(sets, train, field)
     return sets
 
@@ -125,8 +130,10 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
         (name,) = error.args
         if name in batch:
             raise
-        raise ConfigError(f"data.train: {data.train.name} has no entry {name!r}, which training "
-                          f"reads; it has {', '.join(map(repr, batch))}") from error  # fmt: skip
+        raise ConfigError(
+            f"data.train: {data.train.name} has no entry {name!r}, which training "
+            f"reads; it has {', '.join(map(repr, batch))}"
+        ) from error
     except (TypeError, ValueError) as error:
         unlabelled = f"data.train: {data.train.name} has no entry 'y'"
         field = "inference" if "y" in batch else unlabelled
@@ -135,9 +142,11 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
     if data.streams:
         used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
         paths = jax.tree_util.tree_leaves_with_path((state, batch))
-        read = {tuple(key.key for key in path[1:] if isinstance(key, jax.tree_util.DictKey))
-                for (path, _), is_used in zip(paths, used, strict=True)
-                if is_used and path[0].idx == 1}  # fmt: skip
+        read = {
+            tuple(key.key for key in path[1:] if isinstance(key, jax.tree_util.DictKey))
+            for (path, _), is_used in zip(paths, used, strict=True)
+            if is_used and path[0].idx == 1
+        }
         for name in data.streams:
             if not any(path[0] == name for path in read):
                 raise ConfigError(
@@ -156,10 +165,19 @@ def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
     for field, spec in others.items():
         if isinstance(spec, Mapping) and "name" in spec and not same_set(spec, train):
             names = [" ".join(str(s[key]) for key in SET if key in s) for s in (spec, train)]
-            logger.warning("%s reads %s, but data.train %s; %s={'split': '...'} is a part of the "
-                           "training data's set", field, *names, field)  # fmt: skip
+            logger.warning(
+                "%s reads %s, but data.train %s; %s={'split': '...'} is a part of the "
+                "training data's set",
+                field,
+                *names,
+                field,
+            )
         if isinstance(spec, Mapping) and (why := divided_otherwise(spec, train)):
             logger.warning("%s: %s", field, why)
     if config["batch_size"] > len(source):
-        logger.warning("batch_size: %d, but %s has %d examples, so a batch has some of them more "
-                       "than once", config["batch_size"], source.name, len(source))  # fmt: skip
+        logger.warning(
+            "batch_size: %d, but %s has %d examples, so a batch has some of them more than once",
+            config["batch_size"],
+            source.name,
+            len(source),
+        )

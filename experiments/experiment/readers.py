@@ -123,8 +123,9 @@ def released_vmoe(path: Any) -> Checkpoint:
                         missing[i] -= part.size
         for i, left in missing.items():
             if left:
-                raise ConfigError(f"pretrained.path: {left} numbers of {ids[i]} are in no file of "
-                                  f"{path}")  # fmt: skip
+                raise ConfigError(
+                    f"pretrained.path: {left} numbers of {ids[i]} are in no file of {path}"
+                )
         return {name: arrays[i] for i, name in ids.items()}
 
     return Checkpoint(shapes, read)
@@ -150,8 +151,9 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
     p = particle or 0
     if not 0 <= p < P:
         raise ConfigError(f"pretrained.particle: {p}; {path} has {P}")
-    full = {name.split("/", 1)[1]: name for name in of
-            if name.startswith(("params/", "collections/"))}  # fmt: skip
+    full = {
+        name.split("/", 1)[1]: name for name in of if name.startswith(("params/", "collections/"))
+    }
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
         wanted = {full[name]: saved[full[name]].partition("[")[0] for name in names}

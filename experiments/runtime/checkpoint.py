@@ -212,8 +212,10 @@ class Checkpoints:
             saved = checkpointer.restore(directory / ITEM, item(leaves))
         return jax.tree.map(
             lambda part, saved: part.replace(**saved) if isinstance(part, State) else saved,
-            target, saved, is_leaf=lambda part: isinstance(part, State),
-        )  # fmt: skip
+            target,
+            saved,
+            is_leaf=lambda part: isinstance(part, State),
+        )
 
     def _set_aside(self, damaged: dict[int, DamagedCheckpointError], restored: int) -> None:
         for step, error in damaged.items():
@@ -227,8 +229,11 @@ class Checkpoints:
             self.__dict__.pop("_manager", None)  # it remembers the steps that it found
             logger.warning(
                 "the checkpoint of step %d is damaged (%s); it was %s and step %d restored",
-                step, error, place, restored,
-            )  # fmt: skip
+                step,
+                error,
+                place,
+                restored,
+            )
 
 
 def _read_without_optimiser(path: pathlib.Path, target: State) -> State:

@@ -112,8 +112,11 @@ def state_shardings(
       ValueError: a rule that matches no parameter, or an axis that does not divide one.
     """
     rules.match(sharding_rules, state.params, field="sharding", default=())
-    defaults = [(path, axes) for path, axes in defaults
-                if all(mesh.shape[axis] > 1 for axis in axes if axis)]  # fmt: skip
+    defaults = [
+        (path, axes)
+        for path, axes in defaults
+        if all(mesh.shape[axis] > 1 for axis in axes if axis)
+    ]
 
     def shard(key_path: tuple, leaf: Any) -> NamedSharding:
         path = rules.path_of(key_path)
@@ -160,8 +163,9 @@ def put_batch(
 
     def put(batch: Mapping[str, Any]) -> dict[str, Any]:
         if jax.process_count() > 1:
-            return jax.tree.map(jax.make_array_from_process_local_data,
-                                shardings(batch), dict(batch))  # fmt: skip
+            return jax.tree.map(
+                jax.make_array_from_process_local_data, shardings(batch), dict(batch)
+            )
         on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
         return dict(batch) if on_cpu else jax.device_put(dict(batch), shardings(batch))
 
@@ -257,10 +261,11 @@ def one_particle(state: State) -> State:
 def own_batch(batch: Batch) -> Batch:
     """The shapes of a batch of one particle, where each has examples of its own."""
     return {
-        name: entry if isinstance(entry, Mapping)
+        name: entry
+        if isinstance(entry, Mapping)
         else jax.ShapeDtypeStruct((1, *entry.shape[1:]), entry.dtype)
         for name, entry in batch.items()
-    }  # fmt: skip
+    }
 
 
 def on_mesh(

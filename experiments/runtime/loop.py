@@ -125,8 +125,9 @@ def run(
                     values = services.validate(carry)
                 except FloatingPointError as error:
                     raise ParticleFault(f"validation at step {done}: {error}") from error
-                writer.write(services.before + done,
-                             {f"validation/{k}": v for k, v in values.items()})  # fmt: skip
+                writer.write(
+                    services.before + done, {f"validation/{k}": v for k, v in values.items()}
+                )
             # Several processes agree to stop where they meet anyway.
             meeting = alone or done % services.log_every == 0 or done == steps
             signal = processes.any_signal(services.stop) if meeting else None
@@ -207,8 +208,10 @@ class Faults:
             message = f"particle {particle}: loss, gradient or update is not finite at step {at}"
             if self.policy == "stop":
                 freeze = ", or set on_fault='freeze' to let the other particles go on"
-                raise ParticleFault(f"{message}. Lower the learning rate or clip the gradient"
-                                    f"{freeze if self.separable else ''}.")  # fmt: skip
+                raise ParticleFault(
+                    f"{message}. Lower the learning rate or clip the gradient"
+                    f"{freeze if self.separable else ''}."
+                )
             if particle not in self._named:
                 logger.warning("%s; such steps leave it as it is, the others go on", message)
                 self._named.add(int(particle))

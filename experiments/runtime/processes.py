@@ -112,9 +112,11 @@ def _initialize(processes: str) -> subprocess.Popen | None:
     _wait_for(port)
     service = subprocess.Popen(
         [sys.executable, "-c", SERVICE, f"[::]:{port}", str(count), str(LINGER)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,  # an interrupt from the keyboard is not for it
-    )  # fmt: skip
+    )
     if service.stdout.readline() != b"ready\n":  # a version of JAX that has it otherwise
         service.kill()
         logger.warning("the coordination service is a thread of process 0: the others end with it")
@@ -189,9 +191,9 @@ def agree(facts: Mapping[str, str]) -> None:
                 lines.append(f"  {name}: {mine} in process 0, {theirs} in process {i}")
     if lines:
         more = [f"  and {len(lines) - 10} more"] if len(lines) > 10 else []
-        raise ConfigError("\n".join(
-            ["the processes of this training do not run the same:", *lines[:10], *more]
-        ))  # fmt: skip
+        raise ConfigError(
+            "\n".join(["the processes of this training do not run the same:", *lines[:10], *more])
+        )
 
 
 def barrier() -> None:

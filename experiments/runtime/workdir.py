@@ -29,9 +29,14 @@ RENAMED = {"data.context": "data.streams.context"}
 # What may differ when a run is resumed: none of it changes what is trained. Another mesh or
 # executor takes sums in another order, and so changes rounding.
 MAY_CHANGE = (
-    "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*",
+    "logging.*",
+    "checkpoint.*",
+    "mesh.*",
+    "inference.executor",
+    "on_fault",
+    "evaluat*",
     "pretrained.path",
-)  # fmt: skip
+)
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -242,8 +247,15 @@ def read_json(path: str | os.PathLike, form: Any = object) -> Any:
     return value
 
 
-KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
-         type(None): "null", list: "a list", dict: "a dict"}  # fmt: skip
+KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+    list: "a list",
+    dict: "a dict",
+}
 
 
 def mismatch(value: Any, form: Any, name: str = "it") -> str | None:
@@ -263,8 +275,10 @@ def mismatch(value: Any, form: Any, name: str = "it") -> str | None:
         missing = [key for key in form if key is not str and key not in value]
         if missing:
             return f"{name} has no {missing[0]!r}"
-        inner = [(v, form.get(k, form.get(str, object)), k if name == "it" else f"{name}.{k}")
-                 for k, v in value.items()]  # fmt: skip
+        inner = [
+            (v, form.get(k, form.get(str, object)), k if name == "it" else f"{name}.{k}")
+            for k, v in value.items()
+        ]
     return next(filter(None, (mismatch(*one) for one in inner)), None)
 
 

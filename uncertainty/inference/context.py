@@ -73,8 +73,10 @@ def other() -> Context:
 
     def points(batch: Batch, key: jax.Array) -> jax.Array:
         if "context" not in batch:
-            raise ValueError("context: 'other' needs a stream 'context' of the batch, which has "
-                             + ", ".join(map(repr, sorted(batch))))  # fmt: skip
+            raise ValueError(
+                "context: 'other' needs a stream 'context' of the batch, which has "
+                + ", ".join(map(repr, sorted(batch)))
+            )
         return batch["context"]["x"]
 
     return points
@@ -82,6 +84,8 @@ def other() -> Context:
 
 def _inputs(batch: Batch, name: str) -> jax.Array:
     if "x" not in batch:
-        raise ValueError(f"context: {name!r} takes the points from the batch, but each particle "
-                         "has examples of its own; 'other' has points that all see")  # fmt: skip
+        raise ValueError(
+            f"context: {name!r} takes the points from the batch, but each particle "
+            "has examples of its own; 'other' has points that all see"
+        )
     return batch["x"]

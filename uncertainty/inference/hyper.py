@@ -71,10 +71,13 @@ def draw(hyper: Mapping[str, Any], keys: Sequence[jax.Array]) -> dict[str, jax.A
         if isinstance(values, Mapping):
             low, high = jnp.log(values["low"]), jnp.log(values["high"])
             made = [
-                jnp.exp(jax.random.uniform(jax.random.fold_in(key, Use.HYPER + i), (), minval=low,
-                                           maxval=high))
+                jnp.exp(
+                    jax.random.uniform(
+                        jax.random.fold_in(key, Use.HYPER + i), (), minval=low, maxval=high
+                    )
+                )
                 for key in keys
-            ]  # fmt: skip
+            ]
         else:
             made = [jnp.float32(values[p % len(values)]) for p in range(len(keys))]
         drawn[name] = jnp.stack(made)

@@ -72,8 +72,10 @@ def total(
     if objective.loss is not None:
         loss, aux = objective.loss(model, weights, collections, batch, key, state)
         if clash := RESERVED & set(aux.metrics):
-            raise ValueError(f"objective: a metric of {objective.name!r} is called "
-                             f"{clash.pop()!r}, as one of every update")  # fmt: skip
+            raise ValueError(
+                f"objective: a metric of {objective.name!r} is called "
+                f"{clash.pop()!r}, as one of every update"
+            )
     else:
         batch = elsewhere(model, objective, weights, collections, batch, key, state)
         key_forward, key_likelihood = jax.random.split(key)
@@ -116,8 +118,10 @@ def per_example(
       ValueError: there are no labels.
     """
     if "y" not in batch:
-        raise ValueError(f"objective: {objective.name!r} needs labels, an entry 'y' of the batch, "
-                         "which has " + ", ".join(map(repr, sorted(batch))))  # fmt: skip
+        raise ValueError(
+            f"objective: {objective.name!r} needs labels, an entry 'y' of the batch, "
+            "which has " + ", ".join(map(repr, sorted(batch)))
+        )
     nll = likelihood.nll(latent, batch["y"], key)
     if objective.latents is None:
         return nll, nll

@@ -124,8 +124,10 @@ def particles(
     if sampler is not None and not (separable or sampler.plain):
         raise ValueError("direction: particles that interact sample by 'sgld' alone")
     if sampling and objective.init is not None:
-        raise ValueError(f"objective: {objective.name!r} has parameters of its own, which have no "
-                         "posterior that a sampler could follow")  # fmt: skip
+        raise ValueError(
+            f"objective: {objective.name!r} has parameters of its own, which have no "
+            "posterior that a sampler could follow"
+        )
     if hyper and (sampling or not separable):
         raise ValueError("hyper: particles that interact or sample have one posterior")
     scales = ("prior_scale",) if prior is not None else ()
@@ -139,8 +141,10 @@ def particles(
         made = [init_one(k, x) for k in keys]
         params, collections = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
         if objective.init is not None:
-            own = [objective.init(fold(key, Use.OWN), model, *one, x)
-                   for key, one in zip(keys, made, strict=True)]  # fmt: skip
+            own = [
+                objective.init(fold(key, Use.OWN), model, *one, x)
+                for key, one in zip(keys, made, strict=True)
+            ]
             own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
             params = loss.join(objective, params, own)
         state = State(
@@ -199,9 +203,12 @@ def particles(
             (state.params, state.collections, state.opt_state, state.slow),
         )
         new = state.replace(
-            step=state.step + 1, params=params, collections=collections, opt_state=opt_state,
+            step=state.step + 1,
+            params=params,
+            collections=collections,
+            opt_state=opt_state,
             slow=slow,
-        )  # fmt: skip
+        )
         return (samples.take(new, collect) if collect else new), metrics
 
     def predict(state: State, x: jax.Array, mask: jax.Array | None = None) -> Latent:

@@ -65,11 +65,15 @@ def mean_teacher(
     ) -> tuple[jax.Array, Aux]:
         likelihood = model.likelihood
         if (log_probs := likelihood.log_probs) is None:
-            raise ValueError("objective: 'mean_teacher' compares probabilities of classes, which "
-                             "this likelihood has not")  # fmt: skip
+            raise ValueError(
+                "objective: 'mean_teacher' compares probabilities of classes, which "
+                "this likelihood has not"
+            )
         if stream is not None and stream not in batch:
-            raise ValueError(f"objective.stream: {stream!r} is no entry of the batch, which has "
-                             + ", ".join(map(repr, sorted(batch))))  # fmt: skip
+            raise ValueError(
+                f"objective.stream: {stream!r} is no entry of the batch, which has "
+                + ", ".join(map(repr, sorted(batch)))
+            )
         key_forward, key_likelihood = jax.random.split(key)
 
         def noisy(x: jax.Array, use: Use) -> jax.Array:

@@ -78,8 +78,10 @@ def swag(
             )
             deviations = jax.tree.map(
                 lambda D, w, m: jax.lax.dynamic_update_index_in_dim(D, w - m, (n - 1) % rank, 1),
-                path["deviations"], params, mean,
-            )  # fmt: skip
+                path["deviations"],
+                params,
+                mean,
+            )
             return dict(mean=mean, squares=squares, deviations=deviations)
 
         path = jax.lax.cond(training.step % every == 0, add, lambda path: path, path)

@@ -142,11 +142,15 @@ def interacting(
         raise ValueError("weight_kernel: for space='functional_repulsion' only")
     weight_kernel = weight_kernel or kernel
     if kernel.features is not None and (not in_function_space or values != "probabilities"):
-        raise ValueError("kernel: this one compares probabilities; set values='probabilities' and "
-                         "a space of functions, not 'weights'")  # fmt: skip
+        raise ValueError(
+            "kernel: this one compares probabilities; set values='probabilities' and "
+            "a space of functions, not 'weights'"
+        )
     if space == "functional_repulsion" and weight_kernel.features is not None:
-        raise ValueError("weight_kernel: 'functional_repulsion' compares weights too, and this "
-                         "kernel compares probabilities; give another")  # fmt: skip
+        raise ValueError(
+            "weight_kernel: 'functional_repulsion' compares weights too, and this "
+            "kernel compares probabilities; give another"
+        )
     if function_prior:
         if function_prior < 2:
             raise ValueError(f"function_prior: {function_prior} draws; at least 2, or 0")
@@ -209,8 +213,11 @@ def interacting(
             return (latent, auxiliary), new
 
         def pullback(x: Batch, y: Batch):
-            return jax.vjp(lambda params: forward(params, state.collections, both[:, 0], x, y),
-                           state.params, has_aux=True)  # fmt: skip
+            return jax.vjp(
+                lambda params: forward(params, state.collections, both[:, 0], x, y),
+                state.params,
+                has_aux=True,
+            )
 
         def losses(latent: Latent) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             def one(latent, mine, key, slow):
@@ -248,8 +255,10 @@ def interacting(
         one, nothing = jnp.ones_like(auxiliary), jnp.zeros_like(auxiliary)
         if space == "functions":
             if own_examples and A is not None:
-                raise ValueError("space: 'functions' averages dnll/du over particles, but each has "
-                                 "examples of its own; for methods such as 'wgd' only")  # fmt: skip
+                raise ValueError(
+                    "space: 'functions' averages dnll/du over particles, but each has "
+                    "examples of its own; for methods such as 'wgd' only"
+                )
             drive = anneal(sharded.mix(A, du), state.step)
             if not apart:
                 drive = add(drive, force)
