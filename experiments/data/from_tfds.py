@@ -1,7 +1,7 @@
-"""Sets of TensorFlow Datasets, by name.
+"""Data sets of TensorFlow Datasets, by name.
 
-A set that is prepared as array_record is read without TensorFlow; preparing one, or reading one
-that is stored as tfrecord, imports it.
+A set prepared as array_record is read without TensorFlow; preparing a set, or reading tfrecord
+files, imports it.
 """
 
 import difflib
@@ -33,18 +33,18 @@ def tfds(
     """The set `name` of tfds ('cifar10', 'imagenet2012', 'mnist_corrupted/shot_noise', ...).
 
     Args:
-      name: as `tfds.builder` takes it, with configuration and version where wanted.
+      name: as for `tfds.builder`, optionally with configuration and version.
       data_dir: where sets are prepared; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      keys: names of the features that are x and y; by default those of supervised learning. x
-        alone where labels are not used, as in out-of-distribution data. A dict names the features
-        of further entries too: dict(x='image', y='label', group='attribute').
+      keys: names of the features for x and y; by default the set's supervised keys. x alone where
+        labels are not used, as for out-of-distribution data. A dict also names further entries:
+        dict(x='image', y='label', group='attribute').
       resize: the shorter side of an image becomes this long (bilinear) ...
       size: ... and the centre of this side is kept. Needed where images differ in size.
       in_memory: bytes up to which a split becomes an array; a larger one is read at random from
         its array_record files.
 
     Raises:
-      ConfigError: an unknown key, or the set is not prepared and cannot be.
+      ConfigError: an unknown key, or the set is not prepared and cannot be prepared.
     """
     from experiments.data.records import Records
 
@@ -56,8 +56,7 @@ def tfds(
     shape = (size, size, of_x[-1]) if size else of_x
     if None in shape:
         raise ConfigError(
-            f"size: needed, since images of {name} differ in size (resize=256, "
-            "size=224 for instance)"
+            f"size: needed, since images of {name} differ in size; for example resize=256, size=224"
         )
     for entry, feature in features.items():
         if entry not in ("x", "y") and None in (feature.shape or ()):
@@ -66,7 +65,7 @@ def tfds(
                 "entry needs one shape for all examples"
             )
     labels = features.get("y")
-    # Images of 16 bits are PNG files, in which 65,535 is white.
+    # 16-bit images are PNG files, in which 65,535 is white.
     deep = np.dtype(features["x"].np_dtype) == np.uint16
     names = getattr(labels, "names", None)
 
@@ -93,7 +92,7 @@ def tfds(
 
 
 def _features_of(name: str, info: Any, keys: Any) -> dict[str, str]:
-    """The name of each entry to that of its feature, x first.
+    """Maps the name of each entry to the name of its feature, x first.
 
     Raises:
       ConfigError: no x, a name that no entry can have, or no such feature.
@@ -153,7 +152,7 @@ def check_name(name: str, data_dir: str | None, field: str) -> None:
 
 
 def _prepared(name: str, data_dir: str | None) -> Any:
-    """The builder of a set, prepared first if that is needed and possible."""
+    """The builder of a set, which is prepared first if necessary and possible."""
     import tensorflow_datasets as library
 
     try:
@@ -166,7 +165,7 @@ def _prepared(name: str, data_dir: str | None) -> Any:
         return builder
     where = f"{name} is not prepared in {builder.data_dir}"
     if builder.name == "fashion_mnist":
-        where += " (python -m tools.prepare_fashion_mnist makes it from local files)"
+        where += " (python -m tools.prepare_fashion_mnist prepares it from local files)"
     if importlib.util.find_spec("tensorflow") is None:
         raise ConfigError(f"name: {where}, and preparing it needs TensorFlow: {EXTRA}")
     try:

@@ -1,4 +1,4 @@
-"""Which labels or targets examples have: those of some classes, redrawn with noise, or none."""
+"""The labels or targets of examples: selected classes, label noise, or none."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def labelled(
     use: str,
     classes: Sequence[int] | None,
 ) -> Source:
-    """The source with labels or targets, for what they are used (`labels`)."""
+    """The source with its labels or targets, according to their use (`labels`)."""
     label, like_labels = source.name, use == labels.ALIKE and like is not None
     if like_labels and like.task == "unlabelled":
         use, like_labels = labels.OPTIONAL, False
@@ -36,7 +36,7 @@ def labelled(
     if not stored:
         return _without_labels(source, None, 0)
     if like_labels and like.classes is None and dataset.classes == 0:
-        dataset = dataset._replace(classes=None)  # whole numbers may be targets
+        dataset = dataset._replace(classes=None)  # whole numbers may be regression targets
     y = source.y
     k, names = labels.classes_of(label, y, dataset, like, use)
     outputs, entries = k or 1, source.entries
@@ -71,7 +71,7 @@ def _only_classes(
     if not isinstance(classes, Sequence) or isinstance(classes, str) or not classes:
         raise ConfigError(f"classes: {classes!r}; a list of labels is needed")
     if k is None:
-        raise ConfigError(f"classes: {list(classes)}, but there are real-valued targets")
+        raise ConfigError(f"classes: {list(classes)}, but the targets are real-valued")
     if not all(
         type(c) is not bool and isinstance(c, int | np.integer) and 0 <= c < k for c in classes
     ):

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a set, and whether it is finite."""
+"""Mean and standard deviation of a data set, and a check that it is finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +11,16 @@ from uncertainty.build import ConfigError
 
 
 def statistics_of(name: str, x: Any, y: Any, classes: int | None, limits: Range = None) -> tuple:
-    """Mean and standard deviation of x, a feature or channel each, and of regression targets.
+    """Mean and standard deviation of x for each feature or channel, and of regression targets.
 
-    A constant feature has standard deviation 1 here, so that it becomes 0 and not NaN.
+    A constant feature gets standard deviation 1, so that it becomes 0 and not NaN.
 
     Args:
       name: of the split, for messages.
       x: [N, ...] as stored.
       y: labels or targets [N, ...].
       classes: None for regression.
-      limits: the range of images, see `images`; statistics are those of values in [0, 1] then.
+      limits: the range of images, see `images`; statistics are then those of the scaled values.
 
     Returns:
       mean and std of x, each float32 [D] or [C]; those of y, [K], or None for classes.
@@ -75,7 +75,7 @@ def per_example(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | N
 
 
 def compact(value: np.ndarray | None, axes: int) -> list | float | None:
-    """The opposite of `per_example`: without the axes over which it is constant, as a list.
+    """The inverse of `per_example`: a list, without the axes over which the value is constant.
 
     Args:
       value: of the shape of an example, or None.
@@ -93,12 +93,12 @@ def compact(value: np.ndarray | None, axes: int) -> list | float | None:
 def check_finite(
     name: str, batch: Mapping[str, np.ndarray], indices: np.ndarray | None = None
 ) -> None:
-    """Raises ValueError that names the first example with NaN or infinity.
+    """Raises ValueError, naming the first example with NaN or infinity.
 
     Args:
       name: of the set.
       batch: entries of its examples.
-      indices: of these examples in their set; by default their places.
+      indices: of these examples in their set; by default their positions in the batch.
     """
     for key, values in batch.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
