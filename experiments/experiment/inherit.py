@@ -1,4 +1,4 @@
-"""A run that begins with what another one has trained."""
+"""A run that starts from the parameters of another run."""
 
 from typing import Any
 
@@ -17,21 +17,21 @@ from uncertainty.types import Collections, State
 def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> State:
     """The state of a new run with the parameters of another one.
 
-    Collections that both have, hyper-parameters and samples come from there too; what the new run
-    alone has is as it is initialised.
+    Collections that both have, hyper-parameters and samples are taken over too; what only the new
+    run has stays as initialised.
 
     Args:
       start: directory of the other run, for messages.
       old, trained: the other run, and its state.
-      new: the run that begins.
+      new: the new run.
 
     Raises:
-      ConfigError: parameters, positions, hyper-parameters or samples of the two do not fit.
+      ConfigError: parameters, positions, hyper-parameters or samples of the two differ.
     """
     state = new.init()
     _check_parameters(start, _shapes(trained.params), _shapes(state.params))
     grids = [patches_of(e.network, e.source.shape) for e in (old, new)]
-    if grids[0] != grids[1]:  # as many patches, on other sides
+    if grids[0] != grids[1]:  # equally many patches, but another grid
         raise ConfigError(
             "start: position embeddings of {} x {} patches, of which the new config "
             "has {} x {}".format(*grids[0][1:], *grids[1][1:])
@@ -66,7 +66,7 @@ def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> S
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two trees of one structure hold the same numbers."""
+    """Whether two trees of one structure have equal arrays."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(x, y) for x, y in execution.host(list(pairs)))
 
@@ -76,12 +76,12 @@ def _check_parameters(start: Any, there: dict[str, tuple], here: dict[str, tuple
     if different:
         lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
         raise ConfigError(
-            f"start: parameters of {start} that the new config has otherwise:\n" + "\n".join(lines)
+            f"start: parameters of {start} that differ in the new config:\n" + "\n".join(lines)
         )
 
 
 def _joined(mine: Collections, theirs: Collections) -> Collections:
-    """Mine, with what theirs have of the same path and shape."""
+    """`mine`, with the arrays of `theirs` that have the same path and shape."""
     mine, theirs = (flax.traverse_util.flatten_dict(c) for c in (mine, theirs))
     shared = {k: theirs[k] for k in mine if k in theirs and theirs[k].shape == mine[k].shape}
     return flax.traverse_util.unflatten_dict({**mine, **shared})

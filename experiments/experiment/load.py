@@ -1,4 +1,4 @@
-"""The data of a config: what it trains on, validates on, and further streams of batches."""
+"""The data of a config: training and validation data, and further streams."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,10 +22,10 @@ STREAM = ("batch_size", "augment", "labels")  # fields of a stream beside those 
 
 
 def load_data(config: Mapping[str, Any]) -> Data:
-    """All that the training of a config reads.
+    """All data that training reads.
 
     Raises:
-      ConfigError: data, an augmentation, or the two together that cannot be.
+      ConfigError: a wrong spec or augmentation, or an augmentation that does not fit the data.
       ValueError: data that is damaged, empty or not finite.
     """
     section, every = config["data"], config["evaluation"]["every"]
@@ -57,10 +57,10 @@ def load_data(config: Mapping[str, Any]) -> Data:
 def described(
     config: Mapping[str, Any], train: Source, streams: Mapping[str, Source] | None = None
 ) -> Data:
-    """The data of a config that these sources are, or stand for as `read_description` has them."""
+    """The data of a config with these sources, or with their records from `read_description`."""
     section = config["data"]
     fields = section.get("streams") or {}
-    alike = train.with_entries(x=train.x[:0])  # of runs that did not note their streams
+    alike = train.with_entries(x=train.x[:0])  # for older runs without a record of their streams
     return Data(
         train,
         seed=config["seed"],
@@ -87,14 +87,14 @@ def _stream(name: str, spec: Mapping[str, Any], train: Source) -> Source:
         raise ConfigError(f"{field}.batch_size: {size!r}; a whole number from 1 is needed")
     if use not in (labels.UNUSED, labels.ALIKE):
         raise ConfigError(
-            f"{field}.labels: {use!r}; 'unused', for x without y, or 'alike', for "
-            "labels or targets of the model"
+            f"{field}.labels: {use!r}; 'unused' for x alone, or 'alike' for the model's labels "
+            "or targets"
         )
     return load(fields, field, train, use)
 
 
 def _sets(particles: Any, train: Source) -> tuple[Source, ...]:
-    """The data sets that 'sets' of `data.particles` names, each once."""
+    """The data sets in `data.particles.sets`, each once."""
     _, fields = assignment.parse(particles)
     field = "data.particles.sets"
     sets = tuple(
@@ -106,10 +106,10 @@ def _sets(particles: Any, train: Source) -> tuple[Source, ...]:
 
 
 def load_validation(config: Mapping[str, Any], source: Source) -> Source:
-    """What a config validates on.
+    """The validation data of a config.
 
     Raises:
-      ConfigError: there is none, or it is not like the training data.
+      ConfigError: the config has none, or they do not match the training data.
     """
     if not config["data"].get("validation"):
         raise ConfigError("stages: one needs data.validation, and there is none")
@@ -120,8 +120,8 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
     """Traces an update of the particles of `state` with the shapes of a batch.
 
     Raises:
-      ConfigError: what it refuses; an entry that it reads and the batch lacks; a stream that
-        nothing of the new state or the metrics depends on.
+      ConfigError: the update refuses it, reads an entry that the batch lacks, or does not depend on
+        one of the streams.
     """
     batch = data.shapes(state.key.shape[0])
     try:
@@ -137,7 +137,7 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
     except (TypeError, ValueError) as error:
         unlabelled = f"data.train: {data.train.name} has no entry 'y'"
         field = "inference" if "y" in batch else unlabelled
-        hint = "" if data.num_examples else " (data.particles gives particles different ones)"
+        hint = "" if data.num_examples else " (particles differ in it, see data.particles)"
         raise ConfigError(f"{field}: {error}{hint}") from error
     if data.streams:
         used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
@@ -150,14 +150,14 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
         for name in data.streams:
             if not any(path[0] == name for path in read):
                 raise ConfigError(
-                    f"data.streams.{name}: nothing reads it; choose what does, such as "
+                    f"data.streams.{name}: nothing reads it; set what reads it, such as "
                     "inference.direction.context=dict(name='other') for a stream 'context', or "
                     f"unset data.streams.{name}"
                 )
 
 
 def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
-    """Logs what is likely a mistake: test data of another set, a batch larger than the data."""
+    """Warns of likely mistakes: test data of another set, a batch larger than the data."""
     train = config["data"]["train"]
     others = {"data.validation": config["data"].get("validation")}
     for name, spec in config["evaluators"].items():
@@ -166,7 +166,7 @@ def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
         if isinstance(spec, Mapping) and "name" in spec and not same_set(spec, train):
             names = [" ".join(str(s[key]) for key in SET if key in s) for s in (spec, train)]
             logger.warning(
-                "%s reads %s, but data.train %s; %s={'split': '...'} is a part of the "
+                "%s reads %s, but data.train reads %s; set %s={'split': '...'} for a split of the "
                 "training data's set",
                 field,
                 *names,
@@ -176,7 +176,7 @@ def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
             logger.warning("%s: %s", field, why)
     if config["batch_size"] > len(source):
         logger.warning(
-            "batch_size: %d, but %s has %d examples, so a batch has some of them more than once",
+            "batch_size: %d, but %s has %d examples, so batches repeat examples",
             config["batch_size"],
             source.name,
             len(source),

@@ -103,7 +103,7 @@ REFUSED = {  # overrides -> what the message says, in this order
     "head ": (dict(name="heteroscedastic.Heteroscedastic", outputs=8, rank=2,
                    mean=dict(name="sngp.Sngp", curvature="sigmoid")),
               "head.mean.curvature: 'sigmoid'", "'gaussian'"),
-    "likelihood ": ("gaussian", "'gaussian'", "real outcomes", "digits"),
+    "likelihood ": ("gaussian", "'gaussian'", "targets", "digits"),
     "data.train": (dict(name="diabetes"), "evaluators.corruption.name", "for classification"),
     "evaluators.test": (dict(name="regression", data={"name": "digits"}), "for regression"),
     "batch_size ": (60, "batch_size: 60", "8 devices", "56 or 64"),
@@ -327,7 +327,7 @@ def test_what_begins_as_a_dict_or_list_has_to_be_one(text):
 
 def test_names_of_fields_are_text_without_full_stops():
     for text in ("{1: 2}", "{'a': [{'b.c': 1}]}"):
-        with pytest.raises(ConfigError, match=r"config\.data\.train.*is no name of a field"):
+        with pytest.raises(ConfigError, match=r"config\.data\.train.*is not a field name"):
             config_lib.load(DIGITS, {"data.train": text})
 
 

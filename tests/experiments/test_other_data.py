@@ -253,7 +253,7 @@ WRONG_KINDS = {
     "data.train.classes ": ((True, False), "labels must be in"),
     "data.train.mean": ("a", "data.train.mean: 'a'; a number, or one per channel"),
     "data.train.standardise": ("yes", "data.train.standardise: 'yes'; true or false"),
-    "data.train.split": ("train[_%:]", "is not like 'train'"),
+    "data.train.split": ("train[_%:]", "write 'train'"),
 }
 
 

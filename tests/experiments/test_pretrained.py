@@ -358,12 +358,12 @@ def test_one_of_several_particles(trained, caplog):
     for p in (0, 1):
         for particle in begin(particle=p):
             np.testing.assert_array_equal(particle, kernel[p])
-    warning = "2 particles begin with the same parameters"
+    warning = "2 particles start from the same parameters"
     assert warning in caplog.text
     caplog.clear()
     begin(particle=0, keep=("head/",))
     assert warning not in caplog.text
-    with pytest.raises(ConfigError, match=r"pretrained\.particle: .* has 2; which one"):
+    with pytest.raises(ConfigError, match=r"pretrained\.particle: .* has 2 particles"):
         begin()
     with pytest.raises(ConfigError, match=r"pretrained\.particle: 2; .* has 2"):
         begin(particle=2)
@@ -375,7 +375,7 @@ def test_one_of_several_particles(trained, caplog):
     [
         (dict(layout="vitt"), "pretrained.layout: 'vitt'; did you mean 'vit'"),
         (dict(kep=()), "pretrained.kep: no such field .*did you mean 'keep'"),
-        (dict(particle=1), "pretrained.particle: 1; only 'own'"),
+        (dict(particle=1), "pretrained.particle: 1; for layout 'own'"),
         (dict(keep=("hed/",)), "keep: 'hed/' is found in no parameter's path"),
         (dict(rules=(("vit.layernorm.bias", None),)), "backbone/norm/bias .*nothing in the"),
     ],
