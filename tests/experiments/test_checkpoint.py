@@ -210,7 +210,7 @@ def test_a_renamed_directory_is_not_the_step_that_it_is_called(two, tmp_path, ca
     os.rename(workdir / "checkpoints" / "20", workdir / "checkpoints" / "58")
     with caplog.at_level(logging.WARNING, logger="experiments.runtime.checkpoint"):
         assert Checkpoints(workdir).restore(make_state())[1] == 10
-    assert "step 58 is damaged (it is that of step 20, under another name)" in caplog.text
+    assert "step 58 is damaged (it belongs to step 20)" in caplog.text
     os.rename(workdir / "checkpoints" / "10", workdir / "checkpoints" / "58")
     with pytest.raises(DamagedCheckpointError, match="step 58: it is that of step 10"):
         Checkpoints(workdir).restore(make_state())
@@ -245,7 +245,7 @@ def test_a_checkpoint_of_before_is_read(two, tmp_path):
     state, step = checkpoints.restore(make_state())
     assert step == 20 and checkpoints.executed_otherwise(20) == []
     check_step(state, 2)  # as `make_state(2)` has it
-    with pytest.raises(DamagedCheckpointError, match="step 20 is that of step 2, under another"):
+    with pytest.raises(DamagedCheckpointError, match="named 20 belongs to step 2;"):
         check_step(state, step)
 
 

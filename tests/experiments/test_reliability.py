@@ -273,8 +273,8 @@ def test_goes_on_with_other_devices(programs, tmp_path):
         code, output = running.result()
         assert code == 143 and "stopped by SIGTERM" in output, output
         if devices == 1:
-            changed = "mesh.data: 4 -> 1; mesh.particle: 2 -> 1: from here on the same training to "
-            assert f"{changed}rounding, not bit for bit" in output
+            changed = "mesh.data: 4 -> 1; mesh.particle: 2 -> 1: from here on, results are equal "
+            assert f"{changed}up to rounding, not bit for bit" in output
     for result in (
         programs("train", *command(run, fields), devices=8),
         programs("train", *command(alone, fields)),
