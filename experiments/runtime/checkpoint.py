@@ -42,8 +42,8 @@ class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/<step>`.
 
     Args:
-        workdir: the run's directory.
-        keep: how many of the newest checkpoints stay on disk, besides the one being written.
+      workdir: the run's directory.
+      keep: how many of the newest checkpoints stay on disk, besides the one being written.
       read_only: never write, rename or delete anything, for evaluation during training.
       config: of the run, saved in each checkpoint. A checkpoint whose config differs in more than
         `workdir.MAY_CHANGE` counts as damaged. None compares nothing.
@@ -121,17 +121,17 @@ class Checkpoints:
         read only) moved to `workdir/damaged_checkpoints`, so that its step can be saved again.
 
         Args:
-            target: arrays or ShapeDtypeStructs whose shardings place each leaf, whatever the number
-              of devices that saved it. A leaf without a sharding goes to the first device. With
-              `opt_state=()` the optimiser's state is not read.
+          target: arrays or ShapeDtypeStructs whose shardings place each leaf, whatever the number
+            of devices that saved it. A leaf without a sharding goes to the first device. With
+            `opt_state=()` the optimiser's state is not read.
           step: restore only this step.
 
         Returns:
-            The state and its step, or None when nothing has been saved.
+          The state and its step, or None when nothing has been saved.
 
         Raises:
-            ValueError: the checkpoint's leaves differ from those of `target` (the message lists
-              them), or there is no checkpoint for `step`.
+          ValueError: the checkpoint's leaves differ from those of `target` (the message lists
+            them), or there is no checkpoint for `step`.
           DamagedCheckpointError: the checkpoint of `step`, or every checkpoint, is damaged.
         """
         self.wait()

@@ -163,9 +163,7 @@ def _store() -> Any:
     return distributed.global_state.client
 
 
-_calls = (
-    itertools.count()
-)  # all processes synchronise in the same order, so a number identifies a barrier
+_calls = itertools.count()  # processes synchronise in one order: a number identifies a barrier
 
 
 def agree(facts: Mapping[str, str]) -> None:

@@ -56,8 +56,8 @@ class Progress:
     end. A nested Progress is shown below the outer bar, or after its name.
 
     Args:
-        total: the number of steps.
-        name: of the task, such as 'train' or 'job 3 of 10'.
+      total: the number of steps.
+      name: of the task, such as 'train' or 'job 3 of 10'.
       unit: of what is counted, in the singular.
       finished: the finished steps, if `update` counts dispatched ones.
       start: the step at which the loop starts, when it resumes from a checkpoint.

@@ -57,9 +57,9 @@ def open_workdir(
       free_bytes: the free disk space that is needed to start.
 
     Raises:
-        ValueError: the directory belongs to a run with another config; the message shows the old
-          and new value of each field that differs.
-        OSError: it cannot be written, or its disk is (almost) full.
+      ValueError: the directory belongs to a run with another config; the message shows the old
+        and new value of each field that differs.
+      OSError: it cannot be written, or its disk is (almost) full.
     """
     directory = pathlib.Path(path).expanduser().absolute()
     new = jsonable(config)
@@ -122,7 +122,7 @@ def fields(config: Mapping[str, Any], ignore: Sequence[str] = ()) -> dict[str, s
 
     Args:
       config: nested; renamed fields get their new names.
-        ignore: patterns (fnmatch) of names to leave out.
+      ignore: patterns (fnmatch) of names to leave out.
     """
     flat = flatten(renamed(from_jsonable(jsonable(config))))
     return {k: json.dumps(v) for k, v in sorted(flat.items()) if not matches(k, ignore)}

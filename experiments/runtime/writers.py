@@ -34,7 +34,7 @@ class Writer:
     then drops exactly the records that the resumed run will repeat.
 
     Args:
-        workdir: the run's directory, which exists.
+      workdir: the run's directory, which exists.
       start: the step that the run resumes from: records of later steps are dropped, damaged ones
         too. 0 drops all records.
       tensorboard: also write TensorBoard files to `workdir/tensorboard`.
@@ -174,11 +174,11 @@ class Profile:
     """A trace of some steps in `workdir/profile`, for TensorBoard or Perfetto.
 
     Args:
-        workdir: the run's directory.
-        steps: (first, last), both included; () or None traces nothing.
+      workdir: the run's directory.
+      steps: (first, last), both included; () or None traces nothing.
 
     Raises:
-        ValueError: `steps` is not such a pair.
+      ValueError: `steps` is not such a pair.
     """
 
     def __init__(self, workdir: str | os.PathLike, steps: Sequence[int] | None):
