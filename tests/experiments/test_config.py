@@ -165,7 +165,7 @@ COMMANDS = {  # what follows `--config configs/digits/mlp.py --workdir DIR` -> t
     "--config.optimiser.learning_rate=abc": "optimiser.learning_rate: 'abc' is a str; float",
     "--config.optimizer.learning_rate=1": "config.optimizer: no such section; did you mean "
     "'optimiser'?",
-    "--config.steps.more=1": "config.steps: 1000 has no fields such as 'more'",
+    "--config.steps.more=1": "config.steps: 1000 is not a section and has no field 'more'",
     "--config.steps": "'--config.steps': --config.field=value is needed",
     "--config.steps=1e3": "config.steps: 1000.0; a whole number from 1 is needed",
     "--confg.steps=3": "Unknown command line flag 'confg.steps'",
