@@ -382,7 +382,7 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
           backbone=dict(name="mlp.MLP", dense=BOUNDED["dense"])),
      "backbone.dense: gamma 2 replaces it by grouped layers"),
     (dict(likelihood=dict(name="gaussian", noise_std=0.0)),
-     "noise_std: 0, but the head says no variance in training"),
+     "noise_std: 0, but the head predicts no variance in training"),
     (dict(ensemble=dict(name="mc_dropout", size=0, rate=0.1)), "size: 0 members"),
     (dict(head=dict(name="mean_variance.MeanVariance", outputs=K, dense=None)),
      "head.dense: no such field"),
@@ -395,7 +395,7 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(objective=dict(name="label_smoothing", rate=1.0)), "objective: rate: 1.0; at least 0"),
     (dict(objective="likelyhood"), "objective.name: no file 'likelyhood'"),
     (dict(objective=dict(name="mean_teacher", stream="more")),
-     "objective.stream: 'more' is no entry of the batch, which has 'x', 'y'"),
+     "objective.stream: 'more' is not in the batch, which has 'x', 'y'"),
 ]  # fmt: skip
 
 

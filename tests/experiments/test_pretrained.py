@@ -128,7 +128,7 @@ def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
     )
     write_release(tmp_path / "more", tree | {"ema/cls": random(1, 1, 3)}, shards=1)
     small["pretrained"]["path"] = str(tmp_path / "more")
-    with pytest.raises(ConfigError, match=r"ema/cls .* no rule says where it goes"):
+    with pytest.raises(ConfigError, match=r"ema/cls .* no rule matches it"):
         setup(small)
 
 
@@ -376,7 +376,7 @@ def test_one_of_several_particles(trained, caplog):
         (dict(layout="vitt"), "pretrained.layout: 'vitt'; did you mean 'vit'"),
         (dict(kep=()), "pretrained.kep: no such field .*did you mean 'keep'"),
         (dict(particle=1), "pretrained.particle: 1; for layout 'own'"),
-        (dict(keep=("hed/",)), "keep: 'hed/' is found in no parameter's path"),
+        (dict(keep=("hed/",)), "keep: 'hed/' matches no parameter's path"),
         (dict(rules=(("vit.layernorm.bias", None),)), "backbone/norm/bias .*nothing in the"),
     ],
 )
@@ -449,7 +449,7 @@ def test_positions_of_a_grid_that_nobody_tells_are_refused(oblong, tmp_path):
         begun(workdir, 8, 16, grid=(4, 0))
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "data.json").unlink()
-    with pytest.raises(ConfigError, match=r"9 positions do not tell the grid .* give `grid`"):
+    with pytest.raises(ConfigError, match=r"9 positions do not determine .* set `grid`"):
         begun(tmp_path / "run", 8, 16)
     np.testing.assert_array_equal(begun(tmp_path / "run", 8, 16, grid=(2, 4)), x)
     changes = {"data.train.shape": (16, 8, 3)}
