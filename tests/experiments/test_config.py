@@ -380,7 +380,7 @@ def test_a_name_alone_is_no_data_set(tmp_path):
 def test_decay_is_of_rules():
     config = config_lib.plain(config_lib.load(DIGITS, {"optimiser.weight_decay": "0.1"}))
     with pytest.raises(
-        ConfigError, match=r"weight_decay: 0\.1; rules.*such as \[\['\.\*', 0\.1\]\]"
+        ConfigError, match=r"weight_decay: 0\.1; a list of rules.*such as \[\['\.\*', 0\.1\]\]"
     ):
         build.optimiser(config)
     plain = dict(name="adam", learning_rate=0.1)

@@ -200,7 +200,7 @@ def test_one_override_sets_all_data(tmp_path, caplog):
     config.evaluators.test.data = dict(name="digits", split="test", classes=tuple(range(8)))
     with caplog.at_level(logging.WARNING):
         setup(config)
-    assert "evaluators.test.data reads digits, but data.train npz" in caplog.text
+    assert "evaluators.test.data reads digits, but data.train reads npz" in caplog.text
 
 
 def test_label_noise_belongs_to_the_part_that_has_it():

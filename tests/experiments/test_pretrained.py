@@ -95,13 +95,13 @@ def test_a_release_with_a_file_missing_or_without_its_numbers(tmp_path):
     checkpoint = readers.released_vmoe(epath.Path(tmp_path / "release"))
     empty = msgpack_serialize({"__msgpack_array_chunk_a87ca2__": True})
     (tmp_path / "release.data-00001-of-00002").write_bytes(empty)
-    with pytest.raises(ConfigError, match="6 numbers of a/Mlp/kernel are in no file"):
+    with pytest.raises(ConfigError, match="6 values of a/Mlp/kernel are in no file"):
         checkpoint.read({"a/Mlp/kernel"})
     (tmp_path / "release.data-00001-of-00002").unlink()
     with pytest.raises(FileNotFoundError, match="data-00001-of-00002"):
         checkpoint.read({"a/Mlp/kernel"})
     (tmp_path / "release.index").write_bytes(b"nonsense")
-    with pytest.raises(ConfigError, match="is no index of V-MoE"):
+    with pytest.raises(ConfigError, match="is not a valid index of V-MoE"):
         readers.released_vmoe(epath.Path(tmp_path / "release"))
 
 
@@ -142,7 +142,7 @@ def test_an_archive_is_read_back(tmp_path):
     for path in found:
         np.testing.assert_array_equal(found[path], tree[path])
     (tmp_path / "x.npz").write_bytes(b"PK nonsense")
-    with pytest.raises(ConfigError, match=r"x.npz is no \.npz file"):
+    with pytest.raises(ConfigError, match=r"x.npz is not a valid \.npz file"):
         readers.npz(epath.Path(tmp_path / "x.npz"))
 
 
@@ -182,7 +182,9 @@ def test_an_odd_archive_is_named_in_one_line(tmp_path, odd):
     archive(path)
     assert readers.npz(epath.Path(path)).read(["a"])["a"].sum() == 3
     archive(path, **ODD[odd])
-    with pytest.raises(ConfigError, match=r"^pretrained.path: \S*x.npz is no \.npz file: [^\n]*$"):
+    with pytest.raises(
+        ConfigError, match=r"^pretrained.path: \S*x.npz is not a valid \.npz file: [^\n]*$"
+    ):
         readers.npz(epath.Path(path)).read(["a"])
 
 
@@ -193,7 +195,7 @@ INDICES = [{}, {"index": 5, "shard_count": 1}, {"index": {"a": 5}, "shard_count"
 @pytest.mark.parametrize("index", INDICES, ids=range(len(INDICES)))
 def test_an_odd_index_is_named_in_one_line(tmp_path, index):
     (tmp_path / "release.index").write_bytes(msgpack.packb(index, use_bin_type=True))
-    with pytest.raises(ConfigError, match=r"release.index is no index of V-MoE: [^\n]*$"):
+    with pytest.raises(ConfigError, match=r"release.index is not a valid index of V-MoE: [^\n]*$"):
         readers.released_vmoe(epath.Path(tmp_path / "release"))
 
 

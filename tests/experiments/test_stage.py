@@ -348,7 +348,7 @@ def test_a_stage_that_another_version_left_half_finished_begins_again(sngp, tmp_
     with contextlib.closing(half):
         half.save(3, state)  # no carry
     stage.run(experiment, tmp_path)
-    assert "stage laplace begins again" in caplog.text
+    assert "stage laplace starts from its first step" in caplog.text
     np.testing.assert_array_equal(factors(experiment, tmp_path), factors(experiment, workdir))
 
 
