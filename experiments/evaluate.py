@@ -297,7 +297,7 @@ if __name__ == "__main__":
     WORKDIR = flags.DEFINE_multi_string(
         "workdir",
         None,
-        "The directory of a trained run; repeat it to evaluate several as one ensemble.",
+        "The directory of a trained run; several are one ensemble",
     )
     DATA = flags.DEFINE_string("data", None, "Other data: NAME[:SPLIT] or a dict of its fields.")
     NAME = flags.DEFINE_string("name", None, "The folder below WORKDIR/evaluation for the results.")

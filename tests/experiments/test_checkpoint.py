@@ -336,7 +336,7 @@ def test_another_model_is_named_leaf_by_leaf_and_is_not_damage(two):
     assert Checkpoints(two).steps() == [10, 20]
     half = make_state()
     half = half.replace(params=jax.tree.map(lambda a: a.astype(jnp.bfloat16), half.params))
-    with pytest.raises(ValueError, match=r"saved float32\[8,6,12\], wanted bfloat16\[8,6,12\]"):
+    with pytest.raises(ValueError, match=r"saved float32\[8,6,12\], expected bfloat16\[8,6,12\]"):
         Checkpoints(two).restore(half)
 
 
