@@ -242,7 +242,7 @@ def test_the_cycles_of_samples_are_those_of_the_rate(total, cycles, warmup):
         (lambda: samplers.psgld(adapt_steps=0), "adapt_steps: 0"),
         (lambda: optimisers.optimiser(samplers.sgld(), 0.1, clip=1.0), "clip: 1.0; it"),
         (lambda: optimisers.optimiser(samplers.sgld(), 0.1, weight_decay=((".*", 1.0),)),
-         "weight_decay: .* a sampler"),
+         "weight_decay: .* the sampler"),
         (lambda: chains(samplers.sgld(), 0.1, num_examples=None, prior=None), "num_examples"),
         (lambda: chains(samplers.sgld(), 0.1, direction=wgd.wgd), "direction: .*no diffusion"),
         (lambda: chains(samplers.sghmc(), 0.1, direction=svgd.svgd), "'sgld' is the only"),
@@ -250,7 +250,7 @@ def test_the_cycles_of_samples_are_those_of_the_rate(total, cycles, warmup):
             svgd.svgd, kernel=linear.linear)), "direction: .*no diffusion"),
         (lambda: particles(linear_regression(D, NOISE), optimisers.optimiser(
             samplers.sgld(), 0.1, l2=((".*", 1.0),)), num_examples=N, direction=svgd.svgd),
-         r"optimiser\.l2: changes the posterior that direction states"),
+         r"optimiser\.l2: changes the posterior that direction defines"),
         (lambda: chains(samplers.sgld(), 0.1, hyper=dict(learning_rate=[1.0])), "hyper: "),
         (lambda: chains(samplers.sgld(), 0.1, likelihood_temperature=0.0), "likelihood_temp"),
     ],
