@@ -317,9 +317,9 @@ def test_parts_that_declare_nothing_are_refused():
 
     likelihood = build.model(config_of("mlp", "single", "dense", "particles")).likelihood
     network = build.network(config_of("mlp", "single", "dense", "particles"))
-    with pytest.raises(ValueError, match=r"backbone: Plain is no `types\.Backbone`"):
+    with pytest.raises(ValueError, match=r"backbone: Plain does not derive from `types\.Backbone`"):
         from_network(network.clone(backbone=Plain()), likelihood)
-    with pytest.raises(ValueError, match=r"head: Plain is no `types\.Head`"):
+    with pytest.raises(ValueError, match=r"head: Plain does not derive from `types\.Head`"):
         from_network(network.clone(head=Plain()), likelihood)
     model = from_network(Plain(), likelihood)  # a network by itself need not declare anything
     assert not (model.monitors or model.batch_dependent or model.sharding or model.variational)
@@ -386,7 +386,7 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(ensemble=dict(name="mc_dropout", size=0, rate=0.1)), "size: 0 members"),
     (dict(head=dict(name="mean_variance.MeanVariance", outputs=K, dense=None)),
      "head.dense: no such field"),
-    (dict(ensemble=dict(name="e3", size=2)), "e3 needs experts, and this MLP has none"),
+    (dict(ensemble=dict(name="e3", size=2)), "e3 needs experts, but this MLP has none"),
     (dict(ensemble=dict(name="e3", size=3), backbone=BACKBONES["vmoe"]),
      "num_experts: 4 is not divisible by 3 members"),
     (dict(backbone=BACKBONES["vmoe"] | dict(expert_blocks="last 2")), "none of 1 blocks"),
