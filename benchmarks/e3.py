@@ -46,9 +46,10 @@ def config(side: str, capacity: float) -> dict[str, Any]:
     experts = dict(
         name="experts.MoE",
         num_experts=E,
-        router=dict(name="routers.TopK", k=2 if side.endswith("2") else 1,
-                    capacity_factor=capacity),
-    )  # fmt: skip
+        router=dict(
+            name="routers.TopK", k=2 if side.endswith("2") else 1, capacity_factor=capacity
+        ),
+    )
     dense = "ViT" in side
     return dict(
         backbone=VIT if dense else VIT | dict(experts=experts, expert_blocks="last 2"),

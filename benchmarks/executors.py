@@ -48,7 +48,7 @@ MODELS = {
     "ResNet-8": (dict(name="resnet.ResNet", depth=8), 32),
     "ViT tiny 2 x 32": (dict(name="vit.ViT", variant="tiny"), 64),
     "ViT 4 x 64": (dict(name="vit.ViT", variant="tiny", depth=4, width=64, mlp_dim=256), 64),
-}  # fmt: skip
+}
 
 
 def config(model: str, executor: str, size: int) -> dict[str, Any]:

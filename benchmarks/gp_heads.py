@@ -114,11 +114,12 @@ def training(arguments: argparse.Namespace) -> dict[str, Any]:
         job=f"training step, WRN-{arguments.depth}-{arguments.width}, batch {B}",
         seconds=seconds,
         ratios=over(seconds, "dense"),
-        ratios_of_the_head=over({k: v for k, v in seconds.items() if k != "dense"},
-                                "dense, spectral norm"),
+        ratios_of_the_head=over(
+            {k: v for k, v in seconds.items() if k != "dense"}, "dense, spectral norm"
+        ),
         targets=targets,
         compile_seconds=compiled,
-    )  # fmt: skip
+    )
 
 
 def prediction(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -174,9 +175,9 @@ def fitted(head: Any, h: jax.Array) -> Any:
     if isinstance(head, Dense):
         return variables
     for collection in ("moments", "precision"):
-        _, changed = jax.jit(
-            functools.partial(head.apply, train=False, mutable=[collection])
-        )(variables, h)  # fmt: skip
+        _, changed = jax.jit(functools.partial(head.apply, train=False, mutable=[collection]))(
+            variables, h
+        )
         variables |= changed
     del variables["moments"]
     return variables

@@ -132,11 +132,9 @@ def main() -> None:
     sides = {
         "training: ours, momentum": block(lambda: momentum.steps(steps), steps),
         "training: ours, exact": block(lambda: exact.steps(steps), steps),
-        "covariance: ours": block(
-            lambda: [inverse_factor(moments) for _ in range(steps)], steps
-        ),
+        "covariance: ours": block(lambda: [inverse_factor(moments) for _ in range(steps)], steps),
         "variance: ours": block(lambda: [quadratic(asked, factor) for _ in range(steps)], steps),
-    }  # fmt: skip
+    }
     threads = arguments.threads
     with tempfile.TemporaryDirectory() as folder:
         file = str(pathlib.Path(folder) / "arrays.npz")

@@ -29,8 +29,14 @@ from experiments.runtime import writers
 FIRST_STEP = "first step"  # what the train loop logs once that step is done
 TARGETS = {"import experiments.train": 3.0, "first step": 10.0}
 DEPENDENCIES = "import flax.linen, jax, optax, orbax.checkpoint, rich.progress"
-TRAIN = ("-m", "experiments.train", "--config=configs/digits/mlp.py:size=10", "--config.steps=100",
-         "--noevaluate", "--workdir")  # fmt: skip
+TRAIN = (
+    "-m",
+    "experiments.train",
+    "--config=configs/digits/mlp.py:size=10",
+    "--config.steps=100",
+    "--noevaluate",
+    "--workdir",
+)
 
 
 def imports(python: str, statement: str) -> tuple[float, float]:

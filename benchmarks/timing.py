@@ -77,8 +77,18 @@ def over(seconds: Seconds, base: str) -> Seconds:
 
 def show(record: dict[str, Any]) -> None:
     table = Table(title=record["job"], caption="ms; ratios and targets are of times")
-    for title in ("", "wall min", "median", "CPU min", "median", "ratio wall", "median", "CPU",
-                  "median", "target"):  # fmt: skip
+    for title in (
+        "",
+        "wall min",
+        "median",
+        "CPU min",
+        "median",
+        "ratio wall",
+        "median",
+        "CPU",
+        "median",
+        "target",
+    ):
         table.add_column(title, justify="right" if title else "left")
     clocks = ("wall", "wall_median", "cpu", "cpu_median")
     for side, values in record["seconds"].items():

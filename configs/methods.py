@@ -1,4 +1,4 @@
-"""What a config changes from a deterministic network to HET, SNGP and HetSNGP."""
+"""Changes a config from a deterministic network to HET, SNGP or HetSNGP."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def set_method(
 
     Args:
       config: changed in place.
-      method: 'deterministic' leaves it as it is.
+      method: 'deterministic' changes nothing.
       sngp: fields of `sngp.Sngp`.
       het: fields of `heteroscedastic.Heteroscedastic`.
       bound: of the spectral norm of the backbone's `layers` under a GP; None for plain layers.

@@ -1,8 +1,8 @@
-"""Published numbers that the tables stand beside, each with its source.
+"""Published numbers for the tables, each with its source.
 
-table -> row -> metric -> (value in the unit it was printed in, source). What a source leaves out
-is left out here, and its cell stays empty. So are its numbers on corrupted images, which are those
-of CIFAR-10-C and ImageNet-C: ours are corrupted otherwise (`experiments/data/corruptions.py`).
+table -> row -> metric -> (value in the printed unit, source). Cells without a published number stay
+empty. Numbers on corrupted images are left out: they are those of CIFAR-10-C and ImageNet-C, which
+differ from our corruptions (`experiments/data/corruptions.py`).
 """
 
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""Programs: data, disk and devices around the pure library `uncertainty`."""
+"""Programs, and their data, files and devices, around the pure library `uncertainty`."""

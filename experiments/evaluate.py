@@ -6,9 +6,9 @@
         --data '{"name": "idx", "path": "mnist", "split": "test"}'
     python -m experiments.evaluate --workdir runs/seed0 --workdir runs/seed1 --predictions
 
-Several workdirs are one ensemble of all their members, with the evaluators of the first, where the
-results go too. `--predictions` writes what members predict for each data set as files for other
-libraries (`experiment/exported.py`).
+Several workdirs are evaluated as one ensemble of all their members, by the evaluators of the first;
+the results go to the first workdir too. `--predictions` also writes the members' predictions for
+each data set, as files for other libraries (`experiment/exported.py`).
 """
 
 import logging
@@ -62,15 +62,16 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Runs every evaluator on the newest checkpoint and writes `evaluation/<name>/`.
 
-    An evaluator that fails (its data is missing, say) is reported and does not stop the others.
+    An evaluator that fails, for example because its data are missing, is reported and does not stop
+    the others.
 
     Args:
       experiment, workdir: of the run.
       specs: of evaluators; by default those of the config.
       name: of the folder.
       show: whether to print the metrics.
-      others: by their workdirs, further runs whose members join those of this one; costs are sums.
-      predictions: whether to write what members predict for each data set, `exported.export`.
+      others: workdir -> further run, whose members join those of this one; costs are summed.
+      predictions: whether to write the members' predictions for each data set, see `exported`.
 
     Returns:
       The metrics, and the reason for each evaluator that failed.
@@ -109,7 +110,7 @@ def evaluate(
             from experiments.reports.tables import print_metrics
 
             print_sets(sets, step)
-            print_metrics(metrics)  # first: what cannot be saved is seen at least
+            print_metrics(metrics)  # printed before they are saved, which may fail
         write_results(folder, metrics, arrays, sets, members)
     if predictions:
         from experiments.experiment.exported import export_all
@@ -121,7 +122,7 @@ def evaluate(
 def run_all(
     built: Mapping[str, evaluators.Evaluator], predict: "Predictor", title: str
 ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, str]]:
-    """Numbers and arrays of all evaluators, and why some of them failed."""
+    """Numbers and arrays of all evaluators, and the reasons of those that failed."""
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     failures: dict[str, str] = {}
@@ -137,10 +138,10 @@ def run_all(
 
 
 def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
-    """The newest state, after the stages where the config has some, and its step.
+    """The newest state, after the config's stages, and its step.
 
     Raises:
-      ConfigError: there is none, or the stages have not seen the newest checkpoint.
+      ConfigError: there is no checkpoint, or the stages have not run on the newest one.
     """
     trained = Checkpoints(workdir, read_only=True, config=of_training(experiment.config))
     if trained.latest_step() is None:
@@ -152,7 +153,7 @@ def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
     after = Checkpoints(workdir / "stages", read_only=True, config=experiment.config)
     if after.latest_step() != trained.latest_step():
         raise ConfigError(
-            f"workdir: the stages of {workdir} have not run at step {trained.latest_step()}; "
+            f"workdir: the stages of {workdir} have not run at step {trained.latest_step()}; run "
             f"python -m experiments.stage --workdir {workdir}"
         )
     return after.restore(experiment.final_shapes)
@@ -161,10 +162,10 @@ def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
 def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[str, float]:
     """Parameters; seconds of training, and milliseconds for each example (median over records).
 
-    What the records lack, as where a run has a single step, is left out.
+    Costs that the records lack, as after a single step, are left out.
 
     Raises:
-      ValueError: they are damaged.
+      ValueError: the records are damaged.
     """
     costs = {"cost/parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
     records = writers.read_metrics(workdir / writers.METRICS)
@@ -177,12 +178,12 @@ def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[st
 
 
 def sums(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of several runs; what one of them lacks is left out."""
+    """The summed costs of several runs, without those that a run lacks."""
     return {k: sum(one[k] for one in costs) for k in costs[0] if all(k in one for one in costs)}
 
 
 def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | None:
-    """state -> metrics on `data.validation`, or None where the config asks for none."""
+    """state -> metrics on `data.validation`, or None if the config asks for none."""
 
     from experiments.prediction.predictor import Predictor
 
@@ -204,19 +205,19 @@ def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | 
 
 
 def report(failures: Mapping[str, str]) -> None:
-    """Raises ValueError where an evaluator failed, so that the program's exit status tells it."""
+    """Raises ValueError if an evaluator failed, so that the program exits with an error."""
     if failures:
         raise ValueError(f"{len(failures)} failed: " + "; ".join(map(": ".join, failures.items())))
 
 
 def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
-    """`NAME`, `NAME:SPLIT`, or a dict in Python or JSON syntax.
+    """The spec for `NAME`, `NAME:SPLIT`, or a dict in Python or JSON syntax.
 
-    A name alone that is that of the training data, and a dict that has a split and no name, stand
-    for the training data with its other fields, such as the classes it is restricted to, too.
+    The name of the training data alone, or a dict with a split and no name, keeps the other fields
+    of the training data, such as its selected classes.
 
     Raises:
-      ConfigError: neither of these.
+      ConfigError: any other form.
     """
     if text.lstrip().startswith("{"):
         spec = config_lib.value_of(text, "--data")
@@ -234,10 +235,10 @@ def open_run(workdir: str | pathlib.Path, examples: bool = False) -> Experiment:
 
     Args:
       workdir: of the run.
-      examples: whether to read the training data, and not only what was noted of them.
+      examples: whether to read the training data, rather than their record in the workdir alone.
 
     Raises:
-      ValueError: its files are damaged; it names the one.
+      ValueError: a file of the workdir is damaged; the message names it.
     """
     config, file = read_config(workdir), pathlib.Path(workdir) / CONFIG
     noted = None if examples else read_description(workdir)
@@ -245,13 +246,15 @@ def open_run(workdir: str | pathlib.Path, examples: bool = False) -> Experiment:
         config_lib.check(config)
         return setup(on_these_devices(config), noted, evaluated=False)
     except (TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ConfigError(f"{file}: not a config that anything is made of: {error!r}") from error
+        raise ConfigError(
+            f"{file}: no experiment can be built from this config: {error!r}"
+        ) from error
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 
 
 def on_these_devices(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with a mesh of as many of the devices here as share the batches equally."""
+    """The config with a mesh of the most devices here that divide the batches."""
     parts = config["inference"].get("accumulate", 1)
     streams = (config["data"].get("streams") or {}).values()
     sizes = [config["batch_size"], *(s.get("batch_size", config["batch_size"]) for s in streams)]
@@ -294,12 +297,14 @@ if __name__ == "__main__":
     from experiments.runtime import program
 
     WORKDIR = flags.DEFINE_multi_string(
-        "workdir", None, "The directory of a trained run; of several, one ensemble."
+        "workdir",
+        None,
+        "The directory of a trained run; several are one ensemble",
     )
     DATA = flags.DEFINE_string("data", None, "Other data: NAME[:SPLIT] or a dict of its fields.")
-    NAME = flags.DEFINE_string("name", None, "Where under evaluation/ the results go.")
+    NAME = flags.DEFINE_string("name", None, "The folder below WORKDIR/evaluation for the results.")
     PREDICTIONS = flags.DEFINE_bool(
-        "predictions", False, "Write what members predict as NumPy archives."
+        "predictions", False, "Also write the members' predictions, as NumPy archives."
     )
     flags.mark_flags_as_required(["workdir"])
     program.run(main)

@@ -1,4 +1,4 @@
-"""The main job on data that scikit-learn carries: one network against a deep ensemble of ten.
+"""The main experiment on data of scikit-learn: one network against a deep ensemble of ten.
 
 make quickstart        (python -m experiments.quickstart)
 """
@@ -19,7 +19,7 @@ WORKDIR = pathlib.Path("runs/quickstart")
 
 NEXT = """
 Report: {report}
-Finished in {seconds:.0f} s. Run again, it takes up what is done already.
+Finished in {seconds:.0f} s. Finished cells are not run again.
 
 Next, after `source .venv/bin/activate`:
   python -m experiments.train --config configs/digits/mlp.py:size=5 --workdir runs/five \\

@@ -3,9 +3,9 @@
     python -m experiments.report runs/single runs/ensemble --output report.html
     python -m experiments.report Single=runs/a/seed_0 Single=runs/a/seed_1 Ensemble=runs/b
 
-Runs that share a label are seeds of one method: tables show their mean and standard error. No best
-is marked across runs that were evaluated on different data, and regression and classification have
-a table each. A run that cannot be read is reported and left out; the exit status is then 1.
+Runs that share a label are seeds of one method: tables show their mean and standard error. The best
+value is not marked across runs that were evaluated on different data. Regression and classification
+have separate tables. A run that cannot be read is reported and left out; the exit status is then 1.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 
 def parse(argument: str) -> dict[str, str]:
-    """'LABEL=WORKDIR' or 'WORKDIR', as arguments of `load_run`. A directory's name may hold '='."""
+    """'LABEL=WORKDIR' or 'WORKDIR', as arguments of `load_run`. WORKDIR may contain '='."""
     label, equals, workdir = argument.partition("=")
     if not equals or pathlib.Path(argument).is_dir():
         return {"workdir": argument}
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]WORKDIR", help="finished runs")
     parser.add_argument("--output", default="report.html", help="default: %(default)s")
     parser.add_argument("--title", default="Report", help="default: %(default)s")
-    parser.add_argument("--name", default="test", help="of the evaluation; default: %(default)s")
+    parser.add_argument("--name", default="test", help="the evaluation; default: %(default)s")
     options = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "experiments.report", *words])

@@ -1,4 +1,4 @@
-"""Reproduces a table: runs every row and seed, and prints ours beside the published numbers.
+"""Reproduces a table: runs every row and seed, and prints the results beside published numbers.
 
     python -m experiments.reproduce digits
     python -m experiments.reproduce small_images --rows 'Fashion' --seeds 0,1 \\
@@ -7,20 +7,21 @@
     python -m experiments.reproduce digits --set steps=100
     python -m experiments.reproduce digits --check
 
-Tables are the files of `configs/tables`. A cell (row and seed) that is done is a line of
-`results/<table>/runs.jsonl` and is read, not run again: where results come with the project, all
-may be. So an interrupted command is resumed by repeating it, and cells may come from several
-machines. `--fresh` runs every cell anew, in `runs/<table>/fresh/<n>`; each record stays until the
-new one takes its place, and the same command resumes an interrupted round. Settings that change
-numbers make another table, in a folder of its own: `results/<table>/<settings>`.
+Tables are the files of `configs/tables`. A finished cell (row and seed) is a line of
+`results/<table>/runs.jsonl`, which is read instead of running the cell again; the project comes
+with many finished cells. So repeating an interrupted command resumes it, and cells may come from
+several machines. `--fresh` runs every cell again, in `runs/<table>/fresh/<n>`; each record is
+replaced when its new run is finished, and the same command resumes an interrupted round. Settings
+that change results make another table, in its own folder: `results/<table>/<settings>`.
 
-`--check` runs the cells in `runs/check` and compares them with the table's records, which stay as
-they are; the exit status is 1 if a number is not within its errors (experiments/tables/check.py
-says how that is decided). It takes `--rows` and `--seeds`, but no setting that changes numbers.
+`--check` runs the cells in `runs/check` and compares them with the table's records, which are not
+changed; the exit status is 1 if a number differs by more than its errors
+(experiments/tables/check.py has the test). It takes `--rows` and `--seeds`, but no setting that
+changes results.
 
 A cell that fails is reported and does not stop the others; the exit status is then 1. The table's
-files change with the records alone. A cell some of whose evaluators failed, for want of data say,
-is evaluated again once their fields have changed.
+files change only if its records do. A cell in which evaluators failed, for example without their
+data, is evaluated again once the fields of those evaluators have changed.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     read = f"{made.read} read from {cells.records.path}"
-    advice = "; --fresh runs all anew" * (made.read > 0 and not args.fresh)
+    advice = "; --fresh runs all again" * (made.read > 0 and not args.fresh)
     print(f"cells:  {read}, {made.ran} run, {made.failed()} failed{advice}")
     print(f"table:  {cells.results}/table.md, .tex, .json")
     if report:
@@ -86,24 +87,24 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     runs, results = project.default("runs"), project.default("results")
     add = parser.add_argument
     add("table", help="a file of configs/tables")
-    add("--rows", default="", help="run only the rows that this regex finds")
-    add("--seeds", type=seeds_of, help="run only these, such as 0,1,2")
-    text = "a config field, in every row"
+    add("--rows", default="", help="run only rows that match this regex")
+    add("--seeds", type=seeds_of, help="run only these seeds, such as 0,1,2")
+    text = "sets a config field in every row"
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
-    add("--fresh", action="store_true", help="run all cells anew, none is read")
-    text = "whether numbers made here are within the errors of the table's; status 1 if not"
+    add("--fresh", action="store_true", help="run all cells again")
+    text = "check that results here agree with the table's within errors; status 1 if not"
     add("--check", action="store_true", help=text)
-    add("--no-report", action="store_true", help="write the table alone, without the HTML page")
+    add("--no-report", action="store_true", help="write no HTML page")
     add("--workdir", default=runs, help=f"where the runs go (default: {runs})")
     add("--results", default=results, help=f"where the table goes (default: {results})")
     add("--isolate", action="store_true", help="each cell in its own process")
-    add("--cell", help=argparse.SUPPRESS)  # where to leave the reason of a failure
-    add("--round", help=argparse.SUPPRESS)  # where a round of --fresh is
+    add("--cell", help=argparse.SUPPRESS)  # file for the reason of a failure
+    add("--round", help=argparse.SUPPRESS)  # folder of a round of --fresh
     return parser.parse_args(argv)
 
 
 def run(cells: Cells, args: argparse.Namespace) -> Outcome:
-    """Runs the cells that the arguments ask for."""
+    """Runs the selected cells."""
     if args.fresh:
         cells.begin_round()
     logger.info("results go to %s, runs to %s", cells.results, cells.round or cells.workdir)
@@ -119,10 +120,10 @@ def run(cells: Cells, args: argparse.Namespace) -> Outcome:
 
 
 def run_check(committed: Cells, args: argparse.Namespace) -> int:
-    """Runs cells in a place of their own and compares them with the table's records.
+    """Runs cells in a separate folder and compares them with the table's records.
 
     Raises:
-      ConfigError: a setting changes numbers, or none of the rows has a record.
+      ConfigError: a setting changes results, or none of the rows has a record.
     """
     if committed.variant:
         settings = ", ".join(f"{name}={value}" for name, value in committed.overrides.items())
@@ -152,7 +153,7 @@ def run_check(committed: Cells, args: argparse.Namespace) -> int:
 
 
 def run_cell(cells: Cells, args: argparse.Namespace) -> int:
-    """Runs the one cell of `--rows` and `--seeds`; why it failed goes to the file `--cell`."""
+    """Runs the one cell of `--rows` and `--seeds`; a failure goes to the file `--cell`."""
     (row,) = [r for r in cells.table["rows"] if re.search(args.rows, name_of(r))]
     try:
         cells.run(row, *args.seeds)

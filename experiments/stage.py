@@ -1,12 +1,12 @@
-"""What follows training: passes over the training data that add to the last checkpoint.
+"""Runs the stages after training, such as passes over the training data, on the last checkpoint.
 
     python -m experiments.stage --workdir runs/sngp
     python -m experiments.stage --start runs/mlp --workdir runs/laplace \\
         --config.head.name=laplace.Laplace --config.stages='[{"name": "laplace"}]'
 
-The first runs the `stages` of a run's config, as training does at its end, and leaves the result in
-`WORKDIR/stages`. The second makes a new run from the parameters of another, whose config it takes
-with the given changes.
+The first command runs the `stages` of a run's config, as training does at its end, and writes the
+result to `WORKDIR/stages`. The second makes a new run from the parameters of another one, with its
+config and the given changes.
 """
 
 import contextlib
@@ -41,15 +41,15 @@ from uncertainty.types import Batch, Metrics, Stage, State
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "stages"  # of a workdir, with checkpoints of its own
+FOLDER = "stages"  # in a workdir, with its own checkpoints
 
 
 def run(experiment: Experiment, workdir: str | pathlib.Path) -> None:
-    """Runs the stages of an experiment on its newest checkpoint, unless that is done.
+    """Runs the stages of an experiment on its newest checkpoint, unless they are done.
 
     Raises:
       ConfigError: there is no checkpoint.
-      BlockingIOError: a training holds the workdir.
+      BlockingIOError: a training run has locked the workdir.
       ParticleFault: with `on_fault='stop'`, a step of a stage that trains was not finite.
       Interrupted: SIGTERM or SIGINT came; the stage saves first.
     """
@@ -69,7 +69,7 @@ def _run(experiment: Experiment, workdir: pathlib.Path, stop: Stop) -> None:
         except DamagedCheckpointError as error:
             logger.warning("%s; its stages run again", error)
             shutil.rmtree(results.directory / str(step))
-    # Nothing after training needs the state of its optimiser.
+    # Stages do not need the state of the optimiser.
     restored = trained.restore(experiment.shapes.replace(opt_state=()))
     if restored is None:
         raise ConfigError(f"workdir: {workdir} has no checkpoint for its stages to start from")
@@ -102,15 +102,15 @@ def run_stage(
 
     Args:
       experiment: of the run.
-      name, stage: what is to be run.
-      state: before it.
-      before: steps of training that came before, for the order of the examples and the records.
+      name, stage: to run.
+      state: before the stage.
+      before: previous steps of training, for the order of the examples and the records.
       workdir: of the records.
-      half: where the stage saves its checkpoints, and resumes from.
+      half: the folder of checkpoints within the stage, to resume from.
       stop: whether the process was asked to stop.
 
     Raises:
-      Interrupted: it was.
+      Interrupted: the process was asked to stop.
       ParticleFault: with `on_fault='stop'`, a step of a stage that trains was not finite.
     """
     config, mesh = experiment.config, experiment.mesh
@@ -118,19 +118,23 @@ def run_stage(
         jax.jit(execution.on_mesh(fn, mesh, stage.separable))
         for fn in (stage.begin, lambda both, x: stage.finish(*both, x))
     )
-    # Whatever shape the examples have, `begin` and `finish` see one for each device.
+    # `begin` and `finish` get one example for each device.
     x = experiment.example(mesh.shape["data"])
     checkpoints = Checkpoints(half, keep=1, config=config, execution=experiment.rounding())
     both, done = resumed(checkpoints, (state, begin(state, x)), name)
     steps, stream = examples(experiment, stage, before, done)
     with (
         contextlib.closing(
-            writers.Writer(workdir, before + done, prefix=f"{name}/",
-                           tensorboard=config["logging"]["tensorboard"])
+            writers.Writer(
+                workdir,
+                before + done,
+                prefix=f"{name}/",
+                tensorboard=config["logging"]["tensorboard"],
+            )
         ) as writer,
         contextlib.closing(checkpoints),
         stream,
-    ):  # fmt: skip
+    ):
         services = loop.Services(
             stop=stop,
             writer=writer,
@@ -150,11 +154,11 @@ def run_stage(
 
 
 def resumed(checkpoints: Checkpoints, both: tuple[State, Any], name: str) -> tuple[Any, int]:
-    """(State, carry) of the newest checkpoint within a stage and its step, or as they begin."""
+    """(State, carry) of the newest checkpoint within a stage and its step, or the initial ones."""
     try:
         restored = checkpoints.restore(both)
-    except (ValueError, DamagedCheckpointError) as error:  # of another version, say
-        logger.warning("%s\nstage %s begins again", error, name)
+    except (ValueError, DamagedCheckpointError) as error:  # for example of another version
+        logger.warning("%s\nstage %s starts from its first step", error, name)
         if jax.process_index() == 0:
             shutil.rmtree(checkpoints.directory, ignore_errors=True)
         processes.barrier()
@@ -170,7 +174,7 @@ def compiled(experiment: Experiment, stage: Stage) -> Callable[[Any, Batch], tup
 
     def update(both: tuple[State, Any], batch: Batch) -> tuple[Any, Metrics]:
         state, carry, metrics = stage.update(*both, batch)
-        # The state is donated to the next step, so whether a step is done is asked of its metrics.
+        # The state is donated to the next step, so its metrics show whether a step is done.
         return (state, carry), metrics or {"step": state.step + 0}
 
     own = experiment.data.own_examples and bool(stage.steps)
@@ -180,7 +184,7 @@ def compiled(experiment: Experiment, stage: Stage) -> Callable[[Any, Batch], tup
 
 
 def examples(experiment: Experiment, stage: Stage, before: int, done: int) -> tuple[int, Prefetch]:
-    """How many batches a stage sees, and those after the first `done`."""
+    """The number of batches of a stage, and those after the first `done`."""
     config = experiment.config
     if stage.steps:
         ahead = experiment.data.depth(experiment.shapes.key.shape[0])
@@ -192,9 +196,10 @@ def examples(experiment: Experiment, stage: Stage, before: int, done: int) -> tu
 
 
 def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[int, Batch]]:
-    """(i, batch) of passes over all examples from batch `start` on, without augmentation or end.
+    """(i, batch) of endless passes over all examples from batch `start` on, without augmentation.
 
-    The last batch of a pass is what remains; every process holds all of it, as it need not divide.
+    The last batch of a pass may be smaller; every process has all of it, as processes may not
+    divide it.
     """
     share = rows(size, jax.process_index(), jax.process_count())
     put, everywhere = execution.put_batch(mesh), NamedSharding(mesh, PartitionSpec())
@@ -211,11 +216,11 @@ def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[i
 def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: dict) -> Experiment:
     """A new run in `workdir` with the parameters of the run in `start` and a changed config.
 
-    Collections that both have (batch statistics, say) and samples come from `start` too.
+    Collections that both have (such as batch statistics) and samples are taken from `start` too.
 
     Raises:
-      ConfigError: the parameters of the two differ in path or shape, or `workdir` has others;
-        hyper-parameters or samples are not those of `start`.
+      ConfigError: the parameters of the two differ in path or shape, `workdir` has other
+        parameters, or hyper-parameters or samples differ from those of `start`.
     """
     from experiments.experiment.inherit import inherited, same
 
@@ -234,11 +239,11 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
     with locked(workdir), contextlib.closing(saved) as checkpoints:
         former = checkpoints.restore(new.shapes)
         if former is not None and not same(former[0].params, state.params):
-            raise ConfigError(f"workdir: {workdir} has other parameters than {start}; take another")
+            raise ConfigError(f"workdir: {workdir} has other parameters than {start}; use another")
         if jax.process_index() == 0:
             write_description(workdir, new.source, new.data.sources)
             records = pathlib.Path(start) / writers.METRICS
-            if former is None and records.is_file():  # later its stages may have added to them
+            if former is None and records.is_file():  # only now, as stages may add records later
                 shutil.copy(records, workdir / writers.METRICS)
         if former is None:
             checkpoints.save(step, state)
@@ -251,12 +256,13 @@ def main(argv: list[str]) -> None:
     if START.value:
         experiment = begin_from(START.value, WORKDIR.value, changes)
     elif changes:
-        raise ConfigError(f"--config.{next(iter(changes))}: only a new run, with --start, may have "
-                          "another config")  # fmt: skip
+        raise ConfigError(
+            f"--config.{next(iter(changes))}: only a new run, with --start, may have another config"
+        )
     else:
         experiment = evaluate.open_run(WORKDIR.value, examples=True)
     if not experiment.stages:
-        raise ConfigError("config.stages: empty, so nothing is to be done")
+        raise ConfigError("config.stages: empty, so there is nothing to run")
     run(experiment, WORKDIR.value)
     print(f"next: python -m experiments.evaluate --workdir {WORKDIR.value}")
 
@@ -265,6 +271,6 @@ if __name__ == "__main__":
     from experiments.runtime import program
 
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
-    START = flags.DEFINE_string("start", None, "A run to take the parameters of, for a new one.")
+    START = flags.DEFINE_string("start", None, "A run whose parameters a new run starts from.")
     flags.mark_flags_as_required(["workdir"])
     program.run(main)

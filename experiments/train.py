@@ -1,9 +1,9 @@
-"""Training: a config, the experiment that it stands for, the loop, the stages, the evaluation.
+"""Training: builds the experiment of a config, runs the loop and the stages, and evaluates.
 
     python -m experiments.train --config configs/digits/mlp.py:size=10 --workdir runs/ensemble
 
-trains, saves checkpoints, resumes where it was interrupted, and evaluates at the end. A run that is
-told to stop (SIGTERM, SIGINT) saves first and exits with 128 + the number of the signal.
+trains, saves checkpoints, resumes if it was interrupted, and evaluates at the end. On SIGTERM or
+SIGINT it saves first and exits with 128 + the number of the signal.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from experiments.runtime.workdir import MAY_CHANGE, fields, jsonable, locked, op
 logger = logging.getLogger(__name__)
 
 
-# What the processes of one training may have each for itself.
+# Fields that may differ between the processes of one run.
 OWN = ("pretrained.path", "logging.tensorboard", "logging.profile")
 
 
@@ -44,9 +44,8 @@ def train(
 ) -> Experiment:
     """Trains to `config.steps`, from the newest checkpoint of `workdir` if there is one.
 
-    A run that is resumed by the same code, with the same mesh and executor on the same kind of
-    devices, ends with the bits of one that was not interrupted. With others it is the same training
-    to rounding.
+    A run that resumes with the same code, mesh and executor on the same kind of devices ends with
+    the same bits as an uninterrupted run; otherwise it is the same up to rounding.
 
     Args:
       config: of `configs`.
@@ -58,14 +57,14 @@ def train(
       The experiment; its final state is the newest checkpoint.
 
     Raises:
-      ConfigError: before anything is compiled, or written. The processes of one training may also
-        differ: in a field, their data or their code.
-      ParticleFault: with `on_fault='stop'`; what was saved before stays.
+      ConfigError: a wrong config, before anything is compiled or written; or processes of one run
+        that differ in config, data or code.
+      ParticleFault: with `on_fault='stop'`; earlier checkpoints stay.
       Interrupted: SIGTERM or SIGINT came; the state is saved first.
     """
     experiment = setup(config, evaluated=evaluated)
     config = experiment.config
-    if jax.process_count() > 1:  # it takes a digest of the data and of the sources
+    if jax.process_count() > 1:  # needs digests of the data and of the sources
         processes.agree(what_runs(experiment))
     workdir = pathlib.Path(workdir).expanduser().absolute()
     if jax.process_index() == 0:
@@ -80,7 +79,7 @@ def train(
 
 
 def what_runs(experiment: Experiment) -> dict[str, str]:
-    """What the processes of one training must have in common: config, data and code."""
+    """The config, data and code that have to be equal in all processes of one run."""
     config = fields(experiment.config, OWN)
     data = describe(experiment.source, experiment.data.sources)
     return {
@@ -91,7 +90,7 @@ def what_runs(experiment: Experiment) -> dict[str, str]:
 
 
 def what_is_there(workdir: pathlib.Path) -> dict[str, str]:
-    """What the processes of one training must see of a workdir, which lies on a shared disk."""
+    """The contents of the shared workdir that have to be equal in all processes of one run."""
     steps = Checkpoints(workdir, read_only=True).steps()
     there = "there" if (workdir / CONFIG_FILE).is_file() else "missing"
     return {f"{workdir}: {CONFIG_FILE}": there, f"{workdir}: checkpoints": str(steps)}
@@ -112,8 +111,10 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
     if start:
         logger.info("resuming from step %d of %d", start, steps)
         if changed := checkpoints.executed_otherwise(start):
-            logger.info("%s: from here on the same training to rounding, not bit for bit",
-                        "; ".join(changed))  # fmt: skip
+            logger.info(
+                "%s: from here on, results are equal up to rounding, not bit for bit",
+                "; ".join(changed),
+            )
     elif overview and jax.process_index() == 0:
         writers.log_parameters(state.params)
     if start >= steps:
@@ -161,12 +162,14 @@ if __name__ == "__main__":
     from experiments.runtime import program
 
     CONFIG = flags.DEFINE_string(
-        "config", None, "configs/FILE.py or configs/FILE.py:OPTION,OPTION=VALUE such as :runlocal; "
-        "--config.section.field=value sets a field of it."
-    )  # fmt: skip
+        "config",
+        None,
+        "configs/FILE.py or configs/FILE.py:OPTION,OPTION=VALUE, such as :runlocal; "
+        "--config.section.field=value sets a field.",
+    )
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
     DISTRIBUTED = flags.DEFINE_string(
-        "distributed", None, "On several hosts, started on each: 'auto', or HOST:PORT,COUNT,INDEX."
+        "distributed", None, "For several hosts, started on each: 'auto', or HOST:PORT,COUNT,INDEX."
     )
     EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate at the end.")
     flags.mark_flags_as_required(["config", "workdir"])

@@ -317,9 +317,9 @@ def test_parts_that_declare_nothing_are_refused():
 
     likelihood = build.model(config_of("mlp", "single", "dense", "particles")).likelihood
     network = build.network(config_of("mlp", "single", "dense", "particles"))
-    with pytest.raises(ValueError, match=r"backbone: Plain is no `types\.Backbone`"):
+    with pytest.raises(ValueError, match=r"backbone: Plain does not derive from `types\.Backbone`"):
         from_network(network.clone(backbone=Plain()), likelihood)
-    with pytest.raises(ValueError, match=r"head: Plain is no `types\.Head`"):
+    with pytest.raises(ValueError, match=r"head: Plain does not derive from `types\.Head`"):
         from_network(network.clone(head=Plain()), likelihood)
     model = from_network(Plain(), likelihood)  # a network by itself need not declare anything
     assert not (model.monitors or model.batch_dependent or model.sharding or model.variational)
@@ -358,35 +358,35 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(ensemble=dict(name="multi_head", size=0)), "size: 0 members; at least 1"),
     (dict(ensemble=dict(name="multi_head", size=2),
           backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
-     "multi_head makes 2 members, but the backbone has made 4 already"),
+     "multi_head makes 2 members, but the backbone already makes 4"),
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=0.0)), "rate: 0.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=1.0)), "rate: 1.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2)), "ensemble.rate: missing"),
     (dict(ensemble=dict(name="batch_ensemble", size=2, where="conv")),
-     "where: 'conv' is in the path of no layer that can make members"),
+     "where: 'conv' matches the path of no layer that can make members"),
     (dict(ensemble=dict(name="batch_ensemble", size=3),
           backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
-     "members: 4 of dropout, but the network has made 3 already"),
+     "members: 4 of dropout, but an earlier part makes 3"),
     (dict(ensemble=dict(name="mimo", size=2), backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
-     "mimo makes 2 members, but the backbone has made 4 already"),
+     "mimo makes 2 members, but the backbone already makes 4"),
     (dict(ensemble=dict(name="packed", size=2),
           backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
-     "packed makes 2 members, but the backbone has made 4 already"),
+     "packed makes 2 members, but the backbone already makes 4"),
     (dict(ensemble=dict(name="masksembles", size=2, scale=0.5)), "scale: 0.5; at least 1"),
     (dict(ensemble=dict(name="rank1", size=2)), "ensemble.num_examples: missing"),
     (dict(ensemble=ENSEMBLES["mc_dropout"], backbone=dict(name="mlp.MLP", widths=())),
-     "size: 3 members, but MLP with these fields makes 1: it has no layer"),
+     "size: 3 members, but MLP with these fields makes 1: it has no layers"),
     (dict(ensemble=ENSEMBLES["masksembles"], backbone=dict(name="mlp.MLP", widths=())),
-     "size: 3 members, but MLP with these fields makes 1: it has no layer"),
+     "size: 3 members, but MLP with these fields makes 1: it has no layers"),
     (dict(ensemble=dict(name="packed", size=2, gamma=2),
           backbone=dict(name="mlp.MLP", dense=BOUNDED["dense"])),
-     "backbone.dense: gamma 2 puts layers in groups in its place"),
+     "backbone.dense: gamma 2 replaces it by grouped layers"),
     (dict(likelihood=dict(name="gaussian", noise_std=0.0)),
-     "noise_std: 0, but the head says no variance in training"),
+     "noise_std: 0, but the head predicts no variance in training"),
     (dict(ensemble=dict(name="mc_dropout", size=0, rate=0.1)), "size: 0 members"),
     (dict(head=dict(name="mean_variance.MeanVariance", outputs=K, dense=None)),
      "head.dense: no such field"),
-    (dict(ensemble=dict(name="e3", size=2)), "e3 needs experts, and this MLP has none"),
+    (dict(ensemble=dict(name="e3", size=2)), "e3 needs experts, but this MLP has none"),
     (dict(ensemble=dict(name="e3", size=3), backbone=BACKBONES["vmoe"]),
      "num_experts: 4 is not divisible by 3 members"),
     (dict(backbone=BACKBONES["vmoe"] | dict(expert_blocks="last 2")), "none of 1 blocks"),

@@ -47,8 +47,9 @@ def restore_files(source: pathlib.Path, target: pathlib.Path, known: dict[str, s
     for name, sha256 in known.items():
         path = source / name
         if not path.is_file():
-            raise ValueError(f"--from: there is no {path}; Debian's package dataset-fashion-mnist "
-                             "has it")  # fmt: skip
+            raise ValueError(
+                f"--from: there is no {path}; Debian's package dataset-fashion-mnist has it"
+            )
         restored[name] = restore_header(name, path.read_bytes())
         found = hashlib.sha256(restored[name]).hexdigest()
         if found != sha256:

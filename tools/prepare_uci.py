@@ -63,8 +63,9 @@ def read(library: pathlib.Path, origin: Origin) -> Mapping[str, Any]:
     lazy = not path.suffix
     for needed in (path.with_suffix(".rdx"), path.with_suffix(".rdb")) if lazy else (path,):
         if not needed.is_file():
-            raise ValueError(f"--from: there is no {needed}; Debian's package r-cran-"
-                             f"{path.parts[-3]} has it")  # fmt: skip
+            raise ValueError(
+                f"--from: there is no {needed}; Debian's package r-cran-{path.parts[-3]} has it"
+            )
     try:
         import rdata
     except ImportError as error:
@@ -119,8 +120,10 @@ def checked(name: str, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarr
     origin = ORIGINS[name]
     x, y = arrays(columns, origin.outcome)
     if digest(x, y) != origin.sha256:
-        raise ValueError(f"--from: {origin.file} has other numbers for {name} than were known "
-                         f"(sha256 {digest(x, y)}, not {origin.sha256})")  # fmt: skip
+        raise ValueError(
+            f"--from: {origin.file} has other numbers for {name} than were known "
+            f"(sha256 {digest(x, y)}, not {origin.sha256})"
+        )
     return x, y
 
 

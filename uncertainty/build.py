@@ -1,4 +1,4 @@
-"""From a config to a program: the only place that knows what a config's sections stand for."""
+"""Builds models and inference from a config: the only module that interprets its sections."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -53,7 +53,7 @@ def model(config: Mapping[str, Any], flax_network: nn.Module | None = None) -> M
 
     Args:
       config: of a run.
-      flax_network: what `network(config)` has made of it already.
+      flax_network: the result of `network(config)`, if it exists already.
     """
     likelihood = make("likelihoods", _section(config, "likelihood"), "likelihood")
     made = flax_network or network(config)
@@ -67,7 +67,7 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
     """The optax transformation of a config's `optimiser`, over its `steps`.
 
     Args:
-      config: with both.
+      config: has both sections.
       field: where the optimiser stands in the whole config, for messages.
     """
     fields = spec_of(_section(config, "optimiser"), field)
@@ -77,8 +77,10 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
     own = {key: fields.pop(key) for key in list(fields) if key in common}
     for key in ("weight_decay", "l2", "multipliers"):
         if isinstance(number := own.get(key), int | float):
-            raise ConfigError(f"{field}.{key}: {number!r}; rules from parameter paths to numbers "
-                              f"are needed, such as [['.*', {number!r}]] for all")  # fmt: skip
+            raise ConfigError(
+                f"{field}.{key}: {number!r}; a list of rules (path pattern, number) is needed, "
+                f"such as [['.*', {number!r}]] for all parameters"
+            )
     if fields["name"] == "adamw" and not own.get("weight_decay"):
         raise ConfigError(f"{field}.weight_decay: adamw needs it, such as [['.*', 0.01]] for all")
     total_steps = _section(config, "steps")
@@ -101,8 +103,12 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
 def schedule(config: Mapping[str, Any]) -> Callable:
     """step -> learning rate, as the optimiser of this config uses it."""
     spec = spec_of(_section(config, "optimiser"), "optimiser")
-    multiple = make("optimisers.schedules", spec.get("schedule", "constant"), "optimiser.schedule",
-                    total_steps=_section(config, "steps"))  # fmt: skip
+    multiple = make(
+        "optimisers.schedules",
+        spec.get("schedule", "constant"),
+        "optimiser.schedule",
+        total_steps=_section(config, "steps"),
+    )
     return lambda step: spec["learning_rate"] * multiple(step)
 
 
@@ -115,10 +121,10 @@ def inference(
     """The Inference of a whole config (plain dicts, not ConfigDicts).
 
     Args:
-      config: with all sections that stand for an object.
-      network: what `model(config)` has made of it already.
-      num_examples: of the training set, where there is a posterior to stand for.
-      optimise: what `optimiser(config)` has made of it already.
+      config: has all sections of models and inference.
+      network: the result of `model(config)`, if it exists already.
+      num_examples: N, the size of the training set; needed for a posterior.
+      optimise: the result of `optimiser(config)`, if it exists already.
     """
     spec = spec_of(_section(config, "inference"), "inference")
     given = {}
@@ -131,8 +137,12 @@ def inference(
             ("over", "target", "accumulate", "objective", "own_examples"),
         )
     if spec.get("collect"):
-        given["collect"] = make("inference.thinning", spec.pop("collect"), "inference.collect",
-                                total_steps=_section(config, "steps"))  # fmt: skip
+        given["collect"] = make(
+            "inference.thinning",
+            spec.pop("collect"),
+            "inference.collect",
+            total_steps=_section(config, "steps"),
+        )
     optimise, network = optimise or optimiser(config), network or model(config)
     given |= _learning(config)
     made = _inference(spec, network, optimise, num_examples, **given)
@@ -141,7 +151,7 @@ def inference(
 
 
 def _learning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is minimised, on whose examples: of training and of every stage that trains."""
+    """The objective, and whether particles have their own examples, for training and stages."""
     objective = make("objectives", config.get("objective") or "likelihood", "objective")
     particles = config.get("data", {}).get("particles", "shared")
     shared = spec_of(particles, "data.particles")["name"] == "shared"
@@ -155,7 +165,7 @@ def _check_posterior(
     made: Inference,
     field: str = "optimiser",
 ) -> None:
-    """Refuses a second posterior for an ensemble whose parameters are those of one already."""
+    """Refuses a posterior over parameters for an ensemble that has a variational posterior."""
     fields = dict(
         prior=spec_of(_section(config, "inference"), "inference").get("prior") is not None,
         direction=not made.separable,
@@ -165,8 +175,10 @@ def _check_posterior(
     if given and network.variational:
         where = field if given[0] == "optimiser" else f"inference.{given[0]}"
         name = spec_of(_section(config, "ensemble"), "ensemble")["name"]
-        raise ConfigError(f"{where}: stands for a posterior of the parameters, but those of "
-                          f"ensemble {name!r} describe one themselves; unset it")  # fmt: skip
+        raise ConfigError(
+            f"{where}: defines a posterior over parameters, but ensemble {name!r} already has a "
+            "variational posterior; unset it"
+        )
 
 
 def _inference(
@@ -182,13 +194,13 @@ def _inference(
 def stages(
     config: Mapping[str, Any], network: Model, over: Callable, sizes: Mapping[str, Any]
 ) -> list[tuple[str, Stage]]:
-    """What follows training, by name and in order: a config's `stages`.
+    """The stages after training, by name and in order.
 
-    One that is given an `optimiser` has its learning rate too.
+    A stage with an `optimiser` also gets its learning rate.
 
     Args:
       config: of a run.
-      network: what `model(config)` has made.
+      network: the result of `model(config)`.
       over: executor that maps over the particles.
       sizes: examples of 'train' and of 'validation'.
     """
@@ -214,12 +226,12 @@ def stages(
 
 
 def stages_ask(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a stage of a config is to be given `name`, such as 'num_validation'."""
+    """Whether a stage of a config takes the argument `name`, such as 'num_validation'."""
     return any(name in wanted for _, _, wanted in _stage_specs(config))
 
 
 def _stage_specs(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], set[str]]]:
-    """Of each stage its place in the config, its spec, and the names of all its arguments."""
+    """For each stage its field in the config, its spec, and the names of all its arguments."""
     specs = config.get("stages", ())
     if not isinstance(specs, list | tuple):
         raise ConfigError(f"stages: {specs!r} is not a list, such as (dict(name='laplace'),)")

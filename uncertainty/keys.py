@@ -1,8 +1,8 @@
-"""Every purpose that random numbers are drawn for and that has a key of its own.
+"""Every use of random numbers that has its own key.
 
-`fold(key, Use.NOISE)` is the key of that purpose. Small numbers are folded in for what is counted
-(particles, steps, samples) and by `jax.random.split`, whose i-th key is the one that folding in i
-makes; so a purpose has a number that nothing is counted up to, four letters of its name.
+`fold(key, Use.NOISE)` is the key of that use. Small numbers are folded in for counts (particles,
+steps, samples) and by `jax.random.split`, whose i-th key equals folding in i; so each use has a
+large number, made from four letters of its name.
 """
 
 import enum
@@ -12,12 +12,12 @@ import jax
 
 @enum.unique
 class Use(enum.IntEnum):
-    """A purpose, and whose key it is folded into."""
+    """The uses, grouped by the key that they are folded into."""
 
     # of a particle's key
     HYPER = 0x68797072  # its hyper-parameters; the i-th of them has HYPER + i
     OWN = 0x6F776E70  # parameters of the objective's own
-    AFTER = 0x61667465  # all of a stage of further training
+    AFTER = 0x61667465  # a stage of further training
     SWAG = 0x73776167  # draws of SWAG; of each of them:
     LOW_RANK = 0x72616E6B  # its low-rank part
     # of a particle's key of a step
@@ -36,7 +36,7 @@ class Use(enum.IntEnum):
 
 
 def fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
-    """A key, or keys [P], made of each one given and a number, such as a `Use`."""
+    """Folds a number, such as a `Use`, into a key or keys [P]."""
     number = int(number) if isinstance(number, Use) else number
     if keys.ndim == 0:
         return jax.random.fold_in(keys, number)

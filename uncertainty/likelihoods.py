@@ -1,4 +1,4 @@
-"""p(y | u) for classes, for independent labels and for real numbers."""
+"""p(y | u) for classes, for independent labels and for real-valued targets."""
 
 from collections.abc import Callable
 
@@ -19,12 +19,12 @@ def softmax(
 
     Args:
       temperature: divides u; above 0.
-      samples: Monte Carlo draws of u, in training and evaluation, where the head gives Sigma. In
-        training the examples of a batch share them, in evaluation each has its own.
-      mean_field: in place of draws, softmax(mean / (temperature sqrt(1 + mean_field variance)))
-        with the variance of u / temperature (`predictive.mean_field`); None to draw. pi / 8 in
-        theory; SNGP's code takes 20 (CIFAR-10), 7.5 (CIFAR-100) and 1 (ImageNet), for features of
-        amplitude sqrt(m / 2) (`layers/random_features.py`).
+      samples: Monte Carlo draws of u, in training and evaluation, if the head has a Sigma. In
+        training the examples of a batch share them; in evaluation each has its own.
+      mean_field: instead of draws, softmax(mean / (temperature sqrt(1 + mean_field variance))) with
+        the variance of u / temperature (`predictive.mean_field`); None to draw. pi / 8 in theory;
+        SNGP's code uses 20 (CIFAR-10), 7.5 (CIFAR-100) and 1 (ImageNet), for features of amplitude
+        sqrt(m / 2) (`layers/random_features.py`).
     """
     _positive(temperature=temperature, samples=samples)
     collapse = _collapse(mean_field, temperature)
@@ -40,13 +40,13 @@ def softmax(
             return predictive.log_expectation(log_f, collapse(latent), key, samples, shared=True)
 
         if jnp.issubdtype(labels.dtype, jnp.integer):
-            # The label's class alone, so that what a gradient keeps of many draws is small.
+            # Only the label's class, so that gradients store little for many draws.
             def log_f(u: jax.Array) -> jax.Array:
                 at = jnp.broadcast_to(labels[:, None], (*u.shape[:-1], 1))
                 return jnp.take_along_axis(log_softmax(u), at, axis=-1)[..., 0]
 
             return -expectation(log_f)
-        # 0 log 0 = 0: a label of probability zero must not meet log p = -inf.
+        # 0 log 0 = 0: avoids 0 * -inf for a label of probability zero.
         return -jnp.sum(jnp.where(labels == 0, 0.0, labels * expectation(log_softmax)), axis=-1)
 
     return Likelihood(nll=nll, log_probs=log_probs)
@@ -92,7 +92,7 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
     head that predicts its own variance (`mean_variance`) set `noise_std=0`.
 
     Raises:
-      ValueError: a negative noise_std; in `nll`, 0 where the latents have no variance.
+      ValueError: a negative noise_std; in `nll`, 0 if the latents have no variance.
     """
     if not noise_std >= 0:
         raise ValueError(f"noise_std: {noise_std!r} must not be negative")
@@ -104,8 +104,8 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
         del key
         if not noise_std and latent.variance is None and latent.factors is None:
             raise ValueError(
-                "noise_std: 0, but the head says no variance in training; above 0, or "
-                "a head of noise such as mean_variance.MeanVariance"
+                "noise_std: 0, but the head predicts no variance in training; set it above 0, or "
+                "use a head such as mean_variance.MeanVariance"
             )
         labels = labels[:, None] if labels.ndim == 1 else labels
         K = latent.mean.shape[-1]

@@ -26,24 +26,23 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
     """The Model of a Flax network.
 
     Args:
-      network: maps x [B, ...] to a Latent [M, B, K], called as `network(x, train=...)`. One that
-        is no `types.Network` declares nothing (`Model._replace` may add it). Auxiliary losses are
-        sown in the collection 'losses' and summed here; of one that members have each for
-        themselves ([M]) the mean counts.
-      likelihood: what is observed of the latents.
+      network: maps x [B, ...] to a Latent [M, B, K], called as `network(x, train=...)`. A module
+        that is not a `types.Network` declares nothing (`Model._replace` may add it). Auxiliary
+        losses are sown in the collection 'losses' and summed here; a loss for each member ([M]) is
+        averaged.
+      likelihood: p(y | u).
 
     Returns:
-      A Model. `forward` updates all collections in training, and otherwise only those named in
-      `mutable`, which it may add (`uncertainty/stages`): a layer tells by
-      `is_mutable_collection`. The latents are float32 whatever the network computes in.
-      `features` are what its module `backbone` returns. At prediction both take `mask` [B], bool:
-      examples where it is False fill up the batch, and no other example's result depends on them
-      (`layers/moe/mask.py`); their own results mean nothing. `forward` raises ValueError for one in
-      training.
+      A Model. `forward` updates all collections in training, and otherwise only those in `mutable`,
+      which it may add (`uncertainty/stages`); layers check `is_mutable_collection`. The latents are
+      float32 for any dtype of the network. `features` is the output of its module `backbone`. At
+      prediction both take `mask` [B], bool: examples where it is False are padding, which no other
+      example's result depends on (`layers/moe/mask.py`), and whose own results are meaningless. In
+      training `forward` raises ValueError for a mask.
 
     Raises:
-      ValueError: a Network whose parts are no `types.Backbone` and `types.Head`, or have fields
-        that make no sense.
+      ValueError: a Network whose parts are not a `types.Backbone` and a `types.Head`, or whose
+        parts have invalid fields.
     """
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Params, Collections]:
@@ -114,7 +113,9 @@ def _declared(network: nn.Module) -> dict[str, Any]:
         ("head", network.head, Head),
     ):
         if not isinstance(part, kind):
-            raise ValueError(f"{field}: {type(part).__name__} is no `types.{kind.__name__}`")
+            raise ValueError(
+                f"{field}: {type(part).__name__} does not derive from `types.{kind.__name__}`"
+            )
     return dict(
         monitors=network.backbone.monitors,
         batch_dependent=network.backbone.batch_dependent,

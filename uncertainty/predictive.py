@@ -21,9 +21,9 @@ def is_certain(latent: Latent) -> bool:
 def sample(latent: Latent, key: jax.Array, samples: int, shared: bool = False) -> jax.Array:
     """u = mean + sqrt(variance) e_K + factors e_R, [S, M, B, K].
 
-    The noise is independent across classes, and across examples unless `shared`; it is the same for
-    every member (common random numbers), so that a difference between members is never sampling
-    noise. Draws come in pairs of opposite sign.
+    The noise is independent across classes, and across examples unless `shared`; members share it
+    (common random numbers), so that differences between members are not sampling noise. Draws come
+    in pairs of opposite sign.
     """
     B = 1 if shared else latent.mean.shape[1]
     key_diagonal, key_factors = jax.random.split(key)
@@ -34,9 +34,9 @@ def sample(latent: Latent, key: jax.Array, samples: int, shared: bool = False) -
 
     deviation = jnp.zeros((), latent.mean.dtype)
     if latent.variance is not None:
-        # One variance for all classes is still noise of each class by itself.
+        # One variance for all classes still means independent noise for each class.
         classes = latent.mean if latent.projection is None else latent.variance
-        # The derivative of a root at 0 is infinite, and NaN by any zero that it meets.
+        # The derivative of a root is infinite at 0, and NaN when multiplied by 0.
         std = jnp.sqrt(jnp.maximum(latent.variance, jnp.finfo(latent.variance.dtype).tiny))
         deviation = std * normal(key_diagonal, classes.shape[-1])
     if latent.factors is not None:
@@ -57,8 +57,8 @@ def log_expectation(
     """log E_u[f(u)] by Monte Carlo with `samples` draws (see `sample`); exact where u is certain.
 
     `log_f` maps u [..., M, B, K] to [..., M, B, ...]. With few samples the estimate of the log is
-    low by about Var[f] / (2 S E[f]^2) (Jensen). Many draws of many classes are made in chunks of at
-    most LIMIT numbers, in the gradient too.
+    low by about Var[f] / (2 S E[f]^2) (Jensen). Draws are made in chunks of at most LIMIT numbers,
+    in the gradient too.
     """
     if is_certain(latent):
         return log_f(latent.mean)
@@ -80,10 +80,10 @@ def log_expectation(
 
 
 def mean_field(latent: Latent, factor: float) -> Latent:
-    """A point in place of u, at mean / sqrt(1 + factor diag(Sigma)).
+    """A point that replaces u, mean / sqrt(1 + factor diag(Sigma)).
 
-    E[sigmoid(u)] is about sigmoid of it for factor = pi / 8 (MacKay 1992); for the softmax the same
-    formula, with a factor that is chosen, is the mean-field approximation of Lu, Ie & Sha (2020).
+    Its sigmoid approximates E[sigmoid(u)] for factor = pi / 8 (MacKay 1992); for the softmax the
+    same formula, with a tuned factor, is the mean-field approximation of Lu, Ie & Sha (2020).
     """
     if is_certain(latent):
         return latent
@@ -96,7 +96,7 @@ def mixture(log_p: jax.Array) -> jax.Array:
 
 
 def covariance_root(latent: Latent) -> jax.Array:
-    """C [M, B, K, R'] with Sigma = C C^T, of a latent with factors or a projection."""
+    """C [M, B, K, R'] with Sigma = C C^T, for a latent with factors or a projection."""
     columns = [] if latent.factors is None else [latent.factors]
     if latent.projection is not None and latent.variance is not None:
         columns.append(jnp.sqrt(latent.variance)[..., None] * jnp.eye(latent.variance.shape[-1]))

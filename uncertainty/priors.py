@@ -1,4 +1,4 @@
-"""Priors on the weights: what pulls each parameter to zero, and draws from it."""
+"""Priors on the weights: potentials, and draws."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ Rules = Sequence[tuple[str, Any]]
 
 
 def gaussian(scale: float = 1.0, rules: Rules = ()) -> Prior:
-    """w ~ N(0, scale^2), every parameter by itself: -log p(w) = sum w^2 / (2 scale^2) + constant.
+    """w ~ N(0, scale^2), independent: -log p(w) = sum w^2 / (2 scale^2) + constant.
 
     Args:
       scale: standard deviation.
-      rules: pairs (pattern of a path, standard deviation) for parameters that have another.
+      rules: pairs (path pattern, standard deviation) for parameters with another scale.
 
     Raises:
-      ValueError: a scale that is not positive, or (when it is used) a pattern that matches nothing.
+      ValueError: a scale that is not positive, or (when used) a pattern that matches nothing.
     """
     return _prior(scale, rules, lambda w: w**2 / 2, jax.random.normal)
 

@@ -1,7 +1,7 @@
-"""Regex rules over parameter paths: one mechanism for all that is set per parameter.
+"""Regex rules over parameter paths: one mechanism for all settings per parameter.
 
-A rule is `(pattern, value)`; a parameter takes the value of the first rule whose pattern is found
-in its path (`re.search`), so paths such as `backbone/conv0/kernel` are API. Used for the learning
+A rule is `(pattern, value)`; a parameter takes the value of the first rule whose pattern matches
+its path (`re.search`), so paths such as `backbone/conv0/kernel` are API. Used for the learning
 rate, weight decay, freezing, sharding and restoring.
 """
 
@@ -43,7 +43,7 @@ def match(rules: Rules, tree: Any, *, field: str, default: Any = None) -> Any:
       rules: pairs (pattern, value).
       tree: parameters, or anything with the same structure.
       field: where the rules stand in the config, for error messages.
-      default: the value where no rule matches; without one such a parameter is an error.
+      default: the value if no rule matches; without a default this is an error.
 
     Raises:
       ValueError: a rule matches no parameter at all, or a parameter has no rule and no default.

@@ -1,9 +1,9 @@
-"""From names and fields to objects, with every mistake told by its field.
+"""Builds objects from names and fields; every error names its field.
 
 `name='file.Attr'` in the section `heads` is `uncertainty/heads/file.py`, attribute `Attr`; a bare
 `name='file'` is `file.file`. There is nothing to register. A nested dict with a `name` makes a
-factory: an initialiser where the field ends in `_init`, else what NESTED says, else a layer of
-`uncertainty/layers`.
+factory: of an initialiser if the field ends in `_init`, else of a part in the section given by
+NESTED, else of a layer of `uncertainty/layers`.
 """
 
 import collections.abc as abc
@@ -19,7 +19,7 @@ from typing import Any
 
 import flax.linen as nn
 
-# Where the name in a field of a part of a section is looked for.
+# Where the name in a field of a part of a section is looked up.
 NESTED = {
     ("heads", "mean"): "heads",
     ("inference.directions", "kernel"): "inference.kernels",
@@ -29,11 +29,11 @@ NESTED = {
 }
 # Sections whose factories are called without fields.
 COMPLETE = ("inference.kernels", "inference.annealing", "inference.context")
-NESTED_FOLDERS = ("layers",)  # sections whose folders are looked through
+NESTED_FOLDERS = ("layers",)  # sections whose folders are searched too
 
 
 class ConfigError(ValueError):
-    """A config that cannot be built: names the field, the value and what is allowed."""
+    """A config that cannot be built; the message names the field, the value and what is allowed."""
 
 
 def nearest(word: str, valid: typing.Iterable[str]) -> str:
@@ -45,7 +45,7 @@ def nearest(word: str, valid: typing.Iterable[str]) -> str:
 
 
 def resolve(section: str, name: Any, field: str) -> Callable:
-    """The class or function that `name` stands for in `uncertainty/<section>`.
+    """The class or function `name` in `uncertainty/<section>`.
 
     Raises:
       ConfigError: there is no such file or attribute; the message lists the nearest names.
@@ -80,7 +80,7 @@ def resolve(section: str, name: Any, field: str) -> Callable:
 
 
 def _files(package: types.ModuleType, folders: bool) -> dict[str, str]:
-    """File -> module of a package; with `folders`, of its folders too."""
+    """File -> module of a package; with `folders`, including its subfolders."""
     files: dict[str, str] = {}
     for found in pkgutil.iter_modules(package.__path__):
         module = f"{package.__name__}.{found.name}"
@@ -92,17 +92,17 @@ def _files(package: types.ModuleType, folders: bool) -> dict[str, str]:
 
 
 def make(section: str, spec: Any, field: str, **given: Any) -> Any:
-    """Calls what `spec['name']` stands for with the other fields of `spec` and with `given`.
+    """Calls the class or function `spec['name']` with the other fields of `spec` and with `given`.
 
     Args:
       section: a package or module of `uncertainty`.
       spec: a mapping with `name` and fields, or a name alone.
-      field: where `spec` stands in the config, for messages.
-      **given: arguments that are objects already; `spec` cannot set them.
+      field: the place of `spec` in the config, for messages.
+      **given: further arguments, which `spec` cannot set.
 
     Raises:
-      ConfigError: an unknown name or field, a missing field, a value of the wrong type, or one that
-        the callee refuses.
+      ConfigError: an unknown name or field, a missing field, a value of the wrong type, or a value
+        that the callee refuses.
     """
     target, fields = _parse(section, spec, field, given)
     try:
@@ -114,13 +114,13 @@ def make(section: str, spec: Any, field: str, **given: Any) -> Any:
 
 
 def partial(section: str, spec: Any, field: str, given: tuple[str, ...] = ()) -> Callable:
-    """Like `make`, but waits for the arguments named in `given`."""
+    """Like `make`, but returns a factory that takes the arguments named in `given`."""
     target, fields = _parse(section, spec, field, dict.fromkeys(given))
     return functools.partial(target, **fields)
 
 
 def spec_of(value: Any, field: str) -> dict[str, Any]:
-    """`value`, or what a name alone stands for."""
+    """`value`, with a name alone expanded to a dict."""
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping) or "name" not in value:
@@ -208,9 +208,9 @@ def check_fields(
     """Refuses fields that `function` does not take, and missing ones.
 
     Args:
-      function: what will be called with `fields`.
+      function: to be called with `fields`.
       fields: of the config.
-      field: where they stand in it, with a full stop at the end.
+      field: their place in it, ending with a full stop.
       given: arguments that the caller supplies.
       also: fields that are valid too, for the message.
 
@@ -221,8 +221,10 @@ def check_fields(
     valid = set(parameters) - set(given)
     for key in fields:
         if key not in valid:
-            raise ConfigError(f"{field}{key}: no such field of {function.__name__.strip('_')}; "
-                              + nearest(key, valid | set(also)))  # fmt: skip
+            raise ConfigError(
+                f"{field}{key}: no such field of {function.__name__.strip('_')}; "
+                + nearest(key, valid | set(also))
+            )
     for key in parameters:
         required = parameters[key].default is inspect.Parameter.empty
         if required and key in valid and key not in fields:
@@ -243,7 +245,7 @@ def check_types(target: Callable, fields: Mapping[str, Any], field: str) -> None
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a config's value can stand for a type hint; True where that cannot be told."""
+    """Whether a config's value fits a type hint; True if that cannot be determined."""
     kind, of = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
         return any(_fits(value, h) for h in of)

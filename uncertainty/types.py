@@ -1,4 +1,4 @@
-"""The few types that everything else is written in.
+"""The types that all other modules use.
 
 Letters in every shape comment: P particles, M members, B batch, T tokens, D features,
 K latents (classes), R covariance factors, E experts, C expert capacity, S samples.
@@ -15,8 +15,9 @@ from uncertainty.rules import Rules
 
 Params = Any  # a pytree of arrays
 Collections = dict[str, Any]  # Flax variable collections other than 'params'
-# At least 'x' [B, ...]; 'y' [B] or [B, K] where there are labels. A nested dict is another stream,
-# of as many examples as it has. Where each particle has its own examples: [P, B, ...], but streams.
+# At least 'x' [B, ...]; 'y' [B] or [B, K] if there are labels. A nested dict is another stream,
+# with its own number of examples. If particles have their own examples, arrays are [P, B, ...],
+# except in streams.
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
@@ -24,16 +25,16 @@ Metrics = dict[str, jax.Array]
 class Latent(flax.struct.PyTreeNode):
     """A Gaussian over the latent u = f(x) of each member and example.
 
-    u ~ N(mean, diag(variance) + factors factors^T); `None` stands for zero. With a projection the
-    noise lives in Q dimensions in place of K: u = mean + projection^T e, e ~ N(0, diag(variance) +
-    factors factors^T).
+    u ~ N(mean, diag(variance) + factors factors^T); `None` means zero. With a projection the noise
+    has Q dimensions instead of K: u = mean + projection^T e, e ~ N(0, diag(variance) + factors
+    factors^T).
     """
 
     mean: jax.Array  # [M, B, K]
     variance: jax.Array | None = None  # [M, B, K], or [M, B, 1] for one value shared by the classes
     factors: jax.Array | None = None  # [M, B, K, R]
-    # The part of `variance` that more data would take away, [M, B, K or 1]: what the parameters
-    # leave open, not noise of the labels. It is in `variance` already.
+    # The epistemic part of `variance`, [M, B, K or 1]: uncertainty about the parameters, not label
+    # noise. It is included in `variance`.
     epistemic: jax.Array | None = None
     projection: jax.Array | None = (
         None  # [M, Q, K]; variance is then [M, B, Q], factors [M, B, Q, R]
@@ -41,9 +42,10 @@ class Latent(flax.struct.PyTreeNode):
 
 
 class Likelihood(NamedTuple):
-    """p(y | u), integrated over u alike in training and in evaluation.
+    """p(y | u), integrated over u in the same way in training and evaluation.
 
-    Classes have `log_probs` and no `moments`; real-valued outcomes the other way round.
+    Likelihoods of classes have `log_probs` and no `moments`; those of real-valued targets the
+    reverse.
     """
 
     nll: Callable[[Latent, jax.Array, jax.Array], jax.Array]  # latent, labels, key -> nats [M, B]
@@ -53,48 +55,48 @@ class Likelihood(NamedTuple):
 
 
 class Monitor(NamedTuple):
-    """What is shown of collections that layers keep in training, such as the load of experts."""
+    """Summarises collections for display in training, such as the load of experts."""
 
-    collections: tuple[str, ...]  # the names of those that it reads
-    # those collections of all particles, [P, ...], on the host -> numbers by the names that they
-    # have in a record, and a short text that stands for them
+    collections: tuple[str, ...]  # the names of the collections that it reads
+    # name -> collection of all particles, [P, ...], on the host -> values for the record by name,
+    # and a short text for the progress line
     run: Callable[[Collections], tuple[dict[str, float], str]]
 
 
 class Posterior(NamedTuple):
-    """What a head's last layer takes for the likelihood, where it has a posterior of its own."""
+    """The likelihood that the posterior of a head's last layer assumes."""
 
     curvature: str  # 'gaussian', or the name of a likelihood of classes
-    noise: float  # variance of a Gaussian outcome, for 'gaussian'
-    field: str = ""  # where in the head's fields these are, such as 'mean'
-    moving: bool = False  # training makes it, by a moving average, and not only a stage
+    noise: float  # variance of Gaussian targets, for 'gaussian'
+    field: str = ""  # the head's field that has these, such as 'mean'
+    moving: bool = False  # whether training fits it by a moving average, without a stage
 
 
 class Backbone(nn.Module):
     """x [M or 1, B, ...] -> features [M or 1, B, D], called as `backbone(x, train=...)`.
 
-    Layers that may be replaced are fields: `dense`, `conv`, `norm`, `dropout`, those that there
-    are. Below is what others ask of a backbone, with the answer of one that has nothing to declare.
+    Replaceable layers are fields: `dense`, `conv`, `norm`, `dropout`, as far as it has them. The
+    properties and methods below declare what other modules need to know, with defaults.
     """
 
     @property
     def experts(self) -> Callable[..., Any] | None:
-        """A field, where there are some: factory of a mixture, `layers/moe/experts.py`."""
+        """A field of backbones with experts: factory of a mixture, `layers/moe/experts.py`."""
         return None
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The fields that say how many features there are, with what stands for None."""
+        """The fields that set the numbers of features, with their values for None."""
         return {}
 
     @property
     def width_unit(self) -> int:
-        """What divides the field `width`."""
+        """The divisor of the field `width`."""
         return 1
 
     @property
     def input_layers(self) -> tuple[str, ...]:
-        """Paths of layers that see the input, or an image that was flattened: not in groups."""
+        """Paths of layers whose input is x, or a flattened image; these are never grouped."""
         return ()
 
     @property
@@ -104,17 +106,17 @@ class Backbone(nn.Module):
 
     @property
     def sharding(self) -> Rules:
-        """Mesh axes of the trailing dimensions of parameters, where the config has no rule."""
+        """Mesh axes of the trailing dimensions of parameters without a rule in the config."""
         return ()
 
     @property
     def monitors(self) -> tuple[Monitor, ...]:
-        """What is shown of its collections in training."""
+        """The monitors of its collections in training."""
         return ()
 
     @nn.nowrap
     def patches(self, shape: Sequence[int]) -> tuple[int, int, int] | None:
-        """What its position embeddings are of, where it has some: see `vit.ViT.patches`."""
+        """The layout of its position embeddings, or None: see `vit.ViT.patches`."""
         return None
 
 
@@ -123,26 +125,26 @@ class Head(nn.Module):
 
     @property
     def posterior(self) -> Posterior | None:
-        """That of its last layer, if it has one."""
+        """The posterior of its last layer, if it has one."""
         return None
 
 
 class Network(nn.Module):
-    """x [B, ...] -> Latent [M, B, K], called as `network(x, train=...)`: what ensembles make."""
+    """x [B, ...] -> Latent [M, B, K], called as `network(x, train=...)`; made by ensembles."""
 
     backbone: Backbone
     head: Head
 
     @property
     def variational(self) -> bool:
-        """Whether the parameters are those of a posterior, whose KL from a prior is in the loss."""
+        """Whether the parameters define a posterior, whose KL to a prior is in the loss."""
         return False
 
 
 class Model(NamedTuple):
     """One network and its likelihood, as pure functions of the parameters.
 
-    What follows `features` is what the network declares of itself, see `Backbone`, `Head` and
+    The fields after `features` are declarations of the network, see `Backbone`, `Head` and
     `Network`.
     """
 
@@ -162,88 +164,88 @@ class Model(NamedTuple):
 
 
 class Samples(flax.struct.PyTreeNode):
-    """S parameter sets of each particle, that predictions average over in place of the last."""
+    """S parameter sets of each particle, over which predictions average instead of the last one."""
 
     params: Params  # [P, S, ...]
     collections: Collections  # [P, S, ...]
-    taken: jax.Array  # [P, S], bool; one that is not taken yet stands for the particle as it is
+    taken: jax.Array  # [P, S], bool; an empty slot predicts with the particle's current parameters
 
 
 class State(flax.struct.PyTreeNode):
-    """All that a checkpoint holds. Every leaf but `step` leads with P."""
+    """The contents of a checkpoint. Every leaf except `step` leads with P."""
 
     step: jax.Array  # []
     key: jax.Array  # [P], one typed key for each particle, so that a particle is a slice
     params: Params  # [P, ...]
     collections: Collections  # [P, ...]
-    opt_state: Any  # [P, ...], optax's; () where nothing is to be trained any more
+    opt_state: Any  # [P, ...], optax's; () after training
     samples: Samples | None = None
-    hyper: dict[str, jax.Array] | None = None  # name -> [P], what particles differ in by intent
+    hyper: dict[str, jax.Array] | None = None  # name -> [P], hyper-parameters that differ
     slow: Any = None  # [P, ...], the objective's slow copies of parameters
 
 
 class Inference(NamedTuple):
-    """How parameters follow from data: optax's (init, update), plus predict.
+    """Inference of parameters from data: (init, update) as in optax, and predict.
 
-    `separable` promises that `update(state, batch)` of a slice of the particles is the slice of
+    `separable` means that `update(state, batch)` of a slice of the particles is the slice of
     `update(state, batch)`; only then may particles be looped over or sharded without communication.
-    With `own_examples` that is so of a slice of the batch too, whose arrays then lead with P.
+    With `own_examples` the batch, whose arrays then lead with P, is sliced too.
     """
 
     init: Callable[[jax.Array, jax.Array], State]  # key, x [B, ...]
     update: Callable[[State, Batch], tuple[State, Metrics]]
-    # state, x [B, ...], mask=None -> [P M, B, K]; where mask [B] is False, an example only fills up
-    # the batch (`uncertainty/layers/moe/mask.py`)
+    # state, x [B, ...], mask=None -> [P M, B, K]; examples where mask [B] is False are padding
+    # (`uncertainty/layers/moe/mask.py`)
     predict: Callable[..., Latent]
     separable: bool = False
     own_examples: bool = False
-    # The state with all that is derived from its parameters made again: after others are put there.
+    # Initialises again what is derived from a state's parameters; call it after replacing them.
     restart: Callable[[State], State] = lambda state: state
 
 
 class Own(NamedTuple):
-    """What a particle has besides its network, for its objective."""
+    """A particle's values for its objective, besides its network."""
 
     params: Params = None  # the objective's own
     slow: Any = None  # its slow copies
-    hyper: dict[str, jax.Array] = {}  # name -> [], only those that particles differ in
+    hyper: dict[str, jax.Array] = {}  # name -> [], those in which particles differ
     step: jax.Array | int = 0
 
 
 class Aux(NamedTuple):
-    """What comes with an objective's loss."""
+    """The auxiliary outputs of an objective's loss."""
 
     collections: Collections
-    nll: jax.Array | None = None  # [M, B], of the labels; None where there are none
-    metrics: Metrics = {}  # scalars, shown under their names
-    auxiliary: jax.Array | float = 0.0  # the network's own losses, which are added
+    nll: jax.Array | None = None  # [M, B]; None without labels
+    metrics: Metrics = {}  # scalars, by their names in the record
+    auxiliary: jax.Array | float = 0.0  # the network's auxiliary losses, to be added
 
 
 class Objective(NamedTuple):
-    """What one particle minimises, apart from its prior and its network's auxiliary losses.
+    """The loss of one particle, apart from its prior and its network's auxiliary losses.
 
-    It is the likelihood, the mean of nll [M, B], unless one of the first three is given:
+    It is the likelihood, the mean of nll [M, B], unless one of these three is given:
 
-      inputs   the likelihood elsewhere: model, params, collections, batch, key, own -> the batch
-               with inputs of this particle's own, which count as constants. For all directions.
+      inputs the likelihood at other inputs: model, params, collections, batch, key, own -> the
+      batch with this particle's inputs, constants in the gradient. For all directions.
       latents  another loss of the latents: likelihood, latent, batch, key, own -> per example
                [M, B]. For all directions.
-      loss     in place of both, a loss of its own: model, params, collections, batch, key, own ->
-               loss [], Aux. For directions that need no latents.
+      loss any other loss: model, params, collections, batch, key, own -> loss [], Aux. For
+      directions that need no latents.
 
-    `own` is an `Own`. The objective may have parameters of its own, which are trained with the
-    network's and lie beside them as `objective`, and slow copies of any, which are kept and not
-    trained. All functions are pure, and of one particle.
+    `own` is an `Own`. The objective may have its own parameters, which are trained with the
+    network's and stored beside them as `objective`, and slow copies of parameters, which are stored
+    but not trained. All functions are pure, and for one particle.
     """
 
     name: str = "likelihood"
     inputs: Callable[..., Batch] | None = None
     latents: Callable[..., jax.Array] | None = None
     loss: Callable[..., tuple[jax.Array, Aux]] | None = None
-    # key, model, params, collections, x [B, ...] -> parameters of its own
+    # key, model, params, collections, x [B, ...] -> its own parameters
     init: Callable[..., Params] | None = None
     start: Callable[[Params, Params], Any] | None = None  # params, its own -> slow copies
-    # slow copies, params, its own, step -> slow copies: after each step, at the new parameters
+    # slow copies, params, its own, step -> slow copies; called after each step with new parameters
     follow: Callable[[Any, Params, Params, jax.Array], Any] | None = None
     reads: tuple[str, ...] = ()  # which of `own.hyper` (`inference/hyper.py`)
 
@@ -252,7 +254,7 @@ LIKELIHOOD = Objective()
 
 
 class Direction(NamedTuple):
-    """Where the particles move: what an optimiser takes for their gradients."""
+    """The direction in which particles move; the optimiser uses it as their gradients."""
 
     # model, state, batch, keys [P] -> gradients, collections, metrics, all leading with P
     update: Callable[[Model, State, Batch, jax.Array], tuple[Params, Collections, Metrics]]
@@ -262,15 +264,16 @@ class Direction(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What follows training: it adds to a trained State.
+    """A step after training that extends a trained State.
 
-    What it needs on the way is its `carry`, a tree whose leaves lead with P (or are scalars); until
-    `finish` the state stays one that predicts. `begin` and `finish` get an example batch `x`
-    [B, ...] for its shape. All three are pure.
+    Intermediate values are in its `carry`, a tree whose leaves lead with P (or are scalars); the
+    state can predict at any time. `begin` and `finish` get an example batch `x` [B, ...] for its
+    shape. All three are pure.
 
-    Of `steps` and `passes` one is positive. A pass shows `update` every example of `data` once and
-    in order, and adds what its examples add, in any partition; `steps` are so many batches of
-    training, shuffled and augmented, and the metrics are then those of `Inference.update`.
+    Exactly one of `steps` and `passes` is positive. In a pass `update` gets every example of `data`
+    once and in order, and the result does not depend on how they are split into batches. `steps`
+    counts batches of training, shuffled and augmented; the metrics are then those of
+    `Inference.update`.
     """
 
     begin: Callable[[State, jax.Array], Any]  # -> carry
@@ -279,7 +282,7 @@ class Stage(NamedTuple):
     steps: int = 0
     passes: int = 0
     data: str = "train"  # or 'validation'
-    separable: bool = True  # a slice of the particles is a stage of its own
+    separable: bool = True  # whether it acts on each particle independently
     learning_rate: Callable[[int], jax.Array | float] | None = None  # of a step
 
 
@@ -287,15 +290,15 @@ class Kernel(NamedTuple):
     """A kernel between P particles z_i, by their inner products alone.
 
     `matrices(inner [P, P])` gives the Gram matrix K and the matrix F [P, P] with
-    sum_j grad_{z_j} k(z_j, z_i) = sum_j F_ij z_j, so that all that is as long as z is two matrix
+    sum_j grad_{z_j} k(z_j, z_i) = sum_j F_ij z_j, so that the only operations on z are two matrix
     products, K @ scores + F @ z.
 
-    A kernel phi(a) . phi(b) may have `features`, the map phi of each number of z by itself that
-    comes before inner products; F is then that of phi, P I.
+    A kernel phi(a) . phi(b) may have `features`, the elementwise map phi that is applied before
+    inner products; F is then that of phi, P I.
     """
 
     matrices: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-    stationary: bool  # k(a, b) = k(a - b): then z may be centred first, which keeps digits
+    stationary: bool  # k(a, b) = k(a - b): z may be centred first for accuracy
     features: Callable[[jax.Array], jax.Array] | None = None
     proportional: bool = False  # F = diag(d) - c K: then K @ (scores - c z) + d z is one product
 
@@ -310,15 +313,15 @@ class Prior(NamedTuple):
 class Target(NamedTuple):
     """The posterior of one particle, p(theta | D) ~ (p(D | theta) p(theta))^(1 / temperature).
 
-    Everything is kept per example: the gradient of -1/N log p(D, theta) is that of the mean nll
-    plus that of `potential`, and forces and noise carry temperature / N. So a likelihood that is
-    tempered alone, p(D | theta)^(1 / t), is N / t examples in place of N. What a network loses
-    besides, say for the balance of experts, is a part of the target: a factor exp(-N loss).
+    Everything is per example: the gradient of -1/N log p(D, theta) is that of the mean nll plus
+    that of `potential`, and forces and noise have the factor temperature / N. So tempering the
+    likelihood alone, p(D | theta)^(1 / t), replaces N by N / t. A network's auxiliary losses, such
+    as those that balance experts, are part of the target: a factor exp(-N loss).
     """
 
     prior: Prior | None = None
     num_examples: int | None = None
-    temperature: float = 1.0  # 1 is Bayes; below it the posterior is 'cold'
+    temperature: float = 1.0  # 1 is Bayes; below 1 is a 'cold' posterior
     likelihood_temperature: float = 1.0  # t
 
     def potential(self, params: Params, scale: jax.Array | float = 1.0) -> jax.Array | float:
@@ -331,15 +334,15 @@ class Target(NamedTuple):
         """temperature / N.
 
         Raises:
-          ValueError: N is not known.
+          ValueError: N is unknown.
         """
         return self.temperature / self.N()
 
     def N(self) -> float:
-        """The examples that the tempered likelihood counts for, N / t.
+        """The effective number of examples of the tempered likelihood, N / t.
 
         Raises:
-          ValueError: the size of the data set is not known.
+          ValueError: N is unknown.
         """
         if self.num_examples is None:
             raise ValueError("num_examples: a posterior needs the size of the data set")

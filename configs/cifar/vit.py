@@ -66,6 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation.batch_size = 512
     config.evaluation.every = 1_000
     if arg.runlocal:
-        shrink(config, (SIZE, SIZE, 3), CLASSES[arg.dataset], variant="tiny", patch_size=32,
-               depth=2)  # fmt: skip
+        shrink(
+            config, (SIZE, SIZE, 3), CLASSES[arg.dataset], variant="tiny", patch_size=32, depth=2
+        )
     return config

@@ -102,8 +102,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation.batch_size = 1_024
     config.evaluation.every = 100
     if arg.runlocal:
-        tiny = dict(variant="tiny", patch_size=32, width=32, depth=2, num_heads=2, mlp_dim=64,
-                    expert_blocks="last 1")  # fmt: skip
+        tiny = dict(
+            variant="tiny",
+            patch_size=32,
+            width=32,
+            depth=2,
+            num_heads=2,
+            mlp_dim=64,
+            expert_blocks="last 1",
+        )
         if "representation" in config.backbone:
             tiny["representation"] = 32
         shrink(config, (SIZE, SIZE, 3), CLASSES[arg.dataset], **tiny)

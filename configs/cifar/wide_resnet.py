@@ -103,8 +103,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     gaussian_process = "sngp" in arg.method
     within = arg.ensemble in ENSEMBLES
     if within and (arg.masks or arg.method != "deterministic"):
-        raise ValueError(f"config option ensemble={arg.ensemble}: has settings for deterministic "
-                         "networks without masks alone")  # fmt: skip
+        raise ValueError(
+            f"config option ensemble={arg.ensemble}: has settings for deterministic "
+            "networks without masks alone"
+        )
     dropout = arg.masks and arg.method == "deterministic"
     settings = SETTINGS[arg.ensemble if within else "dropout" if dropout else arg.method]
     rate = settings["rate"]

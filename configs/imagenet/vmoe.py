@@ -97,7 +97,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         ),
     )
     if arg.runlocal:
-        tiny = dict(variant="tiny", patch_size=32, width=32, depth=2, num_heads=2, mlp_dim=64,
-                    representation=32, expert_blocks="last 1")  # fmt: skip
+        tiny = dict(
+            variant="tiny",
+            patch_size=32,
+            width=32,
+            depth=2,
+            num_heads=2,
+            mlp_dim=64,
+            representation=32,
+            expert_blocks="last 1",
+        )
         shrink(config, SHAPE, CLASSES, **tiny)
     return config

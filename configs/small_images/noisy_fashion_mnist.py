@@ -1,7 +1,7 @@
-"""Fashion-MNIST with class-dependent label noise: seven ways to be unsure.
+"""Fashion-MNIST with class-dependent label noise: seven methods of uncertainty.
 
 The noise is ours: each label of the training and the test set is redrawn once from the row of its
-class, so that test data follow the law of the training data.
+class, so that training and test data have one distribution.
 
     T-shirt <-> shirt       30 % each way      sandal -> sneaker -> boot -> sandal    20 %
     pullover <-> coat       40 % each way      trouser, dress, bag                    none

@@ -20,7 +20,7 @@ deviation 1 / E, importance and load losses of 0.005 each, a capacity of 1.5 as 
 prediction too.
 
 Experts start equal, as there, so that members differ by their routers alone: they disagree about
-1 to 2.4 % of the images. `backbone.experts.split_rngs` starts experts from weights of their own.
+1 to 2.4 % of the images. `backbone.experts.split_rngs` starts experts from different weights.
 
 Differences from the source: training from scratch on 60,000 images, for under three epochs, so that
 80 runs take 2 cores hours and not days; the accuracy still rises where it ends; warm-up begins at

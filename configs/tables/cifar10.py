@@ -1,5 +1,5 @@
-"""uncertainty-baselines' CIFAR-10 table, as far as there are rows here: WideResNet-28-10. Below it
-ViT, V-MoE and E3, fine-tuned from released checkpoints.
+"""uncertainty-baselines' CIFAR-10 table for the methods here: WideResNet-28-10. Below it ViT, V-MoE
+and E3, fine-tuned from released checkpoints.
 
 HetSNGP, and on CIFAR-10 HET too, have scripts there but no published row. Nothing is published for
 our corruptions, which are not those of CIFAR-10-C.

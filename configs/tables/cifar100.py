@@ -1,4 +1,4 @@
-"""As CIFAR-10's: WideResNet-28-10 of uncertainty-baselines, and fine-tuned ViT, V-MoE and E3."""
+"""Like the CIFAR-10 table: WideResNet-28-10 of uncertainty-baselines, fine-tuned ViT, V-MoE, E3."""
 
 from configs.tables import cifar10
 

@@ -1,5 +1,5 @@
-"""uncertainty-baselines' ImageNet table, as far as there are rows here: ResNet-50. Below it
-V-MoE and E3 from scratch.
+"""uncertainty-baselines' ImageNet table for the methods here: ResNet-50. Below it V-MoE and E3 from
+scratch.
 
 HetSNGP has a script there but no published row.
 """

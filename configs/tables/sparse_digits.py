@@ -1,4 +1,4 @@
-"""`sparse_fashion_mnist` in small: the same methods on the embedded digits, in minutes."""
+"""A small `sparse_fashion_mnist`: the same methods on the embedded digits, in minutes."""
 
 from typing import Any
 

@@ -24,7 +24,7 @@ ROWS = {  # label -> options of the config
 
 
 def columns(**elsewhere: str) -> list[dict[str, Any]]:
-    """What is measured; OOD sets and their titles."""
+    """The columns; OOD sets and their titles."""
     ood = [
         dict(key=f"ood/{name}/auroc_entropy", header=f"AUROC {title}", better="higher", digits=3)
         for name, title in elsewhere.items()

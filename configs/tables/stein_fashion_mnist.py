@@ -1,4 +1,4 @@
-"""Particle methods on Fashion-MNIST, by accuracy, uncertainty and how far the particles differ."""
+"""Particle methods on Fashion-MNIST, by accuracy, uncertainty and diversity."""
 
 from typing import Any
 
@@ -19,13 +19,13 @@ ROWS = {  # label -> method of configs/small_images/particles.py
     "SGE-fWGD": "f_sge",
     "SSGE-fWGD": "f_ssge",
 }
-# What two CPU cores do in an hour or two; the config's own size and steps are those of the paper.
+# Takes an hour or two on two CPU cores; the config's size and steps are those of the paper.
 SIZE, STEPS = 10, 3_000
 CONFIG = "configs/small_images/particles.py"
 
 
 def get_table() -> dict[str, Any]:
-    """Rows and columns; KMNIST stands beside the paper's MNIST as data from elsewhere."""
+    """Rows and columns; KMNIST is added to the paper's MNIST as OOD data."""
     rows = [
         dict(label=label, config=f"{CONFIG}:method={method},size={SIZE},steps={STEPS}")
         for label, method in ROWS.items()

@@ -1,13 +1,13 @@
 """Which examples a particle sees: pure functions of (seed, p) and the data.
 
-Each gives the examples of particle p as positions int64 [N_p] in its set, one that is drawn twice
-standing there twice. They are laid out in epochs as all data are (`order.py`), each epoch a
-permutation of the particle's own. How many particles there are plays no part, so the first five of
-ten see what those of a run with five see.
+Each returns the examples of particle p as positions int64 [N_p] in its data set; an example that is
+drawn twice appears twice. They are arranged in epochs like all data (`order.py`), with a
+permutation for each particle and epoch. The number of particles has no influence: the first five of
+ten see what the five particles of a smaller run see.
 
 | data.particles | particle p sees |
 | --- | --- |
-| 'shared' | the batches of all others |
+| 'shared' | the same batches as all others |
 | 'shuffled' | all N examples, in an order of its own |
 | dict(name='bootstrap') | N drawn with replacement, once |
 | dict(name='folds', size=K) | all but fold p mod K of K equal parts at random |
@@ -37,7 +37,7 @@ class Own(NamedTuple):
 
     @property
     def count(self) -> int:
-        """N of this particle."""
+        """N, the number of examples of this particle."""
         return len(self.source if self.examples is None else self.examples)
 
 
@@ -89,8 +89,10 @@ def per_class(source: Source, seed: int, p: int, *, size: int) -> np.ndarray:
 
 def _check_size(field: str, size: Any, least: int, most: int, what: str = "") -> None:
     if type(size) is not int or not least <= size <= most:
-        raise ValueError(f"{field}: {size!r}; a whole number from {least} to {most}, the number of "
-                         f"examples{what}")  # fmt: skip
+        raise ValueError(
+            f"{field}: {size!r}; a whole number from {least} to {most}, the number of "
+            f"examples{what}"
+        )
 
 
 KINDS = {"shuffled": all_of, "bootstrap": bootstrap, "folds": folds, "per_class": per_class}
@@ -101,7 +103,7 @@ def parse(spec: Any, field: str = "data.particles") -> tuple[str, dict[str, Any]
     """The name and the fields of `data.particles`; no data is read.
 
     Raises:
-      ConfigError: another name, or fields that it does not have.
+      ConfigError: an unknown name or field.
     """
     fields = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name, valid = fields.pop("name", None), (SHARED, *KINDS, SETS)
@@ -110,14 +112,21 @@ def parse(spec: Any, field: str = "data.particles") -> tuple[str, dict[str, Any]
     if name in KINDS:
         check_fields(KINDS[name], fields, f"{field}.", given=_GIVEN)
     elif set(fields) != ({"sets"} if name == SETS else set()):
-        raise ConfigError(f"{field}: {fields}; {SHARED!r} has no fields, and {SETS!r} has `sets`, "
-                          "a list of data sets")  # fmt: skip
+        raise ConfigError(
+            f"{field}: {fields}; {SHARED!r} has no fields, and {SETS!r} has `sets`, "
+            "a list of data sets"
+        )
     if name == SETS:
         sets = fields["sets"]
-        if not isinstance(sets, list | tuple) or not all(isinstance(s, Mapping) for s in sets) \
-                or not sets:  # fmt: skip
-            raise ConfigError(f"{field}.sets: {sets!r}; a list of data sets such as "
-                              "[{'name': 'digits', 'split': 'train'}]")  # fmt: skip
+        if (
+            not isinstance(sets, list | tuple)
+            or not all(isinstance(s, Mapping) for s in sets)
+            or not sets
+        ):
+            raise ConfigError(
+                f"{field}.sets: {sets!r}; a list of data sets such as "
+                "[{'name': 'digits', 'split': 'train'}]"
+            )
     return name, fields
 
 
@@ -153,13 +162,13 @@ def own_of(
 
 
 def counts(spec: Any, sources: Sequence[Source], seed: int) -> set[int]:
-    """The numbers of examples that particles may have; one of all where they share the batches.
+    """The numbers of examples that particles have; a single number where they share the batches.
 
     Raises:
       ConfigError: what these data do not allow.
     """
     name, _ = parse(spec)
-    # The first fold is the largest, the last the smallest; of the others all have as many.
+    # The first fold is the largest, the last the smallest; those between have one of the two sizes.
     some = {SETS: range(len(sources)), "folds": (0, -1)}.get(name, (0,))
     own = own_of(spec, sources, seed, some)
     return {len(sources[0])} if own is None else {one.count for one in own}

@@ -1,10 +1,9 @@
-"""Stateless augmentation: a random number belongs to (seed, step, stage, particle, position).
+"""Stateless augmentation: random numbers depend on (seed, step, stage, particle, position) alone.
 
 An augmentation is `f(batch, draw, **fields) -> batch`, on images [B, H, W, C] in [0, 1] before they
-are normalised; those of IN_UNIT_RANGE take 0 for black and 1 for white, and images whose values
-have no bounds are refused there. Its name in a config is its name here: `[dict(name="flip"),
-dict(name="crop", pad=4)]`. Neither the number of processes nor an interruption changes what an
-example becomes.
+are normalised; those in IN_UNIT_RANGE take 0 for black and 1 for white, and refuse images of
+unbounded range. Its name in a config is its name here: `[dict(name="flip"), dict(name="crop",
+pad=4)]`. Neither the number of processes nor an interruption changes what an example becomes.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ class Draw:
     """Random numbers for the rows of a batch that this process holds, of one particle or several.
 
     They are drawn for the whole global batch of `size` and then cut to `rows`, so a row's numbers
-    do not depend on who holds the other rows, or on how many particles there are.
+    depend neither on which process holds the other rows nor on the number of particles.
     """
 
     def __init__(self, *bits: np.random.BitGenerator, size: int, rows: slice = slice(None)):
@@ -85,10 +84,9 @@ def mixup(batch: Batch, draw: Draw, *, alpha: float = 0.2, classes: int) -> Batc
 
     The labels become float32 [B, K]. Zhang et al. (2018), equation 2.
 
-    Differences from the paper: the partner of position 2i is 2i + 1 and the other way round, where
-    the paper shuffles the batch. The order of examples is itself random, so the pairs are as
-    uniform, and both halves of a pair lie in the same process. Each example has its own w, so half
-    of the pair is no mirror image of the other.
+    Differences from the paper: positions 2i and 2i + 1 are partners, where the paper shuffles the
+    batch. The order of the examples is random already, so the pairs are as uniform, and both
+    examples of a pair are in the same process. Each example draws its own w.
 
     Raises:
       ValueError: this process holds an odd number of examples.
@@ -135,7 +133,7 @@ def rand_augment(batch: Batch, draw: Draw, *, num_ops: int = 2, magnitude: float
     way with equal probability. Ranges: `rand_augment_ops`.
 
     Raises:
-      ValueError: a magnitude beyond that, or images that are not in [0, 1].
+      ValueError: a magnitude out of range, or images that are not in [0, 1].
     """
     from experiments.data import rand_augment_ops
 

@@ -39,13 +39,15 @@ def corrupted(source: Source, kind: str, severity: int) -> Source:
     """The same examples, corrupted before they are normalised.
 
     Raises:
-      ConfigError: an unknown kind or severity, or one that is not for such data.
+      ConfigError: an unknown kind or severity, or one that does not apply to these data.
     """
     std = 1 if source.std is None else source.std
     _constant(kind, severity, len(source.shape))
     if len(source.shape) == 3 and not source.in_unit_range:
-        raise ConfigError(f"corruption: {source.name} has images of any value; corruptions need "
-                          "their range, range=(low, high) in the data")  # fmt: skip
+        raise ConfigError(
+            f"corruption: {source.name} has images of any value; corruptions need "
+            "their range, range=(low, high) in the data"
+        )
 
     def transform(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
         return corrupt(x, kind, severity, indices=indices, std=std)
@@ -74,7 +76,7 @@ def corrupt(
       std: of the features of a table, a number or [D].
 
     Raises:
-      ConfigError: an unknown kind or severity, or one that is not for such data.
+      ConfigError: an unknown kind or severity, or one that does not apply to these data.
       ValueError: images that are not in [0, 1].
     """
     constant = _constant(kind, severity, x.ndim - 1)
@@ -91,7 +93,7 @@ def corrupt(
 
 
 def kinds_for(source: Source) -> tuple[str, ...]:
-    """The kinds that its examples can have."""
+    """The kinds of corruption that apply to its examples."""
     return IMAGE if len(source.shape) == 3 else TABULAR
 
 
@@ -102,7 +104,7 @@ def _constant(kind: str, severity: int, rank: int) -> float:
     if kind not in kinds:
         raise ConfigError(f"corruption: {kind!r} is unknown for such data; {nearest(kind, kinds)}")
     if severity not in range(1, 6):
-        raise ConfigError(f"severity: {severity!r}; 1 to 5 are known")
+        raise ConfigError(f"severity: {severity!r}; a whole number from 1 to 5")
     return (TABULAR_NOISE if rank == 1 else _IMAGE[kind][1])[severity - 1]
 
 
@@ -148,8 +150,9 @@ def rotation(x, rngs, c):
 def translation(x, rngs, c):
     angle = np.asarray([rng.uniform(0, 2 * np.pi) for rng in rngs])
     shift = c * min(x.shape[1:3]) * np.stack([np.sin(angle), np.cos(angle)], axis=-1)
-    return np.stack([_resample(image[None], np.eye(2), -by)[0]
-                     for image, by in zip(x, shift, strict=True)])  # fmt: skip
+    return np.stack(
+        [_resample(image[None], np.eye(2), -by)[0] for image, by in zip(x, shift, strict=True)]
+    )
 
 
 def _resample(x: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:

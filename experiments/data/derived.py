@@ -1,4 +1,4 @@
-"""Data sets that a config describes by how they differ from its training data."""
+"""Data sets that a config describes by their differences from the training data."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,9 +12,8 @@ def derived(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with every data set written out.
 
     A data set of `data` and `evaluators` that has a split and no name, such as
-    `dict(split="test")`, is the training data with these fields: so a config whose sets are of
-    that form reads another set in all places when `data.train` is changed. What is None is left
-    out: a field, a set or an evaluator.
+    `dict(split="test")`, is the training data with these fields: so changing `data.train` changes
+    all of them. A field, a set or an evaluator that is None is left out.
 
     Args:
       config: plain dicts; it is not changed.
@@ -43,7 +42,7 @@ def _filled(value: Any, train: Mapping[str, Any]) -> Any:
         return value
     if "split" in value and "name" not in value:
         return part_of(train, value)
-    is_set = "name" in value  # whose other fields may be None for good
+    is_set = "name" in value  # None may be a valid value of its other fields
     return {k: _filled(v, train) for k, v in value.items() if is_set or v is not None}
 
 
@@ -57,7 +56,7 @@ def part_of(train: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]
 
 
 def key_of(spec: Mapping[str, Any]) -> str:
-    """A text that equal specs share."""
+    """A text that is equal for equal specs."""
     return json.dumps(spec, sort_keys=True, default=str)
 
 
@@ -88,11 +87,13 @@ def same_set(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def divided_otherwise(spec: Mapping[str, Any], train: Mapping[str, Any]) -> str | None:
-    """Why examples of the training data may be in another part of their set; None if they are not.
+    """Why another part of the training data's set may overlap with it; None if it cannot.
 
     A seed decides which examples belong to which part.
     """
     if same_set(spec, train) and spec.get("seed") != train.get("seed"):
-        return (f"seed {spec.get('seed')}, but the training data's is {train.get('seed')}, so that "
-                "the two may have examples in common")  # fmt: skip
+        return (
+            f"seed {spec.get('seed')}, but the training data's is {train.get('seed')}, so that "
+            "the two may have examples in common"
+        )
     return None

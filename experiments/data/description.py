@@ -1,4 +1,4 @@
-"""What a run keeps of its data: how they were read, and which they were."""
+"""The record that a run keeps of its data: which data they were, and how they were read."""
 
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from experiments.data.normalisation import compact, per_example
 from experiments.data.source import load
 from experiments.runtime.workdir import DATA, jsonable, read_config, read_json, write_json
 
-SAME = ("shape", "examples", "digest", "classes")  # when a run resumes
+SAME = ("shape", "examples", "digest", "classes")  # have to be equal when a run resumes
 
 
 class Described(NamedTuple):
@@ -22,7 +22,7 @@ class Described(NamedTuple):
 
 
 def describe(source: Source, streams: Mapping[str, Source] | None = None) -> dict[str, Any]:
-    """What evaluation, and the other processes of a training, must know of the training data."""
+    """What evaluation, and the other processes of a run, need to know about the training data."""
     axes = len(source.shape) - 1
     further = {
         key: dict(shape=shape, dtype=str(dtype))
@@ -56,7 +56,7 @@ def describe(source: Source, streams: Mapping[str, Source] | None = None) -> dic
 def write_description(
     workdir: pathlib.Path, source: Source, streams: Mapping[str, Source] | None = None
 ) -> None:
-    """Notes `describe(source, streams)`.
+    """Writes `describe(source, streams)` to the workdir.
 
     Raises:
       ValueError: the workdir belongs to a run on other data.
@@ -84,12 +84,12 @@ NOTED = {"name": str, "shape": [int], "classes": (int, None), "outputs": int}
 
 
 def read_description(workdir: str | pathlib.Path) -> Described | None:
-    """The data of a run without their examples; None where nothing was noted.
+    """The data of a run without their examples; None if the workdir has no record of them.
 
-    Runs of versions that noted less need their training data for it.
+    Records of earlier versions that lack a digest are completed from the training data.
 
     Raises:
-      ValueError: the file is damaged, or those data are not there.
+      ValueError: the file is damaged, or the training data are missing.
     """
     path = pathlib.Path(workdir) / DATA
     if not path.is_file():
@@ -106,22 +106,26 @@ def read_description(workdir: str | pathlib.Path) -> Described | None:
 
 def _source(noted: Mapping[str, Any]) -> Source:
     shape, names, limits = tuple(noted["shape"]), noted["class_names"], noted["range"]
-    entries = {key: np.zeros((0, *form["shape"]), form["dtype"])
-               for key, form in noted.get("entries", {}).items()}  # fmt: skip
+    entries = {
+        key: np.zeros((0, *form["shape"]), form["dtype"])
+        for key, form in noted.get("entries", {}).items()
+    }
     source = Source(
         noted["name"],
         {"x": np.zeros((0, *shape), noted["dtype"]), **entries},
         noted["classes"],
         noted["outputs"],
         *(per_example(noted[key], shape, key) for key in ("mean", "std")),
-        *(None if noted[key] is None else np.asarray(noted[key], np.float32)
-          for key in ("y_mean", "y_std")),
+        *(
+            None if noted[key] is None else np.asarray(noted[key], np.float32)
+            for key in ("y_mean", "y_std")
+        ),
         range=tuple(limits) if isinstance(limits, list) else limits,
         measured=noted["measured"],
         class_names=None if names is None else tuple(names),
         reading=dict(noted["reading"]),
         labelled=False,
-    )  # fmt: skip
+    )
     return _with_labels(source) if noted.get("labelled", True) else source
 
 

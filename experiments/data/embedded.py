@@ -163,8 +163,8 @@ def noise(
 ) -> Dataset:
     """Inputs without structure, as out-of-distribution data: U(0, 1) or N(0, 1), all of class 0.
 
-    These are values as stored: like all that is evaluated they are then normalised as the training
-    data are, so that for a table's own units a `mean` and `std` belong in the spec.
+    Like all evaluation data they are normalised as the training data are; for tables in other units
+    give `mean` and `std` in the spec.
 
     Args:
       shape: of one example, such as (28, 28, 1).
@@ -182,9 +182,9 @@ def noise(
 
 
 def stand_in(shape: Sequence[int], num_classes: int, size: int = 32, seed: int = 0) -> Dataset:
-    """Random bytes with random labels, in place of a set of images that is not at hand.
+    """Random bytes with random labels, in place of a set of images that is not available.
 
-    What a config's `:runlocal` reads: the shape, type and number of classes of the real set.
+    Read by `:runlocal` configs: it has the shape, type and number of classes of the real set.
 
     Args:
       shape: of one example, such as (32, 32, 3).
@@ -204,7 +204,7 @@ def stand_in(shape: Sequence[int], num_classes: int, size: int = 32, seed: int =
 
 @functools.cache
 def _scikit_learns(loader: str):
-    """What one of scikit-learn's functions reads from its text files, once."""
+    """The result of one of scikit-learn's loaders, cached."""
     import sklearn.datasets
 
     return getattr(sklearn.datasets, loader)()

@@ -1,4 +1,4 @@
-"""Random access to examples: what every data set looks like to training and evaluation."""
+"""Random access to examples: the interface of every data set to training and evaluation."""
 
 import dataclasses
 import zlib
@@ -18,10 +18,10 @@ from experiments.data.splits import UNBOUNDED, Range, carried, carried_dtype
 class Source:
     """The examples of one split, and how they are normalised.
 
-    What leaves `gather` is (raw - mean) / std, where raw is in [0, 1] for images that have a range
-    (`images`), bytes over 255, and as stored otherwise; targets of regression are
-    (y - y_mean) / y_std, so that the error in the stored unit is y_std times as large and the NLL
-    larger by sum(log y_std). Entries but x and y are as they are stored, in at most 32 bits.
+    `gather` returns (raw - mean) / std, where raw is in [0, 1] for images that have a range
+    (`images`), bytes / 255, and as stored otherwise. Regression targets are (y - y_mean) / y_std,
+    so in the stored unit the error is y_std times as large and the NLL larger by sum(log y_std).
+    Entries other than x and y are as stored, in at most 32 bits.
     """
 
     name: str
@@ -29,19 +29,19 @@ class Source:
     # or `records.Records`, where y is as it is stored.
     entries: Any
     classes: int | None  # None: regression, or no labels
-    outputs: int  # K; 0 where nothing says it
+    outputs: int  # K; 0 if unknown
     mean: np.ndarray | None = None  # of the shape of an example; None is 0
     std: np.ndarray | None = None  # likewise; None is 1
     y_mean: np.ndarray | None = None  # [K]
     y_std: np.ndarray | None = None  # [K]
     transform: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None  # raw x, indices
     range: Range = None  # of images, as stored
-    measured: bool = False  # whether it is that of the training data, and others may be beyond it
+    measured: bool = False  # whether `range` was measured on a split, so other splits may exceed it
     class_names: tuple[str, ...] | None = None
     reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as in `Dataset`
-    notes: tuple[str, ...] = ()  # what its spec has it read otherwise than the training data
+    notes: tuple[str, ...] = ()  # what its spec makes different from the training data
     labelled: bool = True  # False: there is no y, whatever is stored
-    file: str = ""  # that it was read from
+    file: str = ""  # the file that it was read from
 
     def __len__(self) -> int:
         return len(self.x)
@@ -52,12 +52,12 @@ class Source:
 
     @property
     def x(self) -> Any:
-        """Inputs as they are stored, [N, ...]; Records, which have shape and dtype alike."""
+        """Inputs as stored, [N, ...]; for sets on disk Records, which have shape and dtype too."""
         return self.entries["x"] if self.in_memory else self.entries
 
     @property
     def y(self) -> np.ndarray | None:
-        """Labels or normalised targets of a set in memory, if it has some."""
+        """Labels or normalised targets of a set in memory; None if it has none."""
         return self.entries.get("y") if self.in_memory else None
 
     @property
@@ -68,7 +68,7 @@ class Source:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the x of one example: [H, W, C] or [D]."""
+        """The shape of the x of one example: [H, W, C] or [D]."""
         return tuple(self.x.shape[1:])
 
     @property
@@ -80,7 +80,7 @@ class Source:
 
     @property
     def title(self) -> str:
-        """The name, with that of its file."""
+        """The name, with the name of its file."""
         name, mark, rest = self.name.partition("/" if "/" in self.name and self.file else "[")
         return f"{name} {self.file}{mark}{rest}" if self.file else self.name
 
@@ -90,7 +90,7 @@ class Source:
         return len(self.shape) == 3 and self.range != UNBOUNDED
 
     def with_entries(self, **arrays: np.ndarray) -> "Source":
-        """The same reading of other examples, in memory, with these entries alone."""
+        """A source in memory with these entries, read and normalised like this one."""
         return dataclasses.replace(self, entries=arrays, labelled="y" in arrays, transform=None)
 
     def forms(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -101,21 +101,25 @@ class Source:
         if self.in_memory:
             stored = {key: (array.shape[1:], array.dtype) for key, array in self.entries.items()}
         forms = {key: known.get(key, stored[key]) for key in self.names}
-        return {key: (tuple(shape), carried_dtype(self.name, key, dtype))
-                for key, (shape, dtype) in forms.items()}  # fmt: skip
+        return {
+            key: (tuple(shape), carried_dtype(self.name, key, dtype))
+            for key, (shape, dtype) in forms.items()
+        }
 
     def raw(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """x [B, ...] float32 before normalisation, y if there are labels, and the other entries.
 
         Raises:
-          ValueError: an example of a set on disk is one that `check` refuses.
+          ValueError: an example of a set on disk that `check` refuses.
         """
         if self.in_memory:
             batch = {key: array.take(indices, axis=0) for key, array in self.entries.items()}
         else:
             stored = self.entries.gather(indices)
-            batch = {key: stored[key] if key in ("x", "y") else carried(self.name, key, stored[key])
-                     for key in self.names}  # fmt: skip
+            batch = {
+                key: stored[key] if key in ("x", "y") else carried(self.name, key, stored[key])
+                for key in self.names
+            }
             check_values(self, batch, indices)
             if "y" in batch:
                 batch["y"] = targets(batch["y"], self.classes, self.y_mean, self.y_std)
@@ -139,10 +143,10 @@ class Source:
         return batch
 
     def digest(self) -> str:
-        """Eight hexadecimal digits that tell these examples from others.
+        """Eight hexadecimal digits that identify these examples.
 
-        A CRC-32 of the entries as they are stored, zeros where there are no labels; of a set that
-        is not in memory, of its size and its first and last example.
+        A CRC-32 of the entries as stored, with zeros if there are no labels; for a set on disk, of
+        its size and its first and last example.
         """
         x = self.x
         if self.in_memory:
@@ -162,10 +166,10 @@ class Source:
 
 
 def check(source: Source, sample: int = 256) -> None:
-    """Refuses data that would fail in training, or worse, not fail.
+    """Refuses data that training could not use, or would use silently although they are wrong.
 
-    Every example of a set in memory is looked at, and the first `sample` of another, whose batches
-    are looked at as they are read.
+    All examples of a set in memory are checked. Of a set on disk the first `sample` are checked
+    here, and each batch when it is read.
 
     Raises:
       ValueError: no examples; entries of different lengths; a value that is not finite (the first
@@ -185,7 +189,7 @@ def check(source: Source, sample: int = 256) -> None:
 def check_values(
     source: Source, batch: Mapping[str, np.ndarray], indices: np.ndarray | None = None
 ) -> None:
-    """The part of `check` that looks at values: those of a batch, of the examples `indices`."""
+    """The part of `check` that looks at values, for a batch with the examples `indices`."""
     check_finite(source.name, batch, indices)
     if batch["x"].ndim == 4:
         images.check(source.name, batch["x"], source.range, clipped=source.measured)
@@ -204,10 +208,10 @@ def targets(
 
 
 def carried_entries(label: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a set in memory with those beside x and y in types that batches carry.
+    """The entries of a set in memory, with all but x and y converted to the types of batches.
 
     Raises:
-      ValueError: one that they cannot, or of another length than x.
+      ValueError: an entry that cannot be converted, or of another length than x.
     """
     size = len(arrays["x"])
     for key, array in arrays.items():
@@ -222,7 +226,7 @@ def carried_entries(label: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def batch_shapes(source: Source, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """x [B, ...] and y of a batch: classes [B], or real outcomes [B, K]."""
+    """x [B, ...] and y of a batch: classes [B], or targets [B, K]."""
     x = jax.ShapeDtypeStruct((size, *source.shape), jnp.float32)
     if source.task == "classification":
         return {"x": x, "y": jax.ShapeDtypeStruct((size,), jnp.int32)}

@@ -22,8 +22,8 @@ PREFIXES = {"train": ("train",), "validation": ("validation", "valid"), "test": 
 def idx(path: str, num_classes: int | None = None) -> Dataset:
     """A folder like MNIST's: train-images-idx3-ubyte(.gz), t10k-labels-idx1-ubyte(.gz), ...
 
-    Splits: 'train', and 'test' (files that begin with t10k or test), as far as they are there. A
-    file of labels may be missing where labels are not used, as in out-of-distribution data.
+    Splits: 'train', and 'test' (files that begin with t10k or test), if present. The file of labels
+    may be missing where labels are not used, as for out-of-distribution data.
 
     Args:
       path: the folder.
@@ -48,29 +48,31 @@ def npz(
 
     One file holds 'x' and 'y', which are the split 'train', or 'x_train', 'y_train', 'x_test', ...
     Integer y are labels; real-valued y [N] or [N, K] are regression targets. Where labels are not
-    used, as in out-of-distribution data, there need be no y.
+    used, as for out-of-distribution data, y may be missing.
 
     Args:
       path: the folder or file.
-      num_classes: K; by default one more than the largest label. Where it is given, whole numbers
-        that are stored as floats are labels too.
-      seed: of a random order of the examples of each split, so that 'train[:90%]' and 'train[90%:]'
-        divide one file at random; by default they stand as they are stored.
-      entries: names of what else one file has of each example: ('group',) stands for the arrays
-        'group' beside 'x', 'group_train' beside 'x_train' and so on.
+      num_classes: K; by default one more than the largest label. If it is given, whole numbers
+        stored as floats count as labels too.
+      seed: shuffles the examples of each split, so that 'train[:90%]' and 'train[90%:]' divide one
+        file at random; by default they are in the stored order.
+      entries: names of further arrays with one row per example: ('group',) reads 'group' beside
+        'x', 'group_train' beside 'x_train' and so on.
 
     Raises:
-      ConfigError: the file, or the arrays in it, are missing.
-      ValueError: inputs and labels differ in number, an array has another type than a number's, or
-        the file unpacks to more than the memory that is free.
+      ConfigError: the file or an array in it is missing.
+      ValueError: inputs and labels differ in number, an array is not numeric, or the file unpacks
+        to more than the free memory.
     """
     _check_count(num_classes)
     entries = check_names(entries)
     location = pathlib.Path(path).expanduser()
     if location.is_dir():
         if entries:
-            raise ConfigError(f"entries: {entries}, but a folder has files of images and labels "
-                              "alone; one npz file can have more")  # fmt: skip
+            raise ConfigError(
+                f"entries: {entries}, but a folder has files of images and labels "
+                "only; further entries need one npz file"
+            )
         found = _pairs(path, ("images", "imgs"), "npz", "kmnist-test-imgs.npz")
         reads = {n: (lambda n=n: _read(found[n], _only_array)) for n in found}
     else:
@@ -114,28 +116,30 @@ def _idx_array(path: pathlib.Path | str, file) -> np.ndarray:
     shape = tuple(int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4))
     size = math.prod(shape) * dtype.itemsize
     require_memory(size, path)
-    data = file.read(size + 1)  # one more shows what the header does not speak of
+    data = file.read(size + 1)  # one more byte shows that the file is too long
     if len(sizes) != 4 * head[3] or len(data) != size:
         raise ValueError(f"{path}: {len(data)} bytes do not hold an array {list(shape)} of {dtype}")
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
 def free_memory() -> int:
-    """Bytes of memory that programs can still take, as the operating system says."""
+    """Bytes of free memory, as reported by the operating system."""
     try:
         for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):  # macOS knows neither
+    except (OSError, ValueError):  # macOS has neither
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def require_memory(size: int, what: object) -> None:
-    """Raises ValueError where `size` bytes are more than the memory that is free."""
+    """Raises ValueError if `size` bytes are more than the free memory."""
     if size > (free := free_memory()):
-        raise ValueError(f"{what}: {size / 2**30:,.1f} GiB in memory are needed, but "
-                         f"{free / 2**30:,.1f} are free")  # fmt: skip
+        raise ValueError(
+            f"{what}: {size / 2**30:,.1f} GiB of memory are needed, but "
+            f"{free / 2**30:,.1f} are free"
+        )
 
 
 def _read(files: tuple, read: Callable) -> Arrays:
@@ -144,7 +148,7 @@ def _read(files: tuple, read: Callable) -> Arrays:
 
 
 def _examples(arrays: dict[str, np.ndarray]) -> Arrays:
-    """The entries of one split, once they are of equal length."""
+    """The entries of one split, checked to be of equal length."""
     titles = {"x": "inputs", "y": "labels"}
     sizes = {key: array.shape[0] if array.ndim else "no" for key, array in arrays.items()}
     for key, size in sizes.items():
@@ -161,10 +165,12 @@ def _check_count(num_classes: int | None) -> None:
 
 
 def _whole(y: np.ndarray, what: str) -> np.ndarray:
-    """Labels that are stored as floats, as integers."""
+    """Labels that are stored as floats, converted to integers."""
     if not (np.isfinite(y).all() and (y == np.rint(y)).all() and (np.abs(y) < 2**31).all()):
-        raise ValueError(f"{what} are {y.dtype} and not all whole numbers; with num_classes they "
-                         "have to be, and without it they are regression targets")  # fmt: skip
+        raise ValueError(
+            f"{what} are {y.dtype} and not all whole numbers; with num_classes they "
+            "have to be, and without it they are regression targets"
+        )
     return y.astype(np.int64)
 
 
@@ -195,8 +201,11 @@ def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict
 
 
 def _files(folder: pathlib.Path, prefixes, words, ending: str) -> list[pathlib.Path]:
-    patterns = [f"*{p}-{w}[-.]{ending}*" if ending != "npz" else f"*{p}-{w}.npz"
-                for p in prefixes for w in words]  # fmt: skip
+    patterns = [
+        f"*{p}-{w}[-.]{ending}*" if ending != "npz" else f"*{p}-{w}.npz"
+        for p in prefixes
+        for w in words
+    ]
     return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
@@ -214,9 +223,12 @@ def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
             arrays = {key: file[key] for key in file.files}
-    except Exception as error:  # NumPy, zipfile and zlib each have their own
-        reason = "it holds Python objects, which are not read; store numbers" \
-            if "allow_pickle" in str(error) else error  # fmt: skip
+    except Exception as error:  # NumPy, zipfile and zlib raise different types
+        reason = (
+            "it holds Python objects, which are not loaded; store numeric arrays"
+            if "allow_pickle" in str(error)
+            else error
+        )
         raise ValueError(f"{path}: not a readable npz file ({reason})") from error
     return arrays
 
@@ -237,14 +249,18 @@ def _arrays_of(path: pathlib.Path, entries: Sequence[str]) -> dict[str, Callable
             continue
         names = ("x", *(["y"] if "y" + suffix in arrays else []), *entries)
         if missing := [name + suffix for name in names if name + suffix not in arrays]:
-            raise ConfigError(f"entries: {path} has no array {missing[0]!r} beside {key!r}; "
-                              + nearest(missing[0], arrays))  # fmt: skip
+            raise ConfigError(
+                f"entries: {path} has no array {missing[0]!r} beside {key!r}; "
+                + nearest(missing[0], arrays)
+            )
         try:
             found = _examples({name: arrays[name + suffix] for name in names})
         except ValueError as error:
             raise ValueError(f"{path}: {key} has {error}") from None
         reads[suffix.lstrip("_") or "train"] = lambda found=found: found
     if not reads:
-        raise ConfigError(f"path: {path} has the arrays {sorted(arrays)}; 'x' and 'y', or "
-                          "'x_train', 'y_train' and so on, are needed")  # fmt: skip
+        raise ConfigError(
+            f"path: {path} has the arrays {sorted(arrays)}; 'x' and 'y', or "
+            "'x_train', 'y_train' and so on, are needed"
+        )
     return reads

@@ -1,7 +1,7 @@
-"""Sets of TensorFlow Datasets, by name.
+"""Data sets of TensorFlow Datasets, by name.
 
-A set that is prepared as array_record is read without TensorFlow; preparing one, or reading one
-that is stored as tfrecord, imports it.
+A set prepared as array_record is read without TensorFlow; preparing a set, or reading tfrecord
+files, imports it.
 """
 
 import difflib
@@ -33,18 +33,18 @@ def tfds(
     """The set `name` of tfds ('cifar10', 'imagenet2012', 'mnist_corrupted/shot_noise', ...).
 
     Args:
-      name: as `tfds.builder` takes it, with configuration and version where wanted.
+      name: as for `tfds.builder`, optionally with configuration and version.
       data_dir: where sets are prepared; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      keys: names of the features that are x and y; by default those of supervised learning. x
-        alone where labels are not used, as in out-of-distribution data. A dict names the features
-        of further entries too: dict(x='image', y='label', group='attribute').
+      keys: names of the features for x and y; by default the set's supervised keys. x alone where
+        labels are not used, as for out-of-distribution data. A dict also names further entries:
+        dict(x='image', y='label', group='attribute').
       resize: the shorter side of an image becomes this long (bilinear) ...
       size: ... and the centre of this side is kept. Needed where images differ in size.
       in_memory: bytes up to which a split becomes an array; a larger one is read at random from
         its array_record files.
 
     Raises:
-      ConfigError: an unknown key, or the set is not prepared and cannot be.
+      ConfigError: an unknown key, or the set is not prepared and cannot be prepared.
     """
     from experiments.data.records import Records
 
@@ -55,14 +55,17 @@ def tfds(
     of_x = features["x"].shape
     shape = (size, size, of_x[-1]) if size else of_x
     if None in shape:
-        raise ConfigError(f"size: needed, since images of {name} differ in size (resize=256, "
-                          "size=224 for instance)")  # fmt: skip
+        raise ConfigError(
+            f"size: needed, since images of {name} differ in size; for example resize=256, size=224"
+        )
     for entry, feature in features.items():
         if entry not in ("x", "y") and None in (feature.shape or ()):
-            raise ConfigError(f"keys: {keys[entry]!r} of {name} has shape {feature.shape}; an "
-                              "entry needs one shape for all examples")  # fmt: skip
+            raise ConfigError(
+                f"keys: {keys[entry]!r} of {name} has shape {feature.shape}; an "
+                "entry needs one shape for all examples"
+            )
     labels = features.get("y")
-    # Images of 16 bits are PNG files, in which 65,535 is white.
+    # 16-bit images are PNG files, in which 65,535 is white.
     deep = np.dtype(features["x"].np_dtype) == np.uint16
     names = getattr(labels, "names", None)
 
@@ -89,7 +92,7 @@ def tfds(
 
 
 def _features_of(name: str, info: Any, keys: Any) -> dict[str, str]:
-    """The name of each entry to that of its feature, x first.
+    """Maps the name of each entry to the name of its feature, x first.
 
     Raises:
       ConfigError: no x, a name that no entry can have, or no such feature.
@@ -97,12 +100,12 @@ def _features_of(name: str, info: Any, keys: Any) -> dict[str, str]:
     if not isinstance(keys, Mapping):
         keys = tuple(keys or info.supervised_keys or ())
         if len(keys) not in (1, 2):
-            raise ConfigError(f"keys: {keys!r}; the names of x and y among "
-                              f"{sorted(info.features)}")  # fmt: skip
+            raise ConfigError(f"keys: {keys!r}; the names of x and y among {sorted(info.features)}")
         keys = dict(zip(("x", "y"), keys, strict=False))
     if "x" not in keys:
-        raise ConfigError(f"keys: {dict(keys)!r}; x needs the name of one of "
-                          f"{sorted(info.features)}")  # fmt: skip
+        raise ConfigError(
+            f"keys: {dict(keys)!r}; x needs the name of one of {sorted(info.features)}"
+        )
     check_names([entry for entry in keys if entry not in ("x", "y")], "keys")
     for key in keys.values():
         if key not in info.features:
@@ -125,9 +128,11 @@ def _in_examples(name: str, info: Any, split: str) -> str:
         if "shard" not in str(split):
             found = positions(split, list(info.splits), lambda part: info.splits[part].num_examples)
             return "+".join(
-                part if (start, stop) == (0, info.splits[part].num_examples)
-                else f"{part}[{start}:{stop}]" for part, start, stop in found
-            )  # fmt: skip
+                part
+                if (start, stop) == (0, info.splits[part].num_examples)
+                else f"{part}[{start}:{stop}]"
+                for part, start, stop in found
+            )
         if info.splits[split].num_examples == 0:
             raise ConfigError(f"split: {split!r} has no examples")
     except (AssertionError, KeyError, ValueError) as error:
@@ -147,7 +152,7 @@ def check_name(name: str, data_dir: str | None, field: str) -> None:
 
 
 def _prepared(name: str, data_dir: str | None) -> Any:
-    """The builder of a set, prepared first if that is needed and possible."""
+    """The builder of a set, which is prepared first if necessary and possible."""
     import tensorflow_datasets as library
 
     try:
@@ -160,7 +165,7 @@ def _prepared(name: str, data_dir: str | None) -> Any:
         return builder
     where = f"{name} is not prepared in {builder.data_dir}"
     if builder.name == "fashion_mnist":
-        where += " (python -m tools.prepare_fashion_mnist makes it from local files)"
+        where += " (python -m tools.prepare_fashion_mnist prepares it from local files)"
     if importlib.util.find_spec("tensorflow") is None:
         raise ConfigError(f"name: {where}, and preparing it needs TensorFlow: {EXTRA}")
     try:
@@ -185,9 +190,11 @@ def _through_tensorflow(
 ) -> Arrays:
     """Reads a split that is stored as tfrecord into memory."""
     if importlib.util.find_spec("tensorflow") is None:
-        raise ConfigError(f"name: {builder.name} is stored as {builder.info.file_format.value} in "
-                          f"{builder.data_dir}; reading that needs TensorFlow ({EXTRA}), or "
-                          "prepare it with file_format='array_record'")  # fmt: skip
+        raise ConfigError(
+            f"name: {builder.name} is stored as {builder.info.file_format.value} in "
+            f"{builder.data_dir}; reading that needs TensorFlow ({EXTRA}), or "
+            "prepare it with file_format='array_record'"
+        )
     import tensorflow_datasets as library
 
     config = library.ReadConfig(interleave_cycle_length=1)
@@ -197,7 +204,9 @@ def _through_tensorflow(
         found = {entry: np.asarray(example[key]) for entry, key in keys.items()}
         total += found["x"].nbytes
         if found["x"].shape != tuple(shape) or total > limit:
-            raise ConfigError(f"name: {builder.name} is stored as tfrecord and too large or uneven "
-                              "for memory; prepare it with file_format='array_record'")  # fmt: skip
+            raise ConfigError(
+                f"name: {builder.name} is stored as tfrecord and too large or uneven "
+                "for memory; prepare it with file_format='array_record'"
+            )
         examples.append(found)
     return {entry: np.stack([example[entry] for example in examples]) for entry in keys}

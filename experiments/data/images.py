@@ -1,8 +1,8 @@
-"""How images are read: which of the stored values become 0 and 1, and where channels stand.
+"""How images are read: which stored values become 0 and 1, and which axis has the channels.
 
-Augmentations and corruptions are defined on [0, 1], so that is what images are before they are
-normalised. Bytes have the range (0, 255) by their type. Whatever else is stored has to be in [0, 1]
-already, or its range is declared: nothing is rescaled that nobody spoke of.
+Augmentations and corruptions are defined on [0, 1], so images are in [0, 1] before they are
+normalised. Bytes have the range (0, 255). Other types have to be in [0, 1] already, or the range
+has to be declared: nothing is rescaled implicitly.
 """
 
 import logging
@@ -25,10 +25,10 @@ BYTES = (0.0, 255.0)
 
 
 def declared(value: Any) -> Range:
-    """A range as a spec gives it: (low, high), 'unbounded', 'measured' or None.
+    """The validated `range` of a spec: (low, high), 'unbounded', 'measured' or None.
 
     Raises:
-      ConfigError: anything else.
+      ConfigError: any other value.
     """
     if value in (None, UNBOUNDED, MEASURED):
         return value
@@ -48,7 +48,7 @@ def measured(name: str, x: np.ndarray) -> Range:
     """The least and the largest value of the images x [N, H, W, C].
 
     Raises:
-      ValueError: there is one value only.
+      ValueError: all values are equal.
     """
     low, high = float(x.min()), float(x.max())
     if not low < high:
@@ -57,9 +57,9 @@ def measured(name: str, x: np.ndarray) -> Range:
 
 
 def in_units(x: np.ndarray, range: Range, clip: bool = False) -> np.ndarray:
-    """Stored values as float32: in [0, 1] where they have a range, else as they are.
+    """Stored values as float32: scaled to [0, 1] if they have a range, else unchanged.
 
-    With `clip` what is beyond a range becomes 0 or 1.
+    With `clip`, values outside the range become 0 or 1.
     """
     if range is None and x.dtype == np.uint8:
         range = BYTES
@@ -74,12 +74,12 @@ def in_units(x: np.ndarray, range: Range, clip: bool = False) -> np.ndarray:
 
 
 def check(name: str, x: np.ndarray, range: Range, clipped: bool = False) -> None:
-    """Refuses images with values outside of their range, but for rounding.
+    """Refuses images with values outside their range, up to rounding.
 
-    With `clipped` there is a warning, that they will be.
+    With `clipped`, logs a warning that they are clipped instead.
 
     Raises:
-      ValueError: says how to declare the range.
+      ValueError: values outside the range; the message says how to declare it.
     """
     if range == UNBOUNDED or (x.dtype == np.uint8 and range in (None, BYTES)):
         return
@@ -90,12 +90,15 @@ def check(name: str, x: np.ndarray, range: Range, clipped: bool = False) -> None
         return
     found = f"{name}: images have values from {least:.6g} to {most:.6g}"
     if clipped:
-        logger.warning("%s, beyond the measured range (%.6g, %.6g), and are clipped to it", found,
-                       low, high)  # fmt: skip
+        logger.warning(
+            "%s, beyond the measured range (%.6g, %.6g), and are clipped to it", found, low, high
+        )
         return
     if range is not None:
-        raise ValueError(f"{found}, outside of their range ({low:g}, {high:g}); declare another "
-                         f"range=(low, high), or range={UNBOUNDED!r}")  # fmt: skip
+        raise ValueError(
+            f"{found}, outside of their range ({low:g}, {high:g}); declare another "
+            f"range=(low, high), or range={UNBOUNDED!r}"
+        )
     raise ValueError(
         f"{found}; declare range={_likely(least, most)}, the stored values that become 0 and 1, "
         f"range={MEASURED!r} for those of the split `statistics`, or range={UNBOUNDED!r} to read "
@@ -112,21 +115,24 @@ def _likely(least: float, most: float) -> str:
 
 
 def channels_last(label: str, x: Any, channels: str | None, like: "Source | None") -> tuple:
-    """Images [N, H, W, C], and where their channels stood if the spec or `like` says it."""
+    """Images [N, H, W, C], and the stored position of the channels if the spec or `like` has it."""
     if channels not in (None, "first", "last"):
         raise ConfigError(f"channels: {channels!r}; 'first' or 'last'")
     if len(x.shape) != 4 or not isinstance(x, np.ndarray):
         if channels == "first":
-            raise ConfigError(f"channels: 'first' is for images in memory; {label} has inputs of "
-                              f"shape {list(x.shape[1:])}")  # fmt: skip
+            raise ConfigError(
+                f"channels: 'first' is for images in memory; {label} has inputs of "
+                f"shape {list(x.shape[1:])}"
+            )
         return x, channels
     looks_first = x.shape[1] in (1, 3) and min(x.shape[2:]) > 4
     if channels is None and looks_first and like is not None:
         channels = like.reading.get("channels")
     if channels is None and looks_first:
-        raise ValueError(f"{label}: images of shape {list(x.shape[1:])} look as if their channels "
-                         "stood first; channels='first' reads them so, channels='last' as they "
-                         "are")  # fmt: skip
+        raise ValueError(
+            f"{label}: images of shape {list(x.shape[1:])} look like channels first; set "
+            "channels='first' to transpose them, or channels='last' to read them as stored"
+        )
     return (np.moveaxis(x, 1, -1) if channels == "first" else x), channels
 
 
@@ -138,18 +144,21 @@ def range_of(
     like: "Source | None",
     read_statistics: Callable[[], tuple],
 ) -> tuple[Range, bool]:
-    """The range of the images of a set: that of the spec, of the set, or of the training data.
+    """The range of the images of a set: from the spec, the set, or the training data.
 
     Returns:
-      The range, and whether it was measured, so that values of other splits may be beyond it.
+      The range, and whether it was measured, so that values of other splits may exceed it.
 
     Raises:
-      ConfigError: a range for what is no image, or none where the training data's is no guide.
+      ConfigError: a range for data that are not images, or a missing range that the training data
+        do not determine.
     """
     if len(x.shape) != 4:
         if given is not None:
-            raise ConfigError(f"range: {given!r}, but {label} has inputs of shape "
-                              f"{list(x.shape[1:])}; only images [H, W, C] have one")  # fmt: skip
+            raise ConfigError(
+                f"range: {given!r}, but {label} has inputs of shape "
+                f"{list(x.shape[1:])}; only images [H, W, C] have one"
+            )
         return None, False
     range = declared(given)
     if range == MEASURED:
@@ -167,20 +176,25 @@ def range_of(
     if like is not None and like.range == UNBOUNDED:
         raise ConfigError(
             f"range: the training images are {like.x.dtype}, read as they are stored, and those of "
-            f"{label} are {x.dtype}; give range=(low, high), or {UNBOUNDED!r} if they are alike"
+            f"{label} are {x.dtype}; set range=(low, high), or {UNBOUNDED!r} if both have one scale"
         )
     _warn_of_scale(label, x, None)
     return None, False
 
 
 def _warn_of_scale(label: str, x: Any, range: Range) -> None:
-    """Logs that images use a small part of their range only."""
+    """Warns if images use only a small part of their range."""
     if range is None and x.dtype == np.uint8:
         range = BYTES
     if not isinstance(range, tuple) or not isinstance(x, np.ndarray) or not x.size:
         return
     least, most = float(x.min()), float(x.max())
     if most - range[0] < 0.1 * (range[1] - range[0]):
-        logger.warning("%s: values from %.4g to %.4g are read with the range (%g, %g); if they are "
-                       "on another scale, give range=(low, high)", label, least, most,
-                       *range)  # fmt: skip
+        logger.warning(
+            "%s: values from %.4g to %.4g are read with the range (%g, %g); if they are "
+            "on another scale, give range=(low, high)",
+            label,
+            least,
+            most,
+            *range,
+        )

@@ -1,4 +1,4 @@
-"""Which labels or targets examples have: those of some classes, redrawn with noise, or none."""
+"""The labels or targets of examples: selected classes, label noise, or none."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def labelled(
     use: str,
     classes: Sequence[int] | None,
 ) -> Source:
-    """The source with labels or targets, for what they are used (`labels`)."""
+    """The source with its labels or targets, according to their use (`labels`)."""
     label, like_labels = source.name, use == labels.ALIKE and like is not None
     if like_labels and like.task == "unlabelled":
         use, like_labels = labels.OPTIONAL, False
@@ -36,7 +36,7 @@ def labelled(
     if not stored:
         return _without_labels(source, None, 0)
     if like_labels and like.classes is None and dataset.classes == 0:
-        dataset = dataset._replace(classes=None)  # whole numbers may be targets
+        dataset = dataset._replace(classes=None)  # whole numbers may be regression targets
     y = source.y
     k, names = labels.classes_of(label, y, dataset, like, use)
     outputs, entries = k or 1, source.entries
@@ -45,8 +45,9 @@ def labelled(
         outputs = k if k is not None else np.size(y) // len(y)
         entries = {**entries, "y": targets(y, k, source.y_mean, source.y_std)}
     if like_labels and outputs != like.outputs:
-        raise ValueError(f"{label}: {outputs} targets, but the model was trained on {like.outputs} "
-                         f"({like.name})")  # fmt: skip
+        raise ValueError(
+            f"{label}: {outputs} targets, but the model was trained on {like.outputs} ({like.name})"
+        )
     return dataclasses.replace(
         source, entries=entries, classes=k, outputs=outputs, class_names=names
     )
@@ -70,9 +71,10 @@ def _only_classes(
     if not isinstance(classes, Sequence) or isinstance(classes, str) or not classes:
         raise ConfigError(f"classes: {classes!r}; a list of labels is needed")
     if k is None:
-        raise ConfigError(f"classes: {list(classes)}, but there are real-valued targets")
-    if not all(type(c) is not bool and isinstance(c, int | np.integer) and 0 <= c < k
-               for c in classes):  # fmt: skip
+        raise ConfigError(f"classes: {list(classes)}, but the targets are real-valued")
+    if not all(
+        type(c) is not bool and isinstance(c, int | np.integer) and 0 <= c < k for c in classes
+    ):
         raise ConfigError(f"classes: {list(classes)}; labels must be in [0, {k})")
     if len(set(classes)) != len(classes):
         raise ConfigError(f"classes: {list(classes)}; distinct labels are needed")

@@ -1,4 +1,4 @@
-"""Labels and targets: of how many classes, of which kind, and whether they are the model's."""
+"""Labels and targets: their kind, the number of classes, and whether they match the model's."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What `source.load` takes them for; OPTIONAL: own labels, if there are some.
+# How `source.load` uses them; OPTIONAL: the set's own labels, if it has any.
 OWN, ALIKE, UNUSED, OPTIONAL = "own", "alike", "unused", "optional"
 
 
@@ -23,8 +23,8 @@ def classes_of(
     """K (None for regression) and the names of the classes.
 
     Raises:
-      ConfigError: they are not those of the model that is to predict them, but can be.
-      ValueError: they cannot, or are labels that classes cannot be counted by.
+      ConfigError: they do not match the model's, but could with other fields of the spec.
+      ValueError: they cannot match the model's, or are labels that do not define K.
     """
     names = dataset.class_names
     if like is None or use in (OWN, OPTIONAL):
@@ -32,12 +32,13 @@ def classes_of(
     real = dataset.classes is None
     if real != (like.classes is None):
         kinds = ("labels of classes", "real-valued targets")
-        raise ValueError(f"{label}: {kinds[real]}, but the model was trained on "
-                         f"{kinds[not real]} ({like.name})")  # fmt: skip
+        raise ValueError(
+            f"{label}: {kinds[real]}, but the model was trained on {kinds[not real]} ({like.name})"
+        )
     if dataset.classes and dataset.classes != like.classes:
         raise ConfigError(
             f"classes: {label} has {dataset.classes} classes, but the model was trained on "
-            f"{like.classes} ({like.name}); name those that it knows, in its order: classes=(...)"
+            f"{like.classes} ({like.name}); select the model's classes, in its order: classes=(...)"
         )
     if names and like.class_names and names != like.class_names:
         if set(names) >= set(like.class_names):
@@ -46,14 +47,17 @@ def classes_of(
                 f"data {', '.join(like.class_names[:5])}, ...; name them in that order: "
                 "classes=(...)"
             )
-        logger.warning("%s calls its classes %s, ..., the training data %s, ...; they are taken "
-                       "for the same", label, ", ".join(names[:3]),
-                       ", ".join(like.class_names[:3]))  # fmt: skip
+        logger.warning(
+            "%s calls its classes %s, ..., the training data %s, ...; assumed to be the same",
+            label,
+            ", ".join(names[:3]),
+            ", ".join(like.class_names[:3]),
+        )
     return like.classes, like.class_names or names
 
 
 def number_of(label: str, y: np.ndarray | None, dataset: Dataset) -> int | None:
-    """K, counted where the set does not know it.
+    """K, counted from the labels if the set does not define it.
 
     Raises:
       ValueError: labels that are not integers, or that do not begin at 0.
@@ -81,8 +85,8 @@ def check(
     Args:
       label: of the set, for messages.
       y: labels [N] or targets.
-      classes: K; None for regression, whose targets have to be numbers.
-      indices: of the examples in their set; by default their places.
+      classes: K; None for regression, whose targets have to be numeric.
+      indices: of the examples in their set; by default their positions in `y`.
     """
     if classes is None:
         if np.asarray(y).dtype.kind not in "biuf":
@@ -100,11 +104,11 @@ def _check_kind(label: str, y: Any) -> None:
         return
     hint = ""
     if y.dtype.kind in "US":
-        hint = "; np.unique(y, return_inverse=True)[1] makes them of names"
+        hint = "; np.unique(y, return_inverse=True)[1] converts names"
     elif y.ndim == 2 and y.shape[1] > 1:
-        hint = "; y.argmax(1) makes them of one column per class"
+        hint = "; y.argmax(1) converts one column per class"
     elif y.ndim == 2:
-        hint = "; y[:, 0] makes them of one column"
+        hint = "; y[:, 0] converts one column"
     raise ValueError(
         f"{label}: labels are {y.dtype} {list(y.shape)}; integers [N] are needed{hint}"
     )

@@ -33,17 +33,17 @@ def batches(
 
     Args:
       source: the examples, and how they are normalised.
-      seed: of order and augmentation; what a step holds depends on (seed, step) alone, or on
-        (seed, p, step).
-      batch_size: of the global batch; a batch here has this process's share of it.
-      start_step: the first step; resuming there costs no more than starting.
+      seed: of order and augmentation; a batch depends on (seed, step) alone, or on (seed, p, step).
+      batch_size: of the global batch; each process yields its share of it.
+      start_step: the first step; resuming costs no more than starting.
       augment: names and fields, in order, see `pipeline`.
       process_index, process_count: the shares of the processes, in order, are the global batch.
       own: the examples of each particle, which have orders and augmentation of their own; None
         where particles share the batches.
 
     Raises:
-      ConfigError: an augmentation that this data cannot have; found here, not at the first batch.
+      ConfigError: an augmentation that does not apply to these data; raised here, not at the first
+        batch.
       ValueError: processes that cannot share the batch, an invalid seed.
     """
     check_seed(seed)
@@ -83,9 +83,9 @@ def batches(
 
 
 def _reader(everyone: Sequence[Own]) -> Callable[[Sequence[np.ndarray]], Batch]:
-    """Reads the examples of all particles, those of one after those of the other.
+    """Reads the examples of all particles, one particle after the other.
 
-    Of one set that is one gather of all.
+    If they share one data set, this is a single gather.
     """
     source = everyone[0].source
     if len(everyone) == 1:
@@ -117,7 +117,7 @@ def augmentation_of(source: Source, augment: Sequence[Mapping[str, Any]]) -> Aug
     """The augmentations of a config, for the examples of `source`.
 
     Raises:
-      ConfigError: one that they cannot have.
+      ConfigError: an augmentation that does not apply to them.
     """
     images = len(source.shape) == 3
     in_unit_range = source.in_unit_range or not images
@@ -130,7 +130,7 @@ def forms(
     """Shape and type of the entries of one example as `batches` gives it; reads none.
 
     Raises:
-      ConfigError: an augmentation that such examples cannot have.
+      ConfigError: an augmentation that does not apply to them.
     """
     augmentation = augmentation_of(source, augment)
     batch = {key: np.zeros((2, *shape), dtype) for key, (shape, dtype) in source.forms().items()}
@@ -148,9 +148,8 @@ def epoch(
 ) -> Iterator[Batch]:
     """All examples once, in order, in batches of one shape.
 
-    The last batch is filled up with copies of the last example; `mask` [B] bool is False there.
-    Without labels y is 0.
-    With several processes each yields its share of every batch.
+    The last batch is padded with copies of the last example; `mask` [B] bool is False there.
+    Without labels y is 0. With several processes each yields its share of every batch.
 
     Raises:
       ValueError: processes that cannot share the batch.
@@ -170,10 +169,10 @@ def epoch(
 class Prefetch:
     """Iterates over (step, put(batch)) for an iterator of (step, batch).
 
-    A thread works `depth` batches ahead, and is woken when half of them are taken: to wake it for
-    each batch costs more than to make a small one. An exception of the iterator or of `put` is
-    raised by `next` in its turn. `close`, leaving a `with` block, losing the last reference and the
-    end of the program stop the thread.
+    A thread works `depth` batches ahead, and is woken when half of them are taken: waking it for
+    each batch costs more than making a small one. An exception of the iterator or of `put` is
+    raised by the matching `next`. `close`, leaving a `with` block, losing the last reference and
+    the end of the program stop the thread.
     """
 
     def __init__(
@@ -188,7 +187,7 @@ class Prefetch:
         self._room, self._stop = threading.Semaphore(depth), threading.Event()
         self._half, self._taken = max(depth // 2, 1), 0
         arguments = (iterator, put, self._ready, self._room, self._stop)
-        # A daemon, so that a program that fails elsewhere ends; it must not refer to self.
+        # A daemon, so that it does not keep a failed program alive; it must not refer to self.
         thread = threading.Thread(target=_work, args=arguments, name="prefetch", daemon=True)
         self.close = weakref.finalize(self, _close, thread, self._room, self._stop)
         thread.start()
@@ -241,7 +240,7 @@ def _work(iterator, put, ready, room, stop) -> None:
 
 
 def _close(thread: threading.Thread, room: threading.Semaphore, stop: threading.Event) -> None:
-    """Waits for the batch in the making, at most."""
+    """Waits at most for the batch that is being made."""
     stop.set()
     room.release()
     if thread is not threading.current_thread():

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a set, and whether it is finite."""
+"""Mean and standard deviation of a data set, and a check that it is finite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +11,16 @@ from uncertainty.build import ConfigError
 
 
 def statistics_of(name: str, x: Any, y: Any, classes: int | None, limits: Range = None) -> tuple:
-    """Mean and standard deviation of x, a feature or channel each, and of regression targets.
+    """Mean and standard deviation of x for each feature or channel, and of regression targets.
 
-    A constant feature has standard deviation 1 here, so that it becomes 0 and not NaN.
+    A constant feature gets standard deviation 1, so that it becomes 0 and not NaN.
 
     Args:
       name: of the split, for messages.
       x: [N, ...] as stored.
       y: labels or targets [N, ...].
       classes: None for regression.
-      limits: the range of images, see `images`; statistics are those of values in [0, 1] then.
+      limits: the range of images, see `images`; statistics are then those of the scaled values.
 
     Returns:
       mean and std of x, each float32 [D] or [C]; those of y, [K], or None for classes.
@@ -67,13 +67,15 @@ def per_example(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | N
     except ValueError:
         fits = False
     if not fits or not np.isfinite(value).all() or (name == "std" and (value <= 0).any()):
-        raise ConfigError(f"{name}: {value.tolist()} for examples {list(shape)}; a finite number "
-                          "or one per channel or feature is needed, positive for std")  # fmt: skip
+        raise ConfigError(
+            f"{name}: {value.tolist()} for examples {list(shape)}; a finite number "
+            "or one per channel or feature is needed, positive for std"
+        )
     return np.broadcast_to(value, shape).copy()  # a short last axis would be slow to broadcast
 
 
 def compact(value: np.ndarray | None, axes: int) -> list | float | None:
-    """The opposite of `per_example`: without the axes over which it is constant, as a list.
+    """The inverse of `per_example`: a list, without the axes over which the value is constant.
 
     Args:
       value: of the shape of an example, or None.
@@ -91,16 +93,18 @@ def compact(value: np.ndarray | None, axes: int) -> list | float | None:
 def check_finite(
     name: str, batch: Mapping[str, np.ndarray], indices: np.ndarray | None = None
 ) -> None:
-    """Raises ValueError that names the first example with NaN or infinity.
+    """Raises ValueError, naming the first example with NaN or infinity.
 
     Args:
       name: of the set.
       batch: entries of its examples.
-      indices: of these examples in their set; by default their places.
+      indices: of these examples in their set; by default their positions in the batch.
     """
     for key, values in batch.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             bad = np.argwhere(~np.isfinite(values))[0]
             first = bad[0] if indices is None else indices[bad[0]]
-            raise ValueError(f"{name}: {key} of example {first} is {values[tuple(bad)]} "
-                             f"(position {tuple(bad[1:].tolist())})")  # fmt: skip
+            raise ValueError(
+                f"{name}: {key} of example {first} is {values[tuple(bad)]} "
+                f"(position {tuple(bad[1:].tolist())})"
+            )

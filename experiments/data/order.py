@@ -1,10 +1,9 @@
-"""Which examples make up the batch of a step: a pure function of (seed, step), or (seed, p, step).
+"""The examples in the batch of a step: a pure function of (seed, step), or (seed, p, step).
 
-The epochs are laid end to end, each a permutation of its own, and step s takes positions
-[s B, (s + 1) B) of that endless sequence. So no example is dropped, every example is seen once
-an epoch, a batch may straddle two epochs, and to resume is to ask for another step. Particle p of
-those that have orders of their own has the permutations of stage p; that of particle 0 is the one
-that particles share where they share one.
+Epochs are concatenated, each with its own permutation, and step s takes positions [s B, (s + 1) B)
+of that endless sequence. So no example is dropped, every example is seen once an epoch, a batch may
+straddle two epochs, and resuming needs only the step. Where particles have their own orders,
+particle p uses the permutations of stage p; particles that share one order use that of particle 0.
 """
 
 import functools
@@ -12,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-# What a stream of random numbers is for.
+# Purposes of streams of random numbers.
 ORDER, AUGMENT, LABELS, CORRUPT, SPLIT, BOOTSTRAP, FOLDS, PER_CLASS = range(8)
 
 
@@ -89,7 +88,7 @@ def indices(
       batch_size: of the global batch.
       n: number of examples.
       process_index, process_count: the shares of the processes, in order, are the global batch.
-      order: `permutations`, kept from one step to the next or of another particle; by default that
+      order: `permutations` to reuse between steps, or those of another particle; by default those
         of (seed, n).
 
     Raises:

@@ -1,4 +1,4 @@
-"""The data sets that need no tfds, by the name that a config gives."""
+"""The data sets that do not need tfds, by their names in configs."""
 
 import inspect
 

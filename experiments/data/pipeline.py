@@ -1,10 +1,9 @@
-"""The augmentations of a config in a row: which entries each touches, and which are views of x.
+"""The augmentations of a config in sequence: the entries that each changes, and views of x.
 
-A function is written for x (and y). A config says what else it touches: the entries of `keys` share
-the draws of an augmentation, so that `dict(name="flip", keys=("x", "segments"))` mirrors an image
-and what belongs to its pixels together. A view is an entry of its own with draws of its own:
-`dict(name="view", to="x2", augment=[dict(name="crop")])` augments x, as it is at this place, into
-x2, and leaves x.
+An augmentation is written for x (and y). `keys` applies it to further entries with the same draws,
+so that `dict(name="flip", keys=("x", "segments"))` mirrors an image together with its segmentation.
+A view is a new entry with its own draws: `dict(name="view", to="x2", augment=[dict(name="crop")])`
+augments the current x into x2, and leaves x unchanged.
 """
 
 import functools
@@ -25,7 +24,7 @@ class Augmentation(NamedTuple):
     """All augmentations of a config, one after the other."""
 
     run: Callable[..., Batch]  # batch, seed, step, size, rows, particles -> batch
-    views: tuple[str, ...]  # the entries that it makes of x, which are normalised as x is
+    views: tuple[str, ...]  # the entries that it makes from x, normalised like x
 
 
 def pipeline(
@@ -38,18 +37,18 @@ def pipeline(
     """The augmentations of a config, one after the other.
 
     `run(batch, seed, step, size, rows, particles=(0,))` augments the `rows` of a global batch of
-    `size`; of several particles, those of one after those of the other, each with its own draws.
+    `size`; rows of several particles follow one another, each particle with its own draws.
 
     Args:
-      specs: names and fields, with `keys` where others than x (of label noise: than y) are meant.
+      specs: names and fields, with `keys` for entries other than x (label noise: other than y).
       classes: of the data; None for regression.
       field: where the specs stand in the config, for messages.
       in_unit_range: whether images are in [0, 1].
       names: the entries of a batch.
 
     Raises:
-      ConfigError: an unknown name or field, or a missing one; one of IN_UNIT_RANGE for images that
-        are not; one of LABELS for data without; a key that is no entry.
+      ConfigError: an unknown or missing name or field; one of IN_UNIT_RANGE for images that are not
+        in [0, 1]; one of LABELS for data without labels; a key that is not an entry.
     """
     stages, names, views = [], list(names), []
     for i, spec in enumerate(specs):
@@ -124,17 +123,21 @@ def _stages(
         fields = _fields(spec, where)
         name = fields.pop("name")
         if name == VIEW:
-            raise ConfigError(f"{where}.name: a view within a view; name both beside each other")
+            raise ConfigError(
+                f"{where}.name: a view within a view; list the two one after the other"
+            )
         if name in IN_UNIT_RANGE and not in_unit_range:
-            raise ConfigError(f"{where}.name: {name!r} needs images that have a range; "
-                              "declare it in the data: range=(low, high)")  # fmt: skip
+            raise ConfigError(
+                f"{where}.name: {name!r} needs images that have a range; "
+                "declare it in the data: range=(low, high)"
+            )
         given = {}
         if "classes" in inspect.signature(NAMES[name]).parameters:
             if classes is None:
-                raise ConfigError(f"{where}: {name} needs classes, the data has none")
+                raise ConfigError(f"{where}: {name} needs classes, but these data have none")
             given["classes"] = classes
         if name in LABELS and "y" not in names:
-            raise ConfigError(f"{where}.name: {name!r} changes labels, and there are none here")
+            raise ConfigError(f"{where}.name: {name!r} changes labels, but these data have none")
         acts_on = "y" if name == "label_noise" else "x"
         keys = fields.pop("keys", (acts_on,))
         _check_keys(keys, names, f"{where}.keys")
@@ -147,9 +150,9 @@ def _stages(
 def _on_keys(
     function: Callable, acts_on: str, keys: tuple[str, ...], batch: Batch, draw: Callable
 ) -> Batch:
-    """The batch with each of `keys` put through `function` as its `acts_on`, with the same draws.
+    """Applies `function` to each of `keys` in place of its `acts_on`, with the same draws.
 
-    What else it changes, labels beside inputs, it changes alike each time.
+    Its other changes, such as those of labels, are the same each time.
     """
     if keys == (acts_on,):
         return function(batch, draw())

@@ -90,5 +90,19 @@ def _affine(image, matrix):
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
 
 
-OPS = (identity, shear_x, shear_y, translate_x, translate_y, rotate, brightness, color, contrast,
-       sharpness, posterize, solarize, auto_contrast, equalize)  # fmt: skip
+OPS = (
+    identity,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    rotate,
+    brightness,
+    color,
+    contrast,
+    sharpness,
+    posterize,
+    solarize,
+    auto_contrast,
+    equalize,
+)

@@ -1,4 +1,4 @@
-"""Examples of array_record files that stay on disk, read and decoded without TensorFlow."""
+"""Examples of array_record files on disk, read and decoded without TensorFlow."""
 
 import io
 import math
@@ -32,13 +32,14 @@ class Records:
         } | {"x": (tuple(shape), self.dtype)}
         further = [key for entry, key in keys.items() if entry != "x"]
         decoders = {
-            key: decode.SkipDecoding()  # ours is x, and what is no entry is not looked at
+            key: decode.SkipDecoding()  # not needed, or decoded below
             for key, feature in known.items()
             if isinstance(feature, features.Image) and key not in further
         } or None
         self.records = builder.as_data_source(split=split, decoders=decoders)
         self.shape = (len(self.records), *shape)
-        # Pillow releases the interpreter lock, but small images cost less than the hand-over.
+        # Pillow releases the interpreter lock, but for small images threads cost more than they
+        # save.
         self.threads = ThreadPoolExecutor() if math.prod(shape) > 128 * 128 else None
 
     def __len__(self) -> int:
@@ -58,10 +59,10 @@ class Records:
         return {entry: np.stack(values) for entry, values in stored.items()}
 
     def _decode(self, encoded: bytes) -> np.ndarray:
-        """One image, resized and cut, of the type of the feature.
+        """One image, resized and cropped, in the feature's type.
 
         Raises:
-          ValueError: the image is smaller than what is to be cut out of it.
+          ValueError: the image is smaller than the crop.
         """
         from PIL import Image
 
@@ -77,7 +78,7 @@ class Records:
         return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
 
     def _framed(self, image: Any) -> Any:
-        """A Pillow image, resized and its centre cut out as the config says."""
+        """A Pillow image, resized and centre-cropped according to the config."""
         from PIL import Image
 
         height, width = self.shape[1:3]
@@ -96,9 +97,9 @@ class Records:
         return image
 
     def _decode_deep(self, encoded: bytes) -> np.ndarray:
-        """An image of 16 bits: values v as stored, or v / 257 where the feature has bytes.
+        """A 16-bit image: values v as stored, or v / 257 if the feature has bytes.
 
-        Pillow keeps the upper byte of colours of 16 bits, and clips grey ones to 255.
+        Pillow itself keeps only the upper byte of 16-bit colours, and clips grey values to 255.
         """
         import png
         from PIL import Image
@@ -107,8 +108,9 @@ class Records:
         columns, rows, lines, _ = png.Reader(bytes=encoded).read()
         pixels = np.stack([np.asarray(line) for line in lines]).reshape(rows, columns, -1)
         if pixels.shape[-1] != channels:
-            raise ValueError(f"an image of 16 bits has {pixels.shape[-1]} channels; {channels} are "
-                             "needed")  # fmt: skip
+            raise ValueError(
+                f"a 16-bit image has {pixels.shape[-1]} channels; {channels} are needed"
+            )
         planes = [
             np.asarray(self._framed(Image.fromarray(plane)))
             for plane in np.moveaxis(pixels.astype(np.float32), -1, 0)
@@ -118,5 +120,5 @@ class Records:
 
 
 def _bits(encoded: bytes) -> int:
-    """Bits of a value of an encoded image; 8 for whatever is not PNG."""
+    """Bits per value of an encoded image; 8 for all but PNG."""
     return encoded[24] if encoded[:8] == b"\x89PNG\r\n\x1a\n" else 8

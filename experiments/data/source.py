@@ -1,4 +1,4 @@
-"""From the spec of a config to the examples of a split."""
+"""Loads the examples of a split from a spec of a config."""
 
 import dataclasses
 import inspect
@@ -24,7 +24,7 @@ def load(
     like: Source | None = None,
     labels: str = labels.OWN,
 ) -> Source:
-    """The split of a data set that a config describes.
+    """Loads the split of a data set that a spec describes.
 
     Args:
       spec: `name`, the fields of that set (arguments of the function of this name in `embedded` or
@@ -39,21 +39,21 @@ def load(
           'measured': those of the split `statistics`; 'unbounded': values stay as they are stored,
           and what assumes a range (corruptions, most augmentations) is refused. By default bytes
           have (0, 255) and others must be in [0, 1].
-        channels: 'first' for images [C, H, W], 'last' where the shape alone looks like that.
+        channels: 'first' for images [C, H, W], 'last' for [H, W, C] whose shape is ambiguous.
         label_noise: dict(transition=[[...]], seed=0): each label is redrawn once from its row.
       field: where the spec stands in the config, for messages.
-      like: the training data of the model that is to see these examples. What the spec leaves open
-        is read alike: mean and std, the range of images of the same type, the size of tfds' images
-        and the side of the channels. Targets are always in units of the training targets, as the
-        model predicts them. What the spec has otherwise stands in `Source.notes`.
-      labels: 'own' for those of the set by itself, if it has some; 'alike' if they are labels or
-        targets of the model; 'unused' if they may be of any kind or missing, as in
+      like: the training data of the model that these examples are for. What the spec leaves open is
+        read as they were: mean and std, the range of images of the same type, the size of tfds
+        images and the channel axis. Targets are always normalised like the training targets, as the
+        model predicts them. Differences that the spec asks for are listed in `Source.notes`.
+      labels: 'own' for the set's own labels, if it has any; 'alike' if they have to match the
+        model's labels or targets; 'unused' if they may be of any kind or missing, as for
         out-of-distribution data, and are left out.
 
     Raises:
       ConfigError: an unknown name, field, split, class, or a missing file.
-      ValueError: the data is empty, is not finite, has labels outside [0, K), or images outside of
-        their range.
+      ValueError: data that are empty or not finite, labels outside [0, K), or images outside their
+        range.
     """
     function, name, fields, common = check_spec(spec, field)
     given = {} if name in OWN else {"name": name}
@@ -84,34 +84,37 @@ def check_name(name: str, data_dir: str | None, field: str) -> Callable:
     """The function that makes the Dataset `name`.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is no such data set.
     """
     if name in OWN:
         return OWN[name]
-    from experiments.data import from_tfds  # imported for its sets alone
+    from experiments.data import from_tfds  # imported only for sets of tfds
 
     from_tfds.check_name(name, data_dir, field)
     return from_tfds.tfds
 
 
 def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, str, dict, dict]:
-    """Whether there is such a set and it can have these fields; no file is read.
+    """Checks that the data set exists and takes these fields; no file is read.
 
     Returns:
-      The function that makes the Dataset, the set's name, the fields of the function, and those
-      that every set has.
+      The function that makes the Dataset, the set's name, the fields of the function, and the
+      fields that every set has.
 
     Raises:
-      ConfigError: no name or an unknown one, an unknown field, or a missing one.
+      ConfigError: a missing or unknown name or field.
     """
     if not hasattr(spec, "keys"):
-        raise ConfigError(f"{field}: {spec!r} is not a dict of fields, such as "
-                          '{"name": "digits", "split": "train"}')  # fmt: skip
+        raise ConfigError(
+            f"{field}: {spec!r} is not a dict of fields, such as "
+            '{"name": "digits", "split": "train"}'
+        )
     fields = dict(spec)
     name = fields.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f"{field}.name: {name!r} is not a name; {nearest('', OWN)}, or one of "
-                          "tfds")  # fmt: skip
+        raise ConfigError(
+            f"{field}.name: {name!r} is not a name; {nearest('', OWN)}, or one of tfds"
+        )
     common = {key: fields.pop(key) for key in COMMON if key in fields}
     function = check_name(name, fields.get("data_dir"), f"{field}.name")
     given = () if name in OWN else ("name",)
@@ -149,8 +152,10 @@ def _source(
     if x.shape[0] == 0:
         raise ValueError(f"{label}: the split is empty")
     if like is not None and tuple(x.shape[1:]) != like.shape:
-        raise ValueError(f"{label}: inputs of shape {tuple(x.shape[1:])}, but the model was "
-                         f"trained on {like.shape}")  # fmt: skip
+        raise ValueError(
+            f"{label}: inputs of shape {tuple(x.shape[1:])}, but the model was "
+            f"trained on {like.shape}"
+        )
 
     def read_statistics() -> tuple[str, np.ndarray, Any]:
         named = statistics or "train"
@@ -166,8 +171,9 @@ def _source(
 
     range, is_measured = images.range_of(label, x, dataset, range, like, read_statistics)
     moments = _moments(dataset, like, mean, std, standardise, statistics, range, read_statistics)
-    mean, std = (per_example(v, x.shape[1:], n)
-                 for v, n in zip(moments[:2], ("mean", "std"), strict=True))  # fmt: skip
+    mean, std = (
+        per_example(v, x.shape[1:], n) for v, n in zip(moments[:2], ("mean", "std"), strict=True)
+    )
     source = Source(
         label,
         entries,
@@ -182,8 +188,9 @@ def _source(
     )
     source = dataclasses.replace(source, notes=_notes(source, like, given))
     if not in_memory and (classes is not None or label_noise is not None):
-        raise ConfigError("classes: and label_noise need a set that fits in memory "
-                          "(field in_memory)")  # fmt: skip
+        raise ConfigError(
+            "classes: and label_noise need a set that fits in memory (field in_memory)"
+        )
     source = labelled(source, dataset, like, use, classes)
     return source if label_noise is None else with_noise(source, label_noise)
 
@@ -228,30 +235,31 @@ def _check_inputs(label: str, x: np.ndarray) -> None:
 
 
 def _notes(source: Source, like: Source | None, given: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is read otherwise than the training data, with the values.
+    """What is read differently from the training data, with the values.
 
     Args:
-      source: so far.
+      source: the data, without notes.
       like: the training data.
-      given: fields of its spec that may be otherwise without that being so by default.
+      given: fields of its spec whose differences are not visible in `source`.
     """
     if like is None:
         return ()
     notes = []
     for field, absent in (("mean", 0.0), ("std", 1.0)):
-        mine, theirs = (absent if v is None else v for v in (getattr(source, field),
-                                                            getattr(like, field)))  # fmt: skip
+        mine, theirs = (
+            absent if v is None else v for v in (getattr(source, field), getattr(like, field))
+        )
         if not np.allclose(mine, theirs, rtol=1e-6, atol=1e-7):
-            notes.append(f"{field} {_short(mine)} is its own, not that of the training data")
+            notes.append(f"{field} {_short(mine)} differs from the training data")
     if given["range"] is not None and source.range != like.range:
-        notes.append(f"range {source.range} is its own, not that of the training data")
+        notes.append(f"range {source.range} differs from the training data")
     if given["channels"] is not None and given["channels"] != like.reading.get("channels"):
-        notes.append(f"channels {given['channels']} is its own, not that of the training data")
+        notes.append(f"channels {given['channels']} differs from the training data")
     return tuple(notes)
 
 
 def _short(value: np.ndarray | float) -> str:
-    """The first of different numbers in the last axis."""
+    """The first of the different numbers in the last axis."""
     last = np.asarray(value).reshape(-1, np.shape(value)[-1] if np.shape(value) else 1)[0]
     shown = last if len(np.unique(last)) > 1 else last[:1]
     return " ".join(f"{v:.6g}" for v in shown[:3]) + " ..." * (len(shown) > 3)

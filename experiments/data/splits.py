@@ -1,4 +1,4 @@
-"""A data set before it is normalised: its entries, and its parts: 'train[:80%]+validation'."""
+"""A data set before normalisation: its entries, and splits such as 'train[:80%]+validation'."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -9,23 +9,23 @@ import numpy as np
 
 from uncertainty.build import ConfigError, nearest
 
-# x [N, ...], y [N] or [N, K] where there are labels, and whatever else the examples have, [N, ...]
+# x [N, ...], y [N] or [N, K] if there are labels, and further entries [N, ...]
 Arrays = Mapping[str, Any]
 UNBOUNDED = "unbounded"
 Range = tuple[float, float] | str | None
 
 
 class Dataset(NamedTuple):
-    """What a loader returns: `read(split)` gives the entries, as they are stored."""
+    """What a loader returns: `read(split)` gives the entries as stored."""
 
     read: Callable[[str], Arrays]  # or `records.Records` of a set that stays on disk
-    classes: int | None  # None: y is real-valued; 0: as many as the labels show
-    standardise: bool = False  # what `load` does unless the spec says otherwise
-    # The stored values of images that become 0 and 1; 'unbounded': they are read as stored. None:
-    # bytes have 0 and 255, and others have to be in [0, 1].
+    classes: int | None  # None: y is real-valued; 0: counted from the labels
+    standardise: bool = False  # the default of `load`
+    # The stored values of images that become 0 and 1; 'unbounded': no scaling. None: 0 and 255 for
+    # bytes; other types have to be in [0, 1].
     range: Range = None
-    class_names: tuple[str, ...] | None = None  # where the set has some
-    reading: Mapping[str, Any] = {}  # fields that shape what is read and that other sets may share
+    class_names: tuple[str, ...] | None = None  # if the set has them
+    reading: Mapping[str, Any] = {}  # fields that determine how it is read, for other sets to use
 
 
 def dataset(
@@ -44,7 +44,7 @@ _END = re.compile(r"-?\d[\d_]*(\.\d*)?%|-?\.\d+%|-?\d[\d_]*")
 
 
 def take(names: Collection[str], get: Callable[[str], Arrays], split: str) -> Arrays:
-    """The examples of a split, see `positions`, with the entries that all its parts have.
+    """The examples of a split, see `positions`, with the entries common to all its parts.
 
     Raises:
       ConfigError: as `positions`.
@@ -73,22 +73,25 @@ def positions(
     A part is a name or a slice of it, and a split a sum of parts: 'train', 'train[:50_000]',
     'train[80%:]', 'train[-500:]', 'train[:12.5%]+test'; 'all' is the sum of all splits. Percentages
     are rounded to the closest example (half to even), as in tfds, but exactly. So 'train[:-1%]' and
-    'train[-1%:]' have nothing in common, where tfds reads all of a small set for the second.
+    'train[-1%:]' never overlap, where tfds reads all of a small set for the second.
 
     Args:
-      split: to read.
+      split: the split to read.
       names: of all splits.
       size: the number of examples of a split.
 
     Raises:
-      ConfigError: another syntax, an unknown split, a slice that ends beyond it or has no example.
+      ConfigError: invalid syntax, an unknown split, or a slice that is out of range or empty.
     """
     return [
         found
         for part in str(split).split("+")
-        for found in ([(name, 0, size(name)) for name in names] if part.strip() == "all"
-                      and "all" not in names else [_position(part, names, size)])
-    ]  # fmt: skip
+        for found in (
+            [(name, 0, size(name)) for name in names]
+            if part.strip() == "all" and "all" not in names
+            else [_position(part, names, size)]
+        )
+    ]
 
 
 def _position(
@@ -98,8 +101,9 @@ def _position(
     ends = [text for text in match.groups()[1:] if text] if match else []
     if not match or not all(map(_END.fullmatch, ends)):
         shards = " (only tfds has shards)" if "shard" in part else ""
-        raise ConfigError(f"split: {part!r} is not like 'train', 'train[:100]', 'train[80%:]' or "
-                          f"'all'{shards}")  # fmt: skip
+        raise ConfigError(
+            f"split: {part!r}; write 'train', 'train[:100]', 'train[80%:]' or 'all'{shards}"
+        )
     name, start, stop = match.groups()
     if name not in names:
         raise ConfigError(f"split: {name!r} does not exist; {nearest(name, names)}")
@@ -110,7 +114,7 @@ def _position(
         raise ConfigError(f"split: {part!r} goes beyond the {n} examples of {name!r}")
     if first >= last and n:
         raise ConfigError(
-            f"split: the split is empty: {part!r} has none of the {n} examples of {name!r}"
+            f"split: the split is empty: {part!r} selects none of the {n} examples of {name!r}"
         )
     return name, first, last
 
@@ -122,41 +126,47 @@ def _end(text: str, n: int) -> int:
     return n - count if text.startswith("-") else count
 
 
-RESERVED = ("x", "y", "mask")  # which mean something to everything that reads a batch
-# As stored -> as batches carry it: devices compute in 32 bits.
+RESERVED = ("x", "y", "mask")  # reserved: every reader of a batch uses them
+# Stored type -> type in a batch: devices compute in 32 bits.
 NARROWED = {"int64": np.int32, "uint64": np.uint32, "float64": np.float32, "float16": np.float32}
 
 
 def check_names(names: Any, field: str = "entries") -> tuple[str, ...]:
-    """Raises ConfigError unless `names` are distinct names that no other entry has."""
+    """Raises ConfigError unless `names` are distinct and not reserved."""
     if isinstance(names, str) or not isinstance(names, Collection):
         raise ConfigError(f"{field}: {names!r}; a list of names such as ['group']")
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name) or name in RESERVED:
-            raise ConfigError(f"{field}: {name!r}; a name of letters, digits and _ that is not "
-                              f"{', '.join(RESERVED)}")  # fmt: skip
+            raise ConfigError(
+                f"{field}: {name!r}; a name has letters, digits and _, and is not "
+                f"{', '.join(RESERVED)}"
+            )
     if len(set(names)) != len(names):
         raise ConfigError(f"{field}: {list(names)}; distinct names are needed")
     return tuple(names)
 
 
 def carried_dtype(label: str, name: str, dtype: Any) -> np.dtype:
-    """The type that batches have an entry in.
+    """The type of an entry in a batch.
 
     Raises:
       ValueError: text, complex numbers or objects.
     """
     dtype = np.dtype(dtype)
     if dtype.kind not in "biuf":
-        hint = "; np.unique(a, return_inverse=True)[1] makes whole numbers of names" \
-            if dtype.kind in "US" else ""  # fmt: skip
-        raise ValueError(f"{label}: {name} is {dtype}; booleans, integers or real numbers are "
-                         f"needed{hint}")  # fmt: skip
+        hint = (
+            "; np.unique(a, return_inverse=True)[1] converts names to integers"
+            if dtype.kind in "US"
+            else ""
+        )
+        raise ValueError(
+            f"{label}: {name} is {dtype}; booleans, integers or real numbers are needed{hint}"
+        )
     return np.dtype(NARROWED.get(dtype.name, dtype))
 
 
 def carried(label: str, name: str, values: np.ndarray) -> np.ndarray:
-    """An entry in the type that batches have it in.
+    """An entry, converted to its type in a batch.
 
     Raises:
       ValueError: text, complex numbers or objects, or integers beyond 32 bits.
@@ -165,6 +175,8 @@ def carried(label: str, name: str, values: np.ndarray) -> np.ndarray:
     if dtype.kind in "iu" and values.size and dtype != values.dtype:
         least, most, limits = int(values.min()), int(values.max()), np.iinfo(dtype)
         if least < limits.min or most > limits.max:
-            raise ValueError(f"{label}: {name} has integers from {least} to {most}; {dtype} holds "
-                             f"{limits.min} to {limits.max}")  # fmt: skip
+            raise ValueError(
+                f"{label}: {name} has integers from {least} to {most}; {dtype} holds "
+                f"{limits.min} to {limits.max}"
+            )
     return np.asarray(values, dtype)

@@ -1,7 +1,7 @@
-"""What a training reads: its examples, what it is validated on, and further streams of batches.
+"""The data of a training run: training examples, validation data, and further streams.
 
-A batch has the entries of the training data at its top, [B, ...], or [P, B, ...] where particles
-have examples of their own (`assignment`), and each further stream in a dict of its own, which all
+The top level of a batch has the entries of the training data, [B, ...], or [P, B, ...] where
+particles have their own examples (`assignment`). Each further stream is a nested dict, which all
 particles share: `batch["context"]["x"]` [B', ...].
 """
 
@@ -19,7 +19,7 @@ from uncertainty.build import ConfigError
 
 
 class Stream(NamedTuple):
-    """Examples in an order of their own, beside those that are trained on."""
+    """Further examples in each batch, in their own order."""
 
     source: Source
     batch_size: int  # of the global batch
@@ -27,7 +27,7 @@ class Stream(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What a config reads; without examples where it only stands for how they were read."""
+    """The data of a config; without examples if it only records how they were read."""
 
     train: Source
     seed: int
@@ -36,17 +36,17 @@ class Data(NamedTuple):
     validation: Source | None = None
     streams: Mapping[str, Stream] = {}
     particles: Any = assignment.SHARED  # `data.particles`
-    sets: Sequence[Source] = ()  # of particles, where it names some
+    sets: Sequence[Source] = ()  # the data sets that `particles` names
 
     @property
     def sources(self) -> dict[str, Source]:
-        """All that training reads beside the training data: streams, and the sets of particles."""
+        """What training reads besides the training data: streams, and the sets of particles."""
         streams = {name: stream.source for name, stream in self.streams.items()}
         return streams | {f"particles.{i}": source for i, source in enumerate(self.sets)}
 
     @property
     def own_examples(self) -> bool:
-        """Whether each particle has its own, so that batches lead with P."""
+        """Whether each particle has its own examples, so that batches lead with P."""
         return assignment.parse(self.particles)[0] != assignment.SHARED
 
     @property
@@ -56,9 +56,9 @@ class Data(NamedTuple):
 
     @property
     def num_examples(self) -> int | None:
-        """N of the posterior of a particle: how many examples it has, drawn ones as often as drawn.
+        """N of a particle's posterior: the number of its examples, counted as often as drawn.
 
-        None where that is not the same for all particles, so that no prior has one weight.
+        None if particles differ in it, so that a prior would have no common weight.
         """
         counts = assignment.counts(self.particles, self._sources(), self.seed)
         return counts.pop() if len(counts) == 1 else None
@@ -69,15 +69,16 @@ class Data(NamedTuple):
     def batches(
         self, start: int, size: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[tuple[int, Batch]]:
-        """(step, batch) of training from step `start` on, a process's share, without end.
+        """(step, batch) of training from step `start` on, this process's share, without end.
 
         Args:
           start: the first step.
           size: P.
-          process_index, process_count: whose share.
+          process_index, process_count: which share.
 
         Raises:
-          ConfigError: augmentations that these data cannot have, processes that cannot share.
+          ConfigError: augmentations that do not apply to these data, or a batch that the processes
+            cannot divide.
         """
         share = dict(start_step=start, process_index=process_index, process_count=process_count)
         main = batches(
@@ -104,7 +105,7 @@ class Data(NamedTuple):
         """The shapes and types of a global batch for P = `size` particles; reads no example.
 
         Raises:
-          ConfigError: augmentations that such examples cannot have.
+          ConfigError: augmentations that do not apply to these examples.
         """
         lead = (size,) if self.own_examples else ()
         batch = _shapes(self.train, self.augment, (*lead, self.batch_size), "data")
@@ -136,35 +137,39 @@ def _shapes(
         found = forms(source, augment)
     except ConfigError as error:
         raise ConfigError(f"{field}.{error}") from error
-    return {key: jax.ShapeDtypeStruct((*lead, *shape), dtype)
-            for key, (shape, dtype) in found.items()}  # fmt: skip
+    return {
+        key: jax.ShapeDtypeStruct((*lead, *shape), dtype) for key, (shape, dtype) in found.items()
+    }
 
 
 def seed_of(seed: int, name: str) -> int:
     """The seed of a stream's order and augmentation: streams of different names are independent."""
-    if name == "context":  # whose order is that of runs before streams had names
+    if name == "context":  # the order of runs from before streams had names
         return (seed + 0x636F6E74) % 2**64
     both = [zlib.crc32(text.encode()) for text in (name, f"stream {name}")]
     return (seed + (both[0] << 32) + both[1]) % 2**64
 
 
 def check_streams(streams: Mapping[str, Stream], train: Source) -> None:
-    """Raises ConfigError where a stream has the name of an entry."""
+    """Raises ConfigError if a stream has the name of an entry."""
     for name in streams:
         if name in train.names:
-            raise ConfigError(f"data.streams.{name}: {train.name} has an entry of this name; "
-                              "another name is needed")  # fmt: skip
+            raise ConfigError(
+                f"data.streams.{name}: {train.name} has an entry of this name; choose another"
+            )
 
 
 def same_entries(sets: Sequence[Source], train: Source, field: str) -> None:
-    """Raises ConfigError where sets that stand beside each other in a batch differ in entries."""
+    """Raises ConfigError if the data sets of particles differ in their entries."""
     for i, source in enumerate(sets):
         theirs, ours = source.forms(), train.forms()
         if theirs != ours:
             name = next(k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k))
-            raise ConfigError(f"{field}[{i}]: {name!r} of {source.name} is "
-                              f"{_named(theirs.get(name))}, of {train.name} "
-                              f"{_named(ours.get(name))}")  # fmt: skip
+            raise ConfigError(
+                f"{field}[{i}]: {name!r} of {source.name} is "
+                f"{_named(theirs.get(name))}, of {train.name} "
+                f"{_named(ours.get(name))}"
+            )
 
 
 def _named(form: tuple[tuple[int, ...], np.dtype] | None) -> str:

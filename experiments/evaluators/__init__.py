@@ -1,7 +1,7 @@
 """Evaluators: `name='file'` in a config is the function `file` of `file.py` here.
 
-It takes the fields of the config, refuses those that are wrong with a ValueError that begins with
-the field's name, and returns an `Evaluator`. There is nothing to register.
+It takes the fields of the config and returns an `Evaluator`; for a wrong value it raises ValueError
+with the field's name first. There is nothing to register.
 """
 
 import importlib
@@ -26,7 +26,7 @@ class Reads(NamedTuple):
 
     field: str  # of the evaluator: 'data', or 'sets.mnist' for one of several
     data: Data
-    labels: str  # what they are to the model, see `data.source.load`
+    labels: str  # the use of its labels, see `data.source.load`
 
 
 class Evaluator(NamedTuple):
@@ -34,18 +34,18 @@ class Evaluator(NamedTuple):
 
     # predictor -> (metric, a number, or an array for the plots); names by `runtime/keys.py`
     run: Callable[["Predictor"], Iterator[tuple[str, Any]]]
-    task: str | None  # 'classification' or 'regression', what it is for; None for both
-    yields: set[str]  # the names of all numbers that there may be; `*` stands for a layer's name
+    task: str | None  # 'classification' or 'regression'; None for both
+    yields: set[str]  # the names of all metrics that it may yield; `*` matches a layer's name
     data: tuple[Reads, ...] = ()
-    # Raises ValueError for training data with which its fields do not go together.
+    # Raises ValueError for training data that do not fit its fields.
     check: Callable[[Source], None] = lambda source: None
 
 
 def reads(field: str, data: Any, labels: str = labels_lib.ALIKE) -> tuple[Reads, ...]:
-    """The data set of a field; none for None.
+    """The data set of a field; empty for None.
 
     Raises:
-      ValueError: it is not a data set.
+      ValueError: the field is not a data set.
     """
     if data is None:
         return ()
@@ -57,7 +57,7 @@ def reads(field: str, data: Any, labels: str = labels_lib.ALIKE) -> tuple[Reads,
 def reads_each(
     field: str, sets: Mapping[str, Any] | None, labels: str = labels_lib.ALIKE
 ) -> tuple[Reads, ...]:
-    """The data sets of a field that holds several, by their names; as `reads` for each."""
+    """The data sets of a field with several, by name; see `reads`."""
     return sum((reads(f"{field}.{k}", data, labels) for k, data in (sets or {}).items()), ())
 
 
@@ -67,11 +67,11 @@ def build(name: str, spec: Any, task: str | None = None) -> Evaluator:
     Args:
       name: in the config's `evaluators`.
       spec: its fields there.
-      task: 'classification' or 'regression', what the model is trained for; None for either.
+      task: the model's, 'classification' or 'regression'; None skips this check.
 
     Raises:
-      ConfigError: an unknown evaluator or field, a missing field, a wrong value, or an evaluator
-        for another task.
+      ConfigError: an unknown evaluator, an unknown or missing field, a wrong value, or another
+        task.
     """
     field = f"evaluators.{name}"
     files = [module.name for module in pkgutil.iter_modules(__path__)]
@@ -92,7 +92,7 @@ def build(name: str, spec: Any, task: str | None = None) -> Evaluator:
     if task is not None and evaluator.task not in (task, None):
         hint = ""
         if task == "regression":
-            hint = " (labels that are stored as floats are labels where num_classes is given)"
+            hint = " (to use labels stored as floats, set num_classes)"
         raise ConfigError(
             f"{field}.name: {kind!r} is for {evaluator.task}, the training data for {task}{hint}"
         )
@@ -105,15 +105,15 @@ def build_all(specs: Mapping[str, Any], task: str | None = None) -> dict[str, Ev
 
 
 def check_data(evaluators: Mapping[str, Evaluator], source: Source) -> None:
-    """Reads every data set of the evaluators once, so that what is wrong shows before training.
+    """Reads every data set of the evaluators once, so that errors show before training.
 
     Args:
       evaluators: of a config, as `build_all` makes them.
       source: the training data.
 
     Raises:
-      ConfigError: with a line for each fault: a missing file, another shape, labels that are not
-        the model's, and what an evaluator's `check` refuses.
+      ConfigError: one line for each fault: a missing file, a wrong shape, labels that do not match
+        the model's, or what an evaluator's `check` refuses.
     """
     faults: dict[str, None] = {}  # in order, each once
     seen = set()

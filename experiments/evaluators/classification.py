@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def classification(data: Data, bins: int = 15) -> Evaluator:
-    """Metrics of the mixture over members, and per example what the plots need.
+    """Metrics of the mixture over members, and arrays per example for the plots.
 
-    `nll_of_mean` is -log of the mean over examples of p(y | x), which some code
-    reports as the nll; by Jensen's inequality it is never larger.
+    `nll_of_mean` is -log of the mean over examples of p(y | x), which some code reports as the NLL;
+    by Jensen's inequality it is never larger than the NLL.
 
     Args:
       data: a source's spec.

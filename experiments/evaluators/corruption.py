@@ -29,7 +29,7 @@ def corruption(
 
     Args:
       data: the clean source's spec.
-      kinds: names in `experiments/data/corruptions.py`; by default all for such data.
+      kinds: names in `experiments/data/corruptions.py`; by default all that apply to the data.
       severities: 1 (mild) to 5.
       bins: of the calibration error.
 
@@ -71,7 +71,7 @@ def corruption(
 
 
 def _check_some(field: str, values: Sequence[Any] | None, valid: Sequence[Any] | None) -> None:
-    """Raises ValueError unless `values` is None or some of the valid ones, all valid for None."""
+    """Raises ValueError unless `values` are valid; None means all valid ones."""
     if values is None:
         return
     if not values:

@@ -1,4 +1,4 @@
-"""What a few labelled examples of other data make of a model's features: a linear probe."""
+"""Few-shot linear probes of a model's features on other data sets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,29 +25,29 @@ def few_shot(
 ) -> Evaluator:
     """Errors of ridge regression from features to classes, with `shots` examples of each class.
 
-    Features are those of the backbone at prediction, with those of members and particles side by
-    side (members that share them have them once); the probe is `uncertainty/metrics/few_shot.py`.
+    Features are those of the backbone at prediction, concatenated over members and particles (once
+    if members share them); the probe is `uncertainty/metrics/few_shot.py`.
 
     One l2 of 2^-10, ..., 2^19 is chosen for each number of shots: the one with the best mean rank
     over all sets and draws. The published protocol ranks by the accuracy on the test sets
-    themselves, which with one set is no test any more; by default examples of the train split are
-    ranked by that no probe of that draw sees.
+    themselves, which with one set is no test any more. The default ranks by examples of the train
+    split that no probe of that draw has seen.
 
     Yields `few_shot/<set>/<n>_shot_error`, means over draws; `few_shot/<n>_shot_error`, over sets
     too; `few_shot/error`, over all; and the chosen `few_shot/<n>_shot_log2_l2`.
 
     Args:
-      sets: name -> dict(train=spec, test=spec) of labelled images of the shape of the training
-        data, of any classes.
+      sets: name -> dict(train=spec, test=spec), labelled images of any classes, of the shape of the
+        training data.
       shots: examples of each class.
-      draws: of these examples, at random; errors are their means.
+      draws: random draws of these examples; errors are means over them.
       choose: 'held_out', or 'test' for the published protocol.
-      held_out: at most so many examples choose l2.
+      held_out: the most examples to choose l2 by.
       seed: of the draws.
 
     Raises:
-      ValueError: numbers below 1, another `choose`, a set that is not of that form or has fewer
-        examples than that.
+      ValueError: numbers below 1, an unknown `choose`, or a set of another form or with too few
+        examples.
     """
     _check(sets, shots, draws, choose, held_out)
 
@@ -64,7 +64,9 @@ def few_shot(
                     raise ValueError(f"{name}: {error}") from None
                 rest = rng.permutation(np.setdiff1d(np.arange(len(y)), examples))[:held_out]
                 if choose == "held_out" and not len(rest):
-                    raise ValueError(f"{name}: no example is left to choose l2 by; choose='test'")
+                    raise ValueError(
+                        f"{name}: no examples are left to choose l2 by; set choose='test'"
+                    )
                 for n in shots:
                     seen = examples[:, :n].ravel()
                     apart, test = probe(x[seen], y[seen], len(examples), [x[rest], x_test])

@@ -19,17 +19,17 @@ TRAIN, PREDICT = "cost/train_flops_per_example", "cost/predict_flops_per_example
 
 
 def flops() -> Evaluator:
-    """`cost/train_flops_per_example`, `cost/predict_flops_per_example`: as XLA counts, of all P M.
+    """`cost/train_flops_per_example`, `cost/predict_flops_per_example`: XLA's count for all P M.
 
-    A product of [A, B] and [B, C] counts 2 A B C, and whatever is computed for each element counts
-    too; exp, tanh and their like do not. Training has the backward pass and the optimiser; what a
-    stage after training costs is not in it. Batches are those of the config: with experts it is
-    slots that are computed, not the tokens that fill them. Of several runs these are the sums.
+    A product of [A, B] and [B, C] counts 2 A B C, and elementwise arithmetic counts too; exp, tanh
+    and the like do not. Training includes the backward pass and the optimiser, but no stage after
+    training. Batches are those of the config: experts compute all their slots, whether filled or
+    not. Several runs are summed.
 
-    XLA counts the body of a loop once, and nothing in calls of libraries. So it is one particle's
-    program for CPU that is compiled for this, without microbatches, times P; particles that
-    interact are mapped all at once. What remains uncounted are factorisations (Cholesky,
-    eigenvalues), sorts, and loops within a layer.
+    XLA counts the body of a loop once, and nothing inside library calls. So one particle's program
+    is compiled for CPU, without microbatches, and multiplied by P; particles that interact are
+    vmapped. Factorisations (Cholesky, eigenvalues), sorts, and loops within a layer are not
+    counted.
     """
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
@@ -41,7 +41,7 @@ def flops() -> Evaluator:
 
 
 def flops_of(experiment: "Run") -> tuple[float, float]:
-    """Operations of training and of a prediction, for each example."""
+    """Operations of a training step and of a prediction, per example."""
     config, source = experiment.config, experiment.source
     plain = dict(config["inference"], executor="vmap", accumulate=1)
     inference = build.inference(
@@ -56,12 +56,12 @@ def flops_of(experiment: "Run") -> tuple[float, float]:
     return train / config["batch_size"], predict / size
 
 
-# Half the time to compile; what is counted is the program before these steps.
+# Halves the time to compile; operations are counted before these passes.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def counted(fn: Callable[[State, Any], Any], state: State, batch: Any) -> float:
-    """Operations of fn(state, batch), given their shapes."""
+    """Operations of fn(state, batch), from shapes."""
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)  # no sharding
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         program = jax.jit(fn).lower(state, batch).compile(QUICK)

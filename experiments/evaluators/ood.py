@@ -1,4 +1,4 @@
-"""Telling out-of-distribution data by the uncertainty of the prediction."""
+"""Detection of out-of-distribution data by the uncertainty of the prediction."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ def ood(data: Data, sets: Mapping[str, Any]) -> Evaluator:
     `ratio_entropy` and `ratio_probability_std` are the mean over the set divided by that over the
     test data (D'Angelo & Fortuin 2021).
 
-    A set that cannot be loaded is reported once the others are done.
+    A set that cannot be loaded is reported after the others are done.
 
     Args:
       data: the in-distribution test source's spec.

@@ -1,4 +1,4 @@
-"""How far the particles' functions are from those of the true posterior."""
+"""Distances between the particles' functions and the true posterior."""
 
 import pathlib
 from collections.abc import Iterator
@@ -23,23 +23,23 @@ def posterior(
 ) -> Evaluator:
     """Distances between the members' functions and draws from the posterior, on points of a grid.
 
-    f is the latent's mean in regression, in units of y as the network is trained on it, and the
-    probabilities of the classes otherwise. Of each point and output, averaged over both:
+    f is the latent's mean in regression, in units of the normalised y, and the probabilities of the
+    classes otherwise. Averaged over points and outputs:
 
       w1          1-Wasserstein distance between the marginals of f, int |F(f) - G(f)| df
       mean_error  |difference of the means of f|
       std_error   |difference of the standard deviations of f|
 
     and `std_ratio`, the mean standard deviation over that of the reference; overconfident below 1.
-    Where `train` is given, `inside/` and `outside/` have the same for the points within `near` of a
-    training input and for the others. Draws from the posterior itself have a distance above 0:
+    If `train` is given, `inside/` and `outside/` have the same for the points within `near` of a
+    training input and for the others. Even draws from the posterior have a distance above 0:
     `floor`. Arrays for the figure are yielded too.
 
     Args:
       reference: file of `studies.reference`.
-      data: spec of the grid, the one that the reference was made on.
+      data: spec of the grid on which the reference was computed.
       train: spec of the training data, or None.
-      near: a distance in units of the input, before it is normalised.
+      near: a distance, in units of the input before normalisation.
     """
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
@@ -47,7 +47,7 @@ def posterior(
         p = predict(data)
         x = p.source.raw(np.arange(len(p.source)))["x"]
         if x.shape != known["x"].shape or not np.allclose(x, known["x"], atol=1e-4):
-            raise ValueError(f"reference: {reference} was made on other inputs than those of data")
+            raise ValueError(f"reference: {reference} and data have different inputs")
         f, draws = functions(p), known["draws"]
         if f.shape[1:] != draws.shape[1:]:
             shapes = f"functions {draws.shape[1:]}, and the network {f.shape[1:]}"
@@ -82,10 +82,10 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of a file of `studies.reference`, in float64.
 
     Raises:
-      ValueError: there is none, or it is damaged.
+      ValueError: the file is missing or damaged.
     """
     if not is_made(path):
-        raise ValueError(f"reference: no file {path}; python -m studies.reference makes it")
+        raise ValueError(f"reference: no file {path}; make it with python -m studies.reference")
     return readable(project.find(path), _arrays)
 
 
@@ -98,22 +98,22 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def is_made(path: str | pathlib.Path) -> bool:
-    """Whether there is such a file, here or in the project."""
+    """Whether the file exists, here or in the project."""
     return project.find(path).is_file()
 
 
 def floor(reference: str, train: Any = None, near: float = 0.0) -> dict[str, float]:
-    """What `posterior` finds of the reference's second set of draws, from other chains.
+    """The metrics of `posterior` for the reference's second set of draws, from other chains.
 
     Raises:
-      ValueError: there is no such file.
+      ValueError: the file is missing.
     """
     known = read(reference)
     return compared(known["second"], known["draws"], known["x"], trained_on(train), near)
 
 
 def trained_on(train: Any) -> dict[str, np.ndarray]:
-    """The examples of a data set's spec as they are, x [N, D] and y; none for None."""
+    """The unnormalised examples of a spec, x [N, D] and y; None for None."""
     if train is None:
         return {}
     source = load(train)
@@ -123,7 +123,7 @@ def trained_on(train: Any) -> dict[str, np.ndarray]:
 def compared(
     f: np.ndarray, draws: np.ndarray, x: np.ndarray, shown: dict[str, np.ndarray], near: float
 ) -> dict[str, float]:
-    """`distances` of all points x [B, D], and of those near the training data and of the others."""
+    """`distances` over all points x [B, D], those near the training data, and the others."""
     parts = {"": np.full(len(x), True)}
     if shown:
         close = closest(x, shown["x"]) <= near
@@ -137,7 +137,7 @@ def compared(
 
 
 def distances(f: np.ndarray, draws: np.ndarray) -> dict[str, float]:
-    """Those of `posterior` between functions f [M, B, K] and draws [S, B, K]."""
+    """The distances of `posterior` between functions f [M, B, K] and draws [S, B, K]."""
     std, true = f.std(0), draws.std(0)
     return dict(
         w1=float(wasserstein(f, draws).mean()),
@@ -148,10 +148,10 @@ def distances(f: np.ndarray, draws: np.ndarray) -> dict[str, float]:
 
 
 def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """1-Wasserstein distance between the numbers a [M, ...] and b [S, ...] of each column, [...].
+    """1-Wasserstein distance between the samples a [M, ...] and b [S, ...] of each column, [...].
 
-    int |F - G|, with F and G the distribution functions, steps of 1/M and of 1/S. SciPy's takes one
-    column at a time.
+    int |F - G|, with F and G the empirical distribution functions. SciPy's takes one column at a
+    time.
     """
     both = np.concatenate([a, b])
     steps = np.repeat([1 / len(a), -1 / len(b)], [len(a), len(b)])
@@ -161,5 +161,5 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def closest(x: np.ndarray, to: np.ndarray) -> np.ndarray:
-    """Distance of each of x [B, D] to the nearest of `to` [N, D], [B]."""
+    """Distance of each x [B, D] to the nearest of `to` [N, D], [B]."""
     return np.sqrt(((x[:, None] - to[None]) ** 2).sum(-1)).min(1)

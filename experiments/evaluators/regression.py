@@ -1,4 +1,4 @@
-"""Likelihood, error and interval calibration for targets."""
+"""Likelihood, error and interval calibration for real-valued targets."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,14 @@ if TYPE_CHECKING:
 
 
 def regression(data: Data, grid: Data | None = None) -> Evaluator:
-    """Metrics of the mixture of the members' Gaussians, in the units that `y` is stored in.
+    """Metrics of the mixture of the members' Gaussians, in the stored units of `y`.
 
-    Where the source normalises y, predictions are taken back: an error of e is y_std e, and the
-    nll of u = (y - y_mean) / y_std gains log y_std, as p(y) = p(u) / y_std.
+    If the source normalises y, this is undone: an error e becomes y_std e, and the NLL of u = (y -
+    y_mean) / y_std gains log y_std, as p(y) = p(u) / y_std.
 
     Args:
       data: a source's spec.
-      grid: the spec of a source with one input, on which the report's figure shows the prediction;
-        by default `data`.
+      grid: the spec of one-dimensional inputs for the figure of the report; by default `data`.
     """
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def routing(data: Data) -> Evaluator:
-    """The share of each class's tokens that each expert works on, in every layer with experts.
+    """The share of each class's tokens that each expert processes, in every layer with experts.
 
     Yields for a layer, such as `routing/block01`, the arrays (P particles, M sets of E experts that
     a token chooses among: members with experts of their own, or members that share them)
@@ -21,7 +21,7 @@ def routing(data: Data) -> Evaluator:
       share   [P, M, K, E]  mean over a class's examples of the share of their tokens
       load    [P, M, E]     the same over all examples
 
-    whose rows add up to (choices of a token) (1 - dropped), and the numbers
+    whose rows add up to (choices per token) (1 - dropped), and the metrics
 
       dropped             share of the choices that find no room (with expert choice, of the tokens
                           that no expert takes); not of soft routing
@@ -32,8 +32,9 @@ def routing(data: Data) -> Evaluator:
                           class y with expert e
 
     as means over particles, the last one over members too. The mutual information is 0 if all
-    classes use experts alike, and at most log min(K, E). Of N independent tokens chance alone makes
-    it about (K - 1) (E - 1) / 2N; tokens of one example are not independent, and count for less.
+    classes use the experts equally, and at most log min(K, E). With N independent tokens, chance
+    alone gives about (K - 1) (E - 1) / 2N; tokens of one example are not independent and count for
+    less.
 
     Args:
       data: a source's spec.
@@ -58,7 +59,7 @@ def routing(data: Data) -> Evaluator:
                     each = a.reshape(len(a), -1, predict.batch_size, T)
                     lost[layer] = lost.get(layer, 0) + each[:, :, : len(y)].mean(3).sum(2)
         if not shares:
-            raise ValueError("routing: the network has no experts; vit.ViT has a field `experts`")
+            raise ValueError("routing: the network has no experts; set backbone.experts")
         for layer, total in shares.items():
             share, mean = total / np.maximum(N, 1)[:, None], total.sum(2) / N.sum()
             dropped = lost[layer] / N.sum() if layer in lost else None
@@ -69,12 +70,12 @@ def routing(data: Data) -> Evaluator:
             yield f"routing/{layer}/mutual_information", float(mutual_information(total).mean())
 
     names = {*balance(np.ones((1, 1)), np.ones(1)), "mutual_information"}
-    yields = {f"routing/*/{name}" for name in names}  # of layers that only the network knows
+    yields = {f"routing/*/{name}" for name in names}  # the layers depend on the network
     return Evaluator(run, "classification", yields, reads("data", data))
 
 
 def mutual_information(counts: np.ndarray) -> np.ndarray:
-    """I of the joint distributions that counts [..., K, E] are in proportion to, in nats [...]."""
+    """Mutual information [...], in nats, of joint counts [..., K, E]."""
     p = counts / np.maximum(counts.sum((-2, -1), keepdims=True), np.finfo(float).tiny)
     apart = p.sum(-1, keepdims=True) * p.sum(-2, keepdims=True)
     ratio = np.divide(p, apart, out=np.ones_like(p), where=p > 0)

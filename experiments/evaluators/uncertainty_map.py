@@ -1,4 +1,4 @@
-"""Uncertainty over the plane of inputs, and how large it is on parts of the data."""
+"""Uncertainty over a plane of inputs, and its mean on parts of the data."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,33 +31,32 @@ def uncertainty_map(
 ) -> Evaluator:
     """Predictions on a square grid, and the uncertainties of groups of examples.
 
-    All uncertainty about the label, and two parts of the variance of the latent u:
+    The total uncertainty about the label, and two parts of the variance of the latent u:
 
       entropy         of the mixture, in nats, at most log K
       noise_std       sqrt(mean_mk of what heads call noise of the labels)
       epistemic_std   sqrt(mean_k [mean_m of what heads call epistemic + var_m u_mk]), the distance
                       to the data and how far the members disagree, with u_m centred over k
 
-    where head and ensemble give them; a plain network has neither part.
+    as far as head and ensemble define them; a plain network has neither part.
 
-    Yields, for every group and OOD set, the mean of each as `map/<group>/<uncertainty>` and, where
-    there is a reference, the AUROC of telling the others from it as
-    `map/<group>/auroc_<uncertainty>`; and arrays for the figure: `map/axes` [2, G], `map/p`
-    [G, G, K] and the uncertainties [G, G] with x_2 along the first axis, `map/x` and `map/y` of
-    `data`, and `map/<set>/x` of each OOD set.
+    Yields, for every group and OOD set, the mean of each as `map/<group>/<uncertainty>` and, given
+    a reference, the AUROC of separating the others from it as `map/<group>/auroc_<uncertainty>`;
+    and arrays for the figure: `map/axes` [2, G], `map/p` [G, G, K] and the uncertainties [G, G]
+    with x_2 along the first axis, `map/x` and `map/y` of `data`, and `map/<set>/x` of each OOD set.
 
     Args:
       data: spec of the points to draw, such as the training data.
       groups: name -> spec of a part of the test data; labels are not used.
       ood: name -> spec of out-of-distribution data, which is drawn too.
-      reference: the group that the others are told from, such as one without label noise.
-      limits: (low, high) of both axes, in the units of the data before it is normalised; by
-        default a square about the points of `data`, twice as wide as they are.
+      reference: the group to separate the others from, such as one without label noise.
+      limits: (low, high) of both axes, in units of the data before normalisation; by default a
+        square around the points of `data`, twice as wide as they are.
       points: G, along each axis.
 
     Raises:
-      ValueError: one point, a reference that is no group, names that groups and OOD sets share,
-        limits that are not in order.
+      ValueError: fewer than two points, a reference that is not a group, a name shared by a group
+        and an OOD set, or limits that do not ascend.
     """
     groups, ood = dict(groups or {}), dict(ood or {})
     if points < 2:
@@ -81,7 +80,7 @@ def uncertainty_map(
 
         p = predict(_unlabelled(source, grid))
         if p.log_p is None:
-            raise ValueError("uncertainty_map: the likelihood is for targets")
+            raise ValueError("uncertainty_map: needs a likelihood of classes")
         yield "map/p", np.exp(p.log_p).mean(0).reshape(points, points, -1)
         for name, value in uncertainties(p).items():
             yield f"map/{name}", value.reshape(points, points).astype(np.float32)
@@ -118,7 +117,7 @@ def uncertainty_map(
 
 
 def uncertainties(p: "Predictions") -> dict[str, np.ndarray]:
-    """The kinds of uncertainty that these predictions have, by name, [B] each."""
+    """The kinds of uncertainty that these predictions define, by name, [B] each."""
     found = {"entropy": entropy(p.log_p)}
     epistemic = None if p.epistemic is None else p.epistemic.mean((0, 2))
     if p.latent_variance is not None:
@@ -127,7 +126,7 @@ def uncertainties(p: "Predictions") -> dict[str, np.ndarray]:
         if noise.max() > 1e-6 * variance.max():  # all of an SNGP's is epistemic
             found["noise_std"] = np.sqrt(np.maximum(noise, 0))
     if len(p.mean) > 1:
-        centred = p.mean - p.mean.mean(2, keepdims=True)  # the softmax sees no common shift
+        centred = p.mean - p.mean.mean(2, keepdims=True)  # the softmax ignores a common shift
         epistemic = centred.var(0).mean(1) + (0.0 if epistemic is None else epistemic)
     if epistemic is not None:
         found["epistemic_std"] = np.sqrt(epistemic)

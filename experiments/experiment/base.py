@@ -1,4 +1,4 @@
-"""What every experiment has, with the defaults that a config changes; all that configs import."""
+"""The sections of every config with their defaults; the only module that configs import."""
 
 import inspect
 import re
@@ -17,12 +17,13 @@ def base() -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,
-            # data: what has a split and no name, here or in an evaluator, is a part of data.train
+            # data: a spec with a split and no name, here or in an evaluator, is a part of
+            # data.train
             data=dict(
                 train=dict(name="digits", split="train"),
                 augment=(),
-                streams=dict(),  # name -> spec: further batches beside those of train
-                # validation: a spec; particles: which examples each sees (data/assignment.py)
+                streams=dict(),  # name -> spec: further data in each batch
+                # validation: a spec; particles: the examples of each particle (data/assignment.py)
             ),
             batch_size=128,  # of all devices and processes together
             # features, members, latent, likelihood
@@ -30,22 +31,22 @@ def base() -> ConfigDict:
             ensemble=dict(name="single"),
             head=dict(name="dense.Dense", outputs=10),
             likelihood=dict(name="softmax"),
-            objective=dict(),  # of uncertainty/objectives; the likelihood where it is empty
+            objective=dict(),  # of uncertainty/objectives; empty: the likelihood
             # parameters
             pretrained=dict(),  # path, layout, rules, keep: experiments/experiment/initialise.py
             inference=dict(name="particles", size=1, direction=dict(name="independent")),
             # optimisation
             steps=1_000,
             optimiser=dict(name="adam", learning_rate=1e-3, schedule=dict(name="constant")),
-            stages=(),  # what follows training, such as dict(name='laplace')
-            on_fault="stop",  # a particle whose loss is not finite: 'stop' the run or 'freeze' it
+            stages=(),  # run after training, such as dict(name='laplace')
+            on_fault="stop",  # at a loss that is not finite: 'stop', or 'freeze' the particle
             # evaluation
             evaluation=dict(
                 batch_size=500,
                 every=0,  # steps between evaluations on data.validation; 0: none
             ),
             evaluators=dict(),  # name -> dict(name=file of experiments/evaluators, its fields)
-            # how it runs; none of these changes a number
+            # execution; none of these changes results
             mesh=dict(),  # axis -> devices, e.g. dict(particle=4, data=2); default: all for data
             sharding=(),  # parameter paths -> mesh axes, e.g. ('.*dense0/kernel', (None, 'model'))
             logging=dict(every=50, tensorboard=False, profile=()),
@@ -56,7 +57,7 @@ def base() -> ConfigDict:
 
 
 def floor_of(reference: str, **fields: Any) -> dict[str, float]:
-    """The distances of `evaluators.posterior.floor`; none where there is no such reference yet."""
+    """The distances of `evaluators.posterior.floor`; empty if the reference does not exist yet."""
     from experiments.evaluators import posterior
 
     return posterior.floor(reference, **fields) if posterior.is_made(reference) else {}
@@ -65,11 +66,11 @@ def floor_of(reference: str, **fields: Any) -> dict[str, float]:
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """The options after `--config file.py:`, such as `runlocal,size=4`.
 
-    A name alone means True. Values take the type of their default; a tuple lists all that is
-    allowed, the default first. `runlocal` is always known.
+    A name alone means True. Values are converted to the type of their default; a tuple lists the
+    allowed values, the default first. `runlocal` is always allowed.
 
     Raises:
-      ConfigError: an unknown option, or a value of another type or not among those allowed.
+      ConfigError: an unknown option, or a value of another type or that is not allowed.
     """
     allowed = {key: value for key, value in defaults.items() if isinstance(value, tuple)}
     options = dict(runlocal=False, **defaults)
@@ -104,12 +105,12 @@ def shrink(
 
     Args:
       config: changed in place.
-      shape, num_classes: of the examples of every set that is not embedded (tfds, files); a
-        `stand_in` of the same shape, type and number of classes takes its place.
-      **backbone: fields of the backbone that make it small.
+      shape, num_classes: of the sets that are not embedded (tfds, files); each is replaced by a
+        `stand_in` of the same shape, type and number of classes.
+      **backbone: fields that make the backbone small.
 
     Raises:
-      ValueError: a set has to be replaced, and `shape` or `num_classes` is not given.
+      ValueError: a set has to be replaced, but `shape` or `num_classes` is missing.
     """
     config.steps = 4
     config.batch_size = min(config.batch_size, 8)
@@ -137,7 +138,7 @@ def shrink(
             evaluator.severities = (5,)
         if evaluator.name == "uncertainty_map":
             evaluator.points = 9
-    seeds: dict[str, int] = {}  # one set, one seed, so that test data stay the same in all places
+    seeds: dict[str, int] = {}  # one seed per set, so that its splits agree wherever it is used
     embedded_set = inspect.isfunction(getattr(embedded, config.data.train.name, None))
     particles = config.data.get("particles") or {}
     sets = ConfigDict({str(i): spec for i, spec in enumerate(_field(particles, "sets") or ())})
@@ -157,7 +158,7 @@ def _field(section: ConfigDict | str, name: str) -> Any:
 
 
 def _without_slices(section: ConfigDict) -> None:
-    """Whole splits in place of slices of the training data's set, which may be beyond its end."""
+    """Replaces slices of the training data's set by whole splits, as the stand-in is smaller."""
     for spec in section.values():
         if isinstance(spec, ConfigDict) and "name" not in spec:
             if "split" in spec:
@@ -171,8 +172,18 @@ def _short_stage(stage: Mapping[str, Any]) -> dict[str, Any]:
     return {**stage, **{k: min(stage[k], v) for k, v in most.items() if k in stage}}
 
 
-_OF_ANY_SET = ("split", "classes", "mean", "std", "standardise", "statistics", "label_noise",
-               "batch_size", "augment", "labels")  # fmt: skip
+_OF_ANY_SET = (
+    "split",
+    "classes",
+    "mean",
+    "std",
+    "standardise",
+    "statistics",
+    "label_noise",
+    "batch_size",
+    "augment",
+    "labels",
+)
 
 
 def _stand_in(
@@ -190,7 +201,9 @@ def _stand_in(
             seed = seeds.setdefault(spec.name, len(seeds))
             kept = {field: spec[field] for field in _OF_ANY_SET if field in spec}
             for field in {"split", "statistics"} & set(kept):
-                kept[field] = re.sub(r"\[.*?\]", "", kept[field])  # slices may be beyond its end
+                kept[field] = re.sub(
+                    r"\[.*?\]", "", kept[field]
+                )  # the stand-in is smaller than the slices
             section[key] = dict(
                 name="stand_in", shape=tuple(shape), num_classes=num_classes, seed=seed, **kept
             )

@@ -1,4 +1,4 @@
-"""From a config to everything that training and evaluation share, refused early if it is wrong."""
+"""Builds what training and evaluation share from a config, and refuses wrong configs early."""
 
 import functools
 import logging
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class Experiment(NamedTuple):
-    """What a config stands for, made once: nothing is made of `config` again."""
+    """Everything that a config describes, built once: no other code builds from `config`."""
 
     config: dict[str, Any]
     data: Data
@@ -47,9 +47,9 @@ class Experiment(NamedTuple):
     optimiser: Any  # of one particle
     learning_rate: Callable[[int], Any]  # of a step
     executor: str  # one of `executors.NAMES`
-    over: Callable[[Callable], Callable]  # maps a function over the particles as it says
+    over: Callable[[Callable], Callable]  # maps a function over the particles by that executor
     inference: Inference
-    stages: list[tuple[str, Stage]]  # what follows training
+    stages: list[tuple[str, Stage]]  # run after training
     evaluators: dict[str, Evaluator]
     shapes: State  # ShapeDtypeStructs with shardings
     shardings: State
@@ -62,11 +62,11 @@ class Experiment(NamedTuple):
 
     @property
     def validation(self) -> Source | None:
-        """What it validates on, if it does."""
+        """The validation data, or None."""
         return self.data.validation
 
     def example(self, batch_size: int = 1) -> jax.Array:
-        """Zeros of the shape of an input batch."""
+        """A batch of zeros as input, for shapes."""
         return jnp.zeros((batch_size, *self.source.shape), jnp.float32)
 
     def batches(self, start: int) -> Iterator[tuple[int, Batch]]:
@@ -81,16 +81,21 @@ class Experiment(NamedTuple):
     def compiled(self, state: State, batch: Batch) -> Callable[[State, Batch], Any]:
         """(state, batch) -> state, metrics: the update of training, see `compile_update`."""
         return execution.compile_update(
-            self.inference, self.mesh, self.executor, self.shardings, state, batch,
+            self.inference,
+            self.mesh,
+            self.executor,
+            self.shardings,
+            state,
+            batch,
             self.data.own_examples,
-        )  # fmt: skip
+        )
 
     def rounding(self) -> dict[str, Any]:
         """See `execution.rounding`."""
         return execution.rounding(self.mesh, self.executor)
 
     def monitor(self, state: State) -> tuple[dict[str, float], str]:
-        """What the model's monitors find in a state: values for the record, and a short text."""
+        """The monitors' values for the record, and a short text for the progress line."""
         record, texts = {}, []
         for monitor in self.model.monitors:
             kept = {name: state.collections[name] for name in monitor.collections}
@@ -119,11 +124,11 @@ def setup(
 
     Args:
       config: of a run.
-      noted: stands for the data of training, as `read_description` gives it; for evaluation.
+      noted: the record of the training data (`read_description`), for evaluation without them.
       evaluated: whether the run will be evaluated, so that the evaluators' data are checked too.
 
     Raises:
-      ConfigError: names the field, the value and what is allowed.
+      ConfigError: a wrong config; the message names the field, the value and what is allowed.
       ValueError: data that cannot be trained on.
     """
     execution.prepare()
@@ -138,7 +143,7 @@ def setup(
     optimiser, learning_rate = build.optimiser(config), build.schedule(config)
     executor = config["inference"].get("executor", "auto")
     infer = functools.partial(build.inference, config, model, optimise=optimiser)
-    trial = infer(num_examples=1)  # what no data make right is refused before they are read
+    trial = infer(num_examples=1)  # raises what does not depend on the data before they are read
     mesh = execution.make_mesh(config["mesh"])
     execution.check_executor(executor, trial, mesh)
     check_batches(config, mesh)
@@ -192,7 +197,7 @@ def setup(
 
 
 def read(config: Mapping[str, Any]) -> Data:
-    """All data of training, see `load_data`; warns of what is odd."""
+    """All data of training, see `load_data`; warns of likely mistakes."""
     if config["logging"]["tensorboard"]:
         writers.require_tensorboard()
     data = load_data(config)
@@ -205,7 +210,7 @@ def read(config: Mapping[str, Any]) -> Data:
 def evaluators_of(
     config: Mapping[str, Any], source: Source, evaluated: bool
 ) -> dict[str, Evaluator]:
-    """The evaluators of a config; of those that will be run, all data are read once."""
+    """The evaluators of a config; if they will be run, all their data are read once."""
     built = build_all(config["evaluators"], source.task)
     if len(source) and evaluated:
         check_data(built, source)
@@ -215,7 +220,7 @@ def evaluators_of(
 def initial_shapes(
     config: Mapping[str, Any], inference: Inference, mesh: Mesh, source: Source
 ) -> tuple[State, Latent]:
-    """The shapes of the state at step 0, and of its predictions of a batch of evaluation."""
+    """The shapes of the state at step 0, and of its predictions for a batch."""
     x = batch_shapes(source, 1)["x"]
     many = batch_shapes(source, config["evaluation"]["batch_size"])["x"]
     predict = execution.on_mesh(inference.predict, mesh, particles=False)
@@ -235,22 +240,22 @@ def stages_of(
     num_examples: int | None,
     validation: Source | None,
 ) -> list[tuple[str, Stage]]:
-    """The stages of a config; where the data are only described, of a validation set of one."""
+    """The stages of a config; without data, for a validation set of one example."""
     sizes = dict(train=num_examples, validation=1 if validation is None else len(validation))
     return build.stages(config, model, over, sizes)
 
 
 def warn_of_posterior(stages: list[tuple[str, Stage]], model: Model) -> None:
-    """Logs where the head has a posterior that no stage fits, nor training."""
+    """Warns if the head has a posterior that neither training nor a stage fits."""
     if not stages and model.posterior is not None and not model.posterior.moving:
         logger.warning(
             "the head has a posterior that nothing fits, so its predictions have no variance; "
-            "config.stages needs one that does (uncertainty/stages)"
+            "add a stage that fits it to config.stages, such as dict(name='laplace')"
         )
 
 
 def shapes_after(stages: list[tuple[str, Stage]], shapes: State, mesh: Mesh, data: Data) -> State:
-    """The shapes of the state after the stages, which are traced for what they refuse."""
+    """The shapes of the state after the stages, found by tracing them, which also checks them."""
     one = batch_shapes(data.train, 1)
     final = shapes.replace(opt_state=()) if stages else shapes
 
@@ -269,7 +274,7 @@ def shapes_after(stages: list[tuple[str, Stage]], shapes: State, mesh: Mesh, dat
 
 
 def placed(shapes: State, shardings: State) -> State:
-    """Shapes that know where their arrays go."""
+    """Shapes with shardings."""
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
     )

@@ -1,4 +1,4 @@
-"""What a config may not ask for: refused by tracing, before anything is compiled."""
+"""Checks of a config by tracing, before anything is compiled."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,20 +15,20 @@ from uncertainty.types import Inference, Latent, Model, Stage, State
 
 
 def check_outputs(config: Mapping[str, Any], model: Model, latent: Latent, source: Source) -> None:
-    """Raises ConfigError where the network predicts something else than the data have."""
+    """Raises ConfigError if the network's predictions do not match the data."""
     classes = source.task == "classification"
     if not source.labelled:
         return
     if source.outputs != latent.mean.shape[-1]:
         raise ConfigError(
             f"head.outputs: {latent.mean.shape[-1]}, but {source.name} has {source.outputs} "
-            + ("classes" if classes else "real outcomes")
+            + ("classes" if classes else "targets")
         )
     discrete = model.likelihood.log_probs is not None
     if discrete != classes:
         raise ConfigError(
             f"likelihood: {config['likelihood']!r} is for "
-            f"{'classes' if discrete else 'real outcomes'}, but {source.name} is for {source.task}"
+            f"{'classes' if discrete else 'targets'}, but {source.name} is for {source.task}"
         )
 
 
@@ -43,10 +43,12 @@ def check_passes(stages: Sequence[tuple[str, Stage]], data: Data) -> None:
 
 
 def check_faults(config: Mapping[str, Any], inference: Inference) -> None:
-    """Raises ConfigError for 'freeze' where particles interact."""
+    """Raises ConfigError for 'freeze' if particles interact."""
     if config["on_fault"] == "freeze" and not inference.separable:
-        raise ConfigError("on_fault: 'freeze' is for particles by themselves; these interact, so a "
-                          "fault of one is one of all")  # fmt: skip
+        raise ConfigError(
+            "on_fault: 'freeze' needs independent particles; these interact, so a fault of one "
+            "affects all"
+        )
 
 
 def check_pretrained(
@@ -56,7 +58,7 @@ def check_pretrained(
     shapes: State,
     required: bool = False,
 ) -> None:
-    """Raises ConfigError where the file of initial parameters does not fit, if there is one."""
+    """Raises ConfigError if there is a file of initial parameters and it does not fit."""
     if spec:
         from experiments.experiment import initialise
 
@@ -64,10 +66,10 @@ def check_pretrained(
 
 
 def check_update(inference: Inference, shapes: State, data: Data, mesh: Mesh) -> None:
-    """Traces a step, of one particle where that is enough, for what it refuses.
+    """Traces a step, of one particle if that is enough, to check it.
 
     Raises:
-      ConfigError: what it refuses.
+      ConfigError: the step cannot be traced.
     """
     if inference.separable:
         shapes = execution.one_particle(shapes)
@@ -75,7 +77,7 @@ def check_update(inference: Inference, shapes: State, data: Data, mesh: Mesh) ->
 
 
 def check_noise(config: Mapping[str, Any], model: Model) -> None:
-    """Raises ConfigError where a head's posterior is not that of the likelihood."""
+    """Raises ConfigError if a head's posterior does not match the likelihood."""
     if model.posterior is None:
         return
     posterior, spec = model.posterior, config["likelihood"]
@@ -91,17 +93,17 @@ def check_noise(config: Mapping[str, Any], model: Model) -> None:
     variance = (1.0 if isinstance(spec, str) else spec.get("noise_std", 1.0)) ** 2
     if posterior.curvature != "gaussian":
         raise ConfigError(
-            f"{field}.curvature: {posterior.curvature!r}; real outcomes need 'gaussian'"
+            f"{field}.curvature: {posterior.curvature!r}; real-valued targets need 'gaussian'"
         )
     if not variance or abs(posterior.noise / variance - 1) > 1e-6:
         raise ConfigError(
-            f"{field}.noise: {posterior.noise}, but likelihood.noise_std^2 is {variance:g}; the "
-            "posterior needs the likelihood's, above 0"
+            f"{field}.noise: {posterior.noise}, but likelihood.noise_std^2 is {variance:g}; they "
+            "have to be equal, and above 0"
         )
 
 
 def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:
-    """Raises ConfigError where the devices or `accumulate` do not divide a batch."""
+    """Raises ConfigError if the devices or `accumulate` do not divide a batch."""
     size, accumulate = config["batch_size"], config["inference"].get("accumulate", 1)
     execution.check_divides("batch_size", size, mesh, *execution.BATCH)
     if size % accumulate:

@@ -1,4 +1,4 @@
-"""Configs: loading, fields set from the command line, and the checks that build no object."""
+"""Configs: loading, overrides from the command line, and the checks that build nothing."""
 
 import ast
 import functools
@@ -28,7 +28,7 @@ from uncertainty.build import ConfigError, nearest
 logger = logging.getLogger(__name__)
 
 _NAMED = {"backbone", "ensemble", "head", "likelihood", "objective"}  # may be a name alone
-# Checked by who reads them.
+# Checked where they are used.
 _OPEN = {"mesh", "evaluators", "inference", "optimiser", "pretrained", *_NAMED}
 _OPTIONAL = {"data": ("particles", "streams", "validation")}
 _AT_LEAST = {
@@ -45,11 +45,11 @@ _AT_LEAST = {
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of `configs/file.py` or `configs/file.py:arg`, with dotted names overridden.
 
-    A file that is not found here is looked for in the project.
+    A file that does not exist here is looked up in the project.
 
     Raises:
-      ConfigError: no such file; one that is no config, or fails, with the line; an override in a
-        section that the config does not have, or another name for a part whose fields it lacks.
+      ConfigError: a file that is missing, not a config, or that raises (with the line); an override
+        in a section that the config lacks, or a name whose part lacks fields of the section.
     """
     file, _, arg = path.partition(":")
     location = project.find(file)
@@ -66,7 +66,7 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
     """Sets fields by dotted names, in order, see `override`.
 
     Raises:
-      ConfigError: that of `override`, or a field that is left of a part with another name.
+      ConfigError: see `override`; or a field that belongs to a part of another name.
     """
     named = {name: _name_at(config, name) for name in overrides}
     for name, value in overrides.items():
@@ -77,7 +77,7 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
 
 
 def _run_file(file: str, location: pathlib.Path, arg: str) -> ConfigDict:
-    """What `get_config` of a file returns."""
+    """The result of a file's `get_config`."""
     if location.suffix != ".py":
         raise ConfigError(f"config: {file} is not a Python file")
     spec = importlib.util.spec_from_file_location("config_file", location)
@@ -105,7 +105,7 @@ def _run_file(file: str, location: pathlib.Path, arg: str) -> ConfigDict:
 
 
 def _name_at(config: ConfigDict, name: str) -> str | None:
-    """The name that a section has, for the dotted name `section.name`; None for other fields."""
+    """The current name in a section, for the dotted name `section.name`; None for other fields."""
     *parents, last = name.split(".")
     for parent in parents:
         config = config.get(parent) if isinstance(config, ConfigDict) else None
@@ -113,7 +113,7 @@ def _name_at(config: ConfigDict, name: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-# Where the name in a section is looked for; the fields of others are checked by who reads them.
+# Where the name in a section is looked up; other sections are checked where they are used.
 _PARTS = {
     "backbone": "backbones",
     "ensemble": "ensembles",
@@ -129,9 +129,9 @@ _PARTS = {
 def _check_renamed(
     config: ConfigDict, name: str, former: str, overrides: Mapping[str, Any]
 ) -> None:
-    """Refuses fields of a section that are left from a part of another name, and says whose.
+    """Refuses fields of a section that belong to the part that it named before.
 
-    Those that both parts have are kept, as head.outputs has to be, with a warning.
+    Fields that both parts have, such as head.outputs, are kept with a warning.
     """
     path = name.removesuffix(".name")
     section = config
@@ -159,7 +159,7 @@ def _warn_once(text: str) -> None:
 
 
 def _fields_of(path: str, name: str) -> set[str] | None:
-    """The fields of a part, of the section at `path`, that is called `name`; None if unknown."""
+    """The fields of the part `name` of the section at `path`; None if unknown."""
     try:
         if path in _PARTS:
             valid, _ = build.signature(build.resolve(_PARTS[path], name, path))
@@ -172,7 +172,7 @@ def _fields_of(path: str, name: str) -> set[str] | None:
             function = source.check_name(name, None, f"{path}.name")
             of_streams = STREAM if path.startswith("data.streams.") else ()
             return {*inspect.signature(function).parameters, *source.COMMON, *of_streams}
-    except ConfigError:  # no such name: whoever reads the section says so
+    except ConfigError:  # an unknown name is reported where the section is used
         pass
     return None
 
@@ -181,7 +181,7 @@ _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
 class _Words(ast.NodeTransformer):
-    """Takes true, false, none and null for what they stand for, and no other name."""
+    """Replaces true, false, none and null by their values, and refuses other names."""
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if node.id.lower() not in _WORDS:
@@ -193,16 +193,16 @@ class _Words(ast.NodeTransformer):
 
 
 def value_of(text: str, field: str) -> Any:
-    """What text of a command line stands for: a literal of Python or JSON, else the text itself.
+    """The value of a text on the command line: a literal of Python or JSON, else the text itself.
 
-    `true`, `false`, `none` and `null` are known in any case, within lists and dicts too.
+    `true`, `false`, `none` and `null` may have any case, within lists and dicts too.
 
     Args:
       text: of the command line.
       field: for the message.
 
     Raises:
-      ConfigError: it begins as a dict, list or tuple and is none; the message says where it fails.
+      ConfigError: it begins like a dict, list or tuple but does not parse; the message says where.
     """
     stripped = text.strip()
     if not stripped.startswith(("{", "[", "(")):
@@ -230,11 +230,10 @@ def value_of(text: str, field: str) -> Any:
 def override(config: ConfigDict, name: str, value: Any) -> None:
     """Sets the field of a dotted name, which may be new in its section.
 
-    Text is read by `value_of`, but where the field is text already it stays text, unless it is a
-    dict.
+    Text is parsed by `value_of`; if the field holds text already, only dicts are parsed.
 
     Raises:
-      ConfigError: there is no such section, or text that does not parse.
+      ConfigError: an unknown section, or text that does not parse.
     """
     *parents, last = name.split(".")
     if not parents and last not in base():
@@ -250,7 +249,7 @@ def override(config: ConfigDict, name: str, value: Any) -> None:
         section = section[parent]
         if not isinstance(section, ConfigDict):
             path = ".".join(["config", *parents[: i + 1]])
-            raise ConfigError(f"{path}: {section!r} has no fields such as {last!r}")
+            raise ConfigError(f"{path}: {section!r} is not a section and has no field {last!r}")
     if isinstance(value, str):
         former = section.get(last)
         if not isinstance(former, str) or value.lstrip().startswith("{"):
@@ -260,15 +259,16 @@ def override(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def _check_keys(value: Any, field: str) -> None:
-    """Refuses dicts that no config can hold."""
+    """Refuses dicts whose keys are not field names."""
     if isinstance(value, list | tuple):
         for i, inner in enumerate(value):
             _check_keys(inner, f"{field}[{i}]")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str) or "." in key:
-                raise ConfigError(f"{field}: {key!r} is no name of a field; text without a full "
-                                  "stop is needed")  # fmt: skip
+                raise ConfigError(
+                    f"{field}: {key!r} is not a field name; text without a full stop is needed"
+                )
             _check_keys(inner, f"{field}.{key}")
 
 
@@ -288,7 +288,7 @@ def assignments(items: Sequence[str], prefix: str = "") -> dict[str, str]:
 
 
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
-    """Nested dicts of plain values, present names of fields, every data set written out.
+    """The config as nested dicts of plain values, with current field names and full data sets.
 
     See `runtime/workdir.py`, RENAMED, and `data/derived.py`.
     """
@@ -302,10 +302,10 @@ def _plain(config: ConfigDict | Mapping) -> dict[str, Any]:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Refuses sections and settings that no experiment has, and numbers out of range.
+    """Refuses unknown sections and settings, and numbers out of range.
 
     Raises:
-      ConfigError: names the field, its value and what is allowed.
+      ConfigError: the message names the field, its value and what is allowed.
     """
     known = plain(base())
     for section, value in config.items():
@@ -351,7 +351,7 @@ def check(config: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"config.data.{name}: {value!r} is not a dict of fields, such as "
                 '{"name": "digits", "split": "train"}; '
-                f"data.{name}.name is the field for a name alone"
+                f"to change the name alone, set data.{name}.name"
             )
     seed, logging = config["seed"], config["logging"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:

@@ -1,4 +1,4 @@
-"""Predictions as files that others can read: NumPy archives that say what is in them.
+"""Predictions as files for other libraries: self-describing NumPy archives.
 
 with np.load("test.npz") as file:
     log_p, y = file["log_p"], file["y"]          # [members, examples, classes], [examples]
@@ -35,7 +35,7 @@ STORED = "in the unit that y is stored in"
 ARRAYS = {
     "classification": {
         "log_p": ("members examples classes", "log p_m(y = k | x) of each member m, in nats"),
-        "y": ("examples", "the label 0, 1, ..., which is a place in class_names"),
+        "y": ("examples", "the label 0, 1, ..., an index into class_names"),
     },
     "regression": {
         "mean": ("members examples outputs", "mean of y of each member, normalised"),
@@ -58,19 +58,19 @@ def export_all(
     folder: pathlib.Path,
     runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
-    """Writes a file for each data set of evaluators whose labels are the model's or unused, once.
+    """Writes one file for each data set of the evaluators whose labels are the model's or unused.
 
     Args:
       predict: of one run or of several.
       reads: by the paths of the sets in sets.json; files are named after the data.
-      folder: where they go.
+      folder: of the files.
       runs: of the members, in order: workdir, step.
 
     Returns:
-      What failed -> why.
+      What failed -> the reason.
     """
     failures: dict[str, str] = {}
-    paths: dict[tuple[str, str], list[str]] = {}  # of each set
+    paths: dict[tuple[str, str], list[str]] = {}  # data set -> its paths
     for path, read in reads.items():
         paths.setdefault((key_of_data(read.data), read.labels), []).append(path)
     names: set[str] = set()
@@ -93,14 +93,14 @@ def export(
     file: pathlib.Path,
     noted: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the predictions of a data set, whole or not at all, without holding them in memory.
+    """Writes the predictions of a data set atomically, without holding them in memory.
 
     Args:
       predict: of one run or of several.
       data: a data set's spec, or its examples.
-      labels: what its labels are to the model; those that are unused are left out.
-      file: NAME.npz, replaced where it exists; its folder is made.
-      noted: what else the metadata say, such as `runs` that members are of, in order.
+      labels: the use of its labels, see `data.source.load`; unused ones are left out.
+      file: NAME.npz, replaced if it exists; its folder is created.
+      noted: further metadata, such as the members' `runs`, in order.
     """
     source = predict.source(data, labels)
     with contextlib.ExitStack() as stack:
@@ -114,7 +114,7 @@ def export(
         def write(part: Predictions, start: int) -> None:
             if folder is None:
                 return
-            if start == 0:  # again, where members have been left out
+            if start == 0:  # restarts if members have to be left out
                 arrays.clear()
             for name, (value, axis) in _arrays_of(part).items():
                 size = value.shape[axis]
@@ -134,7 +134,7 @@ def export(
 
 
 def _arrays_of(part: Predictions) -> dict[str, tuple[np.ndarray, int]]:
-    """The arrays of a file that are of these examples, and which axis the examples are."""
+    """The arrays of a batch for the file, each with its axis of examples."""
     source = part.source
     values = {name: part._asdict()[name] for name in ARRAYS[source.task] if name in part._fields}
     y = values.pop("y")
@@ -154,7 +154,7 @@ def _units(source: Source) -> dict[str, np.ndarray]:
 
 
 def _metadata(source: Source, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What `metadata.json` says."""
+    """The content of `metadata.json`."""
     known = {**ARRAYS[source.task], "run": ("members", "which of `runs` a member is of")}
     return dict(
         format=1,
@@ -181,7 +181,7 @@ def _pack(
     metadata: Mapping[str, Any],
     file: pathlib.Path,
 ) -> None:
-    """Puts the arrays of a folder, and those that are in memory alone, into one archive."""
+    """Packs the arrays of a folder, and those in memory, into one archive."""
     half = folder / "half.npz"
     with zipfile.ZipFile(half, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(METADATA, json.dumps(jsonable(metadata), indent=2))

@@ -1,4 +1,4 @@
-"""A run that begins with what another one has trained."""
+"""A run that starts from the parameters of another run."""
 
 from typing import Any
 
@@ -17,32 +17,38 @@ from uncertainty.types import Collections, State
 def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> State:
     """The state of a new run with the parameters of another one.
 
-    Collections that both have, hyper-parameters and samples come from there too; what the new run
-    alone has is as it is initialised.
+    Collections that both have, hyper-parameters and samples are taken over too; what only the new
+    run has stays as initialised.
 
     Args:
       start: directory of the other run, for messages.
       old, trained: the other run, and its state.
-      new: the run that begins.
+      new: the new run.
 
     Raises:
-      ConfigError: parameters, positions, hyper-parameters or samples of the two do not fit.
+      ConfigError: parameters, positions, hyper-parameters or samples of the two differ.
     """
     state = new.init()
     _check_parameters(start, _shapes(trained.params), _shapes(state.params))
     grids = [patches_of(e.network, e.source.shape) for e in (old, new)]
-    if grids[0] != grids[1]:  # as many patches, on other sides
-        raise ConfigError("start: position embeddings of {} x {} patches, of which the new config "
-                          "has {} x {}".format(*grids[0][1:], *grids[1][1:]))  # fmt: skip
+    if grids[0] != grids[1]:  # equally many patches, but another grid
+        raise ConfigError(
+            "start: position embeddings of {} x {} patches, of which the new config "
+            "has {} x {}".format(*grids[0][1:], *grids[1][1:])
+        )
     hyper = [None if s.hyper is None else sorted(s.hyper) for s in (state, trained)]
     if hyper[0] != hyper[1]:
-        raise ConfigError(f"start: {start} has the hyper-parameters {hyper[1]}, the new config "
-                          f"{hyper[0]}; they belong to its particles")  # fmt: skip
+        raise ConfigError(
+            f"start: {start} has the hyper-parameters {hyper[1]}, the new config "
+            f"{hyper[0]}; they belong to its particles"
+        )
     samples = [None if s.samples is None else s.samples.taken.shape for s in (state, trained)]
     if samples[0] != samples[1]:
         mine, theirs = (0 if shape is None else shape[1] for shape in samples)
-        raise ConfigError(f"inference.collect: {start} has {theirs} samples of each particle, "
-                          f"the new config {mine}; they belong to its particles")  # fmt: skip
+        raise ConfigError(
+            f"inference.collect: {start} has {theirs} samples of each particle, "
+            f"the new config {mine}; they belong to its particles"
+        )
     state = state.replace(
         step=trained.step,
         params=trained.params,
@@ -60,7 +66,7 @@ def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> S
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two trees of one structure hold the same numbers."""
+    """Whether two trees of one structure have equal arrays."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(x, y) for x, y in execution.host(list(pairs)))
 
@@ -69,12 +75,13 @@ def _check_parameters(start: Any, there: dict[str, tuple], here: dict[str, tuple
     different = sorted(k for k in here | there if here.get(k) != there.get(k))
     if different:
         lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
-        raise ConfigError(f"start: parameters of {start} that the new config has otherwise:\n"
-                          + "\n".join(lines))  # fmt: skip
+        raise ConfigError(
+            f"start: parameters of {start} that differ in the new config:\n" + "\n".join(lines)
+        )
 
 
 def _joined(mine: Collections, theirs: Collections) -> Collections:
-    """Mine, with what theirs have of the same path and shape."""
+    """`mine`, with the arrays of `theirs` that have the same path and shape."""
     mine, theirs = (flax.traverse_util.flatten_dict(c) for c in (mine, theirs))
     shared = {k: theirs[k] for k in mine if k in theirs and theirs[k].shape == mine[k].shape}
     return flax.traverse_util.unflatten_dict({**mine, **shared})

@@ -1,16 +1,16 @@
-"""Initial parameters from a file: what a config's `pretrained` stands for.
+"""Initial parameters from a file: the `pretrained` section of a config.
 
     config.pretrained = dict(
         path="gs://BUCKET/FILE.npz",  # or a local one
         layout="vit",  # one of uncertainty/restore/layouts.py
         rules=(("pre_logits/.*", None),),  # before the layout's own; see restore/plan.py
-        keep=("head/",),  # stays as it is initialised, different in each particle
-        grid=(14, 14),  # rows and columns of patches in the file, where its positions do not tell
+        keep=("head/",), # stays as initialised, different in each particle
+        grid=(14, 14), # rows and columns of patches in the file, if its positions are ambiguous
     )
 
-Buckets are read through fsspec, which needs a package of theirs (gcsfs for gs://, s3fs for s3://),
-or through TensorFlow where it is installed. Only a run that begins reads the file; one that goes
-on, and evaluation, do without.
+Buckets are read through fsspec, which needs the bucket's package (gcsfs for gs://, s3fs for s3://),
+or through TensorFlow if it is installed. Only a new run reads the file; resuming and evaluation do
+not need it.
 """
 
 import logging
@@ -39,14 +39,14 @@ def check(
     shapes: State,
     required: bool = False,
 ) -> None:
-    """Whether the checkpoint fits the run, from shapes; its arrays are not read.
+    """Checks from shapes that the checkpoint fits the run; its arrays are not read.
 
     Args:
       spec: the config's `pretrained`.
       network: of the run.
       shape: of an input.
       shapes: of the run's state.
-      required: whether it has to be there. A run that goes on does not need it any more.
+      required: whether the file has to exist. A run that resumes does not need it.
 
     Raises:
       ConfigError: an unknown field, or a checkpoint that does not fit.
@@ -56,9 +56,11 @@ def check(
         checkpoint = _open(spec)
     except OSError as error:
         if required:
-            raise ConfigError(f"pretrained.path: {error}. Where parameters come from a run "
-                              "anyhow: --config.pretrained={}") from error  # fmt: skip
-        logger.warning("pretrained.path: %s; a run that goes on does without", error)
+            raise ConfigError(
+                f"pretrained.path: {error}. To start from the parameters of a run alone, "
+                "set --config.pretrained={}"
+            ) from error
+        logger.warning("pretrained.path: %s; not needed to resume", error)
         return
     plan_of(spec, network, shape, checkpoint, _tree(shapes))
 
@@ -72,12 +74,12 @@ def load(
       spec: the config's `pretrained`.
       network: of the run.
       shape: of an input.
-      state: as it is initialised; what `keep` names stays.
-      optimiser: of one particle; its state is made anew.
+      state: as initialised; what `keep` names stays.
+      optimiser: of one particle; its state is initialised again.
 
     Raises:
       ConfigError: the checkpoint does not fit, or is not finite.
-      OSError: it cannot be read.
+      OSError: the checkpoint cannot be read.
     """
     tree, checkpoint = _tree(state), _open(spec)
     moves = plan_of(spec, network, shape, checkpoint, tree)
@@ -96,12 +98,19 @@ def load(
     new = jax.tree_util.tree_map_with_path(filled, tree)
     params = {key: new[key] for key in state.params}
     kept = sorted(_targets(state.params).keys() - moves.keys())
-    logger.info("%d arrays of %s; as initialised: %s", len(arrays), spec["path"],
-                ", ".join(kept) or "nothing")  # fmt: skip
+    logger.info(
+        "%d arrays of %s; as initialised: %s",
+        len(arrays),
+        spec["path"],
+        ", ".join(kept) or "nothing",
+    )
     if len(state.key) > 1 and all((a == a[:1]).all() for a in jax.tree.leaves(params)):
-        logger.warning("pretrained: all %d particles begin with the same parameters and differ by "
-                       "noise alone; let `keep` name a layer that is initialised with random "
-                       "numbers", len(state.key))  # fmt: skip
+        logger.warning(
+            "pretrained: all %d particles start from the same parameters and differ by "
+            "noise alone; name a layer in `keep` that is initialised with random "
+            "numbers",
+            len(state.key),
+        )
     return state.replace(
         params=params,
         collections={key: new[key] for key in state.collections},
@@ -117,7 +126,7 @@ def _pretrained(
     particle: int | None = None,
     grid: Sequence[int] | None = None,
 ) -> None:
-    """The fields of `pretrained`; `particle` is for the layout 'own', where the run has several."""
+    """The fields of `pretrained`; `particle` is for the layout 'own', if the run has several."""
 
 
 def _check_spec(spec: Mapping[str, Any]) -> None:
@@ -127,7 +136,7 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
             f"pretrained.layout: {spec['layout']!r}; {nearest(spec['layout'], READERS)}"
         )
     if spec.get("particle") is not None and spec["layout"] != "own":
-        raise ConfigError(f"pretrained.particle: {spec['particle']!r}; only 'own' has particles")
+        raise ConfigError(f"pretrained.particle: {spec['particle']!r}; for layout 'own' only")
     grid = spec.get("grid")
     pair = isinstance(grid, list | tuple) and len(grid) == 2
     if grid is not None and not (pair and all(type(n) is int and n > 0 for n in grid)):
@@ -135,7 +144,7 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
 
 
 def _tree(state: State) -> dict[str, Any]:
-    """Parameters and collections, whose paths begin with the name of the collection."""
+    """Parameters and collections; paths of the latter begin with the collection's name."""
     return {**state.params, **state.collections}
 
 
@@ -160,9 +169,10 @@ def plan_of(
     targets = _targets(tree)
     grid = spec.get("grid")
     if None not in (grid, checkpoint.grid) and tuple(grid) != checkpoint.grid:
-        raise ConfigError(f"pretrained.grid: {tuple(grid)}, but {spec['path']} has "
-                          f"{checkpoint.grid} patches")  # fmt: skip
-    # What else a network keeps (counts, estimates, masks) is made anew if it is not there.
+        raise ConfigError(
+            f"pretrained.grid: {tuple(grid)}, but {spec['path']} has {checkpoint.grid} patches"
+        )
+    # Other collections (counts, estimates, masks) are initialised if the file lacks them.
     needed = ("backbone", "head", "batch_stats")
     optional = [path for path in targets if path.split("/")[0] not in needed]
     try:
@@ -181,11 +191,11 @@ def plan_of(
 
 
 def _open(spec: Mapping[str, Any]) -> Checkpoint:
-    """Its paths and shapes.
+    """The paths and shapes of a checkpoint.
 
     Raises:
-      OSError: it is not there, or not readable.
-      ConfigError: it is something else.
+      OSError: the file is missing or not readable.
+      ConfigError: the file has another format.
     """
     from etils import epath
 

@@ -1,4 +1,4 @@
-"""The data of a config: what it trains on, validates on, and further streams of batches."""
+"""The data of a config: training and validation data, and further streams."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,18 +22,19 @@ STREAM = ("batch_size", "augment", "labels")  # fields of a stream beside those 
 
 
 def load_data(config: Mapping[str, Any]) -> Data:
-    """All that the training of a config reads.
+    """All data that training reads.
 
     Raises:
-      ConfigError: data, an augmentation, or the two together that cannot be.
+      ConfigError: a wrong spec or augmentation, or an augmentation that does not fit the data.
       ValueError: data that is damaged, empty or not finite.
     """
     section, every = config["data"], config["evaluation"]["every"]
     train = load(section["train"], "data.train", labels=labels.OPTIONAL)
     if every and not section.get("validation"):
         raise ConfigError(f"evaluation.every: {every}, but there is no data.validation")
-    streams = {name: _stream(name, spec, train)
-               for name, spec in (section.get("streams") or {}).items()}  # fmt: skip
+    streams = {
+        name: _stream(name, spec, train) for name, spec in (section.get("streams") or {}).items()
+    }
     data = described(config, train, streams)
     data = data._replace(
         validation=load_validation(config, train) if every else None,
@@ -56,10 +57,10 @@ def load_data(config: Mapping[str, Any]) -> Data:
 def described(
     config: Mapping[str, Any], train: Source, streams: Mapping[str, Source] | None = None
 ) -> Data:
-    """The data of a config that these sources are, or stand for as `read_description` has them."""
+    """The data of a config with these sources, or with their records from `read_description`."""
     section = config["data"]
     fields = section.get("streams") or {}
-    alike = train.with_entries(x=train.x[:0])  # of runs that did not note their streams
+    alike = train.with_entries(x=train.x[:0])  # for older runs without a record of their streams
     return Data(
         train,
         seed=config["seed"],
@@ -74,7 +75,7 @@ def described(
             for name, spec in fields.items()
         },
         particles=section.get("particles") or assignment.SHARED,
-    )  # fmt: skip
+    )
 
 
 def _stream(name: str, spec: Mapping[str, Any], train: Source) -> Source:
@@ -85,26 +86,30 @@ def _stream(name: str, spec: Mapping[str, Any], train: Source) -> Source:
     if type(size) is not int or size < 1:
         raise ConfigError(f"{field}.batch_size: {size!r}; a whole number from 1 is needed")
     if use not in (labels.UNUSED, labels.ALIKE):
-        raise ConfigError(f"{field}.labels: {use!r}; 'unused', for x without y, or 'alike', for "
-                          "labels or targets of the model")  # fmt: skip
+        raise ConfigError(
+            f"{field}.labels: {use!r}; 'unused' for x alone, or 'alike' for the model's labels "
+            "or targets"
+        )
     return load(fields, field, train, use)
 
 
 def _sets(particles: Any, train: Source) -> tuple[Source, ...]:
-    """The data sets that 'sets' of `data.particles` names, each once."""
+    """The data sets in `data.particles.sets`, each once."""
     _, fields = assignment.parse(particles)
     field = "data.particles.sets"
-    sets = tuple(load(spec, f"{field}[{i}]", train, labels.ALIKE)
-                 for i, spec in enumerate(fields.get("sets", ())))  # fmt: skip
+    sets = tuple(
+        load(spec, f"{field}[{i}]", train, labels.ALIKE)
+        for i, spec in enumerate(fields.get("sets", ()))
+    )
     same_entries(sets, train, field)
     return sets
 
 
 def load_validation(config: Mapping[str, Any], source: Source) -> Source:
-    """What a config validates on.
+    """The validation data of a config.
 
     Raises:
-      ConfigError: there is none, or it is not like the training data.
+      ConfigError: the config has none, or they do not match the training data.
     """
     if not config["data"].get("validation"):
         raise ConfigError("stages: one needs data.validation, and there is none")
@@ -115,8 +120,8 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
     """Traces an update of the particles of `state` with the shapes of a batch.
 
     Raises:
-      ConfigError: what it refuses; an entry that it reads and the batch lacks; a stream that
-        nothing of the new state or the metrics depends on.
+      ConfigError: the update refuses it, reads an entry that the batch lacks, or does not depend on
+        one of the streams.
     """
     batch = data.shapes(state.key.shape[0])
     try:
@@ -125,8 +130,10 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
         (name,) = error.args
         if name in batch:
             raise
-        raise ConfigError(f"data.train: {data.train.name} has no entry {name!r}, which training "
-                          f"reads; it has {', '.join(map(repr, batch))}") from error  # fmt: skip
+        raise ConfigError(
+            f"data.train: {data.train.name} has no entry {name!r}, which training "
+            f"reads; it has {', '.join(map(repr, batch))}"
+        ) from error
     except (TypeError, ValueError) as error:
         unlabelled = f"data.train: {data.train.name} has no entry 'y'"
         field = "inference" if "y" in batch else unlabelled
@@ -135,9 +142,11 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
     if data.streams or views:
         used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
         paths = jax.tree_util.tree_leaves_with_path((state, batch))
-        read = {tuple(key.key for key in path[1:] if isinstance(key, jax.tree_util.DictKey))
-                for (path, _), is_used in zip(paths, used, strict=True)
-                if is_used and path[0].idx == 1}  # fmt: skip
+        read = {
+            tuple(key.key for key in path[1:] if isinstance(key, jax.tree_util.DictKey))
+            for (path, _), is_used in zip(paths, used, strict=True)
+            if is_used and path[0].idx == 1
+        }
         for name in views:
             if not any(path[0] == name for path in read):
                 raise ConfigError(f"data.augment: nothing reads the view {name!r}; leave it out, "
@@ -145,14 +154,14 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
         for name in data.streams:
             if not any(path[0] == name for path in read):
                 raise ConfigError(
-                    f"data.streams.{name}: nothing reads it; choose what does, such as "
+                    f"data.streams.{name}: nothing reads it; set what reads it, such as "
                     "inference.direction.context=dict(name='other') for a stream 'context', or "
                     f"unset data.streams.{name}"
                 )
 
 
 def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
-    """Logs what is likely a mistake: test data of another set, a batch larger than the data."""
+    """Warns of likely mistakes: test data of another set, a batch larger than the data."""
     train = config["data"]["train"]
     others = {"data.validation": config["data"].get("validation")}
     for name, spec in config["evaluators"].items():
@@ -160,10 +169,19 @@ def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
     for field, spec in others.items():
         if isinstance(spec, Mapping) and "name" in spec and not same_set(spec, train):
             names = [" ".join(str(s[key]) for key in SET if key in s) for s in (spec, train)]
-            logger.warning("%s reads %s, but data.train %s; %s={'split': '...'} is a part of the "
-                           "training data's set", field, *names, field)  # fmt: skip
+            logger.warning(
+                "%s reads %s, but data.train reads %s; set %s={'split': '...'} for a split of the "
+                "training data's set",
+                field,
+                *names,
+                field,
+            )
         if isinstance(spec, Mapping) and (why := divided_otherwise(spec, train)):
             logger.warning("%s: %s", field, why)
     if config["batch_size"] > len(source):
-        logger.warning("batch_size: %d, but %s has %d examples, so a batch has some of them more "
-                       "than once", config["batch_size"], source.name, len(source))  # fmt: skip
+        logger.warning(
+            "batch_size: %d, but %s has %d examples, so batches repeat examples",
+            config["batch_size"],
+            source.name,
+            len(source),
+        )

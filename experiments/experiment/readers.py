@@ -1,4 +1,4 @@
-"""Checkpoints of the layouts that there are, read without the libraries that wrote them."""
+"""Readers of checkpoints in each layout, without the libraries that wrote them."""
 
 import contextlib
 import pathlib
@@ -23,11 +23,11 @@ class Checkpoint(NamedTuple):
 
     shapes: dict[str, tuple[int, ...]]  # by path
     read: Callable[[Collection[str]], dict[str, np.ndarray]]
-    grid: tuple[int, int] | None = None  # rows and columns of patches, where the file tells them
+    grid: tuple[int, int] | None = None  # rows and columns of patches, if the file has them
 
 
 def patches_of(network: nn.Module, shape: Sequence[int]) -> tuple[int, int, int] | None:
-    """What position embeddings of a network are of (`vit.ViT.patches`), if it has some.
+    """The patches that a network's position embeddings refer to (`vit.ViT.patches`), or None.
 
     Args:
       network: of a run.
@@ -38,18 +38,18 @@ def patches_of(network: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]
 
 @contextlib.contextmanager
 def reading(path: Any, kind: str) -> Iterator[None]:
-    """Whatever a parser raises for bytes that it cannot read becomes one line with the file's name.
+    """Turns errors of a parser into one line with the file's name.
 
     Raises:
-      ConfigError: in place of any other error but those of the system.
+      ConfigError: in place of any error except OSError.
     """
     try:
         yield
     except (ConfigError, OSError, ImportError):
         raise
-    except Exception as error:  # parsers raise nearly all there are, RecursionError too
+    except Exception as error:  # parsers raise many types, RecursionError too
         reason = str(error) if isinstance(error, ValueError) else repr(error)
-        raise ConfigError(f"pretrained.path: {path} is no {kind}: {reason}") from error
+        raise ConfigError(f"pretrained.path: {path} is not a valid {kind}: {reason}") from error
 
 
 def npz(path: Any) -> Checkpoint:
@@ -76,16 +76,16 @@ def npz(path: Any) -> Checkpoint:
 
 
 def _known(x: np.ndarray) -> np.ndarray:
-    """NumPy saves bfloat16 as two bytes of no type."""
+    """Restores bfloat16, which NumPy saves as two untyped bytes."""
     return x.view(jnp.bfloat16) if x.dtype.kind == "V" and x.dtype.itemsize == 2 else x
 
 
 def released_vmoe(path: Any) -> Checkpoint:
     """A checkpoint of google-research/vmoe: PREFIX.index and PREFIX.data-00000-of-00032, ....
 
-    MessagePack, as Flax has it, with types of its own. The index has for each array its shape, the
-    slices that it is stored in, and in which file each is; array i is that of the i-th path in
-    order. A data file has a list of (flat parts, slice) for each array that it has something of.
+    MessagePack in Flax's format, with further types. The index has the shape of each array, its
+    slices, and the file of each slice; array i is that of the i-th path in order. A data file has a
+    list of (flat parts, slice) for each array that it contains parts of.
     """
     from flax.serialization import msgpack, msgpack_restore
     from flax.traverse_util import flatten_dict
@@ -123,8 +123,9 @@ def released_vmoe(path: Any) -> Checkpoint:
                         missing[i] -= part.size
         for i, left in missing.items():
             if left:
-                raise ConfigError(f"pretrained.path: {left} numbers of {ids[i]} are in no file of "
-                                  f"{path}")  # fmt: skip
+                raise ConfigError(
+                    f"pretrained.path: {left} values of {ids[i]} are in no file of {path}"
+                )
         return {name: arrays[i] for i, name in ids.items()}
 
     return Checkpoint(shapes, read)
@@ -146,12 +147,13 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
         of = {name: _shape_of(text) for name, text in saved.items()}
         P = of["key"][0]
     if particle is None and P > 1:
-        raise ConfigError(f"pretrained.particle: {path} has {P}; which one is it?")
+        raise ConfigError(f"pretrained.particle: missing; {path} has {P} particles, choose one")
     p = particle or 0
     if not 0 <= p < P:
-        raise ConfigError(f"pretrained.particle: {p}; {path} has {P}")
-    full = {name.split("/", 1)[1]: name for name in of
-            if name.startswith(("params/", "collections/"))}  # fmt: skip
+        raise ConfigError(f"pretrained.particle: {p}; {path} has {P} particles")
+    full = {
+        name.split("/", 1)[1]: name for name in of if name.startswith(("params/", "collections/"))
+    }
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
         wanted = {full[name]: saved[full[name]].partition("[")[0] for name in names}
@@ -176,7 +178,7 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
 
 
 def _grid_of(path: Any) -> tuple[int, int] | None:
-    """Of the patches of the run in a workdir; None where it does not say what it ran on."""
+    """The patches of the run in a workdir; None if its image size is not recorded."""
     try:
         config, data = (read_json(path / name) for name in (CONFIG, DATA))
         return patches_of(build.network(config), data["shape"])[1:]

@@ -1,4 +1,4 @@
-"""Where the results of an evaluation go, and on which data sets they are."""
+"""Writes the results of an evaluation, and the data sets that they belong to."""
 
 import contextlib
 import logging
@@ -19,8 +19,8 @@ from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
 
-SETS = "sets.json"  # which data an evaluation read: name, examples, digest
-RUNS = "runs.json"  # of which runs the members are, where there are several: workdir, step
+SETS = "sets.json"  # the data of an evaluation: name, examples, digest
+RUNS = "runs.json"  # the runs of the members, if there are several: workdir, step
 
 
 def path_in(evaluator: str, field: str) -> str:
@@ -31,7 +31,7 @@ def path_in(evaluator: str, field: str) -> str:
 
 
 def print_sets(sets: Mapping[str, Mapping[str, Any]], step: int) -> None:
-    """Prints which data were evaluated: a line for each set, and what was read otherwise."""
+    """Prints the evaluated data: a line for each set, with differences from the training data."""
     lines: dict[str, list[str]] = {}
     for path, noted in sets.items():
         notes = "".join(f"; {note}" for note in noted.get("notes", ()))
@@ -43,7 +43,7 @@ def print_sets(sets: Mapping[str, Mapping[str, Any]], step: int) -> None:
 
 @contextlib.contextmanager
 def reported(name: str, failures: dict[str, str]) -> Iterator[None]:
-    """Logs the error of one evaluator and adds its reason to `failures`; the others go ahead."""
+    """Logs the error of one evaluator and adds it to `failures`, so that the others still run."""
     try:
         yield
     except Exception as error:
@@ -60,7 +60,7 @@ def write_results(
     sets: Mapping[str, Mapping[str, Any]],
     runs: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes metrics.json, scores.npz and sets.json, whole or not at all; of several runs RUNS."""
+    """Writes metrics.json, scores.npz and sets.json atomically; for several runs RUNS too."""
     half = directory / "half.npz"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -72,13 +72,13 @@ def write_results(
         write_json(directory / "metrics.json", metrics)
         os.replace(half, directory / "scores.npz")
     except OSError as error:
-        with contextlib.suppress(OSError):  # on a disk that is read-only, say
+        with contextlib.suppress(OSError):  # for example on a read-only disk
             half.unlink()
         raise OSError(error.errno, f"could not write {directory}: {error.strerror}") from error
 
 
 def name_of(spec: Mapping[str, Any]) -> str:
-    """Where under evaluation/ the results of a set go: 'digits-validation', 'npz-mine-test'."""
+    """The folder below evaluation/ for a data set: 'digits-validation', 'npz-mine-test'."""
     parts = (spec["name"], pathlib.Path(str(spec.get("path", ""))).stem, spec.get("split", ""))
     return re.sub(r"[^\w.-]+", "-", " ".join(map(str, parts))).strip("-.") or "data"
 
@@ -90,23 +90,23 @@ def place(
     source: Source | None,
     others: Sequence[pathlib.Path] = (),
 ) -> str:
-    """The name under evaluation/ for results that are not the run's own.
+    """The folder below evaluation/ for results on other data, or of several runs.
 
     Args:
       workdir: of the run.
-      name: that the user gave; None for one made of the data and of the other runs: `name_of`, and
-        where that has other results, a checksum too.
+      name: given by the user; None to make one from the data and the other runs: `name_of`, with a
+        checksum if that folder has other results.
       spec, source: of the data; None for those of the config.
-      others: workdirs of the runs that are joined with this one.
+      others: workdirs of the runs joined with this one.
 
     Raises:
-      ConfigError: a name that is no folder's, or one that has other results.
+      ConfigError: an invalid folder name, or a folder with other results.
     """
     identity = None if source is None else [source.digest(), *source.notes]
     runs = [relative(other, workdir) for other in others]
 
     def has_others(name: str) -> bool:
-        """Whether there are results of other data or runs."""
+        """Whether the folder has results of other data or runs."""
         folder = workdir / "evaluation" / name
         if not folder.exists():
             return False
@@ -118,7 +118,12 @@ def place(
             if identity is None:
                 return "data" in sets
             return [sets["data"]["digest"], *sets["data"].get("notes", ())] != identity
-        except (OSError, ValueError, KeyError, TypeError):  # of another version, or the config's
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # written by another version, or the config's own evaluation
             return identity is not None or bool(runs)
 
     if name is None:
@@ -138,11 +143,11 @@ def place(
 
 
 def relative(other: pathlib.Path, workdir: pathlib.Path) -> str:
-    """The path of another run from that of `workdir`, so that both can be moved together."""
+    """The path of another run relative to `workdir`, so that both can be moved together."""
     return os.path.relpath(other.absolute(), workdir.absolute())
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError unless `name` is that of a folder."""
+    """Raises ConfigError unless `name` is a valid folder name."""
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ConfigError(f"--name: {name!r}; letters, digits, '.', '_' and '-' make a name")
+        raise ConfigError(f"--name: {name!r}; use letters, digits, '.', '_' and '-'")

@@ -1,4 +1,4 @@
-"""What members predict of a data set: its types, and how parts of it are joined."""
+"""Types of predictions for a data set, and functions that join their parts."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -11,24 +11,24 @@ from uncertainty.metrics import streaming
 
 
 class Predictions(NamedTuple):
-    """What the members say of every example of a source, on the host."""
+    """The members' predictions for every example of a source, on the host."""
 
     y: np.ndarray  # [B] or [B, K]
     mean: np.ndarray  # of the latents, or of y in regression, [M, B, K]
     log_p: np.ndarray | None  # [M, B, K], for classes
     variance: np.ndarray | None  # of y, [M, B, K], in regression
     latent_variance: np.ndarray | None  # marginal variance of the latents, [M, B, K]
-    epistemic: np.ndarray | None  # the part of it that the parameters leave open, [M, B, 1 or K]
+    epistemic: np.ndarray | None  # its epistemic part, [M, B, 1 or K]
     source: Source
-    seconds: float  # of computing, compilation left out
-    entries: Mapping[str, np.ndarray] = MappingProxyType({})  # beside x and y, [B, ...]
-    run: np.ndarray | None = None  # of several, which one a member is of, [M]
+    seconds: float  # of computing, without compilation
+    entries: Mapping[str, np.ndarray] = MappingProxyType({})  # other than x and y, [B, ...]
+    run: np.ndarray | None = None  # the run of each member, if there are several, [M]
 
 
 class Summary(NamedTuple):
-    """What metrics of classes need of a source: sums, and arrays [B] of each example."""
+    """The inputs of classification metrics for a source: sums, and arrays [B] per example."""
 
-    tally: streaming.Accumulator | None  # None where labels are unused
+    tally: streaming.Accumulator | None  # None if labels are unused
     confidence: np.ndarray
     correct: np.ndarray
     examples: dict[str, np.ndarray]  # `metrics.per_example`
@@ -38,24 +38,24 @@ class Summary(NamedTuple):
 
 
 class Features(NamedTuple):
-    """phi(x) of a whole source and the source's own labels."""
+    """Features phi(x) of a whole source, and the source's own labels."""
 
     phi: np.ndarray  # [B, P M D] float32
     y: np.ndarray  # [B]
 
 
 class Sown(NamedTuple):
-    """What layers keep in a collection for one batch."""
+    """Arrays that layers store in a collection for one batch."""
 
-    y: np.ndarray  # labels of the examples that count
-    arrays: dict[str, np.ndarray]  # by path, [P S, ...], with rows for what fills up the batch too
+    y: np.ndarray  # labels, without padding
+    arrays: dict[str, np.ndarray]  # by path, [P S, ...], with the rows of padding too
 
 
 ARRAYS = ("mean", "log_p", "variance", "latent_variance", "epistemic")  # [M, B, K]
 
 
 def side_by_side(outs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The members of several runs along one axis; an array that a run lacks is 0, see `Latent`."""
+    """Joins the members of several runs; an array that a run lacks is 0, see `Latent`."""
     if len(outs) == 1:
         return dict(outs[0])
     joined = {}
@@ -71,7 +71,7 @@ def side_by_side(outs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarr
 
 
 def joined(parts: Sequence[Predictions], source: Source) -> Predictions:
-    """The predictions of a whole source, of those of its parts in order."""
+    """Joins the predictions of the parts of a source, in order."""
 
     def array(name: str) -> np.ndarray | None:
         each = [part._asdict()[name] for part in parts]

@@ -1,4 +1,4 @@
-"""What the members of a trained state, or of several, predict for a whole data set."""
+"""Predictions of the members of one or several trained states for whole data sets."""
 
 import functools
 import logging
@@ -28,20 +28,20 @@ from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-LARGE = 1 << 30  # bytes of predictions from which on the log reports their size
+LARGE = 1 << 30  # bytes; the size of larger predictions is logged
 
 
 class Predictor:
     """predict(source or its spec) -> Predictions of all members.
 
-    What a spec leaves open is read as the training data were (`data.source.load`, `like`). Where
-    the latents are integrated by draws, the draws belong to a place in the batch.
+    Fields that a spec leaves open are read as the training data were (`data.source.load`, `like`).
+    If the latents are integrated by draws, the draws depend on the position in the batch.
 
     Members whose predictions are not finite are left out with a warning in runs with
-    `on_fault='freeze'`, and an error in others.
+    `on_fault='freeze'`, and raise an error in others.
 
     Attributes:
-      runs: whose members predict.
+      runs: the runs whose members predict.
       reader: of data sets.
       source: `Reader.source`.
     """
@@ -70,16 +70,16 @@ class Predictor:
 
     @property
     def batch_size(self) -> int:
-        """Of the first run."""
+        """The task of the first run."""
         return self.runs[0].batch_size
 
     def __call__(self, data: Data, labels: str = labels_lib.ALIKE) -> Predictions:
-        """Predicts a whole source, given as it is or as what `data.source.load` takes.
+        """Predicts a whole source, or the spec of one (`data.source.load`).
 
-        All of it is held in memory; `over` is for what can be found in parts.
+        All predictions are held in memory; `over` computes in parts.
 
         Raises:
-          ValueError: the predictions take more memory than is free.
+          ValueError: the predictions need more than the free memory.
         """
         source = self.source(data, labels)
 
@@ -95,7 +95,7 @@ class Predictor:
         """log p_m(y = k | x) of each member, [M, B, K].
 
         Raises:
-          ValueError: the likelihood is not of classes, or as for a call.
+          ValueError: the likelihood is not one of classes, or see `__call__`.
         """
         self._require_classes(self.source(data, labels))
         return self(data, labels).log_p
@@ -103,16 +103,16 @@ class Predictor:
     def summary(
         self, data: Data, labels: str = labels_lib.ALIKE, bins: int = 15, scores: bool = True
     ) -> Summary:
-        """What metrics need of a source whose likelihood is of classes, batch by batch.
+        """The inputs of classification metrics for a source, accumulated batch by batch.
 
         Args:
           data: spec of a data set, or a source.
           labels: see `data.source.load`.
           bins: of the calibration errors.
-          scores: whether those of `metrics.ood_scores` and `metrics.per_example` are wanted too.
+          scores: whether to add `metrics.ood_scores` and `metrics.per_example`.
 
         Raises:
-          ValueError: the likelihood is of another kind.
+          ValueError: the likelihood is not one of classes.
         """
         memo = (key_of_data(data), labels, bins, scores)
         if memo in self._summaries:
@@ -150,10 +150,10 @@ class Predictor:
         return result
 
     def over(self, source: Source, fn: Callable[[Predictions, int], T]) -> list[T]:
-        """fn(predictions of a batch, place of its first example in the source) of each, in order.
+        """Yields fn(predictions of a batch, index of its first example) for each batch, in order.
 
-        Members that are to be left out show in some batch; then all begins again without them, at
-        place 0.
+        If a batch shows that members have to be left out, iteration restarts without them at index
+        0.
 
         Raises:
           FloatingPointError: predictions of a member are not finite, and its run does not freeze.
@@ -207,19 +207,19 @@ class Predictor:
     def map(
         self, fn: Function, data: Data, labels: str = labels_lib.ALIKE, **options: Any
     ) -> Iterator[Part]:
-        """`Trained.map` over a source, of the only run.
+        """`Trained.map` over a source, for a single run.
 
         Raises:
-          ValueError: there are several runs; `runs` has each.
+          ValueError: there are several runs; use `runs`.
         """
         return self._only().map(fn, self.source(data, labels), **options)
 
     def sown(self, data: Data, collection: str) -> Iterator[Sown]:
-        """What layers keep in a Flax collection as they predict a source, one batch at a time.
+        """What layers store in a Flax collection while predicting a source, one batch at a time.
 
         Args:
           data: spec of a data set, or a source.
-          collection: its name; it is mutable then, and may not be one that predictions need.
+          collection: its name; it is mutable meanwhile, so it may not be one that predictions need.
 
         Raises:
           ValueError: there are several runs.
@@ -229,9 +229,9 @@ class Predictor:
             yield Sown(part.examples["y"], dict(leaves))
 
     def features(self, data: Data) -> Features:
-        """Features of a whole source, those of members, particles and runs side by side.
+        """Features of a whole source, concatenated over members, particles and runs.
 
-        Labels are those of the source itself; members that share features have them once.
+        Labels are those of the source itself; features that members share appear once.
         """
         source = self.source(data, labels_lib.OWN)
         of_runs = []
@@ -244,27 +244,27 @@ class Predictor:
 
     def _only(self) -> Trained:
         if len(self.runs) > 1:
-            raise ValueError(f"{len(self.runs)} runs are joined, and this is of one by itself")
+            raise ValueError(f"{len(self.runs)} runs are joined, but this needs a single run")
         return self.runs[0]
 
     def _require_classes(self, source: Source) -> None:
         if any(run.likelihood.log_probs is None for run in self.runs):
-            raise ValueError(f"{source.name}: the likelihood is not of classes")
+            raise ValueError(f"{source.name}: the likelihood is not one of classes")
 
 
 def _require_memory(source: Source, size: float) -> None:
-    """Logs what predictions of `size` bytes take; twice as much while they are joined.
+    """Logs the memory for predictions of `size` bytes, twice that while they are joined.
 
     Raises:
-      ValueError: it is more than is free.
+      ValueError: it is more than the free memory.
     """
     needed = 2 * size
     if needed < LARGE:
         return
-    text = f"{source.name}: its predictions take {needed / 2**30:,.1f} GiB of memory"
+    text = f"{source.name}: its predictions need {needed / 2**30:,.1f} GiB of memory"
     if needed > (free := free_memory()):
         raise ValueError(
-            f"{text}, and {free / 2**30:,.1f} are free; take a part of the set, such as "
+            f"{text}, but {free / 2**30:,.1f} are free; use a part of the set, such as "
             "split='test[:10%]'"
         )
     logger.info(text)

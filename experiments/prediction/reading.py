@@ -1,4 +1,4 @@
-"""Data sets as the model's training data were read, and what is noted of them."""
+"""Reads data sets in the way of the model's training data, and describes them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ Data = Mapping[str, Any] | Source  # the spec of a data set, or its examples
 
 
 class Reader:
-    """Reads what a model is evaluated on; the last source stays in memory.
+    """Reads the data that a model is evaluated on; the last source stays in memory.
 
     Attributes:
       like: the training data.
@@ -33,7 +33,7 @@ class Reader:
           labels: see `data.source.load`.
 
         Raises:
-          ConfigError: inputs of another shape than the model was trained on, or as `load`.
+          ConfigError: inputs of another shape than the model was trained on, or see `load`.
         """
         key, shape = key_of_data(data), tuple(self.like.shape)
         if isinstance(data, Source):
@@ -45,7 +45,7 @@ class Reader:
                 )
         else:
             if (key, labels) not in self._last:
-                self._last.clear()  # before the next one takes its place in memory
+                self._last.clear()  # frees its memory before the next one is read
                 self._last[key, labels] = load(data, like=self.like, labels=labels)
             source = self._last[key, labels]
         if source.transform is None and key not in self._noted:
@@ -53,29 +53,29 @@ class Reader:
         return source
 
     def noted(self, data: Data) -> dict[str, Any] | None:
-        """`described` of a set that was read; None for others."""
+        """`described` for a set that was read; None for others."""
         return self._noted.get(key_of_data(data))
 
 
 def key_of_data(data: Data) -> str:
-    """A text that equal specs share, and no two sources."""
+    """A text that is equal for equal specs, and different for any two sources."""
     return key_of(data) if isinstance(data, Mapping) else f"{data.name} {id(data)}"
 
 
 def described(source: Source) -> dict[str, Any]:
-    """What is noted of a set beside its metrics."""
+    """The description of a data set that is stored beside its metrics."""
     noted = dict(name=source.title, examples=len(source), digest=source.digest())
     return noted | ({"notes": list(source.notes)} if source.notes else {})
 
 
 def check_alike(sources: Mapping[str, Source]) -> None:
-    """Whether runs can be joined: one task, the same classes, and inputs and targets read alike.
+    """Checks that runs can be joined: the same task and classes, and inputs and targets read alike.
 
     Args:
-      sources: the training data of each by the run's name.
+      sources: name of the run -> its training data.
 
     Raises:
-      ConfigError: names the run and what differs from the first.
+      ConfigError: the message names the run and what differs from the first.
     """
     (first, source), *others = sources.items()
     known = how_read(source)
@@ -89,7 +89,7 @@ def check_alike(sources: Mapping[str, Source]) -> None:
 
 
 def how_read(source: Source) -> dict[str, str]:
-    """As text, what members must have in common to predict the same examples."""
+    """The properties that have to be equal for members to predict the same examples, as text."""
     fields = dict(
         task=source.task,
         shape=source.shape,

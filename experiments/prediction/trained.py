@@ -21,11 +21,11 @@ Function = Callable[[Any, Batch], Any]  # (state, batch) or (particle, batch) ->
 
 
 class Part(NamedTuple):
-    """What a function gives for the examples of one batch, on the host."""
+    """The result of a function for the examples of one batch, on the host."""
 
-    examples: dict[str, np.ndarray]  # entries of the data set but x: y [B] or [B, K], ...
+    examples: dict[str, np.ndarray]  # entries of the data set except x: y [B] or [B, K], ...
     out: Any  # a tree of arrays
-    seconds: float = 0.0  # of computing, compilation left out
+    seconds: float = 0.0  # of computing, without compilation
 
     @property
     def size(self) -> int:
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 class Run(Protocol):
-    """What of an experiment predictions need."""
+    """The parts of an experiment that predictions need."""
 
     config: Mapping[str, Any]
     data: Data
@@ -54,8 +54,8 @@ class Trained:
     """An experiment and one of its states.
 
     Attributes:
-      state: another one of the same shapes may take its place; nothing is compiled again.
-      batch_size: of the global batch, that of the config.
+      state: may be replaced by another one of the same shapes without compiling again.
+      batch_size: of the global batch, from the config.
     """
 
     def __init__(self, experiment: Run, state: State):
@@ -74,7 +74,7 @@ class Trained:
         self._sowing = functools.cache(self._sowing_of)
 
     def latents(self, state: State, batch: Batch) -> Latent:
-        """The latents of all members, [P M, B, K]; for functions that `map` gets."""
+        """The latents of all members, [P M, B, K]; for use in functions that `map` takes."""
         return self._latents(state, batch)
 
     def map(
@@ -86,10 +86,10 @@ class Trained:
         axis: int | None = 1,
         entries: Sequence[str] = ("x",),
     ) -> Iterator[Part]:
-        """What `fn` gives for all batches of a source, in order.
+        """The results of `fn` for all batches of a source, in order.
 
-        `fn` is pure and is jitted; the same object is compiled once. It may take gradients, with
-        respect to the inputs too:
+        `fn` is pure and is jitted; the same object is compiled once. It may compute gradients, also
+        with respect to the inputs:
 
             def saliency(state, batch):
                 nll = lambda x: likelihood.nll(
@@ -104,10 +104,10 @@ class Trained:
             mapped over all that predict: what it returns gets a leading axis [P S, ...].
           source: the data.
           particles: see `fn`.
-          axis: that of the examples in what `fn` returns, the leading one of `particles` included;
-            copies that fill up the last batch are cut off there. None: arrays stay as they are.
-          entries: what a batch has; and, where examples depend on one another at prediction and
-            the batch is filled up, the `mask` [B] of those that count.
+          axis: of the examples in what `fn` returns, counting the leading axis of `particles`; the
+            padding of the last batch is cut off there. None leaves arrays unchanged.
+          entries: of a batch. A padded batch also has `mask` [B], False for padding, if examples
+            depend on one another at prediction.
         """
         program = self._program(fn, particles)
         for batch, examples in self._batches(source, entries):
@@ -128,11 +128,11 @@ class Trained:
         return self.map(self._predict, source)
 
     def features(self, source: Source) -> Iterator[Part]:
-        """Of each particle that predicts, [P S, M, B, D]; M is 1 if members share them."""
+        """The features of each particle, [P S, M, B, D]; M is 1 if members share them."""
         return self.map(self._features, source, particles=True, axis=2)
 
     def sown(self, source: Source, collection: str) -> Iterator[Part]:
-        """What layers keep in a Flax collection, [P S, ...], of a batch as it is filled up."""
+        """What layers store in a Flax collection, [P S, ...], for padded batches."""
         return self.map(self._sowing(collection), source, particles=True, axis=None)
 
     def _predict(self, state: State, batch: Batch) -> dict[str, jax.Array]:
@@ -178,7 +178,7 @@ class Trained:
     def _batches(
         self, source: Source, entries: Sequence[str]
     ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
-        """Batches on the mesh, and all entries but x of the examples that count, on the host."""
+        """Batches on the mesh, and on the host all entries except x, without padding."""
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
         for batch in epoch(source, self.batch_size, **share):
             examples = execution.host({k: a for k, a in batch.items() if k != "x"})
@@ -191,7 +191,7 @@ class Trained:
 
 
 def aligned(streams: Sequence[Iterator[Part]]) -> Iterator[list[Part]]:
-    """Parts of several runs, of the same examples each, whatever their batch sizes.
+    """Aligns the parts of several runs to the same examples, whatever their batch sizes.
 
     Args:
       streams: of `Trained.predictions`, on one source.

@@ -10,7 +10,7 @@ from experiments.reports.style import MARKERS, PALETTE, panels, styled, text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLOPS = {  # key -> what stands on the axis
+FLOPS = {  # key -> label of the axis
     "cost/predict_flops_per_example": "prediction, FLOPs per example",
     "cost/train_flops_per_example": "training, FLOPs per example",
 }
@@ -18,7 +18,7 @@ QUALITY = "classification/nll"
 
 
 def costed(study: Study, quality: str = QUALITY) -> dict[str, str]:
-    """Those of FLOPS that at least two rows have, together with `quality`."""
+    """The keys of FLOPS for which at least two rows have a value and `quality`."""
     known = [row for row in study.rows if values_of(row, quality)]
     return {k: v for k, v in FLOPS.items() if sum(bool(values_of(r, k)) for r in known) > 1}
 
@@ -31,14 +31,14 @@ def quality_against_cost(
 
     Args:
       study: its rows' `results` have both.
-      costs: key -> what stands on the axis.
+      costs: key -> label of the axis.
       quality: a key.
-      title: what stands on the vertical axis.
+      title: label of the vertical axis.
     """
     from matplotlib import ticker
 
     figure, axes = panels(1, len(costs), 4.2, 3.8, sharey=True)
-    # Each colour and marker once, where the looks of curves differ by their lines.
+    # Each colour and marker is used once; curves in other figures also differ in line style.
     shapes = [(c, m) for m, c in itertools.product(MARKERS, PALETTE)]
     for ax, (key, name) in zip(axes[0], costs.items(), strict=True):
         for row, (color, marker) in zip(study.rows, itertools.cycle(shapes), strict=False):

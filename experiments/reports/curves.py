@@ -17,7 +17,7 @@ POINTS = 300  # most points of a training curve; more are averaged in windows
 
 
 def smooth(steps: np.ndarray, values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means of `window` neighbours, and the last step of each window; the rest is a last window."""
+    """Means over windows, and the last step of each; the last window may be shorter."""
     starts = np.arange(0, len(values), window)
     counts = np.diff(np.append(starts, len(values)))
     return steps[starts + counts - 1], np.add.reduceat(values, starts) / counts
@@ -31,8 +31,8 @@ def training_curves(
     """Training loss by step, a panel per method: each member thin, the ensemble bold.
 
     Args:
-      histories: label -> lines of metrics.jsonl: 'step', 'loss' (mean over members), and where
-        there are members 'loss/<m>' and 'ensemble_loss'; 'validation/*nll' is drawn as points.
+      histories: label -> lines of metrics.jsonl: 'step', 'loss' (mean over members), and for
+        ensembles 'loss/<m>' and 'ensemble_loss'; 'validation/*nll' is drawn as points.
       style: label -> look; by place if None.
     """
     style = style or looks(histories)
@@ -65,7 +65,7 @@ def training_curves(
         ax.set_xlabel("step" if window == 1 else f"step (means of {window} logged steps)")
         if ax.get_legend_handles_labels()[0]:
             for handle in ax.legend(loc="upper right").legend_handles:
-                handle.set_alpha(1)  # thin pale members are hard to see there
+                handle.set_alpha(1)  # thin pale lines are hard to see in the legend
     values = np.concatenate([v for _, v in drawn]) if drawn else np.ones(1)
     values = values[np.isfinite(values)]
     if values.size and values.min() > 0 and values.max() > 8 * values.min():
@@ -94,7 +94,7 @@ def series(history: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray
 def by_severity(metrics: Mapping[str, float], name: str) -> dict[int, float]:
     """Mean over kinds of 'corruption/<kind>/<severity>/<name>' for each severity.
 
-    Severity 0 is the test set itself, where its metric is there.
+    Severity 0 is the test set itself, if it has the metric.
     """
     by_severity: dict[int, list[float]] = {}
     for key, value in metrics.items():
@@ -107,7 +107,7 @@ def by_severity(metrics: Mapping[str, float], name: str) -> dict[int, float]:
 
 
 def severity_of(key: str) -> tuple[int, str] | None:
-    """`(severity, metric)` of a key 'corruption/<kind>/<severity>/<metric>', None of others."""
+    """`(severity, metric)` of a key 'corruption/<kind>/<severity>/<metric>'; None for others."""
     parts = keys.split(key)
     if len(parts) != 4 or parts[0] != "corruption" or not parts[2].isdecimal():
         return None
@@ -124,7 +124,7 @@ def corruption_curves(
 
     Args:
       methods: label -> metrics of each seed.
-      metrics: last part of a key, such as 'nll' -> (what stands on the axis, factor).
+      metrics: last part of a key, such as 'nll' -> (label of the axis, factor).
       style: label -> look; by place if None.
     """
     style = style or looks(methods)
@@ -148,7 +148,8 @@ def corruption_curves(
 def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure":
     """Mean and standard error of every row; diamonds are published values.
 
-    A panel per column that has values and says what is better; rows without any value are left out.
+    One panel for each column that has values and a better direction; rows without values are left
+    out.
     """
     style = style or looks(row.label for row in study.rows)
     columns = [

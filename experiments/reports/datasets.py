@@ -1,4 +1,4 @@
-"""On which data sets runs were evaluated: what a table says above itself, and what it compares."""
+"""The data sets that runs were evaluated on: described above a table, and compared between rows."""
 
 import json
 import pathlib
@@ -7,28 +7,28 @@ from typing import Any, NamedTuple
 
 from experiments.data.derived import path_of, specs
 
-# Fields of a set's spec that say how it is read, not which examples it has.
+# Fields of a spec that change how examples are read, not which examples they are.
 READING = set(
     "mean std standardise statistics range channels resize data_dir in_memory".split()  # noqa: SIM905
 )
 
 
 class Data(NamedTuple):
-    """One set that one run was evaluated on."""
+    """A data set that a run was evaluated on."""
 
     name: str  # such as 'digits[test]'
-    examples: int | None  # None where it was not noted
+    examples: int | None  # None if not recorded
     identity: str  # equal for equal examples
 
 
 class Evaluated(NamedTuple):
-    """What one run was evaluated on, by path."""
+    """The data sets that a run was evaluated on, by path."""
 
     seed: Any
-    task: str  # 'classification', 'regression' or '' where neither was evaluated
+    task: str  # 'classification', 'regression', or '' if neither was evaluated
     # 'test' of the evaluator test's `data`, 'ood.mnist' of `sets`, 'map.ood.ring' of other fields
-    sets: Mapping[str, Data]  # by digests; empty for evaluations that noted none
-    specs: Mapping[str, Data]  # by what the config says
+    sets: Mapping[str, Data]  # identified by digests; empty if not recorded
+    specs: Mapping[str, Data]  # identified by their specs in the config
 
 
 def evaluated(
@@ -36,7 +36,7 @@ def evaluated(
     metrics: Iterable[str],
     sets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Evaluated:
-    """Of a run's config, the names of its metrics, and what sets.json holds, see `check_sets`."""
+    """From a run's config, the names of its metrics, and its sets.json, see `check_sets`."""
     groups = {key.partition("/")[0] for key in metrics}
     task = next((task for task in ("classification", "regression") if task in groups), "")
     noted = {k: Data(s["name"], s["examples"], s["digest"]) for k, s in (sets or {}).items()}
@@ -44,10 +44,10 @@ def evaluated(
 
 
 def check_sets(sets: Any) -> dict[str, dict[str, Any]]:
-    """Returns what sets.json should hold: path -> dict(name=..., examples=..., digest=...).
+    """Validates the content of sets.json: path -> dict(name=..., examples=..., digest=...).
 
     Raises:
-      ValueError: it does not.
+      ValueError: it has another form.
     """
     kinds = dict(name=str, examples=int, digest=str)
     for path, of in sets.items() if isinstance(sets, Mapping) else [("", None)]:
@@ -78,9 +78,9 @@ def _name(spec: Mapping[str, Any]) -> str:
 
 
 def differing(a: Sequence[Evaluated], b: Sequence[Evaluated]) -> set[str]:
-    """The paths of sets that differ between runs of two rows: of the same seeds, where there are.
+    """The paths of data sets that differ between two rows, for equal seeds if they share any.
 
-    Sets that only one of them read are not compared. Tasks that differ are the path 'task'.
+    Sets that only one row has are not compared. Different tasks are reported as the path 'task'.
     """
     pairs = [(x, y) for x in a for y in b if x.seed == y.seed] or [(x, y) for x in a for y in b]
     paths = set()
@@ -94,7 +94,7 @@ def differing(a: Sequence[Evaluated], b: Sequence[Evaluated]) -> set[str]:
 
 
 def changed(runs: Sequence[Evaluated]) -> set[str]:
-    """The paths of sets whose examples differ between seeds though the configs read the same."""
+    """The paths of data sets whose examples differ between seeds although their specs are equal."""
     first: dict[tuple, str] = {}
     paths = set()
     for run in runs:
@@ -106,7 +106,7 @@ def changed(runs: Sequence[Evaluated]) -> set[str]:
 
 
 def partition(rows: Sequence[Sequence[Evaluated]]) -> list[int]:
-    """For each row the number of its group: rows of one group were evaluated on the same data."""
+    """The group number of each row: rows of one group were evaluated on the same data."""
     groups: list[list[Sequence[Evaluated]]] = []
     numbers = []
     for row in rows:
@@ -119,7 +119,7 @@ def partition(rows: Sequence[Sequence[Evaluated]]) -> list[int]:
 
 
 def described(runs: Iterable[Evaluated]) -> str:
-    """'digits[test], 360 examples (test, ood); ...': sets of runs, the test set first."""
+    """'digits[test], 360 examples (test, ood); ...': the data sets of runs, the test set first."""
     sizes: dict[str, set[int]] = {}
     readers: dict[str, dict[str, None]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""Which figures a report shows, from what the runs have, and what each caption says to look at."""
+"""The figures of a report, with captions that say what to look at."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,16 +42,16 @@ class Entry(NamedTuple):
 def figures(
     groups: Mapping[str, Sequence[Run]], *studies: Study, problems: list[str] | None = None
 ) -> Iterator[Entry]:
-    """Every figure that the runs have the data for, section by section.
+    """Every figure for which the runs have data, by section.
 
-    Figures of training and of functions of the input show the first seed of each label; those of
-    single examples pool the seeds; the others have means over seeds. The captions say so.
+    Figures of training and of functions of the input show the first seed of each label, figures of
+    single examples pool the seeds, and the others show means over seeds. The captions state which.
 
     Args:
       groups: the runs of each label.
-      studies: tables that have figures of their own.
-      problems: gets a line for figures whose arrays do not fit together, and the others follow;
-        without it the error is raised.
+      studies: tables with their own figures.
+      problems: a list that gets a line for each figure whose arrays are inconsistent, which is left
+        out; without it the error is raised.
     """
     style = looks([*(row.label for study in studies for row in study.rows), *groups])
     seed = FIRST * any(len(runs) > 1 for runs in groups.values())
@@ -76,7 +76,7 @@ def figures(
                 raise
             reason = one_line(error) or type(error).__name__
             problems.append(
-                f"figures of {name} are left out, what they show does not fit: {reason}"
+                f"figures of {name} are left out, their arrays are inconsistent: {reason}"
             )
 
 
@@ -85,8 +85,8 @@ def _comparison(study: Study, style: Mapping, suffix: str) -> Iterator[Entry]:
         caption = "One seed of each method: small differences may be chance."
         if any(len(row.results) > 1 for row in study.rows):
             caption = (
-                "Mean over seeds; bars are standard errors. Differences within the bars are not to "
-                "be told from chance."
+                "Mean over seeds; bars are standard errors. Differences within the bars may be "
+                "chance."
             )
         if any(row.published for row in study.rows):
             caption += " Hollow diamonds are published values."
@@ -177,7 +177,7 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
         ),
     ):
         methods = {label: [_ood(s, score) for s in seeds] for label, seeds in scored.items()}
-        # One member never disagrees with itself.
+        # A single member has no disagreement.
         methods = {k: v for k, v in methods.items() if all(s and np.ptp(s[0]) > 1e-6 for s in v)}
         if methods:
             yield Entry(
@@ -209,7 +209,7 @@ def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
 
 
 def _read(read: Callable, groups: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """What `read` finds in the first run's arrays and in all runs' metrics, where it finds some."""
+    """label -> `read` of the first run's arrays and all runs' metrics, where it is not None."""
     contents = {
         k: read(runs[0].scores, [run.metrics for run in runs]) for k, runs in groups.items()
     }
@@ -299,6 +299,6 @@ def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) 
             "Regression",
             "intervals",
             regression_figures.interval_calibration(methods, style),
-            "Outcomes that fall into the central intervals of the predictive mixture. Below the "
+            "Targets that fall into the central intervals of the predictive mixture. Below the "
             "diagonal the intervals are too narrow, above it too wide." + seed,
         )

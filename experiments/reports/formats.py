@@ -24,23 +24,23 @@ LATEX = {
     "↓": r"$\downarrow$",
     "→": r"$\rightarrow$",
 } | {c: "\\" + c for c in "&%$#_{}"}
-# At the beginning of a line of a table, `\\` would take these for its own; "--" would be a dash.
+# At the start of a table row, `\\` would parse these as its argument; "--" would become a dash.
 LATEX |= {c: f"{{{c}}}" for c in "[]*"}
 
 
 def escape_latex(text: str) -> str:
-    """Plain text for LaTeX: every special character is printed as itself."""
+    """Escapes plain text for LaTeX, so that every special character is printed literally."""
     escaped = "".join(LATEX.get(c, c) for c in one_line(text))
     return re.sub(r"([-',])(?=\1)", r"\1{}", escaped)
 
 
 def escape_markdown(text: str) -> str:
-    """Plain text for Markdown, also in a cell of a table: no character is markup."""
+    """Escapes plain text for Markdown, within table cells too."""
     return re.sub(r"([\\`*_|<>\[\]&$~#])", r"\\\1", one_line(text))
 
 
 def code_span(text: str) -> str:
-    """Text as code for Markdown, whatever backticks it has."""
+    """Text as a Markdown code span, with any backticks."""
     shown = one_line(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     space = " " * ("`" in shown)
@@ -48,7 +48,7 @@ def code_span(text: str) -> str:
 
 
 def to_markdown(study: Study) -> str:
-    """A Markdown table with its notes; a published value stands in a column beside ours."""
+    """A Markdown table with its notes; published values have a column beside ours."""
     shown = layout(study)
     header, rule = [""], ["---"]
     for head, compared in zip(shown.heads, shown.compared, strict=True):
@@ -123,8 +123,8 @@ def to_json(study: Study) -> str:
     """All numbers of a study: per seed, mean, standard error, n, published with its source.
 
     `values`, `mean` and `standard_error` are in the metric's own unit, as in metrics.json;
-    `published` is in the column's unit, as it was printed. An empty cell has mean null,
-    and NaN is the string 'NaN', as `experiments.runtime.workdir.read_json` takes it back.
+    `published` is in the column's unit, as printed. An empty cell has mean null, and NaN is the
+    string 'NaN', which `experiments.runtime.workdir.read_json` converts back.
     """
     rows = []
     for row in study.rows:
@@ -153,7 +153,7 @@ def to_json(study: Study) -> str:
 
 
 def read_study(path: str | pathlib.Path) -> Study:
-    """The study of a file that `to_json` made, but for the data that rows were evaluated on."""
+    """Reads a study from `to_json`'s output, without the data that rows were evaluated on."""
     content = read_json(path)
     rows = [
         Row(
@@ -171,9 +171,9 @@ def read_study(path: str | pathlib.Path) -> Study:
 
 
 def says_the_same(study: Study, folder: str | pathlib.Path, name: str) -> bool:
-    """Whether the files of `write_study` are there and say this, but for command and failures.
+    """Whether the files of `write_study` exist and have this content, up to command and failures.
 
-    A file that cannot be read differs.
+    A file that cannot be read counts as different.
     """
     folder = pathlib.Path(folder)
     if not all((folder / (name + suffix)).is_file() for suffix in (".md", ".tex", ".json")):
@@ -191,7 +191,7 @@ def says_the_same(study: Study, folder: str | pathlib.Path, name: str) -> bool:
 
 
 def write_study(study: Study, folder: str | pathlib.Path, name: str) -> list[pathlib.Path]:
-    """Writes `name`.md, .tex and .json into the folder, which is made; returns their paths."""
+    """Writes `name`.md, .tex and .json into the folder, which is created; returns their paths."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {".md": to_markdown(study), ".tex": to_latex(study), ".json": to_json(study)}
@@ -201,7 +201,7 @@ def write_study(study: Study, folder: str | pathlib.Path, name: str) -> list[pat
 
 
 def origin(study: Study, shown: Layout) -> list[str]:
-    """How many seeds, and on what machine, in sentences."""
+    """Sentences on the number of seeds and the machine."""
     sentences = [shown.caption] if shown.caption else []
     where = machine(study.hardware)
     return sentences + ([where + "."] if where else [])

@@ -79,22 +79,22 @@ def write_report(
 ) -> pathlib.Path:
     """Writes the page and, in `<its name>_figures/` beside it, every figure as a PNG.
 
-    The page needs nothing beside it: style and figures (SVG) are inside.
+    The page is self-contained: style and figures (SVG) are embedded.
 
     Args:
-      path: of the HTML file; its folder is made.
-      runs: runs, or what `load_run` takes: workdirs, or dicts with 'workdir' and, as one likes,
+      path: of the HTML file; its folder is created.
+      runs: runs, or arguments of `load_run`: workdirs, or dicts with 'workdir' and optionally
         'label' and 'name'. Runs that share a label are seeds of one method.
       title: the heading.
       study: the table; by default a row per label with the usual metrics, and a table for each
         task.
-      command: what made it; by default the study's.
-      problems: lines on what is not shown, which stand above all else; gets those of files that
-        are damaged and of figures that they spoil. Without it such a file raises ValueError.
+      command: that made the report; by default the study's.
+      problems: lines on what is not shown, printed at the top; damaged files, and figures that need
+        them, add further lines. Without it a damaged file raises ValueError.
 
     Raises:
-      ValueError: there are no runs; a workdir lacks a file that is needed; runs that share a
-        label differ in more than the seed.
+      ValueError: no runs; a workdir without a required file; runs that share a label but differ in
+        more than the seed.
     """
     loaded = [run for run in (read_run(run, problems) for run in runs) if run]
     if not loaded and study is None:
@@ -122,14 +122,16 @@ def write_report(
 def study_table(study: Study) -> str:
     """The study as an HTML table with its notes, published values below ours.
 
-    With many more columns than rows, a line is a metric.
+    With many more columns than rows it is transposed: one line per metric.
     """
     shown = layout(study)
     if len(shown.heads) > max(7, len(shown.lines)):
         shown = transpose(shown)
     head = ["<th></th>"]
     for column, compared in zip(shown.heads, shown.compared, strict=True):
-        name = "&nbsp;".join(escape(column.text).rsplit(" ", 1))  # no line begins with an arrow
+        name = "&nbsp;".join(
+            escape(column.text).rsplit(" ", 1)
+        )  # keeps the arrow on the last word's line
         below = '<span class="published">published</span>' * compared
         head.append(f"<th>{name}{_marks(column.marks)}{below}</th>")
     body = []
@@ -158,7 +160,7 @@ def study_table(study: Study) -> str:
 def _figure(entry: Entry, folder: pathlib.Path) -> str:
     """Writes the PNG of a figure and returns its part of the page."""
     save_png(entry.figure, folder / f"{entry.name}.png")
-    entry.figure.set_layout_engine("none")  # it is laid out; once is enough
+    entry.figure.set_layout_engine("none")  # it is laid out already
     return (
         f'<figure id="{entry.name}"><img src="{svg_uri(entry.figure)}" '
         f'alt="{escape(entry.name.replace("_", " "))}">\n'

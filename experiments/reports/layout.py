@@ -1,9 +1,9 @@
 """A study as text: every cell, head and footnote, for the renderers to arrange.
 
 `layout` makes it once, so that the terminal, Markdown, LaTeX and HTML show the same digits, bold
-cells and notes. The first is drawn by rich. The others are some forty lines each of our own: none
-of pandas, tabulate and rich writes ours and published in pairs, footnotes with sources, and text
-that is escaped for LaTeX and Markdown.
+cells and notes. The terminal uses rich. The others are about forty lines each: neither pandas nor
+tabulate nor rich writes pairs of ours and published, footnotes with sources, and text escaped for
+LaTeX and Markdown.
 """
 
 import math
@@ -47,12 +47,12 @@ class Layout(NamedTuple):
     lines: tuple[tuple[Head, tuple[Cell, ...]], ...]
     notes: tuple[str, ...]  # numbered from 1
     caption: str
-    data: tuple[str, ...] = ()  # sentences on the sets, to stand above the table
-    warnings: tuple[str, ...] = ()  # of what is not to be compared, likewise
+    data: tuple[str, ...] = ()  # sentences on the data sets, shown above the table
+    warnings: tuple[str, ...] = ()  # about rows that cannot be compared, shown there too
 
 
 def layout(study: Study) -> Layout:
-    """Every text of the table, and which cells are best, for the renderers to arrange."""
+    """Every text of the table, with the best cells marked, for the renderers to arrange."""
     notes: list[str] = []
 
     def mark(text: str) -> int:
@@ -99,7 +99,7 @@ def layout(study: Study) -> Layout:
 
 
 def comparable(study: Study) -> list[int]:
-    """A number for each row; rows of a group with one number were evaluated on the same data."""
+    """A number for each row, equal for rows of a group that were evaluated on the same data."""
     numbers = [0] * len(study.rows)
     for group in dict.fromkeys(row.group for row in study.rows):
         places = [i for i, row in enumerate(study.rows) if row.group == group]
@@ -110,7 +110,7 @@ def comparable(study: Study) -> list[int]:
 
 
 def _data(study: Study) -> tuple[str, ...]:
-    """On what the rows were evaluated, once for all groups or once for each."""
+    """Sentences on the data of the rows, one for all groups or one for each."""
     runs: dict[str, list[datasets.Evaluated]] = {}
     for row in study.rows:
         runs.setdefault(row.group, []).extend(row.data)
@@ -150,12 +150,12 @@ def _warnings(study: Study, numbers: Sequence[int]) -> tuple[str, ...]:
 def _cell(column: Column, entry: Summary) -> Cell:
     error = entry.error and entry.error * column.scale
     if error == 0 and column.better is None:
-        error = None  # a cost that no seed changes
+        error = None  # a cost that does not depend on the seed
     return Cell(*round_pair(entry.mean * column.scale, error, column.digits))
 
 
 def transpose(shown: Layout) -> Layout:
-    """The same table with a line per metric and a column per row of the study."""
+    """The transposed table: a line per metric and a column per row of the study."""
     lines = [
         (head, tuple(cells[i] for _, cells in shown.lines)) for i, head in enumerate(shown.heads)
     ]

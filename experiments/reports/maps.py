@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ROWS = {  # uncertainty -> what stands at its colour bar
+ROWS = {  # uncertainty -> label of its colour bar
     "entropy": "entropy (nats)",
-    "noise_std": "noise / its largest",  # u has a scale of its own in every method
+    "noise_std": "noise / its largest",  # the scale of u differs between methods
     "epistemic_std": "epistemic (s.d. of u)",
 }
 
 
 class Map(NamedTuple):
-    """What `evaluators/uncertainty_map.py` finds."""
+    """The results of `evaluators/uncertainty_map.py`."""
 
     axes: np.ndarray  # [2, G]
     p: np.ndarray  # [G, G, K], of the mixture; the second input runs along the first axis
@@ -32,7 +32,7 @@ class Map(NamedTuple):
 
 
 def read(scores: Mapping[str, np.ndarray], metrics: Sequence[Mapping[str, float]]) -> Map | None:
-    """The Map of one seed with the means of all, or None where it was not evaluated.
+    """The Map of one seed with means over all seeds; None if it was not evaluated.
 
     Args:
       scores: arrays of an evaluation.
@@ -61,9 +61,9 @@ def read(scores: Mapping[str, np.ndarray], metrics: Sequence[Mapping[str, float]
 def maps(methods: Mapping[str, Map]) -> "Figure":
     """A column per method: the probabilities of the classes with the data, and each uncertainty.
 
-    An uncertainty has one scale for all methods, from 0, but for the noise, which is shown against
-    each method's largest. Below a panel stand means over groups of examples, those of OOD sets
-    last. An uncertainty is 0 for a method without it, and one that no method has is left out.
+    An uncertainty has one scale for all methods, from 0, except the noise, which is relative to
+    each method's largest. Means over groups of examples are below each panel, those of OOD sets
+    last. An uncertainty is 0 for methods without it; one that no method has is left out.
     """
     if not methods:
         raise ValueError("nothing to plot: no data was given")
@@ -89,14 +89,14 @@ def maps(methods: Mapping[str, Map]) -> "Figure":
 def _probabilities(ax: "Axes", m: Map) -> None:
     """The colours of the classes mixed by their probabilities, the data, and OOD points in black.
 
-    Probabilities are in steps of 1/8: bands, not shades.
+    Probabilities are rounded to 1/8, which gives bands.
     """
     from matplotlib.colors import to_rgb
 
     colors = np.array([to_rgb(PALETTE[k % len(PALETTE)]) for k in range(m.p.shape[-1])])
     p = np.round(8 * m.p) / 8
     mixed = p @ colors / p.sum(-1, keepdims=True)
-    half = (m.axes[:, 1] - m.axes[:, 0]) / 2  # a pixel lies around its grid point
+    half = (m.axes[:, 1] - m.axes[:, 0]) / 2  # pixels are centred on grid points
     ends = np.stack([m.axes[:, 0] - half, m.axes[:, -1] + half], axis=1).ravel()
     ax.imshow(0.45 + 0.55 * mixed, origin="lower", extent=ends, interpolation="nearest")
     look = {"s": 2, "linewidths": 0, "rasterized": True}

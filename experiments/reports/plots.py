@@ -1,8 +1,8 @@
 """Figures of calibration, out-of-distribution detection and selective prediction.
 
-Each takes label -> one entry per seed, arrays with one number per example, and returns a matplotlib
-Figure. Curves and histograms pool the examples of all seeds; a number in a legend or a title is the
-mean over seeds, as in the tables.
+Each function takes label -> one entry per seed, arrays with one number per example, and returns a
+matplotlib Figure. Curves and histograms pool the examples of all seeds; numbers in legends and
+titles are means over seeds, as in the tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ def reliability_diagram(
 ) -> "Figure":
     """Accuracy against confidence in bins of equal width, with the examples per bin below.
 
-    Bars are Wilson's (1927) intervals of one standard error, which stay honest in bins of few
+    Bars are Wilson's (1927) intervals of one standard error, which are valid in bins of few
     examples; empty bins are left out.
 
     Args:
@@ -57,12 +57,12 @@ def reliability_diagram(
 
 
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int) -> float:
-    """The library's, of confidences and correct answers."""
+    """The library's expected calibration error, from confidences and correct answers."""
     return gap(*width_sums(confidence, correct, bins)[1:], len(confidence))
 
 
 def wilson(rate: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Ends of Wilson's interval of one standard error around a rate of n: [2, ...]."""
+    """Ends of Wilson's interval of one standard error for a rate over n examples: [2, ...]."""
     middle, half = rate + 0.5 / n, np.sqrt(rate * (1 - rate) / n + 0.25 / n**2)
     return np.stack([middle - half, middle + half]) / (1 + 1 / n)
 
@@ -71,7 +71,7 @@ def wilson(rate: np.ndarray, n: np.ndarray) -> np.ndarray:
 def confidence_histogram(
     methods: Mapping[str, Sequence[Pair]], bins: int = 30, style: Mapping[str, Look] | None = None
 ) -> "Figure":
-    """Number of right and wrong predictions by confidence, a panel per method, log scale."""
+    """Numbers of right and wrong predictions by confidence, a panel per method, log scale."""
     style = style or looks(methods)
     figure, axes = wrapped(methods, 2.6, 2.2, sharey=True)
     edges = np.linspace(0, 1, bins + 1)
@@ -96,12 +96,12 @@ def ood_histograms(
 ) -> "Figure":
     """Density of a score on the test set and on every OOD set; rows are methods, columns sets.
 
-    The vertical axis is in square roots, so that a peak at zero leaves the rest visible.
+    The vertical axis has a square-root scale, so that a peak at zero leaves the rest visible.
 
     Args:
       methods: label -> (scores of the test set, OOD set -> scores) of each seed; higher means more
         likely out of distribution.
-      score: what is on the horizontal axis.
+      score: label of the horizontal axis.
       style: label -> look; by place if None.
       bins: number of bins, the same in every panel.
     """
@@ -151,8 +151,7 @@ def risk_coverage_curves(
     The horizontal axis begins at the last multiple of 10 % before the first error.
 
     Args:
-      methods: label -> (confidence, correct) of each seed. Of more than 2,000 examples as many
-        points are drawn.
+      methods: label -> (confidence, correct) of each seed. At most 2,000 points are drawn.
       style: label -> look; by place if None.
     """
     style = style or looks(methods)

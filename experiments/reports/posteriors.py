@@ -16,7 +16,7 @@ INK = "#333333"
 
 
 class Shown(NamedTuple):
-    """What `evaluators/posterior.py` finds of a method and of the reference."""
+    """The results of `evaluators/posterior.py` for a method or the reference."""
 
     x: np.ndarray  # [B, D]
     mean: np.ndarray  # of f, [B, K]
@@ -31,7 +31,7 @@ class Shown(NamedTuple):
 def read(
     scores: Mapping[str, np.ndarray], metrics: Sequence[Mapping[str, float]]
 ) -> tuple[Shown, Shown] | None:
-    """A method and the reference, of one seed, or None where there is no figure of them.
+    """A method and the reference, for one seed; None if there is no figure for them.
 
     Args:
       scores: arrays of an evaluation.
@@ -130,7 +130,7 @@ def _curve(ax: "Axes", m: Shown, reference: Shown) -> None:
         )
         ax.plot(x, m.mean[:, 0], color=PALETTE[0], linewidth=1.2, label="their mean")
         look = {"color": INK, "linewidth": 0.7, "linestyle": "--"}
-        ax.plot(x, reference.band[0, :, 0], **look, label=f"the same of {REFERENCE}")
+        ax.plot(x, reference.band[0, :, 0], **look, label=f"the same for {REFERENCE}")
         ax.plot(x, reference.band[1, :, 0], **look)
         ax.plot(x, reference.mean[:, 0], color=INK, linewidth=0.7)
     ax.plot(

@@ -18,7 +18,7 @@ class Prediction(NamedTuple):
     mean: np.ndarray  # [M, B]
     variance: np.ndarray  # [M, B]
     x: np.ndarray | None = None  # [B]
-    grid: "Prediction | None" = None  # where the band is drawn; without it, at x
+    grid: "Prediction | None" = None  # where the band is drawn; by default at x
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of the mixture over members, [B]: noise plus disagreement."""
@@ -64,7 +64,7 @@ def predictive_band(
 def interval_calibration(
     methods: Mapping[str, Prediction], style: Mapping[str, Look] | None = None
 ) -> "Figure":
-    """How many targets fall into the mixture's central intervals, against how many should."""
+    """The observed against the nominal coverage of the mixture's central intervals."""
     style = style or looks(methods)
     figure, axes = panels(1, 1, 4.2, 3.2)
     ax = axes[0, 0]

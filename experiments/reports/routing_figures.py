@@ -16,7 +16,7 @@ WIDEST = 96  # columns of a panel
 
 
 class Layer(NamedTuple):
-    """What `evaluators/routing.py` finds of one layer."""
+    """The results of `evaluators/routing.py` for one layer."""
 
     share: np.ndarray  # [M, K, E], of one particle
     numbers: Mapping[str, float]  # of NUMBERS, means over seeds
@@ -25,7 +25,8 @@ class Layer(NamedTuple):
 def read(
     scores: Mapping[str, np.ndarray], metrics: Sequence[Mapping[str, float]]
 ) -> dict[str, Layer]:
-    """Layers by name: the first particle of one seed, with numbers of all; none without experts.
+    """Layers by name: the first particle of one seed, with means over all seeds; empty without
+    experts.
 
     Args:
       scores: arrays of an evaluation.
@@ -46,10 +47,10 @@ def read(
 
 @styled
 def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
-    """A row per method and a panel per layer: of a class's tokens at work, how many % are with e.
+    """A row per method and a panel per layer: the % of each class's processed tokens per expert.
 
-    Methods with a single layer each stand in three columns. Experts of members stand side by side,
-    as many members as there is room for. The colours of a method have one scale, from 0.
+    If all methods have a single layer, they are arranged in three columns. Experts of members are
+    side by side, for as many members as fit. The colours of a method have one scale, from 0.
     """
     if not methods:
         raise ValueError("nothing to plot: no data was given")
@@ -92,7 +93,7 @@ def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
 
 
 def _side_by_side(layer: Layer) -> tuple[np.ndarray, int]:
-    """[K, M' E], each member's rows in %, and E; M' members have room."""
+    """[K, M' E], each member's rows in %, and E; M' is the number of members that fit."""
     M, _, E = layer.share.shape
     members = layer.share[: max(min(M, WIDEST // E), 1)]
     percent = 100 * members / np.maximum(members.sum(2, keepdims=True), 1e-12)

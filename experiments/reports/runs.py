@@ -1,4 +1,4 @@
-"""What a report reads of a run: its config, training history and one evaluation."""
+"""Reads a run for a report: its config, training history and one evaluation."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ from experiments.runtime.keys import named
 from experiments.runtime.workdir import CONFIG, difference, read_config, read_json, readable
 from experiments.runtime.writers import read_metrics
 
-# Fields of a config that leave its method the same.
+# Fields of a config that do not change the method.
 FREE = ("seed", "workdir", "mesh.", "sharding", "logging.", "checkpoint.")
 
 
@@ -29,11 +29,11 @@ class Run:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     workdir: pathlib.Path | None = None
     missing: tuple[str, ...] = ()  # files whose figures are left out
-    damaged: tuple[str, ...] = ()  # of these, why they cannot be read
+    damaged: tuple[str, ...] = ()  # why some of these cannot be read
     sets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of sets.json
 
     def evaluated(self) -> datasets.Evaluated:
-        """On which data."""
+        """The data sets of the evaluation."""
         return datasets.evaluated(self.config, self.metrics, self.sets)
 
 
@@ -41,16 +41,16 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
     """Reads a workdir that train and evaluate wrote.
 
     Args:
-      workdir: has config.json and evaluation/<name>/metrics.json; scores.npz beside the latter and
-        metrics.jsonl are read where they are there, and listed in `missing` where not, and in
-        `damaged` too where they cannot be read.
-      label: how tables call it; runs that share a label are seeds of one row. By default the
-        directory's name, or its parent's where it is called after a seed ('seed_3', '3').
+      workdir: has config.json and evaluation/<name>/metrics.json. scores.npz beside the latter and
+        metrics.jsonl are optional: listed in `missing` if absent, and in `damaged` too if
+        unreadable.
+      label: of the run in tables; runs that share a label are seeds of one row. By default the
+        directory's name, or its parent's if it is named after a seed ('seed_3', '3').
       name: of the evaluation.
 
     Raises:
-      ValueError: no such directory, config or evaluation, and those that exist are named; or
-        they cannot be read.
+      ValueError: a missing directory, config or evaluation, with the names of those that exist; or
+        one that cannot be read.
     """
     workdir = pathlib.Path(workdir).expanduser()
     if not workdir.is_dir():
@@ -59,9 +59,9 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
     if file.is_file():
         config = readable(file, lambda _: read_config(workdir))
     else:
-        config = read_config(workdir)  # says what is missing
+        config = read_config(workdir)  # raises if it is missing
     if not isinstance(config, Mapping) or not isinstance(config.get("seed", 0), int):
-        raise ValueError(f"{file} is damaged: it is no config with a seed")
+        raise ValueError(f"{file} is damaged: it is not a config with a seed")
     folder = workdir / "evaluation" / name
     if not (folder / "metrics.json").is_file():
         there = sorted(p.parent.name for p in workdir.glob("evaluation/*/metrics.json"))
@@ -103,18 +103,18 @@ def read_scores(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of scores.npz.
 
     Raises:
-      ValueError: an array is not of numbers, or those for each example are not of one length.
+      ValueError: an array is not numeric, or arrays per example differ in length.
     """
     with np.load(path, allow_pickle=False) as file:
         scores = dict(file)
     lengths: dict[str, dict[int, str]] = {}
     for key, value in scores.items():
         if value.dtype.kind not in "biuf":
-            raise ValueError(f"{key} is of {value.dtype}, not of numbers")
+            raise ValueError(f"{key} is {value.dtype}, not numeric")
         group, *name, kind = keys.split(key)
         if group in ("test", "ood") and kind in PER_EXAMPLE:
             if value.ndim != 1:
-                raise ValueError(f"{key} has shape {value.shape}; one number for each example")
+                raise ValueError(f"{key} has shape {value.shape}; one number per example is needed")
             lengths.setdefault("/".join([group, *name]), {})[len(value)] = key
     for by_length in lengths.values():
         if len(by_length) > 1:
@@ -126,7 +126,7 @@ def read_scores(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def default_label(workdir: pathlib.Path) -> str:
-    """The directory's name, or its parent's where it is called after a seed."""
+    """The directory's name, or its parent's if it is named after a seed."""
     workdir = workdir.absolute()
     by_seed = re.fullmatch(r"(seed[_=-]?)?\d+", workdir.name, re.IGNORECASE)
     return workdir.parent.name if by_seed and workdir.parent.name else workdir.name
@@ -135,7 +135,7 @@ def default_label(workdir: pathlib.Path) -> str:
 def read_history(path: str | pathlib.Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl merged by step; an array becomes 'name/0', 'name/1', ...
 
-    What is not a number is left out.
+    Values that are not numbers are left out.
     """
     steps: dict[int, dict[str, Any]] = {}
     for record in read_metrics(path):
@@ -167,12 +167,12 @@ def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
             if changed:
                 raise ValueError(
                     f"runs labelled {label!r} differ in more than the seed: "
-                    f"{'; '.join(changed[:5])}. Give them labels of their own: LABEL=WORKDIR"
+                    f"{'; '.join(changed[:5])}. Give them different labels: LABEL=WORKDIR"
                 )
     return groups
 
 
-COLUMNS = (  # of a study that only has runs; those without a value are left out
+COLUMNS = (  # of a study made from runs alone; those without a value are left out
     Column("classification/accuracy", "Accuracy", "%", "higher", 2),
     Column("classification/nll", "NLL", "", "lower", 4),
     Column("classification/brier", "Brier", "", "lower", 4),
@@ -194,7 +194,7 @@ COSTS = (
 
 
 def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The runs of each task, which no table mixes: 'classification', 'regression' or ''."""
+    """The runs of each task: 'classification', 'regression' or ''; tables do not mix tasks."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.evaluated().task, []).append(run)
@@ -202,7 +202,7 @@ def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def study_of(runs: Iterable[Run], title: str) -> Study:
-    """The study that the runs make: a row per label, and every usual column that has a value."""
+    """The study of runs: a row per label, and every usual column that has a value."""
     groups = by_label(runs)
     rows = [
         Row(label, [run.metrics for run in group], data=[run.evaluated() for run in group])
@@ -212,7 +212,7 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     ood = []
     places = {named(key, "ood"): key for key in known}
     for name in dict.fromkeys(of[0] for of in places if of):
-        for score in ("entropy", "max_probability"):  # one suffices here: the first that is there
+        for score in ("entropy", "max_probability"):  # the first that exists
             if key := places.get((name, f"auroc_{score}")):
                 header = f"{name} AUROC by {pretty(score).lower()}"
                 ood.append(Column(key, header, "%", "higher", 2))
@@ -226,7 +226,7 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
 
 
 def read_run(run: Any, problems: list[str] | None = None) -> Run | None:
-    """The run of what `write_report` takes, or None and a line among the problems."""
+    """The run of an argument of `write_report`; None, and a line in `problems`, if damaged."""
     try:
         if not isinstance(run, Run):
             run = load_run(**run) if isinstance(run, Mapping) else load_run(run)

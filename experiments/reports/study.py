@@ -1,4 +1,4 @@
-"""A table over seeds: what it holds, how a cell is summarised and rounded.
+"""A table over seeds: its data, and how cells are summarised and rounded.
 
 A cell is the mean over seeds with its standard error, s / sqrt(n), where s is the sample standard
 deviation (ddof = 1). One seed has no error. `layout.py` turns a study into text.
@@ -24,8 +24,8 @@ class Column:
     key: str  # the name in metrics.json
     header: str
     unit: str = ""
-    better: str | None = None  # 'higher', 'lower', or None where there is no best value
-    digits: int = 2  # decimals where no standard error sets them
+    better: str | None = None  # 'higher', 'lower', or None if no value is best
+    digits: int = 2  # decimals without a standard error
 
     def __post_init__(self) -> None:
         if self.better not in BETTER:
@@ -50,7 +50,7 @@ class Row:
     results: list[dict[str, float]] = dataclasses.field(default_factory=list)  # one per seed
     # key -> (value in the column's unit, where it was published)
     published: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
-    group: str = ""  # the best value is sought among the rows of a group, such as of a data set
+    group: str = ""  # the best value is marked within each group of rows, such as a data set
     note: str = ""
     failed: str = ""  # why the row, or some of its seeds, has no results
     data: list[datasets.Evaluated] = dataclasses.field(default_factory=list)  # one per seed
@@ -64,9 +64,9 @@ class Study:
     columns: Sequence[Column]
     rows: Sequence[Row]
     command: str = ""
-    config: Any = None  # whatever json can write: a dict, or one per row
+    config: Any = None  # any JSON value: a dict, or one per row
     seeds: Sequence[int] = ()
-    # What `writers.hardware` gives: 'devices', 'processor', 'cores', 'date', versions.
+    # From `writers.hardware`: 'devices', 'processor', 'cores', 'date', versions.
     hardware: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ def summarise(values: Sequence[float]) -> Summary | None:
     mean = float(array.mean())
     if n == 1 or not np.isfinite(array).all():
         return Summary(mean, None, n)
-    # Equal values have no error, whatever rounding leaves of their mean.
+    # Equal values have error 0, also if the mean is rounded.
     error = float(array.std(ddof=1) / math.sqrt(n)) if np.ptp(array) else 0.0
     return Summary(mean, error, n)
 
@@ -114,7 +114,7 @@ def numbers(metrics: Any) -> dict[str, float]:
     """The metrics of an evaluation that have a value.
 
     Raises:
-      ValueError: it is no dict of numbers.
+      ValueError: it is not a dict of numbers.
     """
     if not isinstance(metrics, Mapping):
         raise ValueError("it holds no metrics")
@@ -125,16 +125,16 @@ def numbers(metrics: Any) -> dict[str, float]:
 
 
 def values_of(row: Row, key: str) -> list[float]:
-    """The values of one metric over the row's seeds, leaving out seeds that lack it."""
+    """The values of one metric over the row's seeds, without seeds that lack it."""
     return [float(r[key]) for r in row.results if r.get(key) is not None]
 
 
 def round_pair(mean: float, error: float | None, digits: int) -> tuple[str, str]:
     """`(mean, error)` as text, both rounded to the same place.
 
-    The error keeps two significant digits if it begins with 1 or 2, and one otherwise, but no more
-    than `digits` + 2 decimals (rounded up, so that none is shown as 0); without an error, or with
-    one of 0, the mean gets `digits` decimals.
+    The error has two significant digits if it starts with 1 or 2, and one otherwise, but at most
+    `digits` + 2 decimals (rounded up, so that it is never shown as 0). Without an error, or with
+    error 0, the mean has `digits` decimals.
     """
     if not math.isfinite(mean):
         return str(mean), ""
@@ -152,7 +152,7 @@ def round_pair(mean: float, error: float | None, digits: int) -> tuple[str, str]
 
 
 def published_text(value: float, digits: int) -> str:
-    """A published value with at least `digits` decimals, and never rounded."""
+    """A published value with at least `digits` decimals, never rounded."""
     text = f"{value:.{digits}f}"
     return text if float(text) == float(value) else repr(float(value))
 
@@ -167,7 +167,7 @@ def machine(hardware: Mapping[str, Any]) -> str:
 
 
 def one_line(text: object) -> str:
-    """Text on one line, without what no renderer shows: controls, surrogates, unassigned codes."""
+    """Text on one line, without unprintable characters: controls, surrogates, unassigned codes."""
     joined = " ".join(str(text).split())
     if joined.isascii() and joined.isprintable():
         return joined

@@ -1,7 +1,7 @@
 """How figures look: palette, axes, and saving as PNG or SVG.
 
-matplotlib is imported when the first figure is made, and figures never touch pyplot, so nothing
-needs a display and nothing stays open.
+matplotlib is imported when the first figure is made. Figures do not use pyplot, so they need no
+display and do not stay open.
 """
 
 import base64
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008), "Color universal design": told apart with every common colour blindness.
+# Okabe and Ito (2008), "Color universal design": distinct with every common colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vPX"
@@ -47,11 +47,11 @@ RC = {
     "svg.hashsalt": "figure",
 }
 
-Look = dict[str, Any]  # what matplotlib calls color, linestyle and marker
+Look = dict[str, Any]  # matplotlib's color, linestyle and marker
 
 
 def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """A colour, line style and marker for each label, by its place."""
+    """A colour, line style and marker for each label, by its position."""
     n = len(PALETTE)
     return {
         label: {
@@ -64,7 +64,7 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
 
 
 def styled(plot: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
-    """Draws `plot` under this module's settings, whatever the user's matplotlibrc says."""
+    """Draws `plot` with this module's settings, regardless of the user's matplotlibrc."""
 
     @functools.wraps(plot)
     def draw(*args: Any, **kwargs: Any) -> "Figure":
@@ -77,9 +77,9 @@ def styled(plot: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
 
 
 def text(name: str, width: int = 0) -> str:
-    """A name as matplotlib shows it: without mathematics, and in legends, which leave out `_x`.
+    """Escapes a name for matplotlib: no mathematics, and a leading `_` is shown in legends.
 
-    With a `width` it has lines of at most so many characters.
+    With a `width`, lines have at most this many characters.
     """
     shown = one_line(name)
     shown = textwrap.fill(shown, width) if width else shown
@@ -114,7 +114,7 @@ def wrapped(
 
 
 def save_png(figure: "Figure", path: str | pathlib.Path, dpi: int = 150) -> pathlib.Path:
-    """Writes the figure as a PNG of 256 colours on white, a third of the size; makes the folder."""
+    """Writes the figure as a PNG of 256 colours, a third of the size; creates the folder."""
     from PIL import Image
 
     path = pathlib.Path(path)
@@ -127,7 +127,7 @@ def save_png(figure: "Figure", path: str | pathlib.Path, dpi: int = 150) -> path
 
 
 def svg_uri(figure: "Figure") -> str:
-    """The figure as a `data:` address of an SVG, for the `src` of an `img`."""
+    """The figure as a `data:` URI of an SVG, for the `src` of an `img`."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -31,16 +31,16 @@ NATS = {"nll", "entropy", "information", "kl", "loss"}
 
 
 def pretty(name: str) -> str:
-    """A metric's name for people: 'member_nll' -> 'Member NLL'."""
+    """A metric's display name: 'member_nll' -> 'Member NLL'."""
     words = [ACRONYMS.get(w, w) for w in name.split("_") if w not in ("ms", "seconds")]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
 
 
 def human(name: str, value: float) -> tuple[str, str]:
-    """`(digits, unit)` of a metric as people read it; `name` is the last part of its key.
+    """`(digits, unit)` of a metric for display; `name` is the last part of its key.
 
-    Rates in %, information in nats, times in ms, s, min or h, parameters in K, M or B, steps whole.
+    Rates in %, information in nats, times in ms, s, min or h, parameters in K, M or B, whole steps.
     """
     words = set(name.split("_"))
     if not math.isfinite(value):
@@ -61,7 +61,7 @@ def human(name: str, value: float) -> tuple[str, str]:
         return f"{100 * value:z.2f}", "%"
     if words & {"step", "steps"}:
         return f"{value:,.0f}", ""
-    if abs(value) < 100:  # what is neither 0 nor its rounding error keeps two digits
+    if abs(value) < 100:  # two significant digits, unless it is 0 up to rounding
         digits = f"{value:.2g}" if 1e-9 < abs(value) < 1e-3 else f"{value:z.4f}"
     else:
         digits = f"{value:,.1f}"
@@ -71,12 +71,12 @@ def human(name: str, value: float) -> tuple[str, str]:
 def print_metrics(
     metrics: Mapping[str, float], console: Console | None = None, title: str = "Evaluation"
 ) -> None:
-    """Prints one evaluation as a grouped table in human units.
+    """Prints one evaluation as a grouped table in readable units.
 
     Args:
       metrics: name -> value, as in metrics.json ('calibration/ece', 'ood/<set>/auroc_entropy',
-        'corruption/<kind>/<severity>/nll'). Groups that are not known come last.
-      console: where to; a new one on the standard output if None.
+        'corruption/<kind>/<severity>/nll'). Unknown groups come last.
+      console: to print to; standard output by default.
       title: the table's heading.
     """
     grouped: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in GROUPS}
@@ -117,14 +117,14 @@ def _matrix(
     """Lines are OOD sets x scores, or means over kinds and severities; columns are metrics."""
     lines: dict[str, dict[str, list[float]]] = {"mean": {}} if group == "corruption" else {}
     for (*path, metric), value in entries.items():
-        if metric.startswith("ratio_"):  # for tables; one more column would not fit
+        if metric.startswith("ratio_"):  # shown in studies only, as it would not fit here
             continue
         if group == "ood":  # 'aupr_out_entropy' of the set `path`
             match = re.fullmatch(r"((?:auroc|aupr|fpr95)(?:_in|_out)?)_(.+)", metric)
             metric, score = match.groups() if match else (metric, "")
             name = "/".join(path)
             places = [f"{name}: {pretty(score).lower()}" if score else name]
-        else:  # 'accuracy', or 'blur/3/accuracy', which counts for its kind and its severity
+        else:  # 'accuracy', or 'blur/3/accuracy', part of the means of its kind and its severity
             kind, *severity = path or [""]
             places = [f"severity {s}" for s in severity] + [pretty(kind).lower() or "mean"]
         for place in places:
@@ -146,8 +146,8 @@ def _severity_order(label: str) -> tuple[int, str]:
 def print_study(study: Study, console: Console | None = None) -> None:
     """Prints a study: best means bold, published values beside ours, sources as notes.
 
-    Where the rows are too wide for the console, a line is a metric; columns that do not fit even
-    then go into further tables below.
+    If the rows are too wide for the console, the table is transposed; columns that still do not fit
+    go into further tables below.
     """
     console = console or Console()
     shown = layout(study)

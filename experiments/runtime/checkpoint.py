@@ -1,8 +1,8 @@
-"""Checkpoints of a State: orbax writes them, file checksums tell a damaged one from a sound one.
+"""Checkpoints of a State: written by orbax, with file checksums that detect damage.
 
 A step directory appears by one rename, after its arrays and their checksums are on disk, so a
 process killed at any moment leaves the previous checkpoint or the new one, never half of one. It
-says itself of which step and which config it is; one in another place than its own is damaged.
+records its step and config; a checkpoint under another step or config counts as damaged.
 """
 
 import dataclasses
@@ -31,23 +31,23 @@ logger = logging.getLogger(__name__)
 ITEM = "default"  # orbax's directory for the arrays within a step directory
 CHECKSUMS = "checksums.json"  # {file below ITEM, LEAVES or RUN: [bytes, crc32]}
 LEAVES = "leaves.json"  # {path of a leaf: "dtype[shape]"}
-RUN = "run.json"  # step, config, and how it is executed; checkpoints of before do not have it
+RUN = "run.json"  # step, config, and how it is executed; older checkpoints do not have it
 
 
 class DamagedCheckpointError(OSError):
-    """A checkpoint whose files are not those that were written."""
+    """A checkpoint whose files differ from those that were written."""
 
 
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/<step>`.
 
     Args:
-        workdir: the run's directory.
-        keep: how many of the newest checkpoints stay on disk; the one being written comes on top.
-        read_only: never write, rename or delete anything, for evaluation beside a running training.
-        config: of the run, which is saved too: a checkpoint of a config that differs in more than
-            `workdir.MAY_CHANGE` is damaged. None compares nothing.
-        execution: name -> value of what changes rounding, noted in each checkpoint.
+      workdir: the run's directory.
+      keep: how many of the newest checkpoints stay on disk, besides the one being written.
+      read_only: never write, rename or delete anything, for evaluation during training.
+      config: of the run, saved in each checkpoint. A checkpoint whose config differs in more than
+        `workdir.MAY_CHANGE` counts as damaged. None compares nothing.
+      execution: name -> value of what changes rounding, saved in each checkpoint.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class Checkpoints:
     def save(self, step: int, state: State) -> None:
         """Starts to save `state` in the background; it may be donated as soon as this returns.
 
-        A step that is saved already stays as it is.
+        A step that is already saved is not saved again.
 
         Raises:
-            OSError: this save could not start, or the one before it failed in the background.
-            RuntimeError: these checkpoints are read only, or orbax declined to save.
+          OSError: this save could not start, or the previous one failed in the background.
+          RuntimeError: the checkpoints are read only, or orbax declined to save.
         """
         if self.read_only:
             raise RuntimeError(f"{self.directory} was opened read only; step {step} was not saved")
@@ -115,24 +115,24 @@ class Checkpoints:
             manager.close()
 
     def restore(self, target: State, step: int | None = None) -> tuple[State, int] | None:
-        """Restores the newest sound checkpoint, or that of `step`, onto the devices of `target`.
+        """Restores the newest valid checkpoint, or that of `step`, onto the devices of `target`.
 
-        A damaged checkpoint is passed over with a warning, for the one before it, and (unless read
-        only) moved to `workdir/damaged_checkpoints`, so that its step can be saved again.
+        A damaged checkpoint is skipped with a warning, in favour of the previous one, and (unless
+        read only) moved to `workdir/damaged_checkpoints`, so that its step can be saved again.
 
         Args:
-            target: arrays or ShapeDtypeStructs; their shardings say where each leaf goes, whatever
-                number of devices saved it. A leaf without a sharding goes to the first device. The
-                optimiser's state is passed over where the target has none, `opt_state=()`.
-            step: this step and no other.
+          target: arrays or ShapeDtypeStructs whose shardings place each leaf, whatever the number
+            of devices that saved it. A leaf without a sharding goes to the first device. With
+            `opt_state=()` the optimiser's state is not read.
+          step: restore only this step.
 
         Returns:
-            The state and its step, or None when nothing has been saved.
+          The state and its step, or None when nothing has been saved.
 
         Raises:
-            ValueError: the checkpoint's leaves are not those of `target` (each is named with what
-                was saved and what is wanted), or there is none for `step`.
-            DamagedCheckpointError: `step`, or each one there is, is damaged.
+          ValueError: the checkpoint's leaves differ from those of `target` (the message lists
+            them), or there is no checkpoint for `step`.
+          DamagedCheckpointError: the checkpoint of `step`, or every checkpoint, is damaged.
         """
         self.wait()
         saved = self.steps()
@@ -154,19 +154,19 @@ class Checkpoints:
             reasons = "\n".join(f"  step {s}: {error}" for s, error in damaged.items())
             raise DamagedCheckpointError(
                 f"no readable checkpoint is left in {self.directory}:\n{reasons}\n"
-                "Move that directory away to start from the beginning."
+                "To start from step 0, move that directory away."
             )
         return None
 
     def executed_otherwise(self, step: int) -> list[str]:
-        """A line 'name: old -> new' for what changes rounding since the checkpoint of `step`."""
+        """Lines 'name: old -> new' for what changed rounding since the checkpoint of `step`."""
         path = self.directory / str(step) / RUN
         saved = read_json(path, IN_RUN)["execution"] if path.exists() else self.execution
         return list(difference(saved, self.execution).values())
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """Made at the first save: it creates the directory and removes what a kill left half."""
+        """Orbax's manager, created at the first save: it removes incomplete step directories."""
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self.keep,
             cleanup_tmp_directories=True,
@@ -191,9 +191,9 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> OSError:
         step, self._saving = self._saving, None
-        self.__dict__.pop("_manager", None)  # it would report the same error again
+        self.__dict__.pop("_manager", None)  # it would raise the same error again
         if (half := self._unfinished(step)) is not None:
-            shutil.rmtree(half, ignore_errors=True)  # it may be what fills the disk
+            shutil.rmtree(half, ignore_errors=True)  # it may have filled the disk
         last = self.latest_step()
         safe = "nothing was saved before it" if last is None else f"step {last} is still safe"
         reason = "its disk is full" if "No space left" in str(error) else error
@@ -212,27 +212,32 @@ class Checkpoints:
             saved = checkpointer.restore(directory / ITEM, item(leaves))
         return jax.tree.map(
             lambda part, saved: part.replace(**saved) if isinstance(part, State) else saved,
-            target, saved, is_leaf=lambda part: isinstance(part, State),
-        )  # fmt: skip
+            target,
+            saved,
+            is_leaf=lambda part: isinstance(part, State),
+        )
 
     def _set_aside(self, damaged: dict[int, DamagedCheckpointError], restored: int) -> None:
         for step, error in damaged.items():
-            place = "left where it was"
+            place = "not moved"
             if not self.read_only and jax.process_index() == 0:
                 new = self.workdir / "damaged_checkpoints" / str(step)
                 shutil.rmtree(new, ignore_errors=True)
                 new.parent.mkdir(exist_ok=True)
                 os.replace(self.directory / str(step), new)
                 place = f"moved to {new}"
-            self.__dict__.pop("_manager", None)  # it remembers the steps that it found
+            self.__dict__.pop("_manager", None)  # it caches the list of steps
             logger.warning(
                 "the checkpoint of step %d is damaged (%s); it was %s and step %d restored",
-                step, error, place, restored,
-            )  # fmt: skip
+                step,
+                error,
+                place,
+                restored,
+            )
 
 
 def _read_without_optimiser(path: pathlib.Path, target: State) -> State:
-    """The arrays of a State but for those of its optimiser, whose `opt_state` is () in `target`."""
+    """Restores a State without its optimiser's state; `target` has `opt_state=()`."""
     fields = {field.name: getattr(target, field.name) for field in dataclasses.fields(target)}
     item = {name: value for name, value in fields.items() if jax.tree.leaves(value)}
     arguments = ocp.checkpoint_utils.construct_restore_args(item)
@@ -241,11 +246,11 @@ def _read_without_optimiser(path: pathlib.Path, target: State) -> State:
         return target.replace(**checkpointer.restore(path, args=given))
 
 
-LATER = {"slow"}  # fields of a State that checkpoints of before do not know, not even as None
+LATER = {"slow"}  # fields of a State that older checkpoints lack, even as None
 
 
 def item(tree: Any) -> Any:
-    """What is written of a tree: of each State in it the fields, without those of LATER if None."""
+    """The tree as it is written: each State as a dict, without fields of LATER that are None."""
 
     def of(part: Any) -> Any:
         if not isinstance(part, State):
@@ -257,7 +262,7 @@ def item(tree: Any) -> Any:
 
 
 def describe(state: Any) -> dict[str, str]:
-    """Path of each leaf, such as 'params/dense/kernel', to its type, such as 'float32[8,40,50]'."""
+    """Maps the path of each leaf, 'params/dense/kernel', to its type, 'float32[8,40,50]'."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
@@ -268,9 +273,9 @@ def describe(state: Any) -> dict[str, str]:
 
 
 def compare(saved: dict[str, str], wanted: dict[str, str], directory: pathlib.Path) -> None:
-    """Raises ValueError, naming each leaf that differs (the first 20 of them)."""
+    """Raises ValueError with the leaves that differ (at most 20)."""
     lines = [
-        f"  {path}: saved {saved.get(path, 'nothing')}, wanted {wanted.get(path, 'nothing')}"
+        f"  {path}: saved {saved.get(path, 'nothing')}, expected {wanted.get(path, 'nothing')}"
         for path in sorted(saved | wanted)
         if saved.get(path) != wanted.get(path)
     ]
@@ -280,7 +285,7 @@ def compare(saved: dict[str, str], wanted: dict[str, str], directory: pathlib.Pa
 
 
 def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """What orbax needs to restore a leaf: its shape, its type and where it goes."""
+    """Orbax's arguments to restore a leaf: its shape, type and sharding."""
     sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -295,12 +300,12 @@ def checksum(path: pathlib.Path) -> list[int]:
 
 
 def of_training(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config that a checkpoint of training depends on: all but what follows it."""
+    """The part of a config that training depends on: all but what runs after it."""
     return {name: value for name, value in config.items() if name != "stages"}
 
 
 def step_of(name: str) -> int | None:
-    """The step whose directory has this name, or None."""
+    """The step of a directory with this name, or None."""
     return int(name) if re.fullmatch(r"0|[1-9][0-9]*", name) else None
 
 
@@ -308,14 +313,14 @@ IN_RUN = {"step": int, "config": (dict, None), "execution": {str: object}}
 
 
 def verify(directory: pathlib.Path, config: Mapping[str, Any] | None = None) -> None:
-    """Whether a step directory is as it was written, and in its place.
+    """Checks that a step directory is complete and unchanged, and of this step and config.
 
     Args:
-        directory: its name is the step.
-        config: of the run that it should be of; None compares none.
+      directory: its name is the step.
+      config: the expected config; None skips this check.
 
     Raises:
-        DamagedCheckpointError: it is not; the first file at fault is named.
+      DamagedCheckpointError: it is damaged; the message names the first wrong file.
     """
     try:
         sums = read_json(directory / CHECKSUMS, {str: [int]})
@@ -331,38 +336,35 @@ def verify(directory: pathlib.Path, config: Mapping[str, Any] | None = None) -> 
         run = read_json(directory / RUN, IN_RUN) if RUN in sums else {}
     except DamagedCheckpointError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # the last, where links go in circles
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: circular links
         raise DamagedCheckpointError(f"{type(error).__name__}: {error}") from error
     if run and run["step"] != step_of(directory.name):
-        raise DamagedCheckpointError(f"it is that of step {run['step']}, under another name")
+        raise DamagedCheckpointError(f"it belongs to step {run['step']}")
     if run and config is not None and run["config"] is not None:
         changed = difference(run["config"], config)
         lines = [line for name, line in changed.items() if not matches(name, MAY_CHANGE)]
         if lines:
-            raise DamagedCheckpointError(f"it is of another config: {'; '.join(lines)}")
+            raise DamagedCheckpointError(f"it belongs to another config: {'; '.join(lines)}")
 
 
 def _below(directory: pathlib.Path, name: str) -> pathlib.Path:
-    """The regular file of that name below a directory, reached without a symbolic link."""
+    """The regular file of this name below a directory, reached without symbolic links."""
     path = directory / name
     if path.resolve() != directory.resolve() / name or ".." in pathlib.PurePath(name).parts:
         raise DamagedCheckpointError(f"{CHECKSUMS} names {name!r}, which is not below it")
     if not stat.S_ISREG(path.stat().st_mode):
-        raise DamagedCheckpointError(f"{CHECKSUMS} names {name!r}, which is no regular file")
+        raise DamagedCheckpointError(f"{CHECKSUMS} names {name!r}, which is not a regular file")
     return path
 
 
 def check_step(state: State, step: int) -> None:
-    """That a state of training is of the step that its checkpoint is called.
-
-    For checkpoints that do not say it themselves.
+    """Checks that a state's step is that of its checkpoint, for checkpoints without RUN.
 
     Raises:
-        DamagedCheckpointError: it is not.
+      DamagedCheckpointError: the steps differ.
     """
     found = int(np.asarray(state.step.addressable_data(0)))
     if found != step:
         raise DamagedCheckpointError(
-            f"the checkpoint of step {step} is that of step {found}, under another name; "
-            "move it away, or rename it"
+            f"the checkpoint named {step} belongs to step {found}; move it away, or rename it"
         )

@@ -1,11 +1,10 @@
-"""Where an experiment runs: one mesh, the placement of the state, and the compiled programs.
+"""Execution of an experiment: the mesh, the placement of the state, and the compiled programs.
 
 The mesh has four axes. `data` and `expert` shard the batch, `particle` shards P, and `expert` and
 `model` shard parameters: those of experts over `expert`, where tokens move by all-to-all
-(`uncertainty/layers/moe/all_to_all.py`), and others by the rules of `config.sharding`. To a network
-without experts the devices of `expert` are more of `data`. The same config gives the same training
-on any mesh and by any executor, to the rounding of sums: bit for bit only where all of `rounding`
-is the same.
+(`uncertainty/layers/moe/all_to_all.py`), and others by the rules of `config.sharding`. For a
+network without experts, `expert` acts like `data`. A config gives the same training on any mesh and
+with any executor, up to the rounding of sums; bits are equal only if all of `rounding` is.
 """
 
 import contextlib
@@ -26,13 +25,13 @@ from uncertainty.inference import examples, executors
 from uncertainty.types import Batch, Inference, Metrics, State
 
 AXES = ("data", "particle", "expert", "model")
-BATCH = ("data", "expert")  # that a batch is split over
+BATCH = ("data", "expert")  # the axes that shard a batch
 BATCH_SPEC = PartitionSpec(BATCH)
 PARTICLE = PartitionSpec("particle")
 
 
 def prepare() -> None:
-    """What comes before the first array: the allocator, and a persistent compilation cache.
+    """Sets up the allocator and a persistent compilation cache; call it before the first array.
 
     The cache is in $JAX_COMPILATION_CACHE_DIR or the user's cache folder.
     """
@@ -46,10 +45,10 @@ def prepare() -> None:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config's `mesh`: axis -> number of devices; without `data`, it takes the rest.
+    """The mesh of a config's `mesh`, axis -> number of devices; `data` takes the rest by default.
 
     Raises:
-      ConfigError: an unknown axis, or sizes that the devices cannot make up.
+      ConfigError: an unknown axis, or sizes that do not match the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     for axis, size in sizes.items():
@@ -69,7 +68,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def check_divides(field: str, value: int, mesh: Mesh, *axes: str) -> None:
-    """Raises ConfigError unless the devices of `axes`, all together, divide `value`."""
+    """Raises ConfigError unless the number of devices along `axes` divides `value`."""
     size = math.prod(mesh.shape[axis] for axis in axes)
     if value % size:
         several = [axis for axis in axes if mesh.shape[axis] > 1]
@@ -82,7 +81,7 @@ def check_divides(field: str, value: int, mesh: Mesh, *axes: str) -> None:
 
 
 def check_executor(executor: str, inference: Inference, mesh: Mesh) -> None:
-    """Raises ConfigError for 'loop' where particles interact or are sharded."""
+    """Raises ConfigError for 'loop' if particles interact or are sharded."""
     if executor != "loop":
         return
     if mesh.shape["particle"] > 1:
@@ -96,24 +95,27 @@ def check_executor(executor: str, inference: Inference, mesh: Mesh) -> None:
 def state_shardings(
     state: State, mesh: Mesh, sharding_rules: rules.Rules = (), defaults: rules.Rules = ()
 ) -> State:
-    """The NamedSharding of every leaf: P over `particle`, then what the first rule says.
+    """The NamedSharding of every leaf: P over `particle`, then by the first rule that matches.
 
     A rule maps a parameter path to the mesh axes of its trailing dimensions, for example
     `('dense0/kernel', (None, 'model'))`; collections and optimiser state follow the path of their
-    parameter. What no rule is for is replicated over the other axes.
+    parameter. Leaves without a rule are replicated over the other axes.
 
     Args:
       state: arrays, or their shapes.
       mesh: of all devices.
-      sharding_rules: of the config; each has to match something.
-      defaults: the model's own (`Model.sharding`), for the axes that have several devices.
+      sharding_rules: of the config; each has to match a parameter.
+      defaults: the model's rules (`Model.sharding`), for axes with several devices.
 
     Raises:
       ValueError: a rule that matches no parameter, or an axis that does not divide one.
     """
     rules.match(sharding_rules, state.params, field="sharding", default=())
-    defaults = [(path, axes) for path, axes in defaults
-                if all(mesh.shape[axis] > 1 for axis in axes if axis)]  # fmt: skip
+    defaults = [
+        (path, axes)
+        for path, axes in defaults
+        if all(mesh.shape[axis] > 1 for axis in axes if axis)
+    ]
 
     def shard(key_path: tuple, leaf: Any) -> NamedSharding:
         path = rules.path_of(key_path)
@@ -121,7 +123,7 @@ def state_shardings(
         axes = next(found, ())
         if path.startswith("samples/"):  # [P, S, ...]
             axes = (None, *axes)
-        if len(axes) >= leaf.ndim:  # a scalar of the optimiser, say
+        if len(axes) >= leaf.ndim:  # such as a scalar of the optimiser
             axes = ()
         sharding = NamedSharding(mesh, PartitionSpec("particle", *axes))
         try:
@@ -135,7 +137,7 @@ def state_shardings(
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Puts arrays that every process holds whole onto the mesh."""
+    """Puts arrays, of which every process has a full copy, onto the mesh."""
 
     def put(leaf, sharding):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -152,16 +154,18 @@ def put_batch(
 ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Puts this process's rows of a global batch onto the mesh.
 
-    Arrays are [B, ...], in nested dicts too. Where particles have examples of their own, those at
-    the top are [P, B, ...], and those of nested dicts are shared as ever.
+    Arrays are [B, ...], in nested dicts too. If particles have their own examples, arrays at the
+    top level are [P, B, ...]; those in nested dicts are shared.
 
-    To a single CPU device a compiled program takes NumPy's arrays sooner itself.
+    On a single CPU device NumPy arrays are left as they are: the compiled program copies them
+    faster.
     """
 
     def put(batch: Mapping[str, Any]) -> dict[str, Any]:
         if jax.process_count() > 1:
-            return jax.tree.map(jax.make_array_from_process_local_data,
-                                shardings(batch), dict(batch))  # fmt: skip
+            return jax.tree.map(
+                jax.make_array_from_process_local_data, shardings(batch), dict(batch)
+            )
         on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
         return dict(batch) if on_cpu else jax.device_put(dict(batch), shardings(batch))
 
@@ -175,7 +179,7 @@ def put_batch(
 
 
 def batch_specs(batch: Mapping[str, Any], own_examples: bool) -> dict[str, Any]:
-    """PartitionSpec of each array of a batch over the particles: what has them leads with P."""
+    """PartitionSpec of each array of a batch over the particles, for arrays that lead with P."""
 
     def specs(entry: Any) -> Any:
         nested = isinstance(entry, Mapping)
@@ -194,10 +198,10 @@ def compile_update(
     batch: Batch,
     own_examples: bool = False,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """The update as the loop calls it; the state that it is given is donated.
+    """The compiled update for the loop; its state is donated.
 
     Args:
-      inference: whose update it is.
+      inference: has the update.
       mesh: of all devices.
       executor: one of `executors.NAMES`.
       shardings: of the state.
@@ -216,7 +220,7 @@ def compile_update(
 
 
 def rounding(mesh: Mesh, executor: str) -> dict[str, Any]:
-    """What numbers are rounded by, name -> value: the same training elsewhere has other bits."""
+    """name -> value of everything that changes rounding, and so the bits of a training run."""
     return dict(
         mesh=dict(mesh.shape),
         executor=executor,
@@ -231,11 +235,11 @@ LARGE = 1_000_000  # parameters of a particle
 def prefers_loop(
     inference: Inference, state: State, batch: Batch, own_examples: bool = False
 ) -> bool:
-    """Whether one program called P times suits better than one program for all of P.
+    """Whether one program called P times is better than one program for all of P.
 
-    On CPU (`benchmarks/executors.py`): for XLA's convolutions, as fast as P copies of them in one
-    program, which take P times as long to compile; and for large particles, as fast as a scan, but
-    without the gradients and updates of all particles in memory beside the state.
+    On CPU (`benchmarks/executors.py`) it is for XLA's convolutions: as fast as P copies of them in
+    one program, which take P times as long to compile; and for large particles: as fast as a scan,
+    without the gradients and updates of all particles in memory.
     """
     P = state.key.shape[0]
     if jax.default_backend() != "cpu" or not inference.separable or P == 1:
@@ -247,7 +251,7 @@ def prefers_loop(
 
 
 def one_particle(state: State) -> State:
-    """The shapes of one particle of a state or of its shapes, without their sharding."""
+    """The shapes of one particle of a state, without shardings."""
     one = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), state.replace(step=None)
     )
@@ -255,27 +259,28 @@ def one_particle(state: State) -> State:
 
 
 def own_batch(batch: Batch) -> Batch:
-    """The shapes of a batch of one particle, where each has examples of its own."""
+    """The shapes of one particle's batch, if particles have their own examples."""
     return {
-        name: entry if isinstance(entry, Mapping)
+        name: entry
+        if isinstance(entry, Mapping)
         else jax.ShapeDtypeStruct((1, *entry.shape[1:]), entry.dtype)
         for name, entry in batch.items()
-    }  # fmt: skip
+    }
 
 
 def on_mesh(
     fn: Callable[[Any, Any], Any], mesh: Mesh, particles: bool = True, own_examples: bool = False
 ) -> Callable[[Any, Any], Any]:
-    """fn(state, batch) as it is traced for a mesh: layers can tell its axes.
+    """fn(state, batch), traced under a mesh so that layers see its axes.
 
-    Particles that are sharded run under `jax.shard_map`: no collective crosses those that are
-    separable, and those that interact make their own (`uncertainty/inference/sharded.py`).
+    Sharded particles run under `jax.shard_map`: separable particles need no collectives, and those
+    that interact call their own (`uncertainty/inference/sharded.py`).
 
     Args:
-      fn: of a State, or of a tree with one. Whatever it takes and returns leads with P, but for
+      fn: of a State, or of a tree with one. Arrays that it takes and returns lead with P, except
         scalars such as the step.
       mesh: of all devices.
-      particles: whether `fn` takes each device's own particles, and not only all of them.
+      particles: whether `fn` may be called on each device's own particles.
       own_examples: see `put_batch`.
     """
     if particles and mesh.shape["particle"] > 1:
@@ -295,7 +300,7 @@ def over_particles(
 ) -> Callable[[Any, Any], Any]:
     """fn(state, batch) on each device's own particles; see `on_mesh`.
 
-    The other axes stay automatic, so a batch statistic is still that of the global batch.
+    The other axes stay automatic, so batch statistics are still those of the global batch.
     """
 
     def leading(tree: Any) -> Any:
@@ -318,11 +323,11 @@ def over_particles(
 
 
 def host(tree: Any) -> Any:
-    """NumPy arrays of a tree whose arrays may be spread over processes."""
+    """A tree as NumPy arrays; its arrays may be sharded over processes."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         return multihost_utils.process_allgather(tree, tiled=True)
-    if jax.default_backend() == "cpu":  # nothing to copy: `device_get` takes ten times as long
+    if jax.default_backend() == "cpu":  # nothing to copy, and ten times as fast as `device_get`
         return jax.tree.map(np.asarray, tree)
     return jax.device_get(tree)

@@ -1,15 +1,15 @@
 """Names of metrics: parts such as ('ood', 'kmnist', 'auroc_entropy'), joined where they are stored.
 
-`ood/kmnist/auroc_entropy` is what metrics.json, scores.npz and a table's column say. A part may be
-any text that a config calls a data set, so what would end it is percent-encoded in the joined name:
-`mnist_corrupted/shot_noise` is `mnist_corrupted%2Fshot_noise` there.
+metrics.json, scores.npz and table columns use `ood/kmnist/auroc_entropy`. A part may be any name of
+a data set in a config, so separators within it are percent-encoded in the joined name:
+`mnist_corrupted/shot_noise` becomes `mnist_corrupted%2Fshot_noise`.
 """
 
 import re
 import urllib.parse
 from collections.abc import Collection
 
-# The separator, the escape itself, what ends a name in a zip archive, and what UTF-8 lacks.
+# The separator, the escape, NUL (ends a name in a zip archive), and surrogates (not UTF-8).
 _RESERVED = re.compile(r"[/%\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -33,15 +33,14 @@ def _encoded(found: re.Match) -> str:
 def named(key: str, group: str) -> tuple[str, str] | None:
     """`(name, last part)` of a key of the group, such as ('kmnist', 'entropy'); None for others.
 
-    What stands between the group and the last part is one name: where names were stored without
-    being encoded, a name with '/' is several parts.
+    All parts between the group and the last part are one name: older files did not encode '/'.
     """
     first, *name, last = split(key) if "/" in key else (key, "")
     return ("/".join(name), last) if first == group and name else None
 
 
 def among(key: str, names: Collection[str]) -> bool:
-    """Whether a key is one of the names, in which a part `*` stands for one part or more."""
+    """Whether a key matches one of the names, in which a part `*` matches one part or more."""
     if key in names:
         return True
     parts = split(key)

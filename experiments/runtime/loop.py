@@ -1,7 +1,7 @@
-"""The loop: the only one, of training and of what follows it. Read it from top to bottom.
+"""The only loop, for training and for stages. Read it from top to bottom.
 
-It knows neither an experiment nor a program: a carry (a State, or whatever else the update takes),
-an update, a stream of batches, and the services that watch over them.
+It depends on no experiment or program, only on a carry (a State, or what else the update takes), an
+update, a stream of batches, and services.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ Update = Callable[[Carry, Batch], tuple[Carry, Metrics]]
 
 
 class ParticleFault(FloatingPointError):
-    """A particle's step or predictions are not finite, and the config says to stop."""
+    """A particle's step or predictions are not finite, with `on_fault='stop'`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Services:
-    """What watches over a loop, and how many steps apart.
+    """Records, checkpoints and checks of a loop, with their intervals in steps.
 
     Attributes:
       stop: whether the process was asked to stop.
       writer: of the records.
       checkpoints: of the carry.
-      faults: looks at the losses of an update that trains.
+      faults: checks the losses of an update that trains.
       log_every, save_every: steps.
-      own_examples: whether each particle sees examples of its own.
-      before: steps of the run before those of this loop, for the records.
+      own_examples: whether each particle sees its own examples.
+      before: steps of the run before this loop, for the records.
       learning_rate: of a step of this loop.
       monitor: carry -> values for the record, and a short text for the progress line.
       profile: traces steps.
@@ -72,21 +72,21 @@ def run(
     steps: int,
     services: Services,
 ) -> Carry:
-    """The carry after steps `start` to `steps`; the end itself is the caller's to save.
+    """The carry after steps `start` to `steps`; the caller saves the final one.
 
     Args:
-      name: what the loop does, for the progress line and for messages.
+      name: of the loop, for the progress line and messages.
       carry: at `start`; it may be donated.
-      compiled: makes the update for the first batch. Its metrics have at least one array. Where it
+      compiled: makes the update for the first batch. Its metrics have at least one array. If it
         trains they are those of `Inference.update`: `loss`, `finite`, `gradient_norm` [P], and with
         labels `nll` [P, M, B].
       stream: of (step, batch), from step `start` on.
       start: steps that are done.
-      steps: at the end.
-      services: see there.
+      steps: the total at the end.
+      services: see `Services`.
 
     Raises:
-      ParticleFault: with `on_fault='stop'`, or where no particle is left.
+      ParticleFault: with `on_fault='stop'`, or if no particle is left.
       Interrupted: SIGTERM or SIGINT came; the carry is saved first.
     """
     update, learning_rate = None, services.learning_rate and jax.jit(services.learning_rate)
@@ -125,9 +125,10 @@ def run(
                     values = services.validate(carry)
                 except FloatingPointError as error:
                     raise ParticleFault(f"validation at step {done}: {error}") from error
-                writer.write(services.before + done,
-                             {f"validation/{k}": v for k, v in values.items()})  # fmt: skip
-            # Several processes agree to stop where they meet anyway.
+                writer.write(
+                    services.before + done, {f"validation/{k}": v for k, v in values.items()}
+                )
+            # Several processes agree to stop where they synchronise anyway.
             meeting = alone or done % services.log_every == 0 or done == steps
             signal = processes.any_signal(services.stop) if meeting else None
             if signal or (done % services.save_every == 0 and done < steps):
@@ -143,11 +144,11 @@ def run(
 def summary(
     metrics: Mapping[str, np.ndarray], own_examples: bool = False
 ) -> tuple[dict[str, float], str]:
-    """What is written and shown of an update's metrics: loss per member and of the ensemble.
+    """The record of an update's metrics: loss per member and of the ensemble.
 
-    Without labels there is a loss of each particle alone, and an ensemble has none where particles
-    see examples of their own. What an objective reports besides is averaged. Particles whose step
-    was not finite are left out of all but their own losses.
+    Without labels only particles have losses, and if particles see their own examples the ensemble
+    has none. Further metrics of the objective are averaged. Particles whose step was not finite
+    count only in their own losses.
     """
     sound = metrics["finite"] if metrics["finite"].any() else slice(None)  # of [P]
     others = sorted(set(metrics) - {"loss", "gradient_norm", "finite", "nll"})
@@ -173,13 +174,13 @@ def summary(
 
 
 class Faults:
-    """Which particles had a step that was not finite; looked at only when the loop waits anyway.
+    """The particles whose steps were not finite; checked only when the loop waits anyway.
 
     Args:
       policy: the config's `on_fault`.
-      step: that the loop starts from.
-      separable: whether the others can go on.
-      where: after the number of a step in messages, such as ' of swag'.
+      step: from which the loop starts.
+      separable: whether the other particles can continue.
+      where: follows the number of a step in messages, such as ' of swag'.
     """
 
     def __init__(self, policy: str, step: int, separable: bool, where: str = ""):
@@ -191,33 +192,35 @@ class Faults:
         self._pending.append((finite, loss))
 
     def check(self, step: int) -> None:
-        """Names each new faulty particle.
+        """Reports each new faulty particle.
 
         Raises:
-          ParticleFault: if the config says to stop, or no particle is left.
+          ParticleFault: with `on_fault='stop'`, or if no particle is left.
         """
         if not self._pending:
             return
         finite, loss = (np.stack(a) for a in zip(*execution.host(self._pending), strict=True))
         if not finite.any(axis=1).all() and not np.isfinite(loss).all():
-            finite = np.isfinite(loss)  # [steps, P]; where particles interact, who began it
+            finite = np.isfinite(loss)  # [steps, P]; shows the first of particles that interact
         first, self._pending, self.step = self.step + 1, [], step
         for particle in np.flatnonzero(~finite.all(axis=0)):
             at = f"{first + int(np.flatnonzero(~finite[:, particle])[0])}{self.where}"
             message = f"particle {particle}: loss, gradient or update is not finite at step {at}"
             if self.policy == "stop":
-                freeze = ", or set on_fault='freeze' to let the other particles go on"
-                raise ParticleFault(f"{message}. Lower the learning rate or clip the gradient"
-                                    f"{freeze if self.separable else ''}.")  # fmt: skip
+                freeze = ", or set on_fault='freeze' to continue with the other particles"
+                raise ParticleFault(
+                    f"{message}. Lower the learning rate or clip the gradient"
+                    f"{freeze if self.separable else ''}."
+                )
             if particle not in self._named:
-                logger.warning("%s; such steps leave it as it is, the others go on", message)
+                logger.warning("%s; it keeps its last finite state, the others continue", message)
                 self._named.add(int(particle))
         if not finite.any():
             raise ParticleFault(f"no particle has had a finite step since step {first}{self.where}")
 
 
 class Clock:
-    """Seconds of a loop, those before an interruption included."""
+    """Seconds of a loop, including those before an interruption."""
 
     def __init__(self, before: float):
         self._before, self._began = before, time.monotonic()
@@ -227,7 +230,7 @@ class Clock:
         return time.monotonic() - self._began
 
     def mark(self, step: int) -> None:
-        """Begins to count steps per second after `step`."""
+        """Starts to count steps per second after `step`."""
         self._mark = (self.seconds(), step)
 
     def record(self, step: int) -> dict[str, float]:

@@ -1,13 +1,13 @@
-"""The processes of one training on several hosts: that they run the same, and that all are there.
+"""Training on several hosts: checks that all processes run the same program and are alive.
 
-They meet at a small store of texts, the coordination service of `jax.distributed`. Before anything
-is compiled they compare there what they run (`agree`); afterwards each leaves a sign of life every
-second, and a thread in each looks at those of the others. Where one is lost or has failed, the
-others say which and end, rather than wait for it in a collective.
+They share a key-value store, the coordination service of `jax.distributed`. Before anything is
+compiled they compare their programs there (`agree`). Afterwards each writes a heartbeat every
+second, and a thread in each reads the heartbeats of the others. If a process is lost or fails, the
+others report which one and exit, rather than wait for it in a collective.
 
-The service is a process of its own, started by process 0, so that the others outlive process 0
-long enough to say that it was lost. With `--distributed=auto` it is a thread of process 0, as JAX
-has it: when that one is lost, JAX itself ends the others.
+The service is a separate process, started by process 0, so that the others outlive process 0 long
+enough to report its loss. With `--distributed=auto` it is a thread of process 0, as in JAX: if
+process 0 is lost, JAX itself ends the others.
 """
 
 import contextlib
@@ -40,19 +40,19 @@ from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
 
-BEAT = 1.0  # seconds between signs of life
-# Seconds without one after which a process is lost.
+BEAT = 1.0  # seconds between heartbeats
+# Seconds without a heartbeat after which a process counts as lost.
 SILENCE = float(os.environ.get("UNCERTAINTY_SILENCE", 30))
-SUSPECT = 5.0  # the same, once a collective has failed, as it does when a connection breaks
+SUSPECT = 5.0  # the same after a collective has failed, as when a connection breaks
 LINGER = SILENCE + 15.0  # seconds for the others to notice that process 0 was killed
-GRACE = 3.0  # seconds for a process to report an error of its own before that of another ends it
-MEETING = 300.0  # seconds for all processes to be started
-PATIENCE = 3600.0  # seconds that processes wait for one that reads its data
-ROOT = "uncertainty/"  # of our names in the store
+GRACE = 3.0  # seconds for a process to report its own error before that of another ends it
+MEETING = 300.0  # seconds for all processes to start
+PATIENCE = 3600.0  # seconds to wait for a process that reads its data
+ROOT = "uncertainty/"  # prefix of our keys in the store
 PACKAGES = ("uncertainty", "jax", "jaxlib", "flax", "optax", "numpy")
 
-# Outlives the process that started it by the seconds that come on its standard input or, where that
-# process is killed, by those that the others need to notice (the third argument).
+# Outlives its parent by the number of seconds written to its standard input or, if the parent is
+# killed, by the time that the others need to notice (the third argument).
 SERVICE = """
 import sys, time
 from jax._src.lib import _jax
@@ -65,17 +65,17 @@ time.sleep(float(sys.stdin.read() or sys.argv[3]))
 
 @contextlib.contextmanager
 def joined(processes: str | None) -> Iterator[None]:
-    """Joins the processes of a training on several hosts, before anything else is done with JAX.
+    """Joins the processes of a training run on several hosts, before any other use of JAX.
 
-    An error in the block ends this process at once, after a line that says what it was, and the
-    others with it. `Interrupted` is raised: all processes stop together.
+    An error in the block is printed in one line and ends this process at once, and the others with
+    it. `Interrupted` is raised, as all processes stop together.
 
     Args:
-      processes: None for one process, 'auto' where JAX finds the others itself (Cloud TPU, SLURM,
-        Open MPI), else 'HOST:PORT,COUNT,INDEX' with the address of process 0.
+      processes: None for one process, 'auto' if JAX finds the others itself (Cloud TPU, SLURM, Open
+        MPI), else 'HOST:PORT,COUNT,INDEX' with the address of process 0.
 
     Raises:
-      ConfigError: of another form, or another program listens at the address of process 0.
+      ConfigError: another form, or another program listens at the address of process 0.
     """
     if processes is None:
         yield
@@ -94,7 +94,7 @@ def joined(processes: str | None) -> Iterator[None]:
 
 
 def _initialize(processes: str) -> subprocess.Popen | None:
-    """Joins; returns the process of the service, where this one has started it."""
+    """Joins; returns the process of the service if this process started it."""
     if processes == "auto":
         return _meet()
     try:
@@ -112,21 +112,23 @@ def _initialize(processes: str) -> subprocess.Popen | None:
     _wait_for(port)
     service = subprocess.Popen(
         [sys.executable, "-c", SERVICE, f"[::]:{port}", str(count), str(LINGER)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        start_new_session=True,  # an interrupt from the keyboard is not for it
-    )  # fmt: skip
-    if service.stdout.readline() != b"ready\n":  # a version of JAX that has it otherwise
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that Ctrl-C does not reach it
+    )
+    if service.stdout.readline() != b"ready\n":  # another version of JAX
         service.kill()
-        logger.warning("the coordination service is a thread of process 0: the others end with it")
+        logger.warning("the coordination service is a thread of process 0: if it is lost, all exit")
         return _meet(address, count, index)
-    # JAX's own service, of which nobody knows.
+    # JAX's own service, which nothing else refers to.
     _meet(address, count, index, coordinator_bind_address="127.0.0.1:0")
     return service
 
 
 def _meet(*place: Any, **more: Any) -> None:
-    """Waits for the other processes; JAX itself would abort where they do not come."""
-    message = f"--distributed: not all processes have come within {MEETING:.0f} s"
+    """Waits for the other processes; JAX itself would abort if they do not start."""
+    message = f"--distributed: not all processes have started within {MEETING:.0f} s"
     timer = threading.Timer(MEETING, _end, [message])
     timer.daemon = True
     timer.start()
@@ -137,9 +139,9 @@ def _meet(*place: Any, **more: Any) -> None:
 
 
 def _wait_for(port: int) -> None:
-    """Until nobody listens there: the service of a training that was killed ends after LINGER.
+    """Waits until the port is free: the service of a killed training ends after LINGER seconds.
 
-    JAX's service would share the port with another one, and with it the processes.
+    JAX's service would share the port with another service, and mix up their processes.
     """
     end = time.monotonic() + LINGER + GRACE
     both = dict(family=socket.AF_INET6, dualstack_ipv6=True) if socket.has_dualstack_ipv6() else {}
@@ -150,7 +152,7 @@ def _wait_for(port: int) -> None:
             if time.monotonic() > end:
                 raise ConfigError(f"--distributed: port {port}: {error.strerror}") from None
             if not attempt:
-                logger.info("waiting for port %d: another training has it", port)
+                logger.info("waiting for port %d: another training run uses it", port)
         time.sleep(BEAT)
 
 
@@ -161,17 +163,17 @@ def _store() -> Any:
     return distributed.global_state.client
 
 
-_calls = itertools.count()  # the processes meet in the same order, so a number names a meeting
+_calls = itertools.count()  # processes synchronise in one order: a number identifies a barrier
 
 
 def agree(facts: Mapping[str, str]) -> None:
-    """Compares what the processes of this training run; all of them have to ask.
+    """Compares facts between the processes of this run; all of them have to call it.
 
     Args:
       facts: name -> value, as text.
 
     Raises:
-      ConfigError: they differ; it names each fact (of the first ten), and who has which value.
+      ConfigError: they differ; the message lists the facts (at most ten) and each value.
     """
     if jax.process_count() == 1:
         return
@@ -189,19 +191,17 @@ def agree(facts: Mapping[str, str]) -> None:
                 lines.append(f"  {name}: {mine} in process 0, {theirs} in process {i}")
     if lines:
         more = [f"  and {len(lines) - 10} more"] if len(lines) > 10 else []
-        raise ConfigError("\n".join(
-            ["the processes of this training do not run the same:", *lines[:10], *more]
-        ))  # fmt: skip
+        raise ConfigError("\n".join(["the processes of this run differ:", *lines[:10], *more]))
 
 
 def barrier() -> None:
-    """Waits until all processes of this training are here."""
+    """Waits until all processes of this run have called it."""
     if jax.process_count() > 1:
         _store().wait_at_barrier(f"{ROOT}barrier/{next(_calls)}", int(1e3 * PATIENCE))
 
 
 def any_signal(stop: Stop) -> str | None:
-    """The signal that told one of the processes to stop, or None; all of them have to ask."""
+    """The signal that one of the processes received, or None; all of them have to call it."""
     if jax.process_count() == 1:
         return stop.signal
     number = signal.Signals[stop.signal].value if stop.signal else 0
@@ -211,7 +211,7 @@ def any_signal(stop: Stop) -> str | None:
 
 @functools.cache
 def code() -> dict[str, str]:
-    """What is run: versions, and a digest of the sources of this project."""
+    """The versions of packages, and a digest of the sources of this project."""
     root, packages = project.ROOT, ("uncertainty", "experiments")
     sources = [path for name in packages for path in (root / name).rglob("*.py")]
     digest = hashlib.sha256()
@@ -230,20 +230,20 @@ def _version(package: str) -> str:
 
 
 class Watch:
-    """Leaves this process's signs of life in the store, and looks at those of the others.
+    """Writes this process's heartbeats to the store, and reads those of the others.
 
     Args:
-      service: the process of the service, where this one has started it.
+      service: the process of the service, if this process started it.
     """
 
     def __init__(self, service: subprocess.Popen | None):
         self._service, self._store = service, _store()
         self._suspicious = threading.Event()  # a collective failed here
-        self._ending = threading.Event()  # this process has something to say itself
+        self._ending = threading.Event()  # this process reports its own error
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def leave(self) -> None:
-        """Ends together with the others, for whom it waits."""
+        """Waits for the others, to end together."""
         jax.distributed.shutdown()
         self._ending.set()
         self._end_service(0.0)
@@ -251,11 +251,12 @@ class Watch:
     def fail(self, error: BaseException) -> NoReturn:
         """Reports an error and ends this process, without waiting for the others.
 
-        An error of a collective is most often the loss of another process: then that is reported.
+        An error of a collective is usually due to the loss of another process, which is then
+        reported.
         """
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             self._suspicious.set()
-            time.sleep(2 * SUSPECT + GRACE)  # in which the thread ends this process
+            time.sleep(2 * SUSPECT + GRACE)  # meanwhile the thread may end this process
         self._ending.set()
         interrupted = isinstance(error, KeyboardInterrupt)
         message = "interrupted" if interrupted else str(error) or type(error).__name__
@@ -273,7 +274,7 @@ class Watch:
                 self._service.stdin.close()
 
     def _run(self) -> None:
-        # Process -> its last sign, and when it was seen first.
+        # Process -> its last heartbeat, and when it was first seen.
         seen = {i: ("", time.monotonic()) for i in range(jax.process_count())}
         for beat in itertools.count():
             lost = self._look(seen, str(beat))
@@ -283,14 +284,14 @@ class Watch:
                 _end(f"{lost}. The same command on every host resumes from the last checkpoint.")
 
     def _look(self, seen: dict[int, tuple[str, float]], beat: str) -> str | None:
-        """Which process is lost or has failed, in words, or None."""
+        """A message about a process that is lost or has failed, or None."""
         place, now, count = f"{ROOT}watch/", time.monotonic(), len(seen)
         try:
             self._store.key_value_set(
                 f"{place}alive/{jax.process_index()}", beat, allow_overwrite=True
             )
             signs = dict(self._store.key_value_dir_get(place))
-        except Exception:  # whatever the client raises whose service is out of reach
+        except Exception:  # the client raises various types if the service is unreachable
             signs = {}
         limit = SUSPECT if self._suspicious.is_set() else SILENCE
         for process, (last, since) in seen.items():
@@ -300,12 +301,12 @@ class Watch:
             if sign != last:
                 seen[process] = (sign, now)
             elif now - since > limit and process != jax.process_index():
-                return f"process {process} of {count} was lost: no sign of life for {limit:.0f} s"
+                return f"process {process} of {count} was lost: no heartbeat for {limit:.0f} s"
         return None
 
 
 def _end(message: str, code: int = 2) -> NoReturn:
-    """Ends the process without what waits for others: handlers of exit, threads, the service."""
+    """Ends the process without exit handlers, threads or the service, which may wait for others."""
     print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

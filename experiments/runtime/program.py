@@ -1,4 +1,4 @@
-"""How a program starts and ends: its flags, and one line in place of a traceback."""
+"""The entry of a program: common flags, and errors in one line."""
 
 import logging
 import re
@@ -17,11 +17,11 @@ REPORTED = (ValueError, OSError, FloatingPointError, ImportError)  # in one line
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
-    """`app.run` with one line for what the user can fix, in place of a traceback.
+    """`app.run`, with one line in place of a traceback for errors that the user can fix.
 
     The exit status is 2 for an error, and 128 + the number of a signal that ended the program.
 
-    `main` gets what is not a flag of absl's: the program, then its other arguments, among them
+    `main` gets the program and the arguments that are not absl flags, including
     `--config.field=value`.
     """
 

@@ -1,4 +1,4 @@
-"""A progress bar with rate, time left and losses, or plain lines where there is no terminal."""
+"""A progress bar with rate, time left and losses, or plain lines without a terminal."""
 
 import collections
 import logging
@@ -16,17 +16,17 @@ import rich.progress
 import rich.table
 
 CONSOLE = rich.console.Console(stderr=True)
-_shown: list["Progress"] = []  # those being shown, outermost first: they share one live display
+_shown: list["Progress"] = []  # those on display, outermost first: they share one live display
 
 
-LEAD = 2.0  # seconds that the steps which are dispatched may be ahead of those that are done
+LEAD = 2.0  # seconds by which dispatched steps may be ahead of finished ones
 
 
 class Finished:
-    """The last step that is done, of those that were dispatched.
+    """The last finished step, of those that were dispatched.
 
-    Adding one waits only where dispatching is further ahead than LEAD, and leaves a step to run
-    meanwhile: a run that is asked to stop has to wait for all of them.
+    Adding a step waits only if dispatching is ahead by more than LEAD, and leaves one step running
+    meanwhile: a run that stops has to wait for all dispatched steps.
     """
 
     def __init__(self, start: int):
@@ -34,7 +34,7 @@ class Finished:
         self._running: collections.deque[tuple[int, float, jax.Array]] = collections.deque()
 
     def add(self, step: int, result: jax.Array) -> None:
-        """Step number `step` is done when its `result` is."""
+        """Adds step number `step`, which is finished once its `result` is."""
         now = time.monotonic()
         self._running.append((step, now, result))
         while len(self._running) > 1 and now - self._running[0][1] > LEAD:
@@ -42,28 +42,28 @@ class Finished:
             self._step = self._running.popleft()[0]
 
     def step(self) -> int:
-        """Asks; it waits for nothing."""
+        """The last finished step, without waiting."""
         while self._running and self._running[0][2].is_ready():
             self._step = self._running.popleft()[0]
         return self._step
 
 
 class Progress:
-    """How far a loop is; use it as a context manager.
+    """The progress of a loop; use it as a context manager.
 
-    On a terminal it is a bar, redrawn at most ten times a second. Elsewhere it is a line, at the
-    first loss, then whenever `interval` seconds and 5% of the time so far have passed, and at the
-    end. A Progress within another one is shown below its bar, or after its name.
+    On a terminal it is a bar, redrawn at most ten times a second. Otherwise it prints lines: at the
+    first loss, then whenever `interval` seconds and 5% of the elapsed time have passed, and at the
+    end. A nested Progress is shown below the outer bar, or after its name.
 
     Args:
-        total: the number of steps.
-        name: what is being done, such as 'train' or 'job 3 of 10'.
-        unit: what is counted, in the singular.
-        finished: which of the steps are done, where `update` counts those dispatched.
-        start: the step that the loop begins at, when it goes on from a checkpoint.
-        interval: least seconds between two lines where there is no terminal.
-        show: False shows nothing, as in all but the first of several processes.
-        console: where to; the default is standard error.
+      total: the number of steps.
+      name: of the task, such as 'train' or 'job 3 of 10'.
+      unit: of what is counted, in the singular.
+      finished: the finished steps, if `update` counts dispatched ones.
+      start: the step at which the loop starts, when it resumes from a checkpoint.
+      interval: least seconds between two lines without a terminal.
+      show: False shows nothing, as in all but the first of several processes.
+      console: to print to; standard error by default.
     """
 
     def __init__(
@@ -85,15 +85,16 @@ class Progress:
         self.text = ""
         self._began = time.monotonic()
         self._next = self._began + (0.1 if self.live else interval if show else math.inf)
-        # (time, step) of the last things shown, for the rate; the first step compiles.
+        # (time, step) of recent updates, for the rate; the first step compiles.
         self._marks: collections.deque = collections.deque(maxlen=300)
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
 
     def update(self, step: int, text: str | None = None) -> None:
-        """Says that `step` steps are done; `text`, such as `format_losses`', stays until replaced.
+        """Records that `step` steps are done; `text`, such as `format_losses`', stays until
+        replaced.
 
-        Costs well under a microsecond when nothing is due to be shown.
+        Takes well under a microsecond if nothing is displayed.
         """
         self.step = step
         first_text = text is not None and not self.text
@@ -106,7 +107,7 @@ class Progress:
             self._show(now)
 
     def rate(self) -> float | None:
-        """Steps per second of late, without the first step (it compiles); None if unknown."""
+        """Recent steps per second, without the first step (it compiles); None if unknown."""
         if not self._marks:
             return None
         (t0, step0), now = self._marks[0], time.monotonic()
@@ -180,7 +181,7 @@ class Progress:
 def format_losses(members: Sequence[float] | np.ndarray, ensemble: float | None = None) -> str:
     """'loss 0.312 ensemble 0.287 [0.301 0.323]': mean over members, the mixture, each member.
 
-    Of more than ten members the first four and the last are shown.
+    With more than ten members the first four and the last are shown.
     """
     members = np.ravel(np.asarray(members, dtype=np.float64))
     text = f"loss {_digits(members.mean())}"
@@ -195,7 +196,7 @@ def format_losses(members: Sequence[float] | np.ndarray, ensemble: float | None 
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, trailing zeros kept so that the columns do not jump."""
+    """Three significant digits, with trailing zeros so that columns stay aligned."""
     return f"{value:#.3g}".rstrip(".")
 
 
@@ -207,11 +208,11 @@ def duration(seconds: float) -> str:
 
 
 def setup_logging(level: int = logging.INFO, console: rich.console.Console | None = None) -> None:
-    """Sends all logging, absl's included, to standard error so that no line cuts a bar.
+    """Sends all logging, absl's included, to standard error without breaking progress bars.
 
-    Call it after absl's `app.run` has begun. Orbax's records are left out: they are many, and
-    `Checkpoints` raises what they report. So are the writes that a failed save leaves behind: each
-    finds orbax's event loop closed, and its traceback would cut the line that says what failed.
+    Call it after absl's `app.run` has started. Orbax's records are dropped: they are many, and
+    `Checkpoints` raises their errors. So are tracebacks of pending writes after a failed save,
+    which find orbax's event loop closed and would hide the error message.
     """
     import absl.logging
 
@@ -227,7 +228,7 @@ def setup_logging(level: int = logging.INFO, console: rich.console.Console | Non
         root.removeHandler(former)
     root.addHandler(handler)
     root.setLevel(level)
-    logging.getLogger("jax").setLevel(logging.WARNING)  # which backends it did not find
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it lists backends that are not installed
     absl.logging.set_verbosity(absl.logging.converter.standard_to_absl(level))
     hook = sys.unraisablehook
 

@@ -1,4 +1,4 @@
-"""Where the project's own files are, whatever directory a program is started in."""
+"""Locates the project's files from any working directory."""
 
 import os
 import pathlib
@@ -7,16 +7,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
-    """The file or directory `path` as it is; where there is none, the project's, if it has it."""
+    """`path` if it exists; otherwise the project's file or directory of this path, if it exists."""
     here = pathlib.Path(path)
     return ROOT / here if not here.exists() and (ROOT / here).exists() else here
 
 
 def own(path: str | os.PathLike) -> pathlib.Path:
-    """The project's file or directory `path`, if it has it; else `path` as it is."""
+    """The project's file or directory `path` if it exists, else `path` itself."""
     return ROOT / path if (ROOT / path).exists() else pathlib.Path(path)
 
 
 def default(folder: str) -> str:
-    """Where a program puts things unless told: `folder` of the checkout; of here if installed."""
+    """The default `folder` for output: in the checkout, or here if installed."""
     return str(ROOT / folder) if (ROOT / "setup.py").is_file() else folder

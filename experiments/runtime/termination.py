@@ -1,4 +1,4 @@
-"""Stopping a run cleanly when it is told to."""
+"""Stopping a run cleanly after a signal."""
 
 import contextlib
 import dataclasses
@@ -16,14 +16,14 @@ class Stop:
 
 
 class Interrupted(Exception):
-    """The run was told to stop, and what it says about that.
+    """A signal stopped the run.
 
     Args:
-        message: where it stopped and what is saved.
-        signal: which told it, 'SIGTERM' or 'SIGINT'.
+      message: where it stopped and what is saved.
+      signal: 'SIGTERM' or 'SIGINT'.
 
     Attributes:
-        code: the exit status of a program that a signal ended, 128 + its number.
+      code: the exit status of the program, 128 + the signal's number.
     """
 
     def __init__(self, message: str, signal: str):
@@ -39,10 +39,10 @@ def status(name: str) -> int:
 
 @contextlib.contextmanager
 def graceful_termination() -> Iterator[Stop]:
-    """Turns the first SIGTERM or SIGINT into `stop.requested`, for the loop to look at.
+    """Turns the first SIGTERM or SIGINT into `stop.requested`, which the loop checks.
 
-    A second SIGINT raises KeyboardInterrupt. The former handlers are back afterwards. Outside the
-    main thread, where Python allows no handlers, `requested` stays False.
+    A second SIGINT raises KeyboardInterrupt. The former handlers are restored afterwards. Outside
+    the main thread, where Python allows no handlers, `requested` stays False.
     """
     stop = Stop()
 

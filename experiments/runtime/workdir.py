@@ -1,7 +1,7 @@
-"""A run's directory: its config, its lock, and files that are written whole or not at all.
+"""A run's directory: its config, its lock, and atomic writes of files.
 
-Whatever JSON file the programs read, they read by `read_json`, which says of a damaged one which
-file it is and what it should hold.
+Programs read all JSON files by `read_json`, whose error for a damaged file names it and what is
+expected.
 """
 
 import contextlib
@@ -22,16 +22,21 @@ from typing import Any
 import numpy as np
 
 CONFIG = "config.json"
-DATA = "data.json"  # what evaluation must know of the training data
-# Dotted name of a field or section of configs as it was -> as it is now. Files that were written
-# before are read, and compared, under the present names.
+DATA = "data.json"  # the record of the training data, for evaluation
+# Old -> new dotted name of a field or section of configs. Older files are read, and compared, with
+# the new names.
 RENAMED = {"data.context": "data.streams.context"}
-# What may differ when a run is resumed: none of it changes what is trained. Another mesh or
-# executor takes sums in another order, and so changes rounding.
+# Fields that may differ when a run resumes, as they do not change training. Another mesh or
+# executor changes the order of sums, and so rounding.
 MAY_CHANGE = (
-    "logging.*", "checkpoint.*", "mesh.*", "inference.executor", "on_fault", "evaluat*",
+    "logging.*",
+    "checkpoint.*",
+    "mesh.*",
+    "inference.executor",
+    "on_fault",
+    "evaluat*",
     "pretrained.path",
-)  # fmt: skip
+)
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -42,19 +47,19 @@ def open_workdir(
     ignore: Sequence[str] = (),
     free_bytes: int = 64 << 20,
 ) -> pathlib.Path:
-    """Makes the directory of a new run, or opens that of an interrupted one.
+    """Creates the directory of a new run, or opens that of an interrupted one.
 
     Args:
-        path: the directory; its parents are made too.
-        config: the run's config as a plain dict; `config.json` holds it.
-        ignore: patterns (fnmatch) of dotted names that may differ from those of the interrupted
-            run, such as 'logging.*'. The file is then brought up to date.
-        free_bytes: the least free space on the disk to start with.
+      path: the directory; its parents are created too.
+      config: the run's config as a plain dict, written to `config.json`.
+      ignore: patterns (fnmatch) of dotted names that may differ from those of the interrupted run,
+        such as 'logging.*'. The file is then updated.
+      free_bytes: the free disk space that is needed to start.
 
     Raises:
-        ValueError: the directory belongs to a run with another config; each field that differs is
-            shown with its old and new value.
-        OSError: it cannot be written, or its disk is (almost) full.
+      ValueError: the directory belongs to a run with another config; the message shows the old
+        and new value of each field that differs.
+      OSError: it cannot be written, or its disk is (almost) full.
     """
     directory = pathlib.Path(path).expanduser().absolute()
     new = jsonable(config)
@@ -69,12 +74,12 @@ def open_workdir(
             shown = "\n".join(f"  {line}" for line in refused)
             raise ValueError(
                 f"workdir {directory} belongs to a run with another config (old -> new):\n{shown}\n"
-                "Take another workdir, or the old values to resume that run."
+                "Use another workdir, or the old values to resume that run."
             )
         if not changed:
             return directory
     elif (directory / "checkpoints").exists():
-        raise ValueError(f"workdir {directory} has checkpoints but no {CONFIG}: whose are they?")
+        raise ValueError(f"workdir {directory} has checkpoints of an unknown run: no {CONFIG}")
     write_json(directory / CONFIG, new)
     return directory
 
@@ -82,10 +87,10 @@ def open_workdir(
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
     """The config of the run in the directory `path`; its tuples come back as lists.
 
-    Fields that have been renamed since have their present names.
+    Renamed fields have their new names.
 
     Raises:
-        ValueError: there is none, or the file does not hold a config.
+      ValueError: the file is missing or not a config.
     """
     file = pathlib.Path(path) / CONFIG
     if not file.is_file():
@@ -94,7 +99,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the present names of the fields and sections that `RENAMED` names."""
+    """A config with the new names of the fields and sections in `RENAMED`."""
     for old, new in RENAMED.items():
         *parents, last = old.split(".")
         section = config = copy.deepcopy(dict(config))
@@ -111,20 +116,20 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(config: Mapping[str, Any], ignore: Sequence[str] = ()) -> dict[str, str]:
-    """Dotted name of each field to its value as JSON, as configs are compared.
+    """Maps the dotted name of each field to its value as JSON, for comparing configs.
 
     As JSON, NaN equals itself, 1 differs from True, and a tuple is a list.
 
     Args:
-        config: nested; renamed fields get their present names.
-        ignore: patterns (fnmatch) of names to leave out.
+      config: nested; renamed fields get their new names.
+      ignore: patterns (fnmatch) of names to leave out.
     """
     flat = flatten(renamed(from_jsonable(jsonable(config))))
     return {k: json.dumps(v) for k, v in sorted(flat.items()) if not matches(k, ignore)}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted name of each field that differs to the line 'name: old -> new'."""
+    """Maps the dotted name of each field that differs to a line 'name: old -> new'."""
     old, new = fields(old), fields(new)
     return {
         name: f"{name}: {old.get(name, '(absent)')} -> {new.get(name, '(absent)')}"
@@ -134,17 +139,17 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]
 
 
 def same_but_for(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str]) -> bool:
-    """Whether two configs differ in fields that match `ignore` alone."""
+    """Whether two configs differ only in fields that match `ignore`."""
     return fields(old, ignore) == fields(new, ignore)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a dotted name is one of those that patterns (fnmatch) are for."""
+    """Whether a dotted name matches one of the patterns (fnmatch)."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to one dict with dotted names; an empty dict leaves nothing."""
+    """Flattens nested dicts into one dict with dotted names; empty dicts vanish."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -155,7 +160,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def require_free_space(path: str | os.PathLike, needed: int) -> None:
-    """Raises OSError (ENOSPC) when the disk of `path` has fewer than `needed` bytes free."""
+    """Raises OSError (ENOSPC) if the disk of `path` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(path).free
     if free < needed:
         raise OSError(
@@ -177,13 +182,13 @@ def _require_writable(directory: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def locked(directory: str | os.PathLike) -> Iterator[None]:
-    """Holds the directory against other trainings while the block runs.
+    """Locks the directory against other training runs while the block runs.
 
-    The lock is the kernel's (flock), so it ends with the process however the process ends. The
-    processes of one multi-process training share it: only the first one takes it.
+    The lock is the kernel's (flock), so it is released however the process ends. The processes of
+    one run share it: only the first one takes it.
 
     Raises:
-        BlockingIOError: another process holds it; its id is named.
+      BlockingIOError: another process holds it; the message has its id.
     """
     import jax
 
@@ -197,7 +202,7 @@ def locked(directory: str | os.PathLike) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise BlockingIOError(
-                f"workdir {directory} is in use by process {holder}; two trainings cannot share it"
+                f"workdir {directory} is in use by process {holder}; two runs cannot share it"
             ) from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -206,33 +211,33 @@ def locked(directory: str | os.PathLike) -> Iterator[None]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes `value` as JSON so that `path` holds the old text or the new, never a part.
+    """Writes `value` as JSON atomically.
 
     Arrays become lists; NaN and infinities, which JSON lacks, become the strings 'NaN', 'Infinity'
-    and '-Infinity', which `read_json` and Python's `float` take back.
+    and '-Infinity', which `read_json` and Python's `float` convert back.
     """
     write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | os.PathLike, form: Any = object) -> Any:
-    """What `write_json` wrote, non-finite numbers included.
+    """Reads a file of `write_json`, with non-finite numbers restored.
 
     Args:
-        path: the file.
-        form: what it has to hold: a type; a list of one form; a dict of the forms of the fields
-            that have to be there, or `{str: form}` for any; a tuple of alternatives.
+      path: the file.
+      form: the expected form: a type; a list of one form; a dict of the forms of required fields,
+        or `{str: form}` for any names; a tuple of alternatives.
 
     Raises:
-        ValueError: it is not JSON, or not of that form; the file is named, and what is wrong.
-        OSError: it cannot be read.
+      ValueError: it is not JSON, or not of that form; the message names the file and the error.
+      OSError: it cannot be read.
     """
-    if not hasattr(path, "read_bytes"):  # one in a bucket has it, too
+    if not hasattr(path, "read_bytes"):  # paths in buckets have it too
         path = pathlib.Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file")
     try:
         value = from_jsonable(json.loads(path.read_bytes()))
-    except ValueError as error:  # of the encoding, too
+    except ValueError as error:  # of JSON or of the encoding
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     except RecursionError:
         raise ValueError(f"{path} is not valid JSON: nested too deeply") from None
@@ -242,12 +247,19 @@ def read_json(path: str | os.PathLike, form: Any = object) -> Any:
     return value
 
 
-KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false",
-         type(None): "null", list: "a list", dict: "a dict"}  # fmt: skip
+KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+    list: "a list",
+    dict: "a dict",
+}
 
 
 def mismatch(value: Any, form: Any, name: str = "it") -> str | None:
-    """How `value` is not of a form that `read_json` takes, or None."""
+    """How `value` differs from a form of `read_json`, or None."""
     if form is object:
         return None
     forms = form if isinstance(form, tuple) else (form,)
@@ -263,8 +275,10 @@ def mismatch(value: Any, form: Any, name: str = "it") -> str | None:
         missing = [key for key in form if key is not str and key not in value]
         if missing:
             return f"{name} has no {missing[0]!r}"
-        inner = [(v, form.get(k, form.get(str, object)), k if name == "it" else f"{name}.{k}")
-                 for k, v in value.items()]  # fmt: skip
+        inner = [
+            (v, form.get(k, form.get(str, object)), k if name == "it" else f"{name}.{k}")
+            for k, v in value.items()
+        ]
     return next(filter(None, (mismatch(*one) for one in inner)), None)
 
 
@@ -275,11 +289,11 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def readable(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
-    """What `read` finds in a file.
+    """The result of `read` on a file.
 
     Raises:
-      ValueError: whatever went wrong, in one line that names the file: readers of archives and
-        nested text have many ways to fail on bytes that nobody wrote.
+      ValueError: any error, in one line that names the file: readers of archives and nested text
+        raise many types for damaged files.
     """
     try:
         return read(path)
@@ -289,7 +303,7 @@ def readable(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replaces the file at once: written beside it, flushed to the disk, then renamed."""
+    """Replaces the file atomically: written beside it, flushed to disk, then renamed."""
     path = pathlib.Path(path)
     remove_stale(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -305,7 +319,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def remove_stale(directory: pathlib.Path, name: str = "*") -> None:
-    """Removes what a `write_text` that was killed left of `name`: its process is no more."""
+    """Removes temporary files for `name` of processes that were killed in `write_text`."""
     if name != "*":
         name = glob.escape(name)
     for path in directory.glob(f".{name}.*.tmp"):
@@ -329,7 +343,7 @@ def jsonable(value: Any, name: str = "") -> Any:
     """`value` in JSON's types: arrays and tuples as lists, non-finite numbers as strings.
 
     Raises:
-        TypeError: something has no such form; its dotted name is given.
+      TypeError: a value has no such form; the message has its dotted name.
     """
     if value is None or isinstance(value, str | bool | int):
         return value

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, TensorBoard files, a parameter table, a profile."""
+"""The output of a run: metrics.jsonl, TensorBoard files, a parameter table, a profile."""
 
 import atexit
 import contextlib
@@ -23,29 +23,29 @@ from uncertainty.build import ConfigError
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-TIMING = ("seconds", "steps_per_second")  # clock readings; all else repeats in a resumed run
+TIMING = ("seconds", "steps_per_second")  # clock readings; all else is equal in a resumed run
 
 
 class Writer:
-    """Appends one JSON object a line to `workdir/metrics.jsonl`, and to TensorBoard if asked.
+    """Appends one JSON object per line to `workdir/metrics.jsonl`, and optionally to TensorBoard.
 
-    A record reaches the operating system before `write` returns, so it outlives a killed process.
-    Write the records of a step before its checkpoint is saved: opening again with that step then
-    drops exactly what the resumed run writes again.
+    A record reaches the operating system before `write` returns, so it survives if the process is
+    killed. Write the records of a step before saving its checkpoint: opening again with that step
+    then drops exactly the records that the resumed run will repeat.
 
     Args:
-        workdir: the run's directory, which exists.
-        start: the step that the run resumes from: records of later steps are dropped, damaged ones
-            too. 0 is a run from its beginning: all records are dropped.
-        tensorboard: also write TensorBoard files to `workdir/tensorboard`.
-        prefix: of the names of what is written, such as 'swag/'.
+      workdir: the run's directory, which exists.
+      start: the step that the run resumes from: records of later steps are dropped, damaged ones
+        too. 0 drops all records.
+      tensorboard: also write TensorBoard files to `workdir/tensorboard`.
+      prefix: of the names that are written, such as 'swag/'.
 
     Attributes:
-        seconds: the last 'seconds' of that prefix among the records kept, or 0: the clock so far.
+      seconds: the last 'seconds' with this prefix in the remaining records, or 0: time so far.
 
     Raises:
-        ConfigError: TensorBoard files are asked for and TensorFlow is not installed.
-        ValueError: the records so far cannot be read.
+      ConfigError: TensorBoard files are requested but TensorFlow is not installed.
+      ValueError: the existing records cannot be read.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class Writer:
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes numbers, arrays (one value a member, say) and strings under their names.
+        """Writes numbers, arrays (such as one value per member) and strings under their names.
 
-        All but those named in `TIMING` are expected to repeat when a killed run is resumed.
+        All but those in `TIMING` are expected to be equal in a resumed run.
 
         Raises:
-            OSError: the file cannot be written, as when the disk is full.
-            TypeError: a value has no form in JSON; it is named.
+          OSError: the file cannot be written, for example because the disk is full.
+          TypeError: a value has no form in JSON; the message names it.
         """
         if self._file is None:
             return
@@ -102,7 +102,7 @@ class Writer:
 
 
 def require_tensorboard() -> None:
-    """Raises ConfigError where TensorBoard files cannot be written; imports nothing."""
+    """Raises ConfigError if TensorBoard files cannot be written; imports nothing."""
     missing = [name for name in ("tensorflow", "tensorboard") if not importlib.util.find_spec(name)]
     if missing:
         raise ConfigError(
@@ -112,17 +112,17 @@ def require_tensorboard() -> None:
 
 
 def read_metrics(path: str | os.PathLike, last: float = math.inf) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, oldest first; none if there is no file.
+    """The records of a metrics.jsonl, oldest first; empty if there is no file.
 
-    A last line that a killed process left half written is passed over.
+    An incomplete last line, left by a killed process, is skipped.
 
     Args:
       path: the file.
-      last: records of later steps are left out. Records come in the order of their steps, so a
-        damaged line that none of those that stay comes after is left out as well.
+      last: records of later steps are left out, and with them damaged lines after the last
+        remaining record, as records are in the order of steps.
 
     Raises:
-        ValueError: a line is not a record; the file is named, and the line.
+      ValueError: a line is not a record; the message names the file and the line.
     """
     path = pathlib.Path(path)
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
@@ -141,11 +141,11 @@ def read_metrics(path: str | os.PathLike, last: float = math.inf) -> list[dict[s
     return [record for record in records[:end] if record["step"] <= last]
 
 
-FORMS = {"step": int, **dict.fromkeys(TIMING, float)}  # of what is read here
+FORMS = {"step": int, **dict.fromkeys(TIMING, float)}  # types of the fields that are read here
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl says; None if it is damaged."""
+    """The record of a line of metrics.jsonl; None if it is damaged."""
     try:
         record = from_jsonable(json.loads(line))
     except (ValueError, RecursionError):
@@ -157,7 +157,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def without_timing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records without clock readings: what two runs of one config agree on."""
+    """The records without clock readings, which are equal for two runs of one config."""
     return [{k: v for k, v in r.items() if k.split("/")[-1] not in TIMING} for r in records]
 
 
@@ -174,11 +174,11 @@ class Profile:
     """A trace of some steps in `workdir/profile`, for TensorBoard or Perfetto.
 
     Args:
-        workdir: the run's directory.
-        steps: (first, last), both included; () or None traces nothing.
+      workdir: the run's directory.
+      steps: (first, last), both included; () or None traces nothing.
 
     Raises:
-        ValueError: `steps` is not such a pair.
+      ValueError: `steps` is not such a pair.
     """
 
     def __init__(self, workdir: str | os.PathLike, steps: Sequence[int] | None):
@@ -189,7 +189,7 @@ class Profile:
         self._tracing = False
 
     def __call__(self, step: int) -> contextlib.AbstractContextManager:
-        """To run step number `step` in: `with profile(step): ...`."""
+        """A context for step number `step`: `with profile(step): ...`."""
         return self._traced(step) if self.first <= step <= self.last else contextlib.nullcontext()
 
     @contextlib.contextmanager
@@ -205,7 +205,7 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is still open, as when the loop is left early."""
+        """Ends a trace that is still open, for example if the loop ends early."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
@@ -213,7 +213,7 @@ class Profile:
 
 
 def hardware() -> dict[str, Any]:
-    """What a result was computed with: devices, processor, versions and the day (UTC)."""
+    """The environment of a result: devices, processor, versions and the date (UTC)."""
     devices = jax.devices()
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {

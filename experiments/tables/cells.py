@@ -25,9 +25,9 @@ from uncertainty.build import ConfigError, nearest
 logger = logging.getLogger(__name__)
 
 TABLES = "configs.tables"
-UNFINISHED = "unfinished"  # a file that says that a round is
+UNFINISHED = "unfinished"  # a file that marks an unfinished round
 
-# What `evaluate` adds to the numbers of evaluators.
+# Metrics that `evaluate` adds to those of evaluators.
 OF_A_RUN = {"cost/parameters", "cost/train_seconds", "cost/train_ms_per_example", "cost/step"}
 
 
@@ -49,21 +49,21 @@ def name_of(row: Mapping[str, Any]) -> str:
 
 
 class Cells:
-    """The cells of a table: which are to be run, and their records.
+    """The cells of a table: their configs, runs and records.
 
-    Overrides that change numbers make other cells than the table's own: these are in a folder of
-    their own, named by what is set, of `results` and of `workdir`.
+    Overrides that change results make other cells than the table's own. They have their own folder
+    in `results` and `workdir`, named after the overrides.
 
     Args:
       name: the table.
-      results: where finished cells and the rendered table are kept.
-      workdir: where the runs are, with their checkpoints.
+      results: the folder of finished cells and the rendered table.
+      workdir: the folder of the runs, with their checkpoints.
       overrides: dotted config fields to set in every row that has a section for them.
-      round: where a round of runs anew is, see `begin_round`; None for the table's own runs.
+      round: the folder of a round of new runs, see `begin_round`; None for the table's own runs.
 
     Raises:
-      ConfigError: there is no such table, two of its rows would share their files, no row has a
-        section for an override, or one sets the seed.
+      ConfigError: an unknown table, two rows with the same files, an override for which no row has
+        a section, or an override of the seed.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Cells:
                     f"folder {slug(other)!r}; give one another label"
                 )
         if "seed" in overrides:
-            raise ConfigError("config.seed: the seeds of a table are set by --seeds")
+            raise ConfigError("config.seed: use --seeds to choose the seeds of a table")
         for field, value in overrides.items():
             refused = [self._refused(row, field, value) for row in self.table["rows"]]
             if all(refused):
@@ -98,20 +98,20 @@ class Cells:
 
     @staticmethod
     def _load(row: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
-        """The config of a row, whose file is the project's wherever a program is started."""
+        """The config of a row; its file is looked up in the project, from any working directory."""
         file, colon, arg = row["config"].partition(":")
         return config_lib.load(f"{project.own(file)}{colon}{arg}", overrides)
 
     @classmethod
     def _refused(cls, row: Mapping[str, Any], name: str, value: Any) -> str | None:
-        """Why a row's config cannot have this override, or None."""
+        """Why an override does not apply to a row's config, or None."""
         try:
             config_lib.override(cls._load(row, {}), name, value)
         except ConfigError as error:
             return str(error)
 
     def _variant(self) -> str:
-        """The folder of what overrides make of the table; '' where they change no number."""
+        """The folder name for overrides; '' if they do not change results."""
         changed = {}
         for row in self.table["rows"]:
             for name, value in self.overrides.items():
@@ -132,7 +132,7 @@ class Cells:
         return f"{shown}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def config(self, row: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """The config of a cell; it is made once and not to be changed."""
+        """The config of a cell; it is cached and must not be changed."""
         cell = name_of(row), seed
         if cell not in self._configs:
             config = self._load(row, {"seed": seed})
@@ -142,13 +142,13 @@ class Cells:
         return self._configs[cell]
 
     def check_columns(self) -> None:
-        """Refuses a column that no row's evaluators can fill and for which nothing is published.
+        """Refuses a column that no row's evaluators can fill and that has no published values.
 
-        Those of the table count, and those that overrides make: without an evaluator's data it may
+        Evaluators of the table count even if overrides remove them: an evaluator without data may
         be left out, and its columns stay empty.
 
         Raises:
-          ConfigError: with the nearest names that there are.
+          ConfigError: such a column; the message has the nearest names.
         """
         names, unknown = set(OF_A_RUN), False
         for row in self.table["rows"]:
@@ -173,11 +173,11 @@ class Cells:
             logger.warning("%s", message)
 
     def seeds(self, row: Mapping[str, Any]) -> list[int]:
-        """The seeds of a row for which there is a record."""
+        """The seeds of a row that have a record."""
         return self.records.seeds(slug(name_of(row)))
 
     def run_directory(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
-        """Where a cell is run, or was run last."""
+        """The workdir in which a cell runs, or was run last."""
         own = pathlib.Path(slug(name_of(row)), f"seed{seed}")
         if self.round is not None:
             return self.round / own
@@ -186,11 +186,11 @@ class Cells:
         return last if last and last.is_dir() else self.workdir / own
 
     def _recorded(self, row: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
-        """The record of a cell, whatever config it is of."""
+        """The record of a cell, with any config."""
         return self.records.get(slug(name_of(row)), seed)
 
     def record(self, row: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
-        """The record of a finished cell; None if there is none, or its config was another one.
+        """The record of a finished cell; None if there is none, or if its config differs.
 
         Raises:
           ValueError: the record is damaged.
@@ -202,13 +202,13 @@ class Cells:
             config = self.config(row, seed)
         except ConfigError:  # `run` reports it
             return None
-        # A section that came after the record was made had its default.
+        # Sections that are newer than the record had their defaults.
         made = _defaults() | record["config"]
         same = same_but_for(made, config, MAY_CHANGE)
         return record if same else None
 
     def finished(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """The readable records of this config, by the name of the row and the seed."""
+        """The readable records with this config, by the name of the row and the seed."""
         records = {}
         for row in self.table["rows"]:
             for seed in self.seeds(row):
@@ -218,7 +218,7 @@ class Cells:
         return records
 
     def done(self, row: Mapping[str, Any], seed: int) -> bool:
-        """Whether nothing is left to do, as far as can be done with this config.
+        """Whether the cell is finished, as far as possible with this config.
 
         Raises:
           ValueError: the record is damaged.
@@ -228,26 +228,26 @@ class Cells:
         record = self.record(row, seed)
         if record is None:
             if self._recorded(row, seed) is not None:
-                logger.warning("%s is of another config and is not used", self._where(row, seed))
+                logger.warning("%s has another config and is not used", self._where(row, seed))
             return False
         then, now = record["config"]["evaluators"], self.config(row, seed)["evaluators"]
         if record["failures"]:
             return same_but_for(then, now, ())
         if not same_but_for(then, now, ("*.sets.*.name", "*.sets.*.path")):
             logger.warning(
-                "%s was evaluated otherwise than config.evaluators asks now; "
+                "%s was evaluated with other config.evaluators than now; "
                 "delete it to evaluate it again",
                 self._where(row, seed),
             )
         return True
 
     def _where(self, row: Mapping[str, Any], seed: int) -> str:
-        """A record in words, with its file and line."""
+        """The description of a record for messages, with its file and line."""
         place = self.records.where(slug(name_of(row)), seed)
         return f"the record of {name_of(row)}, seed {seed} ({place})"
 
     def run(self, row: Mapping[str, Any], seed: int) -> None:
-        """Trains and evaluates one cell and records it, in place of a former record."""
+        """Trains and evaluates one cell and writes its record, replacing an earlier one."""
         from experiments.tables import constraints
 
         config = copy.deepcopy(self.config(row, seed))
@@ -274,13 +274,13 @@ class Cells:
             self._mark(row, seed).touch()
 
     def _mark(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
-        """The file that says that a round has recorded a cell."""
+        """The file that marks a cell of a round as recorded."""
         return self.run_directory(row, seed) / "recorded"
 
     def begin_round(self) -> None:
-        """Runs all cells anew from here on, in `workdir/fresh/<n>`; records stay until replaced.
+        """Makes all cells run again, in `workdir/fresh/<n>`; records stay until they are replaced.
 
-        A round that was not finished is resumed.
+        An unfinished round is resumed.
         """
         folder = self.workdir / "fresh"
         rounds = sorted(int(p.name) for p in folder.glob("*") if re.fullmatch("[0-9]+", p.name))
@@ -294,7 +294,7 @@ class Cells:
         (self.round / UNFINISHED).touch()
 
     def end_round(self) -> None:
-        """The next round is another one."""
+        """Ends the round, so that the next one starts from scratch."""
         (self.round / UNFINISHED).unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
-"""Are the numbers made here within the errors of the committed ones?
+"""Checks that results here agree with the committed ones within errors.
 
-Each row and column of a table is compared by itself. Its *difference* is that of the means, in
+Each row and column of a table is compared separately. Its *difference* is that of the means, in
 units of the combined standard error; a two-sided t test gives its p-value:
 
 - paired, if at least three seeds were run here and all of them are among the committed ones: of
@@ -9,13 +9,13 @@ units of the combined standard error; a two-sided t test gives its p-value:
   degrees of freedom, all n committed seeds and s pooled, so that even one seed can be checked.
 
 A number *differs* if its p-value is significant among all numbers of the table by Holm's (1979)
-step-down rule, and its mean is off by more than the committed standard error. The first keeps the
-chance of any false alarm at LEVEL, however many numbers there are; the second accepts a change of
-rounding that pairs would show and the table does not.
+step-down rule, and its mean is off by more than the committed standard error. The first condition
+keeps the probability of any false alarm at LEVEL, however many numbers there are; the second
+accepts changes of rounding that pairs detect but the table does not show.
 
-What no seed changes here and there, such as the number of parameters, has no error: it has to read
-as in the table. Measured times are not compared. A number that is missing or not finite here
-differs if the committed one is finite.
+Numbers that do not depend on the seed, such as the number of parameters, have no error and have to
+be displayed as in the table. Measured times are not compared. A number that is missing or not
+finite here differs if the committed one is finite.
 """
 
 import math
@@ -31,15 +31,15 @@ from scipy import stats
 from experiments.reports.study import Column, Summary, round_pair, summarise
 from experiments.runtime import keys
 
-LEVEL = 0.01  # the chance that any number of a table is said to differ though none does
-PAIRED = 3  # seeds from which pairs are compared: one or two say too little of their spread
+LEVEL = 0.01  # the probability that any number of a table is reported to differ by chance
+PAIRED = 3  # the least seeds for a paired test: with fewer their spread is too uncertain
 TIMES = ("seconds", "ms")
 
 Values = Mapping[int, float]  # by seed
 
 
 class Comparison(NamedTuple):
-    """One row and column."""
+    """The comparison of one row and column."""
 
     row: str
     column: Column
@@ -49,17 +49,17 @@ class Comparison(NamedTuple):
     off: float = 0.0  # difference of the means
     errors: float | None = None  # the difference in combined standard errors
     p: float | None = None  # None where nothing varies
-    reason: str = ""  # why it differs whatever p is
+    reason: str = ""  # why it differs regardless of p
     differs: bool = False
 
 
 def is_time(key: str) -> bool:
-    """Whether a metric is a measured time, by the words of its name."""
+    """Whether a metric is a measured time, judged by its name."""
     return any(word in TIMES for word in keys.split(key)[-1].split("_"))
 
 
 def compare(row: str, column: Column, here: Values, committed: Values) -> Comparison | None:
-    """Compares one number; None where there is nothing to compare with.
+    """Compares one number; None if there is nothing to compare with.
 
     Args:
       row: its name.
@@ -76,7 +76,7 @@ def compare(row: str, column: Column, here: Values, committed: Values) -> Compar
         return compared._replace(reason="no finite number here")
     if not made.error and not theirs.error:
         alike = [round_pair(s.mean * column.scale, None, column.digits) for s in (made, theirs)]
-        return compared._replace(reason="no seed changes it" * (alike[0] != alike[1]))
+        return compared._replace(reason="it does not depend on the seed" * (alike[0] != alike[1]))
     if len(here) >= PAIRED and here.keys() <= committed.keys():
         d = np.array([value - committed[seed] for seed, value in here.items()])
         off, spread, freedom = d.mean(), d.std(ddof=1) / math.sqrt(len(d)), len(d) - 1
@@ -96,7 +96,7 @@ def comparisons(
     here: Mapping[tuple[str, int], Mapping[str, Any]],
     committed: Mapping[tuple[str, int], Mapping[str, Any]],
 ) -> list[Comparison]:
-    """Every row and column that both have: rows without a cell here are left out.
+    """Every row and column that both have; rows without a cell here are left out.
 
     Args:
       table: with its columns.

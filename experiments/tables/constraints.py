@@ -1,11 +1,11 @@
-"""The versions that a table was made with: a constraints file for `pip install -c`."""
+"""The package versions of a table's runs, as a constraints file for `pip install -c`."""
 
 import collections
 import importlib.metadata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Those that numbers may depend on.
+# Packages that results may depend on.
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def installed() -> dict[str, str]:
-    """package -> version, of those that are installed here."""
+    """package -> version, for the packages that are installed here."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -33,7 +33,7 @@ def installed() -> dict[str, str]:
 def text_of(records: Iterable[Mapping[str, Any]]) -> str:
     """The constraints file of a table's records.
 
-    A package of several versions, or whose version no record has, is a comment.
+    A package with several versions, or without a recorded version, becomes a comment.
 
     Args:
       records: each with `hardware` and, in newer ones, `versions`.

@@ -2,10 +2,10 @@
 
 A line is one JSON object: row, seed, metrics, failures, sets, config_file, config, hardware,
 versions, run. Lines are in the order of the table's rows and of the seeds. `cat a.jsonl >> b.jsonl`
-merges the cells of two machines: of two lines for one cell the later one counts.
+merges the cells of two machines: if a cell has two lines, the later one counts.
 
-Earlier versions kept a file for each cell in a folder `runs`. Such files are read where
-`runs.jsonl` has no line for their cell; the next write moves them into it.
+Earlier versions kept a file for each cell in a folder `runs`. These files are read if `runs.jsonl`
+has no line for the cell; the next write moves them into it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ Key = tuple[str, int]  # slug of the row, seed
 
 
 def slug(name: str) -> str:
-    """A file name for a row's name; names that differ beyond ASCII get a checksum."""
+    """A file name for a row's name; names with other than ASCII characters get a checksum."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     lost = any(c.isalnum() and not c.isascii() for c in name) or not plain
     return f"{plain}-{zlib.crc32(name.encode()):08x}".lstrip("-") if lost else plain
@@ -39,17 +39,17 @@ class Entry(NamedTuple):
     text: str  # the line, without its end
     where: str  # file and line, for messages
     record: dict[str, Any] | None  # None if it is damaged
-    reason: str = ""  # why it is
-    file: pathlib.Path | None = None  # of its own, of an earlier version
+    reason: str = ""  # why it is damaged
+    file: pathlib.Path | None = None  # the cell's file of an earlier version
 
 
 class Contents(NamedTuple):
     cells: dict[Key, Entry]
-    strays: list[Entry]  # damaged lines that do not say which cell they are of
+    strays: list[Entry]  # damaged lines whose cell is unknown
 
 
 class Records:
-    """The records in a folder, which any number of processes may read and write.
+    """The records in a folder, which several processes may read and write.
 
     Args:
       folder: of the table's results.
@@ -62,14 +62,14 @@ class Records:
         self._read: tuple[Any, Contents] | None = None
 
     def seeds(self, slug: str) -> list[int]:
-        """The seeds of a row for which there is a record, damaged ones included."""
+        """The seeds of a row that have a record, including damaged ones."""
         return sorted(seed for of, seed in self._contents().cells if of == slug)
 
     def get(self, slug: str, seed: int) -> dict[str, Any] | None:
         """The record of a cell, or None.
 
         Raises:
-          ValueError: it is damaged.
+          ValueError: the record is damaged.
         """
         entry = self._contents().cells.get((slug, seed))
         if entry and entry.record is None:
@@ -83,24 +83,24 @@ class Records:
         return self._contents().cells[slug, seed].where
 
     def damaged(self) -> list[str]:
-        """What is wrong with each line of the file that does not say which cell it is of."""
+        """A message for each damaged line whose cell is unknown."""
         return [
             f"{entry.where} is damaged: {entry.reason}; delete it, or restore it"
             for entry in self._contents().strays
         ]
 
     def any_damaged(self) -> bool:
-        """Whether any record cannot be read, so that a table would lack it."""
+        """Whether any record is damaged, so that a table would lack it."""
         cells, strays = self._contents()
         return bool(strays) or any(
             entry.record is None for (of, _), entry in cells.items() if of in self._slugs
         )
 
     def put(self, record: dict[str, Any]) -> None:
-        """Writes a record in place of its cell's former one.
+        """Writes the record of a cell, replacing an earlier one.
 
-        The file is replaced at once, under a lock: a reader sees the old lines or the new ones,
-        and of two writers neither loses what the other wrote.
+        The file is replaced atomically, under a lock: a reader sees the old lines or the new ones,
+        and concurrent writers lose no records.
         """
         entry = Entry(json.dumps(jsonable(record), allow_nan=False), "", record)
         self._write({(slug(record["row"]), record["seed"]): entry})
@@ -110,10 +110,10 @@ class Records:
         self._write({})
 
     def _write(self, new: dict[Key, Entry]) -> None:
-        """Writes all lines in order: rows of the table, other rows, lines of no known cell."""
+        """Writes all lines in order: rows of the table, other rows, lines whose cell is unknown."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # is the kernel's: it ends with the process
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the process ends
             cells, strays = self._contents()
             entries = {k: e for k, e in cells.items() if e.file is None or e.record is not None}
             entries |= new
@@ -126,11 +126,11 @@ class Records:
             for key, entry in cells.items():
                 if entry.file and key in entries:
                     entry.file.unlink()
-            with contextlib.suppress(OSError):  # there is none, or a damaged file is left in it
+            with contextlib.suppress(OSError):  # no such folder, or a damaged file is left in it
                 (self.folder / FOLDER).rmdir()
 
     def _contents(self) -> Contents:
-        """What is on the disk; files are read again when they have changed."""
+        """The entries on disk; files are read again when they have changed."""
         try:
             files = [*self._files(), *([self.path] if self.path.is_file() else [])]
             state = [(p, s.st_mtime_ns, s.st_size, s.st_ino) for p in files for s in [p.stat()]]
@@ -154,7 +154,7 @@ class Records:
                 continue
             where = f"{self.path}, line {number},"
             value, reason = _parsed(text)
-            if value is None and number == len(lines):  # the end of a line is written last
+            if value is None and number == len(lines):  # the newline is written last
                 logger.warning("%s is incomplete and is dropped: its cell is run again", where)
                 continue
             row, seed = (value.get("row"), value.get("seed")) if isinstance(value, dict) else (0, 0)
@@ -166,7 +166,7 @@ class Records:
 
 
 def _of_file(path: pathlib.Path) -> Iterator[tuple[Key, Entry]]:
-    """The record of an earlier version's file, which is named by its cell."""
+    """The record in a file of an earlier version, which is named after its cell."""
     if match := re.fullmatch(r"(.*)-seed(\d+)", path.stem):
         value, reason = _parsed(path.read_text(encoding="utf-8", errors="replace"))
         entry = Entry("", str(path), None, reason) if reason else _entry("", str(path), value)
@@ -175,7 +175,7 @@ def _of_file(path: pathlib.Path) -> Iterator[tuple[Key, Entry]]:
 
 
 def _parsed(text: str) -> tuple[Any, str]:
-    """A JSON value, or None and why it is none."""
+    """A JSON value, or None and the reason why it does not parse."""
     try:
         return from_jsonable(json.loads(text)), ""
     except ValueError as error:
@@ -192,10 +192,10 @@ def _entry(text: str, where: str, value: Any) -> Entry:
 
 
 def checked(record: Any) -> dict[str, Any]:
-    """Returns a record whose parts are what `Cells.run` writes.
+    """Checks that a record has the form that `Cells.run` writes, and returns it.
 
     Raises:
-      ValueError: they are not.
+      ValueError: it has another form.
     """
     kinds = dict(row=str, seed=int, metrics=dict, failures=dict, config=dict, hardware=dict)
     for field, kind in kinds.items():
@@ -210,7 +210,7 @@ def checked(record: Any) -> dict[str, Any]:
                 raise ValueError(f"'{field}.{key}' is of another type")
     run = record.get("run", "")
     if not isinstance(run, str) or pathlib.PurePath(run).is_absolute() or ".." in run:
-        raise ValueError(f"'run' is {run!r}, no folder below that of the runs")
+        raise ValueError(f"'run' is {run!r}, which is not a folder below that of the runs")
     numbers(record["metrics"])
     datasets.check_sets(record.get("sets", {}))
     return record

@@ -17,16 +17,17 @@ def render(
 ) -> tuple[pathlib.Path | None, list[str]]:
     """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
 
-    Files that would only differ in the command and in what failed this time are left as they are;
-    so are all while a record is damaged.
+    Files that would differ only in the command and in current failures are not rewritten; none is
+    rewritten while a record is damaged.
 
     Args:
       cells: of the table.
-      made: what became of them.
+      made: the outcome of running them.
       report: whether to write the HTML page too.
 
     Returns:
-      The report, None where there is none or no run is on this disk; and what cannot be shown.
+      The report, or None if it is not wanted or no run is on this disk; and lines on what cannot be
+      shown.
     """
     from experiments.reports import formats, html  # late: with figures, rich and matplotlib
     from experiments.reports.tables import print_study
@@ -34,7 +35,7 @@ def render(
     print_study(made.study)
     written = (cells.results / "table.md").is_file()
     if written and cells.records.any_damaged():
-        logger.warning("the files of the table are left as they are: a record is damaged")
+        logger.warning("the files of the table are not rewritten: a record is damaged")
     else:
         if not formats.says_the_same(made.study, cells.results, "table"):
             formats.write_study(made.study, cells.results, "table")
@@ -55,7 +56,7 @@ def render(
 
 
 def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Any]:
-    """The finished runs that are on this disk; `problems` gets those that cannot be read."""
+    """The finished runs on this disk; adds a line to `problems` for each that cannot be read."""
     from experiments.reports.runs import read_run
 
     runs = []
@@ -67,13 +68,13 @@ def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Any]:
                 if here and cells.record(row, seed) is not None:
                     run = read_run(dict(workdir=directory, label=name_of(row)), problems)
                     runs += [run] if run else []
-            except ValueError:  # is among the failures
+            except ValueError:  # reported among the failures
                 continue
     return runs
 
 
 def write_constraints(cells: Cells) -> None:
-    """Writes what the table was made with beside it, if it has changed."""
+    """Writes constraints.txt beside the table, if it has changed."""
     path = cells.results / "constraints.txt"
     text = constraints.text_of(cells.finished().values())
     if cells.finished() and not (path.is_file() and path.read_text(encoding="utf-8") == text):

@@ -1,4 +1,4 @@
-"""Runs the cells of a table that are not done, here or each in a process of its own."""
+"""Runs the unfinished cells of a table, here or each in its own process."""
 
 import logging
 import re
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """What became of a table's cells."""
+    """The outcome of running a table's cells."""
 
     study: Study  # of all finished cells
-    read: int  # cells that were done before
+    read: int  # cells that were finished before
     ran: int
     failures: dict[str, dict[str, list[int]]]  # reason -> row -> seeds
 
@@ -41,16 +41,16 @@ def reproduce(
     seeds: Sequence[int] | None = None,
     isolate: Sequence[str] | None = None,
 ) -> Outcome:
-    """Runs the cells that are not done.
+    """Runs the unfinished cells.
 
     Args:
       cells: of the table.
-      rows: a regex; only rows whose name it is found in are run. All are shown.
-      seeds: of these seeds only; by default the table's.
-      isolate: the command that runs one cell in a process of its own, or None for this process.
+      rows: a regex; only rows whose name it matches are run. All are shown.
+      seeds: run only these seeds; by default the table's.
+      isolate: the command that runs one cell in its own process, or None for this process.
 
     Raises:
-      ConfigError: `rows` finds no row, or a column is one that nothing fills.
+      ConfigError: `rows` matches no row, or nothing fills a column.
       Interrupted: SIGTERM or SIGINT came.
     """
     jobs = [(row, seed) for seed in seeds_of_table(cells, seeds) for row in rows_of(cells, rows)]
@@ -75,7 +75,7 @@ def reproduce(
                 ran += 1
             except Interrupted:
                 raise
-            except Exception as error:  # one row must not take the others with it
+            except Exception as error:  # the other cells still run
                 reason = one_line(error) or type(error).__name__
                 level = logging.DEBUG if reason in failures else logging.ERROR
                 logger.log(level, "%s: %s", name, reason)
@@ -86,10 +86,10 @@ def reproduce(
 
 
 def rows_of(cells: Cells, pattern: str) -> list[dict[str, Any]]:
-    """The rows whose name a regex is found in.
+    """The rows whose name a regex matches.
 
     Raises:
-      ConfigError: it finds none, or is none.
+      ConfigError: it matches none, or is not a regex.
     """
     try:
         wanted = [row for row in cells.table["rows"] if re.search(pattern, name_of(row))]
@@ -102,15 +102,15 @@ def rows_of(cells: Cells, pattern: str) -> list[dict[str, Any]]:
 
 
 def seeds_of_table(cells: Cells, seeds: Sequence[int] | None) -> tuple[int, ...]:
-    """Those asked for, once each, or the table's."""
+    """The selected seeds, once each; by default the table's."""
     return tuple(dict.fromkeys(cells.table["seeds"] if seeds is None else seeds))
 
 
 def run_alone(command: Sequence[str]) -> None:
-    """Runs one cell in a process of its own, to which SIGTERM and SIGINT are passed on.
+    """Runs one cell in its own process, which also gets SIGTERM and SIGINT.
 
     Raises:
-      RuntimeError: it failed; the message is its own, where it could leave one.
+      RuntimeError: it failed; the message is that of the process, if it left one.
       Interrupted: a signal stopped it.
     """
     with tempfile.NamedTemporaryFile("r") as reason, graceful_termination() as stop:

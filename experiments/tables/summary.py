@@ -15,7 +15,7 @@ def study(cells: Cells, failures: dict[str, dict[str, list[int]]]) -> Study:
 
     Args:
       cells: of the table.
-      failures: reason -> row -> seeds; gets those of records that cannot be read.
+      failures: reason -> row -> seeds; records that cannot be read are added.
     """
     rows, all_seeds, ran_on = [], set(), []
     keys = [column["key"] for column in cells.table["columns"]]
@@ -73,6 +73,6 @@ def seeds_in_words(seeds: Sequence[int]) -> str:
 
 
 def _joined(values: list[Any]) -> Any:
-    """The one value, or each of several in words."""
+    """The single value, or all values as text."""
     different = sorted(set(values))
     return different[0] if len(different) == 1 else " or ".join(map(str, different))

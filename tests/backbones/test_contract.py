@@ -159,7 +159,7 @@ def test_monte_carlo_dropout_makes_members_in_prediction_only(tiny):
     assert members.shape[:2] == (4, 3)
     assert len(np.unique(np.round(members.reshape(4, -1), 5), axis=0)) == 4
     assert jax.eval_shape(functools.partial(apply, train=True), *arguments).shape[0] == 1
-    with pytest.raises(ValueError, match="members: 4 of dropout, but the network has made 3"):
+    with pytest.raises(ValueError, match="members: 4 of dropout, but an earlier part makes 3"):
         jax.eval_shape(
             functools.partial(apply, train=False), tiny.variables, tiny.x(members=3), key(0)
         )

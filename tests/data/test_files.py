@@ -164,8 +164,10 @@ def test_parts_of_a_split():
     assert found("train[1_0:2_0]") == [("train", 10, 20)]
     assert found("train[:-1%]") == [("train", 0, 40)]  # and the rest has nothing of it
     for split in ("train[-1%:]", "train[99%:]", "train[-0.4%:]", "train[:0]+test"):
-        with pytest.raises(ConfigError, match=r"split is empty: .* none of the 40 examples"):
+        with pytest.raises(
+            ConfigError, match=r"split is empty: .* selects none of the 40 examples"
+        ):
             found(split)
     for split in ("train[:1e3]", "train[50]", "train[a:]", "train[:3shard]", "train[::2]", ""):
-        with pytest.raises(ConfigError, match="is not like"):
+        with pytest.raises(ConfigError, match="; write"):
             found(split)

@@ -204,7 +204,7 @@ def test_images_whose_channels_stand_first(tmp_path, shape):
     x = images(0, 1, shape=(*shape[1:], shape[0])) if shape[0] > 1 else np.random.default_rng(
         0).random((24, *shape[1:], 1), np.float32)  # fmt: skip
     spec = stored(tmp_path, x=np.moveaxis(x, -1, 1), y=Y24)
-    with pytest.raises(ValueError, match="channels='first' reads them so"):
+    with pytest.raises(ValueError, match="channels='first' to transpose them"):
         load(spec)
     first, last = (load(spec | dict(channels=side)) for side in ("first", "last"))
     np.testing.assert_array_equal(first.gather(np.arange(24))["x"], x)
@@ -303,7 +303,7 @@ def test_labels_that_cannot_be_counted(tmp_path):
         arrays = dict(x=x, y=np.arange(7.0)) | {key: np.full((7, 4)[: 2 if key == "x" else 1], 1j)}
         with pytest.raises(ValueError, match="complex128"):
             load(stored(tmp_path, **arrays))
-    with pytest.raises(ValueError, match="Python objects, which are not read"):
+    with pytest.raises(ValueError, match="Python objects, which are not loaded"):
         load(stored(tmp_path, x=x, y=np.array([None] * 7)))
 
 
@@ -319,7 +319,7 @@ def test_class_names_in_another_order_are_not_taken_for_the_same(caplog):
     np.testing.assert_array_equal(read.y, [2, 0, 1, 2, 0, 1])
     assert not caplog.records
     source_lib._source("c", named("Cat", "Dog", "Fox"), train, "alike")
-    assert "are taken for the same" in caplog.text
+    assert "assumed to be the same" in caplog.text
 
 
 def test_classes_that_are_numbered_otherwise_are_not_taken_for_the_same():
@@ -366,7 +366,7 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_made(tmp_path):
         dict(name="stand_in", shape=(10_000, 10_000, 3), num_classes=2, size=10_000),
         dict(name="noise", shape=(10_000, 10_000, 3), size=10_000, split="test"),
     ):
-        with pytest.raises(ValueError, match=r"GiB in memory are needed, but"):
+        with pytest.raises(ValueError, match=r"GiB of memory are needed, but"):
             load(spec)
 
 

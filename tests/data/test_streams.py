@@ -159,7 +159,7 @@ def test_an_entry_that_training_reads_is_named(tmp_path):
         check_reads(lambda s, batch: (moved(s, batch["x"] + batch["y"]), {}), state(), data)
 
     folds = load_data(config(particles=dict(name="folds", size=7)))
-    with pytest.raises(ConfigError, match=r"num_examples: .* \(data.particles gives particles"):
+    with pytest.raises(ConfigError, match=r"num_examples: .* \(particles differ in it"):
         check_reads(lambda *_: Target(num_examples=folds.num_examples).N(), state(), folds)
 
     def refuses(state, batch):

@@ -253,7 +253,7 @@ def test_what_needs_tensorflow_says_so(data_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"prepared in .*kmnist.* pip install '.\[tensorflow\]'"):
         load(dict(name="kmnist", data_dir=str(tmp_path)))
-    with pytest.raises(ConfigError, match=r"prepare_fashion_mnist makes it from local files"):
+    with pytest.raises(ConfigError, match=r"prepare_fashion_mnist prepares it from local files"):
         load(spec(tmp_path))
     old = tmp_path / "fashion_mnist" / "3.0.1"
     old.mkdir(parents=True)

@@ -206,7 +206,7 @@ def test_initialisers_have_names_in_configs():
         (dict(where="("), "where: '(' is not a regular expression"),
         (
             dict(where="conv"),
-            "where: 'conv' is in the path of no layer that can make members; the "
+            "where: 'conv' matches the path of no layer that can make members; the "
             "paths are backbone/dense0, head/logits",
         ),
         (

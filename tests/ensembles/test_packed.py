@@ -147,7 +147,7 @@ def test_gamma_makes_groups_of_inner_layers(name):
         (dict(size=0), "size: 0 members"),
         (dict(alpha=0.0), "alpha: 0.0; a positive number"),
         (dict(gamma=0), "gamma: 0 groups"),
-        (dict(backbone=Backbone()), "backbone: Backbone does not tell its `sizes`"),
+        (dict(backbone=Backbone()), "backbone: Backbone does not define `sizes`"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, why):

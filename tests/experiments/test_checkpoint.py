@@ -208,9 +208,9 @@ def test_a_renamed_directory_is_not_the_step_that_it_is_called(two, tmp_path, ca
     os.rename(workdir / "checkpoints" / "20", workdir / "checkpoints" / "58")
     with caplog.at_level(logging.WARNING, logger="experiments.runtime.checkpoint"):
         assert Checkpoints(workdir).restore(make_state())[1] == 10
-    assert "step 58 is damaged (it is that of step 20, under another name)" in caplog.text
+    assert "step 58 is damaged (it belongs to step 20)" in caplog.text
     os.rename(workdir / "checkpoints" / "10", workdir / "checkpoints" / "58")
-    with pytest.raises(DamagedCheckpointError, match="step 58: it is that of step 10"):
+    with pytest.raises(DamagedCheckpointError, match="step 58: it belongs to step 10"):
         Checkpoints(workdir).restore(make_state())
 
 
@@ -224,7 +224,9 @@ def test_a_checkpoint_belongs_to_its_config(tmp_path, monkeypatch):
     assert may.restore(make_state())[1] == 1
     assert may.executed_otherwise(1) == ["mesh.data: 8 -> 1"]
     other = Checkpoints(tmp_path, config={**config, "rate": 0.2})
-    with pytest.raises(DamagedCheckpointError, match=r"is of another config: rate: 0\.1 -> 0\.2"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"belongs to another config: rate: 0\.1 -> 0\.2"
+    ):
         other.restore(make_state())
     monkeypatch.setattr(lib, "RENAMED", {"rate": "optimiser.rate"})
     renamed = {"seed": 0, "optimiser": {"rate": 0.1}, "logging": {"every": 5}}
@@ -243,7 +245,7 @@ def test_a_checkpoint_of_before_is_read(two, tmp_path):
     state, step = checkpoints.restore(make_state())
     assert step == 20 and checkpoints.executed_otherwise(20) == []
     check_step(state, 2)  # as `make_state(2)` has it
-    with pytest.raises(DamagedCheckpointError, match="step 20 is that of step 2, under another"):
+    with pytest.raises(DamagedCheckpointError, match="named 20 belongs to step 2;"):
         check_step(state, step)
 
 
@@ -327,12 +329,12 @@ def test_another_model_is_named_leaf_by_leaf_and_is_not_damage(two):
     with pytest.raises(ValueError) as error:
         Checkpoints(two).restore(other)
     message = str(error.value)
-    assert "params/dense/kernel: saved float32[8,6,12], wanted float32[8,6,13]" in message
-    assert "collections/batch_stats/mean: saved nothing, wanted float32[8,2]" in message
+    assert "params/dense/kernel: saved float32[8,6,12], expected float32[8,6,13]" in message
+    assert "collections/batch_stats/mean: saved nothing, expected float32[8,2]" in message
     assert Checkpoints(two).steps() == [10, 20]
     half = make_state()
     half = half.replace(params=jax.tree.map(lambda a: a.astype(jnp.bfloat16), half.params))
-    with pytest.raises(ValueError, match=r"saved float32\[8,6,12\], wanted bfloat16\[8,6,12\]"):
+    with pytest.raises(ValueError, match=r"saved float32\[8,6,12\], expected bfloat16\[8,6,12\]"):
         Checkpoints(two).restore(half)
 
 

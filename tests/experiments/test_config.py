@@ -104,7 +104,7 @@ REFUSED = {  # overrides -> what the message says, in this order
     "head ": (dict(name="heteroscedastic.Heteroscedastic", outputs=8, rank=2,
                    mean=dict(name="sngp.Sngp", curvature="sigmoid")),
               "head.mean.curvature: 'sigmoid'", "'gaussian'"),
-    "likelihood ": ("gaussian", "'gaussian'", "real outcomes", "digits"),
+    "likelihood ": ("gaussian", "'gaussian'", "targets", "digits"),
     "data.train": (dict(name="diabetes"), "evaluators.corruption.name", "for classification"),
     "evaluators.test": (dict(name="regression", data={"name": "digits"}), "for regression"),
     "batch_size ": (60, "batch_size: 60", "8 devices", "56 or 64"),
@@ -166,7 +166,7 @@ COMMANDS = {  # what follows `--config configs/digits/mlp.py --workdir DIR` -> t
     "--config.optimiser.learning_rate=abc": "optimiser.learning_rate: 'abc' is a str; float",
     "--config.optimizer.learning_rate=1": "config.optimizer: no such section; did you mean "
     "'optimiser'?",
-    "--config.steps.more=1": "config.steps: 1000 has no fields such as 'more'",
+    "--config.steps.more=1": "config.steps: 1000 is not a section and has no field 'more'",
     "--config.steps": "'--config.steps': --config.field=value is needed",
     "--config.steps=1e3": "config.steps: 1000.0; a whole number from 1 is needed",
     "--confg.steps=3": "Unknown command line flag 'confg.steps'",
@@ -329,7 +329,7 @@ def test_what_begins_as_a_dict_or_list_has_to_be_one(text):
 
 def test_names_of_fields_are_text_without_full_stops():
     for text in ("{1: 2}", "{'a': [{'b.c': 1}]}"):
-        with pytest.raises(ConfigError, match=r"config\.data\.train.*is no name of a field"):
+        with pytest.raises(ConfigError, match=r"config\.data\.train.*is not a field name"):
             config_lib.load(DIGITS, {"data.train": text})
 
 
@@ -382,7 +382,7 @@ def test_a_name_alone_is_no_data_set(tmp_path):
 def test_decay_is_of_rules():
     config = config_lib.plain(config_lib.load(DIGITS, {"optimiser.weight_decay": "0.1"}))
     with pytest.raises(
-        ConfigError, match=r"weight_decay: 0\.1; rules.*such as \[\['\.\*', 0\.1\]\]"
+        ConfigError, match=r"weight_decay: 0\.1; a list of rules.*such as \[\['\.\*', 0\.1\]\]"
     ):
         build.optimiser(config)
     plain = dict(name="adam", learning_rate=0.1)

@@ -165,7 +165,7 @@ def test_other_data(digits, programs):
         (["--data", "{'name':'digits'}"], "error: --data.classes: digits[train] has 10 classes"),
         (["--data", "diabetes"], "error: --data: diabetes[train]: inputs of shape (10,), but"),
         (["--data", ""], "error: --data: ''; NAME, NAME:SPLIT, or a dict of fields"),
-        (["--name", "../../x"], "error: --name: '../../x'; letters, digits"),
+        (["--name", "../../x"], "error: --name: '../../x'; use letters, digits"),
         (["--data", "digits", "--name", "test"], "error: --name: 'test' has results of other"),
         (["extra"], "error: unexpected arguments ['extra']"),
     ],

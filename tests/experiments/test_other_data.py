@@ -203,7 +203,7 @@ def test_one_override_sets_all_data(tmp_path, caplog):
     config.evaluators.test.data = dict(name="digits", split="test", classes=tuple(range(8)))
     with caplog.at_level(logging.WARNING):
         setup(config)
-    assert "evaluators.test.data reads digits, but data.train npz" in caplog.text
+    assert "evaluators.test.data reads digits, but data.train reads npz" in caplog.text
 
 
 def test_label_noise_belongs_to_the_part_that_has_it():
@@ -256,7 +256,7 @@ WRONG_KINDS = {
     "data.train.classes ": ((True, False), "labels must be in"),
     "data.train.mean": ("a", "data.train.mean: 'a'; a number, or one per channel"),
     "data.train.standardise": ("yes", "data.train.standardise: 'yes'; true or false"),
-    "data.train.split": ("train[_%:]", "is not like 'train'"),
+    "data.train.split": ("train[_%:]", "write 'train'"),
 }
 
 

@@ -137,10 +137,12 @@ def test_functions_are_latents_or_probabilities():
 
 def test_what_does_not_fit_is_refused(tmp_path):
     p = predictions(2, GRID)
-    with pytest.raises(ValueError, match=r"no file .*none.npz; python -m studies.reference"):
+    with pytest.raises(
+        ValueError, match=r"no file .*none.npz; make it with python -m studies.reference"
+    ):
         next(posterior(str(tmp_path / "none.npz"), GRID).run(lambda _: p))
     other = file(tmp_path / "r.npz", TRAIN, p.mean)
-    with pytest.raises(ValueError, match="made on other inputs"):
+    with pytest.raises(ValueError, match="have different inputs"):
         next(posterior(other, GRID).run(lambda _: p))
     wide = file(tmp_path / "w.npz", GRID, np.concatenate([p.mean, p.mean], axis=-1))
     with pytest.raises(ValueError, match=r"functions \(100, 2\), and the network \(100, 1\)"):

@@ -96,13 +96,13 @@ def test_a_release_with_a_file_missing_or_without_its_numbers(tmp_path):
     checkpoint = readers.released_vmoe(epath.Path(tmp_path / "release"))
     empty = msgpack_serialize({"__msgpack_array_chunk_a87ca2__": True})
     (tmp_path / "release.data-00001-of-00002").write_bytes(empty)
-    with pytest.raises(ConfigError, match="6 numbers of a/Mlp/kernel are in no file"):
+    with pytest.raises(ConfigError, match="6 values of a/Mlp/kernel are in no file"):
         checkpoint.read({"a/Mlp/kernel"})
     (tmp_path / "release.data-00001-of-00002").unlink()
     with pytest.raises(FileNotFoundError, match="data-00001-of-00002"):
         checkpoint.read({"a/Mlp/kernel"})
     (tmp_path / "release.index").write_bytes(b"nonsense")
-    with pytest.raises(ConfigError, match="is no index of V-MoE"):
+    with pytest.raises(ConfigError, match="is not a valid index of V-MoE"):
         readers.released_vmoe(epath.Path(tmp_path / "release"))
 
 
@@ -130,7 +130,7 @@ def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
     )
     write_release(tmp_path / "more", tree | {"ema/cls": random(1, 1, 3)}, shards=1)
     small["pretrained"]["path"] = str(tmp_path / "more")
-    with pytest.raises(ConfigError, match=r"ema/cls .* no rule says where it goes"):
+    with pytest.raises(ConfigError, match=r"ema/cls .* no rule matches it"):
         setup(small)
 
 
@@ -144,7 +144,7 @@ def test_an_archive_is_read_back(tmp_path):
     for path in found:
         np.testing.assert_array_equal(found[path], tree[path])
     (tmp_path / "x.npz").write_bytes(b"PK nonsense")
-    with pytest.raises(ConfigError, match=r"x.npz is no \.npz file"):
+    with pytest.raises(ConfigError, match=r"x.npz is not a valid \.npz file"):
         readers.npz(epath.Path(tmp_path / "x.npz"))
 
 
@@ -184,7 +184,9 @@ def test_an_odd_archive_is_named_in_one_line(tmp_path, odd):
     archive(path)
     assert readers.npz(epath.Path(path)).read(["a"])["a"].sum() == 3
     archive(path, **ODD[odd])
-    with pytest.raises(ConfigError, match=r"^pretrained.path: \S*x.npz is no \.npz file: [^\n]*$"):
+    with pytest.raises(
+        ConfigError, match=r"^pretrained.path: \S*x.npz is not a valid \.npz file: [^\n]*$"
+    ):
         readers.npz(epath.Path(path)).read(["a"])
 
 
@@ -195,7 +197,7 @@ INDICES = [{}, {"index": 5, "shard_count": 1}, {"index": {"a": 5}, "shard_count"
 @pytest.mark.parametrize("index", INDICES, ids=range(len(INDICES)))
 def test_an_odd_index_is_named_in_one_line(tmp_path, index):
     (tmp_path / "release.index").write_bytes(msgpack.packb(index, use_bin_type=True))
-    with pytest.raises(ConfigError, match=r"release.index is no index of V-MoE: [^\n]*$"):
+    with pytest.raises(ConfigError, match=r"release.index is not a valid index of V-MoE: [^\n]*$"):
         readers.released_vmoe(epath.Path(tmp_path / "release"))
 
 
@@ -361,12 +363,12 @@ def test_one_of_several_particles(trained, caplog):
     for p in (0, 1):
         for particle in begin(particle=p):
             np.testing.assert_array_equal(particle, kernel[p])
-    warning = "2 particles begin with the same parameters"
+    warning = "2 particles start from the same parameters"
     assert warning in caplog.text
     caplog.clear()
     begin(particle=0, keep=("head/",))
     assert warning not in caplog.text
-    with pytest.raises(ConfigError, match=r"pretrained\.particle: .* has 2; which one"):
+    with pytest.raises(ConfigError, match=r"pretrained\.particle: .* has 2 particles"):
         begin()
     with pytest.raises(ConfigError, match=r"pretrained\.particle: 2; .* has 2"):
         begin(particle=2)
@@ -383,8 +385,8 @@ def plain():
     [
         (dict(layout="vitt"), "pretrained.layout: 'vitt'; did you mean 'vit'"),
         (dict(kep=()), "pretrained.kep: no such field .*did you mean 'keep'"),
-        (dict(particle=1), "pretrained.particle: 1; only 'own'"),
-        (dict(keep=("hed/",)), "keep: 'hed/' is found in no parameter's path"),
+        (dict(particle=1), "pretrained.particle: 1; for layout 'own'"),
+        (dict(keep=("hed/",)), "keep: 'hed/' matches no parameter's path"),
         (dict(rules=(("vit.layernorm.bias", None),)), "backbone/norm/bias .*nothing in the"),
     ],
 )
@@ -463,7 +465,7 @@ def test_positions_of_a_grid_that_nobody_tells_are_refused(oblong, tmp_path):
         begun(workdir, 8, 16, grid=(4, 0))
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "data.json").unlink()
-    with pytest.raises(ConfigError, match=r"9 positions do not tell the grid .* give `grid`"):
+    with pytest.raises(ConfigError, match=r"9 positions do not determine .* set `grid`"):
         begun(tmp_path / "run", 8, 16)
     np.testing.assert_array_equal(begun(tmp_path / "run", 8, 16, grid=(2, 4)), x)
     changes = {"data.train.shape": (16, 8, 3)}

@@ -148,7 +148,7 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_resumes(start, tmp
     survivor = 1 - victim
     assert codes[victim] == -signal.SIGKILL and codes[survivor] == 2, errors[survivor]
     last = errors[survivor].splitlines()[-1]
-    assert last.startswith(f"error: process {victim} of 2 was lost: no sign of life for "), last
+    assert last.startswith(f"error: process {victim} of 2 was lost: no heartbeat for "), last
     assert last.endswith("The same command on every host resumes from the last checkpoint.")
     assert "Check failure" not in errors[survivor] and "Traceback" not in errors[survivor]
     saved = checkpoints.latest_step()

@@ -248,7 +248,7 @@ def test_cells_of_another_config_are_not_shown(made, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         made = reproduce(cells, rows="One", seeds=[0])
     assert "the record of One, seed 0" in caplog.text
-    assert "is of another config and is not used" in caplog.text
+    assert "has another config and is not used" in caplog.text
     assert "optimiser.learning_rate: 0.5 -> 0.001" in made.study.rows[0].failed
     assert len(made.study.rows[0].results) == 1  # the other seed
     assert records(tmp_path)["One", 0] == cell
@@ -268,7 +268,7 @@ def test_the_table_says_what_its_cells_were_made_with(made, tmp_path, caplog):
     assert ["several machines" in row.note for row in found.rows] == [True, False, False, False]
     assert found.command.endswith("reproduce a_table --set=evaluators.test.bins=7")
     assert cells.done(cells.table["rows"][0], 1)
-    assert "was evaluated otherwise than config.evaluators asks" in caplog.text
+    assert "was evaluated with other config.evaluators" in caplog.text
 
 
 def test_overrides_where_they_fit(tables, tmp_path):
@@ -279,7 +279,7 @@ def test_overrides_where_they_fit(tables, tmp_path):
     assert with_test["optimiser"]["learning_rate"] == without["optimiser"]["learning_rate"] == 0.5
     with pytest.raises(ConfigError, match=r"config\.evaluators\.tst: no such section; did you"):
         Cells("a_table", tmp_path, tmp_path, {"evaluators.tst.bins": "7"})
-    with pytest.raises(ConfigError, match=r"config\.seed: the seeds of a table are set by --seeds"):
+    with pytest.raises(ConfigError, match=r"config\.seed: use --seeds"):
         Cells("a_table", tmp_path, tmp_path, {"seed": "1"})
 
 

@@ -121,7 +121,7 @@ def test_evaluation_refuses_a_run_whose_stages_are_missing_or_old(sngp, tmp_path
     experiment, workdir = sngp
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "stages")
-    with pytest.raises(ConfigError, match=r"not run at step 20; python -m experiments.stage"):
+    with pytest.raises(ConfigError, match=r"not run at step 20; run python -m experiments.stage"):
         evaluate(experiment, tmp_path / "run", show=False)
     metrics, failures = evaluate(experiment, workdir, show=False)
     assert not failures and metrics["classification/accuracy"] > 0.2
@@ -351,7 +351,7 @@ def test_a_stage_that_another_version_left_half_finished_begins_again(sngp, tmp_
     with contextlib.closing(half):
         half.save(3, state)  # no carry
     stage.run(experiment, tmp_path)
-    assert "stage laplace begins again" in caplog.text
+    assert "stage laplace starts from its first step" in caplog.text
     np.testing.assert_array_equal(factors(experiment, tmp_path), factors(experiment, workdir))
 
 

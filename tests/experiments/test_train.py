@@ -142,7 +142,7 @@ def test_a_renamed_checkpoint_of_before_does_not_end_a_run(tmp_path):
     checkpoints.save(2, experiment.init())
     checkpoints.close()
     for run in (lambda: train(config, tmp_path), lambda: evaluate(experiment, tmp_path)):
-        with pytest.raises(DamagedCheckpointError, match="step 2 is that of step 0, under another"):
+        with pytest.raises(DamagedCheckpointError, match="named 2 belongs to step 0;"):
             run()
 
 

@@ -78,7 +78,7 @@ def test_a_workdir_without_a_config_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"not a run's workdir: it has no config\.json"):
         read_config(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="checkpoints but no config"):
+    with pytest.raises(ValueError, match="checkpoints of an unknown run: no config"):
         open_workdir(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(ValueError, match="not valid JSON"):

@@ -170,7 +170,7 @@ def test_what_is_wrong_and_where(predict, monkeypatch, chunk):
     bad[2, 171, 3] = np.nan
     assert message(bad, labels) == "log_p: NaN at member 2, example 171, class 3"
     bad[2, 171, 3] = 4.5
-    assert "4.5, no log-probability" in message(bad, labels)
+    assert "4.5, not a log-probability" in message(bad, labels)
     assert "member 2, example 171, class 3" in message(bad, labels)
     for wrong in (5, -1):
         bad = labels.copy()

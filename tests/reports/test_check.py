@@ -81,8 +81,8 @@ def test_rounding_is_no_difference_and_the_same_numbers_are_none():
     [
         ([100], [100, 100, 100], ""),
         ([100.0001], [100, 100, 100], ""),  # reads the same
-        ([101], [100, 100, 100], "no seed changes it"),
-        ([101], [100], "no seed changes it"),
+        ([101], [100, 100, 100], "it does not depend on the seed"),
+        ([101], [100], "it does not depend on the seed"),
         ([], [1.0, 2.0], "no finite number here"),
         ([float("nan"), 1.0], [1.0, 2.0], "no finite number here"),
         ([1.0], [float("inf"), 2.0], ""),

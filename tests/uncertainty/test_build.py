@@ -205,7 +205,7 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_is_used():
         ("backbone.kernel_init", "zeros", r"backbone.kernel_init: 'zeros' is a str; a dict with"),
         ("optimiser.learning_rate", "1e-3", r"optimiser.learning_rate: '1e-3' .*float is needed"),
         ("optimiser.clip", "1", r"optimiser.clip: '1' is a str; float or None is needed"),
-        ("optimiser.weight_decay", 0.1, r"optimiser.weight_decay: 0.1; rules from parameter paths"),
+        ("optimiser.weight_decay", 0.1, r"optimiser.weight_decay: 0.1; a list of rules"),
         ("optimiser.weight_decay", (0.1,), r"optimiser.weight_decay: 0.1 is not a pair"),
         ("inference.size", 2.5, r"inference.size: 2.5 is a float; int is needed"),
         # nested

@@ -37,7 +37,7 @@ def test_other_takes_the_batchs_stream():
     made = context.other()
     stream = dict(x=IMAGES[:2], y=0)
     np.testing.assert_array_equal(made(dict(x=IMAGES, context=stream), None), IMAGES[:2])
-    with pytest.raises(ValueError, match="a stream 'context' of the batch, which has 'x', 'y'"):
+    with pytest.raises(ValueError, match="a stream 'context' in the batch, which has 'x', 'y'"):
         made(dict(x=IMAGES, y=0), None)
 
 

@@ -476,5 +476,5 @@ def test_only_partitioning_adds_up_the_blocks():
 def test_halves_that_are_nothing_are_refused():
     with pytest.raises(ValueError, match="partition, tile"):
         MoE(E, FFN, members=2, partition=False, tile=False)
-    with pytest.raises(ValueError, match="made 2 already"):
+    with pytest.raises(ValueError, match="an earlier part makes 2"):
         apply(MoE(E, FFN, members=2, tile=False), variables(2), normal(2, 4, T, D))

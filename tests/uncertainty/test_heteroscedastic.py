@@ -334,7 +334,7 @@ def test_what_cannot_be_is_refused(head, fields, why):
 def test_a_mean_with_factors_of_its_own_is_refused():
     for inner in (Heteroscedastic, HeteroscedasticXL):
         head = Heteroscedastic(outputs=K, mean=inner)
-        with pytest.raises(ValueError, match="mean: a head that has factors"):
+        with pytest.raises(ValueError, match="mean: this head already has factors"):
             head.init(KEY, H, train=False)
 
 

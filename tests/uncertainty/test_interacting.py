@@ -420,7 +420,7 @@ def test_a_kernel_for_each_layer_sees_that_layer_alone():
         (wgd, dict(ridge=0.0), "ridge: 0.0"),
         (wgd, dict(kept=0.0), "kept: 0.0"),
         (svgd, dict(target=Target()), "num_examples"),
-        (svgd, dict(context=perturbed), "context: weights"),
+        (svgd, dict(context=perturbed), "context: not for space='weights'"),
         (svgd, dict(weight_kernel=rbf), "weight_kernel"),
         (svgd, dict(kernel=probability_product), "kernel: this one compares probabilities"),
         (svgd, dict(kernel=probability_product, space="functions"), "set values='probabilities'"),

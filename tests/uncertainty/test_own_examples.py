@@ -133,7 +133,7 @@ def test_functions_are_compared_on_a_stream_that_all_see(space):
 
 
 def test_function_space_needs_points_and_losses_that_mean_the_same_to_all():
-    with pytest.raises(ValueError, match=r"direction\.context: functions .* 'other' has points"):
+    with pytest.raises(ValueError, match=r"direction\.context: functions .* use 'other'"):
         direct(svgd, space="functions")
     with pytest.raises(ValueError, match="space: 'functions' averages dnll/du over particles"):
         direct(svgd, OWN[0] | dict(context=STREAM), space="functions", context=other)

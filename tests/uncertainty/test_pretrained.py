@@ -306,17 +306,17 @@ def test_grids_are_squares_unless_they_are_told(patches):
                 OPS["positions"](x, target, patches, squares * 2),
             )
         else:
-            with pytest.raises(ValueError, match=rf"{T} positions do not tell .*give `grid`"):
+            with pytest.raises(ValueError, match=rf"{T} positions do not determine .*set `grid`"):
                 OPS["positions"](x, target, patches)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(), "10 positions do not tell the grid .* give `grid`"),
+        (dict(), "10 positions do not determine .* set `grid`"),
         (dict(grid=(3, 4)), "grid: 3 x 4 patches, with or without a class token, do not have 10"),
-        (dict(patches=None), "the model does not tell the grid"),
-        (dict(patches=(0, 3, 3)), "10 positions are not those of 0 class tokens and 3 x 3"),
+        (dict(patches=None), "the model does not define the grid"),
+        (dict(patches=(0, 3, 3)), "10 positions do not match 0 class tokens and 3 x 3"),
     ],
 )
 def test_positions_that_cannot_be_placed_are_refused(options, message):
@@ -356,10 +356,10 @@ def test_strict_in_both_directions():
         with pytest.raises(ValueError, match=re.escape(path) + r" \["):
             plan(other, target, "vit")
         less = {k: s for k, s in target.items() if k != where}
-        with pytest.raises(ValueError, match=re.escape(where) + ", which is no parameter"):
+        with pytest.raises(ValueError, match=re.escape(where) + ", which is not a parameter"):
             plan(source, less, "vit")
         plan(source, less, "vit", rules=[(re.escape(path), None)])
-    with pytest.raises(ValueError, match=r"head/kernle .* no rule says where it goes"):
+    with pytest.raises(ValueError, match=r"head/kernle .* no rule matches it"):
         plan({**source, "head/kernle": (1,)}, target, "vit")
 
 
@@ -372,13 +372,13 @@ def test_strict_in_both_directions():
         (dict(rules=[("(", None)]), "is no regular expression"),
         (dict(rules=[("cls", "a", "transpos")]), "no op 'transpos' here; did you mean 'transpose'"),
         (dict(rules=[("cls", "a", "tile", "split")]), "no op 'split' here"),
-        (dict(rules=[("cls", "a{1}")]), r"rules: 'a\{1\}' cannot be written for 'cls'"),
+        (dict(rules=[("cls", "a{1}")]), r"rules: 'a\{1\}' cannot be formatted for 'cls'"),
         (dict(rules=[("cls", "head/logit/bias")]), "did you mean 'head/logits/bias'"),
         (dict(rules=[("cls", "head/logits/bias")]), "and so does"),
         (dict(rules=[("cls", "backbone/class_token", ("merge", 4))]), "class_token .*, but"),
         (dict(rules=[("cls", "backbone/class_token", ("merge", 0))]), r"it becomes \[1, 8\]"),
         (dict(rules=[("clss", None)]), r"rules\[0\]: 'clss' matches nothing"),
-        (dict(keep=["hed/"]), "keep: 'hed/' is found in no parameter's path"),
+        (dict(keep=["hed/"]), "keep: 'hed/' matches no parameter's path"),
         (dict(keep="head/"), "keep: 'head/' is not a list"),
     ],
 )

@@ -256,7 +256,7 @@ def test_batch_statistics_are_the_mean_over_a_pass(sampled):
         (lambda: swag(TRAIN, OPTIMISER, 5, 1, scale=0.0), "scale: 0.0"),
         (lambda: snapshots(TRAIN, OPTIMISER, steps=3, size=4), "size: 4 samples"),
         (lambda: select(MODEL, over(), 10, size=0), "size: 0 particles"),
-        (lambda: select(MODEL, over(), 0, size=2), "no data.validation"),
+        (lambda: select(MODEL, over(), 0, size=2), "needs data.validation"),
         (lambda: batch_statistics(MODEL, over()).begin(trained()[1], None), "no batch normal"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",

@@ -1,4 +1,4 @@
-"""Checks of what comes into a backbone."""
+"""Checks of the inputs of a backbone."""
 
 import jax
 
@@ -7,8 +7,8 @@ def check_images(x: jax.Array, smallest: int = 1) -> None:
     """Raises ValueError unless x is [M or 1, B, H, W, C] with H, W >= `smallest`."""
     if x.ndim != 5:
         raise ValueError(
-            f"x: shape {x.shape} has {x.ndim} axes; allowed [M or 1, B, H, W, C], which x[None] "
-            "makes of images [B, H, W, C]"
+            f"x: shape {x.shape} has {x.ndim} axes; allowed [M or 1, B, H, W, C], such as x[None] "
+            "for images [B, H, W, C]"
         )
     if min(x.shape[2:4]) < smallest:
         raise ValueError(

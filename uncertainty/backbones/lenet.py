@@ -1,4 +1,4 @@
-"""LeNet-5 in its two current forms."""
+"""LeNet-5 in the two variants in use."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,15 +15,16 @@ from uncertainty.types import Backbone
 class LeNet5(Backbone):
     """Images x [M or 1, B, H, W, C] -> features [M or 1, B, widths[-1]]; 84 by default.
 
-    Convolutions 5 x 5 with 6, 16 and 120 filters, the first padded to keep its size, maxima over
-    2 x 2 after the first two, a dense layer of 84; ReLU after each, then dropout where there is
-    one. With a dense head on 28 x 28 x 1 images and 10 classes:
+    Convolutions 5 x 5 with 6, 16 and 120 filters, the first padded to keep the image size, 2 x 2
+    max-pooling after the first two, a dense layer of 84; ReLU after each, then dropout if set. With
+    a dense head on 28 x 28 x 1 images and 10 classes:
 
       padding='VALID'  LeCun et al. (1998) with today's activations: 61,706 parameters
       padding='SAME'   as uncertainty-baselines' MNIST script builds it: 545,546 parameters
 
-    Differences from the paper (1998): ReLU for tanh, maxima for trained averages, every filter sees
-    all channels, a dense head for radial basis functions; 28 x 28 images padded by the convolution.
+    Differences from the paper (1998): ReLU instead of tanh, max-pooling instead of trained
+    averages, filters over all channels, a dense head instead of radial basis functions; 28 x 28
+    images padded by the convolution.
 
     Attributes:
       padding: of the second and third convolution.
@@ -31,10 +32,10 @@ class LeNet5(Backbone):
       conv, dense: factories of `conv0`, `conv1`, `conv2` and `dense0`; kernels start Glorot uniform
         as in Keras.
       dropout: factory, or None.
-      dtype: what is computed in, and the dtype of the features; parameters are float32.
+      dtype: of computation and of the features; parameters are float32.
 
     Raises:
-      ValueError: another padding, widths that are not four numbers from 1 up, or images that are
+      ValueError: an unknown padding, widths that are not four positive numbers, or images that are
         too small (VALID needs 25 x 25).
     """
 
@@ -54,12 +55,12 @@ class LeNet5(Backbone):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The fields that say how many features there are, with what stands for None."""
+        """The fields that set the numbers of features, with their values for None."""
         return dict(widths=tuple(self.widths))
 
     @property
     def input_layers(self) -> tuple[str, ...]:
-        """Paths of layers that see the input, or an image that was flattened."""
+        """Paths of layers whose input is x, or a flattened image."""
         return ("conv0", "dense0")
 
     @nn.compact

@@ -14,17 +14,17 @@ ACTIVATIONS = ("celu", "elu", "gelu", "relu", "selu", "sigmoid", "silu", "softpl
 class MLP(Backbone):
     """x [M or 1, B, ...] -> features [M or 1, B, widths[-1]]; trailing axes are flattened.
 
-    Every layer is activation(W x + b), followed by dropout where there is one. The layer of logits
-    belongs to the head: 784-200-200-10 is `widths=(200, 200)`.
+    Every layer is activation(W x + b), followed by dropout if set. The layer of logits belongs to
+    the head: 784-200-200-10 is `widths=(200, 200)`.
 
     Attributes:
-      widths: features of each hidden layer; () hands on the flattened input.
-      activation: a name in `jax.nn` out of ACTIVATIONS.
+      widths: features of each hidden layer; () returns the flattened input.
+      activation: one of ACTIVATIONS, in `jax.nn`.
       kernel_init: initialiser of W; He et al. (2015) by default.
       bias_init: initialiser of b.
       dense: factory of the layers `dense0`, `dense1`, ...
       dropout: factory, or None.
-      dtype: what is computed in, and the dtype of the features; parameters are float32.
+      dtype: of computation and of the features; parameters are float32.
 
     Raises:
       ValueError: a width below 1, an unknown activation, or an input with fewer than three axes.
@@ -49,12 +49,12 @@ class MLP(Backbone):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The fields that say how many features there are, with what stands for None."""
+        """The fields that set the numbers of features, with their values for None."""
         return dict(widths=tuple(self.widths))
 
     @property
     def input_layers(self) -> tuple[str, ...]:
-        """Paths of layers that see the input, or an image that was flattened."""
+        """Paths of layers whose input is x, or a flattened image."""
         return ("dense0",)
 
     @nn.compact

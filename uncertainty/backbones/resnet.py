@@ -44,16 +44,16 @@ class ResNet(ConvModule, Backbone):
     Differences from the paper: CIFAR networks project their shortcuts as the ImageNet ones do
     (option B: ResNet-20 has 272,474 parameters with its head, option A 269,722); bottlenecks have
     their stride in the 3 x 3 convolution. Strided 3 x 3 convolutions and the pooling of the stem
-    pad as 'SAME', as in uncertainty-baselines, where PyTorch pads both sides.
+    use 'SAME' padding, as in uncertainty-baselines; PyTorch pads both sides.
 
     Attributes:
-      depth: number of convolutions on the way from input to features, plus the dense head.
+      depth: number of convolutions between input and features, plus the dense head.
       width: filters of the first stage, doubled with each stage; None for the paper's.
-      conv, norm, dropout, filterwise_dropout, dtype: see `ConvModule`. Dropout follows every ReLU
-        but those that end a block, and the projections.
+      conv, norm, dropout, filterwise_dropout, dtype: see `ConvModule`. Dropout follows the
+        projections, and every ReLU except those that end a block.
 
     Raises:
-      ValueError: another depth, a width below 1, or an input that is not images.
+      ValueError: an unknown depth, a width below 1, or an input that is not images.
     """
 
     depth: int = 20
@@ -69,12 +69,12 @@ class ResNet(ConvModule, Backbone):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The fields that say how many features there are, with what stands for None."""
+        """The fields that set the numbers of features, with their values for None."""
         return dict(width=self.width or _SHAPES[self.depth].width)
 
     @property
     def input_layers(self) -> tuple[str, ...]:
-        """Paths of layers that see the input, or an image that was flattened."""
+        """Paths of layers whose input is x, or a flattened image."""
         return ("stem/conv",)
 
     @nn.compact

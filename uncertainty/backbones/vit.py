@@ -48,21 +48,20 @@ class ViT(Backbone):
     `block00`, `block01`, ... of attention and feed-forward follow, then a norm, then the class
     token or the mean over tokens. GELU is the tanh approximation.
 
-    Differences from the paper: no hidden layer between features and head unless `representation`
-    asks for it (as in AugReg, Steiner et al. 2022), no dropout of attention weights.
+    Differences from the paper: no hidden layer between features and head unless `representation` is
+    set (as in AugReg, Steiner et al. 2022), no dropout of attention weights.
 
     Attributes:
       variant: 'Ti/16', 'S/16', 'S/32', 'B/16', 'B/32', 'L/16', 'L/32', or 'tiny' (patch 4, width
         32, 2 blocks, 2 heads, MLP of 64). Sizes are AugReg's; V-MoE's S/32 is another: width 512,
         depth 8, num_heads 8, mlp_dim 2048.
       patch_size, width, depth, num_heads, mlp_dim: override the variant's.
-      pooling: 'token' for the class token, 'gap' for the mean over tokens (then without one).
+      pooling: 'token' for the class token, 'gap' for the mean over tokens (without a class token).
       representation: features of a last hidden layer with tanh, `pre_logits`, or None for none.
-      swaps: {block: factory of what replaces its feed-forward}; the factory is called with `name`,
-        what it makes with (x [M or 1, B, T, D], train=...).
-      experts: factory of a mixture of experts (`layers/moe/experts.py`) in the place of
-        feed-forward layers, or None; it is called with `feed_forward`, what an expert is, and
-        `name`.
+      swaps: {block: factory of the layer that replaces its feed-forward}; the factory is called
+        with `name`, the layer with (x [M or 1, B, T, D], train=...).
+      experts: factory of a mixture of experts (`layers/moe/experts.py`) that replaces feed-forward
+        layers, or None; it is called with `feed_forward`, the factory of an expert, and `name`.
       expert_blocks: which blocks have experts: 'every 2' (1, 3, 5, ...; likewise 'every n'),
         'last n' (the last n of 1, 3, 5, ...), or their numbers.
       dense: factory of query, key, value, out and of the feed-forward's layers, all Xavier uniform.
@@ -70,12 +69,12 @@ class ViT(Backbone):
       norm: factory of the norms.
       dropout: factory, or None; after positions, attention, GELU and feed-forward.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      dtype: what is computed in, and the dtype of the features; parameters are float32.
+      dtype: of computation and of the features; parameters are float32.
 
     Raises:
       ValueError: an unknown variant or pooling, a size below 1, heads that do not divide the width,
-        a block in `swaps` or `expert_blocks` that does not exist or is in both, or patches that do
-        not divide the image.
+        an unknown block in `swaps` or `expert_blocks`, a block in both, or patches that do not
+        divide the image.
     """
 
     variant: str
@@ -112,10 +111,12 @@ class ViT(Backbone):
         for i in self.swaps:
             if not str(i).isdigit() or int(i) >= size.depth:
                 raise ValueError(f"swaps: block {i!r}; allowed 0 to {size.depth - 1}")
-        # JSON makes strings of the keys, and Flax wants modules to be hashable.
+        # JSON turns the keys into strings, and Flax requires modules to be hashable.
         self.swaps = FrozenDict({int(i): factory for i, factory in self.swaps.items()})
         if self.experts is not None and set(self.swaps) & set(self._with_experts()):
-            raise ValueError(f"swaps: {dict(self.swaps)}; experts stand in {self._with_experts()}")
+            raise ValueError(
+                f"swaps: {dict(self.swaps)}; blocks {self._with_experts()} have experts"
+            )
         super().__post_init__()
 
     @property
@@ -126,7 +127,7 @@ class ViT(Backbone):
 
     @nn.nowrap
     def _with_experts(self) -> tuple[int, ...]:
-        """The blocks that have experts."""
+        """The indices of blocks with experts."""
         depth, where = self.size.depth, self.expert_blocks
         allowed = f"allowed 'every n', 'last n', or numbers of 0 to {depth - 1}"
         if not isinstance(where, str):
@@ -148,18 +149,18 @@ class ViT(Backbone):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The fields that say how many features there are, with what stands for None."""
+        """The fields that set the numbers of features, with their values for None."""
         hidden = {} if self.representation is None else dict(representation=self.representation)
         return dict(width=self.size.width, mlp_dim=self.size.mlp_dim, **hidden)
 
     @property
     def width_unit(self) -> int:
-        """What divides the field `width`."""
+        """The divisor of the field `width`."""
         return self.size.num_heads
 
     @nn.nowrap
     def _mixtures(self) -> list[MoE]:
-        """The mixtures of experts that there are, unbound, without what is the same in all."""
+        """The network's mixtures of experts, unbound, for their declarations."""
         factories = [*self.swaps.values(), *([self.experts] if self.experts is not None else [])]
         made = (factory(parent=None) for factory in factories)
         return [layer for layer in made if isinstance(layer, MoE)]
@@ -171,20 +172,20 @@ class ViT(Backbone):
 
     @property
     def sharding(self) -> Rules:
-        """What experts have, over the devices of experts."""
+        """Sharding of the experts' parameters over the devices of the axis 'expert'."""
         return SHARDING if self._mixtures() else ()
 
     @property
     def monitors(self) -> tuple[Monitor, ...]:
-        """What routers count."""
+        """The monitor of the routers' counts."""
         return (monitor.ROUTING,) if self.batch_dependent else ()
 
     @nn.nowrap
     def patches(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """What `position_embedding` [1, T, D] is of, for images of a shape (H, W, ...).
+        """The layout of `position_embedding` [1, T, D] for images of a shape (H, W, ...).
 
         Returns:
-          Class tokens (0 or 1), which come first, and the rows and columns of patches.
+          Class tokens (0 or 1), which come first, and rows and columns of patches.
         """
         (H, W), patch = shape[:2], self.size.patch_size
         if H % patch or W % patch:
@@ -193,7 +194,7 @@ class ViT(Backbone):
 
     @property
     def input_layers(self) -> tuple[str, ...]:
-        """Paths of layers that see the input, or an image that was flattened."""
+        """Paths of layers whose input is x, or a flattened image."""
         return ("embedding",)
 
     @nn.compact

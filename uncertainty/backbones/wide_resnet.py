@@ -20,20 +20,19 @@ class WideResNet(ConvModule, Backbone):
     of 10.
 
     Differences from the paper, all as in uncertainty-baselines: projections see the block's input
-    before its norm; `residual_dropout` stands right after the first convolution of a block, before
-    its norm.
+    before its norm; `residual_dropout` follows the first convolution of a block, before its norm.
 
     Attributes:
       depth: n = 6 i + 4.
       width_multiplier: k.
       width: filters of the first convolution, 16; stages have k, 2 k and 4 k times as many.
       residual_dropout: dropout inside blocks only, as in the paper; otherwise around every
-        convolution, which with `filterwise_dropout` is uncertainty-baselines' "improved" Monte
-        Carlo dropout.
+        convolution, which with `filterwise_dropout` is the "improved" Monte Carlo dropout of
+        uncertainty-baselines.
       conv, norm, dropout, filterwise_dropout, dtype: see `ConvModule`.
 
     Raises:
-      ValueError: another depth, a multiplier or width below 1, or an input that is not images.
+      ValueError: an invalid depth, a multiplier or width below 1, or an input that is not images.
     """
 
     depth: int = 28
@@ -52,12 +51,12 @@ class WideResNet(ConvModule, Backbone):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The fields that say how many features there are, with what stands for None."""
+        """The fields that set the numbers of features, with their values for None."""
         return dict(width=self.width)
 
     @property
     def input_layers(self) -> tuple[str, ...]:
-        """Paths of layers that see the input, or an image that was flattened."""
+        """Paths of layers whose input is x, or a flattened image."""
         return ("stem",)
 
     @nn.compact

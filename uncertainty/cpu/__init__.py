@@ -1,14 +1,14 @@
 """Kernels for XLA's CPU backend, where the plain expression is slow: off for any other platform.
 
-Each file has one, as a pure function. The plain expression stands in the method's own file, behind
-`if cpu.enabled()`, and `tests/uncertainty/test_cpu.py` compares the two.
+Each file has one kernel, a pure function. The plain expression is in the method's own file,
+selected by `cpu.enabled()`, and `tests/uncertainty/test_cpu.py` compares the two.
 
-The platform is the one that a program is compiled for, which need not be one that is there:
+The platform is the one that a program is compiled for, which need not be present:
 
     with cpu.compiling_for("tpu"):
         lowered = jax.jit(update).trace(state, batch).lower(lowering_platforms=("tpu",))
 
-JAX keeps what it traces apart by this context, so the same function may be traced for several.
+JAX's caches depend on this context, so a function may be traced for several platforms.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ _PLATFORM = jax.make_user_context(None)
 
 
 def compiling_for(platform: str | None) -> contextlib.AbstractContextManager[None]:
-    """What is traced within it is for this platform ('cpu', 'tpu', 'cuda', ...).
+    """Within this context, tracing is for this platform ('cpu', 'tpu', 'cuda', ...).
 
-    None, as without it, stands for the platform of `jax.default_backend()`.
+    None, the default, means the platform of `jax.default_backend()`.
     """
     return _PLATFORM(platform)
 
 
 def enabled() -> bool:
-    """Whether the kernels are for the platform that is being traced for."""
+    """Whether the platform that is traced for is CPU, so that kernels are used."""
     return (_PLATFORM.value or jax.default_backend()) == "cpu"

@@ -1,8 +1,8 @@
-"""Convolutions with fast weights, member by member; `layers/batch_ensemble.py` has the plain one.
+"""Convolutions with fast weights by member; the plain expression is in `layers/batch_ensemble.py`.
 
-The plain expression is one convolution of all members' inputs, x r_m, and outputs, y s_m. Here each
-member has a kernel of its own, W * (r_m s_m^T): r and s are then as small as kernels and not as
-images. A gradient of LeNet5's takes half of the time, and of 3 x 3 windows 0.5 to 0.7 of it.
+The plain expression is one convolution over all members, with inputs x r_m and outputs y s_m. Here
+each member has its own kernel, W * (r_m s_m^T), so r and s multiply kernels rather than images.
+Gradients of LeNet5's convolutions take half the time, those of 3 x 3 windows 0.5 to 0.7 of it.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-MEMBERS = 16  # above them convolutions are one: what is compiled grows with their number
+MEMBERS = 16  # with more members the plain expression is used, as programs grow with M
 
 Params = dict[str, jax.Array]
 
@@ -26,7 +26,7 @@ def convolve(
 
     Args:
       layer: params, x [1, ...] -> y [1, ...], of one member.
-      params: `kernel` [h, w, C, F], which members share, and maybe `bias` [M, F], their own.
+      params: `kernel` [h, w, C, F], shared by members, and optionally `bias` [M, F] of each.
       r, s: [M, C] and [M, F].
       x: inputs.
     """

@@ -10,9 +10,10 @@ from jax.extend.random import threefry2x32_p
 def normal(key: jax.Array, n: int) -> jax.Array:
     """Standard normal numbers [n], by the same map of 23 bits each as `jax.random.normal`.
 
-    Both words of a block of Threefry are used, where `jax.random` takes their exclusive or: half of
-    the work, which is most of a sampler's step (`benchmarks/svgd.py`). So these are other draws of
-    the same law. Keys of other generators are left to `jax.random`.
+    Both words of a Threefry block are used, where `jax.random` takes their exclusive or: this
+    halves the work, which dominates a sampler's step (`benchmarks/svgd.py`). So the draws differ
+    from those of `jax.random`, with the same distribution. Keys of other generators are passed to
+    `jax.random`.
     """
     if str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.normal(key, (n,))

@@ -19,7 +19,7 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def argsort(x: jax.Array, end: int) -> jax.Array:
-    """The stable order of integers x [N] from 0 to `end`: one array is sorted, and not two."""
+    """The stable order of integers x [N] from 0 to `end`, by sorting one array instead of two."""
     N = x.size
     if N * (end + 1) >= 2**31:
         return jnp.argsort(x, stable=True)

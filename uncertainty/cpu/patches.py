@@ -19,7 +19,8 @@ def pay(x_shape: Sequence[int], kernel_shape: Sequence[int], strides: Sequence[i
     windows 1.4 to 2.9; 8 and 16 filters 1.6; 32 and 64 filters 1.0 to 1.2; 3 x 64 filters 0.94, so
     windows from 5 x 5 with few channels. With 3 x 3 windows plain networks gain too (8 and 16
     filters 2.3; 16, 32 and 64 filters 1.3), but between batch normalisations the images move back
-    and forth (ResNet-8 0.6). Patches take h w times the memory of the image: up to 512 MB of them.
+    and forth (ResNet-8 0.6). Patches take h w times the memory of the image; at most 512 MB are
+    used.
     """
     h, w, C, F = kernel_shape
     few = h * w >= 25 and C * F <= 2048
@@ -49,7 +50,7 @@ def _forward(x, kernel, bias, strides, pads):
     size = patches.shape[1:]
     patches = patches.reshape(patches.shape[0], -1)
     weights = kernel.reshape(-1, F)
-    if bias is not None:  # as one more row, so that its gradient needs no sum of its own
+    if bias is not None:  # as one more row, so that its gradient needs no separate sum
         weights = jnp.concatenate([weights, bias[None]])
     y = lax.dot_general(weights, patches, (((0,), (0,)), ((), ())))  # [F, H' W' N]
     # x itself is not needed, only its shape, which an array of no size carries
@@ -86,7 +87,7 @@ def convolve(
     strides: tuple[int, int],
     pads: Pads,
 ) -> jax.Array:
-    """`layers.conv.convolve` of x [..., H, W, C], of which there is no forward-mode derivative.
+    """`layers.conv.convolve` of x [..., H, W, C], without a forward-mode derivative.
 
     The h w C inputs of each output are copied side by side, and multiplied by the kernel once.
     """
@@ -116,7 +117,7 @@ def _patches(
     rows = (x.shape[1] - h) // s + 1
     columns = (x.shape[2] - w) // t + 1
     across = [x[:, :, j : j + (columns - 1) * t + 1 : t] for j in range(w)]
-    across = lax.optimization_barrier(jnp.concatenate(across))  # or XLA makes it h times over
+    across = lax.optimization_barrier(jnp.concatenate(across))  # or XLA computes it h times
     parts = [across[:, i : i + (rows - 1) * s + 1 : s] for i in range(h)]
     if ones:
         parts.append(jnp.ones((1, *parts[0].shape[1:]), x.dtype))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 def max_pool(x: jax.Array) -> jax.Array:
     """[..., H, W, C] -> [..., ceil(H/2), ceil(W/2), C].
 
-    The gradient takes a tenth of the time of that of a window reduction. Equal maxima share it,
-    where there the first one has all of it.
+    The gradient takes a tenth of the time of a window reduction's. Equal maxima share it; there the
+    first maximum gets all of it.
     """
     H, W = x.shape[-3:-1]
     pad = [(0, 0)] * (x.ndim - 3) + [(0, H % 2), (0, W % 2), (0, 0)]

@@ -1,8 +1,8 @@
 """Sums of rows and columns as products with ones; the plain expressions are where they are used.
 
-XLA's CPU backend is slow where the sum of a row meets the row again (`layers/moe`), and where it
-sums over the first axis (`inference/sharded.py`). As products both, and their derivatives, which
-are each other's, are kernels of their own.
+XLA's CPU backend is slow where the sum of a row is combined with the row again (`layers/moe`), and
+where it sums over the first axis (`inference/sharded.py`). Written as products, both are separate
+kernels, and each is the other's derivative.
 """
 
 import jax

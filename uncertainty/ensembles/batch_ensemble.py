@@ -19,10 +19,10 @@ def batch_ensemble(
 ) -> Network:
     """`size` members by fast weights around the dense and convolution layers; `FastWeights`.
 
-    In the backbone these are the layers of its fields `dense` and `conv`, in the head of its field
-    `dense`; other heads are shared by the members. The bound of a spectrally normalised layer is
-    that of the shared kernel, which fast weights multiply. Training takes the mean of the losses.
-    A deterministic checkpoint has the shared parameters at the same paths, all but the biases.
+    These are the layers in the backbone's fields `dense` and `conv` and in the head's field
+    `dense`; other heads are shared by the members. A spectral norm bounds the shared kernel, which
+    fast weights multiply. Training uses the mean of the losses. A deterministic checkpoint has the
+    shared parameters, except biases, at the same paths.
 
     Fast weights are `fast_(input|output)` in rules; published settings often give them a learning
     rate of their own (`optimiser.multipliers`).
@@ -34,12 +34,12 @@ def batch_ensemble(
       size: M.
       fast_weights: initialiser, `batch_ensemble.random_sign` (with `probability` of +1) or
         `batch_ensemble.gaussian` (with `stddev`, around 1).
-      where: a regular expression for the paths of the layers that have fast weights; all of them by
+      where: a regular expression for the paths of the layers with fast weights; all layers by
         default. 'backbone/block(09|1.)/|head' is the last blocks of a ViT and the head.
 
     Raises:
-      ValueError: a size below 1; when traced, a `where` that is found in no layer's path, or
-        members that something else has made.
+      ValueError: a size below 1; when traced, a `where` that matches no layer's path, or members
+        from another part.
     """
     check(size, where)
     wrap = functools.partial(around, size=size, initial=fast_weights)

@@ -12,10 +12,10 @@ def e3(
     """`size` members, each with its own routers and a share of the experts of `backbone.experts`.
 
     Source: "Sparse MoEs meet efficient ensembles" (first called partitioned batch ensembles).
-    Everything but routers and experts is shared, the head too, and what comes before the first
-    mixture of experts is computed once. Trained on the mean of the members' losses; predictions
-    average their probabilities. A V-MoE's parameters become these by a reshape of the router's
-    kernels, [D, 1, E] to [D, M, E / M].
+    Everything except routers and experts is shared, including the head, and layers before the first
+    mixture of experts are computed once. Training uses the mean of the members' losses; predictions
+    average their probabilities. A V-MoE's parameters fit after a reshape of the router's kernels,
+    [D, 1, E] to [D, M, E / M].
 
     Args:
       size: M.
@@ -23,15 +23,15 @@ def e3(
         `layers/moe/experts.py`. Without `tile` there is one prediction.
 
     Raises:
-      ValueError: `size` below 1, or a backbone without experts or whose experts have members
-        already; and, when it is called, one that does not divide the experts.
+      ValueError: a size below 1, a backbone without experts or whose experts have members already;
+        when called, a size that does not divide the experts.
     """
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
     if backbone.experts is None:
         raise ValueError(
-            f"backbone: e3 needs experts, and this {type(backbone).__name__} has none; vit.ViT has "
-            "a field `experts`"
+            f"backbone: e3 needs experts, but this {type(backbone).__name__} has none; set "
+            "backbone.experts of a vit.ViT"
         )
     if backbone.experts(parent=None).members != 1:
         raise ValueError("backbone.experts.members: e3 sets them; give its `size` instead")

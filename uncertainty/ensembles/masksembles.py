@@ -9,26 +9,26 @@ from uncertainty.types import Backbone, Head, Network
 
 
 def masksembles(backbone: Backbone, head: Head, size: int, scale: float = 2.0) -> Network:
-    """`size` masks wherever the backbone has a place for dropout; `Masksembles`.
+    """`size` masks wherever the backbone has dropout layers; see `Masksembles`.
 
-    Training gives each example one mask (M = 1), so it costs as much as a plain network's. At
+    Training gives each example one mask (M = 1), so it costs as much as for a plain network. At
     prediction the first mask broadcasts to [size, B, ...].
 
     Args:
       size: M.
-      scale: from 1 (full masks, members are equal) up; at 2, half of a mask's features are in
-        another; larger is closer to separate networks, and to smaller ones.
+      scale: at least 1 (full masks, equal members); at 2, two masks share half of their features;
+        larger values are closer to separate, smaller networks.
 
     Raises:
-      ValueError: a size or scale below 1, a backbone that has a dropout already or no place for
-        one, or one whose experts have no `dropout` of their own.
+      ValueError: a size or scale below 1, a backbone that has dropout already or does not support
+        it, or experts without their own `dropout`.
     """
     Masksembles(size, scale, parent=None)  # checked here, before anything is traced
     masks = functools.partial(Masksembles, size=size, scale=scale)
     masked = with_dropout(backbone, masks, "masksembles")
     if masked.experts is not None and masked.experts(parent=None).dropout is None:
         raise ValueError(
-            "backbone.experts.dropout: missing; masks belong to examples, and an expert works on "
-            "tokens of many; 0.0 leaves experts without masks"
+            "backbone.experts.dropout: missing; masks belong to examples, but an expert processes "
+            "tokens of many; set 0.0 for experts without masks"
         )
     return Single(masked, head, size)

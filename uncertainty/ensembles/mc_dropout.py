@@ -12,17 +12,17 @@ from uncertainty.types import Backbone, Head, Network
 
 
 def mc_dropout(backbone: Backbone, head: Head, size: int, rate: float) -> Network:
-    """Dropout of `rate` wherever the backbone has a place for it; `size` masks at prediction.
+    """Dropout of `rate` wherever the backbone has dropout layers; `size` masks at prediction.
 
-    Training draws one mask for each example, as plain dropout does (M = 1). At prediction the first
-    dropout layer broadcasts to [size, B, ...], so what comes before it is computed once.
+    Training draws one mask for each example, like plain dropout (M = 1). At prediction the first
+    dropout layer broadcasts to [size, B, ...], so layers before it are computed once.
 
     Differences from the paper: the masks of one evaluation are drawn from the particle's key, so a
     prediction is a function of the checkpoint.
 
     Raises:
-      ValueError: `rate` outside (0, 1), `size` below 1, or a backbone that has a dropout
-        already or no place for one (one without layers is found out when traced).
+      ValueError: `rate` outside (0, 1), `size` below 1, or a backbone that has dropout already or
+        does not support it (for a backbone without layers, when traced).
     """
     if not 0 < rate < 1:
         raise ValueError(f"rate: {rate}; a dropout rate lies strictly between 0 and 1")
@@ -36,10 +36,11 @@ def with_dropout(backbone: Backbone, dropout: Callable[..., nn.Module], ensemble
     """The backbone with this factory as its `dropout`.
 
     Raises:
-      ValueError: a backbone that has one already or no place for one; its message names `ensemble`.
+      ValueError: a backbone that has dropout already or does not support it; the message names
+        `ensemble`.
     """
     if not is_field(backbone, "dropout"):
         raise ValueError(f"backbone: {type(backbone).__name__} has no field 'dropout'")
     if backbone.dropout is not None:
-        raise ValueError(f"backbone.dropout: {ensemble} sets it; it has fields of its own for it")
+        raise ValueError(f"backbone.dropout: {ensemble} sets it; use the fields of the ensemble")
     return backbone.clone(dropout=dropout)

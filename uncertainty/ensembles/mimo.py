@@ -17,8 +17,8 @@ from uncertainty.types import Backbone, Head, Latent, Network
 class Mimo(Network):
     """x [B, ..., C] -> Latent [M, B, K], or [M batch_repetitions, B, K] in training; see `mimo`.
 
-    In training each input sees the batch in an order of its own, which is undone on what its head
-    says, so that latents are those of the labels' examples and nobody else hears of it.
+    In training each input sees the batch in its own order, which is undone on the output of its
+    head, so that latents are in the order of the labels.
     """
 
     size: int
@@ -62,24 +62,23 @@ def mimo(
 ) -> Network:
     """A network with `size` inputs, joined on their last axis (channels), and as many heads.
 
-    Only the first layer and the head grow. Training takes the mean of the heads' losses, each on
-    examples of its own; predictions give every input the same example. Orders come from the rng
+    Only the first layer and the head grow. Training uses the mean of the heads' losses, each on
+    different examples; at prediction all inputs get the same example. Orders come from the rng
     stream 'noise'.
 
     Differences from the paper: the mean over heads, not their sum; heads are initialised
-    independently, each as it would be by itself, not as columns of one wide layer; with
-    `batch_repetitions` an example counts as often as before in the mean. A batch that is sharded
-    over devices is permuted as a whole, so inputs move between devices.
+    independently like single heads, not as columns of one wide layer; `batch_repetitions` does not
+    change an example's weight in the mean. A batch that is sharded over devices is permuted as a
+    whole, so inputs move between devices.
 
     Args:
       size: M.
       input_repetition: rho, the share of each batch for which all inputs see the same example (of
         R B examples the last R B - floor((1 - rho) R B)).
-      batch_repetitions: R, times that a step has each example, in orders of their own.
+      batch_repetitions: R, how often a step repeats each example, in different orders.
 
     Raises:
-      ValueError: a size or repetitions below 1, a share outside [0, 1], or a backbone that makes
-        members.
+      ValueError: a size or repetitions below 1, a share outside [0, 1], or a backbone with members.
     """
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
@@ -91,9 +90,9 @@ def mimo(
 
 
 def orders(key: jax.Array, size: int, rows: int, repetition: float) -> jax.Array:
-    """[size, rows], permutations that agree on the share `repetition` of their places."""
+    """Permutations [size, rows] that agree on the share `repetition` of their positions."""
     common, *keys = jax.random.split(key, size + 1)
     main = jax.random.permutation(common, rows)
-    # Of the share as it is written: (1 - 0.9) 10 is below 1 in floating point.
+    # Exact arithmetic on the decimal share: (1 - 0.9) 10 is below 1 in floating point.
     own = math.floor((1 - Fraction(str(repetition))) * rows)
     return jnp.stack([main.at[:own].set(jax.random.permutation(k, main[:own])) for k in keys])

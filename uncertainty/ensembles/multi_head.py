@@ -26,21 +26,21 @@ def multi_head(backbone: Backbone, head: Head, size: int) -> Network:
 
 
 def heads(head: nn.Module, phi: jax.Array, size: int, ensemble: str, *, train: bool) -> Latent:
-    """phi [1, B, D] -> Latent [size, B, K] of heads of their own, within a Flax module's call.
+    """phi [1, B, D] -> Latent [size, B, K] of separate heads, within a Flax module's call.
 
     Raises:
-      ValueError: a backbone that makes members; its message names `ensemble`.
+      ValueError: a backbone with members; the message names `ensemble`.
     """
     check_alone(phi, size, ensemble)
     return of_each(lambda head, phi: head(phi, train=train), head, phi, size)
 
 
 def check_alone(phi: jax.Array, size: int, ensemble: str) -> None:
-    """Raises ValueError if phi [M, B, D] has members already; its message names `ensemble`."""
+    """Raises ValueError if phi [M, B, D] has members already; the message names `ensemble`."""
     if phi.shape[0] != 1:
         raise ValueError(
-            f"ensemble: {ensemble} makes {size} members, but the backbone has made "
-            f"{phi.shape[0]} already; members are made in one place"
+            f"ensemble: {ensemble} makes {size} members, but the backbone already makes "
+            f"{phi.shape[0]}; only one part can make members"
         )
 
 

@@ -35,24 +35,24 @@ def packed(
 ) -> Network:
     """`size` networks with alpha / size times the features of `backbone` in every layer.
 
-    Alpha = sqrt(size) has about the parameters and products of the backbone, alpha = size is a deep
-    ensemble. Training takes the mean of the members' losses. What differs from particles is that
-    members live in one set of parameters, with one optimiser (a clipped norm is that of all), and
-    run as one program of grouped products.
+    With alpha = sqrt(size) parameters and products are about those of the backbone; alpha = size is
+    a deep ensemble. Training uses the mean of the members' losses. Unlike particles, members have
+    one set of parameters and one optimiser (the gradient norm is clipped jointly), and run as one
+    program of grouped products.
 
-    Differences from the paper: members have heads of any kind, each its own; batch statistics are
-    each member's own in both; features are rounded up to a multiple of gamma, and in a ViT of its
-    number of heads, which each member keeps.
+    Differences from the paper: members have separate heads of any kind; features are rounded up to
+    a multiple of gamma, and in a ViT of its number of heads, which each member keeps. As in the
+    paper, each member has its own batch statistics.
 
     Args:
-      backbone: with `sizes`, the fields that say how many features it has.
+      backbone: defines `sizes`, the fields that set its numbers of features.
       size: M.
       alpha: width of all members together, in widths of the backbone.
-      gamma: groups in each member's layers but those that see the input, and the head.
+      gamma: groups in each member's layers, except in the head and in layers whose input is x.
 
     Raises:
       ValueError: a number below 1 (alpha: not positive), a backbone without `sizes`, or with gamma
-        one whose layers are replaced already.
+        a backbone whose layers are replaced already.
     """
     check(size, "")
     if not 0 < alpha < math.inf:
@@ -60,17 +60,17 @@ def packed(
     if gamma < 1:
         raise ValueError(f"gamma: {gamma} groups; at least 1")
     if not backbone.sizes:
-        raise ValueError(f"backbone: {type(backbone).__name__} does not tell its `sizes`")
+        raise ValueError(f"backbone: {type(backbone).__name__} does not define `sizes`")
     for field in ("dense", "conv") if gamma > 1 else ():
         plain = {f.name: f.default for f in dataclasses.fields(backbone)}
         if field in plain and getattr(backbone, field) is not plain[field]:
             raise ValueError(
-                f"backbone.{field}: gamma {gamma} puts layers in groups in its place; leave it "
-                "out, or set gamma to 1"
+                f"backbone.{field}: gamma {gamma} replaces it by grouped layers; unset it, "
+                "or set gamma to 1"
             )
     backbone = narrower(backbone, Fraction(str(alpha)) / size, gamma)
     if gamma > 1:
-        # Not those that see the input, or a flattened image, whose channels are not side by side.
+        # Except layers whose input is x, or a flattened image, whose channels are not contiguous.
         inner = rf"^(?!backbone/({'|'.join(backbone.input_layers)})$)"
         backbone = replace(backbone, ("dense",), _in_groups(Dense, "groups", gamma), inner)
         grouped = _in_groups(nn.Conv, "feature_group_count", gamma)
@@ -81,8 +81,8 @@ def packed(
 def narrower(backbone: Backbone, factor: Fraction | float, multiple: int = 1) -> Backbone:
     """The backbone with `factor` times its features, rounded up to a multiple.
 
-    The product is exact, of the factor as it is written: 1.1 times 50 are 55, and not
-    55.00000000000001 and so 56.
+    The product is exact in decimal: 1.1 times 50 is 55, not 55.00000000000001, which would round up
+    to 56.
     """
     factor = Fraction(str(factor))
     of_width = multiple * backbone.width_unit

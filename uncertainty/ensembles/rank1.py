@@ -27,13 +27,12 @@ def rank1(
     anneal_steps: int = 0,
     where: str = "",
 ) -> Network:
-    """`size` members whose fast weights are drawn from posteriors of their own; `Rank1`.
+    """`size` members whose fast weights are drawn from their own posteriors; see `Rank1`.
 
-    Fast weights stand where those of `batch_ensemble` do, under the same names, so the trained
-    parameters of one may start the other. Training takes the mean of the members' -ELBO / N, the KL
-    by closed form; predictions have `size` x `samples` members. What stands for another posterior
-    of the same parameters does not go with it: a prior of `inference`, samplers, and particles that
-    interact (`build.inference` refuses them).
+    Fast weights have the places and names of those of `batch_ensemble`, so trained parameters of
+    one can start the other. Training uses the mean of the members' -ELBO / N, with the KL in closed
+    form; predictions have `size` x `samples` members. Other posteriors over the same parameters are
+    refused by `build.inference`: a prior of `inference`, samplers, and particles that interact.
 
     Args:
       size: M, components of the posterior's mixture.
@@ -43,7 +42,7 @@ def rank1(
       where: as in `batch_ensemble`.
 
     Raises:
-      ValueError: what `batch_ensemble` and `Rank1` refuse.
+      ValueError: see `batch_ensemble` and `Rank1`.
     """
     check(size, where)
     fields: dict[str, Any] = dict(

@@ -1,4 +1,4 @@
-"""Members by layers: what ensembles share that put other layers into a network."""
+"""Members by replaced layers: the common code of ensembles that replace layers of a network."""
 
 import dataclasses
 import functools
@@ -18,19 +18,19 @@ Part = TypeVar("Part", Backbone, Head)
 
 
 class Members(Network):
-    """x [B, ...] -> Latent [M, B, K] of a network some of whose layers make members."""
+    """x [B, ...] -> Latent [M, B, K], with some layers that make members."""
 
     size: int
     where: str
     samples: int = 1  # of each member at prediction
-    variational: bool = False  # the parameters are those of a posterior, and the loss has its KL
+    variational: bool = False  # parameters define a posterior, and the loss includes its KL
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
         latent = self.head(self.backbone(x[None], train=train), train=train)
         if latent.mean.shape[0] not in (self.size, self.size * self.samples):
             names = [name.rpartition("/")[0] for name in paths(self.variables["params"])]
             raise ValueError(
-                f"where: {self.where!r} is in the path of no layer that can make members; the "
+                f"where: {self.where!r} matches the path of no layer that can make members; the "
                 f"paths are {', '.join(dict.fromkeys(names))}"
             )
         return latent
@@ -45,14 +45,14 @@ def members(
 
 
 def replace(part: Part, fields: Sequence[str], wrap: Wrap, where: str) -> Part:
-    """`part` with wrap(factory) for each factory in `fields` that it has, at the paths `where`.
+    """`part` with each factory in `fields` replaced by wrap(factory), at the paths `where`.
 
     Args:
       part: a backbone or a head.
       fields: such as 'dense' and 'conv'.
-      wrap: makes one factory of another.
-      where: a regular expression that is searched for in the paths of layers, such as
-        `backbone/block0/attention/query`; '' is in all of them.
+      wrap: factory -> factory.
+      where: a regular expression to search in the paths of layers, such as
+        `backbone/block0/attention/query`; '' matches all of them.
     """
 
     def chosen(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -72,7 +72,7 @@ def is_field(part: nn.Module, name: str) -> bool:
 
 
 def check(size: int, where: str) -> None:
-    """Raises ValueError for a size below 1 or what is no regular expression."""
+    """Raises ValueError for a size below 1 or an invalid regular expression."""
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
     try:

@@ -6,16 +6,16 @@ from uncertainty.types import Backbone, Head, Latent, Network
 
 
 class Single(Network):
-    """x [B, ...] -> Latent [1, B, K], or [M, B, K] where a layer of the backbone makes members."""
+    """x [B, ...] -> Latent [1, B, K], or [M, B, K] if a layer of the backbone makes members."""
 
-    size: int | None = None  # members that layers are to make, at prediction; None for any number
+    size: int | None = None  # expected members from layers at prediction; None for any number
 
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
         phi = self.backbone(x[None], train=train)
         if not train and self.size not in (None, phi.shape[0]):
             raise ValueError(
                 f"size: {self.size} members, but {type(self.backbone).__name__} with these fields "
-                f"makes {phi.shape[0]}: it has no layer that could make them"
+                f"makes {phi.shape[0]}: it has no layers that make members"
             )
         return self.head(phi, train=train)
 

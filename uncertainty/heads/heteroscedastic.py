@@ -18,21 +18,21 @@ class Heteroscedastic(Head):
 
         var(u_c) = noise_weight d_c^2 + mean_weight var_mean,c + |V_c|^2
 
-    V(h) [K, R] and d(h) = softplus(.) + minimum are affine in the features h, those that the mean
-    sees. With `efficient`, V(h) = v(h) * V with one V [K, R] for all inputs and v(h) in R^K. The
-    likelihood integrates by draws, independent for each class.
+    V(h) [K, R] and d(h) = softplus(.) + minimum are affine in the features h, which are those of
+    the mean. With `efficient`, V(h) = v(h) * V with one V [K, R] for all inputs and v(h) in R^K.
+    The likelihood integrates by draws, independent for each class.
 
-    In training an SNGP mean is its MAP value and noise_weight is left out: only label noise is
-    drawn, all of it.
+    In training an SNGP mean is its MAP value, and noise_weight is not applied: only label noise is
+    drawn, with its full variance.
 
-    Differences from edward2's JAX layers: each class has diagonal noise of its own (there one draw
-    serves all classes, which makes it a correlated factor d d^T); the mean's variance is used by
-    default (there left out). Draws are shared across the batch in training alone, there always.
+    Differences from edward2's JAX layers: each class has its own diagonal noise (there one draw is
+    shared by all classes, which makes it a correlated factor d d^T); the mean's variance is used by
+    default (there it is not); draws are shared across the batch in training only (there always).
 
     Attributes:
       outputs: K.
       rank: R, factors of the covariance; 0 for independent noise alone.
-      mean: head of mu, and of the variance of mu where it has one; dense by default.
+      mean: head of mu, and of its variance if it has one; dense by default.
       efficient: see above.
       learn_temperature: divides u by 0.3 + 2.7 sigmoid(a), a learned from 0. (A fixed temperature
         is the likelihood's.)
@@ -60,7 +60,7 @@ class Heteroscedastic(Head):
 
     @property
     def posterior(self) -> Posterior | None:
-        """That of the mean, if it has one."""
+        """The posterior of the mean, if it has one."""
         posterior = self.mean(outputs=self.outputs, parent=None).posterior
         return posterior and posterior._replace(field="mean")
 
@@ -69,7 +69,7 @@ class Heteroscedastic(Head):
         h = h.astype(jnp.float32)
         latent = self.mean(outputs=self.outputs, name="mean")(h, train=train)
         if latent.factors is not None or latent.projection is not None:
-            raise ValueError("mean: a head that has factors of its own already; dense or a GP")
+            raise ValueError("mean: this head already has factors; use a dense or GP head")
         deviation, factors = _noise(self, h, self.outputs)
         variance = deviation**2 if train else self.noise_weight * deviation**2
         epistemic = None
@@ -82,7 +82,7 @@ class Heteroscedastic(Head):
 
 
 class HeteroscedasticXL(Head):
-    """u = W^T (h + V(h) e_R + d(h) * e_D) + b: the noise in the D features, not in the K classes.
+    """u = W^T (h + V(h) e_R + d(h) * e_D) + b: noise in the D features, not in the K classes.
 
     Source: Collier et al. 2023, "Massively scaling heteroscedastic classifiers" (HET-XL). The
     parameters of the noise do not grow with K.
@@ -142,11 +142,11 @@ def _noise(head: nn.Module, h: jax.Array, size: int) -> tuple[jax.Array, jax.Arr
 
 
 def _tempered(head: nn.Module, latent: Latent) -> Latent:
-    """u / temperature, where the temperature is a parameter."""
+    """u / temperature, with the temperature as a parameter."""
     a = head.param("temperature", nn.initializers.zeros, ())
     temperature = 0.3 + 2.7 * nn.sigmoid(a)
     scaled = latent.replace(mean=latent.mean / temperature)
-    if latent.projection is not None:  # which carries the temperature
+    if latent.projection is not None:  # the projection is divided by the temperature
         return scaled.replace(projection=latent.projection / temperature)
 
     def divide(value: jax.Array | None, by: jax.Array) -> jax.Array | None:

@@ -1,4 +1,4 @@
-"""Last-layer Laplace: the variance that a dense head's own posterior gives."""
+"""Last-layer Laplace: a dense head with the variance of its posterior."""
 
 import flax.linen as nn
 import jax
@@ -14,8 +14,8 @@ class Laplace(Head):
     Source: MacKay 1992; Kristiadi et al. 2020, "Being Bayesian, even just a bit, fixes
     overconfidence in ReLU networks"; Daxberger et al. 2021 ("Laplace redux").
 
-    Parameters have the names and values of `dense.Dense`, so a run that was trained with that head
-    gets its posterior afterwards: `python -m experiments.stage --start RUN --workdir NEW
+    Parameters have the names and values of `dense.Dense`, so a run with that head can get its
+    posterior after training: `python -m experiments.stage --start RUN --workdir NEW
     --config.head.name=laplace.Laplace`.
 
     Differences from the papers: the curvature is block-diagonal, a block for each class (or, for
@@ -31,8 +31,7 @@ class Laplace(Head):
       curvature, noise, momentum, num_examples: see `LinearPosterior`.
 
     Raises:
-      ValueError: outputs below 1, a prior_precision that is not positive, or what the layer
-        refuses.
+      ValueError: outputs below 1, a prior_precision that is not positive, or see `LinearPosterior`.
     """
 
     outputs: int
@@ -52,7 +51,7 @@ class Laplace(Head):
 
     @property
     def posterior(self) -> Posterior:
-        """That of the last layer."""
+        """The posterior of the last layer."""
         return Posterior(self.curvature, self.noise, moving=self.momentum is not None)
 
     @nn.compact

@@ -20,21 +20,21 @@ class Sngp(Head):
 
     In training u is the MAP mean and beta is learned; beta's prior is an L2 of 1 / N on
     `head/(mean/)?logits/kernel` (`optimiser.l2`). The variance [M, B, 1] (or [M, B, K] by class) of
-    predictions needs `stages=(dict(name='laplace'),)`, and then validation during training is that
-    of the MAP mean alone, or `momentum`; see `LinearPosterior`. Integrate over it by draws or by
-    the likelihood's `mean_field`.
+    predictions needs either `stages=(dict(name='laplace'),)`, in which case validation during
+    training uses the MAP mean alone, or `momentum`; see `LinearPosterior`. Integrate over it by
+    draws or by the likelihood's `mean_field`.
 
-    Differences from the paper: the covariance is shared by the classes unless `curvature` says
-    otherwise, as in the authors' code ('softmax' has one for each class and none between classes,
-    by which its variances are too small: see `LinearPosterior`); features are scaled by
-    sqrt(2 / m), so that the prior's variance is amplitude^2 whatever m; no bias on the mean.
+    Differences from the paper: the covariance is shared by the classes unless `curvature` is set
+    otherwise, as in the authors' code ('softmax' has one for each class but none between classes,
+    which makes its variances too small: see `LinearPosterior`); features are scaled by sqrt(2 / m),
+    so that the prior's variance is amplitude^2 whatever m; no bias on the mean.
 
     Attributes:
       outputs: K.
       features: m, random features.
       length_scale, amplitude, orthogonal: of the kernel; see `RandomFeatures`.
-      normalise: a layer normalisation without scale and bias on what the kernel sees; it takes away
-        the features' mean and length, so not for a few features.
+      normalise: layer normalisation without scale and bias of the kernel's inputs. It removes their
+        mean and length, so do not use it with few features.
       projection: if given, h is first projected to this many dimensions by a fixed random matrix
         with N(0, 1 / projection) entries, which keeps distances on average.
       use_bias: a bias on the mean, without a prior.
@@ -42,8 +42,7 @@ class Sngp(Head):
       curvature, noise, momentum, num_examples: of the posterior; see `LinearPosterior`.
 
     Raises:
-      ValueError: outputs or projection below 1, or what `RandomFeatures` and `LinearPosterior`
-        refuse.
+      ValueError: outputs or projection below 1, or see `RandomFeatures` and `LinearPosterior`.
     """
 
     outputs: int
@@ -72,7 +71,7 @@ class Sngp(Head):
 
     @property
     def posterior(self) -> Posterior:
-        """That of the last layer."""
+        """The posterior of the last layer."""
         return Posterior(self.curvature, self.noise, moving=self.momentum is not None)
 
     @nn.compact

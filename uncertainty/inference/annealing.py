@@ -1,7 +1,8 @@
-"""How much the driving term of particles counts, against their repulsion, over the steps.
+"""Annealing of the driving term of particles relative to their repulsion, over the steps.
 
-Each function makes step -> factor in [0, 1], which is 1 from `steps` on. Source: D'Angelo & Fortuin
-2021, "Annealed Stein Variational Gradient Descent": a weak drive lets particles spread first.
+Each function returns step -> factor in [0, 1], which is 1 from `steps` on. Source: D'Angelo &
+Fortuin 2021, "Annealed Stein Variational Gradient Descent": a weak drive lets particles spread
+first.
 """
 
 from collections.abc import Callable

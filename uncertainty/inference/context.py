@@ -1,8 +1,7 @@
-"""Where functions are compared when not on the training batch: context points for repulsion.
+"""Context points: where particles' functions are compared, other than on the training batch.
 
-Each function makes (batch, key) -> x [B', ...]; no label is needed there. All particles compare
-their functions at the same points: where they have examples of their own, the batch has only its
-streams here.
+Each function returns (batch, key) -> x [B', ...], without labels. All particles compare their
+functions at the same points: if they have their own examples, the batch here has only its streams.
 """
 
 from collections.abc import Callable
@@ -41,7 +40,7 @@ def blurred(size: int = 7, sigma: float = 1.0) -> Context:
       sigma: in pixels.
 
     Raises:
-      ValueError: an even size, a sigma that is not positive, or an x that is no batch of images.
+      ValueError: an even size, a sigma that is not positive, or an x that is not a batch of images.
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: {size}; an odd number of pixels")
@@ -57,7 +56,7 @@ def blurred(size: int = 7, sigma: float = 1.0) -> Context:
         x = _inputs(batch, "blurred")
         if x.ndim != 4:
             raise ValueError(f"context: 'blurred' is for images [B, H, W, C], not {x.shape}")
-        # A band matrix for each axis: no convolution, which would be slow on CPU.
+        # A band matrix for each axis, as a convolution would be slow on CPU.
         x = jnp.einsum("ih,bhwc->biwc", along(x.shape[1], x.dtype), x)
         return jnp.einsum("jw,biwc->bijc", along(x.shape[2], x.dtype), x)
 
@@ -68,13 +67,15 @@ def other() -> Context:
     """Other data: the inputs of the batch's stream 'context', [B', ...].
 
     Raises:
-      ValueError: there is none.
+      ValueError: the batch has no such stream.
     """
 
     def points(batch: Batch, key: jax.Array) -> jax.Array:
         if "context" not in batch:
-            raise ValueError("context: 'other' needs a stream 'context' of the batch, which has "
-                             + ", ".join(map(repr, sorted(batch))))  # fmt: skip
+            raise ValueError(
+                "context: 'other' needs a stream 'context' in the batch, which has "
+                + ", ".join(map(repr, sorted(batch)))
+            )
         return batch["context"]["x"]
 
     return points
@@ -82,6 +83,8 @@ def other() -> Context:
 
 def _inputs(batch: Batch, name: str) -> jax.Array:
     if "x" not in batch:
-        raise ValueError(f"context: {name!r} takes the points from the batch, but each particle "
-                         "has examples of its own; 'other' has points that all see")  # fmt: skip
+        raise ValueError(
+            f"context: {name!r} takes points from the batch, but each particle has its own "
+            "examples; use 'other', whose points all particles share"
+        )
     return batch["x"]

@@ -1,4 +1,4 @@
-"""Whose examples are whose: a batch that particles share, or one of each particle's own."""
+"""Batches that particles share, and batches of each particle's own examples."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from uncertainty.types import Batch
 
 
 def split(batch: Batch, own: bool) -> tuple[Batch, Batch]:
-    """What leads with P, and what all particles see.
+    """The part of a batch that leads with P, and the part that all particles share.
 
-    With examples of their own those are the batch's arrays; its streams, which are nested dicts,
-    are shared as they are.
+    If particles have their own examples, the first is the batch's arrays, the second its streams
+    (nested dicts).
     """
     if not own:
         return {}, batch
@@ -21,6 +21,6 @@ def split(batch: Batch, own: bool) -> tuple[Batch, Batch]:
 
 
 def each(fn: Callable[[jax.Array], Any], batch: Batch, own: bool) -> Batch:
-    """The batch with `fn` of all that leads with P."""
+    """The batch, with `fn` applied to all arrays that lead with P."""
     mine, shared = split(batch, own)
     return {**shared, **jax.tree.map(fn, mine)}

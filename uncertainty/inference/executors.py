@@ -1,8 +1,8 @@
-"""How the particles of one device are run: one choice, the same numbers to rounding.
+"""How the particles of one device run; results are equal up to rounding.
 
 `vmap`, `unroll` and `scan` map a function over particles inside one compiled program. `loop` calls
-one compiled update for each particle in turn, which only a separable inference allows. `auto`
-chooses. Particles over several devices are `experiments/runtime/execution.py`, around any of these.
+one compiled update for each particle in turn, which needs a separable inference. `auto` chooses
+one. Sharding particles over devices (`experiments/runtime/execution.py`) works with each.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def vmap(fn: Callable) -> Callable:
 
 
 def unroll(fn: Callable) -> Callable:
-    """One after the other, each with code of its own: compile time grows with P."""
+    """One after the other, each with its own code: compile time grows with P."""
 
     def mapped(particles: Any, shared: Any) -> Any:
         P = _size(particles)
@@ -41,13 +41,13 @@ def scan(fn: Callable) -> Callable:
 
 
 def auto(fn: Callable) -> Callable:
-    """The one that suits the backend and the layers, chosen when the function is traced.
+    """The best executor for the backend and the layers, chosen when the function is traced.
 
-    On accelerators `vmap`. On CPU (`benchmarks/executors.py`): `unroll` for XLA's convolutions,
-    which take 3 times as long vmapped, since they become grouped ones, and 15 times inside `scan`,
-    where they leave the fast path; else `scan`, as fast as `vmap` or up to a fifth faster, with the
-    activations of one particle in memory and not of all; but `vmap` for particles so small that
-    the steps of the scan cost more than what is in them.
+    On accelerators `vmap`. On CPU (`benchmarks/executors.py`) `unroll` for XLA's convolutions,
+    which take 3 times as long vmapped, as grouped convolutions, and 15 times inside `scan`, off the
+    fast path; otherwise `scan`, which is up to a fifth faster than `vmap` and keeps only one
+    particle's activations in memory; but `vmap` for particles so small that the overhead of a
+    scan's steps dominates.
     """
 
     def mapped(particles: Any, shared: Any) -> Any:
@@ -64,7 +64,7 @@ def auto(fn: Callable) -> Callable:
 
 
 def mapping(name: str) -> Callable[[Callable], Callable]:
-    """The function of that name; under `loop`, where each call has one particle, `auto`.
+    """The executor of that name; for `loop`, where each call has one particle, `auto`.
 
     Raises:
       ValueError: an unknown name.
@@ -77,15 +77,15 @@ def mapping(name: str) -> Callable[[Callable], Callable]:
 def loop(inference: Inference) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """An update from Python: one particle at a time, in place, with one program for any P.
 
-    A host function: under `jax.jit` it would be unrolled. The state that it is given is donated.
+    A host function: under `jax.jit` it would be unrolled. The state is donated.
 
     Raises:
       ValueError: the particles interact.
     """
     if not inference.separable:
         raise ValueError(
-            "executor: 'loop' updates one particle at a time, which particles that interact do "
-            "not allow; use 'auto', 'vmap', 'unroll' or 'scan'"
+            "executor: 'loop' updates one particle at a time, but these particles interact; "
+            "use 'auto', 'vmap', 'unroll' or 'scan'"
         )
 
     def one(state: State, p: jax.Array | int, batch: Batch) -> tuple[State, Metrics]:

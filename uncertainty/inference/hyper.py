@@ -1,6 +1,6 @@
-"""Hyper-parameters that particles differ in by intent: name -> [P], a part of the State.
+"""Hyper-parameters that differ between particles: name -> [P], a part of the State.
 
-A factor multiplies the config's own value; a value takes its place. What each stands for:
+A factor multiplies the config's value; a value replaces it.
 
   learning_rate    factor of every step, decay included
   prior_scale      factor of the scale of `inference.prior`
@@ -22,14 +22,14 @@ HYPER = ("learning_rate", "prior_scale", *DECAYS, "label_smoothing")
 
 
 def check(hyper: Mapping[str, Any], read: Sequence[str]) -> None:
-    """Refuses what particles cannot differ in.
+    """Refuses hyper-parameters that particles cannot differ in.
 
     Args:
       hyper: name -> values, or dict(low=, high=).
-      read: names that something of the run depends on.
+      read: names that the run depends on.
 
     Raises:
-      ValueError: an unknown name, one that nothing reads, or values out of range.
+      ValueError: an unknown or unused name, or values out of range.
     """
     for name, values in hyper.items():
         if name not in HYPER:
@@ -54,27 +54,30 @@ def check(hyper: Mapping[str, Any], read: Sequence[str]) -> None:
 
 
 _NEEDS = {
-    "prior_scale": "there is no prior to scale; set inference.prior",
-    "weight_decay": "there is no decay to scale; set optimiser.weight_decay",
-    "l2": "there is no decay to scale; set optimiser.l2",
-    "label_smoothing": "the objective has no such rate; set objective.name='label_smoothing'",
+    "prior_scale": "needs a prior; set inference.prior",
+    "weight_decay": "needs rules to scale; set optimiser.weight_decay",
+    "l2": "needs rules to scale; set optimiser.l2",
+    "label_smoothing": "needs objective.name='label_smoothing'",
 }
 
 
 def draw(hyper: Mapping[str, Any], keys: Sequence[jax.Array]) -> dict[str, jax.Array]:
-    """name -> [P] of the particles with these keys, of what `check` has seen.
+    """name -> values [P] for the particles with these keys; `hyper` has passed `check`.
 
-    Lists are given to the particles in turn; ranges are drawn from uniformly in the logarithm.
+    Values of lists are dealt to the particles in turn; ranges are sampled log-uniformly.
     """
     drawn = {}
     for i, (name, values) in enumerate(sorted(hyper.items())):
         if isinstance(values, Mapping):
             low, high = jnp.log(values["low"]), jnp.log(values["high"])
             made = [
-                jnp.exp(jax.random.uniform(jax.random.fold_in(key, Use.HYPER + i), (), minval=low,
-                                           maxval=high))
+                jnp.exp(
+                    jax.random.uniform(
+                        jax.random.fold_in(key, Use.HYPER + i), (), minval=low, maxval=high
+                    )
+                )
                 for key in keys
-            ]  # fmt: skip
+            ]
         else:
             made = [jnp.float32(values[p % len(values)]) for p in range(len(keys))]
         drawn[name] = jnp.stack(made)

@@ -19,16 +19,16 @@ from uncertainty.types import (
     Target,
 )
 
-NAME = "objective"  # among a particle's parameters: those of its objective
+NAME = "objective"  # key of the objective's own parameters among a particle's
 RESERVED = {"loss", "nll", "gradient_norm", "finite"}  # metrics of every update
 
 
 def check(objective: Objective) -> None:
-    """Raises ValueError for parts of an objective of which one would be passed over."""
+    """Raises ValueError for an objective with a part that would be ignored."""
     if objective.loss is not None and (objective.inputs or objective.latents):
         raise ValueError(
-            f"objective: {objective.name!r} has a `loss` of its own, which leaves no use for its "
-            "`inputs` or `latents`"
+            f"objective: {objective.name!r} has its own `loss`, so its `inputs` and `latents` "
+            "would be ignored"
         )
     if (objective.start is None) != (objective.follow is None):
         raise ValueError(
@@ -37,12 +37,12 @@ def check(objective: Objective) -> None:
 
 
 def network(objective: Objective, params: Params) -> Params:
-    """Those of a particle's parameters that are its network's."""
+    """The network's part of a particle's parameters."""
     return params if objective.init is None else {k: v for k, v in params.items() if k != NAME}
 
 
 def own(objective: Objective, params: Params) -> Params:
-    """Those that are its objective's, or None."""
+    """The objective's part of a particle's parameters, or None."""
     return None if objective.init is None else params[NAME]
 
 
@@ -61,19 +61,21 @@ def total(
     key: jax.Array,
     state: Own,
 ) -> tuple[jax.Array, Aux]:
-    """What a particle minimises [], and what comes with it.
+    """The loss [] of a particle, and its auxiliary outputs.
 
     Args:
       params: the network's and the objective's.
-      state: `params` is filled in here.
+      state: of the particle; its `params` are replaced.
     """
     weights = network(objective, params)
     state = state._replace(params=own(objective, params))
     if objective.loss is not None:
         loss, aux = objective.loss(model, weights, collections, batch, key, state)
         if clash := RESERVED & set(aux.metrics):
-            raise ValueError(f"objective: a metric of {objective.name!r} is called "
-                             f"{clash.pop()!r}, as one of every update")  # fmt: skip
+            raise ValueError(
+                f"objective: {objective.name!r} has a metric {clash.pop()!r}, a name that is "
+                "reserved for every update"
+            )
     else:
         batch = elsewhere(model, objective, weights, collections, batch, key, state)
         key_forward, key_likelihood = jax.random.split(key)
@@ -113,11 +115,13 @@ def per_example(
     """The loss of the latents and the nll, both [M, B].
 
     Raises:
-      ValueError: there are no labels.
+      ValueError: the batch has no labels.
     """
     if "y" not in batch:
-        raise ValueError(f"objective: {objective.name!r} needs labels, an entry 'y' of the batch, "
-                         "which has " + ", ".join(map(repr, sorted(batch))))  # fmt: skip
+        raise ValueError(
+            f"objective: {objective.name!r} needs labels, an entry 'y' in the batch, "
+            "which has " + ", ".join(map(repr, sorted(batch)))
+        )
     nll = likelihood.nll(latent, batch["y"], key)
     if objective.latents is None:
         return nll, nll
@@ -125,6 +129,6 @@ def per_example(
 
 
 def metrics(loss: jax.Array, aux: Aux) -> dict[str, Any]:
-    """Those of a step of one particle."""
+    """The metrics of a step of one particle."""
     labelled = {} if aux.nll is None else dict(nll=aux.nll)
     return dict(loss=loss, **labelled, **aux.metrics)

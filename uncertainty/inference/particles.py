@@ -46,36 +46,37 @@ def particles(
 ) -> Inference:
     """theta_p <- optimiser(theta_p, direction_p), p = 1..P.
 
-    A particle is a function of (seed, p) alone, not of P: the first 5 of 10 are those of a run with
-    5. The optimiser is mapped over P, so clipping and adaptive scales never couple particles.
+    A particle depends on (seed, p), not on P: the first 5 of 10 are those of a run with 5. The
+    optimiser is mapped over P, so clipping and adaptive scales never couple particles.
 
-    A step after which a particle's loss, gradient or update would not be finite leaves that
-    particle as it was and reports `finite=False` for it; what to do then is the caller's choice.
+    If a particle's loss, gradient or update is not finite, the step leaves that particle unchanged
+    and reports `finite=False` for it; the caller decides what to do.
 
     Args:
       model: network and likelihood.
-      optimiser: for one particle, without P; a sampler makes Markov chains of the particles.
+      optimiser: for one particle, without P; with a sampler the particles are Markov chains.
       size: P.
-      direction: makes the direction from an executor and `accumulate`; `independent` by default.
+      direction: factory of the direction, called with an executor and `accumulate`; `independent`
+        by default.
       executor: one of `executors.NAMES`.
-      accumulate: parts that each batch is run in.
+      accumulate: number of parts of each batch.
       prior: p(theta), see `uncertainty/priors.py`; None for a flat one.
       temperature: T, of the posterior (p(D | theta)^(1 / t) p(theta))^(1 / T), for samplers and for
-        directions that stand for a posterior; 1 is Bayes, below it the posterior is 'cold'.
+        directions that approximate a posterior; 1 is Bayes, below 1 is a 'cold' posterior.
       likelihood_temperature: t.
-      collect: steps after which a particle's parameters are kept, see `inference/thinning.py`;
-        predictions are then those of all that are kept.
-      hyper: what particles differ in by intent, see `inference/hyper.py`: name -> values that are
-        given to the particles in turn, or dict(low=, high=) to draw from, uniform in the logarithm.
+      collect: steps after which a sample of a particle's parameters is kept, see
+        `inference/thinning.py`; predictions then average over the samples.
+      hyper: hyper-parameters that differ between particles, see `inference/hyper.py`: name ->
+        values dealt to the particles in turn, or dict(low=, high=) to sample log-uniformly.
       num_examples: N, the size of the training set; experiments fill it in.
-      objective: what is minimised, see `uncertainty/objectives`; the likelihood by default. Its own
-        parameters lie in `State.params` as `objective`, its slow copies in `State.slow`.
-      own_examples: whether each particle has examples of its own. The batch's arrays are then
-        [P, B, ...] in place of [B, ...], and its streams (nested dicts) are shared all the same.
+      objective: to minimise, see `uncertainty/objectives`; the likelihood by default. Its own
+        parameters are in `State.params` as `objective`, its slow copies in `State.slow`.
+      own_examples: whether each particle has its own examples. The batch's arrays are then [P, B,
+        ...] instead of [B, ...]; its streams (nested dicts) are still shared.
 
     Returns:
-      An Inference. Its metrics lead with P: `loss`, `gradient_norm` and `finite` [P], `nll`
-      [P, M, B] of each particle's examples where there are labels, and those of the objective.
+      An Inference. Its metrics lead with P: `loss`, `gradient_norm` and `finite` [P], `nll` [P, M,
+      B] of each particle's examples if there are labels, and those of the objective.
 
     Raises:
       ValueError: size or accumulate below 1, an unknown executor, a temperature below 0 (or 0, of
@@ -95,7 +96,7 @@ def particles(
     sampler = optimiser if isinstance(optimiser, SamplingTransformation) else None
     sampling = sampler is not None
     if (prior is not None or sampling) and num_examples is None:
-        raise ValueError("num_examples: a posterior needs the size of the data set")
+        raise ValueError("num_examples: missing; a posterior needs the size of the data set")
     loss.check(objective)
     over = executors.mapping(executor)
     target = Target(prior, num_examples, temperature, likelihood_temperature)
@@ -112,22 +113,24 @@ def particles(
     if decays and (prior is not None or not separable):
         stated = "prior" if prior is not None else "direction"
         raise ValueError(
-            f"optimiser.{decays[0]}: changes the posterior that {stated} states; set "
-            "it to (), and give the weights' scale by inference.prior alone"
+            f"optimiser.{decays[0]}: changes the posterior that {stated} defines; set "
+            "it to (), and set the weights' scale by inference.prior alone"
         )
     diffusion = direct.diffusion
     if sampling and diffusion is None:
         raise ValueError(
-            "direction: this one has no diffusion that a sampler could follow; samplers go with "
-            "'independent', and 'sgld' with 'svgd' in weight space"
+            "direction: this one has no diffusion for a sampler; use 'independent', or 'sgld' with "
+            "'svgd' in weight space"
         )
     if sampler is not None and not (separable or sampler.plain):
-        raise ValueError("direction: particles that interact sample by 'sgld' alone")
+        raise ValueError("direction: for particles that interact, 'sgld' is the only sampler")
     if sampling and objective.init is not None:
-        raise ValueError(f"objective: {objective.name!r} has parameters of its own, which have no "
-                         "posterior that a sampler could follow")  # fmt: skip
+        raise ValueError(
+            f"objective: {objective.name!r} has its own parameters, which have no posterior for a "
+            "sampler"
+        )
     if hyper and (sampling or not separable):
-        raise ValueError("hyper: particles that interact or sample have one posterior")
+        raise ValueError("hyper: particles that interact or sample share one posterior")
     scales = ("prior_scale",) if prior is not None else ()
     hypers.check(hyper or {}, ("learning_rate", *scales, *decays, *objective.reads))
     factors = [name for name in hypers.DECAYS if name in (hyper or {})]  # of the optimiser
@@ -139,8 +142,10 @@ def particles(
         made = [init_one(k, x) for k in keys]
         params, collections = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
         if objective.init is not None:
-            own = [objective.init(fold(key, Use.OWN), model, *one, x)
-                   for key, one in zip(keys, made, strict=True)]  # fmt: skip
+            own = [
+                objective.init(fold(key, Use.OWN), model, *one, x)
+                for key, one in zip(keys, made, strict=True)
+            ]
             own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
             params = loss.join(objective, params, own)
         state = State(
@@ -159,7 +164,7 @@ def particles(
         if objective.start is None:
             return state
         slow = jax.vmap(objective.start)(*parts(state.params))
-        return state.replace(slow=jax.tree.map(jnp.copy, slow))  # no buffer of the parameters'
+        return state.replace(slow=jax.tree.map(jnp.copy, slow))  # not the parameters' buffers
 
     def parts(params: Params) -> tuple[Params, Params]:
         return loss.network(objective, params), loss.own(objective, params)
@@ -199,9 +204,12 @@ def particles(
             (state.params, state.collections, state.opt_state, state.slow),
         )
         new = state.replace(
-            step=state.step + 1, params=params, collections=collections, opt_state=opt_state,
+            step=state.step + 1,
+            params=params,
+            collections=collections,
+            opt_state=opt_state,
             slow=slow,
-        )  # fmt: skip
+        )
         return (samples.take(new, collect) if collect else new), metrics
 
     def predict(state: State, x: jax.Array, mask: jax.Array | None = None) -> Latent:

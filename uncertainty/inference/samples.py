@@ -1,4 +1,4 @@
-"""Parameters that particles leave on their way, and that predict in their place."""
+"""Samples: parameters kept during training, over which predictions average."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from uncertainty.types import Collections, Params, Samples, State
 
 
 def reserve(state: State, size: int) -> State:
-    """The state with room for `size` samples of each particle, none of them taken."""
+    """The state with empty slots for `size` samples of each particle."""
 
     def room(tree: Any) -> Any:
         return jax.tree.map(lambda a: jnp.zeros((a.shape[0], size, *a.shape[1:]), a.dtype), tree)
@@ -44,7 +44,7 @@ def take(state: State, at: Sequence[int]) -> State:
 
 
 def predicting(state: State) -> tuple[Params, Collections, jax.Array]:
-    """Parameters, collections and keys of all that predicts, [P S, ...]; S = 1 without samples."""
+    """Parameters, collections and keys for prediction, [P S, ...]; S = 1 without samples."""
     if (own := state.samples) is None:
         return state.params, state.collections, state.key
     P, S = own.taken.shape

@@ -1,16 +1,16 @@
-"""What particles on several devices tell each other: as little as their interaction needs.
+"""Communication between particles on several devices, as little as their interaction needs.
 
-On one device all P particles are here, and so they are under `jax.jit` alone wherever they are
-placed. Under `jax.shard_map` over the mesh axis AXIS a tree holds the P / D particles of one of D
-devices, [P, ...] in the comments below all the same.
+On one device, and under `jax.jit` alone, a tree holds all P particles. Under `jax.shard_map` over
+the mesh axis AXIS it holds the P / D particles of one of D devices; the comments below still write
+[P, ...].
 
-What is mixed over particles needs all of them but few of their numbers at a time. So each device
-gets, in one all-to-all, its share of the numbers of every particle, the columns of a [P, n] matrix,
-takes inner products there (their sum over devices is [P, P]), mixes there, and sends back the
-particles' own rows. Weights, gradients and the result together are 3 / D of what an all-gather of
-the weights moves: less than one from D = 4 on, the same at D = 3 and half as much again at D = 2.
-The noise of stochastic SVGD goes there and back too, which makes 5 / D.
-Parameters that rules shard over another axis too are gathered over that axis for it.
+Mixing over particles needs all particles but few of their numbers at a time. So in one all-to-all
+each device gets its share of every particle's numbers, the columns of a [P, n] matrix. It computes
+inner products there (summed over devices to [P, P]), mixes there, and sends back the particles' own
+rows. Weights, gradients and the result together move 3 / D of what an all-gather of the weights
+moves: less than one from D = 4 on, the same at D = 3 and 1.5 times as much at D = 2. The noise of
+stochastic SVGD is sent there and back too, which makes 5 / D. Parameters that rules also shard over
+another axis are gathered over that axis first.
 """
 
 import itertools
@@ -36,7 +36,7 @@ def columns(tree: Any, shared: bool = False) -> list[jax.Array]:
 
     Args:
       tree: leaves [P, ...].
-      shared: every device has all of the tree already, so nothing is sent.
+      shared: whether every device already has the whole tree, so that nothing is sent.
     """
     flat = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)]
     D = devices()
@@ -87,7 +87,7 @@ def mix(matrix: jax.Array | None, tree: Any) -> Any:
 
 
 def own(array: jax.Array) -> jax.Array:
-    """This device's particles of what all devices have, [P, ...]."""
+    """This device's part of a tree that all devices have, [P, ...]."""
     if devices() == 1:
         return array
     size = len(array) // devices()
@@ -95,7 +95,7 @@ def own(array: jax.Array) -> jax.Array:
 
 
 def mean(array: jax.Array) -> jax.Array:
-    """[P, ...] -> [...], over the particles."""
+    """The sum over the particles, [P, ...] -> [...]."""
     here = array.mean(0)
     return jax.lax.pmean(here, AXIS) if devices() > 1 else here
 

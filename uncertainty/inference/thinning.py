@@ -1,10 +1,10 @@
-"""Which steps of a run leave a sample behind: a list of them, from the whole number of steps."""
+"""The steps of a run after which a sample is kept, from the total number of steps."""
 
 from fractions import Fraction
 
 
 def after_burn_in(total_steps: int, size: int, burn_in: float = 0.5) -> tuple[int, ...]:
-    """`size` steps at equal distances after the first `burn_in` of the run; the last is its end.
+    """`size` equally spaced steps after the fraction `burn_in` of the run; the last is its end.
 
     Args:
       total_steps: of the run.
@@ -18,16 +18,16 @@ def after_burn_in(total_steps: int, size: int, burn_in: float = 0.5) -> tuple[in
 
 
 def cyclical(total_steps: int, size: int, cycles: int = 4, burn_in: float = 0.5) -> tuple[int, ...]:
-    """size / cycles steps at equal distances in each of `cycles` equal parts, after its burn-in.
+    """size / cycles equally spaced steps in each of `cycles` equal parts, after its burn-in.
 
-    With one sample a cycle, its end: a snapshot ensemble (Huang et al. 2017). The cycles are those
+    One sample per cycle is its end: a snapshot ensemble (Huang et al. 2017). The cycles are those
     of `schedules.cyclical`.
 
     Args:
       total_steps: of the run.
       size: samples S; a multiple of `cycles`.
-      cycles: parts.
-      burn_in: the fraction of each cycle that leaves none, in [0, 1).
+      cycles: number of parts.
+      burn_in: the fraction of each cycle without samples, in [0, 1).
 
     Raises:
       ValueError: a number out of range, or fewer steps than samples.
@@ -39,7 +39,7 @@ def cyclical(total_steps: int, size: int, cycles: int = 4, burn_in: float = 0.5)
     each, steps = size // cycles, []
     for cycle in range(cycles):
         start, end = (-(-c * total_steps // cycles) for c in (cycle, cycle + 1))
-        usable = round((end - start) * (1 - Fraction(str(burn_in))))  # as it is written
+        usable = round((end - start) * (1 - Fraction(str(burn_in))))  # exact in decimal
         steps += [end - usable * (each - 1 - i) // each for i in range(each)]
     if len(set(steps)) < size or steps != sorted(steps) or steps[0] < 1:
         raise ValueError(f"size: {size} samples do not fit into {total_steps} steps")

@@ -17,7 +17,7 @@ class Attention(nn.Module):
     Attributes:
       num_heads: must divide D.
       dense: factory of the four projections.
-      dtype: what is computed in; the softmax is float32.
+      dtype: of computation; the softmax is float32.
 
     Raises:
       ValueError: `num_heads` does not divide D.

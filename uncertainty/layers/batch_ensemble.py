@@ -3,8 +3,8 @@
     y_m = s_m * W (r_m * x) + b_m,   so that member m has the kernel W * (r_m s_m^T)
 
 Wen et al. 2020, "BatchEnsemble: an alternative approach to efficient ensemble and lifelong
-learning", equations 4 and 5. All members are rows of one product with W; but on CPU convolutions
-are one for each member (`cpu/members.py`).
+learning", equations 4 and 5. All members are rows of one product with W; on CPU each member has a
+separate convolution (`cpu/members.py`).
 """
 
 import functools
@@ -49,21 +49,21 @@ def gaussian(
 class FastWeights(nn.Module):
     """x [M or 1, B, ..., D] -> s_m * layer(r_m * x) + b_m, [M, B, ..., K], around a linear layer.
 
-    Parameters are those of the layer, at its own paths (so that a deterministic checkpoint's
+    Parameters are those of the layer, at the same paths (so that a deterministic checkpoint's
     `kernel` is the shared one), and `fast_input` [M, D], `fast_output` [M, K] and `bias` [M, K].
 
-    Differences from the paper's code (edward2): members are an axis of their own, in place of the
-    batch tiled M times, and what comes before the first of these layers is computed once.
+    Differences from the paper's code (edward2): members have their own axis instead of a batch
+    tiled M times, and layers before the first of these are computed once.
 
     Attributes:
       layer: factory, without arguments, of a linear layer without a bias.
       size: M.
       initial: initialiser of r and s.
       use_bias, bias_init: of the members' biases.
-      dtype: what is computed in; None for that of the input and parameters.
+      dtype: of computation; None for that of the input and parameters.
 
     Raises:
-      ValueError: members made before this layer whose number is not `size`.
+      ValueError: an earlier layer makes another number of members than `size`.
     """
 
     layer: Callable[[], nn.Module]
@@ -82,8 +82,8 @@ class FastWeights(nn.Module):
         r = self.fast("fast_input", x.shape[-1])
         if x.shape[0] not in (1, len(r)):
             raise ValueError(
-                f"size: {self.size} members, but the network has made {x.shape[0]} already; "
-                "members are made in one place"
+                f"size: {self.size} members, but an earlier part makes {x.shape[0]}; only one part "
+                "can make members"
             )
         if cpu.enabled() and self._is_convolution(x, r):
             return self._by_members(x, r)
@@ -92,7 +92,7 @@ class FastWeights(nn.Module):
         return y + _over_members(self._bias(len(r), y.shape[-1]), y) if self.use_bias else y
 
     def fast(self, name: str, features: int) -> jax.Array:
-        """r or s, [M, features]; [M S, features] where a member has S of them."""
+        """r or s, [M, features]; [M S, features] if a member has S of them."""
         return self.param(name, self.initial, (self.size, features), jnp.float32)
 
     @nn.nowrap
@@ -102,12 +102,12 @@ class FastWeights(nn.Module):
 
     @nn.nowrap
     def _is_convolution(self, x: jax.Array, r: jax.Array) -> bool:
-        """Whether the layer is a convolution that may be done with kernels W * (r_m s_m^T)."""
+        """Whether the layer is a convolution that kernels W * (r_m s_m^T) can replace."""
         return (
-            type(self.shared) in (Conv, nn.Conv)  # others make something else of the kernel
+            type(self.shared) in (Conv, nn.Conv)  # others transform the kernel
             and len(r) <= by_members.MEMBERS
             and not self.is_initializing()
-            and self.get_variable("params", "kernel").shape[-2] == x.shape[-1]  # not in groups
+            and self.get_variable("params", "kernel").shape[-2] == x.shape[-1]  # not grouped
         )
 
     @nn.nowrap
@@ -128,7 +128,7 @@ class FastWeights(nn.Module):
 def around(
     layer: Callable[..., nn.Module], size: int, kind: type[FastWeights] = FastWeights, **of_kind
 ) -> Callable[..., nn.Module]:
-    """A factory of `layer` with fast weights, which takes the fields that `layer` takes."""
+    """A factory of `layer` with fast weights, which takes the fields of `layer`."""
 
     def make(*, name: str | None = None, **fields) -> nn.Module:
         own = {key: fields.pop(key) for key in ("use_bias", "bias_init") if key in fields}

@@ -8,9 +8,9 @@ import flax.linen as nn
 
 
 class Choice(nn.Module):
-    """What `special` makes where `where` is found in this layer's path, and what `plain` else.
+    """The layer of `special` if `where` matches this layer's path, otherwise that of `plain`.
 
-    Parameters have the paths that they would have without this module.
+    This module does not change the paths of parameters.
     """
 
     plain: Callable[[], nn.Module]

@@ -17,7 +17,7 @@ METHODS = ("auto", "lax", "patches")
 class Conv(nn.Module):
     """Two-dimensional convolution of x [M or 1, B, H, W, C] -> [M or 1, B, H', W', features].
 
-    Takes the place of `flax.linen.Conv`: the same fields, parameters (`kernel` [h, w, C, features],
+    Replaces `flax.linen.Conv`, with the same fields, parameters (`kernel` [h, w, C, features],
     `bias` [features]) and values.
 
     Attributes:
@@ -26,7 +26,7 @@ class Conv(nn.Module):
       padding: 'SAME', 'VALID', or ((top, bottom), (left, right)).
       use_bias: whether a bias is added.
       kernel_init, bias_init: initialisers.
-      dtype: what is computed in, and of the result; None for that of the input and parameters.
+      dtype: of computation and of the result; None for that of the input and parameters.
       method: see `convolve`.
 
     Raises:
@@ -56,7 +56,7 @@ class Conv(nn.Module):
 
     @nn.nowrap
     def transformed(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
-        """What is applied to x in place of the kernel; for layers that bound or perturb it."""
+        """The kernel that is applied to x; layers that bound or perturb it override this."""
         del x
         return kernel
 

@@ -33,9 +33,9 @@ def add(x: Pair, y: Pair) -> Pair:
 def gram(x: jax.Array) -> Pair:
     """sum_n x_n x_n^T of x [n, m], [m, m]: exact for x rounded to 20 bits of each column's maximum.
 
-    So it is the Gram matrix of something, and positive semi-definite but for the pair's rounding:
-    rounding x by d moves v^T gram v of a direction v without data by |x v|^2 = |d v|^2, not by
-    2 |d v| |x|, so that n rows add at most n 2^-40 max^2.
+    So it is an exact Gram matrix, and positive semi-definite up to the pair's rounding: rounding x
+    by d changes v^T gram v of a direction v without data by |x v|^2 = |d v|^2, not by 2 |d v| |x|,
+    so n rows add at most n 2^-40 max^2.
     """
     n = x.shape[0]
     bits = next(b for b in range(8, 0, -1) if b == 1 or exact(n * slices_of(21, b), b))
@@ -55,7 +55,7 @@ def matmul_transposed(a: Pair, b: Pair) -> Pair:
     bits = next(b for b in range(8, 0, -1) if b == 1 or exact(a[0].shape[-1], b))
     count = slices_of(48, bits)
     (a_slices, a_scale), (b_slices, b_scale) = (sliced(x, bits, count) for x in (a, b))
-    # One product in the program, and not all of them: they take long to compile.
+    # A loop with one product, as many products take long to compile.
     order = [(t, level - t) for level in reversed(range(count)) for t in range(level + 1)]
     shifts = [1.0 if t else 2.0**-bits for t, _ in order]  # by a level where one begins
 

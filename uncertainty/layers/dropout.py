@@ -12,8 +12,8 @@ class Dropout(nn.Module):
 
     With `members=None` it acts in training only. With `members=S` it is Monte Carlo dropout (Gal &
     Ghahramani 2016): it also acts in prediction, where an input with leading axis 1 first becomes
-    [S, B, ...], so that each member draws masks of its own and what comes before the first dropout
-    is computed once. In training the leading axis stays as it is. Masks come from the rng stream
+    [S, B, ...], so that each member draws its own masks and layers before the first dropout are
+    computed once. In training the leading axis does not change. Masks come from the rng stream
     'dropout'; initialisation draws none.
 
     Differences from the paper: masks differ between the examples of a batch.
@@ -25,8 +25,8 @@ class Dropout(nn.Module):
         [M, B, H, W, C].
 
     Raises:
-      ValueError: `rate` outside [0, 1), `members` below 1, or members made before this layer whose
-        number is not `members`.
+      ValueError: `rate` outside [0, 1), `members` below 1, or an earlier layer makes another number
+        of members.
     """
 
     rate: float
@@ -45,8 +45,8 @@ class Dropout(nn.Module):
         if self.members is not None:
             if x.shape[0] not in (1, self.members):
                 raise ValueError(
-                    f"members: {self.members} of dropout, but the network has made {x.shape[0]} "
-                    "already; members are made in one place"
+                    f"members: {self.members} of dropout, but an earlier part makes {x.shape[0]}; "
+                    "only one part can make members"
                 )
             if not train:
                 x = jnp.broadcast_to(x, (self.members, *x.shape[1:]))

@@ -20,7 +20,7 @@ class FeedForward(nn.Module):
       mlp_dim: features between the two layers.
       dense: factory of both layers.
       dropout: factory, or None.
-      dtype: what is computed in.
+      dtype: of computation.
     """
 
     mlp_dim: int

@@ -1,7 +1,7 @@
 """Masksembles: members are fixed masks of features (Durasov et al. 2021).
 
-Between Monte Carlo dropout, whose masks are many and random, and an ensemble, whose members share
-nothing: `scale` says how much the masks overlap.
+Between Monte Carlo dropout, with many random masks, and an ensemble, whose members share nothing:
+`scale` sets how much the masks overlap.
 """
 
 import functools
@@ -16,24 +16,24 @@ import numpy as np
 
 
 class Masksembles(nn.Module):
-    """Takes the place of dropout: x [M or 1, B, ..., D] times one of `size` masks of features.
+    """Replaces dropout: x [M or 1, B, ..., D] times one of `size` masks of features.
 
-    In training example b of [1, B, ...] has the mask b mod M, and the leading axis stays. At
+    In training, example b of [1, B, ...] has the mask b mod M, and the leading axis stays 1. At
     prediction the first of these layers makes members, [M, B, ...], one for each mask. Nothing is
     rescaled. The masks [M, D] are in the collection 'masks'.
 
-    Differences from the paper: the batch is dealt to the masks in turn, not in M consecutive parts,
-    so it need not be a multiple of M. The numbers of the masks are those of the paper's algorithm
-    (`masks_of`); which feature has which is drawn for each layer and particle.
+    Differences from the paper: examples are dealt to the masks in turn, not in M consecutive parts,
+    so the batch need not be a multiple of M. Masks follow the paper's algorithm (`masks_of`); their
+    features are permuted for each layer and particle.
 
     Attributes:
       size: M.
       scale: see `masks_of`.
-      broadcast_dims: for layers that drop whole filters, as these masks always do; no effect.
+      broadcast_dims: ignored, as these masks always drop whole filters.
 
     Raises:
-      ValueError: a size below 1, a scale below 1, members made before this layer whose number is
-        not `size`, or see `masks_of`.
+      ValueError: a size or scale below 1, an earlier layer makes another number of members, or see
+        `masks_of`.
     """
 
     size: int
@@ -52,8 +52,8 @@ class Masksembles(nn.Module):
         M, D = self.size, x.shape[-1]
         if x.shape[0] not in (1, M):
             raise ValueError(
-                f"size: {M} masks, but the network has made {x.shape[0]} members already; "
-                "members are made in one place"
+                f"size: {M} masks, but an earlier part makes {x.shape[0]} members; "
+                "only one part can make members"
             )
 
         def draw() -> jax.Array:
@@ -69,30 +69,30 @@ class Masksembles(nn.Module):
 
 @functools.cache
 def masks_of(features: int, size: int, scale: float) -> np.ndarray:
-    """[size, features] of 0 and 1, every mask with as many ones, every feature in some mask.
+    """Masks [size, features] of 0 and 1 with equally many ones each; every feature is in a mask.
 
-    The algorithm of the paper (section 3.2): `size` random sets of A out of N places each; places
-    that are in no set are left out, and sets are drawn again until `features` places remain, with
+    The algorithm of the paper (section 3.2): `size` random sets of A out of N positions each;
+    positions in no set are left out, and sets are drawn again until `features` positions remain,
+    with
 
         A = floor(features / (scale (1 - (1 - 1 / scale)^size)))
 
     ones in each mask. Two masks then share about A / scale features: with scale 1 all masks are
-    full, with a large scale they share nothing. N is where `features` places remain on average,
-    close to A scale.
+    full, with a large scale they share nothing. N is such that `features` positions remain on
+    average, close to A scale.
 
-    Differences from the published code: N is found directly, not by raising and lowering the scale
-    in steps, so there are masks for fewer than 10 features and scales above 6 too; few features are
-    never fewer than all masks can fill.
+    Differences from the published code: N is computed directly, not by raising and lowering the
+    scale in steps, so fewer than 10 features and scales above 6 work too.
 
     Raises:
       ValueError: a number below 1.
     """
     if min(features, size, scale) < 1:
         raise ValueError(f"features, size, scale: {features}, {size}, {scale}; at least 1 each")
-    exact = Fraction(str(scale))  # as it is written: a floor of floating point may be one too low
+    exact = Fraction(str(scale))  # exact in decimal: a floor of a float may be one too low
     ones = math.floor(features / (exact * (1 - (1 - 1 / exact) ** size)))
-    ones = min(max(ones, -(-features // size)), features)  # else some feature is in no mask
-    # More places than that are for sets that hardly meet.
+    ones = min(max(ones, -(-features // size)), features)  # or some feature would be in no mask
+    # Larger N would be for sets that hardly overlap.
     most = min(math.floor(ones * exact), 100 * features * size)
     places = np.arange(features, max(features * size, most) + 1)
     remaining = places * (1 - (1 - ones / np.maximum(places, ones)) ** size)

@@ -15,20 +15,20 @@ class BatchNorm(nn.BatchNorm):
     the average is the biased one.
 
     Attributes:
-      momentum: how much of the average a step keeps (PyTorch writes 1 - momentum).
+      momentum: weight of the old average in a step (PyTorch's is 1 - momentum).
       epsilon: added to the variance.
       Others as in `flax.linen.BatchNorm`.
     """
 
     momentum: float = 0.9
 
-    # Callers give `train`, where those of Flax's own layer say what follows from it.
+    # Callers pass `train` here; Flax's own layer takes `use_running_average`.
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # type: ignore[override]
         return super().__call__(x, use_running_average=not train)
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation (Ba et al. 2016) over the last axis; the same in training and after."""
+    """Layer normalisation (Ba et al. 2016) over the last axis; the same in both modes."""
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # type: ignore[override]
         return super().__call__(x)

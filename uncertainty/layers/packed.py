@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 
 class Dense(nn.Module):
-    """x [..., D] -> [..., K]: group g of K / G outputs sees group g of D / G inputs alone.
+    """x [..., D] -> [..., K]: group g of K / G outputs sees only group g of D / G inputs.
 
-    Kernel [G, D / G, K / G], each group as a dense layer by itself would start; bias [K].
+    Kernel [G, D / G, K / G], each group initialised like a separate dense layer; bias [K].
 
     Attributes:
       features: K.

@@ -1,4 +1,4 @@
-"""The posterior of a linear map by Laplace's approximation, and the variance that follows."""
+"""The posterior of a linear map by Laplace's approximation, and the variance of its output."""
 
 import flax.linen as nn
 import jax
@@ -26,45 +26,43 @@ class LinearPosterior(nn.Module):
       'sigmoid'   the same with p = sigmoid(f)
 
     Source: Liu et al. 2020 (SNGP), equation 9 and algorithm 1; Fortuin et al. 2022 (HetSNGP).
-    The prior is I whatever the data: nothing decays it.
+    The prior stays I: nothing decays it.
 
     P comes from a second pass over the data, or from a moving average in training:
 
-      exact     the stage 'laplace' (`uncertainty/stages/laplace.py`) sums over the data once and
-                leaves the factor L^-1 of P = L L^T in the collection 'precision'. Without it there
-                is no variance.
+      exact the stage 'laplace' (`uncertainty/stages/laplace.py`) sums over the data once and stores
+      the factor L^-1 of P = L L^T in the collection 'precision'. Without it there is no variance.
       momentum  A <- momentum A + (1 - momentum) mean_i lambda_i phi_i phi_i^T in every training
                 step, and P = I + num_examples A / (1 - momentum^steps). Prediction factors P at
                 every batch; the stage 'laplace' takes the exact sum in its place.
 
-    Accuracy: the prior's I is all that is known of directions without data, and next to it
-    S = sum lambda phi phi^T of a million examples is rounded by eps |S| = 0.1 in float32. So the
-    exact pass keeps S as a pair of float32 (`layers/double_float.py`) and corrects the factor by it
-    (`refined_factor`): the variance is right to about 2e-5 for |S| = 1e8 and 2e-4 for 1e10.
-    Weighed against it: float64 does not exist on TPU, and on the host it needs a callback out of
-    programs that are sharded and traced for shapes alone; compensated sums do not help a
-    factorisation in float32; the QR update of a square root would do (errors of eps sqrt |S|), but
-    factorises [m + B, m] at every batch and gathers what is sharded. The moving average of
-    `momentum` is one of float32: where N |phi|^2 is above 1e5, expect errors of eps N |phi|^2 away
-    from the data until the stage has taken its place.
+    Accuracy: in directions without data P is the prior's I, but S = sum lambda phi phi^T of a
+    million examples has rounding errors of eps |S| = 0.1 in float32. So the exact pass stores S as
+    a pair of float32 (`layers/double_float.py`) and refines the factor with it (`refined_factor`):
+    the variance is accurate to about 2e-5 for |S| = 1e8 and 2e-4 for 1e10. Alternatives: float64
+    does not exist on TPU, and on the host it needs a callback from programs that are sharded and
+    traced for shapes; compensated sums do not help a factorisation in float32; a QR update of a
+    square root would work (errors of eps sqrt |S|), but factorises [m + B, m] at every batch and
+    gathers sharded arrays. The moving average of `momentum` is in float32: if N |phi|^2 is above
+    1e5, expect errors of eps N |phi|^2 away from the data until the stage replaces it.
 
     Each mean is over the global batch (with `accumulate`, over each of its parts in turn), and over
-    members where the features have them. By class P takes K m^2 numbers: for many classes choose
+    members if the features have them. One P per class takes K m^2 numbers: for many classes choose
     'gaussian'.
 
     Differences from the papers: 'softmax' leaves out the covariance between classes, the -p_k p_l
     of the full curvature diag(p) - p p^T (so do Liu et al.). The variance of each f_k is then too
     small, never too large: by 1.0 to 1.7 times for 100 examples of 10 features and 2 to 10 classes,
-    by 1.2 to 4.5 for 1,000, and without bound as data grow, since all f_k may move together by the
-    prior's 1 without the softmax seeing it. What it does see, the differences f_k - mean_l f_l, has
-    a variance that is about right for many classes and up to twice too large for two. 'gaussian'
-    and 'sigmoid' have no such covariance. edward2's moving average is P <- momentum P +
-    (1 - momentum) Phi^T Phi / B, under which the prior decays and a batch counts as all of the
-    data; with num_examples=1 ours does the latter too. p (1 - p) is taken at temperature 1.
+    by 1.2 to 4.5 for 1,000, and without bound as data grow, since a common shift of all f_k, with
+    the prior's variance 1, does not change the softmax. The differences f_k - mean_l f_l, which do,
+    have a variance that is about right for many classes and up to twice too large for two.
+    'gaussian' and 'sigmoid' have no such covariance. edward2's moving average is P <- momentum P +
+    (1 - momentum) Phi^T Phi / B, in which the prior decays and a batch counts as the whole data
+    set; with num_examples=1 ours does the latter too. p (1 - p) is taken at temperature 1.
 
     Attributes:
       curvature: 'gaussian', 'softmax' or 'sigmoid'.
-      noise: variance of a Gaussian outcome, for 'gaussian'.
+      noise: variance of Gaussian targets, for 'gaussian'.
       momentum: of the moving average, or None for the exact pass.
       num_examples: N, the size of the training set, with `momentum`.
 
@@ -149,11 +147,11 @@ class LinearPosterior(nn.Module):
         return jax.lax.map(lambda w: gram(phi * jnp.sqrt(w)[..., None]), self._weights(mean)) / M
 
     def _exact_gram(self, phi: jax.Array, mean: jax.Array) -> double_float.Pair:
-        """`_gram` as a pair: factors go into the features, whose rounding does no harm."""
+        """`_gram` as a pair: factors are applied to the features, whose rounding is harmless."""
 
         def one(weight: jax.Array | float) -> double_float.Pair:
             rows = phi * jnp.sqrt(weight / phi.shape[0])
-            # Members beside each other, so that a sharded B stays the leading axis.
+            # Members side by side, so that a sharded B stays the leading axis.
             return double_float.gram(jnp.moveaxis(rows, 0, 1).reshape(-1, phi.shape[-1]))
 
         if self.curvature == "gaussian":
@@ -168,7 +166,7 @@ class LinearPosterior(nn.Module):
 
 
 def is_fitted(collections: Collections) -> bool:
-    """Whether a layer has its factor of the stage 'laplace' in these collections."""
+    """Whether the stage 'laplace' has fitted a layer in these collections."""
     return any(path[-1] == "factor" for path in flatten_dict(collections.get("precision", {})))
 
 
@@ -181,14 +179,14 @@ def gram(phi: jax.Array) -> jax.Array:
 def inverse_factor(moments: jax.Array) -> jax.Array:
     """The lower triangular F with F^T F = (I + moments)^-1, for [..., m, m].
 
-    F = L^-1 of the Cholesky factor L. Where rounding has left I + moments indefinite (condition
-    numbers near 1 / eps), by its eigenvalues, which cannot be below 1.
+    F = L^-1 of the Cholesky factor L. If rounding has made I + moments indefinite (condition
+    numbers near 1 / eps), its eigenvalues are used, which cannot be below 1.
     """
     m = moments.shape[-1]
     identity = jnp.eye(m)
 
     def by_cholesky(precision: jax.Array) -> jax.Array:
-        # LAPACK reads the lower triangle alone: nothing is gained by making it symmetric.
+        # LAPACK reads only the lower triangle, so it need not be symmetric.
         return inverse_triangle(jax.lax.linalg.cholesky(precision, symmetrize_input=False))
 
     def by_eigenvalues(precision: jax.Array) -> jax.Array:
@@ -210,16 +208,15 @@ def inverse_factor(moments: jax.Array) -> jax.Array:
 
 @jax.custom_batching.sequential_vmap  # as above
 def refined_factor(moments: jax.Array, rest: jax.Array) -> jax.Array:
-    """The same F for P = I + moments + rest, a pair of float32, as accurate as float32 can hold it.
+    """F for P = I + moments + rest, a pair of float32, as accurate as float32 allows.
 
     With F from a Cholesky factorisation in float32, T = F P F^T has a condition number that is
     smaller by 1 / (m eps), and the next factor is that of T times F; T itself comes from products
-    with twice the digits (`layers/double_float.py`). Two rounds do up to |P| = 1e8 or so, and one,
-    which is `inverse_factor`, where P is as well conditioned as float32 needs it. So that no
-    factorisation fails by its own rounding, off-diagonals shrink by 1 / (1 + m eps) before
-    it, which the next round makes good.
-    Source: Rump 1990, "Approximate inverses of almost singular matrices still contain useful
-    information"; Ogita and Oishi 2012, "Accurate and robust inverse Cholesky factorization".
+    with twice the digits (`layers/double_float.py`). Two rounds suffice up to about |P| = 1e8, and
+    one, which is `inverse_factor`, if P is well conditioned for float32. So that no factorisation
+    fails by its own rounding, off-diagonals are first divided by 1 + m eps, which the next round
+    corrects. Source: Rump 1990, "Approximate inverses of almost singular matrices still contain
+    useful information"; Ogita and Oishi 2012, "Accurate and robust inverse Cholesky factorization".
 
     Args:
       moments, rest: [..., m, m].
@@ -252,7 +249,7 @@ def refined_factor(moments: jax.Array, rest: jax.Array) -> jax.Array:
             return double_float.matmul_transposed(FP, (F, zeros))[0]
 
         _, F, *_ = jax.lax.while_loop(unfinished, improve, (P[0], identity, jnp.inf, 0))
-        # Not finite: P is not positive definite even so, or not finite itself.
+        # Not finite: P is still not positive definite, or is not finite itself.
         return jax.lax.cond(jnp.all(jnp.isfinite(F)), lambda: F, lambda: inverse_factor(pair[0]))
 
     flat = moments.reshape(-1, m, m), rest.reshape(-1, m, m)
@@ -269,7 +266,7 @@ def inverse_triangle(L: jax.Array) -> jax.Array:
 def quadratic(phi: jax.Array, factor: jax.Array) -> jax.Array:
     """|F phi|^2 for phi [M, B, m] and a lower triangular F [m, m] or [K, m, m]: [M, B, 1 or K].
 
-    A product with F, not a triangular solve at every batch; the zeros of F are left out in blocks.
+    A product with F instead of a triangular solve at every batch; blocks of zeros in F are skipped.
     """
     m = phi.shape[-1]
     step = m if m < 64 * BLOCKS else -(-m // BLOCKS)
@@ -279,7 +276,7 @@ def quadratic(phi: jax.Array, factor: jax.Array) -> jax.Array:
         for start in range(0, m, step):
             end = min(start + step, m)
             rows = F[start:end, :end]
-            # Where there are data, what is large cancels to what is small.
+            # Near the data, large terms cancel to a small result.
             part = jnp.matmul(phi[..., :end], rows.T, precision=jax.lax.Precision.HIGHEST)
             total = total + jnp.sum(part**2, axis=-1)
         return total

@@ -21,13 +21,13 @@ class RandomFeatures(nn.Module):
     rows of W, columns as it is stored, are orthogonal in blocks of D and as long as Gaussian ones
     (Yu et al. 2016): the same mean, and less variance where m is not small against D.
 
-    W [D, m] and b [m] lie in the collection 'random_features': they are never trained.
+    W [D, m] and b [m] are in the collection 'random_features' and are never trained.
 
     Attributes:
       features: m.
-      length_scale: l, in units of h; None stands for sqrt(D / 2), which suits inputs of unit
-        variance and is edward2's default for JAX.
-      amplitude: a. edward2's unscaled features, sqrt(2 / m) left out, are a = sqrt(m / 2).
+      length_scale: l, in units of h; None means sqrt(D / 2), which suits inputs of unit variance
+        and is edward2's default for JAX.
+      amplitude: a. edward2's unscaled features, without sqrt(2 / m), are a = sqrt(m / 2).
       orthogonal: see above.
 
     Raises:
@@ -71,7 +71,7 @@ def cosine(turns: jax.Array) -> jax.Array:
     """cos(2 pi turns), to 1e-6 beyond the rounding of `turns`."""
     if cpu.enabled():
         return polynomial.cosine(turns)
-    return jnp.cos(2 * math.pi * (turns - jnp.round(turns)))  # digits are kept, whatever |turns|
+    return jnp.cos(2 * math.pi * (turns - jnp.round(turns)))  # accurate for large |turns| too
 
 
 def orthogonal(key: jax.Array, D: int, m: int) -> jax.Array:

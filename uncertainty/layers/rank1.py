@@ -30,17 +30,19 @@ FAMILIES = {"gaussian": (jax.random.normal, kl_gaussian), "cauchy": (jax.random.
 
 
 class Rank1(FastWeights, kw_only=True):
-    """Fast weights that are drawn: once in a training step, S times at prediction, per member.
+    """Random fast weights: per member, one draw in a training step and S draws at prediction.
 
     Parameters are those of `FastWeights`, whose `fast_input` and `fast_output` are the locations,
-    and `fast_input_scale`, `fast_output_scale`, whose softplus are the scales, [M, D] and [M, K].
+    and `fast_input_scale` and `fast_output_scale`, whose softplus are the scales, [M, D] and [M,
+    K].
 
     In training KL(q_m || p) / N [M], summed over entries, is sown in 'losses', so that the loss is
     the mean over members of their own -ELBO / N. Draws come from the rng stream 'noise'; the
-    examples of a batch share them. At prediction members are [M S], the draws of one side by side.
+    examples of a batch share them. At prediction members are [M S], with the draws of one member
+    side by side.
 
     Differences from the paper: the mean over members of their KL, where its code takes the sum (M
-    times as much); W and b have no prior here (`optimiser.l2`).
+    times as much); W and b have no prior here (use `optimiser.l2`).
 
     Attributes:
       num_examples: N, the size of the training set.
@@ -48,13 +50,13 @@ class Rank1(FastWeights, kw_only=True):
       prior_location, prior_scale: of p.
       initial_scale: of q at the start; the locations' start is `initial`.
       samples: S.
-      anneal_steps: the KL counts t / anneal_steps in step t below it, whose t are kept in the
-        collection 'annealing' (with `inference.accumulate` each part of a batch counts as one); 0
-        for all of it from the start.
+      anneal_steps: the KL is multiplied by t / anneal_steps in earlier steps t, which are counted
+        in the collection 'annealing' (with `inference.accumulate`, each part of a batch is a step);
+        0 for the full KL from the start.
       Others as in `FastWeights`.
 
     Raises:
-      ValueError: an unknown family, a number out of range, or as `FastWeights`.
+      ValueError: an unknown family, a number out of range, or see `FastWeights`.
     """
 
     num_examples: int
@@ -91,7 +93,7 @@ class Rank1(FastWeights, kw_only=True):
     def fast(self, name: str, features: int) -> jax.Array:
         """r or s of this pass, [M, features] in training and [M S, features] at prediction."""
         location = super().fast(name, features)
-        start = jnp.log(jnp.expm1(self.initial_scale))  # softplus undone
+        start = jnp.log(jnp.expm1(self.initial_scale))  # the inverse of softplus
         constant = nn.initializers.constant(start)
         scale = self.param(f"{name}_scale", constant, location.shape, jnp.float32)
         scale = nn.softplus(scale)

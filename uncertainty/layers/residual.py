@@ -1,4 +1,4 @@
-"""What residual networks of convolutions are built from."""
+"""The building blocks of convolutional residual networks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,10 @@ class ConvModule(nn.Module, kw_only=True):
 
     Attributes:
       conv: factory of all convolutions; kernels start He normal.
-      norm: factory of all normalisations; without (None) the convolutions have biases.
+      norm: factory of all normalisations; None for none, in which case convolutions have biases.
       dropout: factory, or None.
       filterwise_dropout: whether a mask drops whole filters; `dropout` then takes `broadcast_dims`.
-      dtype: what is computed in.
+      dtype: of computation.
     """
 
     conv: Callable[..., nn.Module] = nn.Conv
@@ -29,7 +29,7 @@ class ConvModule(nn.Module, kw_only=True):
 
     @property
     def layers(self) -> dict[str, Any]:
-        """The fields above, to hand on to a part."""
+        """The fields above, to pass to a part."""
         fields = ("conv", "norm", "dropout", "filterwise_dropout", "dtype")
         return {field: getattr(self, field) for field in fields}
 
@@ -88,7 +88,7 @@ class Stem(ConvModule):
 class BasicBlock(ConvModule):
     """relu(shortcut + norm(conv(relu(norm(conv(x)))))) with 3 x 3 convolutions (He et al. 2016a).
 
-    The shortcut is the identity where shapes agree, else a strided 1 x 1 convolution and a norm.
+    The shortcut is the identity if shapes agree, else a strided 1 x 1 convolution and a norm.
     Dropout follows the inner ReLU and the projection.
     """
 
@@ -129,7 +129,7 @@ class BottleneckBlock(BasicBlock):
 class PreActivationBlock(ConvModule):
     """shortcut + conv(relu(norm(conv(relu(norm(x)))))) with 3 x 3 convolutions (He et al. 2016b).
 
-    The shortcut is the identity where shapes agree, else a strided 1 x 1 convolution of x.
+    The shortcut is the identity if shapes agree, else a strided 1 x 1 convolution of x.
 
     Differences from the paper: the projection sees x, not relu(norm(x)), as in
     uncertainty-baselines.

@@ -10,19 +10,19 @@ unit vector v that persists from step to step; a training step does
 Derivatives pass through W in sigma, with u and v held constant, as Miyato et al. do. v is float32
 whatever the layer computes in, and depends neither on the batch nor on members.
 
-v lives in the Flax collection 'spectral_norm' and moves in training only. Layers are not told which
-it is: `uncertainty/model.py` makes this collection mutable exactly in training, so v moves where it
-is mutable and the network is not being initialised.
+v is in the Flax collection 'spectral_norm' and is updated in training only. Layers have no argument
+for this: `uncertainty/model.py` makes the collection mutable exactly in training, so v is updated
+if it is mutable and the network is not being initialised.
 
-sigma is reached from below. From the random v of a new network, the mean relative error of sigma^2
+sigma converges from below. From the random v of a new network, the mean relative error of sigma^2
 after t iterations on one W with n inputs is at most 0.871 ln(n) / t (Kuczynski & Wozniakowski 1992,
-Theorem 3.1), usually far less; by as much the norm of W_eff^2 may be above c^2. So the bound holds
-after some tens of steps, and follows a W that moves with that delay.
+Theorem 3.1), usually far less; |W_eff|^2 may exceed c^2 by as much. So the bound holds after some
+tens of steps, and follows a changing W with that delay.
 
-Differences from the papers: Liu et al. write c W / sigma where c < sigma, which is the same, but
-their TensorFlow code assigns that to W, where here W stays as the optimiser left it; edward2's JAX
-layer takes sigma for a constant in the derivative. Miyato et al. bound the reshaped kernel of a
-convolution; here it is the linear map between images that the layer is, with stride and padding.
+Differences from the papers: Liu et al. write c W / sigma if c < sigma, which is the same, but their
+TensorFlow code assigns that to W, where here W is not changed; edward2's JAX layer treats sigma as
+a constant in the derivative. Miyato et al. bound the reshaped kernel of a convolution; here the
+bound is on the layer's linear map between images, with stride and padding.
 """
 
 from collections.abc import Callable
@@ -38,14 +38,14 @@ from uncertainty.layers import conv
 class Dense(nn.Module):
     """Dense layer x [..., D] -> [..., features] with a bound on its operator norm.
 
-    Takes the place of `flax.linen.Dense`: the same parameters (`kernel` [D, features], `bias`
-    [features]), and the same values where the norm of the kernel is below the bound. State: v [D].
+    Replaces `flax.linen.Dense`, with the same parameters (`kernel` [D, features], `bias`
+    [features]), and the same values if the norm of the kernel is below the bound. State: v [D].
 
     Attributes:
       features: number of outputs.
       use_bias: whether a bias is added.
       kernel_init, bias_init: initialisers.
-      dtype: what is computed in, and of the result; None for that of the input and parameters.
+      dtype: of computation and of the result; None for that of the input and parameters.
       bound: c, the largest singular value that the layer may have.
       iterations: of the power method in each training step.
 
@@ -81,9 +81,9 @@ class Dense(nn.Module):
 class Conv(conv.Conv):
     """Convolution [M or 1, B, H, W, C] -> [M or 1, B, H', W', features] with a bounded norm.
 
-    Takes the place of `uncertainty.layers.conv.Conv` and `flax.linen.Conv`, with the same
-    parameters. sigma is the operator norm of the map from images [H, W, C] to images
-    [H', W', features], of the size seen at initialisation. State: v [H, W, C].
+    Replaces `uncertainty.layers.conv.Conv` and `flax.linen.Conv`, with the same parameters. sigma
+    is the operator norm of the map from images [H, W, C] to images [H', W', features], of the size
+    seen at initialisation. State: v [H, W, C].
 
     Attributes:
       bound: c, the largest singular value that the layer may have.
@@ -104,7 +104,7 @@ class Conv(conv.Conv):
     @nn.nowrap
     def transformed(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
         def apply(kernel: jax.Array, v: jax.Array) -> jax.Array:
-            # 'patches' has no transpose, and nothing to gain on one image
+            # 'patches' has no transpose, and is not faster for one image
             return conv.convolve(v[None], kernel, None, self.strides, self.padding, "lax")
 
         return _normalise(self, kernel, x.shape[-3:], apply)
@@ -124,11 +124,11 @@ def _normalise(
     apply: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     """The kernel divided by max(1, sigma / c); apply(kernel, v) is the linear map of v [*shape]."""
-    # After the parameters, so that their initial values are those of the layer without a bound.
+    # After the parameters, so that their initial values equal those of the unbounded layer.
     state = layer.variable(
         "spectral_norm", "v", lambda: _unit(jax.random.normal(layer.make_rng("params"), shape))
     )
-    # Else accelerators round what they multiply, to 8 or 11 bits.
+    # By default accelerators round the factors to 8 or 11 bits.
     with jax.default_matmul_precision("highest"):
         v = jax.lax.stop_gradient(state.value)
         if layer.is_mutable_collection("spectral_norm") and not layer.is_initializing():

@@ -1,8 +1,8 @@
 """Metrics of predictions, on the host.
 
 Classification metrics are pure functions of the members' log-probabilities log_p [M, B, K] and of
-labels [B]; NumPy or JAX arrays go in, NumPy float64 comes out, and arithmetic is in float64. What
-an ensemble predicts is the mixture: the mean of its members' probabilities.
+labels [B]. They take NumPy or JAX arrays, and compute and return NumPy float64. An ensemble
+predicts the mixture: the mean of its members' probabilities.
 
     classification  accuracy, NLL, Brier score and its decomposition
     calibration     reliability bins; ECE with bins of equal width or mass, class-wise ECE
@@ -11,7 +11,7 @@ an ensemble predicts is the mixture: the mean of its members' probabilities.
     scores          out-of-distribution scores
     ranking         AUROC, AUPR, FPR95 of any score
     regression      NLL, RMSE, CRPS, interval coverage of Gaussian mixtures
-    streaming       those that follow from sums, over data in parts
+    streaming       metrics that follow from sums, over data in parts
 """
 
 from uncertainty.metrics.evaluate import (

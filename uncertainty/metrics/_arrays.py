@@ -1,6 +1,6 @@
-"""What the metrics of log-probabilities share: checked arrays, chunks, the mixture over members.
+"""Common code of metrics of log-probabilities: checked arrays, chunks, the mixture over members.
 
-Arithmetic is in float64 whatever the precision of the input. Work goes by chunks of examples whose
+Arithmetic is in float64 for any precision of the input. Work is done in chunks of examples whose
 temporaries stay in the cache, so that memory is read once, and that are large enough for threads.
 """
 
@@ -57,11 +57,11 @@ def over(
 ) -> Any:
     """Sum over chunks of function(slice of the examples, their log_p [M, b, K], their labels [b]).
 
-    Where there are several chunks, a few threads take a run of them each, as NumPy lets go of the
-    interpreter's lock. `function` may write to its own part of an array.
+    With several chunks, a few threads process consecutive ones, as NumPy releases the interpreter's
+    lock. `function` may write to its own part of an array.
 
     Raises:
-      ValueError: NaN, a positive log-probability, a label out of range; the message names the
+      ValueError: NaN, a positive log-probability, or a label out of range; the message names the
         member, the example and the class.
     """
     M, B, K = log_p.shape
@@ -88,9 +88,9 @@ def over(
 def _check_values(log_p: np.ndarray, labels: np.ndarray, first: int) -> None:
     K = log_p.shape[2]
     top = log_p.max()  # NaN if any is
-    if not top < 0.01:  # rounding may push a probability of 1 a little beyond
+    if not top < 0.01:  # rounding may give probabilities slightly above 1
         m, b, k = np.unravel_index((np.isnan(log_p) | (log_p == top)).argmax(), log_p.shape)
-        what = "NaN" if np.isnan(top) else f"{top:.6g}, no log-probability (logits passed?),"
+        what = "NaN" if np.isnan(top) else f"{top:.6g}, not a log-probability (logits passed?),"
         raise ValueError(f"log_p: {what} at member {m}, example {first + b}, class {k}")
     if labels.min() < 0 or labels.max() >= K:
         b = ((labels < 0) | (labels >= K)).argmax()
@@ -111,13 +111,13 @@ def check_sums(p: np.ndarray, first: int = 0) -> None:
         m, b = np.unravel_index(off.argmax(), off.shape)
         raise ValueError(
             f"log_p: probabilities sum to {sums[m, b]:.6g} at member {m}, example {first + b}, but "
-            "1 is expected (logits passed? for classes that are independent, as with a sigmoid, "
-            "say normalised=False)"
+            "1 is expected (logits passed? for independent classes, as with a sigmoid, set "
+            "normalised=False)"
         )
 
 
 def log_mean_exp(x: np.ndarray) -> np.ndarray:
-    """log(mean(exp(x))) over the leading axis; -inf where all is."""
+    """log(mean(exp(x))) over the leading axis; -inf if all are -inf."""
     if len(x) == 1:
         return x[0]
     top = x.max(0)
@@ -127,7 +127,7 @@ def log_mean_exp(x: np.ndarray) -> np.ndarray:
 
 
 def places(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Where in x.ravel() the entries x[b, labels[b]] of x [B, classes] are."""
+    """The flat indices of the entries x[b, labels[b]] of x [B, classes]."""
     return np.arange(len(labels)) * classes + labels
 
 
@@ -146,7 +146,7 @@ def probabilities(log_p: np.ndarray) -> np.ndarray:
 def mixture(log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Log-probabilities of at least FLOOR and probabilities: members' [M, B, K], mixture's [B, K].
 
-    Each p log p of them is finite and as in the limit p -> 0.
+    So p log p is finite, with its limit for p -> 0.
     """
     log_p = log_p.astype(np.float64)
     np.clip(log_p, FLOOR, 0.0, out=log_p)
@@ -160,8 +160,8 @@ def mixture(log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
 def inner(a: np.ndarray, b: np.ndarray) -> float:
     """Sum of a b over all entries.
 
-    Not np.dot: BLAS wakes threads for arrays of this size, which costs more than it gains, and
-    very much more where other processes keep the cores busy.
+    Not np.dot: BLAS starts threads for arrays of this size, which costs more than it saves, and
+    much more if other processes keep the cores busy.
     """
     return np.einsum("i,i->", a.ravel(), b.ravel())
 
@@ -169,19 +169,19 @@ def inner(a: np.ndarray, b: np.ndarray) -> float:
 def argmax(x: np.ndarray) -> np.ndarray:
     """The first largest entry of each row of x [B, K].
 
-    As np.argmax, whose branches mispredict on short rows; this has none.
+    Like np.argmax, whose branches mispredict on short rows; this has no branches.
     """
     K = x.shape[1]
     if K > 64:
         return x.argmax(1)
     columns = np.ascontiguousarray(x.T)
     largest = (columns == columns.max(0)).view(np.uint8)
-    largest *= np.arange(K, 0, -1, dtype=np.uint8)[:, None]  # the first of equals counts most
+    largest *= np.arange(K, 0, -1, dtype=np.uint8)[:, None]  # ties go to the first
     return K - largest.max(0).astype(np.intp)
 
 
 def predictions(log_p: np.ndarray) -> np.ndarray:
-    """The mixture's most probable class, [B]; the first of equals."""
+    """The mixture's most probable class, [B]; the first in a tie."""
     return argmax(log_p[0] if len(log_p) == 1 else probabilities(log_p))
 
 
@@ -214,8 +214,8 @@ def bin_edges(bins: int, dtype: Any = np.float64) -> np.ndarray:
 def bin_index(p: np.ndarray, bins: int) -> np.ndarray:
     """The bin j of each p in [0, 1]: edge_j <= p < edge_(j + 1), and 1 falls into the last.
 
-    Edges are `bin_edges` in the precision of p, so that a decimal meets its own edge: of 100 bins,
-    .29 is in [.29, .30), in float64 and in float32. As np.histogram(p, bin_edges(bins, p.dtype)).
+    Edges are `bin_edges` in the precision of p, so that decimals fall on their edges: of 100 bins,
+    .29 is in [.29, .30), in float64 and in float32. Like np.histogram(p, bin_edges(bins, p.dtype)).
     """
     p = np.ascontiguousarray(p)
     if p.dtype.kind != "f":
@@ -223,7 +223,7 @@ def bin_index(p: np.ndarray, bins: int) -> np.ndarray:
     scaled = np.multiply(p, bins, dtype=np.float64)
     index = scaled.astype(np.intp)
     np.minimum(index, bins - 1, out=index)
-    # The product may be rounded to the other side of an edge: looked at where it is close to one.
+    # The product may be rounded to the other side of an edge: values close to an edge are checked.
     off = np.rint(scaled)
     np.subtract(off, scaled, out=off)
     near = np.flatnonzero(np.abs(off, out=off) <= 2 * bins * np.finfo(p.dtype).eps)

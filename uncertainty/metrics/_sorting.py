@@ -6,7 +6,7 @@ import numpy as np
 
 
 def merge(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values of both, ascending, and for each whether it is of b.
+    """The values of both, ascending, and for each whether it is from b.
 
     Sorting each side alone needs no indices, which is several times faster than an argsort; a
     stable argsort of two runs is then a single merge.

@@ -1,4 +1,4 @@
-"""Expected calibration errors and what reliability diagrams are drawn from."""
+"""Expected calibration errors, and the bins of reliability diagrams."""
 
 import difflib
 from typing import NamedTuple
@@ -45,8 +45,8 @@ def reliability_bins(
         j / bins is the nearest number in the precision of `confidence`, so that .29, in float64 or
         in float32, is in [.29, .30) of 100 bins; or 'mass',
         examples in order of confidence cut into bins whose sizes differ by at most one, the larger
-        ones first (Nixon et al., 2019). Of examples that tie across a cut each bin gets its share
-        of the right ones in expectation, so the order of the examples does not matter.
+        ones first (Nixon et al., 2019). If examples tie across a cut, each bin gets its expected
+        share of the right ones, so the order of the examples does not matter.
 
     Raises:
       ValueError: confidence outside [0, 1] or NaN, wrong shapes, an unknown kind.
@@ -106,10 +106,10 @@ def ece(log_p: ArrayLike, labels: ArrayLike, bins: int = 15, kind: str = "width"
 
         sum_j n_j / B |mean confidence_j - accuracy_j|
 
-    over bins of equal width (Guo et al., 2017; at an edge theirs go to the lower bin, ours to the
-    upper one, as in np.histogram with the edges j / bins) or, with kind='mass', of equal mass: see
-    `reliability_bins`. Confidences are float64, the exponential or the mean of exponentials of
-    log_p, which for log(.29) need not be the .29 that is the edge.
+    over bins of equal width (Guo et al., 2017; values on an edge go to the lower bin there and to
+    the upper bin here, as in np.histogram with the edges j / bins) or, with kind='mass', of equal
+    mass: see `reliability_bins`. Confidences are float64, the (mean) exponential of log_p, which
+    for log(.29) may differ from the edge .29 by rounding.
     """
     log_p, labels = checked(log_p, labels)
     bins = _checked_bins(bins, kind)

@@ -26,7 +26,7 @@ from uncertainty.metrics._arrays import (
 
 
 def accuracy(log_p: ArrayLike, labels: ArrayLike) -> float:
-    """Fraction of examples whose most probable class, the first of equals, is the label."""
+    """Fraction of examples whose most probable class (the first in a tie) is the label."""
 
     def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> int:
         return int(np.count_nonzero(predictions(x) == y))
@@ -37,7 +37,7 @@ def accuracy(log_p: ArrayLike, labels: ArrayLike) -> float:
 def top_k_accuracy(log_p: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
     """Fraction of examples whose label is among the k most probable classes.
 
-    Of equal classes the first goes first, so k = 1 is `accuracy`.
+    Ties go to the first class, so k = 1 is `accuracy`.
     """
     if k < 1:
         raise ValueError(f"k: at least 1 is expected; got {k}")
@@ -64,7 +64,7 @@ def nll(log_p: ArrayLike, labels: ArrayLike) -> float:
 
 
 def member_nll(log_p: ArrayLike, labels: ArrayLike) -> float:
-    """Mean over the members of each one's negative log-likelihood, in nats; at least `nll`."""
+    """Mean of the members' negative log-likelihoods, in nats; at least `nll`."""
 
     def chunk(_: slice, x: np.ndarray, y: np.ndarray) -> float:
         return 0.0 - at_labels(x, places(y, x.shape[2])).sum() / len(x)
@@ -107,13 +107,13 @@ def brier_decomposition(log_p: ArrayLike, labels: ArrayLike, bins: int = 15) -> 
         brier = uncertainty - resolution + reliability
                 + within_bin_variance - within_bin_covariance
 
-    Every class is an event of its own, forecast with probability p_k and grouped by it into `bins`
-    bins of equal width; the parts are summed over the classes. With n_j, f_j and o_j the number,
-    mean forecast and frequency of the event in bin j of class k, and o its frequency overall:
-    uncertainty o (1 - o), resolution sum_j n_j (o_j - o)^2 / B, reliability
-    sum_j n_j (f_j - o_j)^2 / B (Murphy, 1973). Those three add up to the score only if all
-    forecasts in a bin are equal; the variance of the forecasts within bins and twice their
-    covariance with the event do the rest (Stephenson, Coelho & Jolliffe, 2008).
+    Every class is a separate event, forecast with probability p_k and binned by it into `bins` bins
+    of equal width; the parts are summed over the classes. With n_j, f_j and o_j the number, mean
+    forecast and frequency of the event in bin j of class k, and o its frequency overall:
+    uncertainty o (1 - o), resolution sum_j n_j (o_j - o)^2 / B, reliability sum_j n_j (f_j - o_j)^2
+    / B (Murphy, 1973). These three add up to the score only if all forecasts in a bin are equal;
+    the variance of the forecasts within bins and twice their covariance with the event are the rest
+    (Stephenson, Coelho & Jolliffe, 2008).
     """
     log_p, labels = checked(log_p, labels)
     bins, B = checked_bins(bins), len(labels)

@@ -1,4 +1,4 @@
-"""All metrics of a set of predictions at once, sharing what they have in common."""
+"""All metrics of a set of predictions at once, with shared computations."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,11 +21,11 @@ def evaluate_classification(
       log_p: [M, B, K] log-probabilities of each member.
       labels: [B] integers.
       bins: of the calibration errors and the Brier decomposition.
-      normalised: whether each row of probabilities sums to 1, as those of a softmax do, and is
-        checked for it; False for those of independent classes (`likelihoods.sigmoid`).
+      normalised: whether each row of probabilities has to sum to 1, as for a softmax, which is
+        checked; False for independent classes (`likelihoods.sigmoid`).
 
     Returns:
-      'group/metric' -> value; mutual information, disagreement and pairwise KL where M > 1.
+      'group/metric' -> value; mutual information, disagreement and pairwise KL if M > 1.
 
     Raises:
       ValueError: wrong shapes, NaN, logits in place of log-probabilities (positive ones, and with
@@ -38,11 +38,11 @@ def evaluate_classification(
 def of_tally(
     acc: streaming.Accumulator, confidence: np.ndarray, correct: np.ndarray
 ) -> dict[str, float]:
-    """What `evaluate_classification` gives, of sums and of two numbers of each example.
+    """The metrics of `evaluate_classification` from sums and two numbers per example.
 
     Args:
-      acc: sums over all examples; of parts of them by `streaming.merge`.
-      confidence, correct: of each example [B], as `streaming.tally` gives them; joined.
+      acc: sums over all examples; `streaming.merge` joins those of parts.
+      confidence, correct: of each example [B], from `streaming.tally`, concatenated.
     """
     values = streaming.result(acc)
     B, bins = len(confidence), acc.bins.shape[1]
@@ -57,16 +57,16 @@ def of_tally(
 
 
 def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, np.ndarray]:
-    """What plots need of each example, arrays [B].
+    """Arrays [B] of each example for plots.
 
     Args:
       log_p: [M, B, K] log-probabilities of each member.
-      labels: [B] integers, or None where there are none.
+      labels: [B] integers, or None without labels.
 
     Returns:
-      prediction, confidence (the mixture's largest probability), entropy and, where M > 1,
-      mutual_information; with labels also label and log_p_label, the mixture's log-probability
-      of it. Floats are float32.
+      prediction, confidence (the mixture's largest probability), entropy and, if M > 1,
+      mutual_information; with labels also label and log_p_label, the mixture's log-probability of
+      it. Floats are float32.
     """
     log_p, known = _arrays.checked(log_p, labels)
     B = len(known)
@@ -104,7 +104,7 @@ def evaluate_regression(
     Args:
       mean, variance: [M, B, K] of each member.
       y: [B, K].
-      levels: of the central intervals whose coverage and mean width are given.
+      levels: of the central intervals for coverage and mean width.
 
     Returns:
       'regression/metric' -> value.

@@ -20,15 +20,15 @@ def probe(
     inputs: Sequence[ArrayLike],
     l2: Sequence[float] = L2,
 ) -> list[np.ndarray]:
-    """The classes that a linear probe of (x, y) tells of further inputs, [L, B] of each.
+    """The classes that a linear probe of (x, y) predicts for further inputs, [L, B] for each array.
 
     Features are whitened, (x - mean) / (std + 1e-5) with those of `x`, and get a constant 100; the
     targets t are -1, and 1 for the class. The probe is
 
         argmax_k x (X^T X + l2 I)^-1 X^T t_k
 
-    whose inverses for all l2 follow from one eigendecomposition, of X^T X or, where features are
-    more than examples, of X X^T.
+    whose inverses for all l2 follow from one eigendecomposition, of X^T X or, with more features
+    than examples, of X X^T.
 
     Args:
       x: features [N, D].
@@ -80,11 +80,11 @@ def draw_shots(y: ArrayLike, most: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def best_l2(accuracies: Mapping[str, ArrayLike]) -> int:
-    """Which of L strengths has the best mean rank over tasks; of equal ones the strongest.
+    """The index of the l2 with the best mean rank over tasks; ties go to the strongest.
 
     Args:
-      accuracies: task -> [L], in the order of ascending l2. Equal ones share the mean of their
-        ranks, where the published code lets the stronger l2 win.
+      accuracies: task -> [L], in the order of ascending l2. Equal accuracies share the mean of
+        their ranks; the published code prefers the stronger l2.
     """
     import scipy.stats
 

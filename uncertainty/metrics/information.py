@@ -1,4 +1,4 @@
-"""Entropies of predictions, and how far the members disagree.
+"""Entropies of predictions, and the disagreement of members.
 
 Each takes log-probabilities log_p [M, B, K]; a class of probability 0 adds 0 log 0 = 0.
 """
@@ -22,9 +22,9 @@ def expected_entropy(log_p: ArrayLike) -> np.ndarray:
 def mutual_information(log_p: ArrayLike) -> np.ndarray:
     """Mutual information between label and member, [B] in nats, from 0 to log M.
 
-    `entropy` - `expected_entropy`: the mean over members of KL(member || mixture), what the members
-    disagree about (Houlsby et al., 2011). Differences in float64 leave about 1e-15 of rounding;
-    what falls below 0 is 0.
+    `entropy` - `expected_entropy`: the mean over members of KL(member || mixture), their
+    disagreement (Houlsby et al., 2011). The difference has rounding errors of about 1e-15; negative
+    values become 0.
     """
     total, expected = entropies(log_p)
     return np.maximum(total - expected, 0.0)
@@ -40,7 +40,7 @@ def entropies(log_p: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         members, p, log_q, q = mixture(x)
         total[s] = -np.einsum("bk,bk->b", q, log_q)
         if M > 1:
-            # Over members first: a sum over the few classes of an example is the slow one.
+            # Over members first, as sums over few classes are slow.
             expected[s] = -np.einsum("bk->b", np.einsum("mbk,mbk->bk", p, members)) / M
         return 0
 
@@ -64,7 +64,8 @@ def disagreement(log_p: ArrayLike) -> float:
 def pairwise_kl(log_p: ArrayLike) -> float:
     """KL(member m || member n), mean over ordered pairs m != n and examples, in nats.
 
-    Infinite where a member gives 0 to a class that another one allows. O(M) by the identity
+    Infinite if a member gives probability 0 to a class that another one does not. O(M) by the
+    identity
 
         sum_{m, n} KL(p_m || p_n) = sum_k [M sum_m p_mk log p_mk - sum_m p_mk sum_n log p_nk]
     """
@@ -88,7 +89,7 @@ def disagreements(log_p: np.ndarray) -> float:
     M, B, K = log_p.shape
     top = np.sort(argmax(log_p.reshape(M * B, K)).reshape(M, B), axis=0)
     run, equal = np.zeros(B, np.intp), 0
-    for m in range(1, M):  # in order, a member equals as many before it as its run is long
+    for m in range(1, M):  # sorted: a member equals those before it in its run
         run = (run + 1) * (top[m] == top[m - 1])
         equal += run.sum()
     return B - 2 * equal / (M * (M - 1))
@@ -97,7 +98,7 @@ def disagreements(log_p: np.ndarray) -> float:
 def divergences(log_p: np.ndarray, members: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
     """Sum over examples of the mean KL over ordered pairs; the last three are from `mixture`."""
     M = len(log_p)
-    # Not the floored log-probabilities: against q > 0 a probability of 0 costs infinitely much.
+    # Not the floored log-probabilities: a probability of 0 against q > 0 gives infinity.
     others = log_p.sum(0, dtype=np.float64)
     cross = inner(q, others)
     if np.isnan(cross):  # 0 * -inf

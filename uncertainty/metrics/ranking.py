@@ -1,6 +1,6 @@
-"""How well a score tells out-of-distribution from in-distribution examples.
+"""How well a score separates out-of-distribution from in-distribution examples.
 
-Higher scores mean more out of distribution; equal scores are one threshold. Everything follows from
+Higher scores mean more out of distribution; equal scores are one threshold. All metrics follow from
 sorting each side and merging the two.
 """
 
@@ -36,7 +36,7 @@ def ranking(scores_in: ArrayLike, scores_out: ArrayLike) -> dict[str, float]:
     values, out = merge(scores_in, scores_out)
     below_in, below_out = _at_or_below(values, out)
     step_in, step_out = np.diff(below_in), np.diff(below_out)
-    # At or above a threshold is all that is not at or below the one before it.
+    # Scores at or above a threshold are those not at or below the previous one.
     above_in, above_out = N - below_in[:-1], N_out - below_out[:-1]
     return {
         "auroc": np.float64(_area(below_in, step_out) / (2 * N * N_out)),
@@ -85,12 +85,12 @@ def _checked(**scores: ArrayLike) -> list[np.ndarray]:
 
 
 def _at_or_below(values: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many in and out scores each threshold has at or below it; 0 leads."""
+    """The numbers of in and out scores at or below each threshold, starting with 0."""
     ends = group_ends(values)
     below_out = np.cumsum(out, dtype=np.int64)[ends]
     return np.append(0, ends + 1 - below_out), np.append(0, below_out)
 
 
 def _area(below_in: np.ndarray, step_out: np.ndarray) -> int:
-    """Twice the number of pairs in < out, ties half: whole numbers, so without rounding."""
+    """Twice the number of pairs in < out, with ties as half: integers, so without rounding."""
     return int(np.dot(step_out, below_in[1:] + below_in[:-1]))

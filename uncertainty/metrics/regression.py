@@ -1,7 +1,7 @@
-"""Real outcomes under an equal mixture of the members' Gaussians.
+"""Metrics of real-valued targets under an equal mixture of the members' Gaussians.
 
-mean and variance [M, B, K] are those of each member, in the units of y [B, K] and of its square.
-The K outcomes are independent given the member.
+mean and variance [M, B, K] are those of each member, in the units of y [B, K] and their square. The
+K targets are independent given the member.
 """
 
 import numpy as np
@@ -16,12 +16,12 @@ def nll(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
 
 
 def member_nll(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
-    """Mean over the members of each one's negative log-likelihood, in nats; at least `nll`."""
+    """Mean of the members' negative log-likelihoods, in nats; at least `nll`."""
     return -_log_density(*_checked(mean, variance, y)).mean()
 
 
 def rmse(mean: ArrayLike, y: ArrayLike) -> float:
-    """Root of the mean squared error of the mixture's mean, over examples and outcomes."""
+    """Root of the mean squared error of the mixture's mean, over examples and targets."""
     mean, _, y = _checked(mean, np.ones_like(mean), y)
     return np.sqrt(np.mean((mean.mean(0) - y) ** 2))
 
@@ -37,9 +37,9 @@ def pit(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> np.ndarray:
 def interval_coverage(
     mean: ArrayLike, variance: ArrayLike, y: ArrayLike, levels: ArrayLike = (0.5, 0.9, 0.95)
 ) -> np.ndarray:
-    """Fraction of outcomes inside the mixture's central interval of each level.
+    """Fraction of targets inside the mixture's central interval of each level.
 
-    y is inside if (1 - level) / 2 <= F(y) <= (1 + level) / 2, so no quantile need be found.
+    y is inside if (1 - level) / 2 <= F(y) <= (1 + level) / 2, so no quantiles are needed.
 
     Args:
       levels: [L] in [0, 1].
@@ -57,7 +57,8 @@ def interval_coverage(
 def quantile(mean: ArrayLike, variance: ArrayLike, level: float) -> np.ndarray:
     """q with F(q) = level under the mixture, [B, K], exact to rounding.
 
-    It lies between the smallest and the largest of the members' quantiles: 50 bisections.
+    It is between the smallest and the largest of the members' quantiles, and found by 50
+    bisections.
 
     Raises:
       ValueError: a level outside [0, 1].
@@ -81,7 +82,7 @@ def interval_width(mean: ArrayLike, variance: ArrayLike, level: float = 0.9) -> 
     """Mean width of the mixture's central interval, in the units of y.
 
     The interval that `interval_coverage` counts, from quantile (1 - level) / 2 to (1 + level) / 2.
-    Of two predictions with the right coverage the one with narrower intervals says more.
+    Of two predictions with the right coverage, the one with narrower intervals is more informative.
     """
     high = quantile(mean, variance, (1 + level) / 2)
     return np.mean(high - quantile(mean, variance, (1 - level) / 2))
@@ -94,7 +95,7 @@ def calibration_error(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> flo
 
 
 def crps(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
-    """Continuous ranked probability score of the mixture, exact, mean over examples and outcomes.
+    """Continuous ranked probability score of the mixture, exact, mean over examples and targets.
 
         mean_m A(y - mu_m, v_m) - mean_{m, n} A(mu_m - mu_n, v_m + v_n) / 2
         A(d, v) = E|N(d, v)| = 2 s phi(d / s) + d (2 Phi(d / s) - 1), s = sqrt(v)
@@ -118,7 +119,7 @@ def _mean_absolute(d: ArrayLike, v: np.ndarray) -> np.ndarray:
 
 
 def _log_density(mean: np.ndarray, variance: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of each member and example, [M, B]."""
+    """Log-likelihood of each member and example, [M, B]."""
     return -0.5 * ((y - mean) ** 2 / variance + np.log(2 * np.pi * variance)).sum(-1)
 
 
@@ -126,7 +127,7 @@ def _checked(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> tuple[np.nda
     mean, variance, y = (np.asarray(a, np.float64) for a in (mean, variance, y))
     if mean.ndim != 3 or 0 in mean.shape:
         raise ValueError(
-            f"mean: [members, examples, outcomes] is expected, none 0; got {mean.shape}"
+            f"mean: [members, examples, targets] is expected, none 0; got {mean.shape}"
         )
     if variance.shape != mean.shape or y.shape != mean.shape[1:]:
         raise ValueError(

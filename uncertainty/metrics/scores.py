@@ -21,7 +21,7 @@ __all__ = [
 def max_probability(log_p: ArrayLike) -> np.ndarray:
     """1 - max_k p_k of the mixture of log_p [M, B, K], [B] (Hendrycks & Gimpel, 2017).
 
-    Computed as the mean over members of 1 - p, so confident examples do not tie at p = 1.
+    Computed as the mean over members of 1 - p, so that confident examples do not tie at p = 1.
     """
     log_p, none = _arrays.checked(log_p)
     score = np.empty(log_p.shape[1])
@@ -38,8 +38,8 @@ def max_probability(log_p: ArrayLike) -> np.ndarray:
 def probability_std(log_p: ArrayLike) -> np.ndarray:
     """Standard deviation of p_mk over members, mean over classes, [M, B, K] -> [B].
 
-    The "model disagreement" of D'Angelo & Fortuin 2021, "Repulsive deep ensembles are Bayesian";
-    with M and not M - 1 in the variance, which changes no ranking and no ratio.
+    The "model disagreement" of D'Angelo & Fortuin 2021, "Repulsive deep ensembles are Bayesian",
+    with M instead of M - 1 in the variance, which changes no ranking or ratio.
     """
     log_p, none = _arrays.checked(log_p)
     score = np.empty(log_p.shape[1])
@@ -64,8 +64,8 @@ def max_logit(logits: ArrayLike) -> np.ndarray:
 def dempster_shafer(logits: ArrayLike) -> np.ndarray:
     """The mean over members of K / (K + sum_k exp(u_mk)), [M, B, K] -> [B] (Sensoy et al. 2018).
 
-    In (0, 1): 1 where no class has evidence. A score of SNGP in Liu et al. 2020. Evaluators give it
-    the latents' means; what `mean_field` makes of them is not in it.
+    In (0, 1): 1 if no class has evidence. A score of SNGP in Liu et al. 2020. Evaluators use the
+    latents' means, without `mean_field`.
 
     Raises:
       ValueError: a wrong shape, NaN.
@@ -105,9 +105,8 @@ def ood_scores(
 ) -> dict[str, np.ndarray]:
     """Every score by its name: log_p [M, B, K] -> [B].
 
-    `max_logit` and `dempster_shafer` where there are logits [M, B, K], `epistemic_variance` where
-    there is a variance of the latents [M, B, K or 1], `mutual_information` and `probability_std`
-    where M > 1.
+    `max_logit` and `dempster_shafer` need logits [M, B, K], `epistemic_variance` a variance of the
+    latents [M, B, K or 1], `mutual_information` and `probability_std` M > 1.
     """
     log_p, _ = _arrays.checked(log_p)
     total, expected = information.entropies(log_p)

@@ -1,4 +1,4 @@
-"""Selective prediction: the error rate among the examples that a model is most confident about."""
+"""Selective prediction: the error rate among a model's most confident predictions."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -33,16 +33,16 @@ def aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
 
 
 def excess_aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """`aurc` minus the least that any order of the same answers reaches; 0 if errors come last.
+    """`aurc` minus its minimum over all orders of the same answers; 0 if errors come last.
 
-    Difference from the paper (Geifman et al., 2019): the least is exact for B examples, where they
-    take its limit r + (1 - r) log(1 - r) at the error rate r.
+    Difference from the paper (Geifman et al., 2019): the minimum is exact for B examples, where
+    they use its limit r + (1 - r) log(1 - r) at the error rate r.
     """
     return excess(*checked_pair(confidence, correct), aurc(confidence, correct))
 
 
 def excess(confidence: np.ndarray, correct: np.ndarray, area: float) -> float:
-    """`excess_aurc` when the area is known."""
+    """`excess_aurc`, given the area."""
     B, right = len(correct), np.count_nonzero(correct)
     j = np.arange(1, B - right + 1)
     return np.float64(max(area - np.sum(j / (right + j)) / B, 0.0))

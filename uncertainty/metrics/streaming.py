@@ -5,9 +5,9 @@
         acc = streaming.update(acc, log_p, labels)
     streaming.result(acc)  # {'classification/accuracy': ..., ...}
 
-`merge` joins accumulators of different parts, in any order, to what one pass over them all gives,
-up to the rounding of float64 sums. Equal-mass bins, risk-coverage and ranking need all examples at
-once: see `evaluate_classification` and `ranking`.
+`merge` joins accumulators of different parts, in any order, with the result of one pass over all of
+them, up to the rounding of float64 sums. Equal-mass bins, risk-coverage and ranking need all
+examples at once: see `evaluate_classification` and `ranking`.
 """
 
 from typing import Any, NamedTuple
@@ -54,11 +54,12 @@ def update(
     """Adds the examples log_p [M, B, K] with labels [B].
 
     Args:
-      acc: of the examples before.
+      acc: of the previous examples.
       log_p, labels, normalised: as in `evaluate_classification`.
 
     Raises:
-      ValueError: as there, or another number of members or classes than in `init`.
+      ValueError: see `evaluate_classification`; or another number of members or classes than in
+        `init`.
     """
     log_p, labels = _arrays.checked(log_p, labels)
     expected, got = (acc.members, acc.class_bins.shape[1]), (len(log_p), log_p.shape[2])
@@ -118,7 +119,7 @@ def tally(
 
     With `normalised`, probabilities that do not sum to 1 are refused.
 
-    One pass with one exponentiation: every metric takes what it needs from a chunk in the cache.
+    One pass with one exponentiation: every metric uses a chunk while it is in the cache.
     """
     M, B, K = log_p.shape
     confidence, correct = np.empty(B), np.empty(B, bool)

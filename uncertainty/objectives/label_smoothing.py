@@ -1,4 +1,4 @@
-"""Label smoothing: some of the label's probability goes to all classes alike."""
+"""Label smoothing: part of the label's probability is spread evenly over all classes."""
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,15 @@ def label_smoothing(rate: float = 0.1) -> Objective:
     """(1 - a) nll + a mean_k -log p(y = k | u), with a the rate.
 
     Source: Szegedy et al. 2016, "Rethinking the inception architecture for computer vision",
-    section 7: the cross-entropy with (1 - a) one-hot + a / K. The nll that is reported is that of
-    the labels as they are. The hyper-parameter `label_smoothing` of a particle takes the rate's
-    place.
+    section 7: the cross-entropy with (1 - a) one-hot + a / K. The reported nll is that of the
+    unsmoothed labels. A particle's hyper-parameter `label_smoothing` replaces the rate.
 
     Args:
       rate: a.
 
     Raises:
-      ValueError: a rate outside [0, 1), or (when it is used) a likelihood that is not one of
-        classes of which one is true.
+      ValueError: a rate outside [0, 1), or (when used) a likelihood that is not one of exclusive
+        classes.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate: {rate}; at least 0 and below 1")
@@ -29,13 +28,12 @@ def label_smoothing(rate: float = 0.1) -> Objective:
     ) -> jax.Array:
         if likelihood.log_probs is None or not likelihood.normalised:
             raise ValueError(
-                "objective: 'label_smoothing' is for classes of which one is true, as of the "
-                "likelihood 'softmax'"
+                "objective: 'label_smoothing' needs exclusive classes, as with likelihood 'softmax'"
             )
         a = own.hyper.get("label_smoothing", rate)
         K = latent.mean.shape[-1]
         uniform = jnp.full((latent.mean.shape[1], K), 1 / K)
-        # By the same draws of u, where there are draws.
+        # With the same draws of u, if any.
         labelled, smooth = (likelihood.nll(latent, y, key) for y in (batch["y"], uniform))
         return (1 - a) * labelled + a * smooth
 

@@ -1,4 +1,4 @@
-"""The likelihood: the objective of every config that names none."""
+"""The likelihood: the default objective."""
 
 from uncertainty.types import Objective
 

@@ -1,4 +1,4 @@
-"""Mean teacher: predictions agree with those of a moving average of the parameters."""
+"""Mean teacher: consistency with the predictions of a moving average of the parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,13 +20,13 @@ def mean_teacher(
     """nll(x + n) + w(t) J, with J = E |p(. | x + n', theta') - p(. | x + n, theta)|^2.
 
     Source: Tarvainen & Valpola 2017, "Mean teachers are better role models", section 2. The teacher
-    is the average over steps theta'_t = decay theta'_{t-1} + (1 - decay) theta_t, begins as the
-    student, and gets no gradient. n and n' are N(0, std^2), and the layers' noise (dropout) is
-    another for each. w(t) = weight exp(-5 (1 - t / ramp_steps)^2), `weight` from there on.
+    is the average over steps theta'_t = decay theta'_{t-1} + (1 - decay) theta_t; it starts as the
+    student and gets no gradient. n and n' are N(0, std^2), and the layers' noise (dropout) differs
+    between the two. w(t) = weight exp(-5 (1 - t / ramp_steps)^2) up to `ramp_steps`, then `weight`.
 
-    Differences from the reference code: |.|^2 is a sum over classes and not their mean, so that a
-    weight here is that one divided by K; the decay does not rise in the first steps; the teacher's
-    batch normalisation is by its own batch, and it keeps no statistics.
+    Differences from the reference code: |.|^2 is a sum over classes, not their mean, so a weight
+    there is divided by K here; the decay does not increase in the first steps; the teacher's batch
+    normalisation uses its own batch, and stores no statistics.
 
     The metric `consistency` is J.
 
@@ -35,12 +35,12 @@ def mean_teacher(
       decay: in [0, 1).
       std: of the noise, in units of x; 0.15 in the paper.
       ramp_steps: 0 for none.
-      stream: the stream of the batch (`data.streams`) whose inputs J is taken at, where it is not
-        the batch itself; it needs no labels.
+      stream: the stream of the batch (`data.streams`) on whose inputs J is computed, without
+        labels; by default the batch itself.
 
     Raises:
-      ValueError: a number out of range, or (when it is used) a likelihood that is not one of
-        classes, or a batch without that stream.
+      ValueError: a number out of range, or (when used) a likelihood that is not one of classes, or
+        a batch without that stream.
     """
     if not weight >= 0:
         raise ValueError(f"weight: {weight}; at least 0")
@@ -66,12 +66,16 @@ def mean_teacher(
     ) -> tuple[jax.Array, Aux]:
         likelihood = model.likelihood
         if (log_probs := likelihood.log_probs) is None:
-            raise ValueError("objective: 'mean_teacher' compares probabilities of classes, which "
-                             "this likelihood has not")  # fmt: skip
+            raise ValueError(
+                "objective: 'mean_teacher' compares probabilities of classes, which "
+                "this likelihood does not have"
+            )
         streams = sorted(name for name, entry in batch.items() if isinstance(entry, Mapping))
         if stream is not None and stream not in streams:
-            raise ValueError(f"objective.stream: {stream!r} is no stream of the batch, which has "
-                             + (", ".join(map(repr, streams)) or "none"))  # fmt: skip
+            raise ValueError(
+                f"objective.stream: {stream!r} is no stream of the batch, which has "
+                + (", ".join(map(repr, streams)) or "none")
+            )
         key_forward, key_likelihood = jax.random.split(key)
 
         def noisy(x: jax.Array, use: Use) -> jax.Array:

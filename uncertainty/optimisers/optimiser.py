@@ -1,6 +1,6 @@
-"""One optimiser for all: an optax direction between clipping, decay by rule and a schedule.
+"""The optimiser: an optax direction with clipping, decay by rules and a schedule.
 
-The samplers of `uncertainty/optimisers/samplers.py` go where a direction does.
+The samplers of `uncertainty/optimisers/samplers.py` take the place of a direction.
 """
 
 import math
@@ -19,7 +19,7 @@ from uncertainty.optimisers.samplers import (
     sgld,
 )
 
-# What a config may name; `optimiser` joins them.
+# The names in configs; `optimiser` uses them.
 __all__ = ("adam", "adamw", "lion", "psgld", "rmsprop", "sgd", "sghmc", "sgld")
 
 
@@ -38,7 +38,7 @@ def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.Gradien
     return optax.scale_by_adam(b1, b2, eps)
 
 
-# AdamW (Loshchilov & Hutter 2019) is Adam with the field `weight_decay`, which it must have.
+# AdamW (Loshchilov & Hutter 2019) is Adam with the field `weight_decay`, which is required.
 adamw = adam
 
 
@@ -67,14 +67,16 @@ def optimiser(
     Made for one particle; `inference` maps it over P, so clipping never couples particles.
 
     Args:
-      direction: one of the functions above, any optax transformation without a learning rate, or
-        a sampler, which takes `l2` alone (a Gaussian prior of variance 1 / (N l2), with N / t for
-        N where the likelihood has the temperature t): the others would change what it samples from.
+      direction: one of the functions above, any optax transformation without a learning rate, or a
+        sampler. Of the fields below, a sampler allows only `l2` (a Gaussian prior of variance 1 /
+        (N l2), with N / t for N if the likelihood has the temperature t): the others would change
+        its distribution.
       learning_rate: the peak rate.
       schedule: step -> multiple of the peak rate.
-      clip: the gradient's global norm is scaled down to at most this; before everything else.
-      weight_decay: rules from parameter paths to decoupled decay (Loshchilov & Hutter 2019), which
-        the learning rate multiplies and the direction does not see. No rule, no decay.
+      clip: the largest global norm of the gradient, applied first.
+      weight_decay: rules from parameter paths to decoupled decay (Loshchilov & Hutter 2019),
+        multiplied by the learning rate and not part of the direction. Without a rule there is no
+        decay.
       l2: rules to coupled decay: the gradient of l2 / 2 |params|^2 is added after clipping, before
         the direction. A Keras regulariser `l2(c)` is 2 c here.
       multipliers: rules to c, a factor on the learning rate (decay included); 0 freezes.
@@ -82,12 +84,12 @@ def optimiser(
     Its `update` may take `factors`, dict(weight_decay=, l2=) of scalars that multiply all rules of
     that field, so that particles may differ in them (`inference/hyper.py`).
 
-    Particles that stand for a posterior, by `inference.prior` or by their interaction, take neither
-    `weight_decay` nor `l2`: the prior says all (`inference/particles.py`).
+    Particles with a posterior, from `inference.prior` or their interaction, allow neither
+    `weight_decay` nor `l2`: use the prior (`inference/particles.py`).
 
     Raises:
-      ValueError: a rate out of range, a field that a sampler does not have; at `init`, a rule that
-        matches no parameter.
+      ValueError: a rate out of range, or a field that a sampler does not allow; at `init`, a rule
+        that matches no parameter.
     """
     if not learning_rate >= 0:
         raise ValueError(f"learning_rate: {learning_rate!r} must not be negative")
@@ -108,8 +110,8 @@ def optimiser(
         ).items():
             if other:
                 raise ValueError(
-                    f"{field}: {other!r}; a sampler's posterior is changed by it; the weights' "
-                    "scale is inference.prior"
+                    f"{field}: {other!r}; it would change the sampler's posterior; set the "
+                    "weights' scale by inference.prior"
                 )
         sampler = direction.make(lambda step: learning_rate * schedule(step))
         joined = optax.chain(*_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p), sampler)

@@ -1,9 +1,9 @@
-"""Stochastic-gradient Markov chains: optimisers whose noise makes the particles samples.
+"""Stochastic-gradient Markov chains: optimisers with noise, whose particles are samples.
 
-They stand where an optimiser does, `optimiser=dict(name='sgld', learning_rate=...)`, and follow the
-posterior of `inference` (its prior and temperature). Everything is per example: with g the gradient
-of -1/N log p(D, theta), eta the learning rate times its schedule, and T the temperature, a step eta
-here is the step size 2 eta / N of the papers, whose gradient is N g.
+They take the place of an optimiser, `optimiser=dict(name='sgld', learning_rate=...)`, and sample
+the posterior of `inference` (its prior and temperature). Everything is per example: with g the
+gradient of -1/N log p(D, theta), eta the learning rate times its schedule, and T the temperature, a
+step eta here is the step size 2 eta / N of the papers, whose gradient is N g.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from uncertainty.types import Params
 
 
 class Sampler(NamedTuple):
-    """Waits for the learning rate of each step, on which its noise depends.
+    """A transformation that needs the learning rate of each step, on which its noise depends.
 
     `make(rate)` is an optax transformation whose updates are final, the learning rate included, and
     whose `update` takes `noise`, normal draws of variance T / N of the shape of the parameters.
     """
 
     make: Callable[[optax.Schedule], optax.GradientTransformationExtraArgs]
-    plain: bool = False  # no state but the step, so that the noise may be that of another diffusion
+    plain: bool = False  # no state except the step, so that a direction's diffusion may be used
 
 
 class SamplingTransformation(NamedTuple):
@@ -39,9 +39,9 @@ class SamplingTransformation(NamedTuple):
 
 
 class DecayingTransformation(NamedTuple):
-    """An optimiser that pulls parameters to 0: `decays` names its fields that do.
+    """An optimiser with decay to 0; `decays` names the fields that set it.
 
-    So it has a fixed point of its own, which a posterior that is stated elsewhere does not know.
+    Decay changes the fixed point, so it conflicts with a posterior that is defined elsewhere.
     """
 
     init: Callable[[Params], Any]
@@ -52,8 +52,9 @@ class DecayingTransformation(NamedTuple):
 def sgld() -> Sampler:
     """theta <- theta - eta g + sqrt(2 eta T / N) xi, xi ~ N(0, I) (Welling & Teh 2011).
 
-    With a direction that has a diffusion of its own (SVGD in weight space, K / P) g and xi are that
-    direction's: stochastic SVGD, which wants a kernel of given bandwidth, see `inference/svgd.py`.
+    With a direction that has a diffusion (SVGD in weight space, K / P), g and xi are that
+    direction's: stochastic SVGD, which needs a kernel with a fixed bandwidth, see
+    `inference/directions/svgd.py`.
     """
 
     def step(t, rate, g, memory, noise):
@@ -66,14 +67,14 @@ def psgld(decay: float = 0.99, eps: float = 1e-5, adapt_steps: int | None = None
     """theta <- theta - eta G g + sqrt(2 eta T / N G) xi, G = 1 / (eps + sqrt(V)) (Li et al. 2016).
 
     V <- decay V + (1 - decay) g^2 is that of RMSProp. Differences from the paper: the term Gamma,
-    the divergence of G, is left out, as in its own experiments; V begins with g^2 of the first
-    step, not with 0; `adapt_steps` is new: after so many steps G stays as it is, and what is
-    sampled then has no bias by its changes.
+    the divergence of G, is left out, as in its own experiments; V starts with g^2 of the first
+    step, not with 0; `adapt_steps` is new: G is constant after this many steps, so later samples
+    are not biased by its changes.
 
     Args:
       decay: in [0, 1).
       eps: a floor of sqrt(V), in units of g.
-      adapt_steps: steps in which V changes; None for all.
+      adapt_steps: steps in which V is updated; None for all.
 
     Raises:
       ValueError: a number out of range.
@@ -104,8 +105,7 @@ def sghmc(friction: float = 0.1) -> Sampler:
     """v <- (1 - a) v - eta g + sqrt(2 a eta T / N) xi; theta <- theta + v.
 
     Source: Chen, Fox & Guestrin 2014, eq. 15. a is the friction, 1 minus the momentum of SGD.
-    Differences from the paper: the estimate of the gradient's own noise is 0, as in its
-    experiments.
+    Differences from the paper: the estimate of the gradient noise is 0, as in its experiments.
 
     Args:
       friction: a, in (0, 1]; 1 is SGLD.
@@ -149,7 +149,7 @@ def _sampler(start: Callable, step: Callable, plain: bool = False) -> Sampler:
 
 
 def normal(keys: jax.Array, params: Params) -> Params:
-    """Standard normal numbers of the shape of the parameters [P, ...], each P from its own key."""
+    """Standard normal numbers of the parameters' shapes [P, ...], from the key of each particle."""
 
     def one(key: jax.Array, params: Params) -> Params:
         leaves, tree = jax.tree.flatten(params)
@@ -164,5 +164,5 @@ def normal(keys: jax.Array, params: Params) -> Params:
 
 
 def _normal(key: jax.Array, n: int) -> jax.Array:
-    """Standard normal numbers [n]; on CPU other draws of the same law, for half of the work."""
+    """Standard normal numbers [n]; on CPU by a faster generator, with other draws."""
     return threefry.normal(key, n) if cpu.enabled() else jax.random.normal(key, (n,))

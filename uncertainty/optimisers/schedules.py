@@ -1,11 +1,11 @@
 """Learning-rate schedules as multiples of the base rate: functions of the step, 1 at their peak.
 
-Every schedule takes `total_steps` (from the config's `steps`) and `warmup_steps`, a linear rise
-that comes before it.
+Every schedule takes `total_steps` (from the config's `steps`) and `warmup_steps`, a linear warm-up
+before it.
 
-Differences from the published schedules (optax, vision_transformer, vmoe, uncertainty-baselines):
-warm-up of W steps begins at 1 / W, there at 0, so that no step is lost; it reaches 1 at step W - 1,
-where they have 1 - 1 / W.
+Differences from the published schedules (optax, vision_transformer, vmoe, uncertainty-baselines): a
+warm-up of W steps starts at 1 / W rather than 0, so that no step is lost, and reaches 1 at step W -
+1, where they have 1 - 1 / W.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def step(
     """Times `factor` at each of `boundaries`, given as fractions of the whole run in (0, 1)."""
     if not all(0 < b < 1 for b in boundaries):
         raise ValueError(f"boundaries: {tuple(boundaries)}; fractions of the run in (0, 1)")
-    # Of the fractions as they are written: 0.575 of 100 steps is 57.5 and not 57.49999999999999.
+    # Exact in decimal: 0.575 of 100 steps is 57.5, not 57.49999999999999.
     at = [round(Fraction(str(b)) * total_steps) - warmup_steps for b in boundaries]
     if min(at, default=0) < 0:
         raise ValueError(f"boundaries: {tuple(boundaries)} begin before warm-up ends")
@@ -57,11 +57,11 @@ def step(
 def cyclical(
     total_steps: int, warmup_steps: int = 0, cycles: int = 4, final: float = 0.0
 ) -> optax.Schedule:
-    """Half a cosine from 1 down to `final`, `cycles` times in a run; warm-up is in the first.
+    """Half a cosine from 1 down to `final`, `cycles` times in a run; the first has the warm-up.
 
     Source: Loshchilov & Hutter 2017, with restarts; Zhang et al. 2020, "Cyclical stochastic
-    gradient MCMC", eq. 1, whose noise begins only in the later part of each cycle. Where `cycles`
-    does not divide the steps, cycle c begins at the first step from c total_steps / cycles on.
+    gradient MCMC", eq. 1, whose noise begins only in the later part of each cycle. If `cycles` does
+    not divide the steps, cycle c starts at the first step from c total_steps / cycles on.
     """
     if not 1 <= cycles <= total_steps:
         raise ValueError(f"cycles: {cycles}; between 1 and the {total_steps} steps")
@@ -81,6 +81,6 @@ def _after_warmup(schedule: optax.Schedule, total_steps: int, warmup_steps: int)
         raise ValueError(f"warmup_steps: {warmup_steps}; between 0 and the {total_steps} steps")
     if not warmup_steps:
         return schedule
-    # Step 0 takes 1 / warmup_steps of the rate rather than none.
+    # Step 0 uses 1 / warmup_steps of the rate rather than 0.
     rise = optax.linear_schedule(1 / warmup_steps, 1.0, max(warmup_steps - 1, 1))
     return optax.join_schedules([rise, schedule], [warmup_steps])

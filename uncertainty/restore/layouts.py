@@ -1,12 +1,12 @@
-"""Where the arrays of known checkpoints go: rules of `uncertainty/restore/plan.py`, by layout.
+"""Rules for the arrays of known checkpoints (see `uncertainty/restore/plan.py`), by layout.
 
   own            another run of this project: the same paths
   vit            ViTs as vision_transformer (AugReg) and big_vision save them, scanned blocks too
   vmoe           V-MoE and E3 as google-research/vmoe releases them, or saves them in training
   transformers   ViTForImageClassification of the transformers library
 
-Biases are tiled over members, which is what BatchEnsemble needs; routers are reshaped, which makes
-an E3 of a V-MoE. A hidden layer between features and head (`pre_logits`) asks for
+Biases are tiled over members, as BatchEnsemble needs; routers are reshaped, which turns a V-MoE
+into an E3. A hidden layer between features and head (`pre_logits`) needs
 `vit.ViT(representation=...)`.
 """
 
@@ -25,7 +25,7 @@ def _flax_vit() -> Rules:
         (),
     )
     scanned = (top + "Transformer/encoderblock/", "backbone/block{i:02}/", ("split",))
-    # Of the state of a training, what is beside its parameters.
+    # The parts of a training state other than its parameters.
     rules: list[tuple[Any, ...]] = [("(?:opt|opt_state|chrono|rngs|step)(?:/.*)?", None)]
     for there, ours, ops in (numbered, scanned):
         attention = there + "(?:MultiHeadDotProductAttention_[01]|SelfAttention)/"

@@ -1,10 +1,10 @@
 """Initial parameters from a checkpoint of another layout, by rules from its paths to ours.
 
 A rule is `(pattern, path, *ops)`: a regular expression for the whole path of an array in the
-checkpoint, the path of the parameter that it becomes, and what happens to it on the way. In `path`,
-{0} is what was matched and {1}, {2}, ... or {name} are its groups, in Python's format language:
-'backbone/block{1:0>2}/norm0/scale' is block07 for 7. None for a path drops the array. The first
-rule that matches counts.
+checkpoint, the path of the parameter that it becomes, and operations on it. In `path`, {0} is the
+match and {1}, {2}, ... or {name} are its groups, in Python's format language:
+'backbone/block{1:0>2}/norm0/scale' is block07 for 7. A path of None drops the array. The first rule
+that matches is used.
 
 Ops, by name or as a list of name and arguments:
   transpose     axes in reverse order, or in that of the arguments: ('transpose', 2, 3, 1, 0)
@@ -55,31 +55,30 @@ def positions(
 ) -> np.ndarray:
     """Position embeddings [1, T, D] -> [1, T', D], bilinear on the grid of patches.
 
-    The corners of both grids are the same places, as in big_vision and V-MoE. The embedding of the
-    class token is kept apart. Where the checkpoint has none (newer big_vision adds positions to
-    patches alone) it is zero, and where the target has none it is left out.
+    The corners of both grids are aligned, as in big_vision and V-MoE. The embedding of the class
+    token is separate. If the checkpoint has none (newer big_vision adds positions to patches only)
+    it is zero, and if the target has none it is left out.
 
     Args:
-      x, target: the embeddings, and the shape that they are to have.
-      patches: what the target's T' are of.
-      grid: rows and columns of patches that the T are of, and a class token if there is one more.
-        None for a square, with or without a class token. Files do not tell: where T fits the
-        target's own grid too, and that is no square, it has to be given.
+      x, target: the embeddings, and the target shape.
+      patches: the layout of the target's T'.
+      grid: rows and columns of patches of the checkpoint, plus a class token if T is one more. None
+        for a square, with or without a class token. Files do not record it: if T also fits the
+        target's own grid, and that is not a square, it has to be given.
 
     Raises:
-      ValueError: other axes, numbers of positions that are not those of the grids, or a grid that
-        has to be given.
+      ValueError: other axes, numbers of positions that do not match the grids, or a missing grid.
     """
     from scipy.ndimage import zoom
 
     if x.ndim != 3 or len(target) != 3 or (x.shape[0], x.shape[2]) != (1, target[2]):
         raise ValueError(f"positions {list(x.shape)} are not [1, T, {target[-1]}]")
     if patches is None:
-        raise ValueError("the model does not tell the grid of patches that its positions are of")
+        raise ValueError("the model does not define the grid of patches of its positions")
     wanted, *new = patches
     if wanted + math.prod(new) != target[1]:
         raise ValueError(
-            f"{target[1]} positions are not those of {wanted} class tokens and "
+            f"{target[1]} positions do not match {wanted} class tokens and "
             f"{new[0]} x {new[1]} patches"
         )
     token, *old = _patches(x.shape[1], new, grid)
@@ -88,14 +87,14 @@ def positions(
     body = x[0, token:].reshape(*old, -1)
     if old != new:
         factors = (new[0] / old[0], new[1] / old[1], 1)
-        # Rounding may put the last corner beyond the grid, which by default is 0 there.
+        # Rounding may put the last corner beyond the grid, where the default is 0.
         body = zoom(body.astype(np.float32), factors, order=1, mode="nearest")
     first = x[0, :1] if token else np.zeros_like(x[0, :1])
     return np.concatenate([first] * wanted + [body.reshape(math.prod(new), -1)])[None]
 
 
 def _patches(T: int, target: Sequence[int], grid: Sequence[int] | None) -> Patches:
-    """What T positions of a checkpoint are of; see `positions`."""
+    """The layout of T positions of a checkpoint; see `positions`."""
     if grid is not None:
         rows, columns = grid
         token = T - rows * columns
@@ -110,7 +109,7 @@ def _patches(T: int, target: Sequence[int], grid: Sequence[int] | None) -> Patch
     several = target[0] != target[1] and T - math.prod(target) in (0, 1)
     if square is None or several:
         raise ValueError(
-            f"{T} positions do not tell the grid of patches that they are of; give "
+            f"{T} positions do not determine their grid of patches; set "
             "`grid`, its (rows, columns) in the checkpoint"
         )
     return square
@@ -122,7 +121,7 @@ OPS: dict[str, Callable[..., np.ndarray]] = {
 
 
 class Move(NamedTuple):
-    """What becomes of an array of the checkpoint, or of one layer of it."""
+    """The mapping of an array of the checkpoint, or of one layer of it, to a parameter."""
 
     source: str
     index: int | None  # type: ignore[assignment]  # tuples have a method of this name
@@ -146,28 +145,27 @@ def plan(
     patches: Patches | None = None,
     grid: Sequence[int] | None = None,
 ) -> dict[str, Move]:
-    """Which array of a checkpoint becomes which parameter, from their shapes alone.
+    """Maps arrays of a checkpoint to parameters, from their shapes alone.
 
-    Strict in both directions: every array of the checkpoint goes somewhere or is dropped by a rule,
-    and every parameter is filled or kept. What goes to a kept parameter is dropped.
+    Strict in both directions: every array of the checkpoint is used or dropped by a rule, and every
+    parameter is filled or kept. Arrays for kept parameters are dropped.
 
     Args:
       source: path -> shape, of the checkpoint.
       target: path -> shape, of one particle.
-      layout: whose rules, of LAYOUTS, come after `rules`.
-      rules: of this run; see above. Each must match something.
-      keep: patterns (`re.search`) of parameters that stay as they are initialised, say 'head/'.
-      optional: paths in `target` that nothing needs to fill.
-      patches: what position embeddings of the target are of (`vit.ViT.patches`), if it has some.
-      grid: rows and columns of patches in the checkpoint, where they have to be told; see
-        `positions`.
+      layout: one of LAYOUTS, whose rules follow `rules`.
+      rules: of this run; see above. Each must match an array.
+      keep: patterns (`re.search`) of parameters that stay as initialised, such as 'head/'.
+      optional: paths in `target` that need not be filled.
+      patches: the layout of the target's position embeddings (`vit.ViT.patches`), or None.
+      grid: rows and columns of patches in the checkpoint, if they are ambiguous; see `positions`.
 
     Returns:
       target path -> Move.
 
     Raises:
-      ValueError: names each array and parameter that is left over, that does not fit or that is
-        filled twice (the first 10), with the nearest valid names.
+      ValueError: arrays or parameters that are left over, do not fit or are filled twice; the
+        message lists at most 10, with the nearest valid names.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: {layout!r}; {_near(layout, LAYOUTS)}one of {', '.join(LAYOUTS)}")
@@ -175,7 +173,7 @@ def plan(
     every = [*rules, *LAYOUTS[layout]]
     kept = {path for path in target if any(re.search(pattern, path) for pattern in keep)}
     problems = [
-        f"keep: {pattern!r} is found in no parameter's path"
+        f"keep: {pattern!r} matches no parameter's path"
         for pattern in keep
         if not any(re.search(pattern, path) for path in target)
     ]
@@ -185,9 +183,7 @@ def plan(
         i = next((i for i, rule in enumerate(every) if re.fullmatch(rule[0], path)), None)
         if i is None:
             why = next((why for pattern, why in _WHY.items() if re.search(pattern, path)), "")
-            problems.append(
-                f"{path} {list(shape)} of the checkpoint: no rule says where it goes" + why
-            )
+            problems.append(f"{path} {list(shape)} of the checkpoint: no rule matches it" + why)
             continue
         used.add(i)
         for into, move in _moves(every[i], path, shape, (patches, grid)):
@@ -196,7 +192,7 @@ def plan(
             goes = f"{path} {list(shape)} of the checkpoint goes to {into}"
             if into not in target:
                 problems.append(
-                    f"{goes}, which is no parameter; {_near(into, target)}"
+                    f"{goes}, which is not a parameter; {_near(into, target)}"
                     "a rule (pattern, None) drops it"
                 )
             elif into in moves:
@@ -214,7 +210,7 @@ def plan(
     needed = target.keys() - moves.keys() - kept - set(optional)
     problems += [
         f"{path} {list(shape)}: nothing in the checkpoint fills it; name it in `keep` to "
-        "leave it as it is initialised"
+        "leave it as initialised"
         for path, shape in target.items()
         if path in needed
     ]
@@ -243,14 +239,14 @@ def _moves(
             to = into.format(match[0], *match.groups(""), **match.groupdict(""), i=i)
         except (LookupError, ValueError, TypeError) as error:
             raise ValueError(
-                f"rules: {into!r} cannot be written for {pattern!r}: {error}"
+                f"rules: {into!r} cannot be formatted for {pattern!r}: {error}"
             ) from None
         made.append((to, Move(path, i, calls[1:] if split else calls)))
     return made
 
 
 def _misfit(move: Move, shape: Shape, target: Shape) -> str:
-    """Why a move does not make the target's shape, or ''. It takes no memory of that size."""
+    """Why a move does not give the target's shape, or ''. It allocates no array of that size."""
     try:
         made = move(np.broadcast_to(np.float32(0), shape), target).shape
     except (ValueError, LookupError, TypeError) as error:
@@ -259,7 +255,7 @@ def _misfit(move: Move, shape: Shape, target: Shape) -> str:
 
 
 def _check(rules: Rules, keep: Sequence[str]) -> None:
-    """Raises ValueError for what is not a rule or a pattern."""
+    """Raises ValueError for invalid rules or patterns."""
     for i, rule in enumerate(rules):
         form = f"rules[{i}]: {rule!r} is not (pattern, path or None, *ops)"
         if not isinstance(rule, list | tuple) or len(rule) < 2 or not isinstance(rule[0], str):
@@ -271,7 +267,7 @@ def _check(rules: Rules, keep: Sequence[str]) -> None:
             if name not in OPS and (name, at) != ("split", 0):
                 raise ValueError(
                     f"rules[{i}]: no op {name!r} here; {_near(str(name), OPS)}one of "
-                    f"{', '.join(OPS)}, or split as the first"
+                    f"{', '.join(OPS)}, or split as the first op"
                 )
     for field, patterns in dict(rules=[rule[0] for rule in rules], keep=keep).items():
         if isinstance(patterns, str):
@@ -281,7 +277,7 @@ def _check(rules: Rules, keep: Sequence[str]) -> None:
                 re.compile(pattern)
             except (re.error, TypeError) as error:
                 raise ValueError(
-                    f"{field}: {pattern!r} is no regular expression: {error}"
+                    f"{field}: {pattern!r} is not a regular expression: {error}"
                 ) from None
 
 
@@ -292,5 +288,5 @@ def _near(word: str, valid: Mapping[str, Any]) -> str:
 
 _WHY = {
     "MAPHead|probe": "; vit.ViT has no pooling by attention (MAP head): a rule (pattern, None) "
-    "drops it, and another pooling has to be trained"
+    "drops it, but another pooling has to be trained"
 }

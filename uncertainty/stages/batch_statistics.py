@@ -1,4 +1,4 @@
-"""The statistics of batch normalisation, again, for parameters that no training has seen."""
+"""Statistics of batch normalisation for parameters that were not trained, such as averages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,20 +17,20 @@ Carry = dict[str, Any]  # sums of statistics [P S, ...], and the count [P S] of 
 def batch_statistics(model: Model, over: Callable) -> Stage:
     """Mean and variance of every normalised layer, averaged over a pass over the training data.
 
-    For averages and draws of weights (Izmailov et al. 2018, section 3.3): of the samples, where the
-    particles have some. Batches are those of evaluation and count by their size; dropout acts as in
-    training.
+    For averages and draws of weights (Izmailov et al. 2018, section 3.3); if the particles have
+    samples, for the samples. Batches are those of evaluation, weighted by their size; dropout acts
+    as in training.
 
     Args:
       model: with batch normalisation.
       over: executor that maps over the particles.
 
     Raises:
-      ValueError: the model has none, or the stage 'laplace' came before.
+      ValueError: the model has no batch normalisation, or the stage 'laplace' came before.
     """
 
     def forward(state: State, seen: jax.Array, x: jax.Array, filled: float) -> Collections:
-        """What one batch makes of statistics that are all `filled`, [P S, ...]."""
+        """The statistics after one batch, starting from `filled`, [P S, ...]."""
 
         def one(particle, x):
             params, collections, key = particle
@@ -39,7 +39,7 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
             return model.forward(params, collections, x, key, train=True)[1][NAME]
 
         params, collections, keys = samples.predicting(state)
-        seen = seen.astype(jnp.int32)  # each batch has dropout of its own
+        seen = seen.astype(jnp.int32)  # each batch has its own dropout masks
         return over(one)((params, collections, jax.vmap(jax.random.fold_in)(keys, seen)), x)
 
     def begin(state: State, x: jax.Array) -> Carry:
@@ -67,7 +67,7 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
         statistics = jax.tree.map(average, carry["sums"], momentum)
         if state.samples is None:
             return state.replace(collections={**state.collections, NAME: statistics})
-        # What predicts in a slot that is not taken is the particle itself, with statistics of now.
+        # An empty slot predicts with the particle itself, which gets the new statistics.
         shape = state.samples.taken.shape
         params, collections, _ = samples.predicting(state)
         params, collections = jax.tree.map(

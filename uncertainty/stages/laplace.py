@@ -7,18 +7,18 @@ import jax.numpy as jnp
 
 from uncertainty.types import Batch, Collections, Metrics, Model, Stage, State
 
-MOMENTS = "moments"  # the collection that layers sum in, mutable here alone
+MOMENTS = "moments"  # the collection of the layers' sums, mutable only here
 
 
 def laplace(model: Model, over: Callable) -> Stage:
     """P = I + sum_i lambda_i phi_i phi_i^T at the trained parameters, then its factor.
 
-    The data pass without augmentation or dropout; where members are dropout masks
-    (`ensembles/mc_dropout.py`), the sum is the mean over them. A moving average of the training,
-    where there is one, gives way to the exact sum.
+    The pass has no augmentation or dropout; if members are dropout masks
+    (`ensembles/mc_dropout.py`), the sum is averaged over them. A moving average from training, if
+    any, is replaced by the exact sum.
 
     Args:
-      model: with such a layer.
+      model: has such a layer.
       over: executor that maps over the particles.
 
     Raises:
@@ -38,8 +38,8 @@ def laplace(model: Model, over: Callable) -> Stage:
     def begin(state: State, x: jax.Array) -> Collections:
         if state.samples is not None:
             raise ValueError(
-                "laplace: fits the last parameters, but samples of them predict; unset "
-                "inference.collect, or what makes samples before it"
+                "laplace: fits the last parameters, but predictions use samples; unset "
+                "inference.collect, or the stage that makes samples"
             )
         shapes = jax.eval_shape(lambda s, x: changed(s, {}, x, MOMENTS), state, x)
         if MOMENTS not in shapes:

@@ -12,15 +12,15 @@ Carry = dict[str, jax.Array]  # log_p [P, validation examples], and the count [P
 
 
 def select(model: Model, over: Callable, num_validation: int, size: int) -> Stage:
-    """`size` of the particles, one after the other, with replacement.
+    """Selects `size` of the particles greedily, with replacement.
 
-    Each time the particle joins with which the nll of the mixture on the validation data is least;
-    one that joins twice counts twice (Caruana et al. 2004; Wenzel et al. 2020, "Hyperparameter
-    ensembles for robustness and uncertainty quantification"). What remains is a state of `size`
-    particles. A particle's own members and samples come and go with it; one whose predictions are
-    not numbers is never chosen.
+    Each step adds the particle that minimises the nll of the mixture on the validation data; a
+    particle that is added twice counts twice (Caruana et al. 2004; Wenzel et al. 2020,
+    "Hyperparameter ensembles for robustness and uncertainty quantification"). The result is a state
+    of `size` particles, each with its members and samples. A particle whose predictions are NaN is
+    never chosen.
 
-    Differences from the paper: there the selection goes on to a number of different particles;
+    Differences from the paper: there the selection continues up to a number of different particles;
     here `size` counts repetitions too.
 
     Args:
@@ -35,14 +35,14 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
     if size < 1:
         raise ValueError(f"size: {size} particles; at least 1")
     if num_validation < 1:
-        raise ValueError("select: there is no data.validation to select by")
+        raise ValueError("select: needs data.validation")
 
     def begin(state: State, x: jax.Array) -> Carry:
         P = len(state.key)
         return dict(log_p=jnp.zeros((P, num_validation)), count=jnp.zeros(P, jnp.int32))
 
     def update(state: State, carry: Carry, batch: Batch) -> tuple[State, Carry, Metrics]:
-        # One set of draws for all particles: a greedy choice would find the luckiest.
+        # All particles use the same draws, or the choice would favour lucky draws.
         at = carry["count"][0]
         draws = jax.random.fold_in(jax.random.key(0), at)
 
@@ -50,11 +50,11 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
             params, collections, key = particle
             latent, _, _ = model.forward(params, collections, batch["x"], key, train=False)
             nll = model.likelihood.nll(latent, batch["y"], draws)
-            return jax.nn.logsumexp(-nll, axis=0) - jnp.log(len(nll))  # of its members, [B]
+            return jax.nn.logsumexp(-nll, axis=0) - jnp.log(len(nll))  # mean over members, [B]
 
         log_p = over(one)(samples.predicting(state), batch)
         log_p = log_p.reshape(len(state.key), -1, log_p.shape[-1])
-        log_p = jax.nn.logsumexp(log_p, axis=1) - jnp.log(log_p.shape[1])  # of its samples
+        log_p = jax.nn.logsumexp(log_p, axis=1) - jnp.log(log_p.shape[1])  # mean over samples
         carry = dict(
             log_p=jax.lax.dynamic_update_slice_in_dim(carry["log_p"], log_p, at, axis=1),
             count=carry["count"] + log_p.shape[-1],
@@ -70,7 +70,7 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
 
 
 def greedy(log_p: jax.Array, size: int) -> jax.Array:
-    """Rows of log_p [P, B] whose mean probability is greedily best, [size]; the first of equals."""
+    """Rows of log_p [P, B] whose mean probability is greedily best, [size]; the first in ties."""
     bad = jnp.isnan(log_p).any(axis=1)
     total, chosen = jnp.full(log_p.shape[1:], -jnp.inf), []
     for _ in range(size):

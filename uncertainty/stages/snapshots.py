@@ -1,4 +1,4 @@
-"""Parameters along the path of a training that goes on: snapshots, or samples of a chain."""
+"""Parameters along the path of further training: snapshots, or samples of a chain."""
 
 import jax
 
@@ -15,19 +15,19 @@ def snapshots(
     cycles: int = 1,
     burn_in: float = 0.0,
 ) -> Stage:
-    """Each particle leaves `size` sets of parameters, and predictions average over them.
+    """Keeps `size` sets of parameters of each particle, over which predictions average.
 
-    Particles train on by themselves here, whatever `inference.direction` they were trained with.
+    Particles are trained further independently, whatever their `inference.direction` was.
 
     With the schedule 'cyclical' and one snapshot a cycle: snapshot or fast geometric ensembles
     (Huang et al. 2017; Garipov et al. 2018). At a constant rate: the ensemble of checkpoints. With
-    a sampler: a Markov chain that begins at a trained network.
+    a sampler: a Markov chain that starts at a trained network.
 
     Args:
       train: optimiser -> the run's inference with independent particles.
       optimiser: a config's `optimiser`, with a schedule over these `steps`.
       steps: of training.
-      size, cycles, burn_in: which steps leave a set, see `thinning.cyclical`.
+      size, cycles, burn_in: the steps at which a set is kept, see `thinning.cyclical`.
 
     Raises:
       ValueError: a number out of range, or fewer steps than sets.

@@ -1,4 +1,4 @@
-"""Stochastic weight averaging, and the Gaussian around the average that the same path gives."""
+"""Stochastic weight averaging, and a Gaussian around the average from the same path."""
 
 from typing import Any
 
@@ -22,25 +22,25 @@ def swag(
     rank: int = 20,
     scale: float = 0.5,
 ) -> Stage:
-    """Training goes on; predictions average over draws of N(mean, Sigma) of its path.
+    """Trains further; predictions average over draws from N(mean, Sigma) of the path.
 
     Source: Maddox et al. 2019, "A simple baseline for Bayesian uncertainty in deep learning",
-    algorithm 1. Of theta after every `every` steps, with its mean and variance over the path,
+    algorithm 1. With the mean and variance of theta over the path, recorded every `every` steps,
 
       Sigma = scale (diag(variance) + D D^T / (rank - 1))
 
-    where the columns of D are the last `rank` values of theta minus the running mean of their time.
-    Each particle has its own: several are MultiSWAG (Wilson & Izmailov 2020). They train on by
-    themselves here, whatever `inference.direction` they were trained with. Batch statistics are
-    those at the end of the path: let the stage 'batch_statistics' follow.
+    where the columns of D are the last `rank` values of theta minus the running mean at their time.
+    Several particles are MultiSWAG (Wilson & Izmailov 2020). They are trained further
+    independently, whatever their `inference.direction` was. Batch statistics are those at the end
+    of the path: add the stage 'batch_statistics' after it.
 
     Args:
       train: optimiser -> the run's inference with independent particles.
       optimiser: a config's `optimiser`; in the paper SGD at a constant, rather high rate.
       steps: of training.
-      every: steps between values of theta; an epoch in the paper. Two of them must fit.
-      samples: draws S of each particle; 0 for the mean alone, stochastic weight averaging (Izmailov
-        et al. 2018).
+      every: steps between recorded values of theta; an epoch in the paper. At least two must fit.
+      samples: draws S of each particle; 0 uses the mean, stochastic weight averaging (Izmailov et
+        al. 2018).
       rank: at least 2.
       scale: of the covariance; 1/2 in the paper.
 
@@ -72,14 +72,16 @@ def swag(
         def add(path: dict[str, Params]) -> dict[str, Params]:
             params, old = state.params, path["mean"]
             mean = jax.tree.map(lambda m, w: m + (w - m) / n, old, params)
-            # Welford's sum of squares, which loses no digits where the mean is large.
+            # Welford's sum of squares, accurate for large means too.
             squares = jax.tree.map(
                 lambda s, w, a, b: s + (w - a) * (w - b), path["squares"], params, old, mean
             )
             deviations = jax.tree.map(
                 lambda D, w, m: jax.lax.dynamic_update_index_in_dim(D, w - m, (n - 1) % rank, 1),
-                path["deviations"], params, mean,
-            )  # fmt: skip
+                path["deviations"],
+                params,
+                mean,
+            )
             return dict(mean=mean, squares=squares, deviations=deviations)
 
         path = jax.lax.cond(training.step % every == 0, add, lambda path: path, path)

@@ -1,4 +1,4 @@
-"""Training that goes on after the training, with an optimiser of its own."""
+"""Further training in a stage, with its own optimiser."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -23,13 +23,13 @@ def check_no_posterior(state: State) -> None:
     """Raises ValueError after the stage 'laplace', whose posterior would be out of date."""
     if posterior.is_fitted(state.collections):
         raise ValueError(
-            "there is a posterior already, of the stage laplace, for parameters and statistics as "
-            "they are; let laplace come after"
+            "there is a posterior already, from the stage laplace, for the current parameters and "
+            "statistics; run laplace after this stage"
         )
 
 
 class Training(flax.struct.PyTreeNode):
-    """What a training of its own has in place of the state's, [P, ...] but for the step."""
+    """The carry of further training, [P, ...] except the step."""
 
     step: jax.Array
     key: jax.Array
@@ -42,13 +42,13 @@ def further_training(
 ) -> tuple[
     Callable[[State], Training], Callable[[State, Training, Batch], tuple[State, Training, Metrics]]
 ]:
-    """(what to begin with, a step of independent particles).
+    """(begin, update) of further training with independent particles.
 
-    It begins at step 0, with keys that training has not used.
+    It starts at step 0, with keys that training has not used.
 
     Raises:
-      ValueError: at its begin, where there are samples already, which would be lost, or the
-        posterior of the stage 'laplace'.
+      ValueError: in begin, if there are samples already, which would be lost, or a posterior of the
+        stage 'laplace'.
     """
     inference = train(optimiser)
 
@@ -56,7 +56,7 @@ def further_training(
         check_no_posterior(state)
         if state.samples is not None:
             raise ValueError(
-                "there are samples already, of inference.collect or of a stage before, which "
+                "there are samples already, from inference.collect or an earlier stage, which "
                 "further training would lose"
             )
         return Training(
@@ -76,5 +76,5 @@ def further_training(
 
 
 def trained(state: State, training: Training) -> State:
-    """The state after it: its step, its keys and what it has left of samples."""
+    """The state after further training, with its step, keys and samples."""
     return state.replace(step=training.step, key=training.key, samples=training.samples)

@@ -30,18 +30,18 @@ def independent(
     objective: Objective = LIKELIHOOD,
     own_examples: bool = False,
 ) -> Direction:
-    """g_p = grad of 1/MB sum_{m,b} nll_{pmb} + auxiliary losses, for every particle by itself.
+    """g_p = grad of 1/MB sum_{m,b} nll_{pmb} + auxiliary losses, for each particle separately.
 
-    With a prior, -1/N log p(theta) is added: P = 1 is MAP estimation. Another objective takes the
-    place of the nll.
+    With a prior, -1/N log p(theta) is added: P = 1 is MAP estimation. Another objective replaces
+    the nll.
 
     Args:
       over: executor that maps over the particles.
-      target: the posterior; its prior alone counts here.
-      accumulate: the batch is run in this many parts, one after the other, and their gradients are
-        averaged: the same result with less memory. (Batch normalisation sees the parts, not the
-        whole.) It must divide the batch and its streams.
-      objective: what is minimised.
+      target: the posterior; only its prior is used here.
+      accumulate: number of parts of the batch, run one after the other, whose gradients are
+        averaged: the same result with less memory, except that batch normalisation sees each part.
+        It must divide the batch and its streams.
+      objective: to minimise.
       own_examples: whether the batch is [P, B, ...], see `particles`.
     """
 

@@ -1,11 +1,11 @@
-"""What particles that interact share: where the Stein step stands relative to the pull back.
+"""The common part of directions with interaction: spaces, kernels, and pulling back to weights.
 
-A method is a pair of matrices [P, P] made of the particles' inner products, A and B, with which
+A method is a pair of matrices [P, P], A and B, computed from the particles' inner products, with
 
     g_i  <-  a sum_j A_ij g_j  -  temperature / N  sum_j B_ij z_j
 
-where g is the gradient of the mean nll (and of -1/N log p(theta)), z is what the kernel sees, and
-a = annealing(step), or 1. Particles may be spread over devices: `inference/exchange.py`.
+where g is the gradient of the mean nll (and of -1/N log p(theta)), z is the kernel's input, and a =
+annealing(step), or 1. Particles may be sharded over devices: `inference/sharded.py`.
 """
 
 from collections.abc import Callable
@@ -68,50 +68,52 @@ def interacting(
                             kernel of the functions
       functional_repulsion  g = A g - J^T B z with A of the weights and B z of the functions
 
-    with J the Jacobian of a particle's function values. The last two are the readings of "hybrid"
-    in the literature; which of them "On Stein Variational Neural Network Ensembles" means its text
-    does not settle, so neither is the default, which is plain SVGD. Both pull the repulsion back by
-    the Jacobian of the particle that moves, J_i, as function space does. That of k(f(w_j), f(w_i))
-    in w_j would be J_j^T for each pair, P^2 pullbacks; with J_i it is no more the derivative of a
-    kernel of the weights, and the fixed point not that of Stein's identity.
+    with J the Jacobian of a particle's function values. The last two are the two interpretations of
+    "hybrid" in the literature; the text of "On Stein Variational Neural Network Ensembles" does not
+    say which one it means, so neither is the default, which is plain SVGD. Both pull the repulsion
+    back by the Jacobian J_i of the particle that moves, as function space does. The gradient of
+    k(f(w_j), f(w_i)) in w_j would need J_j^T for each pair, P^2 pullbacks; with J_i it is no longer
+    the derivative of a kernel of the weights, and the fixed point is not that of Stein's identity.
 
-    With values='probabilities' it is z that are probabilities; dnll/du stays that of the latents u,
-    averaged as such, and so does what follows from it.
+    With values='probabilities', z are probabilities; dnll/du is still with respect to the latents
+    u, and is averaged as such.
 
     Functions may be compared at other points than the batch, the same for all particles: then z, B
-    and A are those of these points, where the networks run as in training, and B z is pulled back
-    through the Jacobian there, while nll, auxiliary losses and collections are those of the batch.
+    and A are computed at these points, where the networks run as in training, and B z is pulled
+    back through the Jacobian there, while nll, auxiliary losses and collections are those of the
+    batch.
 
     In 'functions' the prior may be one on functions, that of the weights' prior: J^T A (-1/N grad
-    log q(z)) with the score estimated from draws, see `spectral.prior_score`. They are new at each
+    log q(z)) with the score estimated from draws, see `spectral.prior_score`. Draws are new at each
     step; `loss` is then without a prior.
 
-    Parameters of the objective's own follow their own gradient and are not compared, and functions
-    know none. Where an objective moves the inputs, dnll/du is that at the inputs of each particle
-    and stands for the same example of the others, while functions are compared on the batch as it
-    is. Where particles have examples of their own, functions are compared on a stream that all see;
-    then there is no dnll/du to average, so that space='functions' is left to methods whose A is the
-    identity.
+    The objective's own parameters follow their own gradient and are not compared; spaces of
+    functions do not allow them. If an objective changes the inputs, dnll/du is taken at the inputs
+    of each particle and used for the same example of the others, while functions are compared on
+    the unchanged batch. If particles have their own examples, functions are compared on a stream
+    that all share; then there is no dnll/du to average, so space='functions' is only for methods
+    whose A is the identity.
 
-    Points and draws have keys made of the key of particle 0 and the step, which all devices get.
+    The keys of points and draws are made from the key of particle 0 and the step, which all devices
+    have.
 
     Args:
       transport: K and F of the kernel -> A and B.
       over, target, accumulate, objective, own_examples: see `independent`.
       kernel: of `inference/kernels`.
       space: see above.
-      values: what stands for a function: 'logits', the latents' means, or 'probabilities'.
+      values: the function values: 'logits', the latents' means, or 'probabilities'.
       per_layer: a kernel for each layer by itself, in weight space.
       weight_kernel: of the weights in 'functional_repulsion'; None for `kernel`.
       annealing: step -> factor of the driving term, see `uncertainty/inference/annealing.py`.
-      context: batch, key -> points x [B', ...] where functions are compared, see
+      context: batch, key -> points x [B', ...] at which functions are compared, see
         `uncertainty/inference/context.py`; None for the batch itself.
       function_prior: number of draws; 0 for a prior on the weights.
 
     Raises:
-      ValueError: an unknown space or values; a field outside the spaces that it is for; a kernel of
-        probabilities on something else; draws without a prior to draw from; an objective without
-        a loss of the latents, or examples of each particle's own, where functions are compared.
+      ValueError: an unknown space or values; a field that does not apply to the space; a kernel of
+        probabilities on other values; draws without a prior; where functions are compared, an
+        objective without a loss of the latents, or particles with their own examples.
     """
     for field, value, allowed in (("space", space, SPACES), ("values", values, VALUES)):
         if value not in allowed:
@@ -121,32 +123,36 @@ def interacting(
         raise ValueError(f"accumulate: {accumulate} parts, but functions are compared on the batch")
     if in_function_space and objective.loss is not None:
         raise ValueError(
-            f"objective: {objective.name!r} is no loss of the latents, which space={space!r} "
-            "needs; for space='weights' or direction 'independent'"
+            f"objective: {objective.name!r} is not a loss of the latents, which space={space!r} "
+            "needs; use space='weights' or direction 'independent'"
         )
     if in_function_space and objective.init is not None:
         raise ValueError(
-            f"objective: {objective.name!r} has parameters of its own, which space={space!r} does "
-            "not move; for space='weights' or direction 'independent'"
+            f"objective: {objective.name!r} has its own parameters, which space={space!r} does "
+            "not update; use space='weights' or direction 'independent'"
         )
     if in_function_space and own_examples and context is None:
         raise ValueError(
             "direction.context: functions are compared on the batch, but each particle has its own "
-            "examples; 'other' has points that all see"
+            "examples; use 'other', whose points all particles share"
         )
     if in_function_space and per_layer:
-        raise ValueError("per_layer: functions have no layers; for space='weights' only")
+        raise ValueError("per_layer: for space='weights' only; functions have no layers")
     if not in_function_space and context is not None:
-        raise ValueError("context: weights are compared without points; for other spaces only")
+        raise ValueError("context: not for space='weights', which compares no functions")
     if weight_kernel is not None and space != "functional_repulsion":
         raise ValueError("weight_kernel: for space='functional_repulsion' only")
     weight_kernel = weight_kernel or kernel
     if kernel.features is not None and (not in_function_space or values != "probabilities"):
-        raise ValueError("kernel: this one compares probabilities; set values='probabilities' and "
-                         "a space of functions, not 'weights'")  # fmt: skip
+        raise ValueError(
+            "kernel: this one compares probabilities; set values='probabilities' and "
+            "a space of functions, not 'weights'"
+        )
     if space == "functional_repulsion" and weight_kernel.features is not None:
-        raise ValueError("weight_kernel: 'functional_repulsion' compares weights too, and this "
-                         "kernel compares probabilities; give another")  # fmt: skip
+        raise ValueError(
+            "weight_kernel: 'functional_repulsion' compares weights too, and this "
+            "kernel compares probabilities; give another"
+        )
     if function_prior:
         if function_prior < 2:
             raise ValueError(f"function_prior: {function_prior} draws; at least 2, or 0")
@@ -197,7 +203,7 @@ def interacting(
         mine, seen_by_all = moved(model, state, batch, keys)
 
         def forward(params: Params, collections: Collections, keys: jax.Array, x: Batch, y: Batch):
-            """At inputs x [P, ...] of each particle, or y that are those of all."""
+            """Function values at inputs x [P, ...] of each particle, or at x shared by all."""
 
             def one(particle, shared):
                 params, collections, key, x = particle
@@ -209,8 +215,11 @@ def interacting(
             return (latent, auxiliary), new
 
         def pullback(x: Batch, y: Batch):
-            return jax.vjp(lambda params: forward(params, state.collections, both[:, 0], x, y),
-                           state.params, has_aux=True)  # fmt: skip
+            return jax.vjp(
+                lambda params: forward(params, state.collections, both[:, 0], x, y),
+                state.params,
+                has_aux=True,
+            )
 
         def losses(latent: Latent) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             def one(latent, mine, key, slow):
@@ -222,7 +231,7 @@ def interacting(
 
         (latent, auxiliary), pull, collections = pullback(mine, seen_by_all)
         du, (each, nll) = jax.grad(losses, has_aux=True)(latent)
-        apart = context is not None or objective.inputs is not None  # points beside the batch
+        apart = context is not None or objective.inputs is not None  # other points than the batch
         points, seen, pull_seen = batch["x"], latent, pull
         if context is not None:
             visible = examples.split(batch, own_examples)[1]
@@ -248,8 +257,10 @@ def interacting(
         one, nothing = jnp.ones_like(auxiliary), jnp.zeros_like(auxiliary)
         if space == "functions":
             if own_examples and A is not None:
-                raise ValueError("space: 'functions' averages dnll/du over particles, but each has "
-                                 "examples of its own; for methods such as 'wgd' only")  # fmt: skip
+                raise ValueError(
+                    "space: 'functions' averages dnll/du over particles, but each has its own "
+                    "examples; use a method such as 'wgd'"
+                )
             drive = anneal(sharded.mix(A, du), state.step)
             if not apart:
                 drive = add(drive, force)
@@ -268,7 +279,7 @@ def interacting(
         return g, collections, dict(loss=value, nll=nll)
 
     def moved(model: Model, state: State, batch: Batch, keys: jax.Array) -> tuple[Batch, Batch]:
-        """The batch as its particles are trained on it: their own [P, ...], and what all see."""
+        """The batch in training: the particles' own arrays [P, ...], and the shared ones."""
         mine, shared = examples.split(batch, own_examples)
         if objective.inputs is None:
             return mine, shared
@@ -288,7 +299,7 @@ def interacting(
 
 
 def by_layer(step: Callable, params: Params, g: Params) -> Params:
-    """`step` for each innermost dict, which is a layer, by itself."""
+    """`step` for each layer (innermost dict) separately."""
     if any(not isinstance(value, dict) for value in params.values()):
         return step(params, g)
     return {name: by_layer(step, params[name], g[name]) for name in params}

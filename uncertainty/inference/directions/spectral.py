@@ -8,16 +8,16 @@ from uncertainty.inference.sharded import first, inner_products, product
 from uncertainty.keys import Use, fold
 from uncertainty.types import Collections, Params, Prior, State
 
-KEPT = 0.95  # share of the trace that the eigenpairs of `prior_score` hold
+KEPT = 0.95  # share of the trace in the eigenpairs of `prior_score`
 
 
 def leading(K: jax.Array, kept: float) -> tuple[jax.Array, jax.Array]:
-    """Eigenvectors U [n, n] of K and 1 / lambda [n], 0 beyond the pairs that hold the share `kept`.
+    """Eigenvectors U [n, n] of K and 1 / lambda [n], 0 beyond the pairs with the share `kept`.
 
-    Pairs below 1e-6 of the largest, which float32 does not resolve, are never used.
+    Eigenvalues below 1e-6 of the largest, which float32 does not resolve, are never used.
     """
     eigenvalues, U = jnp.linalg.eigh(K)  # ascending
-    above = jnp.cumsum(eigenvalues[::-1])[::-1] - eigenvalues  # held by larger ones
+    above = jnp.cumsum(eigenvalues[::-1])[::-1] - eigenvalues  # sum of larger ones
     use = (above < kept * eigenvalues.sum()) & (eigenvalues > 1e-6 * eigenvalues[-1])
     return U, jnp.where(use, 1 / jnp.where(use, eigenvalues, 1.0), 0.0)
 
@@ -41,8 +41,8 @@ def prior_score(z: list[jax.Array], draws: list[jax.Array], kept: float = KEPT) 
     U diag(lambda), which leaves `score_at_samples`.
 
     The kernel is exp(-|a - b|^2 / (2 h)) with h the median of |z'_l - z'_m|^2, as in the paper, and
-    not the kernel of the particles: with the median over log P of SVGD the estimate does not come
-    nearer to the truth as n grows. Also, it does not depend on the particles.
+    not the kernel of the particles: with SVGD's median over log P the estimate does not converge as
+    n grows. It also does not depend on the particles.
     """
     P = len(z[0])
     joint = [jnp.concatenate(pair) for pair in zip(z, draws, strict=True)]
@@ -59,9 +59,10 @@ def prior_score(z: list[jax.Array], draws: list[jax.Array], kept: float = KEPT) 
 def prior_draws(
     prior: Prior, size: int, state: State, key: jax.Array
 ) -> tuple[Params, Collections, jax.Array]:
-    """Weights from the prior, particle 0's collections and keys, [n, ...], to run networks with.
+    """Weights from the prior, with particle 0's collections and keys, [n, ...], to run networks
+    with.
 
-    `state` has the network's parameters alone.
+    `state` has only the network's parameters.
     """
     keys = jax.vmap(jax.random.split)(jax.random.split(fold(key, Use.PRIOR_DRAWS), size))
     like = jax.tree.map(lambda a: a[0], state.params)

@@ -30,16 +30,16 @@ def svgd(
 
     Source: Liu & Wang 2016; in function space Wang et al. 2019; D'Angelo et al. 2021, "On Stein
     Variational Neural Network Ensembles", compares them. a = annealing(step), or 1: D'Angelo &
-    Fortuin 2021, "Annealed Stein Variational Gradient Descent". s = grad log p(theta | D) is kept
-    per example, so phi is N times what a step follows.
+    Fortuin 2021, "Annealed Stein Variational Gradient Descent". s = grad log p(theta | D) is
+    computed per example, so phi is N times the direction of a step.
 
     In weight space and with a stationary kernel the direction has a `diffusion`: noise that is
     standard normal and independent between particles gets the covariance K / P between them.
     theta <- theta - eta g + sqrt(2 eta temperature / N) xi with that noise xi is then stochastic
     SVGD (Gallego & Insua 2018), a Langevin diffusion of all particles with that matrix (Ma et al.
-    2015). Its divergence is the repulsion if the bandwidth is given. With the median, which moves
-    with the particles, a part is missing: variances are too large, the more so the fewer particles
-    and dimensions there are.
+    2015). If the bandwidth is given, its divergence is the repulsion. With the median, which
+    depends on the particles, a term is missing: variances are too large, especially with few
+    particles and dimensions.
 
     Differences from the reference code: the matrix root of K, not that of its elements.
 
@@ -82,6 +82,6 @@ def svgd(
 
 
 def _root(K: jax.Array) -> jax.Array:
-    """The symmetric root of K, which may be singular; it permutes as K does."""
+    """The symmetric root of K, which may be singular; it is equivariant to permutations."""
     eigenvalues, U = jnp.linalg.eigh(K)
     return sharded.product(U * jnp.sqrt(jnp.maximum(eigenvalues, 0)), U.T)

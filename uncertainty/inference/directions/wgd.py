@@ -29,15 +29,15 @@ def wgd(
     context: Callable | None = None,
     function_prior: int = 0,
 ) -> Direction:
-    """phi_i = a s_i - temperature grad log q(z_i), with q the law of the particles.
+    """phi_i = a s_i - temperature grad log q(z_i), with q the distribution of the particles.
 
     Source: D'Angelo & Fortuin 2021, "Repulsive deep ensembles are Bayesian". grad log q is made
     from K_ij = k(z_i, z_j) and r_i = sum_j grad_{z_j} k(z_j, z_i) by
 
       kde   -r_i / sum_j K_ij, the score of a kernel density
       sge   -(K + ridge I)^-1 r, the Stein gradient estimator (Li & Turner 2018)
-      ssge  the same without a ridge on the leading eigenvectors of K, those that hold the
-            share `kept` of its trace: the spectral estimator (Shi et al. 2018) at its samples
+      ssge the same without a ridge on the leading eigenvectors of K, with the share `kept` of its
+      trace: the spectral estimator (Shi et al. 2018) at its samples
 
     Differences from the reference code: there 'ssge' keeps all eigenvectors and adds the ridge to
     K, which makes it 'sge'.
@@ -45,12 +45,13 @@ def wgd(
     Args:
       estimator: one of ESTIMATORS; 'kde' needs a stationary kernel.
       ridge, kept: see above.
-      space: 'weights' or 'functions'. The hybrids of `interacting` differ by whose scores are
-        averaged, and here a particle follows its own.
+      space: 'weights' or 'functions'. The hybrids of `interacting` differ in which scores they
+        average; here each particle follows its own.
       Others are those of `interacting`; `kernel`, `annealing` and `context` are factories.
 
     Raises:
-      ValueError: an unknown estimator or space, a kernel that is no density, a number out of range.
+      ValueError: an unknown estimator or space, a kernel that is not stationary with 'kde', or a
+        number out of range.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: {estimator!r}; one of {', '.join(map(repr, ESTIMATORS))}")

@@ -15,8 +15,8 @@ def probability_product(power: float = 0.5) -> Kernel:
 
     Power 0.5 is the Bhattacharyya kernel, k(p, p) = 1, and 1 the expected likelihood kernel.
     Source: Jebara, Kondor & Howard 2004, "Probability product kernels". The force on a particle,
-    sum_j grad_{p_j} k(p_j, p_i) = power/B sum_j p_i^power p_j^(power - 1), raises what the others
-    hold to be unlikely.
+    sum_j grad_{p_j} k(p_j, p_i) = power/B sum_j p_i^power p_j^(power - 1), raises what is unlikely
+    for the others.
 
     Differences from the paper: p is (p + 1e-6) / (1 + 1e-6 K), so that its slope is finite at 0.
 
@@ -30,7 +30,7 @@ def probability_product(power: float = 0.5) -> Kernel:
         raise ValueError(f"power: {power}; above 0, at most 1")
 
     def features(p: jax.Array) -> jax.Array:
-        """p [P, ..., B, K], every number by itself."""
+        """Elementwise features of p [P, ..., B, K]."""
         examples = math.prod(p.shape[1:-1])
         return ((p + FLOOR) / (1 + FLOOR * p.shape[-1])) ** power / examples**0.5
 

@@ -16,11 +16,10 @@ def rbf(bandwidth: float | None = None) -> Kernel:
     Without a `bandwidth` h = median_{i<j} |z_i - z_j|^2 / (2 log(P + 1)), a constant under
     differentiation (Liu & Wang 2016, where h is twice ours and log is of P).
 
-    Differences from the paper: the median leaves out the P zeros |z_i - z_i|^2, which halve it at
-    P = 2; P + 1 in the logarithm, so that P = 1 has one. Where so many particles coincide that the
-    median is 0, which is no bandwidth, it is that of the pairs that are apart (functions may agree
-    on a batch). Where all are the same, or there is only one, it is set to 1: their force is 0
-    whatever h.
+    Differences from the paper: the median excludes the P zeros |z_i - z_i|^2, which halve it at P =
+    2; P + 1 in the logarithm, so that it is defined for P = 1. If so many particles coincide that
+    the median is 0, it is taken over the pairs that differ (functions may agree on a batch). If all
+    are equal, or there is only one, it is set to 1: the force is 0 for any h.
 
     Args:
       bandwidth: h, in squared units of z.
@@ -48,7 +47,7 @@ def squared_distances(inner: jax.Array) -> jax.Array:
 
 
 def median(squared: jax.Array) -> jax.Array:
-    """Over pairs i < j, or where that is 0 over those that are apart; 1 where none is.
+    """Median over pairs i < j; if it is 0, over pairs that differ; 1 if none does.
 
     A constant under differentiation.
     """
@@ -64,12 +63,12 @@ def median_bandwidth(squared: jax.Array) -> jax.Array:
 
 
 def _median(values: jax.Array) -> jax.Array:
-    """Of numbers >= 0; where it is 0, of those above 0, and 1 if none is."""
+    """Median of numbers >= 0; if it is 0, of those above 0; 1 if all are 0."""
     if cpu.enabled():
         return bisection.median(values)
     ordered = jnp.sort(values.astype(jnp.float32))
     zeros = jnp.sum(ordered <= 0)
-    zeros = jnp.where(zeros > len(values) // 2, zeros, 0)  # those to leave out
+    zeros = jnp.where(zeros > len(values) // 2, zeros, 0)  # how many zeros to leave out
     n = len(values) - zeros
     middle = jnp.stack([zeros + (n - 1) // 2, zeros + n // 2])
     return jnp.where(n > 0, ordered[jnp.minimum(middle, len(values) - 1)].mean(), 1.0)

@@ -1,9 +1,9 @@
-"""Tokens to the devices that hold their experts, and back, by one all-to-all each.
+"""Sends tokens to the devices of their experts, and back, by one all-to-all each.
 
-Where tracing is under a mesh (`jax.set_mesh`, `jax.shard_map`) with an axis 'expert' of several
-devices, each device routes its share of the groups, and works on its share of the experts for all
-groups. Of an axis 'data', each part of the groups stays where it is. Groups are set by the config,
-never by the devices, so outputs are those of one device.
+When tracing under a mesh (`jax.set_mesh`, `jax.shard_map`) with several devices along an axis
+'expert', each device routes its share of the groups, and computes its share of the experts for all
+groups. Groups do not move along an axis 'data'. Groups are set by the config, not by the devices,
+so outputs equal those of one device.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,9 @@ AXES = ("data", "expert")  # in the order in which groups are split
 def to_experts(
     x: jax.Array, routes: Routes | Mixture, members: int, method: str, axes: tuple[str, ...]
 ) -> jax.Array:
-    """x [1 or M, G, S, D] -> what each of all experts works on, [E, N, G C, D].
+    """x [1 or M, G, S, D] -> inputs of all experts, [E, N, G C, D].
 
-    N, which is 1 where members have experts of their own, is the number of members that share an
-    expert.
+    N is the number of members that share an expert, 1 if members have their own experts.
     """
 
     def there(x: jax.Array, routes: Routes | Mixture) -> jax.Array:
@@ -61,10 +60,9 @@ def from_experts(
 
 
 def axes_of(groups: int, experts: int, train: bool) -> tuple[str, ...]:
-    """Those of AXES that tracing is under, have several devices, and divide the groups.
+    """The AXES of the current mesh that have several devices and divide the groups.
 
-    Of groups that are not divided, such as those of the last examples of a set, XLA gathers what it
-    needs.
+    For groups that they do not divide, such as those of a last batch, XLA gathers what it needs.
 
     Raises:
       ValueError: 'expert' does not divide experts or, in training, groups.

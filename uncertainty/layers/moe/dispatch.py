@@ -1,14 +1,14 @@
-"""Tokens to the slots of experts and back, in two ways with the same outputs and gradients.
+"""Moves tokens to the slots of experts and back, by two methods with equal outputs and gradients.
 
-Shapes: x [1 or M, G, S, D] are G groups of S tokens; slots [M, E, G, C, D]. Where all members see
-the same tokens (1), no copies of them are made.
+Shapes: x [1 or M, G, S, D] are G groups of S tokens; slots [M, E, G, C, D]. If all members see the
+same tokens (1), they are not copied.
 
-`sort` gathers rows by the indices that routing has sorted: time and memory are linear in tokens
-and do not depend on E. The gradient of a gather is a gather too, since slots and choices are
-partial inverses of each other; only expert choice, where a token may be in any number of slots,
-adds up by a scatter. `einsum` multiplies by the [S, E, C] array of zeros and ones: time and memory
-are quadratic in S. Mixtures (soft routing) have no other form. Neither has a forward-mode
-derivative promised: that of `sort` is missing.
+`sort` gathers rows by the sorted indices of routing: time and memory are linear in tokens and do
+not depend on E. The gradient of a gather is a gather too, since slots and choices are partial
+inverses of each other; only expert choice, where a token may be in any number of slots, adds up by
+a scatter. `einsum` multiplies by the [S, E, C] array of zeros and ones: time and memory are
+quadratic in S. Mixtures (soft routing) always use this form. Forward-mode derivatives are not
+supported: `sort` has none.
 """
 
 import functools
@@ -24,14 +24,14 @@ METHODS = ("sort", "einsum")
 
 
 def dispatch(x: jax.Array, routes: Routes | Mixture, method: str = "sort") -> jax.Array:
-    """What is in the slots: x [1 or M, G, S, D] -> [M, E, G, C, D]; zeros where they are empty."""
+    """The contents of slots: x [1 or M, G, S, D] -> [M, E, G, C, D]; empty slots are zero."""
     if isinstance(routes, Routes) and method == "sort":
         return _gather(x, routes)
     return jnp.einsum("mgsec,mgsd->megcd", _mixture(routes, x).inward, _members(x, routes))
 
 
 def combine(y: jax.Array, routes: Routes | Mixture, tokens: int, method: str = "sort") -> jax.Array:
-    """sum_e gate_e y_e of each token, [M, E, G, C, D] -> [M, G, S, D]; 0 of one without a slot."""
+    """sum_e gate_e y_e of each token, [M, E, G, C, D] -> [M, G, S, D]; 0 without a slot."""
     if isinstance(routes, Routes) and method == "sort":
         return _scatter(y, routes, tokens)
     outward = _mixture(routes, y, tokens).outward
@@ -78,7 +78,7 @@ def _scatter(y: jax.Array, routes: Routes, tokens: int) -> jax.Array:
 
 
 def _flat(routes: Routes, S: int) -> tuple[jax.Array, jax.Array | None]:
-    """The rows of [M G S] in slots [M, E, G, C], and the slots of rows [M G S, K], counted flat."""
+    """Flat indices: the rows in [M G S] of slots [M, E, G, C], and the slots of rows [M G S, K]."""
     M, G, E, C = routes.token.shape
     group = jnp.arange(M * G).reshape(M, G, 1, 1)
     index = jnp.where(routes.token < S, group * S + routes.token, M * G * S)
@@ -92,8 +92,8 @@ def _flat(routes: Routes, S: int) -> tuple[jax.Array, jax.Array | None]:
     return index, slot.reshape(M * G * S, -1)
 
 
-# Each the transpose of the other. `inverse` [N, K] says where row n of x is, up to K times; an
-# index beyond the end is nowhere.
+# Each is the transpose of the other. `inverse` [N, K] has the up to K places of row n of x; an
+# index beyond the end means none.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,4 +1,4 @@
-"""A sparse mixture of experts in the place of a transformer block's feed-forward layer."""
+"""A sparse mixture of experts in place of a transformer block's feed-forward layer."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from uncertainty.layers.moe.mask import current
 from uncertainty.layers.moe.routers import TopK
 from uncertainty.layers.moe.routing import per_example
 
-# What experts have, [P, E, ...], over the devices of the mesh axis 'expert'.
+# Parameters of experts, [P, E, ...], are sharded over the mesh axis 'expert'.
 SHARDING = (("/experts/", ("expert",)),)
 
 
@@ -23,45 +23,45 @@ class MoE(nn.Module):
     """sum_e g_e(x) FFN_e(x) over the experts that x is routed to; tokens [M or 1, B, T, D].
 
     Source: Riquelme et al. 2021, "Scaling vision with sparse mixture of experts" (V-MoE). A token
-    that no expert has room for becomes 0, so that in a residual block it passes through.
+    that no expert has room for becomes 0, so that a residual block passes it through.
 
     With members (E3: Allingham et al. 2022, "Sparse MoEs meet efficient ensembles"), member m has
-    a router of its own and the experts m E / M, ..., (m + 1) E / M - 1 to itself; tokens that have
-    come with the leading axis 1 become [M, B, T, D] here, so that what stands before the first
-    such layer is computed once. Parameters are those of a V-MoE with E experts, but for the shape
-    of the router's kernel, [D, M, E / M] in place of [D, 1, E]. `members=1` is V-MoE, for
-    each of the members that x may have already.
+    its own router and the experts m E / M, ..., (m + 1) E / M - 1; tokens with the leading axis 1
+    become [M, B, T, D] here, so that layers before the first such layer are computed once.
+    Parameters are those of a V-MoE with E experts, except for the shape of the router's kernel, [D,
+    M, E / M] instead of [D, 1, E]. `members=1` is V-MoE, applied to each of the members that x may
+    have already.
 
-    Two halves of E3 serve to find out what its gain comes from. Without `partition` the M routers
-    choose among all E experts, and members differ by that alone ("only tiling"). Without `tile` no
-    members are made: what the M blocks, each with its router, make of x is added up ("only
+    Two ablations of E3 separate the sources of its gain. Without `partition` the M routers choose
+    among all E experts, and members differ in their routers alone ("only tiling"). Without `tile`
+    no members are made: the outputs of the M blocks, each with its router, are summed ("only
     partitioning").
 
-    Examples that fill up a batch (`uncertainty/layers/moe/mask.py`) take no slots and become 0.
+    Padding (`uncertainty/layers/moe/mask.py`) takes no slots and becomes 0.
 
     Differences from the papers: capacities are those of groups of one member's tokens, which are
     equal to the papers'; experts start from different weights if `split_rngs`.
 
-    Where the collection `routes` is mutable, its `per_example` [M, B, E / M] (without `partition`
-    [M, B, E]) tells which share of an example's tokens each expert works on.
+    If the collection `routes` is mutable, its `per_example` [M, B, E / M] (without `partition` [M,
+    B, E]) has the share of an example's tokens that each expert processes.
 
     Attributes:
-      num_experts: E, of all members together.
+      num_experts: E, the total over all members.
       feed_forward: factory of an expert; its variables are stacked, with a leading E.
       router: factory; see `layers/moe/routers.py`.
       members: M, which divides E.
       dispatch: 'sort' or 'einsum'; see `layers/moe/dispatch.py`.
-      dropout: rate within experts, in place of that of `feed_forward`.
-      split_rngs: whether experts start from weights of their own. The papers start them equal,
-        and then it is routers alone that experts, and members, differ by.
-      partition: whether each member has experts to itself.
-      tile: whether each member goes on by itself.
+      dropout: rate within experts, instead of that of `feed_forward`.
+      split_rngs: whether experts start from different weights. In the papers they start equal, so
+        that experts, and members, differ in their routers alone.
+      partition: whether each member has its own experts.
+      tile: whether the outputs of members stay separate.
 
     Raises:
       ValueError: experts or members below 1, members that do not divide the experts or that x has
-        already, neither `partition` nor `tile`, an unknown dispatch, a mesh axis
-        'expert' (`layers/moe/all_to_all.py`) that does not divide experts, or in training groups
-        that do not divide the batch or an axis that does not divide groups.
+        already, neither `partition` nor `tile`, an unknown dispatch, or a mesh axis 'expert'
+        (`layers/moe/all_to_all.py`) that does not divide experts; in training, groups that do not
+        divide the batch or an axis that does not divide groups.
     """
 
     num_experts: int
@@ -83,14 +83,14 @@ class MoE(nn.Module):
                 f"num_experts: {self.num_experts} is not divisible by {self.members} members"
             )
         if not (self.partition or self.tile):
-            raise ValueError("partition, tile: False, False; without both there are no members")
+            raise ValueError("partition, tile: False, False; at least one is needed for members")
         if self.dispatch not in METHODS:
             raise ValueError(f"dispatch: {self.dispatch!r}; allowed 'sort', 'einsum'")
         super().__post_init__()
 
     @property
     def shares_slots(self) -> bool:
-        """Whether the tokens of several examples compete for slots, which routers then count."""
+        """Whether tokens of several examples compete for slots; routers then count them."""
         return self._router(parent=None).shares_slots
 
     @nn.nowrap
@@ -105,8 +105,8 @@ class MoE(nn.Module):
         blocks = M if self.partition else 1
         if (M > 1 and A not in (1, M)) or (A > 1 and not self.tile):
             raise ValueError(
-                f"members: {M} of the experts, but the network has made {A} already; members are "
-                "made in one place"
+                f"members: {M} of the experts, but an earlier part makes {A}; only one part can "
+                "make members"
             )
         router = self._router(name="router")
         size = min(router.group_size or B, B)
@@ -144,13 +144,13 @@ class MoE(nn.Module):
             split_rngs={"params": self.split_rngs, nn.DenyList("params"): True},
         )
         y = experts(factory(name="experts"), x)
-        # What experts lose by themselves, such as a divergence of their weights, adds up.
+        # Losses of the experts themselves, such as a KL of their weights, are summed.
         if self.is_mutable_collection("losses") and self.has_variable("losses", "experts"):
             own: Any = self.get_variable("losses", "experts")
             own = jax.tree.map(lambda a: a.sum(0), own)
             self.put_variable("losses", "experts", own)
         if y.shape != x.shape:
             raise ValueError(
-                "members: experts make some of their own; members are made in one place"
+                "members: the experts themselves make members; only one part can make members"
             )
         return y

@@ -1,9 +1,9 @@
-"""Which examples of a batch count, for the layers in which examples meet.
+"""The mask of padding in a batch, for layers in which examples interact.
 
-The last batch of a set is filled up to the shape of the others. Most layers keep examples apart,
-but in a mixture of experts they share the experts' slots. Like the mesh that a program is traced
-under, the mask belongs to a whole forward pass: it is set around the pass (`Model.forward`), and a
-layer that needs it reads it here, whatever modules stand between.
+The last batch of a set is padded to the shape of the others. Most layers treat examples
+independently, but in a mixture of experts they share the experts' slots. Like the mesh of a traced
+program, the mask belongs to a whole forward pass: it is set around the pass (`Model.forward`), and
+layers that need it read it here, without passing it through modules.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _MASK: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar("mask",
 
 @contextlib.contextmanager
 def only(mask: jax.Array | None) -> Iterator[None]:
-    """Within it, the examples that count are those where mask [B] is True; None for all."""
+    """A context in which examples with mask [B] False are padding; None for no padding."""
     token = _MASK.set(mask)
     try:
         yield
@@ -26,10 +26,10 @@ def only(mask: jax.Array | None) -> Iterator[None]:
 
 
 def current(examples: int) -> jax.Array | None:
-    """The mask [B] of the forward pass that is being traced, or None where all examples count.
+    """The mask [B] of the forward pass that is being traced; None without padding.
 
     Raises:
-      ValueError: a layer that sees another number of examples than there are in the batch.
+      ValueError: a layer sees another number of examples than the batch has.
     """
     mask = _MASK.get()
     if mask is not None and mask.shape != (examples,):

@@ -1,4 +1,4 @@
-"""What routers count, as a few numbers of each layer."""
+"""The routers' counts, summarised by a few numbers per layer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ import numpy as np
 from uncertainty import rules
 from uncertainty.types import Collections, Monitor
 
-COMMON = {"backbone", "feed_forward", "router"}  # parts of a path that all layers have
+COMMON = {"backbone", "feed_forward", "router"}  # parts of paths that all layers share
 
 
 def counted(counts: Any) -> dict[str, float]:
-    """What routers counted in the last step of training, by `routing/<layer>/<name>`.
+    """The routers' counts in the last step of training, as `routing/<layer>/<name>`.
 
-    `dropped`, `load_max` and `load_min` of each, see `balance`.
+    `dropped`, `load_max` and `load_min` for each layer, see `balance`.
 
     Args:
-      counts: the collection 'routing' of a State, on the host: of each router `load`
-        [P, ..., M, E] and `dropped` [P, ..., M].
+      counts: the collection 'routing' of a State, on the host: for each router `load` [P, ..., M,
+        E] and `dropped` [P, ..., M].
     """
     layers: dict[str, dict[str, np.ndarray]] = {}
     for path, leaf in zip(rules.paths(counts), jax.tree.leaves(counts), strict=True):
@@ -32,7 +32,7 @@ def counted(counts: Any) -> dict[str, float]:
 
 
 def text(found: Mapping[str, float]) -> str:
-    """'dropped 3% load 0.41-1.9': of what `counted` finds, the mean and the extremes of layers."""
+    """'dropped 3% load 0.41-1.9': mean and extremes over layers of the values of `counted`."""
     dropped, least, most = (
         [value for key, value in found.items() if key.endswith(name)]
         for name in ("/dropped", "/load_min", "/load_max")
@@ -41,12 +41,12 @@ def text(found: Mapping[str, float]) -> str:
 
 
 def name_of(path: str) -> str:
-    """'block01' of 'backbone/block01/feed_forward/router/load': what tells a layer from others."""
+    """'block01' for 'backbone/block01/feed_forward/router/load': the distinctive part of a path."""
     return "/".join(part for part in path.split("/")[:-1] if part not in COMMON) or "experts"
 
 
 def balance(load: np.ndarray, dropped: np.ndarray | None) -> dict[str, float]:
-    """Of loads [P, ..., E] and, where there is one, of the share of the choices that found no room:
+    """Summaries of loads [P, ..., E] and, if given, of the share of dropped choices:
 
     dropped             its mean
     load_max, load_min  load of the busiest and the least busy expert over the mean load, extremes

@@ -2,13 +2,13 @@
 
 A router has one kernel [D, M, E / M] without bias: member m scores its own block of experts alone.
 It is called with groups x [1 or M, G, S, D] and, at prediction, with `real` [G, N], bool: which of
-the N examples that a group's tokens are of count, None for all. Others fill up a batch: their
-tokens take no slots, and the capacity is that of a group of the real examples alone.
+a group's N examples are not padding; None for all. Tokens of padding take no slots, and the
+capacity is that of a group of the real examples alone.
 
 It counts in the collection 'routing', for each member as a mean over groups: `load` [M, E / M], the
-share of tokens that each expert works on, and `dropped` [M]. They are those of the last training
-step, or of any call where 'routing' is mutable. Where 'routes' is, its `dropped` [M or 1, G, S] is
-that of each token.
+share of tokens that each expert processes, and `dropped` [M]. They are those of the last training
+step, or of any call in which 'routing' is mutable. If 'routes' is mutable, its `dropped` [M or 1,
+G, S] is that of each token.
 """
 
 import functools
@@ -31,17 +31,17 @@ class _Router(nn.Module, kw_only=True):
     """Attributes:
     num_experts: E / M, of each member.
     members: M.
-    group_size: examples whose tokens are routed together; None for the whole batch. It must
-      divide a larger batch in training. One that it does not divide in prediction has as large
-      ones as divide it. Groups are made of a batch in its order, so predictions of a set are the
-      same with all batch sizes that are multiples of `group_size`, and with no others.
+    group_size: examples whose tokens are routed together; None for the whole batch. In training it
+      must divide a larger batch; at prediction, if it does not, the largest size that divides the
+      batch is used. Groups are consecutive examples, so predictions for a set are equal for all
+      batch sizes that are multiples of `group_size`, and for no others.
     """
 
     num_experts: int
     members: int = 1
     group_size: int | None = None
 
-    shares_slots = True  # tokens of a group compete for slots; if so, `count` is called
+    shares_slots = True  # tokens of a group compete for slots, and `count` is called
 
     def __post_init__(self):
         for field in ("num_experts", "members", "group_size"):
@@ -60,7 +60,7 @@ class _Router(nn.Module, kw_only=True):
         return jax.vmap(lambda x, w: jnp.tensordot(x, w, 1), (0, 1))(x, kernel)
 
     def count(self, routes: Routes, tokens: int, real: jax.Array | None) -> None:
-        """Keeps the counts of routes that lead with [M, G], over the tokens real [G, S] or all."""
+        """Stores the counts of routes [M, G, ...], over the tokens real [G, S], or all for None."""
         lost = functools.partial(_of_groups, lambda r, real: routing.lost(r, tokens, real))
         if self.is_mutable_collection("routes") and not self.is_initializing():
             each = lost(routes, real)
@@ -70,7 +70,7 @@ class _Router(nn.Module, kw_only=True):
         load = jax.vmap(jax.vmap(lambda r: routing.load(r, tokens)))(routes)
         for name, each in dict(load=load, dropped=lost(routes, real).mean(-1)).items():
             each = each.reshape(self.members, -1, *each.shape[2:]).mean(1)
-            if real is not None:  # each group's part of its S tokens, some of which do not count
+            if real is not None:  # each group's share of its S tokens, some of which are padding
                 each = each * (real.size / jnp.maximum(real.sum(), 1))
             kept = self.variable("routing", name, jnp.zeros_like, each)
             if not self.is_initializing():
@@ -79,9 +79,9 @@ class _Router(nn.Module, kw_only=True):
 
 class _Bounded(_Router, kw_only=True):
     """Attributes:
-    capacity_factor: see `routing.capacity`; None for as many slots as tokens, so that none is
-      dropped and experts' arrays are E / k times as large.
-    eval_capacity_factor: another one for prediction.
+    capacity_factor: see `routing.capacity`; None for as many slots as tokens: none is dropped, and
+      experts' arrays are E / k times as large. eval_capacity_factor: for prediction; the same by
+      default.
     rounding, multiple_of: of the capacity.
     """
 
@@ -97,7 +97,7 @@ class _Bounded(_Router, kw_only=True):
 
     @nn.nowrap
     def capacity(self, tokens: int, k: int, train: bool) -> int:
-        """C, of each expert in a group, when k experts want a token on average."""
+        """C, the slots of each expert in a group, if tokens choose k experts on average."""
         factor = self.capacity_factor
         if not train and self.eval_capacity_factor is not None:
             factor = self.eval_capacity_factor
@@ -115,10 +115,10 @@ class _Bounded(_Router, kw_only=True):
         real: jax.Array | None,
         train: bool,
     ) -> Routes:
-        """Routes, and counts, the groups of gates [M, G, S, E] by fn(gates, slots, real, room).
+        """Routes and counts the groups of gates [M, G, S, E] by fn(gates, slots, real, room).
 
-        Where only some examples are real [G, N], `fn` gets the tokens [S] that are, and the
-        capacity of a group of those alone.
+        If only some examples are real [G, N], `fn` gets their tokens [S], and the capacity of a
+        group of those alone.
         """
         S = gates.shape[2]
         slots, room = self.capacity(S, k, train), None
@@ -138,24 +138,23 @@ class TopK(_Bounded):
     gates = softmax(W x + e), e ~ N(0, sigma^2) with sigma = noise_std / E in training; the k
     largest are kept as they are. With members, E is the number of a member's own experts.
 
-    Balance is asked for by losses in the collection 'losses', in training, each a mean over groups:
-    importance, of the gates without noise; load, which noise_std = 0 has none of; and GShard's, of
-    the gates with noise, which are those that route (as in the published code; Lepikhin et al.
-    have no noise).
+    In training, losses in the collection 'losses' balance the experts, each a mean over groups:
+    importance, of the gates without noise; load, which needs noise_std > 0; and GShard's, of the
+    gates with noise, which are used for routing (as in the published code; Lepikhin et al. have no
+    noise).
 
-    Differences from the published code: capacities are counted exactly (`routing.capacity`), there
-    in floating point, which may make one more multiple of slots.
+    Differences from the published code: capacities are computed exactly (`routing.capacity`), there
+    in floating point, which may give one more multiple of slots.
 
     Attributes:
       k: experts of each token.
       noise_std: 0 for none.
-      batch_priority: whether tokens of large gates find slots first, not those that come first.
+      batch_priority: whether tokens with large gates get slots first, rather than earlier tokens.
       capacity_factor, eval_capacity_factor, rounding, multiple_of: see `_Bounded`.
       importance_loss, load_loss, gshard_loss: weights.
 
     Raises:
-      ValueError: more choices than experts, a negative noise or weight, or what
-        `routing.capacity` refuses.
+      ValueError: more choices than experts, a negative noise or weight, or see `routing.capacity`.
     """
 
     k: int = 1
@@ -212,11 +211,11 @@ class TopK(_Bounded):
 
 
 class ExpertChoice(_Bounded):
-    """Each expert takes its best tokens of the group (Zhou et al. 2022).
+    """Each expert chooses its best tokens of the group (Zhou et al. 2022).
 
     gates = softmax(W x) over experts; expert e takes the C tokens with the largest gates, C being
-    S capacity_factor / E. Loads are equal, and nothing needs a loss; a token may be taken by none.
-    What is made of a token depends on those that it is routed with.
+    S capacity_factor / E. Loads are equal, so no loss is needed; a token may be taken by none. The
+    output of a token depends on the tokens that it is routed with.
 
     Attributes:
       capacity_factor: experts of a token, on average.
@@ -236,9 +235,9 @@ class Soft(_Router):
     Scores are scale * cosine of token and slot; slots take a softmax over tokens, tokens one over
     the slots of all experts. The kernel is [D, M, E / M, C].
 
-    Differences from the paper: the group is always one example, so `group_size` is 1, and what
-    fills up a batch shares no slot with others. From the published code: vectors are divided by
-    sqrt(sum of squares + 1e-12), there + 1e-6, which vectors near zero alone see.
+    Differences from the paper: the group is always one example, so `group_size` is 1, and padding
+    shares no slots with examples. From the published code: vectors are divided by sqrt(sum of
+    squares + 1e-12), there + 1e-6, which matters only for vectors near zero.
 
     Attributes:
       slots: C, of each expert.

@@ -1,9 +1,9 @@
-"""Which tokens go to which experts, as pure functions of a router's scores, for one group.
+"""Assignment of tokens to experts, as pure functions of a router's scores, for one group.
 
-A group is what is routed together: S tokens, E experts with C slots each. Top-k routing
-(Riquelme et al. 2021, "Scaling vision with sparse mixture of experts"), expert choice (Zhou et al.
-2022, "Mixture-of-experts with expert choice routing") and soft routing (Puigcerver et al. 2024,
-"From sparse to soft mixtures of experts"), and the losses that balance experts.
+A group is routed jointly: S tokens, E experts with C slots each. Top-k routing (Riquelme et al.
+2021, "Scaling vision with sparse mixture of experts"), expert choice (Zhou et al. 2022,
+"Mixture-of-experts with expert choice routing") and soft routing (Puigcerver et al. 2024, "From
+sparse to soft mixtures of experts"), and the losses that balance experts.
 """
 
 import math
@@ -20,17 +20,17 @@ ROUNDING = ("ceil", "round")
 
 
 class Routes(flax.struct.PyTreeNode):
-    """At most one token in each slot. Any axes, such as members and groups, may lead."""
+    """Routes with at most one token per slot. Any axes, such as members and groups, may lead."""
 
     token: jax.Array  # [..., E, C]: which of the S tokens; S for an empty slot
-    gate: jax.Array  # [..., E, C]: the weight of what the expert makes of it; 0 for an empty slot
-    # [..., S, K]: the slots e C + c that each token is in, E C for a choice that was dropped; None
-    # where a token may be in any number of slots.
+    gate: jax.Array  # [..., E, C]: the weight of the expert's output; 0 for an empty slot
+    # [..., S, K]: the slots e C + c of each token, E C for a dropped choice; None if a token may be
+    # in any number of slots.
     slot: jax.Array | None = None
 
 
 class Mixture(flax.struct.PyTreeNode):
-    """Slots that hold weighted sums of tokens."""
+    """Routes with weighted sums of tokens in slots."""
 
     inward: jax.Array  # [..., S, E, C]: slot (e, c) holds sum_s inward[s, e, c] x_s
     outward: jax.Array  # [..., S, E, C]: token s becomes sum_{e,c} outward[s, e, c] y_{e,c}
@@ -44,25 +44,24 @@ def capacity(
     rounding: str = "ceil",
     multiple_of: int = 4,
 ) -> int:
-    """C = rounding(S K factor / E), then up to a multiple; at least 1, and S is enough.
+    """C = rounding(S K factor / E), rounded up to a multiple; from 1 to S.
 
-    The published code rounds up, and up again to a multiple of 4, which for small groups is much
-    more than was asked for; the paper's formula is 'round' with a multiple of 1.
+    The published code rounds up, and up again to a multiple of 4, which is much more than the
+    factor for small groups; the paper's formula is 'round' with a multiple of 1.
 
-    The product is exact, of the factor as it is written in decimal: 400 tokens on 2 experts with a
-    factor of 1.1 need 220 slots. In floating point, as in the published code, that is 220 + 3e-14,
-    and up from there 224.
+    The product is exact in decimal: 400 tokens on 2 experts with a factor of 1.1 need 220 slots. In
+    floating point, as in the published code, that is 220 + 3e-14, which rounds up to 224.
 
     Args:
       tokens: S, of a group.
       choices: K, of each token.
       num_experts: E.
-      factor: the capacity factor; 1 is just enough if all experts are chosen equally often.
+      factor: the capacity factor; 1 suffices if all experts are chosen equally often.
       rounding: 'ceil' or 'round' (half to even).
       multiple_of: 1 for none.
 
     Raises:
-      ValueError: a factor that is not positive and finite, a multiple below 1, or another
+      ValueError: a factor that is not positive and finite, a multiple below 1, or an unknown
         rounding.
     """
     if not 0 < factor < math.inf:
@@ -87,8 +86,8 @@ def top_k(
     """Each token goes to the k experts of its largest gates, as long as they have slots.
 
     All first choices come before all second ones; within a choice, tokens come in their order or,
-    by `batch_priority`, in descending order of their largest gate. Of equal gates the lower
-    expert's, and of equal tokens the earlier one, comes first. Choices without a slot are dropped.
+    with `batch_priority`, in descending order of their largest gate. Ties go to the lower expert
+    and to the earlier token. Choices without a slot are dropped.
 
     Time and memory are those of sorting S k numbers.
 
@@ -97,8 +96,7 @@ def top_k(
       k: choices of each token.
       slots: C.
       batch_priority: batch-priority routing.
-      real: [S] bool, the tokens that are routed, the others being what fills up a batch; None for
-        all.
+      real: [S] bool, the tokens to route, the others being padding; None for all.
       room: [], given with `real`: how many of its C slots an expert may fill.
     """
     S, E = gates.shape
@@ -128,12 +126,12 @@ def top_k(
 def expert_choice(
     gates: jax.Array, slots: int, real: jax.Array | None = None, room: jax.Array | None = None
 ) -> Routes:
-    """Each expert takes the tokens with its C largest gates; of equal ones the earlier.
+    """Each expert takes the tokens with its C largest gates; ties go to the earlier token.
 
     Args:
       gates: [S, E], softmax over experts.
       slots: C, at most S.
-      real, room: as in `top_k`, no more room than there are real tokens.
+      real, room: as in `top_k`; room is at most the number of real tokens.
     """
     if real is None or room is None:
         gate, token = jax.lax.top_k(gates.T, slots)
@@ -184,12 +182,12 @@ def gshard_loss(gates: jax.Array) -> jax.Array:
 
 
 def lost(routes: Routes, tokens: int, real: jax.Array | None = None) -> jax.Array:
-    """The share of a token's choices that have no slot [S]; by expert choice, 1 if none took it.
+    """The share of a token's choices without a slot [S]; for expert choice, 1 if none took it.
 
     Args:
       routes: of a group.
       tokens: S.
-      real: as in `top_k`; of other tokens it is 0.
+      real: as in `top_k`; the share of other tokens is 0.
     """
     if routes.slot is not None:
         share = jnp.mean(routes.slot == routes.token.size, axis=-1)
@@ -200,7 +198,7 @@ def lost(routes: Routes, tokens: int, real: jax.Array | None = None) -> jax.Arra
 
 
 def per_example(routes: Routes | Mixture, examples: int, tokens: int) -> jax.Array:
-    """The share of each example's tokens that each expert works on [examples, E].
+    """The share of each example's tokens that each expert processes [examples, E].
 
     For mixtures, an expert's mean weight in the outputs.
 
@@ -213,23 +211,23 @@ def per_example(routes: Routes | Mixture, examples: int, tokens: int) -> jax.Arr
         share = routes.outward.sum(2).reshape(examples, tokens, -1)
         return share.mean(1)
     E = routes.token.shape[0]
-    example = routes.token // tokens  # that of an empty slot is beyond the end
+    example = routes.token // tokens  # an empty slot has an index beyond the end
     counts = jnp.zeros((examples, E)).at[example, jnp.arange(E)[:, None]].add(1.0, mode="drop")
     return counts / tokens
 
 
 def load(routes: Routes, tokens: int) -> jax.Array:
-    """What part of the S tokens each expert works on [E]."""
+    """The share of the S tokens that each expert processes [E]."""
     return jnp.sum(routes.token < tokens, axis=1) / tokens
 
 
 def softmax(x: jax.Array) -> jax.Array:
-    """Over the last axis."""
+    """Softmax over the last axis."""
     return rows.softmax(x) if cpu.enabled() else jax.nn.softmax(x)
 
 
 def _largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k largest of the rows of x [S, E] in descending order, and where they are: [S, k]."""
+    """The k largest values in the rows of x [S, E], descending, and their indices, [S, k] each."""
     return order.top_k(x, k) if cpu.enabled() else jax.lax.top_k(x, k)
 
 
