@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.backbones.conftest import draw_variables
 from uncertainty import build
 from uncertainty.backbones.vit import ViT
 from uncertainty.layers import conv, spectral_norm
@@ -87,6 +88,16 @@ def made(cls, image, features, seed=0, **fields):
     return layer, jax.jit(layer.init)(key(seed), x), x
 
 
+def drawn(cls, image, features, **fields):
+    """A layer, an input, and variables that nothing is compiled for."""
+    layer = cls(features, **fields)
+    x = normal(1, 3, *image)
+    shapes = jax.eval_shape(layer.init, key(0), x)
+    v = normal(*shapes["spectral_norm"]["v"].shape, seed=1)
+    params = dict(kernel=3 * normal(*shapes["params"]["kernel"].shape), bias=normal(features))
+    return layer, dict(params=params, spectral_norm=dict(v=v / np.linalg.norm(v))), x
+
+
 def both(**fields):
     dense = made(spectral_norm.Dense, (7,), 5, **fields)
     return dense, made(spectral_norm.Conv, (6, 6, 2), 3, kernel_size=3, strides=2, **fields)
@@ -99,7 +110,7 @@ def v_of(variables):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(7, 5), (4, 9), (1, 3), (6, 1)])
 def test_dense_has_the_bound_as_its_largest_singular_value(shape):
-    layer, variables, x = made(spectral_norm.Dense, shape[:1], shape[1], bound=0.9)
+    layer, variables, x = drawn(spectral_norm.Dense, shape[:1], shape[1], bound=0.9)
     W = np.asarray(variables["params"]["kernel"], "float64")
     sigma = np.linalg.svd(W)[1][0]
     assert sigma > 0.9
@@ -110,7 +121,7 @@ def test_dense_has_the_bound_as_its_largest_singular_value(shape):
 @functools.cache
 def bounded(image, features, **fields):
     """A convolution with a bound of 1.5, its variables, and what it is after training."""
-    layer, variables, x = made(spectral_norm.Conv, image, features, bound=1.5, **fields)
+    layer, variables, x = drawn(spectral_norm.Conv, image, features, bound=1.5, **fields)
     pixels = np.eye(np.prod(image), dtype="float32").reshape(1, -1, *image)
     pixels = np.concatenate([pixels, 0 * pixels[:, :1]], axis=1)
     apply = jax.jit(lambda v: layer.apply(train(layer, v, x), pixels)[0])
@@ -325,7 +336,7 @@ def test_recomputed_blocks_move_the_state_once():
     x = normal(1, 2, 8, 8, 1)
     fields = dict(width=8, mlp_dim=6, depth=1, dense=spectral_norm.Dense, conv=spectral_norm.Conv)
     plain, remat = (ViT("tiny", remat=r, **fields) for r in (False, True))
-    variables = jax.jit(functools.partial(plain.init, train=False))(key(0), x)
+    variables = draw_variables(plain, x, train=False)
 
     def step(module):
         def loss(params):
