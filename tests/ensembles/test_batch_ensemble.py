@@ -114,6 +114,7 @@ def test_fast_weights_are_where_they_are_asked_for_and_kernels_where_they_were(n
         assert shared[n] == ((*lead, M, *a.shape[len(lead) :]) if bias else a.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "lenet_same", "vit_gap"])
 def test_all_members_are_rows_of_one_product(name):
     """As many products as the plain network has, none of them with a batch of kernels."""
