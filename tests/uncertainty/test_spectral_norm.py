@@ -26,7 +26,7 @@ CONVS = [  # image, features, fields
     ((6, 4, 3), 2, dict(kernel_size=1, strides=2)),
     ((5, 4, 1), 2, dict(kernel_size=(4, 2))),
     ((7, 7, 2), 3, dict(kernel_size=5, strides=(2, 1), padding=((2, 2), (1, 3)))),
-    ((2, 3, 1), 1, dict(kernel_size=(2, 1), strides=(3, 2), padding="VALID")),
+    ((2, 3, 1), 2, dict(kernel_size=(2, 1), strides=(3, 2), padding="VALID")),
     ((3, 2, 3), 4, dict(kernel_size=(3, 2), strides=(1, 3))),
 ]
 
