@@ -40,6 +40,7 @@ def paths(tree):
     }
 
 
+@pytest.mark.slow
 def test_members_and_examples_equal_a_loop_over_them(tiny):
     x = tiny.x(members=3)
     together = tiny.predict(tiny.variables, x)

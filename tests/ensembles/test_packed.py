@@ -27,30 +27,29 @@ def inputs(shape):
     return jnp.asarray(np.random.default_rng(1).normal(size=(B, *shape)), "float32")
 
 
-@functools.cache
 def together_and_alone(name):
-    """Both networks, an input, and variables of the first."""
+    """Both networks, and an input."""
     make, shape = TINY[name]
     network = packed(make(), Dense(K), M, alpha=1.5)
-    x = inputs(shape)
-    variables = draw_variables(network, x, train=False)
-    return network, single(narrower(make(), 0.5), Dense(K)), x, variables
+    return network, single(narrower(make(), 0.5), Dense(K)), inputs(shape)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_members_have_the_variables_of_separate_networks(name):
-    _, small, x, variables = together_and_alone(name)
-    shapes = jax.eval_shape(functools.partial(small.init, train=False), jax.random.key(0), x)
-    for m in range(M):
-        of_member = jax.tree.map(lambda a, m=m: a[m].shape, variables)
-        assert of_member == jax.tree.map(jnp.shape, shapes)
+    network, small, x = together_and_alone(name)
+    many, one = (
+        jax.eval_shape(functools.partial(n.init, train=False), jax.random.key(0), x)
+        for n in (network, small)
+    )
+    assert jax.tree.map(jnp.shape, many) == jax.tree.map(lambda a: (M, *a.shape), one)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OF_ANOTHER_CLASS)
 def test_members_are_separate_networks(name):
-    network, small, x, variables = together_and_alone(name)
+    network, small, x = together_and_alone(name)
+    variables = draw_variables(network, x, train=False)
     together = jax.jit(functools.partial(network.apply, train=False))(variables, x).mean
     alone = jax.jit(functools.partial(small.apply, train=False))
     assert together.shape == (M, B, K)

@@ -55,6 +55,7 @@ PAIRS = {  # kernel: (what chooses between it and the plain expression, argument
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_values_and_slopes_are_those_of_the_plain_expression(name):
     """On this machine's CPU both run; what is compiled for elsewhere is the plain one."""
@@ -84,6 +85,7 @@ def test_orders_are_those_of_the_plain_expression_with_ties(k):
         np.testing.assert_array_equal(order.argsort(numbers, end), np.argsort(numbers, stable=True))
 
 
+@pytest.mark.slow
 def test_noise_is_made_of_the_words_that_jax_combines():
     key = jax.random.key(3)
     first, second = noise.words(key, 64)

@@ -133,6 +133,7 @@ def test_a_mixture_is_a_loop_over_tokens(case, dispatch):
         )
 
 
+@pytest.mark.slow
 def test_a_batch_that_groups_do_not_divide_has_smaller_ones_in_prediction_alone():
     x = normal(1, 6, T, D)
 

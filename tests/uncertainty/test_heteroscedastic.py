@@ -209,6 +209,7 @@ def test_hetsngp_adds_the_two_variances_by_their_weights():
         np.testing.assert_allclose(weighted.epistemic, mean_weight * latent.epistemic, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_gp_variance_hetsngp_is_het_with_a_mean_of_random_features():
     inference, state = fitted(hetsngp(mean_weight=0.0), X)
     latent = inference.predict(state, X)
