@@ -1,4 +1,4 @@
-"""What goes with what: every combination is traced, or refused and says why."""
+"""What goes with what: parts are traced in all their pairs, or refused and say why."""
 
 import functools
 import itertools

@@ -45,6 +45,18 @@ def draw_variables(module, x, **options):
     return jax.tree.map(lambda a: jnp.asarray(a.astype("float32")), drawn)
 
 
+def draw_model(model, x):
+    """Parameters and collections of a `types.Model`; only the collections are computed as it does.
+
+    Most of the time that initialisation takes goes into compiling its draws.
+    """
+    key = jax.random.key(0, impl="unsafe_rbg")  # sooner compiled
+    shapes, _ = jax.eval_shape(model.init, key, x)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype("float32"), shapes)
+    return params, jax.jit(lambda x: model.init(key, x)[1])(x)
+
+
 class Tiny:
     def __init__(self, name: str):
         self.make, self.shape = TINY[name]

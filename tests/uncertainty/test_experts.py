@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.backbones.conftest import draw_model
 from tests.uncertainty.routes import fill
 from uncertainty import build
 from uncertainty.backbones.vit import ViT
@@ -387,7 +388,7 @@ def test_the_mask_comes_to_the_experts_through_whatever_is_around_them(ensemble,
         changes = dict(experts=None, swaps={0: experts | dict(feed_forward=ffn)})
     backbone = CONFIG["backbone"] | dict(experts=experts, pooling="gap") | changes
     model = build.model(CONFIG | dict(ensemble=ensemble, backbone=backbone))
-    variables = jax.jit(model.init)(key(0), X)
+    variables = draw_model(model, X)
     mask, everyone = np.arange(len(X)) > 0, np.ones(len(X), bool)
 
     @jax.jit
