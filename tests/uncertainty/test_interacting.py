@@ -312,9 +312,9 @@ def prior_part(n, method=wgd):
     fields = dict(space="functions", kernel=lambda: rbf(3.0))
     target = Target(gaussian(0.8), num_examples=N, temperature=0.0)
     direction = method(executors.vmap, target, function_prior=n, **fields)
-    g, _, metrics = jax.jit(lambda s: direction.update(LINEAR, s, batch, s.key))(state)
     plain = method(executors.vmap, target._replace(prior=None), **fields)
-    without, _, free = jax.jit(lambda s: plain.update(LINEAR, s, batch, s.key))(state)
+    both = jax.jit(lambda s: [d.update(LINEAR, s, batch, s.key) for d in (direction, plain)])
+    (g, _, metrics), (without, _, free) = both(state)
     np.testing.assert_allclose(metrics["loss"], free["loss"], rtol=1e-6)
     X = np.hstack([batch["x"], np.ones((2, 1))])  # the model's weights are [W; b] [3, 2]
     logits = state.params["head"]["logits"]
