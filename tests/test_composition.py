@@ -1,4 +1,4 @@
-"""What goes with what: every combination is traced, or refused and says why."""
+"""What goes with what: parts are traced in all their pairs, or refused and say why."""
 
 import functools
 import itertools
@@ -125,15 +125,34 @@ def model_of(backbone, ensemble, head):
     """The model, jitted: what is traced once is not traced again for every inference."""
     model = build.model(config_of(backbone, ensemble, head, "particles"))
     return model._replace(
-        init=jax.jit(model.init), forward=jax.jit(model.forward, static_argnames="train")
+        init=jax.jit(model.init),
+        forward=jax.jit(model.forward, static_argnames=("train", "mutable")),
     )
+
+
+def heads_of(backbone, ensemble):
+    """All of them on one backbone; on others one, each head with each of these in some ensemble.
+
+    A head sees features [M or 1, B, D], and not what made them.
+    """
+    if backbone == "mlp" or ensemble == "e3":
+        return list(HEADS)
+    i = list(BACKBONES).index(backbone) + [e for e in ENSEMBLES if e != "e3"].index(ensemble)
+    return [list(HEADS)[i % len(HEADS)]]
+
+
+def test_pairs_of_parts_are_all_there():
+    made = {(b, e, h) for b in BACKBONES for e in ENSEMBLES for h in heads_of(b, e)
+            if not why_not(backbone=b, ensemble=e)}  # fmt: skip
+    assert {(e, h) for _, e, h in made} == set(itertools.product(ENSEMBLES, HEADS))
+    assert {(b, h) for b, _, h in made} == set(itertools.product(BACKBONES, HEADS))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_network(backbone, ensemble):
-    for head in HEADS:
+    for head in heads_of(backbone, ensemble):
         batch, key = batch_of(head), jax.random.key(0)
 
         def both(x, names=(backbone, ensemble, head), key=key):
@@ -170,12 +189,17 @@ def test_every_network(backbone, ensemble):
             assert {a.shape for a in said} == {(M, B, K)}, head
 
 
-# Inference sees parameters and latents alone: all of it with each part of a network once, and with
-# networks whose parts are the least like others.
+# Inference sees parameters and latents alone. All of it with networks of each kind: members, those
+# of prediction alone, losses of the network's own, experts, state that moves with the batches, a
+# variance, covariances in classes and in features. The others are each like one of these, and are
+# trained in few ways, as every backbone is.
+KINDS = {("mlp", e, "dense") for e in ("single", "multi_head", "mc_dropout", "rank1")}
+KINDS |= {("vmoe", "e3", "dense")}
+KINDS |= {("mlp", "single", h) for h in ("mean_variance", "hetsngp", "heteroscedastic_xl")}
 NETWORKS = {("mlp" if e != "e3" else "vmoe", e, "dense") for e in ENSEMBLES}
 NETWORKS |= {("mlp", "single", head) for head in HEADS}
 NETWORKS |= {("mlp", "mimo", "heteroscedastic_xl"), ("mlp", "packed", "hetsngp")}
-FEW = ("particles", "accumulated", "svgd_functions", "sghmc", "hyper")  # for every backbone
+FEW = ("particles", "accumulated", "svgd_functions", "sghmc", "hyper")
 
 
 @pytest.mark.slow
@@ -186,7 +210,7 @@ FEW = ("particles", "accumulated", "svgd_functions", "sghmc", "hyper")  # for ev
 )
 def test_every_inference(network):
     _, ensemble, head = network
-    for name in INFERENCE if network in NETWORKS else FEW:
+    for name in INFERENCE if network in KINDS else FEW:
         config = config_of(*network, name)
         # Traced once for all particles; test_particles shows that executors agree.
         config["inference"] = config["inference"] | dict(executor="vmap")
@@ -303,23 +327,28 @@ def test_no_posterior_has_decay_beside_it(direction, decay):
             made()
 
 
-def after(config, *names):
+@functools.cache
+def begun(network, inference):
+    """A model, its inference, and the shapes of its initial state."""
+    made = build.inference(config_of(*network, inference), model_of(*network), num_examples=64)
+    return made, jax.eval_shape(made.init, jax.random.key(0), images(1))
+
+
+def after(network, inference, *names):
     """The shapes of the state after each of these stages, and of its predictions."""
-    network = build.model(config)
     x = jnp.zeros((B, 8, 8, 1))
-    inference = build.inference(config, network, num_examples=64)
+    made, state = begun(network, inference)
     stages = build.stages(
-        config | dict(stages=[STAGES[name] for name in names]), network,
-        executors.mapping("vmap"), dict(train=64, validation=B),
+        config_of(*network, inference, stages=[STAGES[name] for name in names]),
+        model_of(*network), executors.mapping("vmap"), dict(train=64, validation=B),
     )  # fmt: skip
-    state = jax.eval_shape(inference.init, jax.random.key(0), x[:1])
     for _, one in stages:
         carry = jax.eval_shape(one.begin, state, x)
         batch = dict(x=x, y=jnp.zeros(B, int))
         kept = jax.eval_shape(one.update, state, carry, batch)
         check_contract(one, state, carry, *kept)
         state = jax.eval_shape(one.finish, state, carry, x)
-    return jax.eval_shape(inference.predict, state, x)
+    return jax.eval_shape(made.predict, state, x)
 
 
 def check_contract(stage, state, carry, new_state, new_carry, metrics):
@@ -351,13 +380,12 @@ def of_stages():
 @pytest.mark.parametrize("names", of_stages(), ids=" x ".join)
 def test_every_stage(names):
     backbone, ensemble, head, name = names
-    config = config_of(backbone, ensemble, head, "particles")
-    latent = meant(lambda: after(config, name), backbone=backbone, ensemble=ensemble, head=head,
-                   stage=name)  # fmt: skip
+    latent = meant(lambda: after(names[:3], "particles", name), backbone=backbone,
+                   ensemble=ensemble, head=head, stage=name)  # fmt: skip
     if latent is None:
         return
     P, S = 3 if name == "select" else 2, 2 if name in SAMPLES else 1
-    members = P * S * config["ensemble"].get("size", 1)
+    members = P * S * ENSEMBLES[ensemble].get("size", 1)
     assert latent.mean.shape == (members, B, K)
     if name == "laplace":
         assert latent.epistemic.shape[:2] == (members, B)
@@ -366,11 +394,10 @@ def test_every_stage(names):
 @pytest.mark.slow
 @pytest.mark.parametrize("first", STAGES)
 def test_every_stage_after_every_other_and_after_samples(first):
-    def backbone(*names):
-        return "resnet" if "batch_statistics" in names else "mlp"
+    def network(*names):
+        return "resnet" if "batch_statistics" in names else "mlp", "single", "sngp"
 
     for second in STAGES:
-        config = config_of(backbone(first, second), "single", "sngp", "particles")
-        meant(lambda c=config, names=(first, second): after(c, *names), stage=first, then=second)
-    config = config_of(backbone(first), "single", "sngp", "collect")
-    meant(lambda: after(config, first), stage=first, inference="collect")
+        meant(lambda n=(first, second): after(network(*n), "particles", *n), stage=first,
+              then=second)  # fmt: skip
+    meant(lambda: after(network(first), "collect", first), stage=first, inference="collect")

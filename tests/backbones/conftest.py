@@ -21,8 +21,12 @@ TINY = {  # name: (constructor, shape of an input without M and B)
     "resnet_no_norm": (functools.partial(ResNet, depth=8, width=3, norm=None), (8, 8, 2)),
     "wide_resnet": (functools.partial(WideResNet, depth=10, width_multiplier=1), (8, 8, 2)),
     "vit_token": (functools.partial(ViT, "tiny", width=8, mlp_dim=12), (8, 12, 2)),
-    "vit_gap": (functools.partial(ViT, "tiny", width=8, mlp_dim=12, pooling="gap"), (8, 8, 2)),
+    "vit_gap": (
+        functools.partial(ViT, "tiny", width=8, mlp_dim=12, depth=1, pooling="gap"),
+        (8, 8, 2),
+    ),
 }
+OF_ANOTHER_CLASS = ("mlp", "lenet_same", "resnet", "wide_resnet", "vit_token")
 
 
 def draw_variables(module, x, **options):
@@ -41,6 +45,18 @@ def draw_variables(module, x, **options):
     return jax.tree.map(lambda a: jnp.asarray(a.astype("float32")), drawn)
 
 
+def draw_model(model, x):
+    """Parameters and collections of a `types.Model`; only the collections are computed as it does.
+
+    Most of the time that initialisation takes goes into compiling its draws.
+    """
+    key = jax.random.key(0, impl="unsafe_rbg")  # sooner compiled
+    shapes, _ = jax.eval_shape(model.init, key, x)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype("float32"), shapes)
+    return params, jax.jit(lambda x: model.init(key, x)[1])(x)
+
+
 class Tiny:
     def __init__(self, name: str):
         self.make, self.shape = TINY[name]
@@ -53,9 +69,18 @@ class Tiny:
         return jnp.asarray(rng.normal(size=(members, batch, *self.shape)), "float32")
 
 
-@pytest.fixture(params=TINY, scope="session")
+made = functools.cache(Tiny)
+
+
+@pytest.fixture(params=TINY)
 def tiny(request) -> Tiny:
-    return Tiny(request.param)
+    return made(request.param)
+
+
+@pytest.fixture(params=OF_ANOTHER_CLASS)
+def one_of_each(request) -> Tiny:
+    """Backbones whose layers are made in different code."""
+    return made(request.param)
 
 
 @pytest.fixture(scope="session")

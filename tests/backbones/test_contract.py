@@ -40,21 +40,23 @@ def paths(tree):
     }
 
 
+@pytest.mark.slow
 def test_members_and_examples_equal_a_loop_over_them(tiny):
     x = tiny.x(members=3)
     together = tiny.predict(tiny.variables, x)
     assert together.shape[:2] == (3, 3) and together.ndim == 3
     for m in range(3):
-        for b in range(3):
-            alone = tiny.predict(tiny.variables, x[m : m + 1, b : b + 1])
-            np.testing.assert_allclose(together[m, b], alone[0, 0], **CLOSE)
+        for b in range(3):  # three of the same example: a program of this size there is already
+            alone = tiny.predict(tiny.variables, x[m : m + 1, np.full(3, b)])
+            np.testing.assert_allclose(alone, np.broadcast_to(together[m, b], alone.shape), **CLOSE)
     assert not np.allclose(together[0], together[1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [0.5, 1.0])
-def test_any_layer_may_make_members(tiny, place):
+def test_any_layer_may_make_members(one_of_each, place):
     """Where one layer turns 1 into M, each member is the network with that member's layer."""
+    tiny = one_of_each
     x, scales = tiny.x(), (1.0, -0.5)
     layers = [p[len("params/") : -len("/kernel")] for p in paths(tiny.variables) if "kernel" in p]
     at = [layers[round(place * (len(layers) - 1))]]
@@ -82,7 +84,8 @@ def path_of(key_path) -> str:
 
 
 @pytest.mark.slow
-def test_bfloat16_computes_with_float32_parameters(tiny):
+def test_bfloat16_computes_with_float32_parameters(one_of_each):
+    tiny = one_of_each
     reduced = tiny.make(dtype="bfloat16")
     x = tiny.x()
     init = functools.partial(reduced.init, train=False)
@@ -125,44 +128,34 @@ def test_training_reaches_every_parameter_and_changes_batch_statistics_only(tiny
 
 
 @pytest.mark.slow
-def test_dropout_is_off_in_prediction_and_on_in_training(tiny):
-    dropped = tiny.make(dropout=functools.partial(Dropout, rate=0.5))
-    x = tiny.x()
+def test_dropout_is_on_in_training_and_makes_members_in_prediction_where_asked(one_of_each):
+    tiny = one_of_each
+    x, several = tiny.x(), tiny.x(members=3)
+    dropped, members = (
+        tiny.make(dropout=functools.partial(Dropout, rate=0.5, members=n)) for n in (None, 4)
+    )
+
+    def apply(module, rng, train, x=x):
+        rngs = {"dropout": rng}
+        return module.apply(tiny.variables, x, train=train, mutable=["batch_stats"], rngs=rngs)[0]
+
     programs = [
         str(jax.make_jaxpr(functools.partial(module.apply, train=False))(tiny.variables, x))
         for module in (dropped, tiny.module)
     ]
-    assert programs[0] == programs[1]
+    assert programs[0] == programs[1]  # off in prediction
 
-    @jax.jit
-    def train(seed):
-        rngs = {"dropout": key(seed)}
-        return dropped.apply(tiny.variables, x, train=True, mutable=["batch_stats"], rngs=rngs)[0]
-
-    first, second = train(0), train(1)
+    both = jax.jit(lambda rng: (apply(dropped, rng, True), apply(members, rng, False)))
+    (first, made), (second, _), (again, _) = both(key(0)), both(key(1)), both(key(0))
     assert first.shape[:2] == (1, 3)
     assert not np.allclose(first, second)
-    np.testing.assert_array_equal(first, train(0))
+    np.testing.assert_array_equal(first, again)
 
-
-@pytest.mark.slow
-def test_monte_carlo_dropout_makes_members_in_prediction_only(tiny):
-    module = tiny.make(dropout=functools.partial(Dropout, rate=0.5, members=4))
-
-    def apply(variables, x, rng, train):
-        return module.apply(
-            variables, x, train=train, mutable=["batch_stats"], rngs={"dropout": rng}
-        )[0]
-
-    arguments = (tiny.variables, tiny.x(), key(0))
-    members = jax.jit(functools.partial(apply, train=False))(*arguments)
-    assert members.shape[:2] == (4, 3)
-    assert len(np.unique(np.round(members.reshape(4, -1), 5), axis=0)) == 4
-    assert jax.eval_shape(functools.partial(apply, train=True), *arguments).shape[0] == 1
+    assert made.shape[:2] == (4, 3)
+    assert len(np.unique(np.round(made.reshape(4, -1), 5), axis=0)) == 4
+    assert jax.eval_shape(lambda: apply(members, key(0), True)).shape[0] == 1
     with pytest.raises(ValueError, match="members: 4 of dropout, but an earlier part makes 3"):
-        jax.eval_shape(
-            functools.partial(apply, train=False), tiny.variables, tiny.x(members=3), key(0)
-        )
+        jax.eval_shape(lambda: apply(members, key(0), False, several))
 
 
 @pytest.mark.slow

@@ -70,6 +70,7 @@ def test_parameters_with_a_dense_head(module, shape, classes, total):
     assert count(module, shape, classes)[1] == total
 
 
+@pytest.mark.slow
 def test_backbone_without_head():
     assert count(ViT("B/16"), IMAGENET, 0)[0] == 85_798_656
     assert count(ViT("L/16"), IMAGENET, 0)[0] == 303_301_632

@@ -160,6 +160,7 @@ def test_remat_changes_neither_values_nor_gradients(random_variables):
     assert "remat" not in programs[0] and "remat" in programs[1]
 
 
+@pytest.mark.slow
 def test_starts_as_published(initial_params):
     """Xavier uniform projections, N(0, 0.02^2) positions, zero class token and biases."""
     module = ViT("tiny", width=64, depth=1, num_heads=4, mlp_dim=128)

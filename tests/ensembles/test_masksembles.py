@@ -19,6 +19,7 @@ from uncertainty.heads.dense import Dense
 from uncertainty.layers.masksembles import Masksembles, masks_of
 
 M, B, K = 3, 7, 5
+key = functools.partial(jax.random.key, impl="unsafe_rbg")  # sooner compiled
 
 
 @settings(max_examples=50)
@@ -80,7 +81,7 @@ def test_the_layer_is_a_product_with_its_masks(shape):
 def test_members_are_networks_without_the_masked_features(backbone, shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(B, *shape)), "float32")
     network = masksembles(backbone, Dense(K), M)
-    variables = jax.jit(functools.partial(network.init, train=False))(jax.random.key(0), x)
+    variables = jax.jit(functools.partial(network.init, train=False))(key(0), x)
     masks = {name: v["mask"] for name, v in variables["masks"]["backbone"].items()}
     apply = jax.jit(network.apply, static_argnames="train")
     together = apply(variables, x, train=False).mean
@@ -107,7 +108,7 @@ def test_members_are_networks_without_the_masked_features(backbone, shape):
         trained[0], loop[np.arange(B) % M, np.arange(B)], rtol=1e-4, atol=1e-5
     )
     # Layers and particles have masks of their own.
-    other = jax.jit(functools.partial(network.init, train=False))(jax.random.key(1), x)
+    other = jax.jit(functools.partial(network.init, train=False))(key(1), x)
     drawn = [v["masks"]["backbone"] for v in (variables, other)]
     assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, drawn), strict=True))
 

@@ -16,24 +16,26 @@ from uncertainty.heads.heteroscedastic import HeteroscedasticXL
 from uncertainty.model import from_network
 
 M, B, D = 3, 10, 4
+FIRST = jax.random.key(0, impl="unsafe_rbg")  # for initial parameters: sooner compiled
 X = jnp.asarray(np.random.default_rng(0).normal(size=(B, D)), "float32")
 
 
 def reading(slots, **fields):
     """A linear network whose head m says what input slots[m] is."""
     model = from_network(mimo(MLP(widths=()), Dense(D), M, **fields), likelihoods.gaussian(1.0))
-    params, collections = model.init(jax.random.key(0), X)
+    params, collections = jax.eval_shape(model.init, jax.random.key(0), X)
+    assert collections == {}
     kernel = np.zeros((M, M, D, D), "float32")  # of head m, from input i
     for m, slot in enumerate(slots):
         kernel[m, slot] = np.eye(D)
     logits = dict(kernel=jnp.asarray(kernel.reshape(M, M * D, D)), bias=jnp.zeros((M, D)))
     assert jax.tree.map(jnp.shape, params) == {"head": {"logits": jax.tree.map(jnp.shape, logits)}}
 
-    def forward(seed, train=True):
-        key = jax.random.key(seed)
-        return model.forward({"head": {"logits": logits}}, collections, X, key, train=train)[0].mean
+    @functools.partial(jax.jit, static_argnames="train")
+    def run(key, train):
+        return model.forward({"head": {"logits": logits}}, {}, X, key, train=train)[0].mean
 
-    return forward
+    return lambda seed, train=True: run(jax.random.key(seed), train=train)
 
 
 @pytest.mark.slow
@@ -96,15 +98,16 @@ def test_images_are_joined_channel_by_channel_and_heads_are_independent():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(B, 8, 8, 2)), "float32")
     backbone = LeNet5(padding="SAME")
     network = mimo(backbone, Dense(5), M)
-    params = jax.jit(functools.partial(network.init, train=False))(jax.random.key(0), x)["params"]
+    params = jax.jit(functools.partial(network.init, train=False))(FIRST, x)["params"]
     assert params["backbone"]["conv0"]["kernel"].shape == (5, 5, M * 2, 6)
     kernel = params["head"]["logits"]["kernel"]
     assert kernel.shape == (M, 84, 5)
     # Glorot, of 84 inputs and 5 outputs: as a head by itself, and not the same for two of them
     assert np.abs(kernel).max() <= np.sqrt(6 / 89) and not np.allclose(kernel[0], kernel[1])
     joined = np.concatenate([x] * M, axis=-1)[None]
-    phi = backbone.apply({"params": params["backbone"]}, jnp.asarray(joined), train=False)[0]
-    latent = network.apply({"params": params}, x, train=False)
+    of_backbone = jax.jit(functools.partial(backbone.apply, train=False))
+    phi = of_backbone({"params": params["backbone"]}, joined)[0]
+    latent = jax.jit(functools.partial(network.apply, train=False))({"params": params}, x)
     for m in range(M):
         np.testing.assert_allclose(latent.mean[m], phi @ kernel[m], rtol=1e-4, atol=1e-5)
 
@@ -115,14 +118,14 @@ def test_noise_in_features_is_aligned_too():
     model = from_network(
         mimo(MLP(widths=(6,)), HeteroscedasticXL(2, rank=1), M, 0.0, 2), likelihoods.gaussian(0.5)
     )
-    params, collections = model.init(jax.random.key(0), X)
-    key = jax.random.key(4)
-    u, _, _ = model.forward(params, collections, X, key, train=True)
+    params, collections = jax.jit(model.init)(FIRST, X)
+    key, forward = jax.random.key(4), jax.jit(model.forward, static_argnames="train")
+    u, _, _ = forward(params, collections, X, key, train=True)
     assert u.projection.shape == (2 * M, 6, 2) and u.factors.shape == (2 * M, B, 6, 1)
     # all rows of one example: then orders do not matter, and rows must be equal
     same = jnp.broadcast_to(X[:1], X.shape)
-    u, _, _ = model.forward(params, collections, same, key, train=True)
-    alone, _, _ = model.forward(params, collections, X[:1], key, train=False)
+    u, _, _ = forward(params, collections, same, key, train=True)
+    alone, _, _ = forward(params, collections, X[:1], key, train=False)
     for leaf in ("mean", "variance", "factors"):
         expected = np.repeat(getattr(alone, leaf), 2, axis=0)
         found = getattr(u, leaf)

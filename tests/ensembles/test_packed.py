@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.backbones.conftest import TINY, draw_variables
+from tests.backbones.conftest import OF_ANOTHER_CLASS, TINY, draw_variables
 from uncertainty.backbones.lenet import LeNet5
 from uncertainty.backbones.mlp import MLP
 from uncertainty.backbones.resnet import ResNet
@@ -27,25 +27,35 @@ def inputs(shape):
     return jnp.asarray(np.random.default_rng(1).normal(size=(B, *shape)), "float32")
 
 
+def together_and_alone(name):
+    """Both networks, and an input."""
+    make, shape = TINY[name]
+    network = packed(make(), Dense(K), M, alpha=1.5)
+    return network, single(narrower(make(), 0.5), Dense(K)), inputs(shape)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
+def test_members_have_the_variables_of_separate_networks(name):
+    network, small, x = together_and_alone(name)
+    many, one = (
+        jax.eval_shape(functools.partial(n.init, train=False), jax.random.key(0), x)
+        for n in (network, small)
+    )
+    assert jax.tree.map(jnp.shape, many) == jax.tree.map(lambda a: (M, *a.shape), one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_ANOTHER_CLASS)
 def test_members_are_separate_networks(name):
-    make, shape = TINY[name]
-    x = inputs(shape)
-    network = packed(make(), Dense(K), M, alpha=1.5)
+    network, small, x = together_and_alone(name)
     variables = draw_variables(network, x, train=False)
-    small = single(narrower(make(), 0.5), Dense(K))
-
-    def of(m):
-        return jax.tree.map(lambda a: a[m], variables)
-
-    shapes = jax.eval_shape(functools.partial(small.init, train=False), jax.random.key(0), x)
-    assert jax.tree.map(jnp.shape, of(0)) == jax.tree.map(jnp.shape, shapes)
     together = jax.jit(functools.partial(network.apply, train=False))(variables, x).mean
     alone = jax.jit(functools.partial(small.apply, train=False))
     assert together.shape == (M, B, K)
     for m in range(M):
-        np.testing.assert_allclose(together[m], alone(of(m), x).mean[0], **CLOSE)
+        of_member = jax.tree.map(lambda a, m=m: a[m], variables)
+        np.testing.assert_allclose(together[m], alone(of_member, x).mean[0], **CLOSE)
     assert not np.allclose(together[0], together[1], atol=1e-2)
 
 

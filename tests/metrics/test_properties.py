@@ -70,7 +70,7 @@ def by_loops(log_p, labels):
     return {name: value / B for name, value in out.items()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(predictions(), st.integers(1, 20))
 def test_everything_at_once_is_the_single_functions_and_the_loops(drawn, bins):
     log_p, labels = drawn
@@ -122,7 +122,7 @@ def test_everything_at_once_is_the_single_functions_and_the_loops(drawn, bins):
     assert not any(math.isnan(v) for v in found.values())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(predictions(), st.integers(1, 20))
 def test_identities_and_bounds(drawn, bins):
     log_p, labels = drawn
@@ -144,7 +144,7 @@ def test_identities_and_bounds(drawn, bins):
     assert (information_ <= np.minimum(entropy, np.log(M)) + 1e-6).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(predictions(least=2, most=25), st.integers(1, 20), st.data())
 def test_streaming_any_partition_in_any_order_is_one_pass(drawn, bins, data):
     log_p, labels = drawn
@@ -169,7 +169,7 @@ def test_streaming_any_partition_in_any_order_is_one_pass(drawn, bins, data):
         np.testing.assert_allclose(value, everything[name], rtol=1e-11, atol=1e-13, err_msg=name)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(predictions(), st.randoms())
 def test_the_order_of_examples_and_members_does_not_matter(drawn, random):
     log_p, labels = drawn
@@ -187,7 +187,7 @@ scores = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(scores, scores)
 def test_ranking_is_scikit_learns(inside, outside):
     labels = np.r_[np.zeros(len(inside)), np.ones(len(outside))]

@@ -165,6 +165,7 @@ def test_bfloat16_is_rounded_once():
     np.testing.assert_allclose(y.astype("float32"), wide, rtol=2**-7, atol=2**-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "lax", "patches"])
 @pytest.mark.parametrize("fields", [{}, dict(use_bias=False), dict(dtype="bfloat16", strides=2)])
 def test_module_takes_the_place_of_flax(fields, method):

@@ -55,17 +55,22 @@ PAIRS = {  # kernel: (what chooses between it and the plain expression, argument
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_values_and_slopes_are_those_of_the_plain_expression(name):
     """On this machine's CPU both run; what is compiled for elsewhere is the plain one."""
     fn, args = PAIRS[name]
+
+    def values_and_slopes(args):
+        y, back = jax.vjp(fn, *args)
+        constant = name.startswith("median")  # under differentiation
+        weights = jnp.cos(jnp.arange(y.size)).reshape(y.shape)
+        return (y,) if constant else (y, *back(weights))
+
     results = []
     for platform in ("cpu", "tpu"):
         with cpu.compiling_for(platform):
-            y, back = jax.vjp(fn, *args)
-            constant = name.startswith("median")  # under differentiation
-            weights = jnp.cos(jnp.arange(y.size)).reshape(y.shape)
-            results.append((y,) if constant else (y, *back(weights)))
+            results.append(jax.jit(values_and_slopes)(args))
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5 * float(jnp.abs(b).max()))
 
@@ -80,6 +85,7 @@ def test_orders_are_those_of_the_plain_expression_with_ties(k):
         np.testing.assert_array_equal(order.argsort(numbers, end), np.argsort(numbers, stable=True))
 
 
+@pytest.mark.slow
 def test_noise_is_made_of_the_words_that_jax_combines():
     key = jax.random.key(3)
     first, second = noise.words(key, 64)
@@ -101,6 +107,7 @@ CONFIG = dict(
     inference=dict(
         name="particles",
         size=3,
+        executor="vmap",  # traced once for all particles
         direction=dict(name="svgd"),
         prior=dict(name="gaussian", scale=1.0),
     ),

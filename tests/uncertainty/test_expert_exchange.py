@@ -15,6 +15,7 @@ from uncertainty.layers.moe.mask import only
 from uncertainty.layers.moe.routers import ExpertChoice, TopK
 
 B, T, D, E = 8, 3, 4, 8
+key = jax.random.key(0, impl="unsafe_rbg")  # for initial parameters: sooner compiled
 FFN = functools.partial(FeedForward, mlp_dim=6)
 
 
@@ -40,7 +41,7 @@ def test_eight_devices_have_the_outputs_and_gradients_of_one(router, members, di
     router = functools.partial(router, group_size=1, multiple_of=1)
     moe = MoE(E, FFN, router, members, dispatch, split_rngs=True)
     x, weights = normal(1, B, T, D), normal(members, B, T, D, seed=1)
-    params = jax.jit(functools.partial(moe.init, train=False))(jax.random.key(0), x)["params"]
+    params = jax.jit(functools.partial(moe.init, train=False))(key, x)["params"]
     params["router"]["kernel"] *= 5  # some experts are chosen more often than others
 
     def loss(params, x):
@@ -74,7 +75,7 @@ def test_what_fills_up_a_batch_is_nowhere_on_eight_devices_too(router):
     mesh, x, mask = mesh_of(2, 4), normal(1, 16, T, D), np.arange(16) < 13
     router = functools.partial(router, group_size=2, multiple_of=1, capacity_factor=0.7)
     moe = MoE(E, FFN, router, 2, split_rngs=True)
-    params = jax.jit(functools.partial(moe.init, train=False))(jax.random.key(0), x)["params"]
+    params = jax.jit(functools.partial(moe.init, train=False))(key, x)["params"]
 
     def run(x, mask):
         with only(mask):
@@ -98,7 +99,7 @@ def test_what_fills_up_a_batch_is_nowhere_on_eight_devices_too(router):
 @pytest.mark.slow
 def test_devices_that_do_not_divide_groups_say_so_in_training():
     moe, x = MoE(E, FFN), normal(1, B, T, D)
-    params = jax.jit(functools.partial(moe.init, train=False))(jax.random.key(0), x)["params"]
+    params = jax.jit(functools.partial(moe.init, train=False))(key, x)["params"]
 
     def run(train):
         apply = functools.partial(moe.apply, train=train, rngs={"noise": jax.random.key(1)})

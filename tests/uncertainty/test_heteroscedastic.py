@@ -23,16 +23,18 @@ from uncertainty.stages.laplace import laplace
 RNG = np.random.default_rng(0)
 H = jnp.asarray(RNG.normal(size=(1, 6, 5)), jnp.float32)
 KEY = jax.random.key(0)
+FIRST = jax.random.key(0, impl="unsafe_rbg")  # for initial parameters: sooner compiled
 K, R = 4, 3
 
 
 def applied(head, h=H, train=True, randomise=True):
-    variables = jax.jit(functools.partial(head.init, train=False))(KEY, h)
+    variables = jax.jit(functools.partial(head.init, train=False))(FIRST, h)
     if randomise:  # biases start at zero
-        leaves, tree = jax.tree.flatten(variables["params"])
-        keys = jax.random.split(jax.random.key(7), len(leaves))
-        noisy = [a + 0.5 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-        variables = {**variables, "params": jax.tree.unflatten(tree, noisy)}
+        rng = np.random.default_rng(7)
+        noisy = jax.tree.map(
+            lambda a: np.float32(a + 0.5 * rng.normal(size=a.shape)), variables["params"]
+        )
+        variables = {**variables, "params": noisy}
     return variables["params"], jax.jit(functools.partial(head.apply, train=train))(variables, h)
 
 
@@ -45,8 +47,11 @@ def softplus(a):
     return np.logaddexp(a, 0)
 
 
-def covariance(latent):
-    draws = np.asarray(predictive.sample(latent, KEY, 100_000), np.float64)
+sample = jax.jit(predictive.sample, static_argnums=2)
+
+
+def covariance(latent, draws=100_000):
+    draws = np.asarray(sample(latent, KEY, draws), np.float64)
     centred = draws - np.asarray(latent.mean)
     return np.einsum("smbk,smbl->mbkl", centred, centred) / len(draws)
 
@@ -90,7 +95,8 @@ def test_latent_space_noise_goes_through_the_output_layer(efficient):
 
 def test_parameters_of_latent_space_noise_do_not_grow_with_the_classes():
     def count(K):
-        params = HeteroscedasticXL(outputs=K).init(KEY, H, train=False)["params"]
+        init = functools.partial(HeteroscedasticXL(outputs=K).init, train=False)
+        params = jax.eval_shape(init, KEY, H)["params"]
         return sum(
             a.size for name, p in params.items() if name != "logits" for a in jax.tree.leaves(p)
         )
@@ -145,18 +151,17 @@ def test_permuting_the_classes_permutes_the_probabilities(likelihood):
             return a.reshape(*a.shape[:-1], K, R)[..., permutation, :].reshape(a.shape)
         return a[..., permutation]
 
-    other = head.apply(
-        {"params": jax.tree_util.tree_map_with_path(permuted, params)}, H, train=True
+    other = jax.jit(functools.partial(head.apply, train=True))(
+        {"params": jax.tree_util.tree_map_with_path(permuted, params)}, H
     )
+    found, expected = covariance(other, 40_000), covariance(latent, 40_000)
     np.testing.assert_allclose(
-        covariance(other),
-        covariance(latent)[..., permutation, :][..., permutation],
-        atol=0.05 * float(covariance(latent).max()),
+        found, expected[..., permutation, :][..., permutation], atol=0.05 * expected.max()
     )
     # Independent noise for each class is drawn by position, so the two agree as integrals only:
     # 4e4 draws of a probability, standard error below 0.0025.
-    p = np.exp(likelihood(samples=40_000).log_probs(latent, KEY))
-    q = np.exp(likelihood(samples=40_000).log_probs(other, jax.random.key(1)))
+    log_probs = jax.jit(likelihood(samples=40_000).log_probs)
+    p, q = np.exp(log_probs(latent, KEY)), np.exp(log_probs(other, jax.random.key(1)))
     np.testing.assert_allclose(q, p[..., permutation], atol=0.015)
 
 
@@ -164,18 +169,23 @@ def hetsngp(**fields):
     return Heteroscedastic(outputs=K, rank=R, mean=functools.partial(Sngp, features=32), **fields)
 
 
-def fitted(head, x):
+def predicting(head):
     model = from_network(single(MLP(widths=(6,)), head), softmax(samples=64))
     inference = particles(model, sgd(), size=1)
+    return model, inference._replace(predict=jax.jit(inference.predict))
+
+
+def fitted(head, x):
+    model, inference = predicting(head)
     stage = laplace(model, executors.mapping("vmap"))
 
     @jax.jit
     def fit(x):
-        state = inference.init(KEY, x[:1])
+        state = inference.init(FIRST, x[:1])
         state, carry, _ = stage.update(state, stage.begin(state, x[:1]), dict(x=x))
         return stage.finish(state, carry, x[:1])
 
-    return inference._replace(predict=jax.jit(inference.predict)), fit(x)
+    return inference, fit(x)
 
 
 X = jnp.asarray(RNG.normal(size=(30, 3)), jnp.float32)
@@ -188,7 +198,7 @@ def test_hetsngp_adds_the_two_variances_by_their_weights():
     assert latent.epistemic.shape == (1, 30, 1)
     for noise_weight, mean_weight in ((0.0, 1.0), (0.5, 2.0)):
         head = hetsngp(noise_weight=noise_weight, mean_weight=mean_weight)
-        weighted = fitted(head, X)[0].predict(state, X)
+        weighted = predicting(head)[1].predict(state, X)
         noise = latent.variance - latent.epistemic
         np.testing.assert_allclose(
             weighted.variance,
@@ -199,16 +209,17 @@ def test_hetsngp_adds_the_two_variances_by_their_weights():
         np.testing.assert_allclose(weighted.epistemic, mean_weight * latent.epistemic, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_gp_variance_hetsngp_is_het_with_a_mean_of_random_features():
     inference, state = fitted(hetsngp(mean_weight=0.0), X)
     latent = inference.predict(state, X)
     model = from_network(single(MLP(widths=(6,)), Heteroscedastic(outputs=K, rank=R)), softmax())
     het = particles(model, sgd(), size=1)
-    params = het.init(KEY, X[:1]).params
+    params = jax.jit(het.init)(FIRST, X[:1]).params
     params["backbone"] = state.params["backbone"]
     for name in ("diagonal", "factors"):
         params["head"][name] = state.params["head"][name]
-    plain = het.predict(state.replace(params=params, collections={}), X)
+    plain = jax.jit(het.predict)(state.replace(params=params, collections={}), X)
     np.testing.assert_allclose(latent.variance, plain.variance, rtol=1e-5)
     np.testing.assert_allclose(latent.factors, plain.factors, rtol=1e-5)
     # The means differ only in the features that their linear map sees.
@@ -280,7 +291,7 @@ def test_the_gradient_of_the_loss_is_its_slope(head, bias):
         latent = head.apply({"params": params}, H, train=True)
         return softmax(samples=32).nll(latent, labels, KEY).mean()
 
-    gradient = jax.grad(loss)(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     step = 2e-3
     for name, part in gradient.items():  # along the gradient of one parameter of the head
         norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(part)))
@@ -303,16 +314,15 @@ def test_many_draws_converge_and_few_are_biased_up():
     """NLL with S draws exceeds the exact one by Var[p] / (2 S p^2) on average (Jensen)."""
     _, latent = applied(Heteroscedastic(outputs=K, rank=R))
     labels = jnp.arange(6) % K
-    exact = softmax(samples=200_000).nll(latent, labels, KEY)
+    exact = jax.jit(softmax(samples=200_000).nll)(latent, labels, KEY)
 
     @functools.partial(jax.jit, static_argnums=1)
-    def few(key, samples):
-        return softmax(samples=samples).nll(latent, labels, key)
+    def few(keys, samples):
+        nll = softmax(samples=samples).nll
+        return jax.vmap(lambda key: nll(latent, labels, key))(keys).mean()
 
-    keys = jax.random.split(jax.random.key(5), 2000)
-    excess = {
-        S: float(np.mean([few(k, S).mean() for k in keys[:500]]) - exact.mean()) for S in (4, 64)
-    }
+    keys = jax.random.split(jax.random.key(5), 500)
+    excess = {S: float(few(keys, S) - exact.mean()) for S in (4, 64)}
     assert excess[4] > 3 * abs(excess[64]) and excess[4] > 0
 
 

@@ -1,5 +1,7 @@
 """Hyper-parameters of particles, against runs that have them as their own."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -28,6 +30,11 @@ def run(size=1, rate=0.02, scale=0.5, hyper=None, slot=slice(None), **fields):
     return np.asarray(state.params["layer"]["kernel"])[slot], state
 
 
+@functools.cache
+def with_these(rate, scale):
+    return run(size=6, rate=rate, scale=scale)[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["vmap", "scan", "unroll"])
 def test_particles_have_the_learning_rates_and_priors_that_they_are_given(executor):
@@ -35,7 +42,7 @@ def test_particles_have_the_learning_rates_and_priors_that_they_are_given(execut
     together, state = run(size=6, hyper=hyper, executor=executor)
     for p in range(6):
         rate, scale = 0.02 * [1, 3][p % 2], 0.5 * [0.4, 1, 2][p % 3]
-        alone, _ = run(size=6, rate=rate, scale=scale)
+        alone = with_these(rate, scale)
         np.testing.assert_allclose(together[p], alone[p], rtol=1e-5, atol=1e-6)
     assert {k: v.shape for k, v in state.hyper.items()} == dict(learning_rate=(6,),
                                                                  prior_scale=(6,))  # fmt: skip

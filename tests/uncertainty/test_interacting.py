@@ -1,10 +1,13 @@
 """Directions of particles that interact, against double sums in NumPy and known posteriors."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.single import single
@@ -37,8 +40,9 @@ MODEL = from_network(single(MLP(widths=(5,), activation="tanh"), Dense(outputs=K
 TARGET = Target(prior=gaussian(0.8), num_examples=N, temperature=0.7)
 
 
-def state_of(size=P, seed=0):
-    state = particles(MODEL, sgd(), size=size).init(jax.random.key(seed), BATCH["x"][:1])
+@functools.cache
+def state_of(size=P):
+    state = particles(MODEL, sgd(), size=size).init(jax.random.key(0), BATCH["x"][:1])
     noise = lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)  # noqa: E731
     return state.replace(params=jax.tree.map(noise, state.params))
 
@@ -46,9 +50,14 @@ def state_of(size=P, seed=0):
 STATE = state_of()
 
 
-def direct(direction, state=STATE, executor="vmap", target=TARGET, **fields):
+@functools.cache
+def compiled(direction, executor, target, **fields):
     made = direction(over=executors.mapping(executor), target=target, **fields)
-    return jax.jit(lambda s: made.update(MODEL, s, BATCH, s.key))(state)
+    return jax.jit(lambda s: made.update(MODEL, s, BATCH, s.key))
+
+
+def direct(direction, state=STATE, executor="vmap", target=TARGET, **fields):
+    return compiled(direction, executor, target, **fields)(state)
 
 
 def flat(tree):
@@ -73,13 +82,26 @@ def log_joint(params):
     return jnp.mean(log_p[jnp.arange(B), BATCH["y"]]) - prior / N
 
 
-def scores(state=STATE):
-    return flat(jax.tree.map(lambda *g: jnp.stack(g), *[
-        jax.grad(log_joint)(one(state.params, p)) for p in range(P)]))  # fmt: skip
+slope_of_joint = jax.jit(jax.grad(log_joint))
+
+
+@functools.cache
+def gradients():
+    """Of `log_joint` of each particle, stacked."""
+    each = [slope_of_joint(one(STATE.params, p)) for p in range(P)]
+    return jax.tree.map(lambda *g: jnp.stack(g), *each)
+
+
+def scores():
+    return flat(gradients())
+
+
+def wide():
+    return rbf(2.0)
 
 
 KERNELS = {  # a kernel of fixed width and its value and slope in the first argument for a pair
-    "rbf": (lambda: rbf(2.0), lambda a, b: np.exp(-((a - b) ** 2).sum() / 4),
+    "rbf": (wide, lambda a, b: np.exp(-((a - b) ** 2).sum() / 4),
             lambda a, b: -np.exp(-((a - b) ** 2).sum() / 4) * (a - b) / 2),
     "imq": (lambda: imq(2.0), lambda a, b: (1 + ((a - b) ** 2).sum() / 4) ** -0.5,
             lambda a, b: -((1 + ((a - b) ** 2).sum() / 4) ** -1.5) * (a - b) / 4),
@@ -115,7 +137,7 @@ def test_svgd_in_weight_space_is_the_double_sum(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_wgd_in_weight_space_is_the_estimators_formula(estimator):
-    g, _, _ = direct(wgd, kernel=lambda: rbf(2.0), estimator=estimator, ridge=0.05, kept=1.0)
+    g, _, _ = direct(wgd, kernel=wide, estimator=estimator, ridge=0.05, kept=1.0)
     z, s = flat(STATE.params), scores()
     _, k, slope = KERNELS["rbf"]
     gram = np.array([[k(z[i], z[j]) for j in range(P)] for i in range(P)])
@@ -150,6 +172,19 @@ def test_kde_with_a_delta_kernel_is_a_deep_ensemble():
     np.testing.assert_allclose(flat(g), flat(plain), rtol=1e-5, atol=1e-7)
 
 
+@functools.cache
+def of_values(values, points):
+    """The function values [P, n] of all particles, and what pulls cotangents back to parameters."""
+
+    def value(params):
+        u = logits(params, POINTS if points else BATCH["x"])
+        return (u if values == "logits" else jax.nn.softmax(u)).ravel()
+
+    pulled = jax.vmap(lambda params, c: jax.vjp(value, params)[1](c)[0])
+    pull = jax.jit(lambda c: pulled(STATE.params, jnp.asarray(c, jnp.float32)))
+    return jax.jit(jax.vmap(value)), pull
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES[1:])
 @pytest.mark.parametrize(
@@ -166,23 +201,12 @@ def test_every_space_of_functions_is_its_formula(space, values, kernel, points):
     make, k, slope = OF_PROBABILITIES[kernel]
     of_weights = (lambda: rbf(1.5)) if space == "functional_repulsion" else None
     context = None if points is None else lambda: lambda batch, key: points
-    g, _, metrics = direct(svgd, kernel=make if kernel == "product" else lambda: rbf(2.0),
+    g, _, metrics = direct(svgd, kernel=make if kernel == "product" else wide,
                            weight_kernel=of_weights, space=space, values=values,
                            context=context)  # fmt: skip
-    each = [one(STATE.params, p) for p in range(P)]
-
-    def value(params):
-        u = logits(params, BATCH["x"] if points is None else points)
-        return (u if values == "logits" else jax.nn.softmax(u)).ravel()
-
-    def pulled(of, cotangents):
-        return flat(jax.tree.map(lambda *a: jnp.stack(a), *[
-            jax.vjp(of, p)[1](jnp.asarray(c, jnp.float32))[0]
-            for p, c in zip(each, cotangents, strict=True)
-        ]))  # fmt: skip
-
+    value, pulled = of_values(values, points is not None)
     w, s = flat(STATE.params), scores()
-    F = np.stack([np.asarray(value(p), np.float64) for p in each])
+    F = np.asarray(value(STATE.params), np.float64)
     repel = np.array([sum(slope(F[j], F[i]) for j in range(P)) for i in range(P)]) / P
     gram_F = np.array([[k(F[i], F[j]) for j in range(P)] for i in range(P)]) / P
     gram_w = np.exp(-((w[:, None] - w[None]) ** 2).sum(-1) / 3) / P
@@ -191,16 +215,14 @@ def test_every_space_of_functions_is_its_formula(space, values, kernel, points):
     elif space == "functional_repulsion":
         drive = gram_w @ s
     else:
-
-        def log_likelihood(u):
-            return jnp.mean(jax.nn.log_softmax(u)[jnp.arange(B), BATCH["y"]])
-
-        du = np.stack([np.asarray(jax.grad(log_likelihood)(logits(p)), np.float64) for p in each])
-        drive = pulled(logits, np.einsum("ij,jbk->ibk", gram_F, du))
+        u, pull = of_values("logits", False)
+        prob = scipy.special.softmax(np.reshape(u(STATE.params), (P, B, K)), axis=-1)
+        du = (np.eye(K)[BATCH["y"]] - prob) / B  # of the mean log-likelihood
+        drive = flat(pull(np.einsum("ij,jbk->ibk", gram_F, du).reshape(P, -1)))
         drive -= gram_F.sum(1, keepdims=True) * w / 0.8**2 / N
-    phi = drive + 0.7 / N * pulled(value, repel)
+    phi = drive + 0.7 / N * flat(pulled(repel))
     np.testing.assert_allclose(flat(g), -phi, rtol=2e-4, atol=1e-5)
-    np.testing.assert_allclose(metrics["loss"][0], -log_joint(each[0]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"][0], -log_joint(one(STATE.params, 0)), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -208,13 +230,12 @@ def test_every_space_of_functions_is_its_formula(space, values, kernel, points):
 def test_annealing_scales_the_drive_and_not_the_repulsion(space):
     def go(temperature, annealing=None):
         target = TARGET._replace(temperature=temperature)
-        return flat(direct(svgd, space=space, target=target, annealing=annealing,
-                           state=STATE.replace(step=jnp.int32(30)))[0])  # fmt: skip
+        return svgd(executors.vmap, target, space=space, annealing=annealing)
 
-    whole, drive = go(0.7), go(0.0)
-    np.testing.assert_allclose(
-        go(0.7, lambda: linear_annealing(120)), 0.25 * drive + (whole - drive), rtol=1e-4, atol=1e-6
-    )
+    made = go(0.7), go(0.0), go(0.7, lambda: linear_annealing(120))
+    together = jax.jit(lambda s: [d.update(MODEL, s, BATCH, s.key)[0] for d in made])
+    whole, drive, annealed = map(flat, together(STATE.replace(step=jnp.int32(30))))
+    np.testing.assert_allclose(annealed, 0.25 * drive + (whole - drive), rtol=1e-4, atol=1e-6)
 
 
 class Normalised(nn.Module):
@@ -267,9 +288,10 @@ def stein_by_loops(draws, at, kept):
 @pytest.mark.slow
 def test_the_prior_score_is_the_estimator_and_that_of_samples_at_samples():
     draws, at = RNG.normal(size=(9, 2)), RNG.normal(size=(3, 2))
-    (score,) = prior_score([jnp.asarray(at)], [jnp.asarray(draws)], kept=0.9)
+    score_at = jax.jit(lambda at, draws: prior_score([at], [draws], kept=0.9)[0])
+    score = score_at(at, draws)
     np.testing.assert_allclose(score, stein_by_loops(draws, at, 0.9), rtol=2e-3, atol=1e-3)
-    (score,) = prior_score([jnp.asarray(draws)], [jnp.asarray(draws)], kept=0.9)
+    score = score_at(draws, draws)
     inner = draws @ draws.T
     squared = np.diag(inner)[:, None] + np.diag(inner)[None] - 2 * inner
     h = np.median(squared[np.triu_indices(9, 1)])
@@ -290,9 +312,9 @@ def prior_part(n, method=wgd):
     fields = dict(space="functions", kernel=lambda: rbf(3.0))
     target = Target(gaussian(0.8), num_examples=N, temperature=0.0)
     direction = method(executors.vmap, target, function_prior=n, **fields)
-    g, _, metrics = jax.jit(lambda s: direction.update(LINEAR, s, batch, s.key))(state)
     plain = method(executors.vmap, target._replace(prior=None), **fields)
-    without, _, free = jax.jit(lambda s: plain.update(LINEAR, s, batch, s.key))(state)
+    both = jax.jit(lambda s: [d.update(LINEAR, s, batch, s.key) for d in (direction, plain)])
+    (g, _, metrics), (without, _, free) = both(state)
     np.testing.assert_allclose(metrics["loss"], free["loss"], rtol=1e-6)
     X = np.hstack([batch["x"], np.ones((2, 1))])  # the model's weights are [W; b] [3, 2]
     logits = state.params["head"]["logits"]
@@ -321,7 +343,7 @@ def test_the_prior_on_functions_approaches_a_gaussian_process_with_more_draws(me
 @pytest.mark.slow
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_noise_is_coloured_by_the_matrix_root(per_layer):
-    made = svgd(executors.vmap, TARGET, kernel=lambda: rbf(2.0), per_layer=per_layer)
+    made = svgd(executors.vmap, TARGET, kernel=wide, per_layer=per_layer)
 
     def gram_of_noise(params, pick):
         # `diffusion` is linear and the same for all numbers of a layer: column j of its matrix is
@@ -374,9 +396,8 @@ def test_a_single_particle_is_map_estimation(method, space):
     plain, _, _ = direct(independent, state=state)
     # sge keeps its ridge at P = 1, but there is no force to divide by it.
     np.testing.assert_allclose(flat(g), flat(plain), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(flat(plain)[0], -flat(
-        jax.tree.map(lambda a: a[None], jax.grad(log_joint)(one(state.params, 0))))[0],
-        rtol=1e-4, atol=1e-6)  # fmt: skip
+    alone = jax.tree.map(lambda a: a[None], slope_of_joint(one(state.params, 0)))
+    np.testing.assert_allclose(flat(plain), -flat(alone), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -389,13 +410,9 @@ def test_executors_agree(space, executor):
 
 
 def test_a_kernel_for_each_layer_sees_that_layer_alone():
-    g, _, _ = direct(svgd, kernel=lambda: rbf(2.0), per_layer=True)
+    g, _, _ = direct(svgd, kernel=wide, per_layer=True)
     _, k, slope = KERNELS["rbf"]
-    layer, s = STATE.params["backbone"]["dense0"], None
-    z = flat(layer)
-    s = flat(jax.tree.map(lambda *g: jnp.stack(g), *[
-        jax.grad(log_joint)(one(STATE.params, p))["backbone"]["dense0"] for p in range(P)
-    ]))  # fmt: skip
+    z, s = (flat(tree["backbone"]["dense0"]) for tree in (STATE.params, gradients()))
     phi = np.array([
         sum(k(z[j], z[i]) * s[j] + 0.7 / N * slope(z[j], z[i]) for j in range(P)) / P
         for i in range(P)

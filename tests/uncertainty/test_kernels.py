@@ -48,7 +48,8 @@ def test_matrices_are_the_double_sum(name, P):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", [rbf(), imq()], ids=["rbf", "imq"])
-@given(P=st.integers(2, 8), n=st.integers(1, 6), seed=st.integers(0, 100))
+@settings(max_examples=30)
+@given(P=st.sampled_from([2, 3, 6]), n=st.integers(1, 6), seed=st.integers(0, 100))
 def test_stationary_forces_sum_to_zero_and_ignore_a_shift(kernel, P, n, seed):
     assert kernel.stationary
     z = particles(P, n, seed)

@@ -58,16 +58,26 @@ def test_no_module_folds_in_a_number_without_a_name(path):
 def drawn(fn, *args):
     """Keys that bits are made from in fn(*args), those that make other keys, and what it returns.
 
-    Keys are their words, as often as they are used.
+    Keys are their words, as often as they are used. Of what it returns keys and steps are computed,
+    which no draw and no loss has a part in, so that little of the program is left to compile; all
+    else is 0.
     """
     shape, compiled = program(fn, *args) if fn not in PROGRAMS else PROGRAMS[fn]
     PROGRAMS[fn] = shape, compiled
-    out, seen = compiled(args)
+    kept, seen = compiled(args)
+    kept = iter(kept)
+    out = [next(kept) if makes_keys(a) else jnp.zeros(a.shape, a.dtype)
+           for a in jax.tree.leaves(shape)]  # fmt: skip
     bits, parents = (
         [w for a in arrays for w in {tuple(w) for w in np.asarray(a).reshape(-1, 2).tolist()}]
         for arrays in seen
     )
     return bits, parents, jax.tree.unflatten(jax.tree.structure(shape), out)
+
+
+def makes_keys(a):
+    is_key = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+    return is_key or (a.shape == () and jnp.issubdtype(a.dtype, jnp.integer))
 
 
 PROGRAMS = {}  # that are compiled already
@@ -107,7 +117,8 @@ def program(fn, *args):
 
     def both(args):
         seen = [], []
-        return run(closed.jaxpr, closed.consts, jax.tree.leaves(args), seen), seen
+        out = run(closed.jaxpr, closed.consts, jax.tree.leaves(args), seen)
+        return [a for a in out if makes_keys(a)], seen
 
     return shape, jax.jit(both)
 

@@ -1,5 +1,7 @@
 """The Laplace posterior against direct solves in float64, and the stage that fits it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ from uncertainty.stages.laplace import laplace
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(50, 4)).astype(np.float32)
-KEY = jax.random.key(0)
+KEY = jax.random.key(0, impl="unsafe_rbg")  # sooner compiled
 
 
 def model_of(head, ensemble=single, likelihood=None, backbone=None, **fields):
@@ -37,13 +39,18 @@ def model_of(head, ensemble=single, likelihood=None, backbone=None, **fields):
 def fitted(model, x, sizes=None, P=1, executor="vmap"):
     """A state after the stage, which sees x in parts of the given sizes."""
     inference = particles(model, sgd(), size=P, executor=executor)
-    state = inference.init(KEY, x[:1])
     stage = laplace(model, executors.mapping(executor))
-    carry, update = stage.begin(state, x[:1]), jax.jit(stage.update)
-    for part in np.split(x, np.cumsum(sizes or [len(x)])[:-1]):
-        state, carry, _ = update(state, carry, dict(x=jnp.asarray(part)))
-    inference = inference._replace(predict=jax.jit(inference.predict))
-    return inference, jax.jit(stage.finish)(state, carry, x[:1])
+
+    @jax.jit
+    def fit(parts):
+        state = inference.init(KEY, parts[0][:1])
+        carry = stage.begin(state, parts[0][:1])
+        for part in parts:
+            state, carry, _ = stage.update(state, carry, dict(x=part))
+        return stage.finish(state, carry, parts[0][:1])
+
+    parts = np.split(x, np.cumsum(sizes or [len(x)])[:-1])
+    return inference._replace(predict=jax.jit(inference.predict)), fit(parts)
 
 
 def hidden(state, x, p=0):
@@ -193,15 +200,27 @@ def test_far_from_the_data_is_the_prior_and_near_it_nothing_is_left_open():
 @pytest.mark.slow
 def test_there_is_no_variance_in_training_or_before_the_stage():
     model = model_of(Sngp(outputs=2, features=16))
-    params, collections = model.init(KEY, X[:1])
+    params, collections = jax.jit(model.init)(KEY, X[:1])
     assert "precision" not in collections
     for train in (True, False):
-        latent, after, _ = model.forward(params, collections, X, KEY, train=train)
+        latent, after, _ = jax.eval_shape(
+            functools.partial(model.forward, train=train), params, collections, X, KEY
+        )
         assert latent.variance is None and latent.epistemic is None
         assert set(after) == set(collections)
     _, state = fitted(model, X)
     one = jax.tree.map(lambda a: a[0], (state.params, state.collections))
-    assert model.forward(*one, X, KEY, train=True)[0].variance is None
+    training = functools.partial(model.forward, train=True)
+    assert jax.eval_shape(training, *one, X, KEY)[0].variance is None
+
+
+def moving(head):
+    """A particle with a posterior that moves in training, and what a pass makes of its state."""
+    model = model_of(head)
+    inference = particles(model, sgd(), size=1)
+    inference = inference._replace(predict=jax.jit(inference.predict))
+    forward = jax.jit(lambda *args: model.forward(*args, KEY, train=True)[1])
+    return inference, jax.jit(inference.init)(KEY, X[:1]), forward
 
 
 @pytest.mark.slow
@@ -209,14 +228,12 @@ def test_momentum_in_the_stationary_case_is_the_exact_pass():
     # Every step sees the whole data, so the average is the mean from the first step on.
     exact, expected = fitted(model_of(Sngp(outputs=2, features=16)), X)
     head = Sngp(outputs=2, features=16, momentum=0.9, num_examples=50)
-    model = model_of(head)
-    inference = particles(model, sgd(), size=1)
-    state = inference.init(KEY, X[:1])
+    inference, state, forward = moving(head)
     for steps in (1, 7):
         collections = jax.tree.map(lambda a: a[0], state.collections)
         params = jax.tree.map(lambda a: a[0], state.params)
         for _ in range(steps):
-            collections = model.forward(params, collections, X, KEY, train=True)[1]
+            collections = forward(params, collections, X)
         after = state.replace(collections=jax.tree.map(lambda a: a[None], collections))
         np.testing.assert_allclose(
             inference.predict(after, X).variance, exact.predict(expected, X).variance, rtol=1e-3
@@ -226,9 +243,7 @@ def test_momentum_in_the_stationary_case_is_the_exact_pass():
 @pytest.mark.slow
 def test_the_prior_does_not_decay_and_an_average_of_nothing_is_the_prior():
     head = Sngp(outputs=2, features=16, momentum=0.5, num_examples=50)
-    model = model_of(head)
-    inference = particles(model, sgd(), size=1)
-    state = inference.init(KEY, X[:1])
+    inference, state, forward = moving(head)
     phi = random_features(state, hidden(state, X), 16)
     np.testing.assert_allclose(
         inference.predict(state, X).variance[0, :, 0], (phi**2).sum(1), rtol=1e-4
@@ -236,7 +251,7 @@ def test_the_prior_does_not_decay_and_an_average_of_nothing_is_the_prior():
     # Inputs whose features span one direction only: elsewhere P stays I, after any number of steps.
     params, collections = jax.tree.map(lambda a: a[0], (state.params, state.collections))
     for _ in range(200):
-        collections = model.forward(params, collections, X[:1], KEY, train=True)[1]
+        collections = forward(params, collections, X[:1])
     after = state.replace(collections=jax.tree.map(lambda a: a[None], collections))
     expected = direct(np.repeat(phi[:1], 50, axis=0), phi)
     np.testing.assert_allclose(inference.predict(after, X).variance[0, :, 0], expected, rtol=1e-3)

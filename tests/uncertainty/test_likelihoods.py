@@ -11,6 +11,7 @@ from uncertainty import likelihoods, predictive
 from uncertainty.types import Latent
 
 KEY = jax.random.key(0)
+sample = jax.jit(predictive.sample, static_argnums=2)
 
 
 def latent(M=2, B=5, K=3, R=None, variance=False, seed=0):
@@ -44,7 +45,7 @@ def test_soft_label_of_zero_ignores_log_zero():
 def test_softmax_integral_of_two_classes_matches_quadrature():
     # With two classes softmax(u) depends on u_0 - u_1 ~ N(m, s^2) alone.
     u = latent(M=1, B=4, K=2, R=2, variance=True)
-    got = np.exp(likelihoods.softmax(samples=200_000).log_probs(u, KEY))[0, :, 0]
+    got = np.exp(jax.jit(likelihoods.softmax(samples=200_000).log_probs)(u, KEY))[0, :, 0]
     difference = np.array([1.0, -1.0])
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     for b in range(4):
@@ -57,7 +58,7 @@ def test_softmax_integral_of_two_classes_matches_quadrature():
 
 def test_samples_have_the_covariance_that_the_latent_states():
     u = latent(M=2, B=2, K=3, R=2, variance=True)
-    draws = np.asarray(predictive.sample(u, KEY, 100_000))
+    draws = np.asarray(sample(u, KEY, 100_000))
     for m in range(2):
         for b in range(2):
             expected = np.diag(u.variance[m, b]) + np.asarray(u.factors[m, b] @ u.factors[m, b].T)
@@ -90,7 +91,7 @@ def projected(M=2, B=3, K=4, Q=5, R=2, seed=1):
 def test_noise_in_another_space_has_the_projected_covariance():
     u = projected()
     covariance = np.asarray(in_classes(u))
-    draws = np.asarray(predictive.sample(u, KEY, 200_000), np.float64)
+    draws = np.asarray(sample(u, KEY, 200_000), np.float64)
     for m in range(2):
         for b in range(3):
             scale = np.diag(covariance[m, b]).max()

@@ -119,6 +119,7 @@ def clashing(model, params, collections, batch, key, own):
 STREAM = dict(x=batch(5)["x"][:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [None, "more"])
 def test_mean_teacher_is_its_loss_in_a_loop_over_particles(stream):
     objective = mean_teacher(weight=2.0, std=0.3, ramp_steps=10, stream=stream)
@@ -222,6 +223,7 @@ def tempered():
     return Objective("tempered", latents=latents, init=init)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [independent, svgd])
 def test_parameters_of_its_own_follow_their_gradient_and_the_network_knows_none(direction):
     made, state = start(tempered(), direction=direction, prior=gaussian(0.8), num_examples=40)
@@ -289,6 +291,7 @@ def moved_by_hand(state, size=0.3):
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("direction", "fields"),
     [(independent, {}), (svgd, dict(kernel=lambda: rbf(2.0))), (wgd, {})],

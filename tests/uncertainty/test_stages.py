@@ -39,8 +39,10 @@ def train_of(prior, model=MODEL):
 TRAIN = train_of(priors.gaussian(2.0))
 
 
+@functools.cache
 def trained(size=P):
     inference = particles(MODEL, OPTIMISER, size=size)
+    inference = inference._replace(predict=jax.jit(inference.predict))
     return inference, inference.init(jax.random.key(3), BATCHES[0]["x"][:1])
 
 
@@ -201,7 +203,9 @@ def test_selection_does_not_look_for_the_luckiest_draws():
     head = Heteroscedastic(outputs=4, rank=1)
     model = from_network(single(MLP(widths=()), head), likelihoods.softmax(samples=8))
     x, y = BATCHES[0]["x"], jnp.arange(8) % 4
-    state = jax.jit(particles(model, OPTIMISER, size=3).init)(jax.random.key(0), x[:1])
+    state = jax.jit(particles(model, OPTIMISER, size=3).init)(
+        jax.random.key(0, impl="unsafe_rbg"), x[:1]
+    )
     params = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), state.params)
     stage = select(model, over(), num_validation=8, size=2)
     state = state.replace(params=params)
