@@ -29,6 +29,9 @@ INTERACTING = {n for n in INFERENCE if INFERENCE[n]["direction"]["name"] != "ind
 POSTERIOR = {n for n in INFERENCE if "prior" in INFERENCE[n]}
 SPACE = {n: INFERENCE[n]["direction"].get("space", "weights") for n in INFERENCE}
 FUNCTIONS = {n for n in INFERENCE if SPACE[n] != "weights"}
+OWN_LOSS = {  # objectives that are no loss of the latents
+    name for name, spec in OBJECTIVES.items() if build.make("objectives", spec, "").loss is not None
+}
 GP = {"sngp", "hetsngp", "laplace"}  # heads that the stage laplace has something to do for
 WITH_NORM = {"resnet", "wide_resnet"}
 STAGES = {
@@ -54,8 +57,8 @@ REFUSED = [
      r"ensemble: backbone\.experts\.dropout: missing; masks belong to examples"),
     (dict(ensemble={"rank1"}, inference=POSTERIOR),
      r"inference\.prior: defines a posterior over parameters, but ensemble 'rank1'"),
-    (dict(objective={"mean_teacher"}, inference=FUNCTIONS),
-     r"objective: 'mean_teacher' is not a loss of the latents, which space='\w+' needs"),
+    (dict(objective=OWN_LOSS, inference=FUNCTIONS),
+     r"objective: '\w+' is not a loss of the latents, which space='\w+' needs"),
     (dict(objective={"label_smoothing"}, head={"mean_variance"}),
      r"objective: 'label_smoothing' needs exclusive classes"),
     (dict(objective={"mean_teacher"}, head={"mean_variance"}),
