@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             chosen = {k: v for k, v in known.items() if re.search(args.methods, k)}
         except re.error as error:
-            parser.error(f"--methods: {args.methods!r} is no regular expression: {error}")
+            parser.error(f"--methods: {args.methods!r} is not a regular expression: {error}")
         if not chosen:
             parser.error(f"--methods: {args.methods!r} matches none of {list(known)}")
         study, density, distances, shown = compare(

@@ -250,7 +250,7 @@ def warn_of_posterior(stages: list[tuple[str, Stage]], model: Model) -> None:
     if not stages and model.posterior is not None and not model.posterior.moving:
         logger.warning(
             "the head has a posterior that nothing fits, so its predictions have no variance; "
-            "add a stage that fits it to config.stages, such as dict(name='laplace')"
+            "add a stage that fits it to config.stages (uncertainty/stages)"
         )
 
 

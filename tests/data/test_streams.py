@@ -17,7 +17,7 @@ from experiments.experiment.base import base, shrink
 from experiments.experiment.load import check_reads, described, load_data
 from experiments.runtime.workdir import RENAMED, difference, renamed
 from uncertainty.build import ConfigError
-from uncertainty.types import State, Target
+from uncertainty.types import State
 
 TEST = dict(split="test")
 B = 16
@@ -157,10 +157,6 @@ def test_an_entry_that_training_reads_is_named(tmp_path):
     check_reads(lambda s, batch: (moved(s, batch["x"]), {}), state(), data)
     with pytest.raises(ConfigError, match=r"data.train: npz\[train\] has no entry 'y', .* 'x'"):
         check_reads(lambda s, batch: (moved(s, batch["x"] + batch["y"]), {}), state(), data)
-
-    folds = load_data(config(particles=dict(name="folds", size=7)))
-    with pytest.raises(ConfigError, match=r"num_examples: .* \(particles differ in it"):
-        check_reads(lambda *_: Target(num_examples=folds.num_examples).N(), state(), folds)
 
     def refuses(state, batch):
         raise ValueError("objective: 'likelihood' needs labels")

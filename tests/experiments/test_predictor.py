@@ -1,6 +1,5 @@
 """Functions over data, several runs as one ensemble, and files of predictions: all by NumPy."""
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -252,7 +251,7 @@ def test_a_file_is_written_without_its_predictions_in_memory(tmp_path):
     experiment = setup(config_of(size=32, batch=500, evaluators={}))
     predict = Predictor(experiment, experiment.init())
     x = np.tile(load(TEST).x, (160, 1, 1, 1))
-    source = dataclasses.replace(experiment.source, x=x, y=np.arange(len(x), dtype=np.int32) % K)
+    source = experiment.source.with_entries(x=x, y=np.arange(len(x), dtype=np.int32) % K)
     export(predict, TEST, "alike", tmp_path / "compiled.npz")
     tracemalloc.start()
     export(predict, source, "alike", tmp_path / "test.npz")

@@ -104,7 +104,7 @@ def test_processes_that_would_run_different_things_say_so_before_anything_is_wri
     assert codes == [2, 2], "\n".join(errors)
     for error in errors:
         lines = error[error.index("error: ") :].splitlines()
-        assert lines[0] == "error: the processes of this training do not run the same:"
+        assert lines[0] == "error: the processes of this run differ:"
         assert "  config.optimiser.learning_rate: 0.1 in process 0, 0.2 in process 1" in lines
         assert "  data: examples: 1200 in process 0, 1000 in process 1" in lines
     assert not run.exists()

@@ -43,7 +43,7 @@ def test_other_takes_the_batchs_stream():
 
 @pytest.mark.parametrize("name", ["perturbed", "blurred"])
 def test_points_of_the_batch_need_one_that_all_see(name):
-    with pytest.raises(ValueError, match=f"context: '{name}' takes the points from the batch"):
+    with pytest.raises(ValueError, match=f"context: '{name}' takes points from the batch"):
         getattr(context, name)()(dict(context=dict(x=IMAGES)), None)
 
 

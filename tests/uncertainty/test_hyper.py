@@ -88,10 +88,13 @@ def test_each_hyper_parameter_is_that_of_a_run(name):
     [
         (
             dict(weight_decay=[1.0]),
-            r"hyper.weight_decay: there is no decay .* optimiser.weight_dec",
+            "hyper.weight_decay: needs rules to scale; set optimiser.weight_decay",
         ),
-        (dict(l2=[1.0]), r"hyper.l2: there is no decay to scale; set optimiser.l2"),
-        (dict(label_smoothing=[0.1]), "hyper.label_smoothing: the objective has no such rate"),
+        (dict(l2=[1.0]), "hyper.l2: needs rules to scale; set optimiser.l2"),
+        (
+            dict(label_smoothing=[0.1]),
+            "hyper.label_smoothing: needs objective.name='label_smoothing'",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -147,7 +150,7 @@ def test_what_cannot_be_is_refused(hyper, why):
 
 
 def test_there_is_a_prior_to_scale():
-    with pytest.raises(ValueError, match=r"hyper\.prior_scale: there is no prior"):
+    with pytest.raises(ValueError, match=r"hyper\.prior_scale: needs a prior"):
         particles(MODEL, optimisers.optimiser(optimisers.adam(), 0.1),
                   hyper=dict(prior_scale=[1.0]))  # fmt: skip
 

@@ -369,7 +369,7 @@ def test_strict_in_both_directions():
         (dict(layout="vitt"), "layout: 'vitt'; did you mean 'vit'"),
         (dict(rules=["cls"]), r"rules\[0\]: 'cls' is not \(pattern, path or None, \*ops\)"),
         (dict(rules=[("cls", 3)]), "is not"),
-        (dict(rules=[("(", None)]), "is no regular expression"),
+        (dict(rules=[("(", None)]), "is not a regular expression"),
         (dict(rules=[("cls", "a", "transpos")]), "no op 'transpos' here; did you mean 'transpose'"),
         (dict(rules=[("cls", "a", "tile", "split")]), "no op 'split' here"),
         (dict(rules=[("cls", "a{1}")]), r"rules: 'a\{1\}' cannot be formatted for 'cls'"),

@@ -47,7 +47,7 @@ ON_THE_BATCH = {name for name in DIRECTIONS if "functions" in name or "hybrid" i
 def compiled(name, n):
     target = Target(prior=gaussian(0.8), num_examples=n, temperature=0.7)
     direction = DIRECTIONS[name](over=executors.vmap, target=target)
-    return jax.jit(lambda state, batch: direction(MODEL, state, batch, state.key))
+    return jax.jit(lambda state, batch: direction.update(MODEL, state, batch, state.key))
 
 
 def force(name, state=STATE, rows=slice(None), n=N):
