@@ -411,7 +411,7 @@ def test_a_particle_freezes_in_a_stage_and_the_others_do_not_notice(plain, tmp_p
             checkpoints.save(step, state.replace(params=params))
         stage.run(experiment, tmp_path / name)
         after.append(samples(experiment, tmp_path / name))
-    (warning,) = [m for m in caplog.messages if "particle" in m]
+    (warning,) = [m for m in caplog.messages if m.startswith("particle")]
     assert warning.startswith("particle 2: ") and "at step 1 of snapshots;" in warning
     others = np.array([0, 1, 3])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[others], b[others]), *after)

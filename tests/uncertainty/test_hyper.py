@@ -93,7 +93,7 @@ def test_each_hyper_parameter_is_that_of_a_run(name):
         (dict(l2=[1.0]), "hyper.l2: needs rules to scale; set optimiser.l2"),
         (
             dict(label_smoothing=[0.1]),
-            "hyper.label_smoothing: needs objective.name='label_smoothing'",
+            "hyper.label_smoothing: needs objective.name='label_smo",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
