@@ -184,7 +184,6 @@ def sums(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | None:
     """state -> metrics on `data.validation`, or None if the config asks for none."""
-
     from experiments.prediction.predictor import Predictor
 
     source, task = experiment.validation, experiment.source.task
@@ -265,13 +264,10 @@ def on_these_devices(config: Mapping[str, Any]) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}")
-    from experiments.prediction.reading import check_alike
-
     setup_logging()
     workdir, *more = map(pathlib.Path, dict.fromkeys(WORKDIR.value))
     experiment = open_run(workdir)
     others = {path: open_run(path) for path in more}
-    check_alike({str(path): e.source for path, e in {workdir: experiment, **others}.items()})
     specs, name = None, "test"
     if NAME.value is not None:
         check_name(NAME.value)

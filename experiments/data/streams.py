@@ -111,8 +111,10 @@ class Data(NamedTuple):
         batch = _shapes(self.train, self.augment, (*lead, self.batch_size), "data")
         made, stored = batch["x"].shape[len(lead) + 1 :], tuple(self.train.shape)
         if made != stored:
-            raise ConfigError(f"data.augment: makes inputs of shape {made} of those of {stored}, "
-                              "which evaluation has; both must be the same")  # fmt: skip
+            raise ConfigError(
+                f"data.augment: makes inputs of shape {made} of those of {stored}, which "
+                "evaluation has; both must be the same"
+            )
         for name, stream in self.streams.items():
             field = f"data.streams.{name}"
             batch[name] = _shapes(stream.source, stream.augment, (stream.batch_size,), field)

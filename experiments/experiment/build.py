@@ -74,9 +74,10 @@ class Experiment(NamedTuple):
         particles = self.shapes.key.shape[0]
         return self.data.batches(start, particles, jax.process_index(), jax.process_count())
 
-    def put(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch of training on the mesh."""
-        return execution.put_batch(self.mesh, self.data.own_examples)(batch)
+    @property
+    def put(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Puts a batch of training on the mesh; made once for all batches."""
+        return execution.put_batch(self.mesh, self.data.own_examples)
 
     def compiled(self, state: State, batch: Batch) -> Callable[[State, Batch], Any]:
         """(state, batch) -> state, metrics: the update of training, see `compile_update`."""

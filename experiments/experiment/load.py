@@ -143,16 +143,18 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
         used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
         paths = jax.tree_util.tree_leaves_with_path((state, batch))
         read = {
-            tuple(key.key for key in path[1:] if isinstance(key, jax.tree_util.DictKey))
+            path[1].key
             for (path, _), is_used in zip(paths, used, strict=True)
             if is_used and path[0].idx == 1
         }
         for name in views:
-            if not any(path[0] == name for path in read):
-                raise ConfigError(f"data.augment: nothing reads the view {name!r}; leave it out, "
-                                  "or choose an objective that does")  # fmt: skip
+            if name not in read:
+                raise ConfigError(
+                    f"data.augment: nothing reads the view {name!r}; leave it out, or choose an "
+                    "objective that does"
+                )
         for name in data.streams:
-            if not any(path[0] == name for path in read):
+            if name not in read:
                 raise ConfigError(
                     f"data.streams.{name}: nothing reads it; set what reads it, such as "
                     "inference.direction.context=dict(name='other') for a stream 'context', or "

@@ -181,12 +181,9 @@ def put_batch(
 def batch_specs(batch: Mapping[str, Any], own_examples: bool) -> dict[str, Any]:
     """PartitionSpec of each array of a batch over the particles, for arrays that lead with P."""
 
-    def specs(entry: Any) -> Any:
-        nested = isinstance(entry, Mapping)
-        spec = PARTICLE if own_examples and not nested else PartitionSpec()
-        return jax.tree.map(lambda _: spec, entry)
-
-    return {name: specs(entry) for name, entry in batch.items()}
+    mine, shared = examples.split(batch, own_examples)
+    specs = jax.tree.map(lambda _: PartitionSpec(), dict(shared))
+    return specs | dict.fromkeys(mine, PARTICLE)
 
 
 def compile_update(
@@ -256,16 +253,6 @@ def one_particle(state: State) -> State:
         lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), state.replace(step=None)
     )
     return one.replace(step=state.step)
-
-
-def own_batch(batch: Batch) -> Batch:
-    """The shapes of one particle's batch, if particles have their own examples."""
-    return {
-        name: entry
-        if isinstance(entry, Mapping)
-        else jax.ShapeDtypeStruct((1, *entry.shape[1:]), entry.dtype)
-        for name, entry in batch.items()
-    }
 
 
 def on_mesh(
