@@ -42,7 +42,7 @@ class Ours:
             self.batches = [batches] * BATCHES
             update = jax.jit(lambda s, b: jax.lax.scan(inference.update, s, b), donate_argnums=0)
         elif name == "loop":
-            update = executors.loop(inference)
+            update = executors.Loop(inference)
         else:
             update = jax.jit(inference.update, donate_argnums=0)
         self.update, self.state, self.done = update, self.init(), 0

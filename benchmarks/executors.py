@@ -7,7 +7,7 @@ agree. They take turns; the time is that of the fastest repeat, by the wall and,
 other work, in CPU time. Compiling is the first call, without
 the persistent cache, less one step. `single` is one particle by itself: what a member costs where
 nothing is shared. `auto` is what is chosen where a config says nothing; its rules, in
-`uncertainty/inference/executors.py:auto` and `experiments/runtime/execution.py:prefers_loop`,
+`uncertainty/inference/executors.py:auto` and `experiments/runtime/execution.py:update_of`,
 follow from this table. Memory is what the compiled update allocates beside its arguments; that of
 `loop` is that of `single`.
 
@@ -69,7 +69,7 @@ class Job:
         self.state, self.size = experiment.init(), config["inference"]["size"]
         _, batch = next(batches(experiment.source, seed=0, batch_size=config["batch_size"]))
         self.batch = jax.device_put(batch)
-        self.update = experiment.compiled(self.state, self.batch)
+        self.update = experiment.update
         self.memory_mb = None
         began = time.perf_counter()
         if hasattr(self.update, "lower"):

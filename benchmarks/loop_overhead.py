@@ -73,7 +73,7 @@ class Turns:
         self.state = experiment.init()
         _, batch = next(batches(experiment.source, seed=0, batch_size=config["batch_size"]))
         self.batch = execution.put_batch(experiment.mesh)(batch)
-        self.update = experiment.compiled(self.state, self.batch)
+        self.update = experiment.update
         # Wall and CPU seconds of a step, in each block.
         self.seconds: dict[str, list[np.ndarray]] = {"loop": [], "bare": []}
         self._calls, self._began = 0, clocks()

@@ -147,9 +147,8 @@ def run_stage(
             learning_rate=stage.learning_rate,
             monitor=lambda both: experiment.monitor(both[0]),
         )
-        both = loop.run(
-            name, both, lambda *_: compiled(experiment, stage), stream, done, steps, services
-        )
+        update = compiled(experiment, stage)
+        both = loop.run(name, both, update, stream, done, steps, services)
     return finish(both, x)
 
 

@@ -143,7 +143,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
             validate=evaluate.validation(experiment) if config["evaluation"]["every"] else None,
             validate_every=config["evaluation"]["every"],
         )
-        state = loop.run("train", state, experiment.compiled, stream, start, steps, services)
+        state = loop.run("train", state, experiment.update, stream, start, steps, services)
         checkpoints.save(steps, state)
 
 

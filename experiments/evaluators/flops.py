@@ -7,7 +7,6 @@ import jax
 
 from experiments.data.examples import batch_shapes
 from experiments.evaluators import Evaluator
-from experiments.runtime.execution import one_particle
 from uncertainty import build
 from uncertainty.types import State
 
@@ -70,4 +69,7 @@ def counted(fn: Callable[[State, Any], Any], state: State, batch: Any) -> float:
 
 def counted_once(fn: Callable[[State, Any], Any], state: State, batch: Any) -> float:
     """P times the operations for one particle."""
-    return state.key.shape[0] * counted(fn, one_particle(state), batch)
+    one = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), state.replace(step=None)
+    )
+    return state.key.shape[0] * counted(fn, one.replace(step=state.step), batch)

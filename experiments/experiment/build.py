@@ -24,9 +24,14 @@ from experiments.experiment.check import (
     check_outputs,
     check_passes,
     check_pretrained,
-    check_update,
 )
-from experiments.experiment.load import described, load_data, load_validation, warn_of_data
+from experiments.experiment.load import (
+    described,
+    load_data,
+    load_validation,
+    traced,
+    warn_of_data,
+)
 from experiments.runtime import execution, writers
 from uncertainty import build
 from uncertainty.build import ConfigError
@@ -49,6 +54,7 @@ class Experiment(NamedTuple):
     executor: str  # one of `executors.NAMES`
     over: Callable[[Callable], Callable]  # maps a function over the particles by that executor
     inference: Inference
+    update: execution.Update | None  # of training; None without training data
     stages: list[tuple[str, Stage]]  # run after training
     evaluators: dict[str, Evaluator]
     shapes: State  # ShapeDtypeStructs with shardings
@@ -78,18 +84,6 @@ class Experiment(NamedTuple):
     def put(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """Puts a batch of training on the mesh; made once for all batches."""
         return execution.put_batch(self.mesh, self.data.own_examples)
-
-    def compiled(self, state: State, batch: Batch) -> Callable[[State, Batch], Any]:
-        """(state, batch) -> state, metrics: the update of training, see `compile_update`."""
-        return execution.compile_update(
-            self.inference,
-            self.mesh,
-            self.executor,
-            self.shardings,
-            state,
-            batch,
-            self.data.own_examples,
-        )
 
     def rounding(self) -> dict[str, Any]:
         """See `execution.rounding`."""
@@ -168,16 +162,21 @@ def setup(
     stages = stages_of(config, model, over, num_examples, data.validation)
     check_passes(stages, data)
     warn_of_posterior(stages, model)
-    if len(source):
-        check_pretrained(config["pretrained"], network, source.shape, shapes)
-        check_update(inference, shapes, data, mesh)
     final = shapes_after(stages, shapes, mesh, data)
     try:
         rules = config["sharding"], model.sharding
         shardings = execution.state_shardings(shapes, mesh, *rules)
+        shapes = placed(shapes, shardings)
         final = placed(final, execution.state_shardings(final, mesh, *rules))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    update = None
+    if len(source):
+        check_pretrained(config["pretrained"], network, source.shape, shapes)
+        make = functools.partial(execution.update_of, inference, mesh, executor)
+        batch = data.shapes(shapes.key.shape[0])
+        batch = execution.put_shapes(batch, mesh, data.own_examples)
+        update = traced(make, shapes, batch, data)
     return Experiment(
         config=config,
         data=data,
@@ -189,9 +188,10 @@ def setup(
         executor=executor,
         over=over,
         inference=inference,
+        update=update,
         stages=stages,
         evaluators=evaluators,
-        shapes=placed(shapes, shardings),
+        shapes=shapes,
         shardings=shardings,
         final_shapes=final,
     )

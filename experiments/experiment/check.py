@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from experiments.data.source import Source
 from experiments.data.streams import Data
-from experiments.experiment.load import check_reads
 from experiments.runtime import execution
 from uncertainty.build import ConfigError
 from uncertainty.types import Inference, Latent, Model, Stage, State
@@ -63,17 +62,6 @@ def check_pretrained(
         from experiments.experiment import initialise
 
         initialise.check(spec, network, shape, shapes, required)
-
-
-def check_update(inference: Inference, shapes: State, data: Data, mesh: Mesh) -> None:
-    """Traces a step, of one particle if that is enough, to check it.
-
-    Raises:
-      ConfigError: the step cannot be traced.
-    """
-    if inference.separable:
-        shapes = execution.one_particle(shapes)
-    check_reads(execution.on_mesh(inference.update, mesh, particles=False), shapes, data)
 
 
 def check_noise(config: Mapping[str, Any], model: Model) -> None:

@@ -13,8 +13,9 @@ from experiments.data.examples import Source
 from experiments.data.loader import batches
 from experiments.data.source import load
 from experiments.data.streams import Data, Stream, check_streams, same_entries
+from experiments.runtime.execution import Update
 from uncertainty.build import ConfigError
-from uncertainty.types import State
+from uncertainty.types import Batch, State
 
 logger = logging.getLogger(__name__)
 
@@ -116,16 +117,23 @@ def load_validation(config: Mapping[str, Any], source: Source) -> Source:
     return load(config["data"]["validation"], "data.validation", source, labels.ALIKE)
 
 
-def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -> None:
-    """Traces an update of the particles of `state` with the shapes of a batch.
+def traced(
+    make: Callable[[State, Batch], Update], state: State, batch: Batch, data: Data
+) -> Update:
+    """The update that `make` makes for a state and a batch, traced.
+
+    Args:
+      make: called with shapes.
+      state, batch: their shapes.
+      data: of training, which makes the batches.
 
     Raises:
-      ConfigError: the update refuses it, reads an entry that the batch lacks, or does not depend on
-        one of the streams.
+      ConfigError: the update cannot be traced, reads an entry that the batch lacks, or does not
+        depend on one of the streams.
     """
-    batch = data.shapes(state.key.shape[0])
     try:
-        program = jax.make_jaxpr(update)(state, batch).jaxpr
+        update = make(state, batch)
+        program = update.trace(state, batch).jaxpr.jaxpr
     except KeyError as error:
         (name,) = error.args
         if name in batch:
@@ -141,12 +149,9 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
     views = [name for name in batch if name not in data.train.names and name not in data.streams]
     if data.streams or views:
         used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
-        paths = jax.tree_util.tree_leaves_with_path((state, batch))
-        read = {
-            path[1].key
-            for (path, _), is_used in zip(paths, used, strict=True)
-            if is_used and path[0].idx == 1
-        }
+        paths = jax.tree_util.tree_leaves_with_path(batch)  # the batch is the last argument
+        used = used[len(used) - len(paths) :]
+        read = {path[0].key for (path, _), is_used in zip(paths, used, strict=True) if is_used}
         for name in views:
             if name not in read:
                 raise ConfigError(
@@ -160,6 +165,7 @@ def check_reads(update: Callable[[State, Any], Any], state: State, data: Data) -
                     "inference.direction.context=dict(name='other') for a stream 'context', or "
                     f"unset data.streams.{name}"
                 )
+    return update
 
 
 def warn_of_data(config: Mapping[str, Any], source: Source) -> None:

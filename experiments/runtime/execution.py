@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -26,8 +26,8 @@ from uncertainty.types import Batch, Inference, Metrics, State
 
 AXES = ("data", "particle", "expert", "model")
 BATCH = ("data", "expert")  # the axes that shard a batch
-BATCH_SPEC = PartitionSpec(BATCH)
 PARTICLE = PartitionSpec("particle")
+LARGE = 1_000_000  # parameters of a particle
 
 
 def prepare() -> None:
@@ -87,7 +87,7 @@ def check_executor(executor: str, inference: Inference, mesh: Mesh) -> None:
     if mesh.shape["particle"] > 1:
         raise ConfigError("inference.executor: 'loop' runs on one device; unset mesh.particle")
     try:
-        executors.loop(inference)
+        executors.Loop(inference)
     except ValueError as error:
         raise ConfigError(f"inference.{error}") from error
 
@@ -162,20 +162,39 @@ def put_batch(
     """
 
     def put(batch: Mapping[str, Any]) -> dict[str, Any]:
+        if one_cpu(mesh):
+            return dict(batch)
+        shardings = batch_shardings(batch, mesh, own_examples)
         if jax.process_count() > 1:
-            return jax.tree.map(
-                jax.make_array_from_process_local_data, shardings(batch), dict(batch)
-            )
-        on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-        return dict(batch) if on_cpu else jax.device_put(dict(batch), shardings(batch))
-
-    def shardings(batch: Mapping[str, Any]) -> dict[str, Any]:
-        return jax.tree.map(
-            lambda spec: NamedSharding(mesh, PartitionSpec(*spec, BATCH)),
-            batch_specs(batch, own_examples),
-        )
+            return jax.tree.map(jax.make_array_from_process_local_data, shardings, dict(batch))
+        return jax.device_put(dict(batch), shardings)
 
     return put
+
+
+def put_shapes(batch: Batch, mesh: Mesh, own_examples: bool = False) -> Batch:
+    """The shapes of a global batch with the shardings that `put_batch` gives it."""
+    if one_cpu(mesh):
+        return batch
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        batch,
+        batch_shardings(batch, mesh, own_examples),
+    )
+
+
+def one_cpu(mesh: Mesh) -> bool:
+    """Whether all runs on a single CPU device of one process."""
+    alone = mesh.size == jax.process_count() == 1
+    return alone and mesh.devices.flat[0].platform == "cpu"
+
+
+def batch_shardings(batch: Mapping[str, Any], mesh: Mesh, own_examples: bool) -> dict[str, Any]:
+    """Of each array of a batch, see `put_batch`."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, PartitionSpec(*spec, BATCH)),
+        batch_specs(batch, own_examples),
+    )
 
 
 def batch_specs(batch: Mapping[str, Any], own_examples: bool) -> dict[str, Any]:
@@ -186,34 +205,44 @@ def batch_specs(batch: Mapping[str, Any], own_examples: bool) -> dict[str, Any]:
     return specs | dict.fromkeys(mine, PARTICLE)
 
 
-def compile_update(
-    inference: Inference,
-    mesh: Mesh,
-    executor: str,
-    shardings: State,
-    state: State,
-    batch: Batch,
-    own_examples: bool = False,
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """The compiled update for the loop; its state is donated.
+class Update(Protocol):
+    """(state, batch) -> state, metrics; compiled at the first call, donates the state."""
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]: ...
+
+    def trace(self, state: State, batch: Batch) -> jax.stages.Traced:
+        """Its program, of arrays or shapes; a call with the same shapes does not trace again."""
+
+
+def update_of(
+    inference: Inference, mesh: Mesh, executor: str, state: State, batch: Batch
+) -> Update:
+    """The update for the loop.
+
+    `executor` 'auto' prefers one program called P times to one program for all of P, on CPU
+    (`benchmarks/executors.py`), for XLA's convolutions: as fast as P copies of them in one program,
+    which take P times as long to compile; and for large particles: as fast as a scan, without the
+    gradients and updates of all particles in memory.
 
     Args:
       inference: has the update.
       mesh: of all devices.
       executor: one of `executors.NAMES`.
-      shardings: of the state.
-      state, batch: of the run, or their shapes.
-      own_examples: see `put_batch`.
+      state: of the run, or its shapes, with shardings.
+      batch: of the run, or its shapes.
     """
-    inference = inference._replace(
-        update=on_mesh(inference.update, mesh, own_examples=own_examples)
-    )
-    sharded = mesh.shape["particle"] > 1
-    if executor == "loop" or (
-        executor == "auto" and not sharded and prefers_loop(inference, state, batch, own_examples)
-    ):
-        return executors.loop(inference)
-    return jax.jit(inference.update, donate_argnums=0, out_shardings=(shardings, None))
+    update = on_mesh(inference.update, mesh, own_examples=inference.own_examples)
+    inference, P = inference._replace(update=update), state.key.shape[0]
+    if executor == "loop":
+        return executors.Loop(inference)
+    alone = inference.separable and P > 1 and mesh.shape["particle"] == 1
+    if executor == "auto" and alone and mesh.devices.flat[0].platform == "cpu":
+        loop = executors.Loop(inference)
+        parameters = sum(a.size for a in jax.tree.leaves(state.params)) // P
+        if parameters >= LARGE or executors.has_convolution(loop.trace(state, batch).jaxpr.jaxpr):
+            return loop
+    shardings = jax.tree.map(lambda a: a.sharding, state)
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def rounding(mesh: Mesh, executor: str) -> dict[str, Any]:
@@ -224,35 +253,6 @@ def rounding(mesh: Mesh, executor: str) -> dict[str, Any]:
         devices=mesh.devices.flat[0].device_kind,
         jax=jax.__version__,
     )
-
-
-LARGE = 1_000_000  # parameters of a particle
-
-
-def prefers_loop(
-    inference: Inference, state: State, batch: Batch, own_examples: bool = False
-) -> bool:
-    """Whether one program called P times is better than one program for all of P.
-
-    On CPU (`benchmarks/executors.py`) it is for XLA's convolutions: as fast as P copies of them in
-    one program, which take P times as long to compile; and for large particles: as fast as a scan,
-    without the gradients and updates of all particles in memory.
-    """
-    P = state.key.shape[0]
-    if jax.default_backend() != "cpu" or not inference.separable or P == 1:
-        return False
-    if sum(a.size for a in jax.tree.leaves(state.params)) >= LARGE * P:
-        return True
-    batch = examples.each(lambda a: a[:1], batch, own_examples)
-    return executors.has_convolution(inference.update, one_particle(state), batch)
-
-
-def one_particle(state: State) -> State:
-    """The shapes of one particle of a state, without shardings."""
-    one = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), state.replace(step=None)
-    )
-    return one.replace(step=state.step)
 
 
 def on_mesh(

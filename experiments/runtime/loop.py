@@ -66,7 +66,7 @@ class Services:
 def run(
     name: str,
     carry: Carry,
-    compiled: Callable[[Carry, Batch], Update],
+    update: Update,
     stream: Iterator[tuple[int, Batch]],
     start: int,
     steps: int,
@@ -77,9 +77,9 @@ def run(
     Args:
       name: of the loop, for the progress line and messages.
       carry: at `start`; it may be donated.
-      compiled: makes the update for the first batch. Its metrics have at least one array. If it
-        trains they are those of `Inference.update`: `loss`, `finite`, `gradient_norm` [P], and with
-        labels `nll` [P, M, B].
+      update: (carry, batch) -> carry, metrics. Its metrics have at least one array. If it trains
+        they are those of `Inference.update`: `loss`, `finite`, `gradient_norm` [P], and with labels
+        `nll` [P, M, B].
       stream: of (step, batch), from step `start` on.
       start: steps that are done.
       steps: the total at the end.
@@ -89,7 +89,7 @@ def run(
       ParticleFault: with `on_fault='stop'`, or if no particle is left.
       Interrupted: SIGTERM or SIGINT came; the carry is saved first.
     """
-    update, learning_rate = None, services.learning_rate and jax.jit(services.learning_rate)
+    learning_rate = services.learning_rate and jax.jit(services.learning_rate)
     writer, faults, finished = services.writer, services.faults, Finished(start)
     alone, first = jax.process_count() == 1, jax.process_index() == 0
     profile = services.profile or Profile(writer.path.parent, ())
@@ -97,7 +97,6 @@ def run(
     with Progress(steps, name, finished=finished, start=start, show=first) as progress:
         for step in range(start, steps):
             _, batch = next(stream)
-            update = update or compiled(carry, batch)
             with profile(step):
                 carry, metrics = update(carry, batch)
             done, trains, text = step + 1, "loss" in metrics, None

@@ -14,7 +14,7 @@ from experiments.data.source import load
 from experiments.data.streams import seed_of
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base, shrink
-from experiments.experiment.load import check_reads, described, load_data
+from experiments.experiment.load import described, load_data, traced
 from experiments.runtime.workdir import RENAMED, difference, renamed
 from uncertainty.build import ConfigError
 from uncertainty.types import State
@@ -115,6 +115,10 @@ def test_streams_are_read_as_the_training_data(tmp_path):
         load_data(config(train=spec, particles=grouped))
 
 
+def check(update, state, data):
+    traced(lambda *_: jax.jit(update), state, data.shapes(2), data)
+
+
 def state(size=2):
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
     w = jax.ShapeDtypeStruct((size, 64), jnp.float32)
@@ -138,37 +142,37 @@ def test_a_stream_has_to_be_read(data):
         return update
 
     one = load_data(config({"context": TEST, "noise": STREAMS["noise"]}))
-    check_reads(reads("context", "noise"), state(), one)
+    check(reads("context", "noise"), state(), one)
     for read, unread in (("context", "noise"), ("noise", "context")):
         with pytest.raises(ConfigError, match=f"data.streams.{unread}: nothing reads it"):
-            check_reads(reads(read), state(), one)
-    check_reads(reads(), state(), load_data(config()))
+            check(reads(read), state(), one)
+    check(reads(), state(), load_data(config()))
 
     def in_metrics(state, batch):
         return state, {"seen": batch["context"]["x"].sum() + batch["noise"]["x"].sum()}
 
-    check_reads(in_metrics, state(), one)
+    check(in_metrics, state(), one)
 
 
 def test_an_entry_that_training_reads_is_named(tmp_path):
     np.savez(tmp_path / "set.npz", x=np.zeros((5, 64)))
     data = load_data(config(train=dict(name="npz", path=str(tmp_path / "set.npz"))))
     assert data.train.task == "unlabelled"
-    check_reads(lambda s, batch: (moved(s, batch["x"]), {}), state(), data)
+    check(lambda s, batch: (moved(s, batch["x"]), {}), state(), data)
     with pytest.raises(ConfigError, match=r"data.train: npz\[train\] has no entry 'y', .* 'x'"):
-        check_reads(lambda s, batch: (moved(s, batch["x"] + batch["y"]), {}), state(), data)
+        check(lambda s, batch: (moved(s, batch["x"] + batch["y"]), {}), state(), data)
 
     def refuses(state, batch):
         raise ValueError("objective: 'likelihood' needs labels")
 
     with pytest.raises(ConfigError, match=r"data.train: .* has no entry 'y': objective: 'likel"):
-        check_reads(refuses, state(), data)
+        check(refuses, state(), data)
 
     def broken(state, batch):
         return {}["x"]
 
     with pytest.raises(KeyError):
-        check_reads(broken, state(), data)
+        check(broken, state(), data)
 
 
 def test_what_later_evaluation_needs_is_noted(data, tmp_path):

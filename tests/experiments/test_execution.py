@@ -39,7 +39,7 @@ def train(config, steps=4):
     update = None
     for step, batch in data:
         batch = put(batch)
-        update = update or experiment.compiled(state, batch).lower(state, batch).compile()
+        update = update or experiment.update.lower(state, batch).compile()
         state, metrics = update(state, batch)
         if step + 1 == steps:
             return experiment, state, metrics, collectives(update.as_text())

@@ -45,7 +45,7 @@ def train(config, steps=STEPS):
     state = experiment.init()
     data = experiment.batches(0)
     batch = put(next(data)[1])
-    update = experiment.compiled(state, batch).lower(state, batch).compile()
+    update = experiment.update.lower(state, batch).compile()
     for _ in range(steps):
         state, metrics = update(state, batch)
         batch = put(next(data)[1])

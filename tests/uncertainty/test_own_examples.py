@@ -56,7 +56,7 @@ def alone():
 def test_every_executor_gives_each_particle_its_own(executor):
     made, state = make(executor), begin()
     assert made.own_examples
-    update = executors.loop(made) if executor == "loop" else jax.jit(made.update)
+    update = executors.Loop(made) if executor == "loop" else jax.jit(made.update)
     for b in OWN:
         state, metrics = update(state, b)
     weights, nll = alone()

@@ -54,7 +54,7 @@ def auto(fn: Callable) -> Callable:
         one = jax.tree.map(lambda a: a[0], particles)
         if not cpu.enabled():
             over = vmap
-        elif _size(particles) == 1 or has_convolution(fn, one, shared):
+        elif _size(particles) == 1 or has_convolution(jax.make_jaxpr(fn)(one, shared).jaxpr):
             over = unroll
         else:
             over = vmap if _floats(one) < SMALL else scan
@@ -74,7 +74,7 @@ def mapping(name: str) -> Callable[[Callable], Callable]:
     return {"vmap": vmap, "unroll": unroll, "scan": scan}.get(name, auto)
 
 
-def loop(inference: Inference) -> Callable[[State, Batch], tuple[State, Metrics]]:
+class Loop:
     """An update from Python: one particle at a time, in place, with one program for any P.
 
     A host function: under `jax.jit` it would be unrolled. The state is donated.
@@ -82,55 +82,54 @@ def loop(inference: Inference) -> Callable[[State, Batch], tuple[State, Metrics]
     Raises:
       ValueError: the particles interact.
     """
-    if not inference.separable:
-        raise ValueError(
-            "executor: 'loop' updates one particle at a time, but these particles interact; "
-            "use 'auto', 'vmap', 'unroll' or 'scan'"
-        )
 
-    def one(state: State, p: jax.Array | int, batch: Batch) -> tuple[State, Metrics]:
-        step = state.step
-        arrays = state.replace(step=None)
-        take = lambda a: jax.lax.dynamic_slice_in_dim(a, p, 1)  # noqa: E731
-        mine = jax.tree.map(take, arrays)
-        batch = examples.each(take, batch, inference.own_examples)
-        new, metrics = inference.update(mine.replace(step=step), batch)
-        arrays = jax.tree.map(
-            lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, p, 0),
-            arrays,
-            new.replace(step=None),
-        )
-        return arrays.replace(step=step), metrics
+    def __init__(self, inference: Inference):
+        if not inference.separable:
+            raise ValueError(
+                "executor: 'loop' updates one particle at a time, but these particles interact; "
+                "use 'auto', 'vmap', 'unroll' or 'scan'"
+            )
 
-    one = jax.jit(one, donate_argnums=0)
+        def one(state: State, p: jax.Array | int, batch: Batch) -> tuple[State, Metrics]:
+            step = state.step
+            arrays = state.replace(step=None)
+            take = lambda a: jax.lax.dynamic_slice_in_dim(a, p, 1)  # noqa: E731
+            mine = jax.tree.map(take, arrays)
+            batch = examples.each(take, batch, inference.own_examples)
+            new, metrics = inference.update(mine.replace(step=step), batch)
+            arrays = jax.tree.map(
+                lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, p, 0),
+                arrays,
+                new.replace(step=None),
+            )
+            return arrays.replace(step=step), metrics
 
-    @jax.jit
-    def join(step: jax.Array, metrics: list[Metrics]) -> tuple[jax.Array, Metrics]:
-        return step + 1, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *metrics)
+        def join(step: jax.Array, metrics: list[Metrics]) -> tuple[jax.Array, Metrics]:
+            return step + 1, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *metrics)
 
-    def update(state: State, batch: Batch) -> tuple[State, Metrics]:
+        self._one, self._join = jax.jit(one, donate_argnums=0), jax.jit(join)
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         batch = jax.device_put(batch)  # once, not once for each particle
         metrics = []
         for p in range(_size(state.key)):
-            state, m = one(state, p, batch)
+            state, m = self._one(state, p, batch)
             metrics.append(m)
-        step, metrics = join(state.step, metrics)
-        return state.replace(step=step), metrics
+        step, joined = self._join(state.step, metrics)
+        return state.replace(step=step), joined
 
-    return update
+    def trace(self, state: State, batch: Batch) -> Any:
+        """The traced program of a particle, as of a jitted function; calls do not trace again."""
+        return self._one.trace(state, 0, batch)
 
 
-def has_convolution(fn: Callable, *args: Any) -> bool:
-    """Whether tracing fn(*args) meets a convolution."""
-
-    def search(jaxpr: Any) -> bool:
-        return any(
-            equation.primitive.name == "conv_general_dilated"
-            or any(map(search, _inner(equation.params)))
-            for equation in jaxpr.eqns
-        )
-
-    return search(jax.make_jaxpr(fn)(*args).jaxpr)
+def has_convolution(jaxpr: Any) -> bool:
+    """Whether there is a convolution in a jaxpr, or in one of those within it."""
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        or any(map(has_convolution, _inner(equation.params)))
+        for equation in jaxpr.eqns
+    )
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:

@@ -139,7 +139,10 @@ def particles(
     def init(key: jax.Array, x: jax.Array) -> State:
         # One compiled init, called P times: faster to compile than init mapped over P.
         keys = [jax.random.fold_in(key, p) for p in range(size)]
-        made = [init_one(k, x) for k in keys]
+        return start(keys, [init_one(k, x) for k in keys], x)
+
+    @jax.jit  # one small program instead of one for each shape
+    def start(keys: list[jax.Array], made: list[tuple], x: jax.Array) -> State:
         params, collections = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
         if objective.init is not None:
             own = [
