@@ -103,23 +103,23 @@ def top_k(
     best, expert = _largest(jax.lax.stop_gradient(gates), k)  # [S, K]
     if real is not None:
         expert = jnp.where(real[:, None], expert, E)  # an expert that has no slots
-    priority = jnp.arange(S)
-    if batch_priority:
-        priority = jnp.argsort(-best[:, 0], stable=True)
+    priority = jnp.argsort(-best[:, 0], stable=True) if batch_priority else None
     # Choices i = 0 .. K S - 1 by priority: choice i is that of token priority[i % S].
-    chosen = expert[priority].T.reshape(-1)
+    chosen = (expert if priority is None else expert[priority]).T.reshape(-1)
     by_expert = _argsort(chosen, E)
     start = jnp.searchsorted(chosen[by_expert], jnp.arange(E + 1))  # [E + 1]
     at = start[:-1, None] + jnp.arange(slots)  # [E, C]
     filled = at < start[1:, None]
     if room is not None:
         filled &= jnp.arange(slots) < room
-    token = priority[by_expert[jnp.minimum(at, k * S - 1)] % S]
+    token = by_expert[jnp.minimum(at, k * S - 1)] % S
+    token = token if priority is None else priority[token]
     gate = jnp.where(filled, jnp.take_along_axis(gates.T, token, axis=1), 0.0)
     rank = _inverse(by_expert) - start[chosen]
     placed = rank < slots if room is None else (rank < room) & (chosen < E)
     slot = jnp.where(placed, chosen * slots + rank, E * slots)
-    slot = slot.reshape(k, S)[:, _inverse(priority)].T
+    # XLA's compiler for TPUs aborts on the inverse of a permutation that it knows to be the identity.
+    slot = slot.reshape(k, S).T if priority is None else slot.reshape(k, S)[:, _inverse(priority)].T
     return Routes(token=jnp.where(filled, token, S), gate=gate, slot=slot)
 
 
