@@ -118,7 +118,7 @@ def top_k(
     rank = _inverse(by_expert) - start[chosen]
     placed = rank < slots if room is None else (rank < room) & (chosen < E)
     slot = jnp.where(placed, chosen * slots + rank, E * slots)
-    # XLA's compiler for TPUs aborts on the inverse of a permutation that it knows to be the identity.
+    # The TPU compiler aborts on the inverse of a permutation that it knows to be the identity.
     slot = slot.reshape(k, S).T if priority is None else slot.reshape(k, S)[:, _inverse(priority)].T
     return Routes(token=jnp.where(filled, token, S), gate=gate, slot=slot)
 
