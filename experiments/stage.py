@@ -16,12 +16,12 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import evaluate
@@ -168,8 +168,18 @@ def resumed(checkpoints: Checkpoints, both: tuple[State, Any], name: str) -> tup
     return restored
 
 
-def compiled(experiment: Experiment, stage: Stage) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
-    """((State, carry), batch) -> (State, carry), metrics: the update of a stage, donated."""
+class Padded(NamedTuple):
+    """A batch of `size` examples and padding, so that devices can share it."""
+
+    batch: Batch
+    size: int
+
+
+def compiled(experiment: Experiment, stage: Stage) -> Callable[[Any, Any], tuple[Any, Metrics]]:
+    """((State, carry), batch) -> (State, carry), metrics: the update of a stage, donated.
+
+    For a stage that passes over the data it takes Padded.
+    """
 
     def update(both: tuple[State, Any], batch: Batch) -> tuple[Any, Metrics]:
         state, carry, metrics = stage.update(*both, batch)
@@ -177,9 +187,15 @@ def compiled(experiment: Experiment, stage: Stage) -> Callable[[Any, Batch], tup
         return (state, carry), metrics or {"step": state.step + 0}
 
     own = experiment.data.own_examples and bool(stage.steps)
-    return jax.jit(
-        execution.on_mesh(update, experiment.mesh, stage.separable, own), donate_argnums=0
-    )
+    update = execution.on_mesh(update, experiment.mesh, stage.separable, own)
+    if stage.steps:
+        return jax.jit(update, donate_argnums=0)
+
+    def cut(both: tuple[State, Any], batch: Batch, size: int) -> tuple[Any, Metrics]:
+        return update(both, {name: a[:size] for name, a in batch.items()})
+
+    program = jax.jit(cut, donate_argnums=0, static_argnums=2)
+    return lambda both, padded: program(both, *padded)
 
 
 def examples(experiment: Experiment, stage: Stage, before: int, done: int) -> tuple[int, Prefetch]:
@@ -191,25 +207,21 @@ def examples(experiment: Experiment, stage: Stage, before: int, done: int) -> tu
     source = experiment.source if stage.data == "train" else experiment.validation
     size = config["evaluation"]["batch_size"]
     each = -(-len(source) // size)
-    return stage.passes * each, prefetch(parts(source, experiment.mesh, size, done), dict)
+    return stage.passes * each, prefetch(parts(source, experiment.mesh, size, done), lambda b: b)
 
 
-def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[int, Batch]]:
+def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[int, Padded]]:
     """(i, batch) of endless passes over all examples from batch `start` on, without augmentation.
 
-    The last batch of a pass may be smaller; every process has all of it, as processes may not
-    divide it.
+    The last batch of a pass may be smaller.
     """
-    share = rows(size, jax.process_index(), jax.process_count())
-    put, everywhere = execution.put_batch(mesh), NamedSharding(mesh, PartitionSpec())
-    whole = len(source) // size
+    put = execution.put_batch(mesh)
     for i in itertools.count(start):
         first = i % -(-len(source) // size) * size
-        if first < whole * size:
-            yield i, put(source.gather(np.arange(first + share.start, first + share.stop)))
-        else:
-            rest = dict(source.gather(np.arange(first, len(source))))
-            yield i, execution.place(rest, dict.fromkeys(rest, everywhere))
+        stop = min(first + size, len(source))
+        share = rows(execution.padded(stop - first, mesh), jax.process_index(), jax.process_count())
+        chosen = np.minimum(np.arange(first + share.start, first + share.stop), stop - 1)
+        yield i, Padded(put(source.gather(chosen)), stop - first)
 
 
 def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: dict) -> Experiment:

@@ -144,24 +144,36 @@ def forms(
 
 
 def epoch(
-    source: Source, batch_size: int, *, process_index: int = 0, process_count: int = 1
+    source: Source,
+    batch_size: int,
+    *,
+    padded: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """All examples once, in order, in batches of one shape.
 
     The last batch is padded with copies of the last example; `mask` [B] bool is False there.
     Without labels y is 0. With several processes each yields its share of every batch.
 
+    Args:
+      source: the data.
+      batch_size: examples of a batch.
+      padded: the size that every batch is padded to, for devices to share; 0 for `batch_size`.
+      process_index, process_count: which share.
+
     Raises:
       ValueError: processes that cannot share the batch.
     """
-    share = rows(batch_size, process_index, process_count)
+    share = rows(padded or batch_size, process_index, process_count)
+    positions = np.arange(share.start, share.stop)
 
     def generate() -> Iterator[Batch]:
         for start in range(0, len(source), batch_size):
-            chosen = np.arange(start + share.start, start + share.stop)
-            batch = source.gather(np.minimum(chosen, len(source) - 1))
-            batch.setdefault("y", np.zeros(len(chosen), np.int32))
-            yield batch | {"mask": chosen < len(source)}
+            stop = min(start + batch_size, len(source))
+            batch = source.gather(np.minimum(start + positions, stop - 1))
+            batch.setdefault("y", np.zeros(len(positions), np.int32))
+            yield batch | {"mask": start + positions < stop}
 
     return generate()
 

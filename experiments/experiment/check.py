@@ -103,5 +103,3 @@ def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:
         execution.check_divides(field, of_stream, mesh, *execution.BATCH)
     part = "batch_size / inference.accumulate"
     execution.check_divides(part, size // accumulate, mesh, *execution.BATCH)
-    size = config["evaluation"]["batch_size"]
-    execution.check_divides("evaluation.batch_size", size, mesh, *execution.BATCH)

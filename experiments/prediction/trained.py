@@ -63,6 +63,7 @@ class Trained:
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.likelihood = experiment.model.likelihood
         self._over = experiment.over
+        self._padded = execution.padded(self.batch_size, experiment.mesh)
         self._needs_mask = experiment.model.batch_dependent
         self._put = execution.put_batch(experiment.mesh)
         self._latents = execution.on_mesh(
@@ -106,8 +107,8 @@ class Trained:
           particles: see `fn`.
           axis: of the examples in what `fn` returns, counting the leading axis of `particles`; the
             padding of the last batch is cut off there. None leaves arrays unchanged.
-          entries: of a batch. A padded batch also has `mask` [B], False for padding, if examples
-            depend on one another at prediction.
+          entries: of a batch. The last batch, if padded, also has `mask` [B], False for padding, if
+            examples depend on one another at prediction.
         """
         program = self._program(fn, particles)
         for batch, examples in self._batches(source, entries):
@@ -172,7 +173,11 @@ class Trained:
                     lambda state, batch: self._over(fn)(samples.predicting(state), batch),
                     self.experiment.mesh,
                 )
-            self._programs[fn, particles] = jax.jit(whole)
+
+            def cut(state: Any, batch: Batch) -> Any:  # of what devices need to share a batch
+                return whole(state, {name: a[: self.batch_size] for name, a in batch.items()})
+
+            self._programs[fn, particles] = jax.jit(cut)
         return self._programs[fn, particles]
 
     def _batches(
@@ -180,11 +185,11 @@ class Trained:
     ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
         """Batches on the mesh, and on the host all entries except x, without padding."""
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        for batch in epoch(source, self.batch_size, **share):
+        for batch in epoch(source, self.batch_size, padded=self._padded, **share):
             examples = execution.host({k: a for k, a in batch.items() if k != "x"})
             mask = examples.pop("mask")
             count = int(np.sum(mask))
-            full = count == len(mask) or not self._needs_mask
+            full = count == self.batch_size or not self._needs_mask
             fields = entries if full else (*entries, "mask")
             examples = {name: array[:count] for name, array in examples.items()}
             yield self._put({field: batch[field] for field in fields}), examples

@@ -172,6 +172,13 @@ def put_batch(
     return put
 
 
+def padded(size: int, mesh: Mesh) -> int:
+    """The smallest number of examples from `size` on that devices and processes can share."""
+    devices = math.prod(mesh.shape[axis] for axis in BATCH)
+    multiple = math.lcm(devices, jax.process_count())
+    return -(-size // multiple) * multiple
+
+
 def put_shapes(batch: Batch, mesh: Mesh, own_examples: bool = False) -> Batch:
     """The shapes of a global batch with the shardings that `put_batch` gives it."""
     if one_cpu(mesh):
