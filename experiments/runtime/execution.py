@@ -98,8 +98,11 @@ def state_shardings(
     """The NamedSharding of every leaf: P over `particle`, then by the first rule that matches.
 
     A rule maps a parameter path to the mesh axes of its trailing dimensions, for example
-    `('dense0/kernel', (None, 'model'))`; collections and optimiser state follow the path of their
-    parameter. Leaves without a rule are replicated over the other axes.
+    `('dense0/kernel', (None, 'model'))`, or to the name of one axis, which then shards the largest
+    dimension that its devices divide: `('.*', 'data')` shards all parameters over the devices that
+    share the batch (fully sharded data parallelism). Collections and optimiser state follow the
+    path of their parameter. Leaves without a rule, and those that one axis does not divide, are
+    replicated over the other axes.
 
     Args:
       state: arrays, or their shapes.
@@ -108,9 +111,14 @@ def state_shardings(
       defaults: the model's rules (`Model.sharding`), for axes with several devices.
 
     Raises:
-      ValueError: a rule that matches no parameter, or an axis that does not divide one.
+      ValueError: a rule that matches no parameter, an unknown axis, or one that does not divide a
+        dimension that a rule names it for.
     """
     rules.match(sharding_rules, state.params, field="sharding", default=())
+    for i, (_, axes) in enumerate(sharding_rules):
+        for axis in (axes,) if isinstance(axes, str) else axes:
+            if axis is not None and axis not in AXES:
+                raise ValueError(f"sharding[{i}]: {axis!r} is no mesh axis; {nearest(axis, AXES)}")
     defaults = [
         (path, axes)
         for path, axes in defaults
@@ -119,10 +127,12 @@ def state_shardings(
 
     def shard(key_path: tuple, leaf: Any) -> NamedSharding:
         path = rules.path_of(key_path)
-        found = (tuple(a) for r, a in (*sharding_rules, *defaults) if rules.re.search(r, path))
-        axes = next(found, ())
-        if path.startswith("samples/"):  # [P, S, ...]
-            axes = (None, *axes)
+        lead = 2 if path.startswith("samples/") else 1  # [P, S, ...] or [P, ...]
+        matching = (axes for r, axes in (*sharding_rules, *defaults) if rules.re.search(r, path))
+        axes = next(matching, ())
+        if isinstance(axes, str):
+            axes = largest(leaf.shape[lead:], axes, mesh)
+        axes = (*(None,) * (lead - 1), *axes)
         if len(axes) >= leaf.ndim:  # such as a scalar of the optimiser
             axes = ()
         sharding = NamedSharding(mesh, PartitionSpec("particle", *axes))
@@ -134,6 +144,14 @@ def state_shardings(
 
     placed = jax.tree_util.tree_map_with_path(shard, state.replace(step=None))
     return placed.replace(step=NamedSharding(mesh, PartitionSpec()))
+
+
+def largest(shape: Sequence[int], axis: str, mesh: Mesh) -> tuple[str | None, ...]:
+    """The axes of an array whose largest dimension that `axis` divides is sharded over it."""
+    divided = [size if size % mesh.shape[axis] == 0 else 0 for size in shape]
+    if not any(divided):
+        return ()
+    return tuple(axis if i == divided.index(max(divided)) else None for i in range(len(shape)))
 
 
 def place(tree: Any, shardings: Any) -> Any:
