@@ -207,3 +207,31 @@ def test_dropout_of_a_residual_network_follows_inner_activations_and_projections
         "stage3/block0/dropout0",
         "stage3/block0/shortcut_dropout",
     ]
+
+
+@pytest.mark.slow
+def test_remat_changes_neither_values_nor_gradients_nor_statistics(random_variables):
+    x = normal(1, 2, 8, 8, 3)
+    dropout = functools.partial(Dropout, rate=0.5)
+    plain, remat = (
+        ResNet(depth=8, width=4, dropout=dropout, remat=remat) for remat in (False, True)
+    )
+    variables = random_variables(plain, x, train=False)
+
+    def step(params, module):
+        rest = {name: tree for name, tree in variables.items() if name != "params"}
+        out, changed = module.apply(
+            {"params": params, **rest}, x, train=True,
+            mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)},
+        )  # fmt: skip
+        return (out**2).sum(), changed
+
+    results = [
+        jax.jit(jax.value_and_grad(functools.partial(step, module=m), has_aux=True))(
+            variables["params"]
+        )
+        for m in (plain, remat)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+    program = jax.make_jaxpr(lambda p: step(p, remat)[0])(variables["params"])
+    assert str(program).count("remat") >= 3  # blocks

@@ -49,6 +49,7 @@ class ResNet(ConvModule, Backbone):
     Attributes:
       depth: number of convolutions between input and features, plus the dense head.
       width: filters of the first stage, doubled with each stage; None for the paper's.
+      remat: recompute each block in the backward pass instead of keeping its activations.
       conv, norm, dropout, filterwise_dropout, dtype: see `ConvModule`. Dropout follows the
         projections, and every ReLU except those that end a block.
 
@@ -58,6 +59,7 @@ class ResNet(ConvModule, Backbone):
 
     depth: int = 20
     width: int | None = None
+    remat: bool = False
 
     def __post_init__(self):
         if self.depth not in _SHAPES:
@@ -86,6 +88,7 @@ class ResNet(ConvModule, Backbone):
         x = stem(x.astype(self.dtype), train=train)
         for i, depth in enumerate(shape.stages):
             block = functools.partial(shape.block, features=width * 2**i, **self.layers)
-            stage = Stage(block, depth, strides=1 if i == 0 else 2, name=f"stage{i + 1}")
+            strides = 1 if i == 0 else 2
+            stage = Stage(block, depth, strides, self.remat, name=f"stage{i + 1}")
             x = stage(x, train=train)
         return global_mean(x)

@@ -29,6 +29,7 @@ class WideResNet(ConvModule, Backbone):
       residual_dropout: dropout inside blocks only, as in the paper; otherwise around every
         convolution, which with `filterwise_dropout` is the "improved" Monte Carlo dropout of
         uncertainty-baselines.
+      remat: recompute each block in the backward pass instead of keeping its activations.
       conv, norm, dropout, filterwise_dropout, dtype: see `ConvModule`.
 
     Raises:
@@ -39,6 +40,7 @@ class WideResNet(ConvModule, Backbone):
     width_multiplier: int = 10
     residual_dropout: bool = True
     width: int = 16
+    remat: bool = False
 
     def __post_init__(self):
         if self.depth < 10 or (self.depth - 4) % 6:
@@ -73,6 +75,6 @@ class WideResNet(ConvModule, Backbone):
                 **self.layers,
             )
             strides = 1 if i == 0 else 2
-            stage = Stage(block, (self.depth - 4) // 6, strides, name=f"stage{i + 1}")
+            stage = Stage(block, (self.depth - 4) // 6, strides, self.remat, name=f"stage{i + 1}")
             x = stage(x, train=train)
         return global_mean(nn.relu(self.normalise(x, "norm", train)))

@@ -160,17 +160,24 @@ class PreActivationBlock(ConvModule):
 
 
 class Stage(nn.Module):
-    """`depth` blocks, `block0`, `block1`, ...; the first takes the strides."""
+    """`depth` blocks, `block0`, `block1`, ...; the first takes the strides.
+
+    With `remat`, the backward pass computes each block's activations again.
+    """
 
     block: Callable[..., nn.Module]
     depth: int
     strides: int = 1
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        def run(block: nn.Module, x: jax.Array) -> jax.Array:
+            return block(x, train=train)
+
         for i in range(self.depth):
             block = self.block(strides=self.strides if i == 0 else 1, name=f"block{i}")
-            x = block(x, train=train)
+            x = (nn.remat(run) if self.remat else run)(block, x)
         return x
 
 
