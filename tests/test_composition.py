@@ -48,6 +48,7 @@ STAGES = {
     "select": dict(name="select", size=3),
 }  # fmt: skip
 SAMPLES = {"swag", "snapshots", "chain"}
+COLLECTING = {"collect", "moving_average"}
 
 # Which combinations are refused, by axis, and why: a regular expression for the message.
 REFUSED = [
@@ -72,9 +73,9 @@ REFUSED = [
      r"values: 'probabilities' need a likelihood of classes; use 'logits'"),
     (dict(stage={"laplace"}, head=set(HEADS) - GP),
      r"laplace: the model has no posterior to fit; heads with one are sngp\.Sngp"),
-    (dict(stage={"laplace"}, inference={"collect"}),
+    (dict(stage={"laplace"}, inference=COLLECTING),
      r"laplace: fits the last parameters, but predictions use samples; unset inference\.collect"),
-    (dict(stage=SAMPLES | {"average"}, inference={"collect"}),
+    (dict(stage=SAMPLES | {"average"}, inference=COLLECTING),
      r"there are samples already, from inference\.collect or an earlier"),
     (dict(stage={"batch_statistics"}, backbone=set(BACKBONES) - WITH_NORM),
      r"batch_statistics: the model has no batch normalisation"),

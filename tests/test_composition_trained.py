@@ -36,6 +36,7 @@ mlp batch_ensemble sngp svgd
 mlp batch_ensemble heteroscedastic_xl accumulated
 mlp batch_ensemble heteroscedastic svgd_repulsion
 mlp rank1 dense collect
+mlp multi_head dense moving_average
 mlp packed dense psgld
 mlp packed heteroscedastic_xl chain
 mlp packed heteroscedastic svgd_kernel

@@ -115,6 +115,8 @@ INFERENCE = {
                                             learning_rate=dict(low=0.5, high=1.0))),
     "collect": dict(name="particles", size=2, direction=ALONE,
                     collect=dict(name="after_burn_in", size=2, burn_in=0.5)),
+    "moving_average": dict(name="particles", size=2, direction=ALONE,
+                           collect=dict(name="moving_average", decay=0.6)),
 }  # fmt: skip
 SAMPLERS = {  # those that want one in the place of an optimiser
     "sgld": dict(name="sgld", learning_rate=0.1),

@@ -122,7 +122,8 @@ def shrink(
     if "size" in config.ensemble:
         config.ensemble.size = min(config.ensemble.size, 2)
     if config.inference.get("collect"):
-        config.inference.collect.size = 1
+        if "size" in config.inference.collect:
+            config.inference.collect.size = 1
         if "cycles" in config.inference.collect:
             config.inference.collect.cycles = 1
     config.pretrained = dict()  # the file fits the full size

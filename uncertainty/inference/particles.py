@@ -10,6 +10,7 @@ import optax
 from uncertainty.inference import executors, loss, samples
 from uncertainty.inference import hyper as hypers
 from uncertainty.inference.directions.independent import independent
+from uncertainty.inference.thinning import MovingAverage
 from uncertainty.keys import Use, fold
 from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation, normal
 from uncertainty.types import (
@@ -38,7 +39,7 @@ def particles(
     prior: Prior | None = None,
     temperature: float = 1.0,
     likelihood_temperature: float = 1.0,
-    collect: Sequence[int] = (),
+    collect: Sequence[int] | MovingAverage = (),
     hyper: Mapping[str, Any] | None = None,
     num_examples: int | None = None,
     objective: Objective = LIKELIHOOD,
@@ -64,8 +65,8 @@ def particles(
       temperature: T, of the posterior (p(D | theta)^(1 / t) p(theta))^(1 / T), for samplers and for
         directions that approximate a posterior; 1 is Bayes, below 1 is a 'cold' posterior.
       likelihood_temperature: t.
-      collect: steps after which a sample of a particle's parameters is kept, see
-        `inference/thinning.py`; predictions then average over the samples.
+      collect: what is kept of a particle's parameters for prediction, see `inference/thinning.py`:
+        steps after which a sample is kept, over which predictions average, or a moving average.
       hyper: hyper-parameters that differ between particles, see `inference/hyper.py`: name ->
         values dealt to the particles in turn, or dict(low=, high=) to sample log-uniformly.
       num_examples: N, the size of the training set; experiments fill it in.
@@ -160,7 +161,8 @@ def particles(
             hyper=hypers.draw(hyper, keys) if hyper else None,
         )
         state = restart(state)
-        return samples.reserve(state, len(collect)) if collect else state
+        slots = 1 if isinstance(collect, MovingAverage) else len(collect)
+        return samples.reserve(state, slots) if slots else state
 
     def restart(state: State) -> State:
         state = state.replace(opt_state=jax.vmap(optimiser.init)(state.params))
@@ -213,7 +215,11 @@ def particles(
             opt_state=opt_state,
             slow=slow,
         )
-        return (samples.take(new, collect) if collect else new), metrics
+        if isinstance(collect, MovingAverage):
+            new = samples.average(new, collect.decay, metrics["finite"])
+        elif collect:
+            new = samples.take(new, collect)
+        return new, metrics
 
     def predict(state: State, x: jax.Array, mask: jax.Array | None = None) -> Latent:
         def one(particle, batch):

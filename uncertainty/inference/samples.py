@@ -43,6 +43,35 @@ def take(state: State, at: Sequence[int]) -> State:
     )
 
 
+def average(state: State, decay: float, moved: jax.Array) -> State:
+    """The state with the moving average of its parameters in the place of its only sample.
+
+    Args:
+      state: after t = `state.step` updates.
+      decay: see `thinning.moving_average`.
+      moved: [P] bool, False for particles that the last update left as they were.
+    """
+    if (own := state.samples) is None:
+        return state
+    t = state.step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + t) / (10 + t))
+
+    def follow(slow: jax.Array, now: jax.Array) -> jax.Array:  # [P, 1, ...], [P, ...]
+        def one(slow: jax.Array, now: jax.Array, taken: jax.Array, moved: jax.Array) -> jax.Array:
+            follows = jnp.where(taken, d * slow + (1 - d) * now, now)
+            return jnp.where(moved, follows, slow)
+
+        return jax.vmap(one)(slow, now[:, None], own.taken[:, 0], moved)
+
+    return state.replace(
+        samples=Samples(
+            params=jax.tree.map(follow, own.params, state.params),
+            collections=jax.tree.map(lambda a: a[:, None], state.collections),
+            taken=own.taken | moved[:, None],
+        )
+    )
+
+
 def predicting(state: State) -> tuple[Params, Collections, jax.Array]:
     """Parameters, collections and keys for prediction, [P S, ...]; S = 1 without samples."""
     if (own := state.samples) is None:

@@ -1,6 +1,32 @@
-"""The steps of a run after which a sample is kept, from the total number of steps."""
+"""What a run keeps of its parameters for prediction: samples after some steps, or an average."""
 
 from fractions import Fraction
+from typing import NamedTuple
+
+
+class MovingAverage(NamedTuple):
+    """An exponential moving average of the parameters, in the place of one sample."""
+
+    decay: float
+
+
+def moving_average(total_steps: int, decay: float = 0.999) -> MovingAverage:
+    """theta_avg <- d theta_avg + (1 - d) theta, d = min(decay, (1 + t) / (10 + t)) after t steps.
+
+    Predictions use theta_avg, with the collections (such as batch statistics) of the last step;
+    `stages.batch_statistics` computes those of theta_avg itself. The warm-up of d is that of
+    TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+
+    Args:
+      total_steps: of the run; the average does not depend on it.
+      decay: in [0, 1).
+
+    Raises:
+      ValueError: a decay out of range.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay: {decay}; at least 0 and below 1")
+    return MovingAverage(decay)
 
 
 def after_burn_in(total_steps: int, size: int, burn_in: float = 0.5) -> tuple[int, ...]:
