@@ -253,11 +253,11 @@ def open_run(workdir: str | pathlib.Path, examples: bool = False) -> Experiment:
 
 
 def on_these_devices(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with a mesh of the most devices here that divide the batches."""
+    """The config with a mesh of the most devices here that divide the batches of training."""
     parts = config["inference"].get("accumulate", 1)
     streams = (config["data"].get("streams") or {}).values()
     sizes = [config["batch_size"], *(s.get("batch_size", config["batch_size"]) for s in streams)]
-    sizes = [size // parts for size in sizes] + [config["evaluation"]["batch_size"]]
+    sizes = [size // parts for size in sizes]
     return {**config, "mesh": {"data": math.gcd(jax.device_count(), *sizes)}}
 
 
