@@ -5,8 +5,8 @@
 
 The folder has the program (StableHLO, by `jax.export`, with JAX's guarantees of compatibility), its
 arrays, a description of its inputs and outputs, and `predict.py`, a small module that loads and
-calls it and needs only jax, flatbuffers and numpy. Examples go in as the data set stores them: bytes
-of images, for example, are scaled and normalised within the program.
+calls it and needs only jax, flatbuffers and numpy. Examples go in as the data set stores them;
+bytes of images, for example, are scaled and normalised by the program.
 """
 
 import importlib.util
