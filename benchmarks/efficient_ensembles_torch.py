@@ -1,18 +1,18 @@
-"""LeNet5 ensembles of torch-uncertainty, as a program that trains and times them on request.
+"""A program that trains and times LeNet5 ensembles of torch-uncertainty on request.
 
     python efficient_ensembles_torch.py FILE.npz
 
 The file has batches x [N, B, C, H, W] and y [N, B], the `paddings` of the three convolutions, and
-for each kind of ensemble `kind/layer/leaf` with layers conv0, conv1, conv2, dense0 and logits. The
-kernels are [h, w, C, F] and [D, K], led by M where members have their own.
+for each kind of ensemble `kind/layer/leaf` with layers conv0, conv1, conv2, dense0 and logits.
+Kernels are [h, w, C, F] and [D, K], with a leading axis M where members have their own.
 
-  networks        torch.nn layers, M networks one after the other, each with its own optimiser
+  networks        torch.nn layers, M networks in a loop, each with its own optimiser
   batch_ensemble  BatchConv2d and BatchLinear in the wrapper BatchEnsemble that repeats each batch
   packed          PackedConv2d and PackedLinear with alpha = 2
 
-A request is one line of JSON, {"kind", "last", "threads", "steps", "losses"}, `last` for channels
-as the fastest axis; the answer has the wall and CPU seconds of `steps` steps with fused Adam, or
-the mean losses of the members [steps] of a start from the initial parameters.
+A request is one line of JSON, {"kind", "last", "threads", "steps", "losses"}, where `last` selects
+the channels-last memory format. The answer has the wall and CPU seconds of `steps` steps with fused
+Adam or, with `losses`, the members' mean losses [steps] from the initial parameters.
 """
 
 import importlib.metadata
@@ -46,7 +46,7 @@ class LeNet(nn.Module):
 
 
 def oriented(kernel):
-    """As PyTorch has it: [F, C, h, w] and [K, D], with the leading axes that it has."""
+    """A kernel in PyTorch's layout, [F, C, h, w] or [K, D], with its leading axes."""
     n = kernel.ndim
     lead = n - 4 if n >= 4 else n - 2
     order = [n - 1, n - 2, n - 4, n - 3] if n >= 4 else [n - 1, n - 2]

@@ -1,4 +1,4 @@
-"""SVGD and SGLD of other libraries, as a program that steps and times them on request.
+"""A program that runs and times SVGD and SGLD of other libraries on request.
 
     python svgd_opponents.py torch|blackjax|numpyro|blackjax-sgld FILE.npz
 
@@ -8,10 +8,10 @@ x [N, B, D] with labels y [N, B] (integers, classes) or [N, B, 1] (real numbers,
 density is log p(theta) - mean nll of a batch: the posterior of a single example.
 
 A request is one line of JSON, {"threads", "bandwidth", "steps"}. The answer has the wall and CPU
-seconds of a step; with "memory", its peak in bytes, of arguments, results and temporaries; with
-"particles", a file's name, the particles after that many steps from the start are written to it.
-"bandwidth" is h of exp(-|a - b|^2 / (2 h)), or null for the median heuristic as the library has
-it. SGLD has the temperature there, or null for 1.
+seconds per step. With "memory", it has the peak in bytes of arguments, results and temporaries;
+with "particles", a file name, the particles after that many steps from the start are written to the
+file. "bandwidth" is h of exp(-|a - b|^2 / (2 h)), or null for the library's median heuristic. For
+SGLD it is the temperature, or null for 1.
 
   torch          by hand, `svgd_torch.py`
   blackjax       blackjax.svgd with rbf_kernel and update_median_heuristic, optax.adam
@@ -31,14 +31,14 @@ import numpy as np
 
 
 def compiled_bytes(compiled: Any) -> int:
-    """Of arguments, results and temporaries of a compiled function."""
+    """Bytes of arguments, results and temporaries of a compiled function."""
     m = compiled.memory_analysis()
     whole = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
     return whole - m.alias_size_in_bytes
 
 
 class Jax:
-    """A compiled step from (state, x, y) to the next state, and what its particles are."""
+    """A compiled step from (state, x, y) to the next state, and the state's particles."""
 
     def __init__(self, arrays: dict[str, np.ndarray], bandwidth: float | None):
         import jax
