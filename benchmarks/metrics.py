@@ -58,7 +58,7 @@ def arrays(examples: int, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
     heat = np.where(one[0].max(-1, keepdims=True) > np.log(0.5), 0.5, 2.0)
     labels = (heat * one[0] + rng.gumbel(size=one[0].shape)).argmax(-1)
     is_out = np.arange(examples) >= examples // 2
-    scores = rng.normal(size=examples).astype(np.float32) + is_out  # with ties, as is usual in float32
+    scores = rng.normal(size=examples).astype(np.float32) + is_out  # with ties
     p = np.exp(one[0])
     return {
         "log_p": one,

@@ -1,14 +1,14 @@
-"""Particles against known densities in two dimensions, by every method that works on weights.
+"""Every method in weight space, as a sampler of known two-dimensional densities.
 
     python -m studies.sampling
     python -m studies.sampling --target funnel --methods 'SVGD|SGLD' --seeds 0,1
 
-A density is the posterior of one example, so what is run is what trains networks. Results are
+A density is the posterior of one example, so this runs the code that trains networks. Results are
 `results/sampling_gaussian` and `results/sampling_funnel`: a table of distances to the density over
-seeds, whose first row is what as many exact draws have, and a figure of the first seed. A method
-that fails is reported and does not stop the others; the exit status is then 1.
+seeds, whose first row is that of as many exact draws, and a figure of the first seed. A method that
+fails is reported and does not stop the others; the exit status is then 1.
 
-Kernels with h = .5 are exp(-|a - b|^2 / (2 h^2)), as in the notebook the settings are from.
+Kernels with h = .5 are exp(-|a - b|^2 / (2 h^2)), as in the notebook that the settings are from.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Method(NamedTuple):
 def methods(target: str) -> dict[str, Method]:
     """label -> Method, with the settings for one of DENSITIES.
 
-    Adam with rate .1, as in the notebook; rates of the samplers were chosen on another seed.
+    Adam with rate .1, as in the notebook; the samplers' rates were chosen on another seed.
     """
 
     def follow(direction: Callable, steps: int | None = None, **fields: Any) -> Method:
@@ -76,7 +76,7 @@ def methods(target: str) -> dict[str, Method]:
 
     rbf_h, imq_h = (functools.partial(kernel, bandwidth=H) for kernel in (rbf, imq))
     half = DENSITIES[target]().steps // 2
-    # What is slow with 500 particles: a median, a solution or an eigendecomposition in each step
+    # Slow with 500 particles: a median, a linear solve or an eigendecomposition in each step
     slow = 500 if target == "funnel" else None
     rates = dict(funnel=(1.0, 0.005), gaussian=(0.3, 0.01))[target]
     return {
@@ -101,10 +101,10 @@ def methods(target: str) -> dict[str, Method]:
 def sample(
     density: Density, method: Method, seeds: Sequence[int], progress: Progress
 ) -> tuple[list[np.ndarray], list[float], float]:
-    """Particles [P, 2] and seconds without compilation, of each seed; the share of lost steps.
+    """Particles [P, 2] and seconds without compilation, for each seed; the share of skipped steps.
 
     Raises:
-      FloatingPointError: the last step of a particle was not finite, or it is lost far out.
+      FloatingPointError: a particle's last step was not finite, or the particle is too far out.
     """
     inference = particles(
         as_model(density), method.optimiser, density.size, method.direction, num_examples=1
@@ -139,7 +139,7 @@ def sample(
 def by_nuts(
     density: Density, seeds: Sequence[int], steps: int = 500, warmup: int = 1000
 ) -> tuple[list[np.ndarray], list[float]]:
-    """The last of `steps` of P chains of NUTS, adapted by one chain's `warmup` steps."""
+    """The last of `steps` draws of P NUTS chains, with one chain's adaptation in `warmup` steps."""
     found, seconds = [], []
     for seed in seeds:
         begin, key = jax.random.split(jax.random.key(seed))
@@ -186,7 +186,7 @@ def compare(
             method = method._replace(steps=min(method.steps or density.steps, density.steps))
             with Progress(len(seeds) * method.steps, f"{target}: {label}") as progress:
                 found, seconds, lost = sample(density, method, seeds, progress)
-        except Exception as error:  # one method must not take the others with it
+        except Exception as error:  # a failing method must not stop the others
             logger.error("%s: %s", label, error)
             rows.append(dict(label=label, failed=str(error)))
             continue
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.sampling", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--target", choices=DENSITIES, help="one density (default: all)")
-    parser.add_argument("--methods", default="", help="a table of those that this regex finds")
+    parser.add_argument("--methods", default="", help="run only those that match this regex")
     parser.add_argument("--seeds", type=seeds_of, default=[0, 1, 2, 3, 4], help="such as 0,1,2")
     results = project.default("results")
     parser.add_argument("--results", default=results, help=f"for tables and figures ({results})")
