@@ -75,9 +75,9 @@ def funnel() -> Density:
     """Neal's funnel, y ~ N(0, 3^2), x ~ N(0, e^y), as z = (x, y); 500 particles, 5,000 steps.
 
     Source: Neal 2003, "Slice sampling", and the notebook named in `gaussian`, whose N(y; 0, 3)
-    N(x; 0, e^(y / 2)) is read with standard deviations, which gives Neal's funnel. Its initial particles
-    are not known; ours are drawn from N(0, I). x has variance e^4.5, but its tails are too heavy to
-    estimate this from a sample of this size, so the summary is of y alone.
+    N(x; 0, e^(y / 2)) is read with standard deviations, which gives Neal's funnel. Its initial
+    particles are not known; ours are drawn from N(0, I). x has variance e^4.5, but its tails are
+    too heavy to estimate this from a sample of this size, so the summary is of y alone.
     """
 
     def log_density(z: jax.Array) -> jax.Array:

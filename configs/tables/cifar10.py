@@ -1,8 +1,8 @@
-"""uncertainty-baselines' CIFAR-10 table for the methods here: WideResNet-28-10. Below it ViT, V-MoE
-and E3, fine-tuned from released checkpoints.
+"""uncertainty-baselines' CIFAR-10 table: WideResNet-28-10 with the methods of this library, then
+ViT, V-MoE and E3, fine-tuned from released checkpoints.
 
-HetSNGP, and on CIFAR-10 HET too, have scripts there but no published row. Nothing is published for
-our corruptions, which are not those of CIFAR-10-C.
+HetSNGP, and on CIFAR-10 HET too, have scripts in the source but no published row. Nothing is
+published for our corruptions, which are not those of CIFAR-10-C.
 """
 
 from typing import Any

@@ -32,7 +32,7 @@ DISTANCES = (
 
 
 def distances(task: str) -> list[dict[str, Any]]:
-    """Columns of the distances, with those of other draws of the reference in brackets."""
+    """Columns of distances; in brackets, the distance of other draws of the reference."""
     spec = derived(get_config(f"task={task}").to_dict())["evaluators"]["posterior"]
     fields = {key: spec[key] for key in ("reference", "train", "near")}
     known = floor_of(**fields)
