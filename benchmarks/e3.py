@@ -93,16 +93,18 @@ def main() -> None:
     sides: dict[str, Any] = {}
     flops, memory, parameters, compiled = {}, {}, {}, {}
     for name in hand:
-        made = build.inference(config(name, arguments.capacity), num_examples=1)
-        state = made.init(jax.random.key(0), x[:1])
+        algorithm = build.inference(config(name, arguments.capacity), num_examples=1)
+        state = algorithm.init(jax.random.key(0), x[:1])
 
-        def log_probs(state, x, made=made):
-            members = jax.nn.log_softmax(made.predict(state, x).mean)  # [P M, B, K]
+        def log_probs(state, x, algorithm=algorithm):
+            members = jax.nn.log_softmax(algorithm.predict(state, x).mean)  # [P M, B, K]
             return jax.nn.logsumexp(members, axis=0) - jnp.log(len(members))
 
-        lowered, kept = jax.jit(log_probs).lower(state, x), []
-        compiled[name], _ = timing.clock(lambda kept=kept, low=lowered: kept.append(low.compile()))
-        predict = kept[0]
+        lowered, programs = jax.jit(log_probs).lower(state, x), []
+        compiled[name], _ = timing.clock(
+            lambda programs=programs, low=lowered: programs.append(low.compile())
+        )
+        predict = programs[0]
         flops[name] = predict.cost_analysis()["flops"] / 1e9 / arguments.batch
         np.testing.assert_allclose(flops[name], hand[name], rtol=0.05, err_msg=name)
         total = jax.nn.logsumexp(predict(state, x), axis=1)

@@ -66,7 +66,7 @@ class Ours:
     """The compiled update of a config, and its state."""
 
     def __init__(self, backbone: Any, sections: Mapping[str, Any], batches: Mapping[str, Any]):
-        made = build.inference(
+        algorithm = build.inference(
             dict(
                 backbone=backbone,
                 head=dict(name="dense.Dense", outputs=10),
@@ -78,12 +78,12 @@ class Ours:
             num_examples=1,
         )
         self.batches = [{key: a[i] for key, a in batches.items()} for i in range(BATCHES)]
-        self.init = lambda: made.init(jax.random.key(0), batches["x"][0])
+        self.init = lambda: algorithm.init(jax.random.key(0), batches["x"][0])
         self.state, self.done = self.init(), 0
-        lowered = jax.jit(made.update, donate_argnums=0).lower(self.state, self.batches[0])
-        kept: list = []
-        self.compile_seconds, _ = timing.clock(lambda: kept.append(lowered.compile()))
-        self.update = kept[0]
+        lowered = jax.jit(algorithm.update, donate_argnums=0).lower(self.state, self.batches[0])
+        programs: list = []
+        self.compile_seconds, _ = timing.clock(lambda: programs.append(lowered.compile()))
+        self.update = programs[0]
 
     def steps(self, number: int) -> Any:
         for _ in range(number):
@@ -154,9 +154,9 @@ def compare(padding: str | None, arguments: argparse.Namespace) -> dict[str, Any
             file = os.path.join(folder, "arrays.npz")
             side = {"SAME": 7, "VALID": 1}[padding]
             later = {"SAME": 2, "VALID": 0}[padding]
-            given = {f"{k}/{name}": a for k in losses for name, a in ours[k].arrays(side).items()}
+            arrays = {f"{k}/{name}": a for k in losses for name, a in ours[k].arrays(side).items()}
             images = np.ascontiguousarray(np.moveaxis(x, -1, -3))
-            np.savez(file, x=images, y=y, paddings=[2, later, later], **given)
+            np.savez(file, x=images, y=y, paddings=[2, later, later], **arrays)
             with timing.Worker(arguments.opponents, "efficient_ensembles_torch.py", file) as worker:
                 for k, last, threads in itertools.product(losses, (False, True), arguments.threads):
                     request = dict(kind=k, last=last, threads=threads)
@@ -197,8 +197,8 @@ def best_of(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, f
     """'ours: kind' or 'torch: kind' -> the best of its variants, for each clock separately."""
     best: dict[str, dict[str, float]] = {}
     for side, values in seconds.items():
-        kept = best.setdefault(side.split(",")[0], dict(values))
-        kept |= {clock: min(kept[clock], v) for clock, v in values.items()}
+        minima = best.setdefault(side.split(",")[0], dict(values))
+        minima |= {clock: min(minima[clock], v) for clock, v in values.items()}
     return best
 
 

@@ -79,9 +79,9 @@ def batch_ensemble(arrays, paddings):
         (layer.conv if kernel.ndim == 4 else layer.linear).weight.data = kernel
         for own, theirs in dict(fast_input="r_group", fast_output="s_group", bias="bias").items():
             parameter = getattr(layer, theirs)
-            given = torch.from_numpy(arrays[f"{name}/{own}"].copy())
-            assert parameter.shape == given.shape, (name, own)
-            parameter.data = given
+            initial = torch.from_numpy(arrays[f"{name}/{own}"].copy())
+            assert parameter.shape == initial.shape, (name, own)
+            parameter.data = initial
         return layer
 
     return [BatchEnsemble(LeNet(make, list(paddings)), M, repeat_training_inputs=True)]
@@ -139,7 +139,7 @@ class Ensemble:
 
 
 def main(file):
-    made = {}
+    ensembles = {}
     for line in sys.stdin:
         request = json.loads(line)
         torch.set_num_threads(request["threads"])
@@ -150,11 +150,11 @@ def main(file):
             for package in ("torch", "torch-uncertainty"):
                 answer[package] = importlib.metadata.version(package)
         else:
-            if key not in made:
-                made[key] = Ensemble(file, *key)
+            if key not in ensembles:
+                ensembles[key] = Ensemble(file, *key)
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(request["steps"]):
-                made[key].step()
+                ensembles[key].step()
             answer = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         print(json.dumps(answer), flush=True)
 

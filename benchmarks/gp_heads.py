@@ -97,13 +97,13 @@ def training(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         state = inference.init(jax.random.key(0), batch["x"])
         lowered = jax.jit(inference.update, donate_argnums=0).lower(state, batch)
-        made: list = []
+        programs: list = []
         compiled[name], _ = timing.clock(
-            lambda made=made, lowered=lowered: made.append(lowered.compile())
+            lambda programs=programs, lowered=lowered: programs.append(lowered.compile())
         )
         current = {"state": state}
 
-        def step(current=current, update=made[0]) -> Any:
+        def step(current=current, update=programs[0]) -> Any:
             current["state"], metrics = update(current["state"], batch)
             return metrics["finite"]
 
@@ -144,8 +144,8 @@ def prediction(arguments: argparse.Namespace) -> dict[str, Any]:
 
         def temporary(factor, log_probs=log_probs, variables=variables):
             shape = jax.ShapeDtypeStruct((1, factor * B, D), h.dtype)
-            made = jax.jit(log_probs).lower(variables, shape).compile()
-            return made.memory_analysis().temp_size_in_bytes / 1e6
+            program = jax.jit(log_probs).lower(variables, shape).compile()
+            return program.memory_analysis().temp_size_in_bytes / 1e6
 
         memory[name] = {f"{n * B:,}": temporary(n) for n in (1, 4)}
         predict = jax.jit(log_probs)
@@ -266,8 +266,8 @@ def factor(arguments: argparse.Namespace) -> dict[str, Any]:
         exact = np.linalg.norm(np.asarray(F, float) @ np.asarray(some[0], float).T, axis=0) ** 2
         for name, (fn, matrix) in ways.items():
             jitted = jax.jit(fn)
-            got = np.asarray(jitted(some, matrix))[0, :, 0]
-            np.testing.assert_allclose(got, exact, rtol=1e-4, err_msg=name)
+            variance = np.asarray(jitted(some, matrix))[0, :, 0]
+            np.testing.assert_allclose(variance, exact, rtol=1e-4, err_msg=name)
             repeats = max(2_000 // B, 1)
 
             def run(f=jitted, some=some, matrix=matrix, repeats=repeats):

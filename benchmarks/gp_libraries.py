@@ -111,21 +111,21 @@ def main() -> None:
     y = rng.integers(K, size=(BATCHES, B)).astype(np.int32)
     momentum = Training(x, y, momentum=0.999, num_examples=50_000)
     exact = Training(x, y)
-    given = arrays(momentum.state, x, y)
+    inputs = arrays(momentum.state, x, y)
 
     @jax.jit
     def phi(h):
-        turns = (h @ given["W"] + given["b"]) / (2 * np.pi)
+        turns = (h @ inputs["W"] + inputs["b"]) / (2 * np.pi)
         return np.sqrt(2 / m) * random_features.cosine(turns)[None]
 
-    seen, asked = phi(given["seen"]), phi(given["asked"])
-    moments = jax.jit(posterior_lib.gram)(seen)
+    train_features, test_features = phi(inputs["seen"]), phi(inputs["asked"])
+    moments = jax.jit(posterior_lib.gram)(train_features)
     inverse_factor, quadratic = (
         jax.jit(posterior_lib.inverse_factor),
         jax.jit(posterior_lib.quadratic),
     )
     factor = inverse_factor(moments)
-    variance = np.asarray(quadratic(asked, factor))[0, :, 0]
+    variance = np.asarray(quadratic(test_features, factor))[0, :, 0]
     losses = momentum.losses()
     np.testing.assert_allclose(exact.losses(), losses, rtol=1e-5)
     steps = arguments.steps
@@ -133,12 +133,14 @@ def main() -> None:
         "training: ours, momentum": block(lambda: momentum.steps(steps), steps),
         "training: ours, exact": block(lambda: exact.steps(steps), steps),
         "covariance: ours": block(lambda: [inverse_factor(moments) for _ in range(steps)], steps),
-        "variance: ours": block(lambda: [quadratic(asked, factor) for _ in range(steps)], steps),
+        "variance: ours": block(
+            lambda: [quadratic(test_features, factor) for _ in range(steps)], steps
+        ),
     }
     threads = arguments.threads
     with tempfile.TemporaryDirectory() as folder:
         file = str(pathlib.Path(folder) / "arrays.npz")
-        np.savez(file, **given)
+        np.savez(file, **inputs)
         program = ("gp_opponents.py", arguments.library, file)
         with timing.Worker(arguments.opponents, *program) as worker:
             request = dict(threads=threads[-1], values=True)
@@ -178,13 +180,13 @@ def main() -> None:
 
 def ratios(seconds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Our side -> their best time / ours; the best is over threads, for each clock separately."""
-    found = {}
+    result = {}
     for side, ours in seconds.items():
         job, who = side.split(": ")
         if who.startswith("ours"):
             theirs = [v for k, v in seconds.items() if k.startswith(f"{job}: theirs")]
-            found[side] = {clock: min(t[clock] for t in theirs) / ours[clock] for clock in ours}
-    return found
+            result[side] = {clock: min(t[clock] for t in theirs) / ours[clock] for clock in ours}
+    return result
 
 
 if __name__ == "__main__":

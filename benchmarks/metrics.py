@@ -181,18 +181,18 @@ def compare(python: str, examples: int, classes: int, repeats: int) -> tuple[lis
             records.append({"row": row, "value": value, "apart": apart})
         times = {row: {"ours": [], 1: [], cores: []} for row in theirs.rows}
         for repeat in track(range(repeats + 1), "times"):
-            for row, seen in times.items():
+            for row, samples in times.items():
                 time.sleep(0.1)  # their threads spin for a while after a job
                 measured = {"ours": timed(ours[1][pick[row]])}
                 measured |= {n: theirs(row, "float32", n) for n in {1, cores}}
                 if repeat:  # the first is the warm-up
                     for side, times_of in measured.items():
-                        seen[side].append(times_of)
+                        samples[side].append(times_of)
         theirs.close()
     for record in records:
-        seen = times[record["row"]]
-        mine = summary(seen["ours"])
-        each = {n: summary(seen[n]) for n in {1, cores}}
+        samples = times[record["row"]]
+        mine = summary(samples["ours"])
+        each = {n: summary(samples[n]) for n in {1, cores}}
         best = min(each, key=lambda n: each[n]["min"])
         other = each[best] | {"cpu": min(e["cpu"] for e in each.values())}
         other["given"] = min(e["given"] for e in each.values())
@@ -203,10 +203,15 @@ def compare(python: str, examples: int, classes: int, repeats: int) -> tuple[lis
 
 def summary(times: list[dict]) -> dict[str, float]:
     """Milliseconds: minimum and median wall time, minimum CPU time, minimum without exp."""
-    wall, cpu, given = (
+    wall, cpu, without_exp = (
         1e3 * np.array([t[kind] for t in times]) for kind in ("wall", "cpu", "given")
     )
-    return {"min": wall.min(), "median": np.median(wall), "cpu": cpu.min(), "given": given.min()}
+    return {
+        "min": wall.min(),
+        "median": np.median(wall),
+        "cpu": cpu.min(),
+        "given": without_exp.min(),
+    }
 
 
 def processor() -> str:

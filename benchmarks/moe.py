@@ -71,9 +71,9 @@ class Side:
 
         gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
         lowered = jax.jit(gradients).lower(params, x)
-        kept: list = []
-        self.compile_seconds, _ = timing.clock(lambda: kept.append(lowered.compile()))
-        self.compiled, self.params = kept[0], params
+        programs: list = []
+        self.compile_seconds, _ = timing.clock(lambda: programs.append(lowered.compile()))
+        self.compiled, self.params = programs[0], params
 
     def __call__(self) -> Any:
         return self.compiled(self.params, self.x)
@@ -100,20 +100,20 @@ def compare(K: int, T: int, arguments: argparse.Namespace) -> dict[str, Any]:
     rng, D = np.random.default_rng(0), arguments.width
     x = jnp.asarray(rng.normal(size=(1, 1, T, D)), jnp.float32)
     tokens = jnp.asarray(rng.normal(size=(1, 1, K * T, D)), jnp.float32)
-    made = {"dense": Side(FeedForward(4 * D), tokens)}
+    layers = {"dense": Side(FeedForward(4 * D), tokens)}
     for E in arguments.experts:
-        made[f"sort, E = {E}"] = Side(layer(E, K, D, "sort"), x)
+        layers[f"sort, E = {E}"] = Side(layer(E, K, D, "sort"), x)
         array = 4 * T * 1.05 * K * T / 1e9
         if array <= arguments.limit:
-            made[f"einsum, E = {E}"] = Side(layer(E, K, D, "einsum"), x)
-            results = [made[f"{way}, E = {E}"]() for way in ("sort", "einsum")]
+            layers[f"einsum, E = {E}"] = Side(layer(E, K, D, "einsum"), x)
+            results = [layers[f"{way}, E = {E}"]() for way in ("sort", "einsum")]
             for a, b in zip(*map(jax.tree.leaves, results), strict=True):
                 a, b = np.asarray(a), np.asarray(b)
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * np.abs(b).max())
     times = max(1, 16_000 // (K * T))
     sides = {
         name: block(lambda side=side: [side() for _ in range(times)], times)
-        for name, side in made.items()
+        for name, side in layers.items()
     }
     timing.take_turns(sides, 1)  # warm up
     seconds = timing.take_turns(sides, arguments.rounds)
@@ -122,8 +122,8 @@ def compare(K: int, T: int, arguments: argparse.Namespace) -> dict[str, Any]:
         seconds=seconds,
         ratios=over(seconds, "dense"),
         targets={f"sort, E = {AT}": TARGET},
-        megabytes={name: side.megabytes() for name, side in made.items()},
-        compile_seconds={name: side.compile_seconds for name, side in made.items()},
+        megabytes={name: side.megabytes() for name, side in layers.items()},
+        compile_seconds={name: side.compile_seconds for name, side in layers.items()},
         us_per_token={
             name: {clock: 1e6 * v / T for clock, v in values.items()}
             for name, values in seconds.items()

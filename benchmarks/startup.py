@@ -99,7 +99,7 @@ def measure(opponents: str | None, repeats: int) -> list[dict[str, Any]]:
     if opponents:
         jobs["import torch"] = lambda: imports(opponents, "import torch")
         jobs["import torch_uncertainty"] = lambda: imports(opponents, "import torch_uncertainty")
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
     errors: dict[str, str] = {}
     for repeat in track(range(repeats + 1), "repeats"):
         for name, job in jobs.items():
@@ -111,9 +111,9 @@ def measure(opponents: str | None, repeats: int) -> list[dict[str, Any]]:
                 errors[name] = str(error)
                 continue
             if repeat:  # the first fills the disk and compilation caches
-                seen[name].append(result)
+                times[name].append(result)
     rows = []
-    for name, results in seen.items():
+    for name, results in times.items():
         row = {"job": name, "target_s": TARGETS.get(name)}
         if name in errors:
             rows.append(row | {"error": errors[name]})

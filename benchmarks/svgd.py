@@ -38,18 +38,18 @@ def steps(arguments: argparse.Namespace) -> dict[str, Any]:
     batches = data(784, 10)
     seconds, ratios, targets, floors = {}, {}, {}, {}
     for P, target in zip(arguments.particles or (20, 50), (1.10, 1.25), strict=False):
-        made = {
+        ensembles = {
             name: Ours(batches, (100, 100, 100), 10, adam(), size=P, direction=direction)
             for name, direction in (("deep ensemble", "independent"), ("SVGD", "svgd"))
         }
         z = jnp.concatenate(
-            [a.reshape(P, -1) for a in jax.tree.leaves(made["SVGD"].state.params)], axis=1
+            [a.reshape(P, -1) for a in jax.tree.leaves(ensembles["SVGD"].state.params)], axis=1
         )
         products = jax.jit(lambda K, z: (K @ z, z @ z.T))
         K = jnp.eye(P)
         sides = {
             f"P = {P}: {name}": block(lambda o=o: o.steps(arguments.steps), arguments.steps)
-            for name, o in made.items()
+            for name, o in ensembles.items()
         }
         sides[f"P = {P}: the kernel's products alone"] = block(
             lambda f=products, K=K, z=z: [f(K, z) for _ in range(arguments.steps)], arguments.steps

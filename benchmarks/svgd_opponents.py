@@ -138,8 +138,8 @@ class NumPyro(Jax):
         return state, lambda state, x, y: svgd.update(state, x, y)[0]
 
     def particles(self) -> dict[str, np.ndarray]:
-        found = self.params(self.state)
-        return {name.removesuffix("_auto_loc"): a for name, a in found.items()}
+        params = self.params(self.state)
+        return {name.removesuffix("_auto_loc"): a for name, a in params.items()}
 
 
 class BlackJaxSgld(Jax):
@@ -167,7 +167,7 @@ JAX = {"blackjax": BlackJax, "numpyro": NumPyro, "blackjax-sgld": BlackJaxSgld}
 
 
 def main(library: str, file: str) -> None:
-    arrays, made = dict(np.load(file)), {}
+    arrays, sides = dict(np.load(file)), {}
     package = library.split("-")[0]
     if library == "torch":
         import torch
@@ -179,15 +179,15 @@ def main(library: str, file: str) -> None:
         if library == "torch":
             torch.set_num_threads(request["threads"])
         h, out = request["bandwidth"], request.get("particles")
-        if out or h not in made:
-            made[h] = make(arrays, h)
-        side = made[h]
+        if out or h not in sides:
+            sides[h] = make(arrays, h)
+        side = sides[h]
         wall, cpu = time.perf_counter(), time.process_time()
         side.run(request["steps"])
         seconds = [time.perf_counter() - wall, time.process_time() - cpu]
         if out:
             np.savez(out, **{name: np.asarray(a) for name, a in side.particles().items()})
-            del made[h]
+            del sides[h]
         answer = dict(zip(("wall", "cpu"), (s / request["steps"] for s in seconds), strict=True))
         answer["version"] = importlib.metadata.version(package)
         if request.get("memory"):

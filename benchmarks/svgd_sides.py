@@ -53,10 +53,10 @@ class Ours:
             steps=1_000_000,
             inference=dict(name="particles", **inference),
         )
-        made = build.inference(config, num_examples=1)
+        algorithm = build.inference(config, num_examples=1)
         self.batches = [{key: a[i] for key, a in batches.items()} for i in range(BATCHES)]
-        self.state, self.done = made.init(jax.random.key(0), batches["x"][0]), 0
-        update = jax.jit(made.update, donate_argnums=0)
+        self.state, self.done = algorithm.init(jax.random.key(0), batches["x"][0]), 0
+        update = jax.jit(algorithm.update, donate_argnums=0)
         self.compiled = update.lower(self.state, self.batches[0]).compile()
 
     def steps(self, number: int) -> Any:

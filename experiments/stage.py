@@ -202,10 +202,10 @@ def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[i
     """
     share = rows(size, jax.process_index(), jax.process_count())
     put, everywhere = execution.put_batch(mesh), NamedSharding(mesh, PartitionSpec())
-    whole = len(source) // size
+    full_batches = len(source) // size
     for i in itertools.count(start):
         first = i % -(-len(source) // size) * size
-        if first < whole * size:
+        if first < full_batches * size:
             yield i, put(source.gather(np.arange(first + share.start, first + share.stop)))
         else:
             rest = dict(source.gather(np.arange(first, len(source))))

@@ -57,12 +57,12 @@ def nuts(
     kernel = blackjax.nuts.build_kernel()
 
     with Progress(warmup, "adapt") as progress:
-        seen = 0
+        ticks = 0
 
         def tick(_: Any) -> None:  # once for each chain and step
-            nonlocal seen
-            seen += 1
-            progress.update(seen // adapting)
+            nonlocal ticks
+            ticks += 1
+            progress.update(ticks // adapting)
 
         def watch(state: Any, info: Any, adaptation: Any) -> tuple:
             jax.debug.callback(tick, info.acceptance_rate)
@@ -78,8 +78,10 @@ def nuts(
 
         def adapted(keys: jax.Array, positions: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
             def one(key: jax.Array, position: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-                (state, found), _ = adapt.run(key, position, warmup)
-                return state, {name: found[name] for name in ("step_size", "inverse_mass_matrix")}
+                (state, parameters), _ = adapt.run(key, position, warmup)
+                return state, {
+                    name: parameters[name] for name in ("step_size", "inverse_mass_matrix")
+                }
 
             states, settings = jax.vmap(one)(keys, positions[:adapting])
             if shared:
@@ -118,8 +120,8 @@ def nuts(
             if size not in programs:
                 programs[size] = advance.lower(states, keys).compile()
             began = time.perf_counter()
-            states, found = programs[size](states, keys)
-            parts.append(jax.device_get(found))
+            states, results = programs[size](states, keys)
+            parts.append(jax.device_get(results))
             seconds += time.perf_counter() - began
             progress.update(start + size)
     draws, *facts = (np.concatenate(arrays).swapaxes(0, 1) for arrays in zip(*parts, strict=True))

@@ -78,8 +78,8 @@ def posterior(experiment: Experiment) -> Posterior:
         return jax.flatten_util.ravel_pytree(prior.sample(key, params))[0]
 
     start = sample_prior(key)
-    here, there = (jax.jit(energy)(start, jax.random.key(i)) for i in range(2))
-    if collections or here != there:
+    first, second = (jax.jit(energy)(start, jax.random.key(i)) for i in range(2))
+    if collections or first != second:
         raise ConfigError(
             "config: NUTS needs a network that is a function of its parameters "
             "alone, without random numbers or collections"
@@ -124,11 +124,11 @@ def reference(
     target = posterior(experiment)
     starting, running = jax.random.split(key)
     positions = jax.vmap(target.sample_prior)(jax.random.split(starting, chains))
-    made = nuts(target.log_density, positions, running, samples=samples, **options)
-    kept = []
+    sampled = nuts(target.log_density, positions, running, samples=samples, **options)
+    selected = []
     for first, n in enumerate((keep, second)):
-        half = made.draws[first::2].reshape(-1, made.draws.shape[-1])
-        kept.append(half[np.linspace(0, len(half) - 1, n).round().astype(int)])
+        half = sampled.draws[first::2].reshape(-1, sampled.draws.shape[-1])
+        selected.append(half[np.linspace(0, len(half) - 1, n).round().astype(int)])
 
     def predictor(draws: np.ndarray) -> Predictor:
         params = jax.vmap(target.unravel)(jnp.asarray(draws))
@@ -136,23 +136,23 @@ def reference(
         state = State(jnp.zeros((), jnp.int32), keys, params, {}, opt_state=None)
         return Predictor(experiment, state)
 
-    values = functions(predictor(made.draws.reshape(-1, made.draws.shape[-1]))(source))
-    found = diagnose(values.reshape(chains, samples, *values.shape[1:]))
-    arrays = dict(x=source.raw(np.arange(len(source)))["x"], **found)
-    for name, draws in zip(("draws", "second"), kept, strict=True):
+    values = functions(predictor(sampled.draws.reshape(-1, sampled.draws.shape[-1]))(source))
+    diagnostics = diagnose(values.reshape(chains, samples, *values.shape[1:]))
+    arrays = dict(x=source.raw(np.arange(len(source)))["x"], **diagnostics)
+    for name, draws in zip(("draws", "second"), selected, strict=True):
         arrays[name] = functions(predictor(draws)(source))
     if "uncertainty_map" in specs:
         fields = {k: v for k, v in specs["uncertainty_map"].items() if k != "name"}
-        shown = dict(uncertainty_map(**fields).run(predictor(kept[0])))
-        arrays["map"] = shown["map/entropy"]
+        uncertainty = dict(uncertainty_map(**fields).run(predictor(selected[0])))
+        arrays["map"] = uncertainty["map/entropy"]
     facts = dict(
-        acceptance=made.acceptance.round(3).tolist(),
-        divergent=made.divergent.round(4).tolist(),
-        leapfrogs=made.leapfrogs.round(1).tolist(),
-        rhat_median=float(np.median(found["rhat"])),
-        rhat_max=float(found["rhat"].max()),
-        ess_median=float(np.median(found["ess"])),
-        ess_min=float(found["ess"].min()),
+        acceptance=sampled.acceptance.round(3).tolist(),
+        divergent=sampled.divergent.round(4).tolist(),
+        leapfrogs=sampled.leapfrogs.round(1).tolist(),
+        rhat_median=float(np.median(diagnostics["rhat"])),
+        rhat_max=float(diagnostics["rhat"].max()),
+        ess_median=float(np.median(diagnostics["ess"])),
+        ess_min=float(diagnostics["ess"].min()),
     )
     return arrays, facts
 

@@ -71,8 +71,8 @@ def methods(target: str) -> dict[str, Method]:
     """
 
     def follow(direction: Callable, steps: int | None = None, **fields: Any) -> Method:
-        made = functools.partial(direction, **fields) if fields else direction
-        return Method(optimiser(adam(), 0.1), made, steps)
+        configured = functools.partial(direction, **fields) if fields else direction
+        return Method(optimiser(adam(), 0.1), configured, steps)
 
     rbf_h, imq_h = (functools.partial(kernel, bandwidth=H) for kernel in (rbf, imq))
     half = DENSITIES[target]().steps // 2
@@ -119,7 +119,7 @@ def sample(
 
         return jax.lax.scan(step, state, length=chunk)
 
-    compiled, found, seconds, lost = None, [], [], []
+    compiled, samples, seconds, lost = None, [], [], []
     for i, seed in enumerate(seeds):
         state = inference.init(jax.random.key(seed), BATCH["x"])
         compiled = compiled or jax.jit(advance).lower(state).compile()
@@ -132,23 +132,23 @@ def sample(
         seconds.append(time.perf_counter() - began)
         if not np.asarray(finite)[-1].all() or not np.abs(z).max() < 1e6:
             raise FloatingPointError(f"seed {seed}: particles that are not finite")
-        found.append(z)
-    return found, seconds, float(np.mean(lost))
+        samples.append(z)
+    return samples, seconds, float(np.mean(lost))
 
 
 def by_nuts(
     density: Density, seeds: Sequence[int], steps: int = 500, warmup: int = 1000
 ) -> tuple[list[np.ndarray], list[float]]:
     """The last of `steps` draws of P NUTS chains, with one chain's adaptation in `warmup` steps."""
-    found, seconds = [], []
+    samples, seconds = [], []
     for seed in seeds:
         begin, key = jax.random.split(jax.random.key(seed))
         mean, std = density.start
         start = jnp.array(mean) + std * jax.random.normal(begin, (density.size, 2))
-        made = nuts(density.log_density, start, key, warmup, 1, thin=steps, shared=True)
-        found.append(np.asarray(made.draws[:, -1], np.float64))
-        seconds.append(made.seconds)
-    return found, seconds
+        sampled = nuts(density.log_density, start, key, warmup, 1, thin=steps, shared=True)
+        samples.append(np.asarray(sampled.draws[:, -1], np.float64))
+        seconds.append(sampled.seconds)
+    return samples, seconds
 
 
 def compare(
@@ -163,14 +163,14 @@ def compare(
     if runlocal:
         density = density._replace(size=20, steps=40)
     distances = Distances(density, 1000 if runlocal else 10_000)
-    rows, shown = [], {}
+    rows, first_seed = [], {}
 
-    def add(label: str, found: list[np.ndarray], seconds: Sequence[float], **fields: str) -> None:
-        results = [density.summary(z) | distances(z) for z in found]
+    def add(label: str, samples: list[np.ndarray], seconds: Sequence[float], **fields: str) -> None:
+        results = [density.summary(z) | distances(z) for z in samples]
         for result, s in zip(results, seconds, strict=False):
             result["seconds"] = s
         rows.append(dict(label=label, results=results, **fields))
-        shown[label] = found[0]
+        first_seed[label] = samples[0]
 
     exact = [density.draw(np.random.default_rng(seed), density.size) for seed in seeds]
     missing = reference and importlib.util.find_spec("blackjax") is None
@@ -180,19 +180,19 @@ def compare(
     for label, method in chosen.items():
         try:
             if method is None:
-                found, seconds = by_nuts(density, seeds, *((5, 20) if runlocal else ()))
-                add(label, found, seconds, group=NUTS, note="500 steps after 1,000 to adapt.")
+                samples, seconds = by_nuts(density, seeds, *((5, 20) if runlocal else ()))
+                add(label, samples, seconds, group=NUTS, note="500 steps after 1,000 to adapt.")
                 continue
             method = method._replace(steps=min(method.steps or density.steps, density.steps))
             with Progress(len(seeds) * method.steps, f"{target}: {label}") as progress:
-                found, seconds, lost = sample(density, method, seeds, progress)
+                samples, seconds, lost = sample(density, method, seeds, progress)
         except Exception as error:  # a failing method must not stop the others
             logger.error("%s: %s", label, error)
             rows.append(dict(label=label, failed=str(error)))
             continue
         notes = [f"{method.steps:,} steps."] * (method.steps != density.steps)
         notes += [f"{100 * lost:.2g} % of the steps were not finite and not taken."] * (lost > 0)
-        add(label, found, seconds, note=" ".join(notes))
+        add(label, samples, seconds, note=" ".join(notes))
     study = Study(
         density.title,
         (*density.columns, *COLUMNS),
@@ -201,7 +201,7 @@ def compare(
         seeds=list(seeds),
         hardware=hardware(),
     )
-    return study, density, distances, shown
+    return study, density, distances, first_seed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,20 +217,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     status = 0
     for target in [args.target] if args.target else DENSITIES:
-        known = methods(target)
+        available = methods(target)
         try:
-            chosen = {k: v for k, v in known.items() if re.search(args.methods, k)}
+            chosen = {k: v for k, v in available.items() if re.search(args.methods, k)}
         except re.error as error:
             parser.error(f"--methods: {args.methods!r} is not a regular expression: {error}")
         if not chosen:
-            parser.error(f"--methods: {args.methods!r} matches none of {list(known)}")
-        study, density, distances, shown = compare(
+            parser.error(f"--methods: {args.methods!r} matches none of {list(available)}")
+        study, density, distances, first_seed = compare(
             target, chosen, args.seeds, not args.methods, args.runlocal
         )
         folder = pathlib.Path(args.results) / f"sampling_{target}"
         print_study(study)
         formats.write_study(study, folder, "table")
-        figure = save_png(picture(density, distances.draws, shown), folder / "particles.png", 120)
+        figure = save_png(
+            picture(density, distances.draws, first_seed), folder / "particles.png", 120
+        )
         print(f"table:  {folder}/table.md, .tex, .json\nfigure: {figure}")
         status |= any(row.failed for row in study.rows)
     return status

@@ -61,8 +61,10 @@ def table(
     study = read_study(root / path)
     shown = layout(study)
     keys = [column.key for column in study.columns]
-    asked = [part.partition("=") for part in columns.split(";")] if columns else []
-    headers = {key.strip(): header.strip() for key, _, header in asked} or dict.fromkeys(keys, "")
+    selected = [part.partition("=") for part in columns.split(";")] if columns else []
+    headers = {key.strip(): header.strip() for key, _, header in selected} or dict.fromkeys(
+        keys, ""
+    )
     if unknown := headers.keys() - set(keys):
         raise ValueError(f"no column {sorted(unknown)}; there are {keys}")
     places = [keys.index(key) for key in headers]
@@ -81,11 +83,11 @@ def table(
             bold = "**" * cells[i].best
             row += [bold + cells[i].ours() + bold, *([cells[i].published] * (i in compared))]
         text.append(row)
-    whole = os.path.relpath(root / path, file.parent).replace(".json", ".md")
+    full_table = os.path.relpath(root / path, file.parent).replace(".json", ".md")
     numbers = sorted({cells[i].source for _, cells in lines for i in places if cells[i].source})
     published = [f"Published: {'; '.join(shown.notes[n - 1] for n in numbers)}."] if numbers else []
     sentences = map(escape_markdown, [*origin(study, shown), *published])
-    source = " ".join([*sentences, f"[All columns]({whole})."])
+    source = " ".join([*sentences, f"[All columns]({full_table})."])
     return "\n".join("| " + " | ".join(row) + " |" for row in text) + f"\n\n{source}"
 
 
@@ -100,14 +102,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in files():
         text = file.read_text(encoding="utf-8")
         try:
-            made = rendered(text, file)
+            updated = rendered(text, file)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        if made != text:
+        if updated != text:
             stale.append(file)
             if not check:
-                write_text(file, made)
+                write_text(file, updated)
     for file in stale:
         print(f"{file}: {'is not up to date; run `make docs`' if check else 'written'}")
     return 1 if check and stale else 0

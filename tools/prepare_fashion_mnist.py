@@ -51,9 +51,9 @@ def restore_files(source: pathlib.Path, target: pathlib.Path, known: dict[str, s
                 f"--from: there is no {path}; Debian's package dataset-fashion-mnist has it"
             )
         restored[name] = restore_header(name, path.read_bytes())
-        found = hashlib.sha256(restored[name]).hexdigest()
-        if found != sha256:
-            raise ValueError(f"{path}: sha256 is {found}, tfds expects {sha256}")
+        actual = hashlib.sha256(restored[name]).hexdigest()
+        if actual != sha256:
+            raise ValueError(f"{path}: sha256 is {actual}, tfds expects {sha256}")
     target.mkdir(parents=True, exist_ok=True)
     for name, data in restored.items():
         (target / name).write_bytes(data)

@@ -130,11 +130,11 @@ def checked(name: str, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarr
 def main(_: list[str]) -> None:
     library, out = (pathlib.Path(flag.value).expanduser() for flag in (FROM, OUT))
     try:
-        found = {name: checked(name, read(library, origin)) for name, origin in ORIGINS.items()}
+        sets = {name: checked(name, read(library, origin)) for name, origin in ORIGINS.items()}
     except (ValueError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
     out.mkdir(parents=True, exist_ok=True)
-    for name, (x, y) in found.items():
+    for name, (x, y) in sets.items():
         np.savez(out / f"{name}.npz", x=x, y=y)
         print(f"{out / name}.npz: {len(y)} x {x.shape[1]}")
 

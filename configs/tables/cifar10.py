@@ -44,8 +44,8 @@ def get_table(dataset: str = "cifar10", title: str = "CIFAR-10", near: str = "ci
             config=f"configs/cifar/{file}.py:dataset={dataset}{options}",
             published=PUBLISHED[dataset].get(label, {}),
         )
-        for file, found in dict(wide_resnet=ROWS, vit=VITS, vmoe=EXPERTS).items()
-        for label, options in found.items()
+        for file, methods in dict(wide_resnet=ROWS, vit=VITS, vmoe=EXPERTS).items()
+        for label, options in methods.items()
     ]
     return dict(
         title=f"{title}: WideResNet-28-10, and fine-tuned ViT and V-MoE",

@@ -31,8 +31,8 @@ def get_table() -> dict:
                 config=f"configs/imagenet/{file}.py{options}",
                 published=PUBLISHED["imagenet"].get(label, {}),
             )
-            for file, found in dict(resnet50=ROWS, vmoe=SCRATCH).items()
-            for label, options in found.items()
+            for file, methods in dict(resnet50=ROWS, vmoe=SCRATCH).items()
+            for label, options in methods.items()
         ],
         columns=[
             dict(key="classification/nll", header="NLL", better="lower", digits=3),

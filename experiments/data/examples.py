@@ -217,8 +217,8 @@ def carried_entries(label: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
     for key, array in arrays.items():
         if np.ndim(array) == 0 or len(array) != size:
             titles = {"x": "inputs", "y": "labels"}
-            found = len(array) if np.ndim(array) else "no"
-            raise ValueError(f"{label}: {size} inputs but {found} {titles.get(key, key)}")
+            count = len(array) if np.ndim(array) else "no"
+            raise ValueError(f"{label}: {size} inputs but {count} {titles.get(key, key)}")
     return {
         key: array if key in ("x", "y") else carried(label, key, array)
         for key, array in arrays.items()

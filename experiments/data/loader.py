@@ -158,10 +158,10 @@ def epoch(
 
     def generate() -> Iterator[Batch]:
         for start in range(0, len(source), batch_size):
-            chosen = np.arange(start + share.start, start + share.stop)
-            batch = source.gather(np.minimum(chosen, len(source) - 1))
-            batch.setdefault("y", np.zeros(len(chosen), np.int32))
-            yield batch | {"mask": chosen < len(source)}
+            indices = np.arange(start + share.start, start + share.stop)
+            batch = source.gather(np.minimum(indices, len(source) - 1))
+            batch.setdefault("y", np.zeros(len(indices), np.int32))
+            yield batch | {"mask": indices < len(source)}
 
     return generate()
 

@@ -84,9 +84,9 @@ def positions(
       ConfigError: invalid syntax, an unknown split, or a slice that is out of range or empty.
     """
     return [
-        found
+        interval
         for part in str(split).split("+")
-        for found in (
+        for interval in (
             [(name, 0, size(name)) for name in names]
             if part.strip() == "all" and "all" not in names
             else [_position(part, names, size)]

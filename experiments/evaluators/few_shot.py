@@ -68,8 +68,8 @@ def few_shot(
                         f"{name}: no examples are left to choose l2 by; set choose='test'"
                     )
                 for n in shots:
-                    seen = examples[:, :n].ravel()
-                    apart, test = probe(x[seen], y[seen], len(examples), [x[rest], x_test])
+                    selected = examples[:, :n].ravel()
+                    apart, test = probe(x[selected], y[selected], len(examples), [x[rest], x_test])
                     tested[n][name, draw] = (test == y_test).mean(1)
                     apart = (apart == y[rest]).mean(1) if choose == "held_out" else None
                     chosen[n][name, draw] = tested[n][name, draw] if apart is None else apart

@@ -52,10 +52,10 @@ def posterior(
         if f.shape[1:] != draws.shape[1:]:
             shapes = f"functions {draws.shape[1:]}, and the network {f.shape[1:]}"
             raise ValueError(f"reference: {reference} has {shapes}")
-        shown = trained_on(train)
-        for key, value in compared(f, draws, x, shown, near).items():
+        observed = trained_on(train)
+        for key, value in compared(f, draws, x, observed, near).items():
             yield f"posterior/{key}", value
-        for key, value in shown.items():
+        for key, value in observed.items():
             yield f"posterior/train_{key}", value
         yield "posterior/x", x
         for name, values in (("", f), ("reference_", draws)):
@@ -91,10 +91,10 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
-        found = {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
-    if lacking := {"x", "draws", "second"} - found.keys():
+        arrays = {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
+    if lacking := {"x", "draws", "second"} - arrays.keys():
         raise ValueError(f"it has no {', '.join(sorted(lacking))}")
-    return found
+    return arrays
 
 
 def is_made(path: str | pathlib.Path) -> bool:

@@ -109,8 +109,8 @@ def _name_at(config: ConfigDict, name: str) -> str | None:
     *parents, last = name.split(".")
     for parent in parents:
         config = config.get(parent) if isinstance(config, ConfigDict) else None
-    found = config.get("name") if last == "name" and isinstance(config, ConfigDict) else None
-    return found if isinstance(found, str) else None
+    value = config.get("name") if last == "name" and isinstance(config, ConfigDict) else None
+    return value if isinstance(value, str) else None
 
 
 # Where the name in a section is looked up; other sections are checked where they are used.
@@ -145,11 +145,11 @@ def _check_renamed(
             fields = ", ".join(f"{k}={plain(section)[k]!r}" for k in left)
             _warn_once(f"config.{path}: {section.name!r} keeps fields of {former!r}: {fields}")
         return
-    kept = {k: v for k, v in plain(section).items() if k not in unknown}
+    remaining = {k: v for k, v in plain(section).items() if k not in unknown}
     raise ConfigError(
         f"config.{path}.{unknown[0]}: comes from the config's {path}, which is {former!r}, and "
         f"{section.name!r} has no such field; replace the whole section: "
-        f"--config.{path}={shlex.quote(json.dumps(kept, default=str))}"
+        f"--config.{path}={shlex.quote(json.dumps(remaining, default=str))}"
     )
 
 

@@ -107,8 +107,8 @@ def export(
         folder = None
         if jax.process_index() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            made = tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.")
-            folder = pathlib.Path(stack.enter_context(made))
+            temporary = tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.")
+            folder = pathlib.Path(stack.enter_context(temporary))
         arrays: dict[str, np.ndarray] = {}  # on disk
 
         def write(part: Predictions, start: int) -> None:

@@ -166,13 +166,13 @@ class Trained:
 
     def _program(self, fn: Function, particles: bool) -> Function:
         if (fn, particles) not in self._programs:
-            whole = fn
+            program = fn
             if particles:
-                whole = execution.on_mesh(
+                program = execution.on_mesh(
                     lambda state, batch: self._over(fn)(samples.predicting(state), batch),
                     self.experiment.mesh,
                 )
-            self._programs[fn, particles] = jax.jit(whole)
+            self._programs[fn, particles] = jax.jit(program)
         return self._programs[fn, particles]
 
     def _batches(

@@ -98,9 +98,9 @@ def changed(runs: Sequence[Evaluated]) -> set[str]:
     first: dict[tuple, str] = {}
     paths = set()
     for run in runs:
-        asked = tuple(sorted((path, data.identity) for path, data in run.specs.items()))
+        requested = tuple(sorted((path, data.identity) for path, data in run.specs.items()))
         for path, data in run.sets.items():
-            if first.setdefault((asked, path), data.identity) != data.identity:
+            if first.setdefault((requested, path), data.identity) != data.identity:
                 paths.add(path)
     return paths
 

@@ -64,9 +64,9 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
         raise ValueError(f"{file} is damaged: it is not a config with a seed")
     folder = workdir / "evaluation" / name
     if not (folder / "metrics.json").is_file():
-        there = sorted(p.parent.name for p in workdir.glob("evaluation/*/metrics.json"))
+        available = sorted(p.parent.name for p in workdir.glob("evaluation/*/metrics.json"))
         raise ValueError(
-            f"{folder / 'metrics.json'} is missing; evaluations there: {there or 'none'}. "
+            f"{folder / 'metrics.json'} is missing; evaluations there: {available or 'none'}. "
             f"Make it with `python -m experiments.evaluate --workdir {workdir}`"
         )
     metrics = readable(folder / "metrics.json", lambda path: numbers(read_json(path)))

@@ -45,10 +45,10 @@ def among(key: str, names: Collection[str]) -> bool:
         return True
     parts = split(key)
     for name in names:
-        if "*" in (wanted := split(name)):
-            i, rest = wanted.index("*"), len(wanted) - wanted.index("*") - 1
+        if "*" in (pattern := split(name)):
+            i, rest = pattern.index("*"), len(pattern) - pattern.index("*") - 1
             if len(parts) > i + rest and parts[:i] + parts[len(parts) - rest :] == (
-                wanted[:i] + wanted[i + 1 :]
+                pattern[:i] + pattern[i + 1 :]
             ):
                 return True
     return False

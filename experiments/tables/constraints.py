@@ -65,5 +65,5 @@ def _counted(values: Mapping[Any, int]) -> str:
     """'3.11.7', or '3.11.7 (4) and 3.12.1 (6)' with the number of cells of each."""
     if len(values) == 1:
         return str(next(iter(values)))
-    shown = sorted(values.items(), key=str)
-    return " and ".join(f"{value or 'not recorded'} ({n})" for value, n in shown)
+    counts = sorted(values.items(), key=str)
+    return " and ".join(f"{value or 'not recorded'} ({n})" for value, n in counts)

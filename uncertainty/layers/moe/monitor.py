@@ -62,8 +62,8 @@ def balance(load: np.ndarray, dropped: np.ndarray | None) -> dict[str, float]:
 
 
 def _run(collections: Collections) -> tuple[dict[str, float], str]:
-    found = counted(collections["routing"])
-    return found, text(found)
+    values = counted(collections["routing"])
+    return values, text(values)
 
 
 ROUTING = Monitor(("routing",), _run)
