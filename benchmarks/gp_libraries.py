@@ -182,8 +182,8 @@ def ratios(seconds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Our side -> their best time / ours; the best is over threads, for each clock separately."""
     result = {}
     for side, ours in seconds.items():
-        job, who = side.split(": ")
-        if who.startswith("ours"):
+        job, implementation = side.split(": ")
+        if implementation.startswith("ours"):
             theirs = [v for k, v in seconds.items() if k.startswith(f"{job}: theirs")]
             result[side] = {clock: min(t[clock] for t in theirs) / ours[clock] for clock in ours}
     return result

@@ -45,10 +45,10 @@ def imports(python: str, statement: str) -> tuple[float, float]:
       RuntimeError: the process fails; with the last line of its error.
     """
     before, began = _children(), time.perf_counter()
-    done = subprocess.run([python, "-c", statement], capture_output=True, text=True, check=False)
+    process = subprocess.run([python, "-c", statement], capture_output=True, text=True, check=False)
     wall = time.perf_counter() - began
-    if done.returncode:
-        raise RuntimeError(f"{statement!r}: {done.stderr.strip().splitlines()[-1]}")
+    if process.returncode:
+        raise RuntimeError(f"{statement!r}: {process.stderr.strip().splitlines()[-1]}")
     return wall, _children() - before
 
 

@@ -164,8 +164,8 @@ def run_cell(cells: Cells, args: argparse.Namespace) -> int:
     return 0
 
 
-def print_failures(made: Outcome) -> None:
-    for reason, rows in made.failures.items():
+def print_failures(outcome: Outcome) -> None:
+    for reason, rows in outcome.failures.items():
         where = "; ".join(f"{name}, {seeds_in_words(seeds)}" for name, seeds in rows.items())
         print(f"error: {where}: {reason}", file=sys.stderr)
 

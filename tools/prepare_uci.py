@@ -61,10 +61,10 @@ def read(library: pathlib.Path, origin: Origin) -> Mapping[str, Any]:
     """
     path = library / origin.file
     lazy = not path.suffix
-    for needed in (path.with_suffix(".rdx"), path.with_suffix(".rdb")) if lazy else (path,):
-        if not needed.is_file():
+    for file in (path.with_suffix(".rdx"), path.with_suffix(".rdb")) if lazy else (path,):
+        if not file.is_file():
             raise ValueError(
-                f"--from: there is no {needed}; Debian's package r-cran-{path.parts[-3]} has it"
+                f"--from: there is no {file}; Debian's package r-cran-{path.parts[-3]} has it"
             )
     try:
         import rdata

@@ -147,10 +147,10 @@ def check_name(name: str, data_dir: str | None, field: str) -> None:
     import tensorflow_datasets as library
 
     base = name.split("/")[0].split(":")[0]
-    known = library.list_builders(with_community_datasets=False)
+    builders = library.list_builders(with_community_datasets=False)
     folder = pathlib.Path(str(data_dir or library.core.constants.DATA_DIR), base)
-    if base not in known and not folder.is_dir():
-        raise ConfigError(f"{field}: no data set {name!r}; {_similar(name, known)}")
+    if base not in builders and not folder.is_dir():
+        raise ConfigError(f"{field}: no data set {name!r}; {_similar(name, builders)}")
 
 
 def _prepared(name: str, data_dir: str | None) -> Any:

@@ -140,7 +140,7 @@ def range_of(
     label: str,
     x: Any,
     dataset: Dataset,
-    given: Any,
+    spec: Any,
     like: "Source | None",
     read_statistics: Callable[[], tuple],
 ) -> tuple[Range, bool]:
@@ -154,17 +154,17 @@ def range_of(
         do not determine.
     """
     if len(x.shape) != 4:
-        if given is not None:
+        if spec is not None:
             raise ConfigError(
-                f"range: {given!r}, but {label} has inputs of shape "
+                f"range: {spec!r}, but {label} has inputs of shape "
                 f"{list(x.shape[1:])}; only images [H, W, C] have one"
             )
         return None, False
-    range = declared(given)
+    range = declared(spec)
     if range == MEASURED:
         where, pixels, _ = read_statistics()
         if not isinstance(pixels, np.ndarray):
-            raise ConfigError(f"range: {given!r} needs a set that fits in memory")
+            raise ConfigError(f"range: {spec!r} needs a set that fits in memory")
         return measured(where, pixels), True
     if range is not None:
         return range, False

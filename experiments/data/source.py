@@ -234,13 +234,13 @@ def _check_inputs(label: str, x: np.ndarray) -> None:
         raise ValueError(f"{label}: inputs are {x.dtype}; real numbers are needed")
 
 
-def _notes(source: Source, like: Source | None, given: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(source: Source, like: Source | None, fields: Mapping[str, Any]) -> tuple[str, ...]:
     """What is read differently from the training data, with the values.
 
     Args:
       source: the data, without notes.
       like: the training data.
-      given: fields of its spec whose differences are not visible in `source`.
+      fields: of its spec whose differences are not visible in `source`.
     """
     if like is None:
         return ()
@@ -251,10 +251,10 @@ def _notes(source: Source, like: Source | None, given: Mapping[str, Any]) -> tup
         )
         if not np.allclose(mine, theirs, rtol=1e-6, atol=1e-7):
             notes.append(f"{field} {_short(mine)} differs from the training data")
-    if given["range"] is not None and source.range != like.range:
+    if fields["range"] is not None and source.range != like.range:
         notes.append(f"range {source.range} differs from the training data")
-    if given["channels"] is not None and given["channels"] != like.reading.get("channels"):
-        notes.append(f"channels {given['channels']} differs from the training data")
+    if fields["channels"] is not None and fields["channels"] != like.reading.get("channels"):
+        notes.append(f"channels {fields['channels']} differs from the training data")
     return tuple(notes)
 
 

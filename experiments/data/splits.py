@@ -49,14 +49,14 @@ def take(names: Collection[str], get: Callable[[str], Arrays], split: str) -> Ar
     Raises:
       ConfigError: as `positions`.
     """
-    read: dict[str, Arrays] = {}
+    arrays: dict[str, Arrays] = {}
 
     def size(name: str) -> int:
-        read[name] = get(name)
-        return len(read[name]["x"])
+        arrays[name] = get(name)
+        return len(arrays[name]["x"])
 
     parts = [
-        {key: array[start:stop] for key, array in read[name].items()}
+        {key: array[start:stop] for key, array in arrays[name].items()}
         for name, start, stop in positions(split, names, size)
     ]
     if len(parts) == 1:

@@ -307,25 +307,27 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: the message names the field, its value and what is allowed.
     """
-    known = plain(base())
+    defaults = plain(base())
     for section, value in config.items():
-        if section not in known:
-            raise ConfigError(f"config.{section}: no such section; {nearest(section, known)}")
-        if not isinstance(known[section], dict) or (section in _NAMED and isinstance(value, str)):
+        if section not in defaults:
+            raise ConfigError(f"config.{section}: no such section; {nearest(section, defaults)}")
+        if not isinstance(defaults[section], dict) or (
+            section in _NAMED and isinstance(value, str)
+        ):
             continue
         if not isinstance(value, Mapping):
             raise ConfigError(f"config.{section}: {value!r} is not a dict of fields")
-        valid = {*known[section], *_OPTIONAL.get(section, ())}
+        valid = {*defaults[section], *_OPTIONAL.get(section, ())}
         for field in value:
             if section not in _OPEN and field not in valid:
                 raise ConfigError(
                     f"config.{section}.{field}: no such field; {nearest(field, valid)}"
                 )
-        for field in known[section]:
+        for field in defaults[section]:
             optional = field in _OPTIONAL.get(section, ())
             if section not in _OPEN and field not in value and not optional:
                 raise ConfigError(f"config.{section}.{field}: missing")
-    for section in known:
+    for section in defaults:
         if section not in config:
             raise ConfigError(f"config.{section}: missing; begin with experiment.base.base()")
     for name, least in _AT_LEAST.items():

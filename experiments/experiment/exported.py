@@ -155,7 +155,7 @@ def _units(source: Source) -> dict[str, np.ndarray]:
 
 def _metadata(source: Source, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The content of `metadata.json`."""
-    known = {**ARRAYS[source.task], "run": ("members", "which of `runs` a member is of")}
+    descriptions = {**ARRAYS[source.task], "run": ("members", "which of `runs` a member is of")}
     return dict(
         format=1,
         task=source.task,
@@ -166,8 +166,8 @@ def _metadata(source: Source, arrays: Mapping[str, np.ndarray]) -> dict[str, Any
             name: dict(
                 shape=array.shape,
                 dtype=str(array.dtype),
-                axes=known.get(name, ("examples", ""))[0].split(),
-                meaning=known.get(name, ("", "an entry of the data set"))[1],
+                axes=descriptions.get(name, ("examples", ""))[0].split(),
+                meaning=descriptions.get(name, ("", "an entry of the data set"))[1],
             )
             for name, array in arrays.items()
         },

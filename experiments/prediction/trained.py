@@ -111,10 +111,10 @@ class Trained:
         """
         program = self._program(fn, particles)
         for batch, examples in self._batches(source, entries):
-            known = (fn, particles, *batch)
-            if known not in self._ran:
+            program_key = (fn, particles, *batch)
+            if program_key not in self._ran:
                 jax.block_until_ready(program(self.state, batch))
-                self._ran.add(known)
+                self._ran.add(program_key)
             began = time.monotonic()
             out = execution.host(program(self.state, batch))
             seconds = time.monotonic() - began

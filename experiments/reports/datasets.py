@@ -65,8 +65,8 @@ def _specs(evaluators: Any) -> Iterable[tuple[str, Data]]:
             for path, spec in specs(value, path_of(name, field)):
                 if not isinstance(spec.get("name"), str):  # a field that is no data set
                     continue
-                known = {k: v for k, v in spec.items() if k not in READING}
-                identity = json.dumps(known, sort_keys=True, default=str)
+                selection = {k: v for k, v in spec.items() if k not in READING}
+                identity = json.dumps(selection, sort_keys=True, default=str)
                 yield path, Data(_name(spec), None, identity)
 
 

@@ -272,12 +272,12 @@ def describe(state: Any) -> dict[str, str]:
     }
 
 
-def compare(saved: dict[str, str], wanted: dict[str, str], directory: pathlib.Path) -> None:
+def compare(saved: dict[str, str], expected: dict[str, str], directory: pathlib.Path) -> None:
     """Raises ValueError with the leaves that differ (at most 20)."""
     lines = [
-        f"  {path}: saved {saved.get(path, 'nothing')}, expected {wanted.get(path, 'nothing')}"
-        for path in sorted(saved | wanted)
-        if saved.get(path) != wanted.get(path)
+        f"  {path}: saved {saved.get(path, 'nothing')}, expected {expected.get(path, 'nothing')}"
+        for path in sorted(saved | expected)
+        if saved.get(path) != expected.get(path)
     ]
     if lines:
         more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []

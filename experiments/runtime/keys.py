@@ -26,8 +26,8 @@ def split(key: str) -> tuple[str, ...]:
     )
 
 
-def _encoded(found: re.Match) -> str:
-    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass"))
+def _encoded(match: re.Match) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
 
 
 def named(key: str, group: str) -> tuple[str, str] | None:
