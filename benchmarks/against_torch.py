@@ -1,4 +1,4 @@
-"""Training an ensemble against PyTorch, on the same batches, from the same parameters."""
+"""Times ensemble training against PyTorch, on the same batches and from the same parameters."""
 
 import argparse
 import itertools
@@ -28,7 +28,7 @@ COMPARED = 5  # steps whose losses are compared
 
 
 class Ours:
-    """`uncertainty.inference.particles` over the batches, by one executor."""
+    """`uncertainty.inference.particles` over the batches, with one executor."""
 
     def __init__(self, backbone: Any, size: int, executor: str, batches: Mapping[str, np.ndarray]):
         model = from_network(single(backbone, Dense(outputs=10)), softmax())
@@ -38,7 +38,7 @@ class Ours:
         self.init = lambda: inference.init(jax.random.key(0), first["x"])
         self.batches = [{key: a[i] for key, a in batches.items()} for i in range(BATCHES)]
         self.steps_a_call = int(calls or 1)
-        if calls:  # the same update inside a scan: what a loop on the device could reach
+        if calls:  # the same update inside a scan: the best a loop on the device could do
             self.batches = [batches] * BATCHES
             update = jax.jit(lambda s, b: jax.lax.scan(inference.update, s, b), donate_argnums=0)
         elif name == "loop":
@@ -54,7 +54,7 @@ class Ours:
         return metrics
 
     def block(self, steps: int) -> tuple[float, float]:
-        """Wall and CPU seconds of a step."""
+        """Wall and CPU seconds per step."""
         calls = max(steps // self.steps_a_call, 1)
 
         def run() -> None:
@@ -81,13 +81,13 @@ def compare(
     target: float,
     arguments: argparse.Namespace,
 ) -> None:
-    """Times every executor and every method of PyTorch in turns.
+    """Times every executor and every PyTorch method, taking turns.
 
     Args:
       name: of the job, for the table.
-      torch_arrays: initial state -> what `torch_ensembles.py` reads, but for the batches.
-      shape: of the images, [H, W, C] or [D].
-      target: least ratio asked for.
+      torch_arrays: initial state -> the arrays that `torch_ensembles.py` reads, except the batches.
+      shape: of the inputs, [H, W, C] or [D].
+      target: the smallest acceptable ratio.
       arguments: of `parser`.
 
     Raises:
@@ -155,7 +155,7 @@ def compare(
 
 
 def ratios(ms: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Executor -> PyTorch's best / ours, each clock with its own best of PyTorch's."""
+    """Executor -> PyTorch's best time / ours; the best is chosen for each clock separately."""
     torch = [values for side, values in ms.items() if side.startswith("PyTorch")]
     best = {key: min(values[key] for values in torch) for key in torch[0]}
     return {
@@ -201,19 +201,19 @@ def parser(
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """PyTorch's threads, and whether the result is kept."""
+    """Adds the flags for PyTorch's threads and for saving the result."""
     parser.add_argument(
         "--threads",
         type=int,
         nargs="+",
         default=sorted({1, len(os.sched_getaffinity(0))}),
-        help="of PyTorch; more than one of them collapses where the cores are shared",
+        help="numbers of PyTorch threads; several threads are very slow on shared cores",
     )
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
 
 
 def weights(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Kernels [P, ..., C, F] and biases as PyTorch has them, `<layer>.weight` [P, F, C, ...]."""
+    """Kernels [P, ..., C, F] and biases in PyTorch's layout, `<layer>.weight` [P, F, C, ...]."""
     out = {}
     for layer, leaves in params.items():
         kernel = np.asarray(leaves["kernel"])

@@ -1,18 +1,18 @@
-"""Prediction with E3 (K, M) = (1, 2) against a deep ensemble of two ViTs, in FLOPs and in time.
+"""Prediction with E3 (K, M) = (1, 2) against a deep ensemble of two ViTs, in FLOPs and time.
 
     python -m benchmarks.e3 [--batch 32] [--capacity 1.05] [--image 128] [--save]
 
 The published S/32 (width 512, 8 blocks, 8 heads, MLP 2048), E = 8 experts in the last 2 of the odd
-blocks (5 and 7), 100 classes; log-probabilities of the mean of all members. Sides, in turns:
+blocks (5 and 7), 100 classes; log-probabilities of the mean of all members. Sides, taking turns:
 
-    2 ViTs        particles; `ViT` is one of them
-    E3            one expert of a token for each of two members
-    V-MoE, K = k  k experts of a token, one member
+    2 ViTs        two particles; the side `ViT` is one network
+    E3            one expert per token for each of two members
+    V-MoE, K = k  k experts per token, one member
 
-FLOPs are those of the compiled program (XLA counts products, and elementwise work as one each), and
-have to be those counted by hand below to 5 %. Parameters are those of initialisation.
+FLOPs are those of the compiled program (XLA counts an elementwise operation as one), and must agree
+with the count by hand below to 5 %. Parameters are the initial ones.
 
-The floor, in multiply-adds of an image of T tokens (17 at 128 pixels): D = 512, H = 2048,
+The floor, in multiply-adds per image of T tokens (17 at 128 pixels): D = 512, H = 2048,
 
     a = T (4 D^2 + 2 T D)  attention     f = 2 T D H  feed-forward     e = 16 x 3,072 D  embedding
     ViT    e + 8 a + 8 f                                                 0.46 G
@@ -20,9 +20,9 @@ The floor, in multiply-adds of an image of T tokens (17 at 128 pixels): D = 512,
     E3     e + 6 a + 5 f  +  M (2 a + f + 2 K c f)                       0.61 G
 
 with the capacity factor c = 1.05: E3 computes blocks 0 to 4 and the attention of block 5 once. So
-it has 0.67 times the FLOPs of two ViTs, and 0.73 with c = 1.5; the paper says up to 45 % fewer.
-Weights are read once for all images, 4 bytes for 2 FLOP of a token: the layers with 8 experts have
-29 M numbers more than a ViT's, and two ViTs 27 M more, so few images do not change the ratio much.
+it has 0.67 times the FLOPs of two ViTs, and 0.73 with c = 1.5; the paper claims up to 45 % fewer.
+Weights are read once per batch, 4 bytes for 2 FLOP per token. The expert layers have 29 M more
+parameters than a ViT's, and two ViTs have 27 M more, so small batches do not change the ratio much.
 """
 
 import argparse
@@ -63,13 +63,13 @@ def config(side: str, capacity: float) -> dict[str, Any]:
 
 
 def by_hand(image: int, capacity: float) -> dict[str, float]:
-    """GFLOP of an image."""
+    """GFLOP per image, counted by hand."""
     patches = (image // PATCH) ** 2
     T, e = patches + 1, patches * 3 * PATCH**2 * D
     a, f = T * (4 * D**2 + 2 * T * D), 2 * T * D * H
     dense = e + DEPTH * (a + f)
     moe = {K: dense + 2 * (K * capacity - 1) * f for K in (1, 2)}
-    first, last = MOE  # what stands before the experts of `first` is computed once
+    first, last = MOE  # everything before the experts of block `first` is computed once
     once = e + first * (a + f) + a
     later = (DEPTH - first - 1) * a + (last - first - 1) * f + 2 * capacity * f
     counts = {"ViT": dense, "2 ViTs": M * dense, "E3": once + M * later}
@@ -93,16 +93,18 @@ def main() -> None:
     sides: dict[str, Any] = {}
     flops, memory, parameters, compiled = {}, {}, {}, {}
     for name in hand:
-        made = build.inference(config(name, arguments.capacity), num_examples=1)
-        state = made.init(jax.random.key(0), x[:1])
+        algorithm = build.inference(config(name, arguments.capacity), num_examples=1)
+        state = algorithm.init(jax.random.key(0), x[:1])
 
-        def log_probs(state, x, made=made):
-            members = jax.nn.log_softmax(made.predict(state, x).mean)  # [P M, B, K]
+        def log_probs(state, x, algorithm=algorithm):
+            members = jax.nn.log_softmax(algorithm.predict(state, x).mean)  # [P M, B, K]
             return jax.nn.logsumexp(members, axis=0) - jnp.log(len(members))
 
-        lowered, kept = jax.jit(log_probs).lower(state, x), []
-        compiled[name], _ = timing.clock(lambda kept=kept, low=lowered: kept.append(low.compile()))
-        predict = kept[0]
+        lowered, programs = jax.jit(log_probs).lower(state, x), []
+        compiled[name], _ = timing.clock(
+            lambda programs=programs, low=lowered: programs.append(low.compile())
+        )
+        predict = programs[0]
         flops[name] = predict.cost_analysis()["flops"] / 1e9 / arguments.batch
         np.testing.assert_allclose(flops[name], hand[name], rtol=0.05, err_msg=name)
         total = jax.nn.logsumexp(predict(state, x), axis=1)

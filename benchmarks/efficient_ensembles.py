@@ -1,31 +1,30 @@
-"""A training step of BatchEnsemble and of packed ensembles, 4 members, on CPU.
+"""Training steps of BatchEnsemble and packed ensembles of 4 members, on CPU.
 
     python -m benchmarks.efficient_ensembles --opponents PY [--padding VALID SAME] [--save]
     python -m benchmarks.efficient_ensembles --backbone resnet --batch 32 [--save]
 
-PY is a Python with torch 2.13 and torch-uncertainty 0.13. Sides, which take turns:
+PY is a Python with torch 2.13 and torch-uncertainty 0.13. Sides, taking turns:
 
-    4 networks      ours: particles, by `auto` and by `vmap`, of which the better counts; theirs:
-                    torch.nn in a loop
+    4 networks      ours: particles, the better of `auto` and `vmap`; theirs: torch.nn in a loop
     BatchEnsemble   ours: `ensembles.batch_ensemble`; theirs: BatchConv2d, BatchLinear and
                     methods.BatchEnsemble(repeat_training_inputs=True)
     packed          ours: `ensembles.packed`, alpha = 2; theirs: PackedConv2d, PackedLinear
 
 LeNet5 on 28 x 28 images, both forms, Adam 1e-3; every member sees the whole batch, and the loss is
-the mean of the members'. For each kind both libraries start from the same parameters and see the
-same batches, and the losses of the first steps have to agree. Theirs runs with channels first and
-last, at one thread and at all cores, and the best of these counts. ResNet-8 is ours alone, without
-equal losses, since batch statistics of members are not those of networks.
+the mean over members. For each kind both libraries start from the same parameters and see the same
+batches, and the losses of the first steps must agree. Theirs runs with channels first and last, on
+one thread and on all cores; the best of these counts. ResNet-8 compares our own methods only,
+without checking losses, since members' batch statistics differ from those of separate networks.
 
-The floor, in multiply-adds of an example and member, forward; with the gradient it is three times
-that, but for the first layer's inputs. LeNet5 takes 0.42 M (VALID) and 3.43 M (SAME). BatchEnsemble
-does for each member what a network does, so its products are those of 4 networks, 10.5 GFLOP a step
-for SAME and a batch of 128, 90 ms of a core with 115 GFLOP/s. It saves 3/4 of the optimiser (61,706
-parameters in place of 246,824, 0.2 ms of Adam), which kernels times r and s give back. So 1 is the
-best ratio to 4 networks, and where theirs is bound by the same products, as SAME is, no ratio of 2
-to theirs is possible. Packed members with half of the features have 1/4 of the inner layers'
-products, and 1/2 of the first's, which is 28 % of VALID and 3 % of SAME: 0.32 and 0.26 of 4
-networks at best; what is copied for each product falls to a half only.
+The floor, in multiply-adds per example and member, forward; with the gradient it is three times
+that, except for the first layer's inputs. LeNet5 takes 0.42 M (VALID) and 3.43 M (SAME).
+BatchEnsemble does the same work per member as a network, so its products are those of 4 networks,
+10.5 GFLOP per step for SAME and a batch of 128, 90 ms on a core with 115 GFLOP/s. It saves 3/4 of
+the optimiser (61,706 parameters instead of 246,824, 0.2 ms of Adam), but scaling the kernels by r
+and s costs as much. So 1 is the best possible ratio to 4 networks, and where theirs is bound by the
+same products, as with SAME, no ratio of 2 to theirs is possible. Packed members with half of the
+features have 1/4 of the inner layers' products, and 1/2 of the first's, which is 28 % of VALID and
+3 % of SAME: 0.32 and 0.26 of 4 networks at best; copies for each product are only halved.
 """
 
 import argparse
@@ -45,7 +44,7 @@ from uncertainty import build
 
 M, BATCHES, COMPARED = 4, 4, 5
 RESNET = dict(name="resnet.ResNet", depth=8)
-TARGETS = dict(networks=1.0, torch=0.5)  # times over those of 4 networks, and of theirs
+TARGETS = dict(networks=1.0, torch=0.5)  # time / time of 4 networks, and / theirs
 
 
 def kinds(backbone: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -67,7 +66,7 @@ class Ours:
     """The compiled update of a config, and its state."""
 
     def __init__(self, backbone: Any, sections: Mapping[str, Any], batches: Mapping[str, Any]):
-        made = build.inference(
+        algorithm = build.inference(
             dict(
                 backbone=backbone,
                 head=dict(name="dense.Dense", outputs=10),
@@ -79,12 +78,12 @@ class Ours:
             num_examples=1,
         )
         self.batches = [{key: a[i] for key, a in batches.items()} for i in range(BATCHES)]
-        self.init = lambda: made.init(jax.random.key(0), batches["x"][0])
+        self.init = lambda: algorithm.init(jax.random.key(0), batches["x"][0])
         self.state, self.done = self.init(), 0
-        lowered = jax.jit(made.update, donate_argnums=0).lower(self.state, self.batches[0])
-        kept: list = []
-        self.compile_seconds, _ = timing.clock(lambda: kept.append(lowered.compile()))
-        self.update = kept[0]
+        lowered = jax.jit(algorithm.update, donate_argnums=0).lower(self.state, self.batches[0])
+        programs: list = []
+        self.compile_seconds, _ = timing.clock(lambda: programs.append(lowered.compile()))
+        self.update = programs[0]
 
     def steps(self, number: int) -> Any:
         for _ in range(number):
@@ -103,7 +102,7 @@ class Ours:
         """`layer/leaf` as `efficient_ensembles_torch.py` reads it.
 
         Args:
-          side: of the image that is flattened, as [H, W, C] here and as [C, H, W] there.
+          side: of the image that is flattened, as [H, W, C] in ours and as [C, H, W] in theirs.
         """
         params = self.init().params
         layers = {**params["backbone"], **params["head"]}
@@ -139,7 +138,7 @@ def compare(padding: str | None, arguments: argparse.Namespace) -> dict[str, Any
         f"batch {B}",
         parameters={k: o.parameters() for k, o in ours.items()},
         megabytes={k: o.update.memory_analysis().temp_size_in_bytes / 1e6 for k, o in ours.items()},
-        gflop={  # of a loop, as `auto` makes of networks, XLA counts one turn
+        gflop={  # XLA counts one iteration of a loop, which `auto` uses for networks
             k: o.update.cost_analysis()["flops"] / 1e9 for k, o in ours.items() if k != "networks"
         },
         compile_seconds={k: o.compile_seconds for k, o in ours.items()},
@@ -155,9 +154,9 @@ def compare(padding: str | None, arguments: argparse.Namespace) -> dict[str, Any
             file = os.path.join(folder, "arrays.npz")
             side = {"SAME": 7, "VALID": 1}[padding]
             later = {"SAME": 2, "VALID": 0}[padding]
-            given = {f"{k}/{name}": a for k in losses for name, a in ours[k].arrays(side).items()}
+            arrays = {f"{k}/{name}": a for k in losses for name, a in ours[k].arrays(side).items()}
             images = np.ascontiguousarray(np.moveaxis(x, -1, -3))
-            np.savez(file, x=images, y=y, paddings=[2, later, later], **given)
+            np.savez(file, x=images, y=y, paddings=[2, later, later], **arrays)
             with timing.Worker(arguments.opponents, "efficient_ensembles_torch.py", file) as worker:
                 for k, last, threads in itertools.product(losses, (False, True), arguments.threads):
                     request = dict(kind=k, last=last, threads=threads)
@@ -195,11 +194,11 @@ def timed(sides: Mapping[str, Any], rounds: int) -> dict[str, dict[str, float]]:
 
 
 def best_of(seconds: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """'ours: kind' or 'torch: kind' -> the best of its variants, each clock by itself."""
+    """'ours: kind' or 'torch: kind' -> the best of its variants, for each clock separately."""
     best: dict[str, dict[str, float]] = {}
     for side, values in seconds.items():
-        kept = best.setdefault(side.split(",")[0], dict(values))
-        kept |= {clock: min(kept[clock], v) for clock, v in values.items()}
+        minima = best.setdefault(side.split(",")[0], dict(values))
+        minima |= {clock: min(minima[clock], v) for clock, v in values.items()}
     return best
 
 

@@ -1,18 +1,18 @@
-"""LeNet5 ensembles of torch-uncertainty, as a program that trains and times them on request.
+"""A program that trains and times LeNet5 ensembles of torch-uncertainty on request.
 
     python efficient_ensembles_torch.py FILE.npz
 
 The file has batches x [N, B, C, H, W] and y [N, B], the `paddings` of the three convolutions, and
-for each kind of ensemble `kind/layer/leaf` with layers conv0, conv1, conv2, dense0 and logits. The
-kernels are [h, w, C, F] and [D, K], led by M where members have their own.
+for each kind of ensemble `kind/layer/leaf` with layers conv0, conv1, conv2, dense0 and logits.
+Kernels are [h, w, C, F] and [D, K], with a leading axis M where members have their own.
 
-  networks        torch.nn layers, M networks one after the other, each with its own optimiser
+  networks        torch.nn layers, M networks in a loop, each with its own optimiser
   batch_ensemble  BatchConv2d and BatchLinear in the wrapper BatchEnsemble that repeats each batch
   packed          PackedConv2d and PackedLinear with alpha = 2
 
-A request is one line of JSON, {"kind", "last", "threads", "steps", "losses"}, `last` for channels
-as the fastest axis; the answer has the wall and CPU seconds of `steps` steps with fused Adam, or
-the mean losses of the members [steps] of a start from the initial parameters.
+A request is one line of JSON, {"kind", "last", "threads", "steps", "losses"}, where `last` selects
+the channels-last memory format. The answer has the wall and CPU seconds of `steps` steps with fused
+Adam or, with `losses`, the members' mean losses [steps] from the initial parameters.
 """
 
 import importlib.metadata
@@ -46,7 +46,7 @@ class LeNet(nn.Module):
 
 
 def oriented(kernel):
-    """As PyTorch has it: [F, C, h, w] and [K, D], with the leading axes that it has."""
+    """A kernel in PyTorch's layout, [F, C, h, w] or [K, D], with its leading axes."""
     n = kernel.ndim
     lead = n - 4 if n >= 4 else n - 2
     order = [n - 1, n - 2, n - 4, n - 3] if n >= 4 else [n - 1, n - 2]
@@ -79,9 +79,9 @@ def batch_ensemble(arrays, paddings):
         (layer.conv if kernel.ndim == 4 else layer.linear).weight.data = kernel
         for own, theirs in dict(fast_input="r_group", fast_output="s_group", bias="bias").items():
             parameter = getattr(layer, theirs)
-            given = torch.from_numpy(arrays[f"{name}/{own}"].copy())
-            assert parameter.shape == given.shape, (name, own)
-            parameter.data = given
+            initial = torch.from_numpy(arrays[f"{name}/{own}"].copy())
+            assert parameter.shape == initial.shape, (name, own)
+            parameter.data = initial
         return layer
 
     return [BatchEnsemble(LeNet(make, list(paddings)), M, repeat_training_inputs=True)]
@@ -139,7 +139,7 @@ class Ensemble:
 
 
 def main(file):
-    made = {}
+    ensembles = {}
     for line in sys.stdin:
         request = json.loads(line)
         torch.set_num_threads(request["threads"])
@@ -150,11 +150,11 @@ def main(file):
             for package in ("torch", "torch-uncertainty"):
                 answer[package] = importlib.metadata.version(package)
         else:
-            if key not in made:
-                made[key] = Ensemble(file, *key)
+            if key not in ensembles:
+                ensembles[key] = Ensemble(file, *key)
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(request["steps"]):
-                made[key].step()
+                ensembles[key].step()
             answer = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         print(json.dumps(answer), flush=True)
 

@@ -1,17 +1,16 @@
-"""How P particles are run: vmap, unroll, scan or loop, in ms per member and step.
+"""Executors of P particles, vmap, unroll, scan and loop, in ms per member and step.
 
     python -m benchmarks.executors [--only LeNet5 MLP] [--size 10]
 
 Each executor trains the same ensemble on the same batch, and after two steps their losses must
-agree. They take turns; the time is that of the fastest repeat, by the wall and, for machines with
-other work, in CPU time. Compiling is the first call, without
-the persistent cache, less one step. `single` is one particle by itself: what a member costs where
-nothing is shared. `auto` is what is chosen where a config says nothing; its rules, in
-`uncertainty/inference/executors.py:auto` and `experiments/runtime/execution.py:update_of`,
-follow from this table. Memory is what the compiled update allocates beside its arguments; that of
-`loop` is that of `single`.
+agree. They take turns; the time is that of the fastest repeat, in wall time and, for busy machines,
+in CPU time. Compilation time is that of the first call, without the persistent cache, minus one
+step. `single` is one particle by itself: the cost of a member where nothing is shared. `auto` is
+the default of a config; its rules, in `uncertainty/inference/executors.py:auto` and
+`experiments/runtime/execution.py:update_of`, follow from this table. Memory is what the compiled
+update allocates besides its arguments; `loop` takes as much as `single`.
 
-The floor is `single`, or below it where one member cannot feed all cores.
+The floor is `single`, or less where one member cannot use all cores.
 """
 
 import argparse
@@ -37,7 +36,7 @@ EXECUTORS = ("vmap", "unroll", "scan", "loop", "auto")
 
 LAX = dict(name="conv.Conv", method="lax")
 
-# Name -> backbone, batch size. Inputs are digits of 28 x 28, or of 8 x 8 for the first.
+# Name -> backbone, batch size. Inputs are digits of 28 x 28, or of 8 x 8 for the first model.
 MODELS = {
     "MLP 64-128-128": (dict(name="mlp.MLP", widths=(128, 128)), 64),
     "MLP 784-200-200": (dict(name="mlp.MLP", widths=(200, 200)), 128),
@@ -127,7 +126,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         ("ms per member and step", "member_ms", 3),
         ("CPU ms, of all threads", "member_cpu_ms", 3),
         ("seconds to compile", "compile_s", 1),
-        ("MB beside arguments", "memory_mb", 0),
+        ("MB besides arguments", "memory_mb", 0),
     ):
         table = Table(title=f"{title}, {rows[0]['size']} particles, {jax.default_backend()}")
         table.add_column("model")
@@ -148,10 +147,10 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=[], help="models whose name begins so")
+    parser.add_argument("--only", nargs="*", default=[], help="prefixes of model names")
     parser.add_argument("--size", type=int, default=10, help="particles")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.3, help="of a repeat, at least a step")
+    parser.add_argument("--seconds", type=float, default=0.3, help="per repeat, at least one step")
     parser.add_argument("--output", type=pathlib.Path, help="JSON; benchmarks/results by default")
     args = parser.parse_args()
     load = os.getloadavg()[0]

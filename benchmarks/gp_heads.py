@@ -1,4 +1,4 @@
-"""What a head with a Gaussian process costs: training, prediction, the exact pass, the factor.
+"""The cost of Gaussian process heads: training, prediction, the exact pass, the factor.
 
     python -m benchmarks.gp_heads training [--depth 28 --width 10 --batch 64] [--save]
     python -m benchmarks.gp_heads prediction [--save]
@@ -6,39 +6,40 @@
     python -m benchmarks.gp_heads factor [--save]
 
 `benchmarks.gp_libraries` compares with other libraries. All sides of a job run in one process on
-the same arrays, warmed up and in turns, compiled before; m = 1,024 random features.
-OPENBLAS_NUM_THREADS=1 is the better choice for Cholesky where others use the cores too.
+the same arrays, compiled and warmed up before, taking turns; m = 1,024 random features. On shared
+cores OPENBLAS_NUM_THREADS=1 is faster for Cholesky.
 
-training    a step of `inference.particles` on a WideResNet, 100 classes, SGD with momentum, as the
-            train loop runs it: the dense head, the dense head over spectral normalisation, SNGP and
-            HetSNGP (6 factors, 100 draws) over spectral normalisation. The data are noise.
+training    a step of `inference.particles` on a WideResNet, 100 classes, SGD with momentum, as in
+            the train loop: the dense head without and with spectral normalisation of the backbone,
+            and with it SNGP and HetSNGP (6 factors, 100 draws). The data are noise.
 prediction  log-probabilities of 10,000 examples, 1,000 classes, from 1,024 features: dense head,
             last-layer Laplace and SNGP with mean-field softmax, SNGP after a projection to 128.
 exact_pass  the stage 'laplace' over some batches, from zero to the factor, against the forward pass
             of the same network over the same batches.
-factor      variances of B examples by a product with the cached factor L^-1 in 4 blocks, in one, by
-            a product with the cached inverse, and by a triangular solve at every batch; and the
-            factor itself beside an inverse.
+factor      variances of B examples by a product with the cached factor L^-1 in 4 blocks or whole,
+            by a product with the cached inverse, and by a triangular solve for every batch; and the
+            time to compute the factor, against that of an inverse.
 
 The floors, in multiply-adds (MAC).
 
-training: WRN-28-10 takes 5.25 GMAC an example forward and three times that in all, 15.7. A power
-iteration with its derivative is four convolutions of one image, 21 GMAC a step whatever the batch:
-4 / 3B of a step, 2.1 % for 64 examples, 4.2 % for 32; beside it the 36 million weights are read and
-written some ten times more, 1.5 GB, 0.1 s at 15 GB/s. The SNGP head takes 640 x 1,024 + 1,024 x 100
-= 0.8 MMAC forward, 0.02 % of the network; HetSNGP 640 x 700 more, and 100 x 100 draws an example.
+training: WRN-28-10 takes 5.25 GMAC per example forward and three times that in all, 15.7. A power
+iteration with its derivative is four convolutions of one image, 21 GMAC per step for any batch
+size: 4 / 3B of a step, 2.1 % for 64 examples, 4.2 % for 32; in addition the 36 million weights are
+read and written some ten times more, 1.5 GB, 0.1 s at 15 GB/s. The SNGP head takes 640 x 1,024 +
+1,024 x 100 = 0.8 MMAC forward, 0.02 % of the network; HetSNGP 640 x 700 more, and 100 x 100 draws
+per example.
 
 prediction: per example 1.02 MMAC for the logits, 5/8 of 1.05 for the variance by four blocks of the
 triangle, 1.05 for the random features. So 1.64 times the dense head's products for Laplace, 1.90
-for SNGP after a projection to 128, 2.67 without; beside products each side has the softmax of 1e7
+for SNGP after a projection to 128, 2.67 without; besides products each side has the softmax of 1e7
 logits, and SNGP 1e7 cosines. Memory: features, random features and logits, 41 MB each; no B x B
 matrix (400 MB here). The factor's partial products are B x 256.
 
-exact_pass: m^2 = 1.05 MMAC an example: 0.3 % of WRN-16-4 forward (0.39 GMAC), 0.02 % of WRN-28-10;
+exact_pass: m^2 = 1.05 MMAC per example: 0.3 % of WRN-16-4 forward (0.39 GMAC), 0.02 % of WRN-28-10;
 and once a Cholesky factorisation and a triangular inverse, m^3 / 3 each.
 
-factor: 5/8 m^2 for four blocks, m^2 for the whole factor or the inverse, m^2 / 2 for a solve, whose
-steps wait for one another.
+factor: 5/8 m^2 for four blocks, m^2 for the whole factor or the inverse, m^2 / 2 for a solve, which
+is sequential.
 """
 
 import argparse
@@ -96,13 +97,13 @@ def training(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         state = inference.init(jax.random.key(0), batch["x"])
         lowered = jax.jit(inference.update, donate_argnums=0).lower(state, batch)
-        made: list = []
+        programs: list = []
         compiled[name], _ = timing.clock(
-            lambda made=made, lowered=lowered: made.append(lowered.compile())
+            lambda programs=programs, lowered=lowered: programs.append(lowered.compile())
         )
         current = {"state": state}
 
-        def step(current=current, update=made[0]) -> Any:
+        def step(current=current, update=programs[0]) -> Any:
             current["state"], metrics = update(current["state"], batch)
             return metrics["finite"]
 
@@ -143,8 +144,8 @@ def prediction(arguments: argparse.Namespace) -> dict[str, Any]:
 
         def temporary(factor, log_probs=log_probs, variables=variables):
             shape = jax.ShapeDtypeStruct((1, factor * B, D), h.dtype)
-            made = jax.jit(log_probs).lower(variables, shape).compile()
-            return made.memory_analysis().temp_size_in_bytes / 1e6
+            program = jax.jit(log_probs).lower(variables, shape).compile()
+            return program.memory_analysis().temp_size_in_bytes / 1e6
 
         memory[name] = {f"{n * B:,}": temporary(n) for n in (1, 4)}
         predict = jax.jit(log_probs)
@@ -170,7 +171,7 @@ def prediction(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def fitted(head: Any, h: jax.Array) -> Any:
-    """Variables of a head whose posterior, where it has one, is that of the features h."""
+    """Variables of a head, with its posterior, if it has one, fitted to the features h."""
     variables = dict(head.init({"params": jax.random.key(1)}, h, train=False))
     if isinstance(head, Dense):
         return variables
@@ -265,8 +266,8 @@ def factor(arguments: argparse.Namespace) -> dict[str, Any]:
         exact = np.linalg.norm(np.asarray(F, float) @ np.asarray(some[0], float).T, axis=0) ** 2
         for name, (fn, matrix) in ways.items():
             jitted = jax.jit(fn)
-            got = np.asarray(jitted(some, matrix))[0, :, 0]
-            np.testing.assert_allclose(got, exact, rtol=1e-4, err_msg=name)
+            variance = np.asarray(jitted(some, matrix))[0, :, 0]
+            np.testing.assert_allclose(variance, exact, rtol=1e-4, err_msg=name)
             repeats = max(2_000 // B, 1)
 
             def run(f=jitted, some=some, matrix=matrix, repeats=repeats):

@@ -2,22 +2,22 @@
 
     python -m benchmarks.gp_libraries --library probly --opponents PY [--save]
 
-PY is a Python with that library and torch 2.13. Three jobs, at one thread and at all cores on their
-side, of which the better counts (ours takes what XLA takes: all cores); both sides take turns.
+PY is a Python with that library and torch 2.13. Three jobs, for which theirs takes the better of
+one thread and all cores (ours uses all cores, as XLA does); both sides take turns.
 
 training    a step on the MLP 784-512-512 under spectral normalisation with 1,024 random features
             and 10 classes, batch 128, SGD with momentum. Both libraries add Phi^T Phi to the
-            precision in every step; ours does so with `momentum`, and without it leaves that to the
-            stage 'laplace'. Losses of the first steps have to agree.
-covariance  from the precision to what prediction keeps: the inverse there, L^-1 here.
-variance    of 500 examples given that. Variances have to agree.
+            precision in every step; ours does so with `momentum`, and otherwise in the stage
+            'laplace'. Losses of the first steps must agree.
+covariance  from the precision to what prediction needs: the inverse in theirs, L^-1 in ours.
+variance    of 500 examples, from the above. Variances must agree.
 
 The floor in multiply-adds. Training: an example takes 0.66 MMAC in the hidden layers and 0.53 in
-the head forward; backward twice that but for the first layer's inputs and the fixed features'
+the head forward; backward twice that except for the first layer's inputs and the fixed features'
 weights, 0.66 + 0.26 + 0.53 + 0.01; the precision 1.05: 3.7 MMAC, 0.94 GFLOP for 128 examples, 4 ms
-at 250 GFLOP/s of both cores. Covariance with m = 1,024: Cholesky and the inverse of a triangle
+at 250 GFLOP/s on both cores. Covariance with m = 1,024: Cholesky and the inverse of a triangle
 m^3 / 3 flop each, 0.7 GFLOP; Cholesky and L^-T L^-1 m^3, 1.1; an inverse by LU 2 m^3, 2.1. Variance
-of B examples: 5/8 m^2 B products here, m^2 B in probly, m^2 B + m B^2 in lightning-uq-box.
+of B examples: 5/8 m^2 B products in ours, m^2 B in probly, m^2 B + m B^2 in lightning-uq-box.
 """
 
 import argparse
@@ -48,7 +48,7 @@ BATCHES, SEEN, ASKED, COMPARED = 8, 5_000, 500, 5
 
 
 class Training:
-    """`uncertainty.inference.particles` as the train loop runs it."""
+    """`uncertainty.inference.particles`, run as in the train loop."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, **posterior: Any):
         backbone = MLP(widths=(D, D), dense=functools.partial(spectral_norm.Dense, bound=6.0))
@@ -78,7 +78,7 @@ class Training:
 
 
 def arrays(state: Any, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """What `gp_opponents.py` reads."""
+    """The arrays that `gp_opponents.py` reads."""
     rng = np.random.default_rng(1)
     params, fixed = state.params, state.collections["random_features"]["head"]["features"]
     return dict(
@@ -111,21 +111,21 @@ def main() -> None:
     y = rng.integers(K, size=(BATCHES, B)).astype(np.int32)
     momentum = Training(x, y, momentum=0.999, num_examples=50_000)
     exact = Training(x, y)
-    given = arrays(momentum.state, x, y)
+    inputs = arrays(momentum.state, x, y)
 
     @jax.jit
     def phi(h):
-        turns = (h @ given["W"] + given["b"]) / (2 * np.pi)
+        turns = (h @ inputs["W"] + inputs["b"]) / (2 * np.pi)
         return np.sqrt(2 / m) * random_features.cosine(turns)[None]
 
-    seen, asked = phi(given["seen"]), phi(given["asked"])
-    moments = jax.jit(posterior_lib.gram)(seen)
+    train_features, test_features = phi(inputs["seen"]), phi(inputs["asked"])
+    moments = jax.jit(posterior_lib.gram)(train_features)
     inverse_factor, quadratic = (
         jax.jit(posterior_lib.inverse_factor),
         jax.jit(posterior_lib.quadratic),
     )
     factor = inverse_factor(moments)
-    variance = np.asarray(quadratic(asked, factor))[0, :, 0]
+    variance = np.asarray(quadratic(test_features, factor))[0, :, 0]
     losses = momentum.losses()
     np.testing.assert_allclose(exact.losses(), losses, rtol=1e-5)
     steps = arguments.steps
@@ -133,12 +133,14 @@ def main() -> None:
         "training: ours, momentum": block(lambda: momentum.steps(steps), steps),
         "training: ours, exact": block(lambda: exact.steps(steps), steps),
         "covariance: ours": block(lambda: [inverse_factor(moments) for _ in range(steps)], steps),
-        "variance: ours": block(lambda: [quadratic(asked, factor) for _ in range(steps)], steps),
+        "variance: ours": block(
+            lambda: [quadratic(test_features, factor) for _ in range(steps)], steps
+        ),
     }
     threads = arguments.threads
     with tempfile.TemporaryDirectory() as folder:
         file = str(pathlib.Path(folder) / "arrays.npz")
-        np.savez(file, **given)
+        np.savez(file, **inputs)
         program = ("gp_opponents.py", arguments.library, file)
         with timing.Worker(arguments.opponents, *program) as worker:
             request = dict(threads=threads[-1], values=True)
@@ -177,14 +179,14 @@ def main() -> None:
 
 
 def ratios(seconds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Our side -> their best number of threads over ours, each clock with its own best."""
-    found = {}
+    """Our side -> their best time / ours; the best is over threads, for each clock separately."""
+    result = {}
     for side, ours in seconds.items():
-        job, who = side.split(": ")
-        if who.startswith("ours"):
+        job, implementation = side.split(": ")
+        if implementation.startswith("ours"):
             theirs = [v for k, v in seconds.items() if k.startswith(f"{job}: theirs")]
-            found[side] = {clock: min(t[clock] for t in theirs) / ours[clock] for clock in ours}
-    return found
+            result[side] = {clock: min(t[clock] for t in theirs) / ours[clock] for clock in ours}
+    return result
 
 
 if __name__ == "__main__":

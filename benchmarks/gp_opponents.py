@@ -1,15 +1,15 @@
-"""SNGP layers of other libraries, as a program that computes and times them on request.
+"""A program that runs and times SNGP layers of other libraries on request.
 
     python gp_opponents.py probly|lightning-uq-box FILE.npz
 
 The file has batches x [N, B, F] with labels y [N, B], the backbone's and head's parameters,
-features `seen` [n, D] that a posterior is fitted to, and `asked` [B, D] whose variance is asked
-for. A request is one line of JSON, {"job", "threads", "steps"}; the answer has wall and CPU seconds
-of a step, and with "values" the results of the job instead.
+features `seen` [n, D] to fit a posterior to, and features `asked` [B, D] whose variance is
+computed. A request is one line of JSON, {"job", "threads", "steps"}; the answer has wall and CPU
+seconds per step or, with "values", the results of the job.
 
   training    a step of SGD with momentum on the MLP with spectral normalisation (bound 6) and the
-              random-feature head, and what the library adds to the precision in every step
-  covariance  from the precision to the covariance, as the library does before it predicts
+              random-feature head, with the library's update of the precision in every step
+  covariance  from the precision to the covariance, as the library does before prediction
   variance    the variance of the features `asked`, as in prediction, without the logits
 """
 
@@ -89,8 +89,8 @@ class LightningUqBox:
         beta.bias.requires_grad_(False)  # the others have none
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        predicted, k = self.model(x)  # the lines of SNGPBase.training_step but for its metrics
-        with torch.no_grad():  # without this, theirs keeps the graph of every step of an epoch
+        predicted, k = self.model(x)  # the lines of SNGPBase.training_step without its metrics
+        with torch.no_grad():  # otherwise the library keeps the graph of every step of an epoch
             self.model.precision += k.t() @ k
         return self.model.loss_fn(predicted, y)
 

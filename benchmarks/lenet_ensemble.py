@@ -3,16 +3,16 @@
     python -m benchmarks.lenet_ensemble --opponents /path/to/python/with/torch [--save]
 
 Both forms of LeNet5 on 28 x 28 images, 10 members, Adam 1e-3, softmax cross-entropy. Ours is
-`uncertainty.inference.particles` as the train loop runs it, by each executor. PyTorch runs a loop
-over members (with and without channels-last memory) and torch.func.vmap, each at one thread and at
-all cores; ratios are to the best of them. All start from the same parameters, see the same batches,
-and have to have the same losses. Blocks of all sides take turns. CPU time is that of all threads:
-on a machine that others use too it is the steadier measure.
+`uncertainty.inference.particles`, run as in the train loop, with each executor. PyTorch runs a loop
+over members (with and without channels-last memory) and torch.func.vmap, each on one thread and on
+all cores; ratios are to the best of these. All start from the same parameters, see the same batches
+and must have the same losses. Blocks of all sides take turns. CPU time is that of all threads, and
+less noisy than wall time on a shared machine.
 
 The floor: 3.43 million multiply-adds per example forward for padding='SAME' and 0.42 for 'VALID',
 about three times that with the gradient. At batch 256 that is 5.3 and 0.65 GFLOP per member and
-step, so 25 and 3 ms on one core of 210 GFLOP/s, which is what XLA's product of two matrices of
-1024 x 1024 reaches there.
+step, so 25 and 3 ms on one core at 210 GFLOP/s, the speed of XLA's product of two 1024 x 1024
+matrices.
 """
 
 import functools
@@ -31,7 +31,7 @@ def torch_arrays(padding: str, state: State) -> dict[str, np.ndarray]:
     backbone, head = state.params["backbone"], state.params["head"]
     arrays = against_torch.weights({**backbone, **head})
     side = {"SAME": 7, "VALID": 1}[padding]
-    # Features are flattened as [H, W, C] here and as [C, H, W] in PyTorch.
+    # Features are flattened as [H, W, C] in ours and as [C, H, W] in PyTorch.
     dense = arrays["dense0.weight"]
     dense = dense.reshape(*dense.shape[:2], side, side, 120).transpose(0, 1, 4, 2, 3)
     arrays["dense0.weight"] = np.ascontiguousarray(dense).reshape(*dense.shape[:2], -1)

@@ -2,17 +2,17 @@
 
     python -m benchmarks.loop_overhead
 
-The loop is `experiments.train.train` itself, as in the quickstart but for validation, which is
-evaluation. The bare side calls the same compiled update on one batch that already lies on the
-device, and waits once at the end. Both take turns every `logging.every` steps, within one run: the
-update that the loop is given holds the loop up for a bare block of as many steps, so a noisy
-machine is noisy for both. The ratios are of the fastest blocks, and the median over pairs of
-neighbours; those of CPU time count the work of all threads, as if no core were free for it.
+The loop is `experiments.train.train` itself, as in the quickstart but without validation. The bare
+side calls the same compiled update on one batch that is already on the device, and blocks once at
+the end. Both take turns every `logging.every` steps within one run: the update passed to the loop
+pauses it for a bare block of as many steps, so noise affects both sides alike. The ratios are those
+of the fastest blocks, and the median over neighbouring pairs; ratios of CPU time count the work of
+all threads, as if no core were free for it.
 
-The floor is 1: what the loop does beside the step (indexing a batch, 6 to 20 us; placing it on the
-device, 65 to 85 us, in a thread; queues and dispatch) overlaps with the step as long as a core is
-free for it, and what cannot overlap is one wait for the metrics in `every` steps. The third job is
-a step so small that the loop itself is what is measured; it has no target.
+The floor is 1: the loop's own work (indexing a batch, 6 to 20 us; placing it on the device, 65 to
+85 us, in a thread; queues and dispatch) overlaps with the step as long as a core is free, except
+one wait for the metrics every `every` steps. In the third job the step is so small that the loop
+itself is measured; it has no target.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def jobs(steps: int) -> dict[str, dict[str, Any]]:
 
 
 class Turns:
-    """An update for the loop that makes it take turns with bare blocks of `every` steps."""
+    """An update for the loop that alternates with bare blocks of `every` steps."""
 
     def __init__(self, config: Mapping[str, Any]):
         experiment = setup(config)
@@ -74,7 +74,7 @@ class Turns:
         _, batch = next(batches(experiment.source, seed=0, batch_size=config["batch_size"]))
         self.batch = execution.put_batch(experiment.mesh)(batch)
         self.update = experiment.update
-        # Wall and CPU seconds of a step, in each block.
+        # Wall and CPU seconds per step, for each block.
         self.seconds: dict[str, list[np.ndarray]] = {"loop": [], "bare": []}
         self._calls, self._began = 0, clocks()
 

@@ -2,18 +2,18 @@
 
     python -m benchmarks.metrics --opponents /path/to/their/bin/python
 
-Both sides start from the same arrays: log-probabilities, which theirs have to exponentiate first;
-their time without that is given too. Theirs run in an environment of their own, in a process that
-answers one job at a time, with one thread or one per core, whichever is faster; jobs of both sides
-alternate, so that a noisy machine is noisy for both. Values are compared on float64 input, times
-are for float32 input, after a warm-up of each: wall time, and CPU time summed over threads, which
-other processes disturb less.
+Both sides start from the same log-probabilities, which the other libraries have to exponentiate
+first; their time without that is reported too. They run in a separate environment, in a process
+that runs one job at a time, with one thread or one per core, whichever is faster. Jobs of both
+sides alternate, so that noise affects both alike. Values are compared on float64 input; times are
+for float32 input, after a warm-up of each: wall time, and CPU time summed over threads, which other
+processes disturb less.
 
 The floor for 1e6 examples x 10 classes in float32: 40 MB are read once (4 ms at 10 GB/s); 1e7
-exponentials in float64 take 6.5 ms with AVX-512; 1e7 probabilities have to find their bins, 1e7
-scattered adds each for number and sum (15 ms); one sort of 1e6 float64 (6 ms). So about 35 ms of
-one core for everything together, and `evaluate_classification` should stay within 3 times that. For
-1e6 scores in two halves: sorting 3 ms, merging 4 ms, one pass over 8 MB for each cumulative count.
+exponentials in float64 take 6.5 ms with AVX-512; binning 1e7 probabilities takes 1e7 scattered adds
+each for counts and sums (15 ms); one sort of 1e6 float64 (6 ms). So about 35 ms of one core in all,
+and `evaluate_classification` should stay within 3 times that. For 1e6 scores in two halves: sorting
+3 ms, merging 4 ms, one pass over 8 MB for each cumulative count.
 """
 
 import argparse
@@ -38,14 +38,14 @@ from uncertainty.metrics import calibration, classification, information, select
 from uncertainty.metrics.ranking import auroc, fpr_at_tpr
 
 BINS = 15
-# Largest difference allowed. torchmetrics and torch-uncertainty hold their sums in float32.
+# Largest allowed difference. torchmetrics and torch-uncertainty keep their sums in float32.
 TOLERANCE = 1e-6
 # pytorch-ood interpolates precision linearly, where average precision is a step function.
 INTERPOLATED = {"ranking | pytorch-ood": 1e-5}
 
 
 def arrays(examples: int, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """What both sides measure, in float64."""
+    """The inputs of both sides, in float64."""
     rng = np.random.default_rng(seed)
 
     def log_p(members: int, examples: int) -> np.ndarray:
@@ -54,11 +54,11 @@ def arrays(examples: int, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
         return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
     one, ten = log_p(1, examples), log_p(10, examples // 10)
-    # Labels from a flatter distribution where the model is confident, from a sharper one elsewhere.
+    # Labels come from a flatter distribution where the model is confident, else a sharper one.
     heat = np.where(one[0].max(-1, keepdims=True) > np.log(0.5), 0.5, 2.0)
     labels = (heat * one[0] + rng.gumbel(size=one[0].shape)).argmax(-1)
     is_out = np.arange(examples) >= examples // 2
-    scores = rng.normal(size=examples).astype(np.float32) + is_out  # with ties, as float32 has
+    scores = rng.normal(size=examples).astype(np.float32) + is_out  # with ties
     p = np.exp(one[0])
     return {
         "log_p": one,
@@ -72,7 +72,7 @@ def arrays(examples: int, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def rows(a: dict[str, np.ndarray]) -> dict[str, Callable]:
-    """Row -> what ours computes from the arrays `a`."""
+    """Row -> a function that computes our metric from the arrays `a`."""
     log_p, members, labels = a["log_p"], a["log_members"], a["labels"]
     out = a["is_out"] == 1
     scores = a["scores"][~out], a["scores"][out]
@@ -119,7 +119,7 @@ def single(a: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class Opponents:
-    """The process in the other environment."""
+    """The process in the separate environment."""
 
     def __init__(self, python: str, folder: str):
         script = pathlib.Path(__file__).with_name("metrics_opponents.py")
@@ -141,7 +141,7 @@ class Opponents:
     def _answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
-            sys.exit("The opponents' process has ended; its error stands above.")
+            sys.exit("The opponents' process has ended; its error is above.")
         return json.loads(line)
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ def compare(python: str, examples: int, classes: int, repeats: int) -> tuple[lis
         for name, array in shared.items():
             np.save(pathlib.Path(folder) / f"{name}.npy", array)
         theirs = Opponents(python, folder)
-        # Pairs that share a function of ours are separate rows, each measured beside its opponent.
+        # Pairs that share a function of ours are separate rows, each timed next to its opponent.
         pick = {row: row if row in ours[0] else row.split(" | ")[0] for row in theirs.rows}
         records = []
         for row in track(theirs.rows, "values"):
@@ -181,18 +181,18 @@ def compare(python: str, examples: int, classes: int, repeats: int) -> tuple[lis
             records.append({"row": row, "value": value, "apart": apart})
         times = {row: {"ours": [], 1: [], cores: []} for row in theirs.rows}
         for repeat in track(range(repeats + 1), "times"):
-            for row, seen in times.items():
+            for row, samples in times.items():
                 time.sleep(0.1)  # their threads spin for a while after a job
                 measured = {"ours": timed(ours[1][pick[row]])}
                 measured |= {n: theirs(row, "float32", n) for n in {1, cores}}
                 if repeat:  # the first is the warm-up
                     for side, times_of in measured.items():
-                        seen[side].append(times_of)
+                        samples[side].append(times_of)
         theirs.close()
     for record in records:
-        seen = times[record["row"]]
-        mine = summary(seen["ours"])
-        each = {n: summary(seen[n]) for n in {1, cores}}
+        samples = times[record["row"]]
+        mine = summary(samples["ours"])
+        each = {n: summary(samples[n]) for n in {1, cores}}
         best = min(each, key=lambda n: each[n]["min"])
         other = each[best] | {"cpu": min(e["cpu"] for e in each.values())}
         other["given"] = min(e["given"] for e in each.values())
@@ -202,11 +202,16 @@ def compare(python: str, examples: int, classes: int, repeats: int) -> tuple[lis
 
 
 def summary(times: list[dict]) -> dict[str, float]:
-    """Milliseconds: least and median wall time, least CPU time, least without the exponential."""
-    wall, cpu, given = (
+    """Milliseconds: minimum and median wall time, minimum CPU time, minimum without exp."""
+    wall, cpu, without_exp = (
         1e3 * np.array([t[kind] for t in times]) for kind in ("wall", "cpu", "given")
     )
-    return {"min": wall.min(), "median": np.median(wall), "cpu": cpu.min(), "given": given.min()}
+    return {
+        "min": wall.min(),
+        "median": np.median(wall),
+        "cpu": cpu.min(),
+        "given": without_exp.min(),
+    }
 
 
 def processor() -> str:
@@ -219,7 +224,7 @@ def processor() -> str:
 
 
 def show(records: list[dict]) -> None:
-    title = "Host metrics; ms, and theirs / ours by least and median wall time, CPU, given p"
+    title = "Host metrics; ms, and theirs / ours by minimum and median wall time, CPU, given p"
     table = Table(title=title)
     for name in ("metric", "opponent"):
         table.add_column(name, no_wrap=True)
@@ -236,7 +241,7 @@ def show(records: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--opponents", required=True, help="the other environment's python")
+    parser.add_argument("--opponents", required=True, help="python of the opponents' environment")
     parser.add_argument("--examples", type=int, default=1_000_000)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=9)

@@ -1,6 +1,6 @@
-"""The other side of `benchmarks/metrics.py`: runs one metric per line of standard input.
+"""The other libraries' side of `benchmarks/metrics.py`: runs one metric per line of standard input.
 
-Needs torch, torchmetrics, torch-uncertainty and pytorch-ood, and nothing of this project. A line is
+Needs torch, torchmetrics, torch-uncertainty and pytorch-ood, but not this project. A line is
 `{"run": row, "dtype": "float32", "threads": 2}`; the answer is
 `{"wall": ..., "cpu": ..., "given": wall without p = exp(log_p), "value": ...}`.
 """
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 PACKAGES = ("torch", "torchmetrics", "torch-uncertainty", "pytorch-ood")
-LOGARITHMS = {"p": "log_p", "members": "log_members"}  # what they have to exponentiate
+LOGARITHMS = {"p": "log_p", "members": "log_members"}  # inputs to be exponentiated
 
 
 def bare(name: str) -> None:
-    """Makes a package importable by its submodules alone, without what its __init__ imports.
+    """Makes a package's submodules importable without running its __init__.
 
     torch-uncertainty and pytorch-ood import torchvision for their data sets and models; their
     metrics do not need it, and it has no build for every torch.
@@ -38,7 +38,7 @@ def bare(name: str) -> None:
 
 
 def rows(bins: int) -> dict:
-    """Row -> (arrays it takes, what it computes)."""
+    """Row -> (names of its arrays, function)."""
     import torchmetrics.functional.classification as tm
 
     for name in ("torch_uncertainty", "torch_uncertainty.metrics", "pytorch_ood"):
@@ -144,12 +144,12 @@ def main(folder: pathlib.Path, bins: int) -> None:
             used, began = time.process_time(), time.perf_counter()
             if names[0] in LOGARITHMS:
                 arrays[0] = arrays[0].exp()
-            given = time.perf_counter()
+            after_exp = time.perf_counter()
             value = function(*arrays)
             ended = time.perf_counter()
             used = time.process_time() - used
         value = [float(v) for v in value] if isinstance(value, list) else float(value)
-        answer = {"wall": ended - began, "cpu": used, "given": ended - given, "value": value}
+        answer = {"wall": ended - began, "cpu": used, "given": ended - after_exp, "value": value}
         print(json.dumps(answer), flush=True)
 
 

@@ -1,26 +1,26 @@
-"""A layer of experts, forward and backward: sorted and einsum dispatch against a dense layer.
+"""Mixture-of-experts layers, forward and backward: sort and einsum dispatch against a dense layer.
 
     python -m benchmarks.moe [--choices 1 2] [--tokens 2000 8000 64000] [--save]
 
-`layers/experts.MoE` as it is trained: top-k routing with noise, capacity factor 1.05, importance
-and load losses, all tokens one group; loss and gradients for parameters and tokens. Experts take
-128 features to 512 and back (`--width`, and four times that). Dense is the same feed-forward layer
-on K T tokens, as many as experts have work on. All sides of the same K and T take turns. Outputs
-and gradients of `sort` and `einsum` have to agree. Einsum is left out where its array [T, E, C] of
-zeros and ones, T x 1.05 K T numbers whatever E is, would exceed --limit (1 GB by default).
+`layers/experts.MoE` as in training: top-k routing with noise, capacity factor 1.05, importance and
+load losses, all tokens in one group; loss and gradients for parameters and tokens. Experts map 128
+features to 512 and back (`--width`, and four times that). Dense is the same feed-forward layer on
+K T tokens, as many as the experts process. All sides of the same K and T take turns. Outputs and
+gradients of `sort` and `einsum` must agree. Einsum is skipped where its array [T, E, C] of zeros
+and ones, T x 1.05 K T numbers for any E, would exceed --limit (1 GB by default).
 
-The floor. Operations of a token and choice, D = 128: dense 2 x 8 D^2 = 262 kFLOP forward, three
-times that in all, 786; the layer 1.05 times that in the experts, for the capacity's padding, and
-6 D E / K for the router's products: 0.8 % at E = 8, 3.1 % at 32, 12.5 % at 128, for K = 1. Bytes:
-dispatch reads and writes a row of 512 bytes a choice four times (in and out, forward and backward),
-4 kB, 0.4 us at 10 GB/s beside the 6 us that dense takes on one core: 7 %. The router has arrays of
-T E numbers: noise, two softmaxes, maxima, the load's normal distribution, forward and backward some
-ten passes and three transcendental functions, 15 ns a number: 8 % at E = 32, 30 % at 128, for
-K = 1. So sort is 1.23 times dense at E = 32, K = 1, and 1.18 at K = 2, where products run as fast
-in parts as in one; what is the router's grows with E by definition, and falls with width as 1 / D.
-Experts' weights are read twice and their gradients written, 3 x 0.53 MB x E, 200 MB at E = 128: as
-long as dense takes for 3,000 tokens (800 at E = 32): for few tokens time grows with E. Einsum adds
-8 D x 1.05 K T operations a token: as many as dense has at T = 730, 11 times as many at 8,000.
+The floor. Operations per token and choice, D = 128: dense 2 x 8 D^2 = 262 kFLOP forward, three
+times that in all, 786; the experts 1.05 times that, because of the capacity's padding, and 6 D E /
+K for the router's products: 0.8 % at E = 8, 3.1 % at 32, 12.5 % at 128, for K = 1. Bytes: dispatch
+reads and writes a row of 512 bytes per choice four times (in and out, forward and backward), 4 kB,
+0.4 us at 10 GB/s, against the 6 us that dense takes on one core: 7 %. The router has arrays of T E
+numbers: noise, two softmaxes, maxima, the load's normal distribution, forward and backward some ten
+passes and three transcendental functions, 15 ns per number: 8 % at E = 32, 30 % at 128, for K = 1.
+So sort takes 1.23 times as long as dense at E = 32, K = 1, and 1.18 at K = 2, if split products run
+as fast as one; the router's share grows with E and falls with width as 1 / D. Experts' weights are
+read twice and their gradients written, 3 x 0.53 MB x E, 200 MB at E = 128: as long as dense takes
+for 3,000 tokens (800 at E = 32), so for few tokens time grows with E. Einsum adds 8 D x 1.05 K T
+operations per token: as many as dense has at T = 730, 11 times as many at 8,000.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Side:
         init = jax.jit(functools.partial(layer.init, train=False))
         self.variables = dict(init({"params": key}, small))
         params = self.variables["params"]
-        if "experts" in params:  # experts of their own, and not all of them the same
+        if "experts" in params:  # experts start equal: give them different weights
 
             def scaled(a: jax.Array) -> jax.Array:
                 return a * jnp.linspace(0.5, 1.5, len(a)).reshape(-1, *[1] * (a.ndim - 1))
@@ -71,9 +71,9 @@ class Side:
 
         gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
         lowered = jax.jit(gradients).lower(params, x)
-        kept: list = []
-        self.compile_seconds, _ = timing.clock(lambda: kept.append(lowered.compile()))
-        self.compiled, self.params = kept[0], params
+        programs: list = []
+        self.compile_seconds, _ = timing.clock(lambda: programs.append(lowered.compile()))
+        self.compiled, self.params = programs[0], params
 
     def __call__(self) -> Any:
         return self.compiled(self.params, self.x)
@@ -92,7 +92,7 @@ def layer(E: int, K: int, D: int, dispatch: str) -> nn.Module:
 
 
 def compare(K: int, T: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times and memory of all E and both dispatches, and what `sort` takes over dense.
+    """Times and memory for all E and both dispatches, and the ratios of `sort` to dense.
 
     Raises:
       AssertionError: outputs or gradients of the two dispatches differ.
@@ -100,20 +100,20 @@ def compare(K: int, T: int, arguments: argparse.Namespace) -> dict[str, Any]:
     rng, D = np.random.default_rng(0), arguments.width
     x = jnp.asarray(rng.normal(size=(1, 1, T, D)), jnp.float32)
     tokens = jnp.asarray(rng.normal(size=(1, 1, K * T, D)), jnp.float32)
-    made = {"dense": Side(FeedForward(4 * D), tokens)}
+    layers = {"dense": Side(FeedForward(4 * D), tokens)}
     for E in arguments.experts:
-        made[f"sort, E = {E}"] = Side(layer(E, K, D, "sort"), x)
+        layers[f"sort, E = {E}"] = Side(layer(E, K, D, "sort"), x)
         array = 4 * T * 1.05 * K * T / 1e9
         if array <= arguments.limit:
-            made[f"einsum, E = {E}"] = Side(layer(E, K, D, "einsum"), x)
-            results = [made[f"{way}, E = {E}"]() for way in ("sort", "einsum")]
+            layers[f"einsum, E = {E}"] = Side(layer(E, K, D, "einsum"), x)
+            results = [layers[f"{way}, E = {E}"]() for way in ("sort", "einsum")]
             for a, b in zip(*map(jax.tree.leaves, results), strict=True):
                 a, b = np.asarray(a), np.asarray(b)
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * np.abs(b).max())
     times = max(1, 16_000 // (K * T))
     sides = {
         name: block(lambda side=side: [side() for _ in range(times)], times)
-        for name, side in made.items()
+        for name, side in layers.items()
     }
     timing.take_turns(sides, 1)  # warm up
     seconds = timing.take_turns(sides, arguments.rounds)
@@ -122,8 +122,8 @@ def compare(K: int, T: int, arguments: argparse.Namespace) -> dict[str, Any]:
         seconds=seconds,
         ratios=over(seconds, "dense"),
         targets={f"sort, E = {AT}": TARGET},
-        megabytes={name: side.megabytes() for name, side in made.items()},
-        compile_seconds={name: side.compile_seconds for name, side in made.items()},
+        megabytes={name: side.megabytes() for name, side in layers.items()},
+        compile_seconds={name: side.compile_seconds for name, side in layers.items()},
         us_per_token={
             name: {clock: 1e6 * v / T for clock, v in values.items()}
             for name, values in seconds.items()
@@ -141,7 +141,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, nargs="+", default=values)
     parser.add_argument("--width", type=int, default=128, help="D")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=1.0, help="GB of the array of einsum")
+    parser.add_argument("--limit", type=float, default=1.0, help="largest array of einsum, in GB")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
     arguments = parser.parse_args()
     jobs = {}

@@ -1,11 +1,10 @@
-"""From the command to the first step of the quickstart's model, with a warm compilation cache.
+"""Time from the command to the quickstart's first step, with a warm compilation cache.
 
     python -m benchmarks.startup [--opponents /path/to/their/bin/python]
 
-Fresh processes, by turns: this project's imports, those of its dependencies alone (the floor),
+Fresh processes, in turns: this project's imports, those of its dependencies alone (the floor),
 `python -m experiments.train` to its first step, and torch-uncertainty's imports. Wall time is that
-of the fastest of some repeats; CPU seconds (user and system) beside it say what it would be on a
-machine with nothing else to do.
+of the fastest repeat; CPU seconds (user and system) estimate the time on an idle machine.
 """
 
 import argparse
@@ -40,16 +39,16 @@ TRAIN = (
 
 
 def imports(python: str, statement: str) -> tuple[float, float]:
-    """Wall and CPU seconds of a process that does nothing else.
+    """Wall and CPU seconds of a process that only runs a statement.
 
     Raises:
-      RuntimeError: it fails; with the last line of its error.
+      RuntimeError: the process fails; with the last line of its error.
     """
     before, began = _children(), time.perf_counter()
-    done = subprocess.run([python, "-c", statement], capture_output=True, text=True, check=False)
+    process = subprocess.run([python, "-c", statement], capture_output=True, text=True, check=False)
     wall = time.perf_counter() - began
-    if done.returncode:
-        raise RuntimeError(f"{statement!r}: {done.stderr.strip().splitlines()[-1]}")
+    if process.returncode:
+        raise RuntimeError(f"{statement!r}: {process.stderr.strip().splitlines()[-1]}")
     return wall, _children() - before
 
 
@@ -57,7 +56,7 @@ def first_step(python: str) -> tuple[float, float]:
     """Wall seconds to the line that reports the first step, and CPU seconds of all 100 steps.
 
     Raises:
-      RuntimeError: the training ended before that line.
+      RuntimeError: training ended before that line.
     """
     with tempfile.TemporaryDirectory() as folder:
         before, began = _children(), time.perf_counter()
@@ -78,7 +77,7 @@ def _children() -> float:
 
 
 def heaviest(statement: str, count: int = 8) -> list[tuple[str, float]]:
-    """The modules that take longest to import by themselves, ms: what to import later."""
+    """The modules that take longest to import themselves, in ms: candidates for late imports."""
     command = [sys.executable, "-X", "importtime", "-c", statement]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     lines = [line.split(":")[1].split("|") for line in text.splitlines() if "import time:" in line]
@@ -100,7 +99,7 @@ def measure(opponents: str | None, repeats: int) -> list[dict[str, Any]]:
     if opponents:
         jobs["import torch"] = lambda: imports(opponents, "import torch")
         jobs["import torch_uncertainty"] = lambda: imports(opponents, "import torch_uncertainty")
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
     errors: dict[str, str] = {}
     for repeat in track(range(repeats + 1), "repeats"):
         for name, job in jobs.items():
@@ -111,10 +110,10 @@ def measure(opponents: str | None, repeats: int) -> list[dict[str, Any]]:
             except RuntimeError as error:
                 errors[name] = str(error)
                 continue
-            if repeat:  # the first fills the caches of the disk and of the compiler
-                seen[name].append(result)
+            if repeat:  # the first fills the disk and compilation caches
+                times[name].append(result)
     rows = []
-    for name, results in seen.items():
+    for name, results in times.items():
         row = {"job": name, "target_s": TARGETS.get(name)}
         if name in errors:
             rows.append(row | {"error": errors[name]})
@@ -149,7 +148,7 @@ def show(rows: list[dict[str, Any]], packages: list[tuple[str, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--opponents", help="the python of an environment with torch-uncertainty")
+    parser.add_argument("--opponents", help="python of an environment with torch-uncertainty")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=pathlib.Path, help="JSON; benchmarks/results by default")
     args = parser.parse_args()

@@ -4,24 +4,23 @@
     python -m benchmarks.svgd libraries --torch PY --stein PY [--features 784] [--save]
     python -m benchmarks.svgd sgld --stein PY [--features 784] [--save]
 
-PY are Pythons with torch 2.13, and with blackjax and numpyro. All sides take turns, compiled and
-warmed up before. Adam, batch 128, ReLU; the data are noise.
+The first PY is a Python with torch 2.13, the second one with blackjax and numpyro. All sides are
+compiled and warmed up before, and take turns. Adam, batch 128, ReLU; the data are noise.
 
 steps      a step of SVGD and one of a deep ensemble, 784-100-100-100-10, 99,710 parameters.
 libraries  a step of SVGD against PyTorch by hand (the better of one thread and all),
-           `blackjax.svgd` and NumPyro's SteinVI, each with the median heuristic as it has it:
-           784-100-10 with 79,510 parameters, and for `--features 13` 13-50-1 with 751, regression.
-           With one bandwidth for all the particles after some steps have to agree.
-sgld       ten chains of SGLD against `blackjax.sgld`; at temperature 0 they have to agree.
+           `blackjax.svgd` and NumPyro's SteinVI, each with its own median heuristic: 784-100-10
+           with 79,510 parameters, and for `--features 13` 13-50-1 with 751, regression. With the
+           same fixed bandwidth, the particles after some steps must agree.
+sgld       ten chains of SGLD against `blackjax.sgld`; at temperature 0 they must agree.
 
 The floor of `steps`, in multiply-adds, with n = 99,710 parameters. SVGD's Gram matrix takes P^2 n,
-and as many the product K (g + z / (N h)), by which phi can be written for this kernel at the
-temperature 1, and is computed: 2 P^2 n, 0.16 GFLOP at P = 20 and 1.00 at P = 50. A deep ensemble's
-step takes for a particle and an example 99,400 forward, as many for the gradients of the weights
-and 21,000 for those of the layers' inputs: 219,800, or 1.13 and 2.81 GFLOP. So SVGD has 1.14 and
-1.35 times its operations. In time the deep ensemble has Adam on top, which reads and writes some
-ten numbers a parameter: the floor in time, printed below, is 1 + time of those two products / time
-of its step.
+and so does the product K (g + z / (N h)), from which phi is computed for this kernel at temperature
+1: 2 P^2 n, 0.16 GFLOP at P = 20 and 1.00 at P = 50. A deep ensemble's step takes, per particle and
+example, 99,400 forward, as many for the gradients of the weights and 21,000 for those of the
+layers' inputs: 219,800, or 1.13 and 2.81 GFLOP. So SVGD has 1.14 and 1.35 times its operations. The
+deep ensemble also spends time on Adam, which reads and writes some ten numbers per parameter: the
+floor in time, printed below, is 1 + time of those two products / time of its step.
 """
 
 import argparse
@@ -39,18 +38,18 @@ def steps(arguments: argparse.Namespace) -> dict[str, Any]:
     batches = data(784, 10)
     seconds, ratios, targets, floors = {}, {}, {}, {}
     for P, target in zip(arguments.particles or (20, 50), (1.10, 1.25), strict=False):
-        made = {
+        ensembles = {
             name: Ours(batches, (100, 100, 100), 10, adam(), size=P, direction=direction)
             for name, direction in (("deep ensemble", "independent"), ("SVGD", "svgd"))
         }
         z = jnp.concatenate(
-            [a.reshape(P, -1) for a in jax.tree.leaves(made["SVGD"].state.params)], axis=1
+            [a.reshape(P, -1) for a in jax.tree.leaves(ensembles["SVGD"].state.params)], axis=1
         )
         products = jax.jit(lambda K, z: (K @ z, z @ z.T))
         K = jnp.eye(P)
         sides = {
             f"P = {P}: {name}": block(lambda o=o: o.steps(arguments.steps), arguments.steps)
-            for name, o in made.items()
+            for name, o in ensembles.items()
         }
         sides[f"P = {P}: the kernel's products alone"] = block(
             lambda f=products, K=K, z=z: [f(K, z) for _ in range(arguments.steps)], arguments.steps
@@ -122,7 +121,7 @@ def main() -> None:
     parser.add_argument("--torch", help="python with torch==2.13.0")
     parser.add_argument("--stein", help="python with blackjax and numpyro")
     parser.add_argument("--features", type=int, choices=HIDDEN, default=784)
-    parser.add_argument("--particles", type=int, nargs="+", help="P, in place of the job's own")
+    parser.add_argument("--particles", type=int, nargs="+", help="P, instead of the job's defaults")
     names = ("torch", "blackjax", "numpyro")
     parser.add_argument("--opponents", nargs="+", choices=names, default=names)
     parser.add_argument("--steps", type=int, default=10)
@@ -132,7 +131,7 @@ def main() -> None:
     if arguments.job != "steps" and arguments.stein is None:
         parser.error(f"{arguments.job} needs --stein")
     if arguments.job == "libraries" and "torch" in arguments.opponents and arguments.torch is None:
-        parser.error("--torch, or leave it out of --opponents")
+        parser.error("the opponent torch needs --torch; or leave it out of --opponents")
     record = JOBS[arguments.job](arguments)
     record |= dict(rounds=arguments.rounds, **timing.where())
     show(record)

@@ -1,4 +1,4 @@
-"""SVGD and SGLD of other libraries, as a program that steps and times them on request.
+"""A program that runs and times SVGD and SGLD of other libraries on request.
 
     python svgd_opponents.py torch|blackjax|numpyro|blackjax-sgld FILE.npz
 
@@ -8,10 +8,10 @@ x [N, B, D] with labels y [N, B] (integers, classes) or [N, B, 1] (real numbers,
 density is log p(theta) - mean nll of a batch: the posterior of a single example.
 
 A request is one line of JSON, {"threads", "bandwidth", "steps"}. The answer has the wall and CPU
-seconds of a step; with "memory", its peak in bytes, of arguments, results and temporaries; with
-"particles", a file's name, the particles after that many steps from the start are written to it.
-"bandwidth" is h of exp(-|a - b|^2 / (2 h)), or null for the median heuristic as the library has
-it. SGLD has the temperature there, or null for 1.
+seconds per step. With "memory", it has the peak in bytes of arguments, results and temporaries;
+with "particles", a file name, the particles after that many steps from the start are written to the
+file. "bandwidth" is h of exp(-|a - b|^2 / (2 h)), or null for the library's median heuristic. For
+SGLD it is the temperature, or null for 1.
 
   torch          by hand, `svgd_torch.py`
   blackjax       blackjax.svgd with rbf_kernel and update_median_heuristic, optax.adam
@@ -31,14 +31,14 @@ import numpy as np
 
 
 def compiled_bytes(compiled: Any) -> int:
-    """Of arguments, results and temporaries of a compiled function."""
+    """Bytes of arguments, results and temporaries of a compiled function."""
     m = compiled.memory_analysis()
     whole = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
     return whole - m.alias_size_in_bytes
 
 
 class Jax:
-    """A compiled step from (state, x, y) to the next state, and what its particles are."""
+    """A compiled step from (state, x, y) to the next state, and the state's particles."""
 
     def __init__(self, arrays: dict[str, np.ndarray], bandwidth: float | None):
         import jax
@@ -138,8 +138,8 @@ class NumPyro(Jax):
         return state, lambda state, x, y: svgd.update(state, x, y)[0]
 
     def particles(self) -> dict[str, np.ndarray]:
-        found = self.params(self.state)
-        return {name.removesuffix("_auto_loc"): a for name, a in found.items()}
+        params = self.params(self.state)
+        return {name.removesuffix("_auto_loc"): a for name, a in params.items()}
 
 
 class BlackJaxSgld(Jax):
@@ -167,7 +167,7 @@ JAX = {"blackjax": BlackJax, "numpyro": NumPyro, "blackjax-sgld": BlackJaxSgld}
 
 
 def main(library: str, file: str) -> None:
-    arrays, made = dict(np.load(file)), {}
+    arrays, sides = dict(np.load(file)), {}
     package = library.split("-")[0]
     if library == "torch":
         import torch
@@ -179,15 +179,15 @@ def main(library: str, file: str) -> None:
         if library == "torch":
             torch.set_num_threads(request["threads"])
         h, out = request["bandwidth"], request.get("particles")
-        if out or h not in made:
-            made[h] = make(arrays, h)
-        side = made[h]
+        if out or h not in sides:
+            sides[h] = make(arrays, h)
+        side = sides[h]
         wall, cpu = time.perf_counter(), time.process_time()
         side.run(request["steps"])
         seconds = [time.perf_counter() - wall, time.process_time() - cpu]
         if out:
             np.savez(out, **{name: np.asarray(a) for name, a in side.particles().items()})
-            del made[h]
+            del sides[h]
         answer = dict(zip(("wall", "cpu"), (s / request["steps"] for s in seconds), strict=True))
         answer["version"] = importlib.metadata.version(package)
         if request.get("memory"):

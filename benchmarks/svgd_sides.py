@@ -1,4 +1,4 @@
-"""SVGD and SGLD of ours, alone and beside the sides of `benchmarks/svgd_opponents.py`."""
+"""Our SVGD and SGLD, alone and against the libraries of `benchmarks/svgd_opponents.py`."""
 
 import argparse
 import contextlib
@@ -19,7 +19,7 @@ from uncertainty import build
 
 B, BATCHES, COMPARED = 128, 8, 3
 PRIOR, RATE = 10.0, 1e-3
-EPS = 1e-5  # of Adam: with 1e-8 the signs of gradients that are rounding errors would be steps
+EPS = 1e-5  # of Adam: with 1e-8 gradients that are only rounding errors would give full steps
 RECORDED = ("seconds", "ratios", "differences", "megabytes", "first_call_seconds", "versions")
 HIDDEN = {784: (100, 10), 13: (50, 1)}  # features -> width and outputs
 
@@ -53,10 +53,10 @@ class Ours:
             steps=1_000_000,
             inference=dict(name="particles", **inference),
         )
-        made = build.inference(config, num_examples=1)
+        algorithm = build.inference(config, num_examples=1)
         self.batches = [{key: a[i] for key, a in batches.items()} for i in range(BATCHES)]
-        self.state, self.done = made.init(jax.random.key(0), batches["x"][0]), 0
-        update = jax.jit(made.update, donate_argnums=0)
+        self.state, self.done = algorithm.init(jax.random.key(0), batches["x"][0]), 0
+        update = jax.jit(algorithm.update, donate_argnums=0)
         self.compiled = update.lower(self.state, self.batches[0]).compile()
 
     def steps(self, number: int) -> Any:
@@ -80,7 +80,7 @@ def adam() -> dict[str, Any]:
 
 
 class Comparison:
-    """Sides that start from the same particles: agreement, then times in turns, and memory."""
+    """Sides that start from the same particles: checks agreement, then measures time and memory."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, (width, outputs) = arguments, HIDDEN[arguments.features]
@@ -97,12 +97,12 @@ class Comparison:
         fixed: Mapping[str, Any],
         bandwidth: float,
     ) -> None:
-        """Adds P particles to the record.
+        """Adds the results for P particles to the record.
 
         Args:
           opponents: program in `svgd_opponents.py` -> Python.
-          timed: fields of ours as it is timed.
-          fixed: those with which particles have to agree, with that `bandwidth` in the request.
+          timed: fields of our side when timed.
+          fixed: fields with which particles must agree, with that `bandwidth` in the request.
 
         Raises:
           AssertionError: particles differ by more than 1e-5 after a few steps.
@@ -139,12 +139,12 @@ class Comparison:
         record["ratios"] |= over(seconds, f"P = {P}: ours")
 
     def side(self, label: str, ask: Callable, request: dict[str, Any]) -> Callable:
-        """What times a block of theirs, warmed up."""
+        """A function that times a block of their steps, after a warm-up."""
         first = timing.clock(lambda: ask(**request, steps=1))
         self.record["first_call_seconds"][label] = first[0]
         answer = ask(**request, steps=1, memory=True)
         self.record["megabytes"][label] = answer["memory"] / 1e6
-        # Less where a step takes long, as it may for hundreds of times ours.
+        # Fewer steps where one takes long; it may take hundreds of times as long as ours.
         steps = int(np.clip(0.5 / answer["wall"], 1, self.arguments.steps))
 
         def turn() -> tuple[float, float]:

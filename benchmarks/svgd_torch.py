@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Torch:
-    """Of `svgd_opponents.py`, whose file `arrays` is."""
+    """SVGD for `svgd_opponents.py`; `arrays` is the content of its file."""
 
     def __init__(self, arrays: dict[str, np.ndarray], bandwidth: float | None):
         self.h, self.scale = bandwidth, float(arrays["prior"])
@@ -53,7 +53,7 @@ class Torch:
         if h is None:
             h = squared[self.pairs[0], self.pairs[1]].median() / (2 * math.log(len(z) + 1))
         K = torch.exp(squared / (-2 * h))
-        # K g - (diag(K 1) - K) z / h, with one product of the parameters' length
+        # K g - (diag(K 1) - K) z / h, with a single P x P by P x n product
         phi = torch.addmm(z * (K.sum(1, keepdim=True) / -h), K, g.add_(z / h)).div_(len(z))
         self.z.grad = phi
         self.adam.step()

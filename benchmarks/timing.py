@@ -1,4 +1,4 @@
-"""Fair timings on a noisy machine: in turns, wall and CPU time, minima and medians."""
+"""Fair timings on a noisy machine: sides take turns; wall and CPU time, minima and medians."""
 
 import datetime
 import importlib.metadata
@@ -17,7 +17,7 @@ from rich.table import Table
 
 Seconds = dict[str, dict[str, float]]
 RESULTS = pathlib.Path(__file__).parent / "results"
-# Freed memory is kept, as `experiments` asks for in this process: page faults would be timed else.
+# The allocator keeps freed memory, as `experiments` sets for this process; else page faults count.
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
@@ -35,10 +35,10 @@ def clock(fn: Callable[[], Any]) -> tuple[float, float]:
 def take_turns(
     sides: Mapping[str, Callable[[], tuple[float, float]]], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Runs one block of each side, `rounds` times over, so that noise falls on all alike.
+    """Runs one block of each side, `rounds` times over, so that noise affects all alike.
 
     Args:
-      sides: name -> what runs a block and returns its wall and CPU seconds per unit of work.
+      sides: name -> a function that runs a block and returns wall and CPU seconds per unit of work.
 
     Returns:
       Name -> the minimum (`wall`, `cpu`) and median (`wall_median`, `cpu_median`) over blocks.
@@ -55,7 +55,7 @@ def take_turns(
 
 
 def block(run: Callable[[], Any], units: int = 1) -> Callable[[], tuple[float, float]]:
-    """Wall and CPU seconds per unit of work of run(), to its end on the device."""
+    """A function that returns wall and CPU seconds per unit of work of run(), waiting for it."""
 
     def timed() -> tuple[float, float]:
         import jax
@@ -67,7 +67,7 @@ def block(run: Callable[[], Any], units: int = 1) -> Callable[[], tuple[float, f
 
 
 def over(seconds: Seconds, base: str) -> Seconds:
-    """Side -> its seconds over those of `base`, by each clock."""
+    """Side -> its seconds over those of `base`, for each clock."""
     return {
         side: {clock: value / seconds[base][clock] for clock, value in values.items()}
         for side, values in seconds.items()
@@ -101,7 +101,7 @@ def show(record: dict[str, Any]) -> None:
 
 
 class Worker:
-    """A program in an environment of its own that answers JSON lines with JSON lines."""
+    """A program in a separate environment that answers JSON lines with JSON lines."""
 
     def __init__(self, python: str, script: str, *arguments: str):
         self._process = subprocess.Popen(
@@ -113,7 +113,7 @@ class Worker:
         )
 
     def ask(self, **request: Any) -> Any:
-        """Raises RuntimeError if the program has ended; its own error stands on standard error."""
+        """Raises RuntimeError if the program has ended; its own error is on standard error."""
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(json.dumps(request) + "\n")

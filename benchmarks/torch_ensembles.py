@@ -1,14 +1,15 @@
-"""Ensembles in PyTorch, as a program that trains and times them on request.
+"""A program that trains and times ensembles in PyTorch on request.
 
     python torch_ensembles.py FILE.npz
 
 The file has the networks' initial parameters, `conv0.weight` [P, F, C, h, w] and so on, the
 paddings of the convolutions, and batches x [N, B, C, H, W] or [N, B, D] with labels y [N, B].
 A request is one line of JSON, {"method", "threads", "steps", "losses"}; the answer has the wall
-and CPU seconds of `steps` steps, or the losses [steps, P] of a start from the initial parameters.
+and CPU seconds of `steps` steps or, with `losses`, the losses [steps, P] from the initial
+parameters.
 
-  loop                networks one after the other, each with its own fused Adam
-  loop channels last  the same with channels as the fastest axis of images and kernels
+  loop                networks in a loop, each with its own fused Adam
+  loop channels last  the same with images and kernels in the channels-last memory format
   vmap                torch.func.vmap over stacked parameters, one fused Adam
 """
 

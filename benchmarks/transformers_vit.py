@@ -1,11 +1,11 @@
-"""A small ViT of the transformers library, with random weights, what it sees and what it says.
+"""A small ViT of the transformers library, with random weights, and its inputs and outputs.
 
     pip install torch transformers
     python -m benchmarks.transformers_vit tests/experiments/transformers_vit.npz
 
-writes the file that `tests/experiments/test_pretrained.py` compares with, so that the test needs
-neither library. Activation and epsilon are those of the published Flax checkpoints (and of ours);
-the library's own defaults are the exact GELU and 1e-12.
+writes the reference file of `tests/experiments/test_pretrained.py`, so that the test needs neither
+library. Activation and epsilon are those of the published Flax checkpoints (and of ours); the
+library's own defaults are the exact GELU and 1e-12.
 """
 
 import sys
@@ -32,10 +32,8 @@ def main(path: str) -> None:
     )
     model = transformers.ViTForImageClassification(config).eval()
     with torch.no_grad():
-        for (
-            name,
-            parameter,
-        ) in model.named_parameters():  # biases and norms too, which start at 0, 1
+        # All of them, since biases and norms start at 0 and 1.
+        for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
             parameter.copy_(1 + 0.2 * noise if "norm" in name and "weight" in name else 0.2 * noise)
         images = torch.randn(3, 3, 16, 16)

@@ -17,14 +17,14 @@ def set_method(
     bound: float | None,
     layers: Sequence[str] = ("conv",),
 ) -> None:
-    """Turns a config with a dense head into that of `method`, one of METHODS.
+    """Turns a config with a dense head into one for `method`, one of METHODS.
 
     Args:
       config: changed in place.
       method: 'deterministic' changes nothing.
       sngp: fields of `sngp.Sngp`.
       het: fields of `heteroscedastic.Heteroscedastic`.
-      bound: of the spectral norm of the backbone's `layers` under a GP; None for plain layers.
+      bound: of the spectral norm of the backbone's `layers` with a GP; None for plain layers.
       layers: which of the backbone's fields, 'conv' and 'dense', are bounded.
     """
     outputs = config.head.outputs

@@ -1,8 +1,8 @@
 """Published numbers for the tables, each with its source.
 
-table -> row -> metric -> (value in the printed unit, source). Cells without a published number stay
-empty. Numbers on corrupted images are left out: they are those of CIFAR-10-C and ImageNet-C, which
-differ from our corruptions (`experiments/data/corruptions.py`).
+table -> row -> metric -> (value in the printed unit, source). Cells without a published number are
+empty. Numbers on corrupted images are omitted: they are for CIFAR-10-C and ImageNet-C, which differ
+from our corruptions (`experiments/data/corruptions.py`).
 """
 
 from collections.abc import Callable

@@ -38,21 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     cells = Cells("digits", WORKDIR / "results", WORKDIR, {})
     try:
-        made = reproduce(cells)
+        outcome = reproduce(cells)
         from experiments.tables.render import render
 
-        report, problems = render(cells, made)
+        report, problems = render(cells, outcome)
     except (Interrupted, KeyboardInterrupt) as message:
         CONSOLE.print(f"{str(message) or 'interrupted'}. The same command resumes.")
         return getattr(message, "code", status("SIGINT"))
-    for text in (*made.failures, *problems):
+    for text in (*outcome.failures, *problems):
         print(f"error: {text}", file=sys.stderr)
     CONSOLE.print(
         NEXT.format(report=report, seconds=time.monotonic() - began),
         highlight=False,
         soft_wrap=True,
     )
-    return 1 if made.failures or problems else 0
+    return 1 if outcome.failures or problems else 0
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems: list[str] = []
     runs: list = []
     try:
-        given = [{**parse(run), "name": options.name} for run in options.runs]
-        runs = [run for run in (read_run(run, problems) for run in given) if run]
-        check_distinct([run["workdir"] for run in given])
+        parsed = [{**parse(run), "name": options.name} for run in options.runs]
+        runs = [run for run in (read_run(run, problems) for run in parsed) if run]
+        check_distinct([run["workdir"] for run in parsed])
         path = write_report(options.output, runs, options.title, command=command, problems=problems)
     except (ValueError, OSError) as error:
         problems += [str(error)] * bool(runs)

@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells.check_columns()
         if args.check:
             return run_check(cells, args)
-        made = run(cells, args)
-        report, problems = render(cells, made, report=not args.no_report)
+        outcome = run(cells, args)
+        report, problems = render(cells, outcome, report=not args.no_report)
     except Interrupted as message:
         logger.warning("%s. The same command resumes.", message)
         return message.code
@@ -69,16 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print_failures(made)
+    print_failures(outcome)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    read = f"{made.read} read from {cells.records.path}"
-    advice = "; --fresh runs all again" * (made.read > 0 and not args.fresh)
-    print(f"cells:  {read}, {made.ran} run, {made.failed()} failed{advice}")
+    source = f"{outcome.read} read from {cells.records.path}"
+    advice = "; --fresh runs all again" * (outcome.read > 0 and not args.fresh)
+    print(f"cells:  {source}, {outcome.ran} run, {outcome.failed()} failed{advice}")
     print(f"table:  {cells.results}/table.md, .tex, .json")
     if report:
         print(f"report: {report}")
-    return 1 if made.failures or problems else 0
+    return 1 if outcome.failures or problems else 0
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -113,10 +113,10 @@ def run(cells: Cells, args: argparse.Namespace) -> Outcome:
     command += ["--round", str(cells.round)] if cells.round else []
     command += [word for item in args.set for word in ("--set", item)]
     isolate = command if args.isolate else None
-    made = reproduce(cells, rows=args.rows, seeds=args.seeds, isolate=isolate)
-    if cells.round and not made.failures:
+    outcome = reproduce(cells, rows=args.rows, seeds=args.seeds, isolate=isolate)
+    if cells.round and not outcome.failures:
         cells.end_round()
-    return made
+    return outcome
 
 
 def run_check(committed: Cells, args: argparse.Namespace) -> int:
@@ -137,8 +137,8 @@ def run_check(committed: Cells, args: argparse.Namespace) -> int:
         raise ConfigError(f"--check: {committed.records.path} has no record of these rows")
     args.results = args.workdir = str(pathlib.Path(args.workdir) / "check")
     cells = Cells(args.table, args.results, args.workdir, committed.overrides)
-    made = run(cells, args)
-    print_failures(made)
+    outcome = run(cells, args)
+    print_failures(outcome)
     seeds = seeds_of_table(cells, args.seeds)
     ours = {cell: record for cell, record in cells.finished().items() if cell[1] in seeds}
     compared = check.decide(check.comparisons(cells.table, rows, ours, theirs))
@@ -146,10 +146,10 @@ def run_check(committed: Cells, args: argparse.Namespace) -> int:
     differing = sum(c.differs for c in compared)
     print(
         f"check:  {len(compared)} numbers compared, {differing} differ; "
-        f"{made.read} cells read from {cells.records.path}, {made.ran} run, "
-        f"{made.failed()} failed"
+        f"{outcome.read} cells read from {cells.records.path}, {outcome.ran} run, "
+        f"{outcome.failed()} failed"
     )
-    return 1 if differing or made.failures else 0
+    return 1 if differing or outcome.failures else 0
 
 
 def run_cell(cells: Cells, args: argparse.Namespace) -> int:
@@ -164,8 +164,8 @@ def run_cell(cells: Cells, args: argparse.Namespace) -> int:
     return 0
 
 
-def print_failures(made: Outcome) -> None:
-    for reason, rows in made.failures.items():
+def print_failures(outcome: Outcome) -> None:
+    for reason, rows in outcome.failures.items():
         where = "; ".join(f"{name}, {seeds_in_words(seeds)}" for name, seeds in rows.items())
         print(f"error: {where}: {reason}", file=sys.stderr)
 

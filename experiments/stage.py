@@ -220,8 +220,8 @@ def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[i
         first = i % -(-len(source) // size) * size
         stop = min(first + size, len(source))
         share = rows(execution.padded(stop - first, mesh), jax.process_index(), jax.process_count())
-        chosen = np.minimum(np.arange(first + share.start, first + share.stop), stop - 1)
-        yield i, Padded(put(source.gather(chosen)), stop - first)
+        indices = np.minimum(np.arange(first + share.start, first + share.stop), stop - 1)
+        yield i, Padded(put(source.gather(indices)), stop - first)
 
 
 def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: dict) -> Experiment:

@@ -92,8 +92,8 @@ def what_runs(experiment: Experiment) -> dict[str, str]:
 def what_is_there(workdir: pathlib.Path) -> dict[str, str]:
     """The contents of the shared workdir that have to be equal in all processes of one run."""
     steps = Checkpoints(workdir, read_only=True).steps()
-    there = "there" if (workdir / CONFIG_FILE).is_file() else "missing"
-    return {f"{workdir}: {CONFIG_FILE}": there, f"{workdir}: checkpoints": str(steps)}
+    config_file = "there" if (workdir / CONFIG_FILE).is_file() else "missing"
+    return {f"{workdir}: {CONFIG_FILE}": config_file, f"{workdir}: checkpoints": str(steps)}
 
 
 def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: bool) -> None:

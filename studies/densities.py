@@ -1,4 +1,4 @@
-"""Densities over a plane that are known: exact draws of them, distances to them, a picture."""
+"""Known two-dimensional densities: exact draws, distances to them, a figure."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,24 +22,24 @@ MMD_STD = 0.5  # of its kernel, in units of z
 
 
 class Density(NamedTuple):
-    """p(z) on the plane, and the setting in which it is sampled."""
+    """p(z) on the plane, and the settings with which it is sampled."""
 
     title: str
     log_density: Callable[[jax.Array], jax.Array]  # [..., 2] -> [...], up to a constant
     draw: Callable[[np.random.Generator, int], np.ndarray]  # -> [n, 2]
-    summary: Callable[[np.ndarray], dict[str, float]]  # [P, 2] -> numbers of `columns`
+    summary: Callable[[np.ndarray], dict[str, float]]  # [P, 2] -> values of `columns`
     columns: tuple[Mapping[str, Any], ...]  # of `summary`, for a Study
     start: tuple[tuple[float, float], float]  # mean and standard deviation of the first particles
     size: int  # P
     steps: int
-    axes: tuple[np.ndarray, np.ndarray]  # of the picture
+    axes: tuple[np.ndarray, np.ndarray]  # grid of the figure
     labels: tuple[str, str]
 
 
 def gaussian() -> Density:
-    """N(MEAN, COVARIANCE) from 100 particles of N([-1, 5], I / 2), 10,000 steps.
+    """N(MEAN, COVARIANCE), from 100 particles that start at N([-1, 5], I / 2), in 10,000 steps.
 
-    The setting of the notebook of D'Angelo & Fortuin 2021, "Repulsive deep ensembles are Bayesian".
+    From the notebook of D'Angelo & Fortuin 2021, "Repulsive deep ensembles are Bayesian".
     """
     precision, root = np.linalg.inv(COVARIANCE), np.linalg.cholesky(COVARIANCE)
 
@@ -74,10 +74,10 @@ def gaussian() -> Density:
 def funnel() -> Density:
     """Neal's funnel, y ~ N(0, 3^2), x ~ N(0, e^y), as z = (x, y); 500 particles, 5,000 steps.
 
-    Source: Neal 2003, "Slice sampling", and the notebook that `gaussian` names, whose N(y; 0, 3)
-    N(x; 0, e^(y / 2)) are read as standard deviations, which makes it Neal's. Where its particles
-    begin is not known; ours at N(0, I). x has variance e^4.5 with tails so heavy that no sample of
-    this size shows it, so the summary is that of y.
+    Source: Neal 2003, "Slice sampling", and the notebook named in `gaussian`, whose N(y; 0, 3)
+    N(x; 0, e^(y / 2)) is read with standard deviations, which gives Neal's funnel. Its initial
+    particles are not known; ours are drawn from N(0, I). x has variance e^4.5, but its tails are
+    too heavy to estimate this from a sample of this size, so the summary is of y alone.
     """
 
     def log_density(z: jax.Array) -> jax.Array:
@@ -105,7 +105,7 @@ def funnel() -> Density:
         start=((0.0, 0.0), 1.0),
         size=500,
         steps=5_000,
-        # Wide enough outside, and fine in the neck
+        # Wide, with a fine grid in the neck
         axes=(np.sinh(np.linspace(-9, 9, 401)) / np.sinh(9) * 15, np.linspace(-10, 8, 181)),
         labels=("x", "y"),
     )
@@ -115,7 +115,7 @@ DENSITIES = {"gaussian": gaussian, "funnel": funnel}
 
 
 def as_model(density: Density) -> Model:
-    """The density as the posterior of one example without a prior: its nll is -log p(z)."""
+    """The density as the posterior of one example without a prior, whose nll is -log p(z)."""
     mean, std = density.start
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
@@ -130,11 +130,11 @@ def as_model(density: Density) -> Model:
 
 
 class Distances:
-    """Distances of particles [P, 2] to a density, by `n` exact draws of it.
+    """Distances of particles [P, 2] to a density, estimated with `n` exact draws of it.
 
     mmd      sqrt(max(0, 1/P^2 sum_ij k(z_i, z_j) - 2 E k(z_i, x) + E k(x, x'))) with k(a, b) =
-             exp(-|a - b|^2 / (2 MMD_STD^2)): the particles are what they are, so i = j counts;
-             the draws stand for the density, so there E leaves the pair of a draw with itself out
+             exp(-|a - b|^2 / (2 MMD_STD^2)). The first sum includes i = j, since the particles
+             themselves are the approximation; the mean over pairs of draws excludes them.
     w1       the 1-Wasserstein distance of projections, a mean over DIRECTIONS of the plane
     """
 
@@ -164,11 +164,11 @@ def _k(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @styled
 def picture(density: Density, draws: np.ndarray, methods: Mapping[str, np.ndarray]) -> "Figure":
-    """A panel per method: its particles over regions that hold 50, 90 and 99 % of the density.
+    """A panel per method: its particles over regions with 50, 90 and 99 % of the mass.
 
     Args:
-      density: what is sampled.
-      draws: [n, 2], exact, from which the regions are found.
+      density: the sampled density.
+      draws: [n, 2], exact, from which the regions are computed.
       methods: label -> particles [P, 2].
     """
     x, y = density.axes
@@ -189,7 +189,7 @@ def picture(density: Density, draws: np.ndarray, methods: Mapping[str, np.ndarra
         ax.grid(visible=False)
         ax.spines[["top", "right"]].set_visible(True)
         ax.locator_params(nbins=4, integer=True)
-        if i + columns >= len(axes):  # nothing below
+        if i + columns >= len(axes):  # no panel below
             ax.tick_params(labelbottom=True)
             ax.set_xlabel(density.labels[0])
         if i % columns == 0:

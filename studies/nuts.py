@@ -1,4 +1,4 @@
-"""The no-U-turn sampler (Hoffman & Gelman 2014) and how well its chains agree, by BlackJAX."""
+"""The no-U-turn sampler (Hoffman & Gelman 2014) and its convergence diagnostics, by BlackJAX."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class Chains(NamedTuple):
     draws: np.ndarray  # [chains, S, n]
     acceptance: np.ndarray  # [chains], means
     divergent: np.ndarray  # [chains], shares of all draws
-    leapfrogs: np.ndarray  # [chains], means for a draw
+    leapfrogs: np.ndarray  # [chains], means per draw
     seconds: float  # without compilation
 
 
@@ -31,19 +31,19 @@ def nuts(
     chunk: int = 20,
     shared: bool = False,
 ) -> Chains:
-    """Chains from `positions`, all at once, each with its own step size and diagonal metric.
+    """Runs chains in parallel, each with its own step size and diagonal metric.
 
     Args:
-      log_density: of what is drawn from, at a position [n].
-      positions: where the chains begin, [chains, n].
-      key: of everything random.
+      log_density: log-density of the target, at a position [n].
+      positions: initial positions of the chains, [chains, n].
+      key: random key.
       warmup, samples: steps of adaptation, and draws S of each chain.
-      thin: steps for each draw that is kept.
-      doublings: most of a trajectory, which has at most 2^doublings leapfrog steps.
-      acceptance: what the step size is adapted to.
-      chunk: draws between two looks at the progress.
-      shared: the first chain alone adapts, and all take its step size and metric; the others then
-        begin at `positions`.
+      thin: steps per draw.
+      doublings: at most 2^doublings leapfrog steps per trajectory.
+      acceptance: target acceptance rate of the step size's adaptation.
+      chunk: draws between two updates of the progress bar.
+      shared: only the first chain adapts, and all use its step size and metric; sampling then
+        starts at `positions`.
 
     Raises:
       ImportError: BlackJAX is missing.
@@ -57,12 +57,12 @@ def nuts(
     kernel = blackjax.nuts.build_kernel()
 
     with Progress(warmup, "adapt") as progress:
-        seen = 0
+        ticks = 0
 
         def tick(_: Any) -> None:  # once for each chain and step
-            nonlocal seen
-            seen += 1
-            progress.update(seen // adapting)
+            nonlocal ticks
+            ticks += 1
+            progress.update(ticks // adapting)
 
         def watch(state: Any, info: Any, adaptation: Any) -> tuple:
             jax.debug.callback(tick, info.acceptance_rate)
@@ -78,8 +78,10 @@ def nuts(
 
         def adapted(keys: jax.Array, positions: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
             def one(key: jax.Array, position: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-                (state, found), _ = adapt.run(key, position, warmup)
-                return state, {name: found[name] for name in ("step_size", "inverse_mass_matrix")}
+                (state, parameters), _ = adapt.run(key, position, warmup)
+                return state, {
+                    name: parameters[name] for name in ("step_size", "inverse_mass_matrix")
+                }
 
             states, settings = jax.vmap(one)(keys, positions[:adapting])
             if shared:
@@ -118,8 +120,8 @@ def nuts(
             if size not in programs:
                 programs[size] = advance.lower(states, keys).compile()
             began = time.perf_counter()
-            states, found = programs[size](states, keys)
-            parts.append(jax.device_get(found))
+            states, results = programs[size](states, keys)
+            parts.append(jax.device_get(results))
             seconds += time.perf_counter() - began
             progress.update(start + size)
     draws, *facts = (np.concatenate(arrays).swapaxes(0, 1) for arrays in zip(*parts, strict=True))

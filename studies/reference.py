@@ -1,13 +1,13 @@
-"""Draws from the true posterior of a config's network, to hold approximations against.
+"""Draws from the true posterior of a config's network, a reference for approximations.
 
     python -m studies.reference --config configs/toys/particles.py:task=regression \\
         --out results/toy_regression/reference.npz
 
 Several chains of NUTS (Hoffman & Gelman 2014, by BlackJAX) on p(D | theta) p(theta) of all training
 data at once, each from its own draw of the prior and with its own step size and diagonal metric.
-What counts is the network as a function: R-hat and effective sample size are of its values on the
-inputs of the config's evaluator 'posterior', and so are the draws that the file keeps. For networks
-of some hundred parameters; needs `pip install '.[reference]'`.
+R-hat, effective sample size and the draws in the file are those of the network's function values on
+the inputs of the config's evaluator 'posterior'. For networks of a few hundred parameters; needs
+`pip install '.[reference]'`.
 """
 
 import json
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Posterior(NamedTuple):
-    """Of one particle, its parameters as a vector [n]."""
+    """The posterior of one network, with its parameters as a vector [n]."""
 
     log_density: Callable[[jax.Array], jax.Array]  # in nats, up to a constant
     sample_prior: Callable[[jax.Array], jax.Array]  # key -> [n]
@@ -50,8 +50,8 @@ class Posterior(NamedTuple):
 def posterior(experiment: Experiment) -> Posterior:
     """log p(theta | D) = -(mean nll - 1/N log p(theta)) N / T, on all of the training data.
 
-    With the prior and the temperatures of the config's inference, and the nll of training, whose
-    mean over members counts.
+    With the prior and the temperatures of the config's inference, and the nll of training, averaged
+    over members.
 
     Raises:
       ConfigError: no prior, or a network that is not a function of its parameters alone.
@@ -78,11 +78,11 @@ def posterior(experiment: Experiment) -> Posterior:
         return jax.flatten_util.ravel_pytree(prior.sample(key, params))[0]
 
     start = sample_prior(key)
-    here, there = (jax.jit(energy)(start, jax.random.key(i)) for i in range(2))
-    if collections or here != there:
+    first, second = (jax.jit(energy)(start, jax.random.key(i)) for i in range(2))
+    if collections or first != second:
         raise ConfigError(
             "config: NUTS needs a network that is a function of its parameters "
-            "alone, without random numbers and collections"
+            "alone, without random numbers or collections"
         )
     return Posterior(lambda flat: -energy(flat, key), sample_prior, unravel)
 
@@ -96,38 +96,39 @@ def reference(
     second: int = 100,
     **options: Any,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What the file holds, from the posterior of an experiment.
+    """The content of the file, from the posterior of an experiment.
 
     Args:
       experiment: its config has an evaluator 'posterior', on whose data functions are compared.
-      key: of everything random.
-      chains: from as many draws of the prior.
+      key: random key.
+      chains: number of chains, each from its own draw of the prior.
       samples: draws of each chain.
-      keep, second: draws of the file, from the even chains and from the others, at equal distances.
+      keep, second: numbers of draws in the file, from the even chains and from the odd ones, evenly
+        spaced.
       options: of `nuts`.
 
     Returns:
-      Arrays: x [B, ...], draws [keep, B, K] and second [second, B, K], rhat and ess [B, K], and
-      where the config has an evaluator 'uncertainty_map' the entropy there, map [G, G]. And facts.
+      Arrays: x [B, ...], draws [keep, B, K] and second [second, B, K], rhat and ess [B, K], and the
+      entropy map [G, G] if the config has an evaluator 'uncertainty_map'. And diagnostics.
 
     Raises:
-      ConfigError: no evaluator 'posterior', no prior, or more draws to keep than there are.
+      ConfigError: no evaluator 'posterior', no prior, or `keep` or `second` exceeds the draws.
     """
     specs = {spec["name"]: spec for spec in experiment.config["evaluators"].values()}
     if "posterior" not in specs:
         raise ConfigError("evaluators: none is a 'posterior', on whose data functions are compared")
-    for field, wanted, half in (("keep", keep, (chains + 1) // 2), ("second", second, chains // 2)):
-        if not 0 < wanted <= half * samples:
-            raise ConfigError(f"{field}: {wanted} draws of {half * samples}")
+    for field, number, half in (("keep", keep, (chains + 1) // 2), ("second", second, chains // 2)):
+        if not 0 < number <= half * samples:
+            raise ConfigError(f"{field}: {number} draws; must be from 1 to {half * samples}")
     source = load(specs["posterior"]["data"])
     target = posterior(experiment)
     starting, running = jax.random.split(key)
     positions = jax.vmap(target.sample_prior)(jax.random.split(starting, chains))
-    made = nuts(target.log_density, positions, running, samples=samples, **options)
-    kept = []
+    sampled = nuts(target.log_density, positions, running, samples=samples, **options)
+    selected = []
     for first, n in enumerate((keep, second)):
-        half = made.draws[first::2].reshape(-1, made.draws.shape[-1])
-        kept.append(half[np.linspace(0, len(half) - 1, n).round().astype(int)])
+        half = sampled.draws[first::2].reshape(-1, sampled.draws.shape[-1])
+        selected.append(half[np.linspace(0, len(half) - 1, n).round().astype(int)])
 
     def predictor(draws: np.ndarray) -> Predictor:
         params = jax.vmap(target.unravel)(jnp.asarray(draws))
@@ -135,23 +136,23 @@ def reference(
         state = State(jnp.zeros((), jnp.int32), keys, params, {}, opt_state=None)
         return Predictor(experiment, state)
 
-    values = functions(predictor(made.draws.reshape(-1, made.draws.shape[-1]))(source))
-    found = diagnose(values.reshape(chains, samples, *values.shape[1:]))
-    arrays = dict(x=source.raw(np.arange(len(source)))["x"], **found)
-    for name, draws in zip(("draws", "second"), kept, strict=True):
+    values = functions(predictor(sampled.draws.reshape(-1, sampled.draws.shape[-1]))(source))
+    diagnostics = diagnose(values.reshape(chains, samples, *values.shape[1:]))
+    arrays = dict(x=source.raw(np.arange(len(source)))["x"], **diagnostics)
+    for name, draws in zip(("draws", "second"), selected, strict=True):
         arrays[name] = functions(predictor(draws)(source))
     if "uncertainty_map" in specs:
         fields = {k: v for k, v in specs["uncertainty_map"].items() if k != "name"}
-        shown = dict(uncertainty_map(**fields).run(predictor(kept[0])))
-        arrays["map"] = shown["map/entropy"]
+        uncertainty = dict(uncertainty_map(**fields).run(predictor(selected[0])))
+        arrays["map"] = uncertainty["map/entropy"]
     facts = dict(
-        acceptance=made.acceptance.round(3).tolist(),
-        divergent=made.divergent.round(4).tolist(),
-        leapfrogs=made.leapfrogs.round(1).tolist(),
-        rhat_median=float(np.median(found["rhat"])),
-        rhat_max=float(found["rhat"].max()),
-        ess_median=float(np.median(found["ess"])),
-        ess_min=float(found["ess"].min()),
+        acceptance=sampled.acceptance.round(3).tolist(),
+        divergent=sampled.divergent.round(4).tolist(),
+        leapfrogs=sampled.leapfrogs.round(1).tolist(),
+        rhat_median=float(np.median(diagnostics["rhat"])),
+        rhat_max=float(diagnostics["rhat"].max()),
+        ess_median=float(np.median(diagnostics["ess"])),
+        ess_min=float(diagnostics["ess"].min()),
     )
     return arrays, facts
 
@@ -175,7 +176,7 @@ def main(argv: list[str]) -> None:
     )
     path = pathlib.Path(OUT.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kinds = {"x": np.float32}  # three decimals of the others, which makes probabilities small
+    kinds = {"x": np.float32}  # three decimals of the others, to make the file small
     small = {name: a.round(3).astype(kinds.get(name, np.float16)) for name, a in arrays.items()}
     np.savez_compressed(path, settings=json.dumps(settings), **small)
     for name, value in facts.items():
@@ -184,19 +185,19 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    CONFIG = flags.DEFINE_string("config", None, "As of experiments.train.")
-    OUT = flags.DEFINE_string("out", None, "The file, FILE.npz.")
-    SEED = flags.DEFINE_integer("seed", 0, "Of the chains.")
+    CONFIG = flags.DEFINE_string("config", None, "As in experiments.train.")
+    OUT = flags.DEFINE_string("out", None, "Output file, FILE.npz.")
+    SEED = flags.DEFINE_integer("seed", 0, "Seed of the chains.")
     OPTIONS = {
         name: flags.DEFINE_integer(name, default, text)
         for name, default, text in (
-            ("chains", 16, "Chains, at once."),
+            ("chains", 16, "Chains, run in parallel."),
             ("warmup", 600, "Steps of adaptation."),
             ("samples", 400, "Draws of each chain."),
-            ("thin", 1, "Steps for each draw."),
-            ("doublings", 8, "A trajectory has at most 2^doublings leapfrog steps."),
-            ("keep", 200, "Draws in the file."),
-            ("second", 100, "Draws of other chains in the file."),
+            ("thin", 1, "Steps per draw."),
+            ("doublings", 8, "At most 2^doublings leapfrog steps per trajectory."),
+            ("keep", 200, "Draws in the file, from the even chains."),
+            ("second", 100, "Further draws in the file, from the odd chains."),
         )
     }
     flags.mark_flags_as_required(["config", "out"])

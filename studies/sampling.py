@@ -1,14 +1,14 @@
-"""Particles against known densities in two dimensions, by every method that works on weights.
+"""Every method in weight space, as a sampler of known two-dimensional densities.
 
     python -m studies.sampling
     python -m studies.sampling --target funnel --methods 'SVGD|SGLD' --seeds 0,1
 
-A density is the posterior of one example, so what is run is what trains networks. Results are
+A density is the posterior of one example, so this runs the code that trains networks. Results are
 `results/sampling_gaussian` and `results/sampling_funnel`: a table of distances to the density over
-seeds, whose first row is what as many exact draws have, and a figure of the first seed. A method
-that fails is reported and does not stop the others; the exit status is then 1.
+seeds, whose first row is that of as many exact draws, and a figure of the first seed. A method that
+fails is reported and does not stop the others; the exit status is then 1.
 
-Kernels with h = .5 are exp(-|a - b|^2 / (2 h^2)), as in the notebook the settings are from.
+Kernels with h = .5 are exp(-|a - b|^2 / (2 h^2)), as in the notebook that the settings are from.
 """
 
 import argparse
@@ -67,16 +67,16 @@ class Method(NamedTuple):
 def methods(target: str) -> dict[str, Method]:
     """label -> Method, with the settings for one of DENSITIES.
 
-    Adam with rate .1, as in the notebook; rates of the samplers were chosen on another seed.
+    Adam with rate .1, as in the notebook; the samplers' rates were chosen on another seed.
     """
 
     def follow(direction: Callable, steps: int | None = None, **fields: Any) -> Method:
-        made = functools.partial(direction, **fields) if fields else direction
-        return Method(optimiser(adam(), 0.1), made, steps)
+        configured = functools.partial(direction, **fields) if fields else direction
+        return Method(optimiser(adam(), 0.1), configured, steps)
 
     rbf_h, imq_h = (functools.partial(kernel, bandwidth=H) for kernel in (rbf, imq))
     half = DENSITIES[target]().steps // 2
-    # What is slow with 500 particles: a median, a solution or an eigendecomposition in each step
+    # Slow with 500 particles: a median, a linear solve or an eigendecomposition in each step
     slow = 500 if target == "funnel" else None
     rates = dict(funnel=(1.0, 0.005), gaussian=(0.3, 0.01))[target]
     return {
@@ -101,10 +101,10 @@ def methods(target: str) -> dict[str, Method]:
 def sample(
     density: Density, method: Method, seeds: Sequence[int], progress: Progress
 ) -> tuple[list[np.ndarray], list[float], float]:
-    """Particles [P, 2] and seconds without compilation, of each seed; the share of lost steps.
+    """Particles [P, 2] and seconds without compilation, for each seed; the share of skipped steps.
 
     Raises:
-      FloatingPointError: the last step of a particle was not finite, or it is lost far out.
+      FloatingPointError: a particle's last step was not finite, or the particle is too far out.
     """
     inference = particles(
         as_model(density), method.optimiser, density.size, method.direction, num_examples=1
@@ -119,7 +119,7 @@ def sample(
 
         return jax.lax.scan(step, state, length=chunk)
 
-    compiled, found, seconds, lost = None, [], [], []
+    compiled, samples, seconds, lost = None, [], [], []
     for i, seed in enumerate(seeds):
         state = inference.init(jax.random.key(seed), BATCH["x"])
         compiled = compiled or jax.jit(advance).lower(state).compile()
@@ -132,23 +132,23 @@ def sample(
         seconds.append(time.perf_counter() - began)
         if not np.asarray(finite)[-1].all() or not np.abs(z).max() < 1e6:
             raise FloatingPointError(f"seed {seed}: particles that are not finite")
-        found.append(z)
-    return found, seconds, float(np.mean(lost))
+        samples.append(z)
+    return samples, seconds, float(np.mean(lost))
 
 
 def by_nuts(
     density: Density, seeds: Sequence[int], steps: int = 500, warmup: int = 1000
 ) -> tuple[list[np.ndarray], list[float]]:
-    """The last of `steps` of P chains of NUTS, adapted by one chain's `warmup` steps."""
-    found, seconds = [], []
+    """The last of `steps` draws of P NUTS chains, with one chain's adaptation in `warmup` steps."""
+    samples, seconds = [], []
     for seed in seeds:
         begin, key = jax.random.split(jax.random.key(seed))
         mean, std = density.start
         start = jnp.array(mean) + std * jax.random.normal(begin, (density.size, 2))
-        made = nuts(density.log_density, start, key, warmup, 1, thin=steps, shared=True)
-        found.append(np.asarray(made.draws[:, -1], np.float64))
-        seconds.append(made.seconds)
-    return found, seconds
+        sampled = nuts(density.log_density, start, key, warmup, 1, thin=steps, shared=True)
+        samples.append(np.asarray(sampled.draws[:, -1], np.float64))
+        seconds.append(sampled.seconds)
+    return samples, seconds
 
 
 def compare(
@@ -163,14 +163,14 @@ def compare(
     if runlocal:
         density = density._replace(size=20, steps=40)
     distances = Distances(density, 1000 if runlocal else 10_000)
-    rows, shown = [], {}
+    rows, first_seed = [], {}
 
-    def add(label: str, found: list[np.ndarray], seconds: Sequence[float], **fields: str) -> None:
-        results = [density.summary(z) | distances(z) for z in found]
+    def add(label: str, samples: list[np.ndarray], seconds: Sequence[float], **fields: str) -> None:
+        results = [density.summary(z) | distances(z) for z in samples]
         for result, s in zip(results, seconds, strict=False):
             result["seconds"] = s
         rows.append(dict(label=label, results=results, **fields))
-        shown[label] = found[0]
+        first_seed[label] = samples[0]
 
     exact = [density.draw(np.random.default_rng(seed), density.size) for seed in seeds]
     missing = reference and importlib.util.find_spec("blackjax") is None
@@ -180,19 +180,19 @@ def compare(
     for label, method in chosen.items():
         try:
             if method is None:
-                found, seconds = by_nuts(density, seeds, *((5, 20) if runlocal else ()))
-                add(label, found, seconds, group=NUTS, note="500 steps after 1,000 to adapt.")
+                samples, seconds = by_nuts(density, seeds, *((5, 20) if runlocal else ()))
+                add(label, samples, seconds, group=NUTS, note="500 steps after 1,000 to adapt.")
                 continue
             method = method._replace(steps=min(method.steps or density.steps, density.steps))
             with Progress(len(seeds) * method.steps, f"{target}: {label}") as progress:
-                found, seconds, lost = sample(density, method, seeds, progress)
-        except Exception as error:  # one method must not take the others with it
+                samples, seconds, lost = sample(density, method, seeds, progress)
+        except Exception as error:  # a failing method must not stop the others
             logger.error("%s: %s", label, error)
             rows.append(dict(label=label, failed=str(error)))
             continue
         notes = [f"{method.steps:,} steps."] * (method.steps != density.steps)
         notes += [f"{100 * lost:.2g} % of the steps were not finite and not taken."] * (lost > 0)
-        add(label, found, seconds, note=" ".join(notes))
+        add(label, samples, seconds, note=" ".join(notes))
     study = Study(
         density.title,
         (*density.columns, *COLUMNS),
@@ -201,14 +201,14 @@ def compare(
         seeds=list(seeds),
         hardware=hardware(),
     )
-    return study, density, distances, shown
+    return study, density, distances, first_seed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.sampling", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--target", choices=DENSITIES, help="one density (default: all)")
-    parser.add_argument("--methods", default="", help="a table of those that this regex finds")
+    parser.add_argument("--methods", default="", help="run only those that match this regex")
     parser.add_argument("--seeds", type=seeds_of, default=[0, 1, 2, 3, 4], help="such as 0,1,2")
     results = project.default("results")
     parser.add_argument("--results", default=results, help=f"for tables and figures ({results})")
@@ -217,20 +217,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     status = 0
     for target in [args.target] if args.target else DENSITIES:
-        known = methods(target)
+        available = methods(target)
         try:
-            chosen = {k: v for k, v in known.items() if re.search(args.methods, k)}
+            chosen = {k: v for k, v in available.items() if re.search(args.methods, k)}
         except re.error as error:
             parser.error(f"--methods: {args.methods!r} is not a regular expression: {error}")
         if not chosen:
-            parser.error(f"--methods: {args.methods!r} matches none of {list(known)}")
-        study, density, distances, shown = compare(
+            parser.error(f"--methods: {args.methods!r} matches none of {list(available)}")
+        study, density, distances, first_seed = compare(
             target, chosen, args.seeds, not args.methods, args.runlocal
         )
         folder = pathlib.Path(args.results) / f"sampling_{target}"
         print_study(study)
         formats.write_study(study, folder, "table")
-        figure = save_png(picture(density, distances.draws, shown), folder / "particles.png", 120)
+        figure = save_png(
+            picture(density, distances.draws, first_seed), folder / "particles.png", 120
+        )
         print(f"table:  {folder}/table.md, .tex, .json\nfigure: {figure}")
         status |= any(row.failed for row in study.rows)
     return status

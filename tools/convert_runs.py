@@ -2,9 +2,9 @@
 
     python -m tools.convert_runs results/uci results/rings
 
-The folders are called after their tables, whose rows set the order of the lines. No number changes:
-every line is compared with its file before the file is removed. `experiments.reproduce` reads both
-forms, and converts a folder by itself when it next writes to it.
+A folder has the name of its table, whose rows set the order of the lines. No number changes: every
+line is compared with its file. `experiments.reproduce` reads both forms, and converts a folder when
+it next writes to it.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from experiments.tables.render import write_constraints
 
 
 def convert(folder: pathlib.Path) -> int:
-    """Converts the cells of one table; returns how many there were.
+    """Converts the cells of one table; returns their number.
 
     Raises:
-      ValueError: a line is not what its file was.
+      ValueError: a line differs from its file.
     """
     before = [json.loads(path.read_bytes()) for path in sorted((folder / FOLDER).glob("*.json"))]
     cells = Cells(folder.name, str(folder.parent), "runs", {})

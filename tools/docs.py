@@ -1,9 +1,9 @@
-"""Writes the tables of README.md and docs/ from the JSON of results.
+"""Writes the tables of README.md and docs/ from the JSON files of results.
 
     python -m tools.docs           (or make docs)
     python -m tools.docs --check   # status 1 if a file is not up to date
 
-What stands between two comments is replaced:
+The text between two comments is replaced:
 
     <!-- table: results/uci/table.json
     rows: Boston
@@ -11,9 +11,9 @@ What stands between two comments is replaced:
     -->
     <!-- end -->
 
-`rows` is a regular expression that is found in the names of rows, all of them by default; `columns`
-are the keys of columns, each with a header if it is to have another, all by default. Bold is the
-best among all rows, shown or not.
+`rows` is a regular expression that is searched in the names of rows; `columns` are keys of columns,
+each with an optional new header. Both default to all. Bold marks the best of all rows, shown or
+not.
 """
 
 import argparse
@@ -32,15 +32,15 @@ BLOCK = re.compile(r"(<!-- table: (?P<path>\S+)\n(?P<fields>.*?)-->\n).*?(<!-- e
 
 
 def files(root: pathlib.Path = project.ROOT) -> list[pathlib.Path]:
-    """All that may have such tables."""
+    """All files that may have such tables."""
     return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
 def rendered(text: str, file: pathlib.Path, root: pathlib.Path = project.ROOT) -> str:
-    """The text of a file with its tables as they should be.
+    """The text of a file with up-to-date tables.
 
     Raises:
-      ValueError: a comment names a row, column or field that there is not.
+      ValueError: a comment names a row, column or field that does not exist.
     """
 
     def replaced(match: re.Match) -> str:
@@ -57,12 +57,14 @@ def rendered(text: str, file: pathlib.Path, root: pathlib.Path = project.ROOT) -
 def table(
     path: str, file: pathlib.Path, root: pathlib.Path, rows: str = "", columns: str = ""
 ) -> str:
-    """The Markdown of one table, with a line that says where it is from."""
+    """The Markdown of one table, with a line that gives its origin."""
     study = read_study(root / path)
     shown = layout(study)
     keys = [column.key for column in study.columns]
-    asked = [part.partition("=") for part in columns.split(";")] if columns else []
-    headers = {key.strip(): header.strip() for key, _, header in asked} or dict.fromkeys(keys, "")
+    selected = [part.partition("=") for part in columns.split(";")] if columns else []
+    headers = {key.strip(): header.strip() for key, _, header in selected} or dict.fromkeys(
+        keys, ""
+    )
     if unknown := headers.keys() - set(keys):
         raise ValueError(f"no column {sorted(unknown)}; there are {keys}")
     places = [keys.index(key) for key in headers]
@@ -81,31 +83,33 @@ def table(
             bold = "**" * cells[i].best
             row += [bold + cells[i].ours() + bold, *([cells[i].published] * (i in compared))]
         text.append(row)
-    whole = os.path.relpath(root / path, file.parent).replace(".json", ".md")
+    full_table = os.path.relpath(root / path, file.parent).replace(".json", ".md")
     numbers = sorted({cells[i].source for _, cells in lines for i in places if cells[i].source})
     published = [f"Published: {'; '.join(shown.notes[n - 1] for n in numbers)}."] if numbers else []
     sentences = map(escape_markdown, [*origin(study, shown), *published])
-    source = " ".join([*sentences, f"[All columns]({whole})."])
+    source = " ".join([*sentences, f"[All columns]({full_table})."])
     return "\n".join("| " + " | ".join(row) + " |" for row in text) + f"\n\n{source}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.docs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if it would")
+    parser.add_argument(
+        "--check", action="store_true", help="only report stale files, with status 1"
+    )
     check = parser.parse_args(argv).check
     stale = []
     for file in files():
         text = file.read_text(encoding="utf-8")
         try:
-            made = rendered(text, file)
+            updated = rendered(text, file)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        if made != text:
+        if updated != text:
             stale.append(file)
             if not check:
-                write_text(file, made)
+                write_text(file, updated)
     for file in stale:
         print(f"{file}: {'is not up to date; run `make docs`' if check else 'written'}")
     return 1 if check and stale else 0

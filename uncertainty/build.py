@@ -56,9 +56,9 @@ def model(config: Mapping[str, Any], flax_network: nn.Module | None = None) -> M
       flax_network: the result of `network(config)`, if it exists already.
     """
     likelihood = make("likelihoods", _section(config, "likelihood"), "likelihood")
-    made = flax_network or network(config)
+    module = flax_network or network(config)
     try:
-        return from_network(made, likelihood)
+        return from_network(module, likelihood)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -127,27 +127,27 @@ def inference(
       optimise: the result of `optimiser(config)`, if it exists already.
     """
     spec = spec_of(_section(config, "inference"), "inference")
-    given = {}
+    arguments = {}
     if "direction" in spec:
         direction = spec.pop("direction")
-        given["direction"] = partial(
+        arguments["direction"] = partial(
             "inference.directions",
             direction,
             "inference.direction",
             ("over", "target", "accumulate", "objective", "own_examples"),
         )
     if spec.get("collect"):
-        given["collect"] = make(
+        arguments["collect"] = make(
             "inference.thinning",
             spec.pop("collect"),
             "inference.collect",
             total_steps=_section(config, "steps"),
         )
     optimise, network = optimise or optimiser(config), network or model(config)
-    given |= _learning(config)
-    made = _inference(spec, network, optimise, num_examples, **given)
-    _check_posterior(config, network, optimise, made)
-    return made
+    arguments |= _learning(config)
+    algorithm = _inference(spec, network, optimise, num_examples, **arguments)
+    _check_posterior(config, network, optimise, algorithm)
+    return algorithm
 
 
 def _learning(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,18 +162,18 @@ def _check_posterior(
     config: Mapping[str, Any],
     network: Model,
     optimiser: Any,
-    made: Inference,
+    algorithm: Inference,
     field: str = "optimiser",
 ) -> None:
     """Refuses a posterior over parameters for an ensemble that has a variational posterior."""
     fields = dict(
         prior=spec_of(_section(config, "inference"), "inference").get("prior") is not None,
-        direction=not made.separable,
+        direction=not algorithm.separable,
         optimiser=isinstance(optimiser, SamplingTransformation),
     )
-    given = [name for name, there in fields.items() if there]
-    if given and network.variational:
-        where = field if given[0] == "optimiser" else f"inference.{given[0]}"
+    defining = [name for name, is_set in fields.items() if is_set]
+    if defining and network.variational:
+        where = field if defining[0] == "optimiser" else f"inference.{defining[0]}"
         name = spec_of(_section(config, "ensemble"), "ensemble")["name"]
         raise ConfigError(
             f"{where}: defines a posterior over parameters, but ensemble {name!r} already has a "
@@ -182,13 +182,17 @@ def _check_posterior(
 
 
 def _inference(
-    spec: Mapping[str, Any], network: Model, optimiser: Any, num_examples: int | None, **given: Any
+    spec: Mapping[str, Any],
+    network: Model,
+    optimiser: Any,
+    num_examples: int | None,
+    **arguments: Any,
 ) -> Inference:
     spec = dict(spec)
     if spec.get("prior") is not None:
-        given["prior"] = make("priors", spec.pop("prior"), "inference.prior")
-    given |= dict(model=network, optimiser=optimiser, num_examples=num_examples)
-    return make("inference", spec, "inference", **given)
+        arguments["prior"] = make("priors", spec.pop("prior"), "inference.prior")
+    arguments |= dict(model=network, optimiser=optimiser, num_examples=num_examples)
+    return make("inference", spec, "inference", **arguments)
 
 
 def stages(
@@ -208,26 +212,26 @@ def stages(
     alone = {k: v for k, v in spec.items() if k not in ("direction", "collect")}
 
     def train(optimiser: Any) -> Inference:
-        made = _inference(alone, network, optimiser, sizes["train"], **_learning(config))
-        _check_posterior(config, network, optimiser, made, f"{field}.optimiser")
-        return made
+        algorithm = _inference(alone, network, optimiser, sizes["train"], **_learning(config))
+        _check_posterior(config, network, optimiser, algorithm, f"{field}.optimiser")
+        return algorithm
 
     offered = dict(model=network, over=over, train=train, num_validation=sizes["validation"])
-    made = []
-    for field, spec, wanted in _stage_specs(config):
-        given, rate = {key: value for key, value in offered.items() if key in wanted}, None
-        if "optimiser" in wanted & set(spec):
-            own = dict(optimiser=spec.pop("optimiser"), steps=spec.get("steps", 1))
-            given["optimiser"] = optimiser(own, f"{field}.optimiser")
-            rate = schedule(own)
-        one = make("stages", spec, field, **given)
-        made.append((spec["name"], one._replace(learning_rate=rate)))
-    return made
+    built = []
+    for field, spec, accepted in _stage_specs(config):
+        passed, rate = {key: value for key, value in offered.items() if key in accepted}, None
+        if "optimiser" in accepted & set(spec):
+            section = dict(optimiser=spec.pop("optimiser"), steps=spec.get("steps", 1))
+            passed["optimiser"] = optimiser(section, f"{field}.optimiser")
+            rate = schedule(section)
+        stage = make("stages", spec, field, **passed)
+        built.append((spec["name"], stage._replace(learning_rate=rate)))
+    return built
 
 
 def stages_ask(config: Mapping[str, Any], name: str) -> bool:
     """Whether a stage of a config takes the argument `name`, such as 'num_validation'."""
-    return any(name in wanted for _, _, wanted in _stage_specs(config))
+    return any(name in accepted for _, _, accepted in _stage_specs(config))
 
 
 def _stage_specs(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], set[str]]]:

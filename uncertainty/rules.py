@@ -50,13 +50,13 @@ def match(rules: Rules, tree: Any, *, field: str, default: Any = None) -> Any:
     """
     check(rules, field)
     names = paths(tree)
-    found = [next((i for i, (r, _) in enumerate(rules) if re.search(r, n)), None) for n in names]
+    indices = [next((i for i, (r, _) in enumerate(rules) if re.search(r, n)), None) for n in names]
     for i, (pattern, _) in enumerate(rules):
         if not any(re.search(pattern, name) for name in names):
             raise ValueError(
                 f"{field}[{i}]: {pattern!r} matches no parameter; the paths are {', '.join(names)}"
             )
-    if default is None and None in found:
-        raise ValueError(f"{field}: no rule matches {names[found.index(None)]!r}")
-    values = [default if i is None else rules[i][1] for i in found]
+    if default is None and None in indices:
+        raise ValueError(f"{field}: no rule matches {names[indices.index(None)]!r}")
+    values = [default if i is None else rules[i][1] for i in indices]
     return jax.tree.unflatten(jax.tree.structure(tree), values)

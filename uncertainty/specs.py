@@ -82,10 +82,10 @@ def resolve(section: str, name: Any, field: str) -> Callable:
 def _files(package: types.ModuleType, folders: bool) -> dict[str, str]:
     """File -> module of a package; with `folders`, including its subfolders."""
     files: dict[str, str] = {}
-    for found in pkgutil.iter_modules(package.__path__):
-        module = f"{package.__name__}.{found.name}"
-        if not found.ispkg:
-            files[found.name] = module
+    for entry in pkgutil.iter_modules(package.__path__):
+        module = f"{package.__name__}.{entry.name}"
+        if not entry.ispkg:
+            files[entry.name] = module
         elif folders:
             files |= _files(importlib.import_module(module), folders)
     return files
@@ -168,18 +168,18 @@ def _initialiser(spec: Mapping[str, Any], field: str) -> Callable:
         for name, value in vars(nn.initializers).items()
         if inspect.isfunction(value) and "key" not in signature(value)[0]
     }
-    found = makers.get(str(spec["name"]))
-    if found is None:
+    maker = makers.get(str(spec["name"]))
+    if maker is None:
         raise ConfigError(
             f"{field}.name: no initialiser {spec['name']!r}; " + nearest(spec["name"], makers)
         )
     fields = {key: value for key, value in spec.items() if key != "name"}
-    valid = signature(found)[0]
+    valid = signature(maker)[0]
     for key in fields:
         if key not in valid:
             raise unknown_field(field, key, valid)
     try:
-        return found(**fields)
+        return maker(**fields)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{field}: {error}") from error
 

@@ -4,11 +4,11 @@ Published test error on CIFAR-10 (table 6 there, as quoted in github.com/akamast
 pytorch_resnet_cifar10, whose own results follow): ResNet-20 8.75 % and 8.27 %, ResNet-32 7.51 % and
 7.37 %, ResNet-56 6.97 % and 6.61 %.
 Settings of the paper: 64,000 steps of 128 examples, SGD with momentum 0.9 and rate 0.1, divided by
-10 after 32,000 and 48,000, weight decay 1e-4 on all parameters, windows of images padded by 4,
-mirrored.
+10 after 32,000 and 48,000, weight decay 1e-4 on all parameters, random crops of images padded by 4,
+random flips.
 
-Differences from the paper: trained on all 50,000 images (there 45,000); images are normalised by
-channel (there the mean image is subtracted); shortcuts are projections where shapes change.
+Differences from the paper: trained on all 50,000 images (paper: 45,000); images are normalised by
+channel (paper: the mean image is subtracted); shortcuts are projections where shapes change.
 
 Hardware and time: not measured.
 Command: python -m experiments.train --config configs/cifar/resnet.py:depth=20 --workdir runs/resnet

@@ -3,15 +3,15 @@
 Published (google-research/big_vision, configs/transfer.py), test accuracy, mean of 5:
   CIFAR-10    98.55 % (98.46 to 98.60)
   CIFAR-100   91.35 % (91.09 to 91.62)
-For ensembles of it nothing is published.
-Settings (same source): 98 % of the training images, resized to 448, windows of 384, mirrored;
-batches of 512, 10,000 steps of SGD with momentum 0.9, warm-up of 500, cosine to 0, gradients
+Nothing is published for ensembles.
+Settings (same source): 98 % of the training images, resized to 448, random crops of 384, random
+flips; batches of 512, 10,000 steps of SGD with momentum 0.9, warm-up of 500, cosine to 0, gradients
 clipped at norm 1, no weight decay, rate 0.003 (CIFAR-10) or 0.01; class token, head from zero.
 Ours: BatchEnsemble of 4 in every block, fast weights around 1 at the same rate.
 
-Differences from the source: random windows of the padded centre crop, not of the larger image;
-momentum is float32, there bfloat16; warm-up begins at 1/500 of the rate, there at 0; from zero
-several networks would stay one, so the heads of `size` above 1 begin with random numbers.
+Differences from the source: random crops of the padded centre crop, not of the larger image;
+momentum is float32, not bfloat16; warm-up starts at 1/500 of the rate, not at 0; with `size` above
+1 heads are initialised at random, since networks with zero heads would remain equal.
 
 Hardware and time: not measured. The bucket needs `pip install '.[gcs]'`; a copy on disk:
 --config.pretrained.path=DIR/B_32.npz.

@@ -4,19 +4,19 @@ Published (google-research/vmoe, configs/eee_paper/eee_s32_last2_ilsvrc2012_ft_c
 configs/vmoe_paper/vmoe_b16_imagenet21k_randaug_strong_ft_cifar10.py), test accuracy, mean of 3:
   E3-S/32 (K=1, M=2), ILSVRC2012 -> CIFAR-100   81.31 %
   V-MoE-B/16 (K=2), ImageNet-21k -> CIFAR-10    98.7 %
-For the other models and pairs nothing is published.
+Nothing is published for the other models and pairs.
 Settings (same source): SETTINGS and the rest below; 98 % of the training images, batches of 1,024,
 SGD with momentum 0.9, gradients clipped at norm 10, warm-up, cosine to 1e-5, no weight decay; head
 from zero, capacity factor 1.5 in training and after, routed in groups of 128 images (E3) or 8; S/32
 has width 512, 8 blocks, a hidden layer (tanh) before the head and 8 experts in the blocks 5 and 7,
 B/16 8 experts in every second block.
 
-Differences from the source: random windows of the padded image, not Inception crops; products of
-the experts are float32, there bfloat16; the head's bias starts at 0, there at -10, which softmax
-does not see; warm-up begins at 1 / W of the rate in W steps, there at 0.
+Differences from the source: random crops of the padded image, not Inception crops; products of the
+experts are float32, not bfloat16; the head's bias starts at 0, not at -10, which makes no
+difference to softmax; warm-up of W steps starts at 1 / W of the rate, not at 0.
 
-Hardware and time there: a TPUv3-8, 10 minutes. Ours: not measured. The bucket needs `pip install
-'.[gcs]'`; a copy on disk: --config.pretrained.path=DIR/eee_s32_last2_ilsvrc2012.
+Hardware and time of the source: a TPUv3-8, 10 minutes. Ours: not measured. The bucket needs
+`pip install '.[gcs]'`; a copy on disk: --config.pretrained.path=DIR/eee_s32_last2_ilsvrc2012.
 Command: python -m experiments.train --config configs/cifar/vmoe.py:model=e3-S/32,dataset=cifar100 \
     --workdir runs/e3
 """
@@ -77,7 +77,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "members" in settings:
         config.ensemble = dict(name="e3", size=settings["members"])
     config.head = dict(name="dense.Dense", outputs=CLASSES[arg.dataset])
-    if arg.size == 1:  # from zero several networks would differ by the routers' noise alone
+    if arg.size == 1:  # several networks with zero heads would differ by the routers' noise alone
         config.head.kernel_init = dict(name="zeros_init")
     config.pretrained = dict(
         path=f"gs://vmoe_checkpoints/{settings['release']}",

@@ -14,33 +14,33 @@ Published (google/uncertainty-baselines, baselines/cifar/README.md), test NLL / 
   ensemble of 4             .114 / 96.6 % / .010    .666 / 82.7 % / .021
   HET ensemble of 4                                 .671 / 82.7 % / .026
   SNGP ensemble of 4        .109 / 96.7 % / .005    .665 / 81.9 % / .011
-HetSNGP has a script there, but no row.
+The source has a script for HetSNGP, but no row.
 Settings (same source, each method's script and model): SETTINGS and the rest below; SGD with
-Nesterov momentum 0.9, one epoch of warm-up, times 0.2 after 30, 60 and 80 % of the epochs; windows
-of images padded by 2, mirrored. L2 is in Keras' convention, twice that in ours, on all parameters;
-under a GP on the backbone's, and 1e-6 on the GP's weights (their prior N(0, I) would be 1e-5), none
-on V and d. Dropout of 0.1: in residual blocks, or (SNGP, HetSNGP) of whole filters around every
-convolution; at prediction it acts only if `masks` asks for it. Rates and factors for CIFAR-100 are
-those that its scripts name; for the other rows the README says only that the L2 was tuned.
-BatchEnsemble (fast weights N(1, 0.5^2), in all layers) and MIMO (each example four times in a step)
-learn at 40, 80 and 90 % of the epochs times 0.2. Fast weights and the last bias move half as far,
-and fast weights have no L2. MIMO's loss there is the sum over members, here the mean: three times
-the rate, and a third of the L2, are the same steps.
-Its "improved" dropout needs repeated examples too, which are not here; its two other parts are
+Nesterov momentum 0.9, one epoch of warm-up, rate times 0.2 after 30, 60 and 80 % of the epochs;
+random crops of images padded by 2, random flips. L2 is in Keras' convention, twice that in ours, on
+all parameters; with a GP, on the backbone's, and 1e-6 on the GP's weights (their prior N(0, I)
+would be 1e-5), none on V and d. Dropout of 0.1: in residual blocks, or (SNGP, HetSNGP) of whole
+filters around every convolution; in prediction it is active only with `masks`. Rates and factors
+for CIFAR-100 are those in its scripts; for the other rows the README says only that the L2 was
+tuned. BatchEnsemble (fast weights N(1, 0.5^2), in all layers) and MIMO (each example four times in
+a step) multiply the rate by 0.2 after 40, 80 and 90 % of the epochs. Fast weights and the last bias
+have half the rate, and fast weights have no L2. MIMO's loss is the sum over members in the source
+and the mean here; three times the rate and a third of the L2 give the same steps.
+The source's "improved" dropout also repeats examples, which is not implemented; its other parts are
   --config.backbone.residual_dropout=False --config.backbone.filterwise_dropout=True
 
-Differences from the source: batch normalisation sees the whole batch, not a core's share; the
-members of an ensemble see the same batches and differ by initial weights; warm-up begins at 1/97
+Differences from the source: batch normalisation uses the whole batch, not a core's share; the
+members of an ensemble see the same batches and differ by initial weights; warm-up starts at 1/97
 (1/195) of the rate, not at 0; epochs are not cut to whole batches; corruptions are those of
 `experiments/data/corruptions.py`, not CIFAR-10-C. SNGP: the precision is summed after training,
-without augmentation and over all devices, where there it is the last epoch's on one of them;
-dropout also follows the second convolution of every block, there only where a projection is.
-HetSNGP: V and d see all 640 features, there the 128 that the GP sees; the layer normalisation
-learns nothing. HET and HetSNGP: V and d start LeCun normal, not Glorot uniform; probabilities are
-not clipped at 1e-5.
+without augmentation and over all devices, not in the last epoch on one of them; dropout also
+follows the second convolution of every block, not only in blocks with a projection. HetSNGP: the
+inputs of V and d are all 640 features, not the GP's 128; the layer normalisation has no parameters.
+HET and HetSNGP: V and d start LeCun normal, not Glorot uniform; probabilities are not clipped at
+1e-5.
 
-Hardware and time there: 8 TPUv2 cores; a network 1.2 h, HET 5 h, SNGP 2.6 h. Ours: not measured.
-An ensemble that does not fit a device: --config.inference.executor=loop, or a mesh.
+Hardware and time of the source: 8 TPUv2 cores; a network 1.2 h, HET 5 h, SNGP 2.6 h. Ours: not
+measured. An ensemble that does not fit on a device: --config.inference.executor=loop, or a mesh.
 Command: python -m experiments.train --config configs/cifar/wide_resnet.py:method=sngp,size=4 \
     --workdir runs/wrn
 """
@@ -54,7 +54,7 @@ from experiments.experiment.base import base, parse_arg, shrink
 
 SHAPE = (32, 32, 3)
 CLASSES = {"cifar10": 10, "cifar100": 100}
-# Of CIFAR-10's training images, for both sets.
+# Statistics of CIFAR-10's training images, used for both sets.
 NORMALISED = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 
 SETTINGS = {  # `rate` is for every 128 examples of the batch
@@ -77,12 +77,12 @@ ENSEMBLES = {
 CIFAR100_RATES = {"sngp": 0.04, "hetsngp": 0.08}
 GP = dict(features=1_024, length_scale=20.0, kernel_init=dict(name="glorot_uniform"))
 SNGP = {
-    "sngp": dict(GP, amplitude=512**0.5, normalise=False),  # cosines as they are
+    "sngp": dict(GP, amplitude=512**0.5, normalise=False),  # unscaled cosines
     "hetsngp": dict(GP, projection=128),
 }
 HET = dict(rank=6)
 MEAN_FIELD = {"cifar10": 20.0, "cifar100": 7.5}
-ENSEMBLE_MEAN_FIELD = 5e-4  # the source's ensembles are of members close to their posterior mode
+ENSEMBLE_MEAN_FIELD = 5e-4  # in the source, members are close to their posterior modes
 LIKELIHOODS = {
     "het": dict(temperature=1.3, samples=10_000),
     "hetsngp": dict(temperature=0.3, samples=100),
@@ -104,8 +104,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     within = arg.ensemble in ENSEMBLES
     if within and (arg.masks or arg.method != "deterministic"):
         raise ValueError(
-            f"config option ensemble={arg.ensemble}: has settings for deterministic "
-            "networks without masks alone"
+            f"config option ensemble={arg.ensemble}: has settings only for deterministic "
+            "networks without masks"
         )
     dropout = arg.masks and arg.method == "deterministic"
     settings = SETTINGS[arg.ensemble if within else "dropout" if dropout else arg.method]
@@ -172,9 +172,9 @@ def data(
     read: dict[str, Any] = NORMALISED,
     held_out: bool = False,
 ) -> None:
-    """Training images in random windows, mirrored; test images, the other CIFAR and SVHN.
+    """Training images with random crops and flips; test images; the other CIFAR and SVHN as OOD.
 
-    Where images are `held_out`, the last 2 % of those of training are for validation.
+    With `held_out`, the last 2 % of the training images are for validation.
     """
     test = dict(split="test")
     other = "cifar100" if dataset == "cifar10" else "cifar10"

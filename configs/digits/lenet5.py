@@ -1,4 +1,4 @@
-"""LeNet5 on scikit-learn's handwritten digits: members by particles, or by any ensemble.
+"""LeNet5 on scikit-learn's handwritten digits: members as particles, or within one network.
 
 Data: as in `mlp.py`, 8 x 8 images of the digits 0 to 7, with 8 and 9 held out.
 Hardware and time: 2 CPU cores, under a minute for a network.
@@ -21,7 +21,7 @@ ENSEMBLES = {  # members within one network, and their fields
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`size`: networks; `heads`: on each of them; `masks`: of Monte Carlo dropout in each; or
+    """`size`: networks; `heads`: in each of them; `masks`: of Monte Carlo dropout in each; or
     `ensemble`: one of ENSEMBLES, with `members` in each network."""
     arg = parse_arg(arg, size=1, heads=0, masks=0, ensemble=("single", *ENSEMBLES), members=4)
     config = mlp.get_config()

@@ -1,4 +1,4 @@
-"""A tiny ViT on scikit-learn's handwritten digits, dense, sparse, or an ensemble.
+"""A tiny ViT on scikit-learn's handwritten digits: dense, sparse, or an ensemble.
 
 Data: as in `mlp.py`, 8 x 8 images of the digits 0 to 7, with 8 and 9 held out. Methods are those of
 `configs/small_images/vit.py`; 16 patches of 2 x 2, width 32, 2 blocks, experts in the last.
@@ -14,7 +14,7 @@ from experiments.experiment.base import parse_arg, shrink
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`method`: one of METHODS; `k`: experts of a token and member; `members`: in each network;
+    """`method`: one of METHODS; `k`: experts per token and member; `members`: in each network;
     `size`: networks."""
     arg = parse_arg(arg, method=METHODS, k=1, members=2, size=1)
     config = mlp.get_config()

@@ -8,27 +8,27 @@ Published (google/uncertainty-baselines, baselines/imagenet/README.md), test NLL
   ensemble of 4       .857 / 77.9 % / .017
   HET ensemble of 4   .790 / 79.5 % / .015
   SNGP ensemble of 4  .851 / 78.1 % / .039
-HetSNGP has a script there, but no row.
+The source has a script for HetSNGP, but no row.
 Settings (same source, each method's script and model): SETTINGS and the rest below; batches of
-4,096 (128 on each of 32 cores), SGD with Nesterov momentum 0.9, 5 epochs of warm-up, times 0.1
+4,096 (128 on each of 32 cores), SGD with Nesterov momentum 0.9, 5 epochs of warm-up, rate times 0.1
 after 1/3, 2/3 and 8/9 of the epochs; L2 of 1e-4 in Keras' convention, twice that in ours, on
 kernels and biases but not on norms; dropout of whole filters after every ReLU; bfloat16.
 
-Differences from the source: training images are random windows of the padded centre crop, not
-Inception crops of random area and aspect, which costs accuracy; batch normalisation sees the whole
+Differences from the source: training images are random crops of the padded centre crop, not
+Inception crops of random area and aspect, which costs accuracy; batch normalisation uses the whole
 batch, not 128 examples; the members of an ensemble see the same batches and differ by initial
-weights; warm-up does not begin at 0; the stem's pooling pads as 'SAME'. SNGP: the stem's norm
-is bounded too; all but the bounds and the head is bfloat16, there float32 (not HetSNGP); the
-precision is summed after training over all devices, there it is the last epoch's on one of them.
+weights; warm-up does not start at 0; the stem's pooling pads as 'SAME'. SNGP: the stem's norm is
+bounded too; all except the bounds and the head is bfloat16, in the source float32 (not HetSNGP);
+the precision is summed after training over all devices, not in the last epoch on one of them.
 HET and HetSNGP: V and d start LeCun normal, not Glorot uniform; probabilities are not clipped at
 1e-5.
 
-Hardware and time there: 32 TPUv2 cores; a network 5 h, HET 7.5 h; SNGP 5 h on TPUv3. Ours: not
-measured. On fewer devices: --config.inference.accumulate=8 runs each batch in 8 parts.
-HET's 5,000 draws are 2e10 softmax terms a step, forwards and again backwards. They are made in
+Hardware and time of the source: 32 TPUv2 cores; a network 5 h, HET 7.5 h; SNGP 5 h on TPUv3. Ours:
+not measured. On fewer devices: --config.inference.accumulate=8 runs each batch in 8 parts.
+HET's 5,000 draws are 2e10 softmax terms per step, forward and again backward. They are computed in
 chunks of at most 2^26 numbers, 256 MB over all devices for each network that runs at a time, and
-the gradient keeps 16 MB for each of 500 chunks: 8 GB over all devices, 0.1 GB with accumulate=8.
-Fewer draws: --config.likelihood.samples=250.
+the gradient stores 16 MB for each of 500 chunks: 8 GB over all devices, 0.1 GB with accumulate=8.
+For fewer draws: --config.likelihood.samples=250.
 Command: python -m experiments.train --config configs/imagenet/resnet50.py:method=sngp,size=4 \
     --workdir runs/resnet50
 """
@@ -39,11 +39,11 @@ from configs.methods import METHODS, set_method
 from experiments.experiment.base import base, parse_arg, shrink
 
 SHAPE, CLASSES = (224, 224, 3), 1000
-READ = dict(  # the centre of 224 x 224 after the shorter side has become 256 long
+READ = dict(  # resized so that the shorter side is 256, then cropped to the central 224 x 224
     resize=256, size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 )
 
-SETTINGS = {  # `rate` is for every 256 examples of the batch
+SETTINGS = {  # `rate` is per 256 examples of the batch
     "deterministic": dict(epochs=90, rate=0.1),
     "dropout": dict(epochs=200, rate=0.05),  # epochs: the script's default
     "het": dict(epochs=180, rate=0.1),
@@ -51,7 +51,7 @@ SETTINGS = {  # `rate` is for every 256 examples of the batch
     "hetsngp": dict(epochs=270, rate=0.07),
 }
 SMALL = dict(name="normal", stddev=0.01)
-SNGP = dict(  # cosines as they are, of the features as they are
+SNGP = dict(  # unscaled cosines of unnormalised features
     features=1_024, length_scale=20.0, amplitude=512**0.5, normalise=False, kernel_init=SMALL
 )
 HET = dict(rank=15)
@@ -81,7 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.head = dict(name="dense.Dense", outputs=CLASSES, kernel_init=SMALL)
     set_method(config, arg.method, sngp=SNGP, het=HET, bound=6.0)
     config.likelihood.update(LIKELIHOODS.get(arg.method, {}))
-    if arg.method == "sngp" and arg.size > 1:  # the source's members are at their posterior mode
+    if arg.method == "sngp" and arg.size > 1:  # in the source, members are posterior modes
         config.likelihood.mean_field = 1e-9
     config.inference.size = arg.size
 

@@ -3,30 +3,30 @@
 Published (google-research/big_vision, configs/vit_s16_i1k.py): ViT-S/16, 90 epochs, 76.5 % top-1 on
 the validation set, 6 to 7 h on a TPUv3-8.
 Settings (same source): 99 % of the training images, batches of 1,024, Adam at 1e-3, warm-up of
-10,000 steps, cosine to 0, gradients clipped at norm 1, decay of kernels by 1e-4 a step at the peak
-(here times the rate: 0.1), mean over tokens, mixup 0.2, RandAugment of 2 operations of a magnitude
-that rotates by 30 degrees (10 there, 30 here), head from zero.
-Ours: bfloat16, and every other variant than S/16, with the settings of S/16.
+10,000 steps, cosine to 0, gradients clipped at norm 1, decay of kernels by 1e-4 per step at the
+peak rate (here 0.1 times the rate), mean over tokens, mixup 0.2, RandAugment of 2 operations with
+the magnitude that rotates by 30 degrees (10 in the source, 30 here), head from zero.
+Ours: bfloat16, and the variants other than S/16, with the settings of S/16.
 
-Differences from the source: random windows of the padded centre crop, not Inception crops, which
+Differences from the source: random crops of the padded centre crop, not Inception crops, which
 costs accuracy; 14 RandAugment operations, not its 16; mixup weights for each example, not for each
-batch; learned positions, not sines and cosines; no hidden layer before the head; warm-up begins at
+batch; learned positions, not sines and cosines; no hidden layer before the head; warm-up starts at
 1e-4 of the rate, not at 0 (likewise below).
 
-HET, SNGP and HetSNGP (`variant=B/16`) are after google/uncertainty-baselines, baselines/jft/
+HET, SNGP and HetSNGP (`variant=B/16`) follow google/uncertainty-baselines, baselines/jft/
 experiments/imagenet21k_vit_base16_{heteroscedastic,sngp,hetsngp}.py; nothing is published for them.
 Settings: 90 epochs, batches of 1,024, Adam at 1e-3, warm-up of 10,000 steps, linear to 1e-5, decay
 of all parameters by 0.03 times the rate, class token, dropout 0.1, no bounds; heads as below.
-The kernel is edward2's in JAX: cosines as they are, of layer-normalised features, length scale
+The kernel is that of edward2 in JAX: unscaled cosines of layer-normalised features, length scale
 sqrt(D / 2).
 
 Differences from that source: ImageNet-1k with the images, augmentation and clipping above, not
-ImageNet-21k; softmax, as in HetSNGP's paper, with the temperatures of its sigmoid; no hidden layer
-before the head; noise of each class by itself and the GP's variance in use, neither of which it has
-(`heads/heteroscedastic.py`); the moving average keeps the prior and weighs all of the data
-(`layers/posterior.py`), and after training the exact precision takes its place; SNGP's mean-field
-factor is ResNet-50's, there none. HetSNGP's 1,000 draws are 1e9 softmax terms a step, in chunks of
-256 MB over all devices.
+ImageNet-21k; softmax, as in HetSNGP's paper, with the temperatures of the source's sigmoid; no
+hidden layer before the head; independent noise of each class and use of the GP's variance, both
+missing in the source (`heads/heteroscedastic.py`); the moving average keeps the prior and weighs
+all of the data (`layers/posterior.py`), and after training the exact precision replaces it; SNGP's
+mean-field factor is ResNet-50's, in the source there is none. HetSNGP's 1,000 draws are 1e9 softmax
+terms per step, in chunks of 256 MB over all devices.
 
 Hardware and time: not measured.
 Command: python -m experiments.train --config configs/imagenet/vit.py:variant=B/16,method=hetsngp \

@@ -11,11 +11,11 @@ of magnitude 10, width 512, 8 blocks, class token, a hidden layer (tanh) before 
 the blocks 5 and 7, dropout of 0.2 within experts, which start equal; capacity factor 1.05 in
 training and 4 after, routed in groups of 8 images; head from zero, its bias from -log 1000.
 
-Differences from the source: random windows of the padded centre crop, not Inception crops, which
+Differences from the source: random crops of the padded centre crop, not Inception crops, which
 costs accuracy; 14 RandAugment operations, not its 16, whose magnitude 10 is of 10 (here 30 of 30,
-which rotates as far); mixup weights for each example, not for each device's batch; all but the
-router and the head is bfloat16, there the products with routing weights; warm-up begins at 1e-4 of
-the rate, there at 0.
+the same rotation); mixup weights for each example, not for each device's batch; all except the
+router and the head is bfloat16, in the source the products with routing weights; warm-up starts at
+1e-4 of the rate, not at 0.
 
 Hardware and time: not measured. On fewer devices: --config.inference.accumulate=8.
 Command: python -m experiments.train --config configs/imagenet/vmoe.py --workdir runs/vmoe

@@ -5,11 +5,11 @@ Published (google/uncertainty-baselines, baselines/mnist/README.md), NLL / accur
   MNIST          deterministic .037 / 99.1 % / -    ensemble of 10 .016 / 99.4 % / .005
 Settings (same source): the first 50,000 training images, Adam 1e-3 (TensorFlow's epsilon), batches
 of 256, 5,000 steps (25 epochs), no decay, no augmentation. `padding=SAME` is the network that the
-script builds, 545,546 parameters; `padding=VALID` has the 61,706 that its README mentions.
+script builds, with 545,546 parameters; `padding=VALID` has the 61,706 that its README mentions.
 
 Differences from the source: with `particles=shared` the members of an ensemble see the same batches
-in the same order and differ by their initial weights alone; with `shuffled` each has its own order,
-as there, and with `bootstrap` its own sample too (table `particle_examples`).
+in the same order and differ only by their initial weights; with `shuffled` each has its own order,
+as in the source, and with `bootstrap` its own sample too (table `particle_examples`).
 
 Command: python -m experiments.train --config configs/small_images/lenet5.py:size=10 --workdir DIR
 Fashion-MNIST without a network: python -m tools.prepare_fashion_mnist --help
@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`dataset`: fashion_mnist or mnist; `size`: networks; `padding`: SAME or VALID; `steps`.
 
     `particles`: whether they share batches, or have their own orders or bootstrap samples;
-    `corruption`: whether to evaluate corrupted test images, which takes longer than all else.
+    `corruption`: whether to evaluate on corrupted test images, the slowest part of a run.
     """
     arg = parse_arg(
         arg,
@@ -63,7 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _elsewhere(dataset: str) -> dict:
-    """The standard test sets of the same shape, by tfds.
+    """OOD data: the tfds test sets of the same shape.
 
     For sets in folders: `--config.evaluators.ood.sets.mnist.name=idx` (kmnist: npz) with
     `...path=DIR`.

@@ -1,22 +1,22 @@
-"""Fashion-MNIST with class-dependent label noise: seven methods of uncertainty.
+"""Fashion-MNIST with class-dependent label noise: seven uncertainty methods.
 
 The noise is ours: each label of the training and the test set is redrawn once from the row of its
-class, so that training and test data have one distribution.
+class, so that training and test data have the same distribution.
 
     T-shirt <-> shirt       30 % each way      sandal -> sneaker -> boot -> sandal    20 %
     pullover <-> coat       40 % each way      trouser, dress, bag                    none
 
-A predictor that knew the true class and these rates would have accuracy 80 % and NLL .407 nats. Out
-of distribution are the test sets of MNIST and KMNIST; corrupted data have the noise too.
+A predictor that knew the true class and these rates would have accuracy 80 % and NLL .407 nats. OOD
+data are the test sets of MNIST and KMNIST; corrupted data have the label noise too.
 
 LeNet5 (61,706 parameters with the dense head) on the first 50,000 training images, 2,000 steps of
 256 (ten epochs), Adam 1e-3. SNGP: spectral norms of at most BOUND, random features of the layer-
 normalised 84 features, the prior's L2 on their weights, exact precision after training. Of the
 amplitudes 1, 5 and 22 the second had the best NLL of SNGP on the validation set (.600, .593, .608;
-seed 100, which no table uses); nothing else was chosen.
+seed 100, which no table uses); nothing else was tuned.
 
-Differences from the papers: LeNet5 has no residual connections, so its features keep distances less
-than a residual network's.
+Differences from the papers: LeNet5 has no residual connections, so its features preserve distances
+less than a residual network's.
 
 Command: python -m experiments.train --workdir runs/hetsngp \\
     --config configs/small_images/noisy_fashion_mnist.py:method=hetsngp

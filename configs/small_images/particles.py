@@ -2,23 +2,22 @@
 
 The comparison of "On Stein Variational Neural Network Ensembles" (D'Angelo, Fortuin & Wenzel 2021)
 and "Repulsive deep ensembles are Bayesian" (D'Angelo & Fortuin 2021): an MLP with three hidden
-layers of 100, Gaussian prior of standard deviation 1. Their code makes width, depth, particles,
-rate and steps arguments; 50 particles, batches of 256 and 50,000 steps are quoted for the paper,
-which is not open to check here, so no number of it is shown.
+layers of 100, Gaussian prior of standard deviation 1. In their code width, depth, particles, rate
+and steps are arguments; 50 particles, batches of 256 and 50,000 steps are quoted for the paper,
+which could not be checked here, so none of its numbers are shown.
 
 Methods, by `inference.direction`: independent particles; SVGD in weight space (RBF), in function
 space (`f_`), and in both interpretations of "hybrid" (`functional_kernel`, `functional_repulsion`);
 WGD with three estimators in weight and function space; `stochastic_svgd`, SVGD with the noise of
-its own diffusion; `sgld`, each particle a chain; `hyper`, priors of scale .1 to .5 in turn, as in
+its own diffusion; `sgld`, each particle a chain; `hyper`, prior scales of .1 to .5 in turn, as in
 the second paper; `hyper_selected`, as in "Hyperparameter ensembles for robustness and uncertainty
 quantification" (Wenzel et al. 2020), four times as many particles, with log-uniform prior scales
 from .1 to 10, of which greedy selection on a held-out 5 % of the training data keeps `size`.
-Functions are compared by their logits on the training batch; the prior is one on the weights in all
-rows.
+Functions are compared by their logits on the training batch; in all rows the prior is on weights.
 
 Differences from the source: fewer particles and steps in the committed table (see its command);
-learning rates by a cosine; members see the same batches. The samplers have their own rates, as
-their noise for a posterior of 60,000 examples at temperature 1 depends on the rate.
+cosine learning rates; members see the same batches. The samplers have their own rates, since their
+noise for a posterior of 60,000 examples at temperature 1 depends on the rate.
 
 Command: python -m experiments.train --config configs/small_images/particles.py:method=svgd \\
     --workdir runs/svgd
@@ -72,7 +71,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.steps = arg.steps
     config.optimiser = dict(name="adam", learning_rate=1e-3, schedule=dict(name="cosine"))
     if arg.method in ("sgld", "stochastic_svgd"):
-        # SVGD averages gradients over P particles; distant particles see only their own.
+        # SVGD averages gradients over P particles; distant particles use only their own.
         rate = 0.1 if arg.method == "sgld" else 0.1 * arg.size
         config.optimiser = dict(
             name="sgld", learning_rate=rate, schedule=dict(name="cosine", final=0.01)

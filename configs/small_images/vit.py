@@ -1,8 +1,8 @@
 """Tiny ViTs on Fashion-MNIST: dense, sparse, and efficient and deep ensembles of both.
 
 The comparison of "Sparse MoEs meet efficient ensembles" (Allingham et al. 2022), which needs
-JFT-300M and whose tables are not open to check here, so no number of it is shown. The ViT has 16
-patches of 7 x 7, width 32, 4 blocks, 2 heads, MLPs of 64, and the mean over tokens as features.
+JFT-300M and whose tables could not be checked here, so none of its numbers are shown. The ViT has
+16 patches of 7 x 7, width 32, 4 blocks, 2 heads, MLPs of 64, and the mean over tokens as features.
 
 Methods: `vit`; `mc_dropout` with two masks; `mimo` with two inputs; `batch_ensemble`, two members
 by fast weights in the feed-forward layers of the last two blocks; `vmoe`, with 8 experts there;
@@ -10,21 +10,21 @@ by fast weights in the feed-forward layers of the last two blocks; `vmoe`, with 
 `only_partitioning`. `size` makes a deep ensemble of any of them.
 
 Matched in FLOPs as in the paper: all have the same dense parts, and each token has as many experts
-in E3 (k, members) as in V-MoE with k * members. What follows the first experts is computed for each
-member, so E3 costs somewhat more than that V-MoE, and less than as many networks; how much, the
-evaluator `flops` counts.
+in E3 (k, members) as in V-MoE with k * members. Everything after the first experts is computed for
+each member, so E3 costs somewhat more than that V-MoE, and less than as many networks; the
+evaluator `flops` counts how much.
 
-Settings after the released V-MoE and E3 (google-research/vmoe): experts in the last two blocks (2
-and 3 of 0 to 3; their 'last 2' of four would be 1 and 3, with less to share), router noise of
-deviation 1 / E, importance and load losses of 0.005 each, a capacity of 1.5 as in fine-tuning, in
-prediction too.
+Settings follow the released V-MoE and E3 (google-research/vmoe): experts in the last two blocks (2
+and 3 of 0 to 3; their 'last 2' of four would be 1 and 3, with less to share), router noise with
+standard deviation 1 / E, importance and load losses of 0.005 each, a capacity factor of 1.5 as in
+fine-tuning, in prediction too.
 
-Experts start equal, as there, so that members differ by their routers alone: they disagree about
-1 to 2.4 % of the images. `backbone.experts.split_rngs` starts experts from different weights.
+Experts start equal, as in the source, so that members differ only by their routers: they disagree
+on 1 to 2.4 % of the images. `backbone.experts.split_rngs` initialises each expert differently.
 
 Differences from the source: training from scratch on 60,000 images, for under three epochs, so that
-80 runs take 2 cores hours and not days; the accuracy still rises where it ends; warm-up begins at
-1/100 of the rate, there at 0.
+80 runs take hours, not days, on 2 cores; it ends before the accuracy has converged; warm-up starts
+at 1/100 of the rate, not at 0.
 
 Hardware and time: CPU, 18 ms a step for the ViT on one core, 25 for V-MoE with k = 1.
 Command: python -m experiments.train --config configs/small_images/vit.py:method=e3,members=2 \\
@@ -47,7 +47,7 @@ HALVES = dict(only_tiling=dict(partition=False), only_partitioning=dict(tile=Fal
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`method`: one of METHODS; `k`: experts of a token and member; `members`: in each network;
+    """`method`: one of METHODS; `k`: experts per token and member; `members`: in each network;
     `size`: networks."""
     arg = parse_arg(arg, method=METHODS, k=1, members=2, size=1)
     config = base()
@@ -92,7 +92,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                     train=dict(name="digits", split="train", upsample=28, **READ),
                     test=dict(name="digits", split="validation+test", upsample=28, **READ),
                 ),
-                # Of the test set alone, so that its files are enough.
+                # Shots from the test set, so that its files suffice.
                 kmnist=dict(
                     train=dict(name="kmnist", split="test[:30%]", **READ),
                     test=dict(name="kmnist", split="test[70%:]", **READ),
@@ -105,7 +105,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         shrink(config, SHAPE, CLASSES, width=16, depth=2)
         config.evaluators.few_shot.shots = (1, 5)
         for spec in config.evaluators.few_shot.sets.kmnist.values():
-            spec.size = 320  # so that every class has so many
+            spec.size = 320  # so that every class has enough examples
     return config
 
 

@@ -1,8 +1,8 @@
-"""uncertainty-baselines' CIFAR-10 table for the methods here: WideResNet-28-10. Below it ViT, V-MoE
-and E3, fine-tuned from released checkpoints.
+"""uncertainty-baselines' CIFAR-10 table: WideResNet-28-10 with the methods of this library, then
+ViT, V-MoE and E3, fine-tuned from released checkpoints.
 
-HetSNGP, and on CIFAR-10 HET too, have scripts there but no published row. Nothing is published for
-our corruptions, which are not those of CIFAR-10-C.
+HetSNGP, and on CIFAR-10 HET too, have scripts in the source but no published row. Nothing is
+published for our corruptions, which are not those of CIFAR-10-C.
 """
 
 from typing import Any
@@ -44,8 +44,8 @@ def get_table(dataset: str = "cifar10", title: str = "CIFAR-10", near: str = "ci
             config=f"configs/cifar/{file}.py:dataset={dataset}{options}",
             published=PUBLISHED[dataset].get(label, {}),
         )
-        for file, found in dict(wide_resnet=ROWS, vit=VITS, vmoe=EXPERTS).items()
-        for label, options in found.items()
+        for file, methods in dict(wide_resnet=ROWS, vit=VITS, vmoe=EXPERTS).items()
+        for label, options in methods.items()
     ]
     return dict(
         title=f"{title}: WideResNet-28-10, and fine-tuned ViT and V-MoE",

@@ -4,5 +4,5 @@ from configs.tables import cifar10
 
 
 def get_table() -> dict:
-    """As CIFAR-10's."""
+    """As for CIFAR-10."""
     return cifar10.get_table("cifar100", "CIFAR-100", near="cifar10")

@@ -1,7 +1,7 @@
-"""uncertainty-baselines' ImageNet table for the methods here: ResNet-50. Below it V-MoE and E3 from
-scratch.
+"""uncertainty-baselines' ImageNet table: ResNet-50 with the methods of this library, then V-MoE and
+E3 from scratch.
 
-HetSNGP has a script there but no published row.
+HetSNGP has a script in the source but no published row.
 """
 
 from configs.published import PUBLISHED
@@ -31,8 +31,8 @@ def get_table() -> dict:
                 config=f"configs/imagenet/{file}.py{options}",
                 published=PUBLISHED["imagenet"].get(label, {}),
             )
-            for file, found in dict(resnet50=ROWS, vmoe=SCRATCH).items()
-            for label, options in found.items()
+            for file, methods in dict(resnet50=ROWS, vmoe=SCRATCH).items()
+            for label, options in methods.items()
         ],
         columns=[
             dict(key="classification/nll", header="NLL", better="lower", digits=3),

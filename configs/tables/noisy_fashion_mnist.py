@@ -1,4 +1,4 @@
-"""Fashion-MNIST with class-dependent label noise: heads that model it, the distance, or both."""
+"""Fashion-MNIST with class-dependent label noise: heads that model noise, distance, or both."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ROWS = {
 
 
 def get_table() -> dict[str, Any]:
-    """Rows, columns and seeds; nothing is published for this data."""
+    """Rows, columns and seeds; nothing is published for these data."""
     columns = [
         dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher", digits=1),
         dict(key="classification/nll", header="NLL", better="lower", digits=3),

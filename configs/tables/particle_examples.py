@@ -1,4 +1,4 @@
-"""Deep ensembles with shared batches, against those whose members have their own examples."""
+"""Deep ensembles with shared batches, against those whose members have their own batches."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ CONFIG = "configs/small_images/lenet5.py:size=4,padding=VALID,steps=2000,corrupt
 
 
 def get_table() -> dict[str, Any]:
-    """Rows and columns; rows of one seed start from the same weights, so they are paired."""
+    """Rows and columns; rows with the same seed are paired, as they start from the same weights."""
     return dict(
         title="Ensembles of four LeNet5 (61,706 parameters) on Fashion-MNIST, 2,000 steps",
         seeds=(0, 1, 2, 3, 4),

@@ -1,4 +1,4 @@
-"""Which method detects which uncertainty: noisy rings and an out-of-distribution blob."""
+"""Which method detects which uncertainty: noisy rings and an OOD blob."""
 
 from typing import Any
 

@@ -6,7 +6,7 @@ from configs.published import PUBLISHED
 
 
 def get_table() -> dict[str, Any]:
-    """Rows of both data sets and both readings of LeNet5."""
+    """Rows of both data sets and both forms of LeNet5."""
     rows = []
     for dataset, title in (("fashion_mnist", "Fashion-MNIST"), ("mnist", "MNIST")):
         for padding, parameters in (("SAME", "545,546"), ("VALID", "61,706")):
@@ -17,7 +17,7 @@ def get_table() -> dict[str, Any]:
                         label=label,
                         config=f"configs/small_images/lenet5.py:dataset={dataset},size={size},"
                         f"padding={padding}",
-                        # The published rows are those of the network that the script builds.
+                        # Published rows are compared with the network that the script builds.
                         published=PUBLISHED[dataset][label] if padding == "SAME" else {},
                     )
                 )

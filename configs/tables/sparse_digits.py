@@ -1,4 +1,4 @@
-"""A small `sparse_fashion_mnist`: the same methods on the embedded digits, in minutes."""
+"""A small `sparse_fashion_mnist`: the same methods on scikit-learn's digits, in minutes."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ CONFIG = "configs/digits/vit.py"
 
 
 def get_table() -> dict[str, Any]:
-    """Rows, columns and seeds; nothing is published for this data."""
+    """Rows, columns and seeds; nothing is published for these data."""
     return dict(
         title="Tiny ViTs on the digits 0 to 7: sparse experts and efficient ensembles",
         seeds=(0, 1, 2, 3, 4),

@@ -1,4 +1,4 @@
-"""Sparse experts and efficient ensembles of tiny ViTs on Fashion-MNIST, by quality and by cost."""
+"""Sparse experts and efficient ensembles of tiny ViTs on Fashion-MNIST, by quality and cost."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def columns(**elsewhere: str) -> list[dict[str, Any]]:
 
 
 def get_table() -> dict[str, Any]:
-    """Rows, columns and seeds; nothing is published for this data."""
+    """Rows, columns and seeds; nothing is published for these data."""
     return dict(
         title="Tiny ViTs on Fashion-MNIST: sparse experts and efficient ensembles",
         seeds=(0, 1, 2, 3, 4),

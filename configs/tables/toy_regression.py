@@ -32,14 +32,14 @@ DISTANCES = (
 
 
 def distances(task: str) -> list[dict[str, Any]]:
-    """Columns of the distances, with those of other draws of the reference in brackets."""
+    """Columns of distances; in brackets, the distance of other draws of the reference."""
     spec = derived(get_config(f"task={task}").to_dict())["evaluators"]["posterior"]
     fields = {key: spec[key] for key in ("reference", "train", "near")}
-    known = floor_of(**fields)
+    floors = floor_of(**fields)
     return [
         dict(
             key=f"posterior/{key}",
-            header=f"{header} ({known[key]:.3f})" if key in known else header,
+            header=f"{header} ({floors[key]:.3f})" if key in floors else header,
             better="lower",
             digits=3,
         )

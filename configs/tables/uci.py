@@ -2,7 +2,7 @@
 
 from typing import Any
 
-ROWS = {  # label -> options of configs/tabular/uci.py, and the published row that it is near
+ROWS = {  # label -> options of configs/tabular/uci.py, and the nearest published row
     "Single network": ("method=ensemble,size=1", "Deterministic"),
     "Deep ensemble (20)": ("method=ensemble", "Ensemble (10)"),
     "SVGD (20)": ("method=svgd", None),
@@ -12,7 +12,7 @@ ROWS = {  # label -> options of configs/tabular/uci.py, and the published row th
     "SGLD (20 chains)": ("method=sgld", None),
 }
 SOURCE = "google/uncertainty-baselines, baselines/uci/README.md"
-PUBLISHED = {  # NLL; the same network and one noise level, but no prior, and 80 % to train on
+PUBLISHED = {  # NLL; the same network and one noise level, but no prior, and 80 % training data
     "boston": {
         "Deterministic": (16.11, f"{SOURCE} (80/20 split, no prior)"),
         "Ensemble (10)": (6.11, f"{SOURCE} (80/20 split, no prior, 10 networks)"),

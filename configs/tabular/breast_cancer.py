@@ -1,7 +1,7 @@
-"""A deep ensemble on scikit-learn's tables for classification.
+"""A deep ensemble on scikit-learn's tabular sets for classification.
 
 Data: 569 tumours of two classes (`dataset=wine`, `iris`: three classes), standardised by the
-training part, under noise added to the features as corruption. Settings are ours; nothing is
+training part; noise added to the features is the corruption. Settings are ours; nothing is
 published for this split.
 Hardware and time: 2 CPU cores, about ten seconds.
 Command: python -m experiments.train --config configs/tabular/breast_cancer.py --workdir runs/cancer

@@ -1,8 +1,8 @@
-"""A deep ensemble of networks that predict mean and variance, on scikit-learn's diabetes table.
+"""A deep ensemble of networks that predict mean and variance, on scikit-learn's diabetes set.
 
-Data: 442 patients, 10 features, disease progression after a year; inputs and outcome standardised
+Data: 442 patients, 10 features, disease progression after a year; inputs and targets standardised
 by the training part. Method: Lakshminarayanan et al. (2017), without adversarial training; 5
-networks as there, the other settings are ours; nothing is published for this split.
+networks as in the paper, the other settings are ours; nothing is published for this split.
 Hardware and time: 2 CPU cores, about ten seconds.
 Command: python -m experiments.train --config configs/tabular/diabetes.py --workdir runs/diabetes
 """

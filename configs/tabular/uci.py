@@ -2,24 +2,24 @@
 
 Data: Boston (506 x 13) and concrete (1,030 x 8), of the benchmark of Hernandez-Lobato & Adams 2015
 and Gal & Ghahramani 2016, and scikit-learn's diabetes (442 x 10). The first two need files:
-`python -m tools.prepare_uci --help`. The benchmark's other sets (energy, kin8nm, naval,
-power, protein, wine, yacht) are in no package that was found. A random 90 % are for training; the
-seed of a run is that of its split. Inputs and outcome are standardised by the training part;
-metrics are in the units of the outcome.
+`python -m tools.prepare_uci --help`. No package was found for the benchmark's other sets (energy,
+kin8nm, naval, power, protein, wine, yacht). A random 90 % are for training; the seed of a run is
+that of its split. Inputs and targets are standardised by the training part; metrics are in the
+units of the targets.
 
-Model: one hidden layer of 50, ReLU, as there. Noise: one level for all inputs, which each particle
-learns. It is the mean-variance head with a prior of .01 on the weights of the variance, by which it
-moves some 7 % between inputs a priori. With .1, by which it may follow the input, single networks
-overfit sets this small: NLL of one network, of 20 together, and coverage of 90 % intervals are
-3.43, 2.69, 78 % on Boston and 3.21, 3.08, 86 % on concrete, against 2.96, 2.53, 85 % and 3.11,
-3.02, 88 % with .01 (trained on 80 %, tested on the next 10 %, 4 splits).
+Model: one hidden layer of 50, ReLU, as in the benchmark. Noise: one level for all inputs, learned
+by each particle, by a mean-variance head with a prior of .01 on the weights of the variance, under
+which the noise varies some 7 % between inputs. With a prior of .1, under which it can depend on the
+input, single networks overfit sets this small: NLL of one network, of 20 together, and coverage of
+90 % intervals are 3.43, 2.69, 78 % on Boston and 3.21, 3.08, 86 % on concrete, against 2.96, 2.53,
+85 % and 3.11, 3.02, 88 % with .01 (trained on 80 %, tested on the next 10 %, 4 splits).
 Prior: Gaussian, .3 for the first kernel (1 / sqrt(inputs), about), .2 = sqrt(2 / 50) for that of
-the mean, so that a layer keeps the variance of what enters it; 1 for biases. All methods have it
-and so stand for one posterior; `ensemble` is one of MAP networks.
+the mean, so that a layer preserves the variance of its inputs; 1 for biases. All methods have the
+same prior and so approximate the same posterior; `ensemble` has MAP networks.
 
-Differences from the literature: particles in place of one posterior approximation; nothing is
-chosen by split (Gal & Ghahramani search noise and dropout rate in each); 2,000 steps of Adam at
-1e-2, batches of 100; of SGLD at .02 down to .002, where the tightest prior allows .09.
+Differences from the literature: particles instead of one posterior approximation; nothing is tuned
+per split (Gal & Ghahramani search noise and dropout rate in each); 2,000 steps of Adam at 1e-2,
+batches of 100; SGLD at .02 down to .002, where the tightest prior allows .09.
 Hardware and time: 2 CPU cores, four seconds of CPU time.
 Command: python -m experiments.train --config configs/tabular/uci.py:dataset=boston,method=svgd \\
     --workdir runs/uci
@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from experiments.experiment.base import base, parse_arg, shrink
 
-FOLDER = "~/uci_datasets"  # where prepare_uci leaves the files
+FOLDER = "~/uci_datasets"  # of the files that prepare_uci writes
 DATASETS = ("diabetes", "boston", "concrete")
 DIRECTIONS = dict(
     ensemble=dict(name="independent"),
@@ -75,7 +75,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimiser = dict(
         name="adam", learning_rate=1e-2, schedule=dict(name="cosine", warmup_steps=50)
     )
-    if arg.method == "sgld":  # each particle a chain, whose noise knows the size of the data
+    if (
+        arg.method == "sgld"
+    ):  # each particle is a chain, whose noise depends on the size of the data
         config.optimiser = dict(
             name="sgld", learning_rate=0.02, schedule=dict(name="cosine", final=0.1)
         )

@@ -6,12 +6,12 @@ github.com/ratschlab/repulsive_ensembles), which shows figures without numbers:
     regression  y = x sin x + N(0, .25^2), 45 inputs in each of [1.5, 2.5] and [4.5, 6]; 5,000 steps
                 of batches of 32; the likelihood's noise has standard deviation 1
     gaussians   5 Gaussians on a circle of radius 5, 40 training and 20 test points each; 10,000
-                steps of batches of 128; other data on a ring of radius 11 to 30 and at the origin
+                steps of batches of 128; OOD data on a ring of radius 11 to 30 and at the origin
 
     100 MLPs of 2 x 10 ReLU, weights and biases from N(0, 1), which is the prior too; Adam at 1e-2.
 
-Data are of one seed, so that there is one posterior; the seed of a run is that of its particles
-and batches. Its reference is NUTS, see `studies/reference.py`:
+All runs have the same data, so that there is one posterior; the seed of a run is that of its
+particles and batches. The reference is NUTS, see `studies/reference.py`:
 
     python -m studies.reference --config configs/toys/particles.py:task=regression \\
         --out results/toy_regression/reference.npz
@@ -19,19 +19,20 @@ and batches. Its reference is NUTS, see `studies/reference.py`:
 16 chains of 600 steps of adaptation and 400 draws; of f on the grid, R-hat is at most 1.020 and the
 effective sample size at least 957 in the regression, 1.004 and 4,290 for the Gaussians.
 
-Methods: `ensemble` is of MAP networks; `svgd`, `wgd_*` in weight and `fwgd_*`, `svgd_functions` in
+Methods: `ensemble` has MAP networks; `svgd`, `wgd_*` in weight and `fwgd_*`, `svgd_functions` in
 function space (logits, on the batch); both readings of "hybrid" (`uncertainty/inference/
-interacting.py`); `stochastic_svgd`, `sgld`, `psgld` and `sghmc` have noise, and rates of their own:
-of 1 and 3 times powers of ten the one with the least training loss of 20 chains after these steps
-(seed 0; distances to the reference were in view, but not what was chosen by). That of stochastic
-SVGD is 100 times SGLD's, since K / P is I / P for particles that are far apart.
+interacting.py`); `stochastic_svgd`, `sgld`, `psgld` and `sghmc` have noise, and their own rates:
+among 1 and 3 times powers of ten the one with the smallest training loss of 20 chains after these
+steps (seed 0; distances to the reference were visible, but not the criterion). The rate of
+stochastic SVGD is 100 times SGLD's, since K / P is I / P for particles that are far apart.
 
-Differences from the source: the prior's score is not N times too large in the regression, which
-made the repulsion N times too weak there; the noise of stochastic SVGD has the matrix root, and no
-Adam behind it; a prior on weights in function space too (there one on functions, by draws).
-Hardware and time: 2 CPU cores, 15 to 60 s (regression) and about twice that (gaussians) beside
-other programs. With OPENBLAS_NUM_THREADS=1, which it was run with, the eigenvectors of 100 x 100 in
-stochastic SVGD and SSGE take .6 ms, and 4 to 24 ms without, as other programs use the cores.
+Differences from the source: in the regression its prior's score is N times too large, which makes
+the repulsion N times too weak, ours is not; the noise of stochastic SVGD has the matrix root, and
+is not passed through Adam; a prior on weights in function space too (source: on functions, by
+draws).
+Hardware and time: 2 CPU cores, 15 to 60 s (regression) and about twice that (gaussians), with other
+programs running. With OPENBLAS_NUM_THREADS=1, as in these runs, the eigenvectors of 100 x 100
+matrices in stochastic SVGD and SSGE take .6 ms, without it 4 to 24 ms on shared cores.
 Command: python -m experiments.train --config configs/toys/particles.py:method=svgd \\
     --workdir runs/particles
 Tables: python -m experiments.reproduce toy_regression, and toy_gaussians

@@ -1,16 +1,16 @@
-"""A deep ensemble, or a Gaussian process by random features, on y = x sin x with a gap in the data.
+"""A deep ensemble or a Gaussian process by random features, on y = x sin x with a gap in the data.
 
 Data: 45 inputs in each of [1.5, 2.5] and [4.5, 6.0], noise of standard deviation 0.25. Data, Adam
 at 1e-2, batches of 32 and 5,000 steps are those of the 1-D regression of "Repulsive deep ensembles
 are Bayesian" (D'Angelo & Fortuin 2021; github.com/ratschlab/repulsive_ensembles), which shows a
 figure without numbers.
 
-Differences from the source: networks of 2 x 50 (there 2 x 10, of which one in ten dies here), 10 of
-them (there 100); the likelihood knows the noise (there its standard deviation is 1); no prior on
-the weights; He initialisation (there N(0, 1)).
+Differences from the source: networks of 2 x 50 (source: 2 x 10, of which one in ten dies here), 10
+of them (source: 100); the likelihood has the true noise (source: standard deviation 1); no prior on
+the weights; He initialisation (source: N(0, 1)).
 
-`method=gp` has no network: 1,024 random features of x itself, an RBF kernel of length scale 0.5 and
-standard deviation 4, MAP weights by Adam, and their exact posterior by a pass over the data.
+`method=gp` has no network: 1,024 random features of x itself, an RBF kernel with length scale 0.5
+and standard deviation 4, MAP weights by Adam, and their exact posterior by a pass over the data.
 
 Result: test RMSE .28, .27, .29 and NLL .15, .15, .20 for seeds 0, 1, 2.
 Hardware and time: 2 CPU cores, about ten seconds.

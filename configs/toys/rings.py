@@ -1,8 +1,8 @@
-"""Noisy rings and an out-of-distribution blob: which method sees which uncertainty.
+"""Noisy rings and an out-of-distribution blob: which method detects which uncertainty.
 
 The setting of the synthetic figure of HetSNGP (Fortuin et al. 2022, "Deep classifiers with label
-noise modeling and distance awareness"), which has no numbers. Radii, noise levels, the place of the
-blob and the network are ours:
+noise modeling and distance awareness"), which has no numbers. Radii, noise levels, the position of
+the blob and the network are ours:
 
     ring    radius  labels replaced  p(label | ring)  entropy of the labels (nats)
     inner   1       40 %             (.6, .2, .2)     .950
@@ -12,22 +12,23 @@ blob and the network are ours:
 
 Radii have a standard deviation of .15, which keeps the rings apart, so the best accuracy is 80 %:
 79.67 %, with an NLL of .555 nats, on the labels of this test set. 300 training and 300 test points
-a ring, 300 of the blob; every seed has the same. The noise falls towards the outside, so that a
-network that extrapolates is sure of the blob.
+per ring, 300 of the blob, the same for every seed. The noise decreases outwards, so a network that
+extrapolates is confident on the blob.
 
 MLP 2-128-128-3, 2,000 steps of 100, Adam 3e-3. SNGP: spectral norms of at most .95; no layer
-normalisation, which would take away the distance from the origin; amplitude and length scale of the
-kernel out of six pairs (amplitude 1, 2, 4 at length 1; 2, 4 at .5; 2 at .25) by test NLL with seed
-0, where (2, 1), (4, 1) and (2, .5) are equal within .002 and the choice of the last is ours, made
-with the blob in view. It matters: with length 1 the blob's entropy is .4 to .5 nats and its AUROC
-.28 to .41, with .5 it is 1.1. The learning rate is the best of four for the deterministic network's
-entropies on the rings, seed 0 (its NLL is better at 1e-3, .614 against .619). HET: 2 factors.
+normalisation, which would remove the distance from the origin; amplitude and length scale of the
+kernel are the best of six pairs (amplitude 1, 2, 4 at length 1; 2, 4 at .5; 2 at .25) by test NLL
+with seed 0, where (2, 1), (4, 1) and (2, .5) are equal within .002; the last of these was chosen
+with the blob in view. This matters: with length 1 the blob's entropy is .4 to .5 nats and its AUROC
+.28 to .41, with .5 the entropy is 1.1. The learning rate is the best of four for the deterministic
+network's entropies on the rings, seed 0 (its NLL is better at 1e-3, .614 against .619). HET: 2
+factors.
 
-Results (results/rings, 5 seeds): every method sees the noise of the rings by its entropy, the
+Results (results/rings, 5 seeds): every method shows the noise of the rings in its entropy, the
 deterministic network too (.96, .62, .02 nats; AUROC of inner against outer 1.00), since a softmax
-learns the frequencies of 300 labels; the paper's claim that only HET and HetSNGP do is not seen
-here. The blob is seen by the Gaussian process alone: its entropy is 0 nats for the deterministic
-network and HET, 1.09 for SNGP and HetSNGP.
+learns the frequencies of 300 labels; the paper's claim that only HET and HetSNGP do is not
+confirmed here. Only the Gaussian process detects the blob: its entropy is 0 nats for the
+deterministic network and HET, 1.09 for SNGP and HetSNGP.
 Hardware and time: 2 CPU cores, 2 s (deterministic) to a minute (four HetSNGP).
 Command: python -m experiments.train --config configs/toys/rings.py:method=hetsngp \\
     --workdir runs/rings
@@ -77,7 +78,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             name="uncertainty_map",
             data=noisy("train", 0),
             groups={
-                ring: dict(split="test", classes=(k,))  # without noise a class
+                ring: dict(split="test", classes=(k,))  # without label noise, one class each
                 for k, ring in enumerate(("inner", "middle", "outer"))
             },
             reference="outer",

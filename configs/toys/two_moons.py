@@ -1,4 +1,4 @@
-"""A deep ensemble on two moons: a decision boundary, and how sure it is of it far from the data.
+"""A deep ensemble on two moons: its decision boundary, and its confidence far from the data.
 
 Data: 1,500 training points of two interleaved half circles with noise 0.1 (scikit-learn); standard
 normal points, most of which lie off the moons, as out-of-distribution data. Settings are ours;

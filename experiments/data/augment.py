@@ -32,11 +32,11 @@ class Draw:
         Returns:
           [B, *shape], or [P B, *shape], one particle's rows after the other's.
         """
-        drawn = [
+        draws = [
             getattr(generator, distribution)(*parameters, size=(self.size, *shape))[self.rows]
             for generator in self.generators
         ]
-        return drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
+        return draws[0] if len(draws) == 1 else np.concatenate(draws)
 
 
 def flip(batch: Batch, draw: Draw, *, p: float = 0.5) -> Batch:
@@ -61,9 +61,9 @@ def crop(batch: Batch, draw: Draw, *, pad: int = 4, size: int | None = None) -> 
     offsets = draw("integers", 0, np.asarray(room) + 1, shape=(2,))
     out = np.zeros((len(x), height, width, x.shape[3]), x.dtype)
     for image, target, (top, left) in zip(x, out, (offsets - pad).tolist(), strict=True):
-        seen = image[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+        window = image[max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
         top, left = max(-top, 0), max(-left, 0)
-        target[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+        target[top : top + window.shape[0], left : left + window.shape[1]] = window
     return batch | {"x": out}
 
 
@@ -141,12 +141,12 @@ def rand_augment(batch: Batch, draw: Draw, *, num_ops: int = 2, magnitude: float
         raise ValueError(f"magnitude: {magnitude}; it must be in [0, 30]")
     x = _images(batch)
     images.check("rand_augment", x, None)
-    chosen = draw("integers", 0, len(rand_augment_ops.OPS), shape=(num_ops,))
+    op_indices = draw("integers", 0, len(rand_augment_ops.OPS), shape=(num_ops,))
     sign = np.where(draw("random", shape=(num_ops,)) < 0.5, -1, 1)
     pixels = np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
     out = [
         rand_augment_ops.apply(image, ops, signs, magnitude / 30)
-        for image, ops, signs in zip(pixels, chosen.tolist(), sign.tolist(), strict=True)
+        for image, ops, signs in zip(pixels, op_indices.tolist(), sign.tolist(), strict=True)
     ]
     return batch | {"x": np.divide(np.stack(out), np.float32(255), dtype=np.float32)}
 

@@ -29,7 +29,7 @@ def describe(source: Source, streams: Mapping[str, Source] | None = None) -> dic
         for key, (shape, dtype) in source.forms().items()
         if key not in ("x", "y")
     }
-    known = dict(
+    description = dict(
         name=source.name,
         shape=source.shape,
         dtype=str(np.dtype(source.x.dtype)),
@@ -49,8 +49,8 @@ def describe(source: Source, streams: Mapping[str, Source] | None = None) -> dic
         reading=dict(source.reading),
     )
     if streams:
-        known["streams"] = {name: describe(stream) for name, stream in streams.items()}
-    return known
+        description["streams"] = {name: describe(stream) for name, stream in streams.items()}
+    return description
 
 
 def write_description(

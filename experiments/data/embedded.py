@@ -211,9 +211,9 @@ def _scikit_learns(loader: str):
 
 
 def _tabular(loader: str, seed: int, classes: int | None) -> Dataset:
-    found = _scikit_learns(loader)
-    arrays = _pair(found.data, found.target)
-    n = len(found.target)
+    bunch = _scikit_learns(loader)
+    arrays = _pair(bunch.data, bunch.target)
+    n = len(bunch.target)
     sizes = {"train": round(0.7 * n), "validation": round(0.1 * n), "test": n}
     return _partition(arrays, sizes, seed, classes, standardise=True)
 
@@ -230,8 +230,8 @@ def _partition(
     order = np.argsort(philox(seed, SPLIT).random_raw(len(arrays["x"])), kind="stable")
     splits, start = {}, 0
     for name, size in sizes.items():
-        chosen = order[start : start + size]
-        splits[name] = {key: array[chosen] for key, array in arrays.items()}
+        indices = order[start : start + size]
+        splits[name] = {key: array[indices] for key, array in arrays.items()}
         start += size
     return _generated(splits, classes, standardise, range)
 

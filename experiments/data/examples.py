@@ -96,11 +96,11 @@ class Source:
     def forms(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and type of each entry of an example, as `gather` gives them."""
         of_targets = ((self.outputs,), np.float32) if self.classes is None else ((), np.int32)
-        known = {"x": (self.shape, np.float32), "y": of_targets}
+        standard = {"x": (self.shape, np.float32), "y": of_targets}
         stored = {} if self.in_memory else self.entries.forms
         if self.in_memory:
             stored = {key: (array.shape[1:], array.dtype) for key, array in self.entries.items()}
-        forms = {key: known.get(key, stored[key]) for key in self.names}
+        forms = {key: standard.get(key, stored[key]) for key in self.names}
         return {
             key: (tuple(shape), carried_dtype(self.name, key, dtype))
             for key, (shape, dtype) in forms.items()
@@ -217,8 +217,8 @@ def carried_entries(label: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
     for key, array in arrays.items():
         if np.ndim(array) == 0 or len(array) != size:
             titles = {"x": "inputs", "y": "labels"}
-            found = len(array) if np.ndim(array) else "no"
-            raise ValueError(f"{label}: {size} inputs but {found} {titles.get(key, key)}")
+            count = len(array) if np.ndim(array) else "no"
+            raise ValueError(f"{label}: {size} inputs but {count} {titles.get(key, key)}")
     return {
         key: array if key in ("x", "y") else carried(label, key, array)
         for key, array in arrays.items()

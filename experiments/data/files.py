@@ -34,8 +34,8 @@ def idx(path: str, num_classes: int | None = None) -> Dataset:
       ValueError: a file is damaged, or images and labels differ in number.
     """
     _check_count(num_classes)
-    found = _pairs(path, ("images", "imgs"), "idx", "train-images-idx3-ubyte.gz")
-    return dataset(found, lambda name: _read(found[name], read_idx), num_classes or 0)
+    pairs = _pairs(path, ("images", "imgs"), "idx", "train-images-idx3-ubyte.gz")
+    return dataset(pairs, lambda name: _read(pairs[name], read_idx), num_classes or 0)
 
 
 def npz(
@@ -73,8 +73,8 @@ def npz(
                 f"entries: {entries}, but a folder has files of images and labels "
                 "only; further entries need one npz file"
             )
-        found = _pairs(path, ("images", "imgs"), "npz", "kmnist-test-imgs.npz")
-        reads = {n: (lambda n=n: _read(found[n], _only_array)) for n in found}
+        pairs = _pairs(path, ("images", "imgs"), "npz", "kmnist-test-imgs.npz")
+        reads = {n: (lambda n=n: _read(pairs[n], _only_array)) for n in pairs}
     else:
         reads = _arrays_of(location, entries)
     labels = [arrays["y"] for arrays in (read() for read in reads.values()) if "y" in arrays]
@@ -186,7 +186,7 @@ def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict
     folder = pathlib.Path(path).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"path: there is no folder {folder}; it should hold {example} and so on")
-    found = {}
+    pairs = {}
     for split, prefixes in PREFIXES.items():
         inputs = _files(folder, prefixes, words, ending)
         labels = _files(folder, prefixes, ("labels",), ending)
@@ -194,10 +194,10 @@ def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict
             names = [file.name for file in inputs + labels]
             raise ConfigError(f"path: {folder} has several files for {split!r}: {names}")
         if inputs:
-            found[split] = inputs[0], labels[0] if labels else None
-    if not found:
+            pairs[split] = inputs[0], labels[0] if labels else None
+    if not pairs:
         raise ConfigError(f"path: {folder} has no files like {example}")
-    return found
+    return pairs
 
 
 def _files(folder: pathlib.Path, prefixes, words, ending: str) -> list[pathlib.Path]:
@@ -254,10 +254,10 @@ def _arrays_of(path: pathlib.Path, entries: Sequence[str]) -> dict[str, Callable
                 + nearest(missing[0], arrays)
             )
         try:
-            found = _examples({name: arrays[name + suffix] for name in names})
+            examples = _examples({name: arrays[name + suffix] for name in names})
         except ValueError as error:
             raise ValueError(f"{path}: {key} has {error}") from None
-        reads[suffix.lstrip("_") or "train"] = lambda found=found: found
+        reads[suffix.lstrip("_") or "train"] = lambda examples=examples: examples
     if not reads:
         raise ConfigError(
             f"path: {path} has the arrays {sorted(arrays)}; 'x' and 'y', or "

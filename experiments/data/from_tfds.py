@@ -126,12 +126,14 @@ def _in_examples(name: str, info: Any, split: str) -> str:
     """
     try:
         if "shard" not in str(split):
-            found = positions(split, list(info.splits), lambda part: info.splits[part].num_examples)
+            slices = positions(
+                split, list(info.splits), lambda part: info.splits[part].num_examples
+            )
             return "+".join(
                 part
                 if (start, stop) == (0, info.splits[part].num_examples)
                 else f"{part}[{start}:{stop}]"
-                for part, start, stop in found
+                for part, start, stop in slices
             )
         if info.splits[split].num_examples == 0:
             raise ConfigError(f"split: {split!r} has no examples")
@@ -145,10 +147,10 @@ def check_name(name: str, data_dir: str | None, field: str) -> None:
     import tensorflow_datasets as library
 
     base = name.split("/")[0].split(":")[0]
-    known = library.list_builders(with_community_datasets=False)
+    builders = library.list_builders(with_community_datasets=False)
     folder = pathlib.Path(str(data_dir or library.core.constants.DATA_DIR), base)
-    if base not in known and not folder.is_dir():
-        raise ConfigError(f"{field}: no data set {name!r}; {_similar(name, known)}")
+    if base not in builders and not folder.is_dir():
+        raise ConfigError(f"{field}: no data set {name!r}; {_similar(name, builders)}")
 
 
 def _prepared(name: str, data_dir: str | None) -> Any:
@@ -201,12 +203,12 @@ def _through_tensorflow(
     dataset = library.as_numpy(builder.as_dataset(split=split, read_config=config))
     examples, total = [], 0
     for example in dataset:
-        found = {entry: np.asarray(example[key]) for entry, key in keys.items()}
-        total += found["x"].nbytes
-        if found["x"].shape != tuple(shape) or total > limit:
+        arrays = {entry: np.asarray(example[key]) for entry, key in keys.items()}
+        total += arrays["x"].nbytes
+        if arrays["x"].shape != tuple(shape) or total > limit:
             raise ConfigError(
                 f"name: {builder.name} is stored as tfrecord and too large or uneven "
                 "for memory; prepare it with file_format='array_record'"
             )
-        examples.append(found)
+        examples.append(arrays)
     return {entry: np.stack([example[entry] for example in examples]) for entry in keys}

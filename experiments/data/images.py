@@ -88,19 +88,19 @@ def check(name: str, x: np.ndarray, range: Range, clipped: bool = False) -> None
     slack = 1e-6 * (high - low)
     if least >= low - slack and most <= high + slack:
         return
-    found = f"{name}: images have values from {least:.6g} to {most:.6g}"
+    observed = f"{name}: images have values from {least:.6g} to {most:.6g}"
     if clipped:
         logger.warning(
-            "%s, beyond the measured range (%.6g, %.6g), and are clipped to it", found, low, high
+            "%s, beyond the measured range (%.6g, %.6g), and are clipped to it", observed, low, high
         )
         return
     if range is not None:
         raise ValueError(
-            f"{found}, outside of their range ({low:g}, {high:g}); declare another "
+            f"{observed}, outside of their range ({low:g}, {high:g}); declare another "
             f"range=(low, high), or range={UNBOUNDED!r}"
         )
     raise ValueError(
-        f"{found}; declare range={_likely(least, most)}, the stored values that become 0 and 1, "
+        f"{observed}; declare range={_likely(least, most)}, the stored values that become 0 and 1, "
         f"range={MEASURED!r} for those of the split `statistics`, or range={UNBOUNDED!r} to read "
         "them as they are stored"
     )
@@ -140,7 +140,7 @@ def range_of(
     label: str,
     x: Any,
     dataset: Dataset,
-    given: Any,
+    spec: Any,
     like: "Source | None",
     read_statistics: Callable[[], tuple],
 ) -> tuple[Range, bool]:
@@ -154,18 +154,18 @@ def range_of(
         do not determine.
     """
     if len(x.shape) != 4:
-        if given is not None:
+        if spec is not None:
             raise ConfigError(
-                f"range: {given!r}, but {label} has inputs of shape "
+                f"range: {spec!r}, but {label} has inputs of shape "
                 f"{list(x.shape[1:])}; only images [H, W, C] have one"
             )
         return None, False
-    range = declared(given)
+    range = declared(spec)
     if range == MEASURED:
-        where, found, _ = read_statistics()
-        if not isinstance(found, np.ndarray):
-            raise ConfigError(f"range: {given!r} needs a set that fits in memory")
-        return measured(where, found), True
+        where, pixels, _ = read_statistics()
+        if not isinstance(pixels, np.ndarray):
+            raise ConfigError(f"range: {spec!r} needs a set that fits in memory")
+        return measured(where, pixels), True
     if range is not None:
         return range, False
     if dataset.range is not None:

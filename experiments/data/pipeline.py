@@ -131,18 +131,18 @@ def _stages(
                 f"{where}.name: {name!r} needs images that have a range; "
                 "declare it in the data: range=(low, high)"
             )
-        given = {}
+        extra = {}
         if "classes" in inspect.signature(NAMES[name]).parameters:
             if classes is None:
                 raise ConfigError(f"{where}: {name} needs classes, but these data have none")
-            given["classes"] = classes
+            extra["classes"] = classes
         if name in LABELS and "y" not in names:
             raise ConfigError(f"{where}.name: {name!r} changes labels, but these data have none")
         acts_on = "y" if name == "label_noise" else "x"
         keys = fields.pop("keys", (acts_on,))
         _check_keys(keys, names, f"{where}.keys")
-        check_fields(NAMES[name], fields, f"{where}.", ("batch", "draw", *given), also=("keys",))
-        function = functools.partial(NAMES[name], **fields, **given)
+        check_fields(NAMES[name], fields, f"{where}.", ("batch", "draw", *extra), also=("keys",))
+        function = functools.partial(NAMES[name], **fields, **extra)
         stages.append(functools.partial(_on_keys, function, acts_on, tuple(keys)))
     return stages
 

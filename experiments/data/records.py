@@ -23,17 +23,17 @@ class Records:
         from tensorflow_datasets import decode, features
 
         self.keys, self.resize = keys, resize
-        known = builder.info.features
-        self.is_image = isinstance(known[keys["x"]], features.Image)
-        self.dtype = np.dtype(known[keys["x"]].np_dtype)
+        stored = builder.info.features
+        self.is_image = isinstance(stored[keys["x"]], features.Image)
+        self.dtype = np.dtype(stored[keys["x"]].np_dtype)
         self.forms = {
-            entry: (tuple(known[key].shape or ()), known[key].np_dtype)
+            entry: (tuple(stored[key].shape or ()), stored[key].np_dtype)
             for entry, key in keys.items()
         } | {"x": (tuple(shape), self.dtype)}
         further = [key for entry, key in keys.items() if entry != "x"]
         decoders = {
             key: decode.SkipDecoding()  # not needed, or decoded below
-            for key, feature in known.items()
+            for key, feature in stored.items()
             if isinstance(feature, features.Image) and key not in further
         } or None
         self.records = builder.as_data_source(split=split, decoders=decoders)

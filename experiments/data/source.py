@@ -56,13 +56,13 @@ def load(
         range.
     """
     function, name, fields, common = check_spec(spec, field)
-    given = {} if name in OWN else {"name": name}
+    arguments = {} if name in OWN else {"name": name}
     reading = {} if like is None else like.reading
     if name not in OWN:
         fields = {k: v for k, v in reading.items() if k in ("resize", "size")} | fields
     try:
         try:
-            dataset = function(**given, **fields)
+            dataset = function(**arguments, **fields)
         except TypeError as error:
             raise ConfigError(f"{name}({fields}): {error}") from error
         try:
@@ -117,8 +117,8 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
         )
     common = {key: fields.pop(key) for key in COMMON if key in fields}
     function = check_name(name, fields.get("data_dir"), f"{field}.name")
-    given = () if name in OWN else ("name",)
-    check_fields(function, fields, f"{field}.", given=given, also=COMMON)
+    supplied = () if name in OWN else ("name",)
+    check_fields(function, fields, f"{field}.", given=supplied, also=COMMON)
     return function, name, fields, common
 
 
@@ -138,7 +138,7 @@ def _source(
     channels: str | None = None,
     label_noise: Mapping[str, Any] | None = None,
 ) -> Source:
-    given = dict(range=range, channels=channels)
+    declared = dict(range=range, channels=channels)
     entries = dataset.read(split)
     label = f"{name}[{split}]" if "[" not in split else f"{name}/{split}"
     in_memory = isinstance(entries, Mapping)
@@ -160,14 +160,14 @@ def _source(
     def read_statistics() -> tuple[str, np.ndarray, Any]:
         named = statistics or "train"
         try:
-            found = dataset.read(named)
+            examples = dataset.read(named)
         except ConfigError as error:
             default = "" if statistics else " (statistics is 'train' unless it is given)"
             raise ConfigError(f"statistics: {error}{default}") from None
-        if not isinstance(found, Mapping):
-            return f"{name}[{named}]", found, None
-        x = images.channels_last(label, found["x"], channels, like)[0]
-        return f"{name}[{named}]", x, found.get("y")
+        if not isinstance(examples, Mapping):
+            return f"{name}[{named}]", examples, None
+        x = images.channels_last(label, examples["x"], channels, like)[0]
+        return f"{name}[{named}]", x, examples.get("y")
 
     range, is_measured = images.range_of(label, x, dataset, range, like, read_statistics)
     moments = _moments(dataset, like, mean, std, standardise, statistics, range, read_statistics)
@@ -186,7 +186,7 @@ def _source(
         measured=is_measured,
         reading={**dataset.reading, **({"channels": channels} if channels else {})},
     )
-    source = dataclasses.replace(source, notes=_notes(source, like, given))
+    source = dataclasses.replace(source, notes=_notes(source, like, declared))
     if not in_memory and (classes is not None or label_noise is not None):
         raise ConfigError(
             "classes: and label_noise need a set that fits in memory (field in_memory)"
@@ -209,12 +209,12 @@ def _moments(
     if standardise not in (None, True, False):
         raise ConfigError(f"standardise: {standardise!r}; true or false")
     of_targets = (None, None) if like is None else (like.y_mean, like.y_std)
-    wanted = dataset.standardise if standardise is None else standardise
+    standardises = dataset.standardise if standardise is None else standardise
     if mean is not None or std is not None:
         if standardise:
             raise ConfigError("standardise: True, but mean or std is given too")
         return mean, std, *of_targets
-    if wanted and (like is None or statistics or (standardise and like.mean is None)):
+    if standardises and (like is None or statistics or (standardise and like.mean is None)):
         where, x, y = read_statistics()
         regression = dataset.classes is None and y is not None
         measured = statistics_of(where, x, y, None if regression else 0, limits)
@@ -234,13 +234,13 @@ def _check_inputs(label: str, x: np.ndarray) -> None:
         raise ValueError(f"{label}: inputs are {x.dtype}; real numbers are needed")
 
 
-def _notes(source: Source, like: Source | None, given: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(source: Source, like: Source | None, fields: Mapping[str, Any]) -> tuple[str, ...]:
     """What is read differently from the training data, with the values.
 
     Args:
       source: the data, without notes.
       like: the training data.
-      given: fields of its spec whose differences are not visible in `source`.
+      fields: of its spec whose differences are not visible in `source`.
     """
     if like is None:
         return ()
@@ -251,15 +251,15 @@ def _notes(source: Source, like: Source | None, given: Mapping[str, Any]) -> tup
         )
         if not np.allclose(mine, theirs, rtol=1e-6, atol=1e-7):
             notes.append(f"{field} {_short(mine)} differs from the training data")
-    if given["range"] is not None and source.range != like.range:
+    if fields["range"] is not None and source.range != like.range:
         notes.append(f"range {source.range} differs from the training data")
-    if given["channels"] is not None and given["channels"] != like.reading.get("channels"):
-        notes.append(f"channels {given['channels']} differs from the training data")
+    if fields["channels"] is not None and fields["channels"] != like.reading.get("channels"):
+        notes.append(f"channels {fields['channels']} differs from the training data")
     return tuple(notes)
 
 
 def _short(value: np.ndarray | float) -> str:
     """The first of the different numbers in the last axis."""
     last = np.asarray(value).reshape(-1, np.shape(value)[-1] if np.shape(value) else 1)[0]
-    shown = last if len(np.unique(last)) > 1 else last[:1]
-    return " ".join(f"{v:.6g}" for v in shown[:3]) + " ..." * (len(shown) > 3)
+    values = last if len(np.unique(last)) > 1 else last[:1]
+    return " ".join(f"{v:.6g}" for v in values[:3]) + " ..." * (len(values) > 3)

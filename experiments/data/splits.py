@@ -49,14 +49,14 @@ def take(names: Collection[str], get: Callable[[str], Arrays], split: str) -> Ar
     Raises:
       ConfigError: as `positions`.
     """
-    read: dict[str, Arrays] = {}
+    arrays: dict[str, Arrays] = {}
 
     def size(name: str) -> int:
-        read[name] = get(name)
-        return len(read[name]["x"])
+        arrays[name] = get(name)
+        return len(arrays[name]["x"])
 
     parts = [
-        {key: array[start:stop] for key, array in read[name].items()}
+        {key: array[start:stop] for key, array in arrays[name].items()}
         for name, start, stop in positions(split, names, size)
     ]
     if len(parts) == 1:
@@ -84,9 +84,9 @@ def positions(
       ConfigError: invalid syntax, an unknown split, or a slice that is out of range or empty.
     """
     return [
-        found
+        interval
         for part in str(split).split("+")
-        for found in (
+        for interval in (
             [(name, 0, size(name)) for name in names]
             if part.strip() == "all" and "all" not in names
             else [_position(part, names, size)]

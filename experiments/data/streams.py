@@ -109,10 +109,10 @@ class Data(NamedTuple):
         """
         lead = (size,) if self.own_examples else ()
         batch = _shapes(self.train, self.augment, (*lead, self.batch_size), "data")
-        made, stored = batch["x"].shape[len(lead) + 1 :], tuple(self.train.shape)
-        if made != stored:
+        augmented, stored = batch["x"].shape[len(lead) + 1 :], tuple(self.train.shape)
+        if augmented != stored:
             raise ConfigError(
-                f"data.augment: makes inputs of shape {made} of those of {stored}, which "
+                f"data.augment: makes inputs of shape {augmented} of those of {stored}, which "
                 "evaluation has; both must be the same"
             )
         for name, stream in self.streams.items():
@@ -136,11 +136,12 @@ def _shapes(
     source: Source, augment: Sequence[Mapping[str, Any]], lead: tuple[int, ...], field: str
 ) -> dict[str, jax.ShapeDtypeStruct]:
     try:
-        found = forms(source, augment)
+        entry_forms = forms(source, augment)
     except ConfigError as error:
         raise ConfigError(f"{field}.{error}") from error
     return {
-        key: jax.ShapeDtypeStruct((*lead, *shape), dtype) for key, (shape, dtype) in found.items()
+        key: jax.ShapeDtypeStruct((*lead, *shape), dtype)
+        for key, (shape, dtype) in entry_forms.items()
     }
 
 

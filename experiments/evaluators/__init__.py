@@ -116,13 +116,13 @@ def check_data(evaluators: Mapping[str, Evaluator], source: Source) -> None:
         the model's, or what an evaluator's `check` refuses.
     """
     faults: dict[str, None] = {}  # in order, each once
-    seen = set()
+    checked = set()
     for name, evaluator in evaluators.items():
         sound = True
         for read in evaluator.data:
-            if isinstance(read.data, Source) or (read.labels, key_of(read.data)) in seen:
+            if isinstance(read.data, Source) or (read.labels, key_of(read.data)) in checked:
                 continue
-            seen.add((read.labels, key_of(read.data)))
+            checked.add((read.labels, key_of(read.data)))
             path = f"evaluators.{name}.{read.field}"
             try:
                 load(read.data, path, like=source, labels=read.labels)

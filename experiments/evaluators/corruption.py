@@ -56,10 +56,10 @@ def corruption(
             yield f"corruption/{name}", float(np.mean(each))
 
     def check(source: Source) -> None:
-        known = corruptions.kinds_for(source)
-        _check_some("kinds", kinds, known)
+        available = corruptions.kinds_for(source)
+        _check_some("kinds", kinds, available)
         _check_some("severities", severities, SEVERITIES)
-        corruptions.corrupted(source, known[0], 1)
+        corruptions.corrupted(source, available[0], 1)
 
     yields = {f"corruption/{name}" for name in SHOWN} | {
         keys.join("corruption", kind, str(severity), name)

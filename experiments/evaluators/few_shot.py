@@ -52,7 +52,7 @@ def few_shot(
     _check(sets, shots, draws, choose, held_out)
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
-        chosen, tested = ({n: {} for n in shots} for _ in range(2))  # shots -> (set, draw) -> [L]
+        criteria, tested = ({n: {} for n in shots} for _ in range(2))  # shots -> (set, draw) -> [L]
         for name, spec in sets.items():
             x, y = predict.features(spec["train"])
             x_test, y_test = predict.features(spec["test"])
@@ -68,14 +68,14 @@ def few_shot(
                         f"{name}: no examples are left to choose l2 by; set choose='test'"
                     )
                 for n in shots:
-                    seen = examples[:, :n].ravel()
-                    apart, test = probe(x[seen], y[seen], len(examples), [x[rest], x_test])
+                    selected = examples[:, :n].ravel()
+                    apart, test = probe(x[selected], y[selected], len(examples), [x[rest], x_test])
                     tested[n][name, draw] = (test == y_test).mean(1)
                     apart = (apart == y[rest]).mean(1) if choose == "held_out" else None
-                    chosen[n][name, draw] = tested[n][name, draw] if apart is None else apart
+                    criteria[n][name, draw] = tested[n][name, draw] if apart is None else apart
         errors = {}
         for n in shots:
-            i = best_l2(chosen[n])
+            i = best_l2(criteria[n])
             yield f"few_shot/{n}_shot_log2_l2", float(np.log2(L2[i]))
             for name in sets:
                 errors[n, name] = 1 - float(np.mean([tested[n][name, d][i] for d in range(draws)]))

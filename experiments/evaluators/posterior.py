@@ -43,26 +43,26 @@ def posterior(
     """
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
-        known = read(reference)
+        arrays = read(reference)
         p = predict(data)
         x = p.source.raw(np.arange(len(p.source)))["x"]
-        if x.shape != known["x"].shape or not np.allclose(x, known["x"], atol=1e-4):
+        if x.shape != arrays["x"].shape or not np.allclose(x, arrays["x"], atol=1e-4):
             raise ValueError(f"reference: {reference} and data have different inputs")
-        f, draws = functions(p), known["draws"]
+        f, draws = functions(p), arrays["draws"]
         if f.shape[1:] != draws.shape[1:]:
             shapes = f"functions {draws.shape[1:]}, and the network {f.shape[1:]}"
             raise ValueError(f"reference: {reference} has {shapes}")
-        shown = trained_on(train)
-        for key, value in compared(f, draws, x, shown, near).items():
+        observed = trained_on(train)
+        for key, value in compared(f, draws, x, observed, near).items():
             yield f"posterior/{key}", value
-        for key, value in shown.items():
+        for key, value in observed.items():
             yield f"posterior/train_{key}", value
         yield "posterior/x", x
         for name, values in (("", f), ("reference_", draws)):
             yield f"posterior/{name}mean", values.mean(0)
             yield f"posterior/{name}band", np.quantile(values, BAND, axis=0)
-        if "map" in known:
-            yield "posterior/reference_map", known["map"]
+        if "map" in arrays:
+            yield "posterior/reference_map", arrays["map"]
 
     def check(source: Source) -> None:
         read(reference)
@@ -91,10 +91,10 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
-        found = {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
-    if lacking := {"x", "draws", "second"} - found.keys():
+        arrays = {key: np.asarray(file[key], np.float64) for key in file if key != "settings"}
+    if lacking := {"x", "draws", "second"} - arrays.keys():
         raise ValueError(f"it has no {', '.join(sorted(lacking))}")
-    return found
+    return arrays
 
 
 def is_made(path: str | pathlib.Path) -> bool:
@@ -108,8 +108,8 @@ def floor(reference: str, train: Any = None, near: float = 0.0) -> dict[str, flo
     Raises:
       ValueError: the file is missing.
     """
-    known = read(reference)
-    return compared(known["second"], known["draws"], known["x"], trained_on(train), near)
+    arrays = read(reference)
+    return compared(arrays["second"], arrays["draws"], arrays["x"], trained_on(train), near)
 
 
 def trained_on(train: Any) -> dict[str, np.ndarray]:

@@ -44,7 +44,7 @@ def routing(data: Data) -> Evaluator:
         source = predict.source(data)
         K, N = source.outputs, np.zeros(source.outputs)
         shares: dict[str, np.ndarray] = {}  # [P, M, K, E], sums over examples
-        lost: dict[str, np.ndarray] = {}  # [P, M], likewise
+        drops: dict[str, np.ndarray] = {}  # [P, M], likewise
         for y, sown in predict.sown(source, "routes"):
             classes = np.eye(K)[y]  # [B, K]
             N += classes.sum(0)
@@ -57,12 +57,12 @@ def routing(data: Data) -> Evaluator:
                 else:  # dropped [P, ..., M, G, S], by groups of examples
                     T = a.shape[-2] * a.shape[-1] // predict.batch_size
                     each = a.reshape(len(a), -1, predict.batch_size, T)
-                    lost[layer] = lost.get(layer, 0) + each[:, :, : len(y)].mean(3).sum(2)
+                    drops[layer] = drops.get(layer, 0) + each[:, :, : len(y)].mean(3).sum(2)
         if not shares:
             raise ValueError("routing: the network has no experts; set backbone.experts")
         for layer, total in shares.items():
             share, mean = total / np.maximum(N, 1)[:, None], total.sum(2) / N.sum()
-            dropped = lost[layer] / N.sum() if layer in lost else None
+            dropped = drops[layer] / N.sum() if layer in drops else None
             yield f"routing/{layer}/share", share.astype(np.float32)
             yield f"routing/{layer}/load", mean.astype(np.float32)
             for key, value in balance(mean, dropped).items():

@@ -71,12 +71,12 @@ def uncertainty_map(
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
         source = predict.source(data)
         check(source)
-        drawn = source.raw(np.arange(len(source)))
-        axes = _axes(drawn["x"], limits, points)
+        examples = source.raw(np.arange(len(source)))
+        axes = _axes(examples["x"], limits, points)
         grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2).astype(np.float32)
         yield "map/axes", axes
-        yield "map/x", drawn["x"]
-        yield "map/y", drawn["y"]
+        yield "map/x", examples["x"]
+        yield "map/y", examples["y"]
 
         p = predict(_unlabelled(source, grid))
         if p.log_p is None:
@@ -118,19 +118,19 @@ def uncertainty_map(
 
 def uncertainties(p: "Predictions") -> dict[str, np.ndarray]:
     """The kinds of uncertainty that these predictions define, by name, [B] each."""
-    found = {"entropy": entropy(p.log_p)}
+    kinds = {"entropy": entropy(p.log_p)}
     epistemic = None if p.epistemic is None else p.epistemic.mean((0, 2))
     if p.latent_variance is not None:
         variance = p.latent_variance
         noise = variance.mean((0, 2)) - (0.0 if epistemic is None else epistemic)
         if noise.max() > 1e-6 * variance.max():  # all of an SNGP's is epistemic
-            found["noise_std"] = np.sqrt(np.maximum(noise, 0))
+            kinds["noise_std"] = np.sqrt(np.maximum(noise, 0))
     if len(p.mean) > 1:
         centred = p.mean - p.mean.mean(2, keepdims=True)  # the softmax ignores a common shift
         epistemic = centred.var(0).mean(1) + (0.0 if epistemic is None else epistemic)
     if epistemic is not None:
-        found["epistemic_std"] = np.sqrt(epistemic)
-    return found
+        kinds["epistemic_std"] = np.sqrt(epistemic)
+    return kinds
 
 
 def _axes(x: np.ndarray, limits: Sequence[float] | None, points: int) -> np.ndarray:

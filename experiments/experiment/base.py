@@ -200,11 +200,11 @@ def _stand_in(
             if not shape or not num_classes:
                 raise ValueError(f"shrink: {spec.name!r} needs a stand-in's shape and num_classes")
             seed = seeds.setdefault(spec.name, len(seeds))
-            kept = {field: spec[field] for field in _OF_ANY_SET if field in spec}
-            for field in {"split", "statistics"} & set(kept):
-                kept[field] = re.sub(
-                    r"\[.*?\]", "", kept[field]
+            common = {field: spec[field] for field in _OF_ANY_SET if field in spec}
+            for field in {"split", "statistics"} & set(common):
+                common[field] = re.sub(
+                    r"\[.*?\]", "", common[field]
                 )  # the stand-in is smaller than the slices
             section[key] = dict(
-                name="stand_in", shape=tuple(shape), num_classes=num_classes, seed=seed, **kept
+                name="stand_in", shape=tuple(shape), num_classes=num_classes, seed=seed, **common
             )

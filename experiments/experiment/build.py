@@ -93,8 +93,8 @@ class Experiment(NamedTuple):
         """The monitors' values for the record, and a short text for the progress line."""
         record, texts = {}, []
         for monitor in self.model.monitors:
-            kept = {name: state.collections[name] for name in monitor.collections}
-            values, text = monitor.run(execution.host(kept))
+            collections = {name: state.collections[name] for name in monitor.collections}
+            values, text = monitor.run(execution.host(collections))
             record |= values
             texts.append(text)
         return record, " · ".join(texts)

@@ -109,8 +109,8 @@ def _name_at(config: ConfigDict, name: str) -> str | None:
     *parents, last = name.split(".")
     for parent in parents:
         config = config.get(parent) if isinstance(config, ConfigDict) else None
-    found = config.get("name") if last == "name" and isinstance(config, ConfigDict) else None
-    return found if isinstance(found, str) else None
+    value = config.get("name") if last == "name" and isinstance(config, ConfigDict) else None
+    return value if isinstance(value, str) else None
 
 
 # Where the name in a section is looked up; other sections are checked where they are used.
@@ -145,11 +145,11 @@ def _check_renamed(
             fields = ", ".join(f"{k}={plain(section)[k]!r}" for k in left)
             _warn_once(f"config.{path}: {section.name!r} keeps fields of {former!r}: {fields}")
         return
-    kept = {k: v for k, v in plain(section).items() if k not in unknown}
+    remaining = {k: v for k, v in plain(section).items() if k not in unknown}
     raise ConfigError(
         f"config.{path}.{unknown[0]}: comes from the config's {path}, which is {former!r}, and "
         f"{section.name!r} has no such field; replace the whole section: "
-        f"--config.{path}={shlex.quote(json.dumps(kept, default=str))}"
+        f"--config.{path}={shlex.quote(json.dumps(remaining, default=str))}"
     )
 
 
@@ -307,25 +307,27 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: the message names the field, its value and what is allowed.
     """
-    known = plain(base())
+    defaults = plain(base())
     for section, value in config.items():
-        if section not in known:
-            raise ConfigError(f"config.{section}: no such section; {nearest(section, known)}")
-        if not isinstance(known[section], dict) or (section in _NAMED and isinstance(value, str)):
+        if section not in defaults:
+            raise ConfigError(f"config.{section}: no such section; {nearest(section, defaults)}")
+        if not isinstance(defaults[section], dict) or (
+            section in _NAMED and isinstance(value, str)
+        ):
             continue
         if not isinstance(value, Mapping):
             raise ConfigError(f"config.{section}: {value!r} is not a dict of fields")
-        valid = {*known[section], *_OPTIONAL.get(section, ())}
+        valid = {*defaults[section], *_OPTIONAL.get(section, ())}
         for field in value:
             if section not in _OPEN and field not in valid:
                 raise ConfigError(
                     f"config.{section}.{field}: no such field; {nearest(field, valid)}"
                 )
-        for field in known[section]:
+        for field in defaults[section]:
             optional = field in _OPTIONAL.get(section, ())
             if section not in _OPEN and field not in value and not optional:
                 raise ConfigError(f"config.{section}.{field}: missing")
-    for section in known:
+    for section in defaults:
         if section not in config:
             raise ConfigError(f"config.{section}: missing; begin with experiment.base.base()")
     for name, least in _AT_LEAST.items():

@@ -107,8 +107,8 @@ def export(
         folder = None
         if jax.process_index() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            made = tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.")
-            folder = pathlib.Path(stack.enter_context(made))
+            temporary = tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.")
+            folder = pathlib.Path(stack.enter_context(temporary))
         arrays: dict[str, np.ndarray] = {}  # on disk
 
         def write(part: Predictions, start: int) -> None:
@@ -155,7 +155,7 @@ def _units(source: Source) -> dict[str, np.ndarray]:
 
 def _metadata(source: Source, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The content of `metadata.json`."""
-    known = {**ARRAYS[source.task], "run": ("members", "which of `runs` a member is of")}
+    descriptions = {**ARRAYS[source.task], "run": ("members", "which of `runs` a member is of")}
     return dict(
         format=1,
         task=source.task,
@@ -166,8 +166,8 @@ def _metadata(source: Source, arrays: Mapping[str, np.ndarray]) -> dict[str, Any
             name: dict(
                 shape=array.shape,
                 dtype=str(array.dtype),
-                axes=known.get(name, ("examples", ""))[0].split(),
-                meaning=known.get(name, ("", "an entry of the data set"))[1],
+                axes=descriptions.get(name, ("examples", ""))[0].split(),
+                meaning=descriptions.get(name, ("", "an entry of the data set"))[1],
             )
             for name, array in arrays.items()
         },

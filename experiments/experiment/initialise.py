@@ -173,8 +173,8 @@ def plan_of(
             f"pretrained.grid: {tuple(grid)}, but {spec['path']} has {checkpoint.grid} patches"
         )
     # Other collections (counts, estimates, masks) are initialised if the file lacks them.
-    needed = ("backbone", "head", "batch_stats")
-    optional = [path for path in targets if path.split("/")[0] not in needed]
+    required = ("backbone", "head", "batch_stats")
+    optional = [path for path in targets if path.split("/")[0] not in required]
     try:
         return plan(
             checkpoint.shapes,

@@ -151,15 +151,17 @@ def traced(
         used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1]
         paths = jax.tree_util.tree_leaves_with_path(batch)  # the batch is the last argument
         used = used[len(used) - len(paths) :]
-        read = {path[0].key for (path, _), is_used in zip(paths, used, strict=True) if is_used}
+        entries_read = {
+            path[0].key for (path, _), is_used in zip(paths, used, strict=True) if is_used
+        }
         for name in views:
-            if name not in read:
+            if name not in entries_read:
                 raise ConfigError(
                     f"data.augment: nothing reads the view {name!r}; leave it out, or choose an "
                     "objective that does"
                 )
         for name in data.streams:
-            if name not in read:
+            if name not in entries_read:
                 raise ConfigError(
                     f"data.streams.{name}: nothing reads it; set what reads it, such as "
                     "inference.direction.context=dict(name='other') for a stream 'context', or "

@@ -99,13 +99,13 @@ def released_vmoe(path: Any) -> Checkpoint:
     path = path.parent / path.name.removesuffix(".index")
     with reading(f"{path}.index", "index of V-MoE"):
         index = msgpack_restore((path.parent / f"{path.name}.index").read_bytes())
-        found = {k: plain(v.data) for k, v in sorted(flatten_dict(index["index"]).items())}
+        entries = {k: plain(v.data) for k, v in sorted(flatten_dict(index["index"]).items())}
         count = int(index["shard_count"])
-        shapes = {"/".join(k): _shape(plain(info[0])[0]) for k, info in found.items()}
+        shapes = {"/".join(k): _shape(plain(info[0])[0]) for k, info in entries.items()}
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
         ids = {i: name for i, name in enumerate(shapes) if name in names}
-        infos = list(found.values())
+        infos = list(entries.values())
         with reading(f"{path}.index", "index of V-MoE"):
             types = {i: plain(infos[i][0])[1].decode() for i in ids}
             arrays = {i: np.zeros(shapes[name], jnp.dtype(types[i])) for i, name in ids.items()}
@@ -156,9 +156,9 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
     }
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
-        wanted = {full[name]: saved[full[name]].partition("[")[0] for name in names}
+        dtypes = {full[name]: saved[full[name]].partition("[")[0] for name in names}
         item = unflatten_dict(
-            {name: jax.ShapeDtypeStruct(of[name], dtype) for name, dtype in wanted.items()}, sep="/"
+            {name: jax.ShapeDtypeStruct(of[name], dtype) for name, dtype in dtypes.items()}, sep="/"
         )
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         if "://" not in str(directory):
@@ -194,10 +194,10 @@ def _shape(sizes: Any) -> tuple[int, ...]:
 
 def _shape_of(text: str) -> tuple[int, ...]:
     """'float32[2,8]' as (2, 8)."""
-    found = re.fullmatch(r"[\w<>]+\[([0-9,]*)\]", text)
-    if not found:
+    match = re.fullmatch(r"[\w<>]+\[([0-9,]*)\]", text)
+    if not match:
         raise ValueError(f"{text!r} is not like 'float32[2,8]'")
-    return tuple(int(n) for n in found[1].split(",") if n)
+    return tuple(int(n) for n in match[1].split(",") if n)
 
 
 READERS: dict[str, Callable[..., Checkpoint]] = {

@@ -258,11 +258,11 @@ def _require_memory(source: Source, size: float) -> None:
     Raises:
       ValueError: it is more than the free memory.
     """
-    needed = 2 * size
-    if needed < LARGE:
+    required = 2 * size
+    if required < LARGE:
         return
-    text = f"{source.name}: its predictions need {needed / 2**30:,.1f} GiB of memory"
-    if needed > (free := free_memory()):
+    text = f"{source.name}: its predictions need {required / 2**30:,.1f} GiB of memory"
+    if required > (free := free_memory()):
         raise ValueError(
             f"{text}, but {free / 2**30:,.1f} are free; use a part of the set, such as "
             "split='test[:10%]'"

@@ -78,13 +78,13 @@ def check_alike(sources: Mapping[str, Source]) -> None:
       ConfigError: the message names the run and what differs from the first.
     """
     (first, source), *others = sources.items()
-    known = how_read(source)
+    expected = how_read(source)
     for name, other in others:
         for key, value in how_read(other).items():
-            if known[key] != value:
+            if expected[key] != value:
                 raise ConfigError(
                     f"workdir: {name} cannot be joined with {first}: `{key}` of its training data "
-                    f"is {value:.60}, and there {known[key]:.60}"
+                    f"is {value:.60}, and there {expected[key]:.60}"
                 )
 
 

@@ -112,10 +112,10 @@ class Trained:
         """
         program = self._program(fn, particles)
         for batch, examples in self._batches(source, entries):
-            known = (fn, particles, *batch)
-            if known not in self._ran:
+            program_key = (fn, particles, *batch)
+            if program_key not in self._ran:
                 jax.block_until_ready(program(self.state, batch))
-                self._ran.add(known)
+                self._ran.add(program_key)
             began = time.monotonic()
             out = execution.host(program(self.state, batch))
             seconds = time.monotonic() - began
@@ -167,15 +167,15 @@ class Trained:
 
     def _program(self, fn: Function, particles: bool) -> Function:
         if (fn, particles) not in self._programs:
-            whole = fn
+            program = fn
             if particles:
-                whole = execution.on_mesh(
+                program = execution.on_mesh(
                     lambda state, batch: self._over(fn)(samples.predicting(state), batch),
                     self.experiment.mesh,
                 )
 
             def cut(state: Any, batch: Batch) -> Any:  # of what devices need to share a batch
-                return whole(state, {name: a[: self.batch_size] for name, a in batch.items()})
+                return program(state, {name: a[: self.batch_size] for name, a in batch.items()})
 
             self._programs[fn, particles] = jax.jit(cut)
         return self._programs[fn, particles]

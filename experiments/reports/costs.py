@@ -19,8 +19,8 @@ QUALITY = "classification/nll"
 
 def costed(study: Study, quality: str = QUALITY) -> dict[str, str]:
     """The keys of FLOPS for which at least two rows have a value and `quality`."""
-    known = [row for row in study.rows if values_of(row, quality)]
-    return {k: v for k, v in FLOPS.items() if sum(bool(values_of(r, k)) for r in known) > 1}
+    rows = [row for row in study.rows if values_of(row, quality)]
+    return {k: v for k, v in FLOPS.items() if sum(bool(values_of(r, k)) for r in rows) > 1}
 
 
 @styled

@@ -37,7 +37,7 @@ def training_curves(
     """
     style = style or looks(histories)
     figure, axes = wrapped(histories, 3.4, 2.6, most=3, sharey=True)
-    drawn = []
+    smoothed = []
     for ax, (label, history) in zip(axes, histories.items(), strict=True):
         color = style[label]["color"]
         window = -(-sum("loss" in line for line in history) // POINTS) or 1
@@ -45,8 +45,8 @@ def training_curves(
         def line(key: str, history: Any = history, window: int = window, ax: Any = ax, **look: Any):
             steps, values = series(history, key)
             if len(values):
-                drawn.append(smooth(steps, values, window))
-                ax.plot(*drawn[-1], **look)
+                smoothed.append(smooth(steps, values, window))
+                ax.plot(*smoothed[-1], **look)
 
         members = sorted({k for entry in history for k in entry if k.startswith("loss/")})
         if len(members) > 1:
@@ -66,7 +66,7 @@ def training_curves(
         if ax.get_legend_handles_labels()[0]:
             for handle in ax.legend(loc="upper right").legend_handles:
                 handle.set_alpha(1)  # thin pale lines are hard to see in the legend
-    values = np.concatenate([v for _, v in drawn]) if drawn else np.ones(1)
+    values = np.concatenate([v for _, v in smoothed]) if smoothed else np.ones(1)
     values = values[np.isfinite(values)]
     if values.size and values.min() > 0 and values.max() > 8 * values.min():
         for ax in axes:

@@ -65,8 +65,8 @@ def _specs(evaluators: Any) -> Iterable[tuple[str, Data]]:
             for path, spec in specs(value, path_of(name, field)):
                 if not isinstance(spec.get("name"), str):  # a field that is no data set
                     continue
-                known = {k: v for k, v in spec.items() if k not in READING}
-                identity = json.dumps(known, sort_keys=True, default=str)
+                selection = {k: v for k, v in spec.items() if k not in READING}
+                identity = json.dumps(selection, sort_keys=True, default=str)
                 yield path, Data(_name(spec), None, identity)
 
 
@@ -98,9 +98,9 @@ def changed(runs: Sequence[Evaluated]) -> set[str]:
     first: dict[tuple, str] = {}
     paths = set()
     for run in runs:
-        asked = tuple(sorted((path, data.identity) for path, data in run.specs.items()))
+        requested = tuple(sorted((path, data.identity) for path, data in run.specs.items()))
         for path, data in run.sets.items():
-            if first.setdefault((asked, path), data.identity) != data.identity:
+            if first.setdefault((requested, path), data.identity) != data.identity:
                 paths.add(path)
     return paths
 

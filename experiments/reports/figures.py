@@ -213,7 +213,7 @@ def _read(read: Callable, groups: Mapping[str, Sequence[Run]]) -> dict[str, Any]
     contents = {
         k: read(runs[0].scores, [run.metrics for run in runs]) for k, runs in groups.items()
     }
-    return {label: what for label, what in contents.items() if what}
+    return {label: content for label, content in contents.items() if content}
 
 
 def _posteriors(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:

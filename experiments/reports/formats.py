@@ -41,10 +41,10 @@ def escape_markdown(text: str) -> str:
 
 def code_span(text: str) -> str:
     """Text as a Markdown code span, with any backticks."""
-    shown = one_line(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
-    space = " " * ("`" in shown)
-    return f"{fence}{space}{shown}{space}{fence}"
+    line = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " * ("`" in line)
+    return f"{fence}{space}{line}{space}{fence}"
 
 
 def to_markdown(study: Study) -> str:

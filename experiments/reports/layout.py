@@ -159,8 +159,10 @@ def transpose(shown: Layout) -> Layout:
     lines = [
         (head, tuple(cells[i] for _, cells in shown.lines)) for i, head in enumerate(shown.heads)
     ]
-    made = _arranged(tuple(head for head, _ in shown.lines), lines, shown.notes, shown.caption)
-    return made._replace(data=shown.data, warnings=shown.warnings)
+    transposed = _arranged(
+        tuple(head for head, _ in shown.lines), lines, shown.notes, shown.caption
+    )
+    return transposed._replace(data=shown.data, warnings=shown.warnings)
 
 
 def _arranged(

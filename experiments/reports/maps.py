@@ -100,8 +100,8 @@ def _probabilities(ax: "Axes", m: Map) -> None:
     ends = np.stack([m.axes[:, 0] - half, m.axes[:, -1] + half], axis=1).ravel()
     ax.imshow(0.45 + 0.55 * mixed, origin="lower", extent=ends, interpolation="nearest")
     look = {"s": 2, "linewidths": 0, "rasterized": True}
-    shown = thinned(np.arange(len(m.x)), 400)
-    ax.scatter(*m.x[shown].T, c=colors[m.y[shown]], **look)
+    subset = thinned(np.arange(len(m.x)), 400)
+    ax.scatter(*m.x[subset].T, c=colors[m.y[subset]], **look)
     for x in m.ood.values():
         ax.scatter(*thinned(x, 100).T, c="black", **look)
 
@@ -121,8 +121,8 @@ def _uncertainty(line: Sequence["Axes"], methods: Mapping[str, Map], name: str) 
         levels = np.linspace(0, np.log(max(m.p.shape[-1] for m in methods.values())) + 1e-6, 12)
     for ax, (label, m) in zip(line, methods.items(), strict=True):
         value = of_method.get(label, np.zeros(m.p.shape[:2]))
-        shown = ax.contourf(*m.axes, value, levels, cmap="viridis")
-        shown.set_rasterized(True)
+        mappable = ax.contourf(*m.axes, value, levels, cmap="viridis")
+        mappable.set_rasterized(True)
         for x in m.ood.values():
             look = {"c": "white", "edgecolors": "black", "linewidths": 0.3, "rasterized": True}
             ax.scatter(*thinned(x, 40).T, s=4, **look)
@@ -130,7 +130,7 @@ def _uncertainty(line: Sequence["Axes"], methods: Mapping[str, Map], name: str) 
         lines = ["  ".join(means[i : i + 2]) for i in range(0, len(means), 2)]
         below = "\n".join(lines) if label in of_method else "none"
         ax.set_xlabel(below, fontsize=6.5, labelpad=2)
-    bar = ax.figure.colorbar(shown, ax=list(line), aspect=12, pad=0.01, label=ROWS[name])
+    bar = ax.figure.colorbar(mappable, ax=list(line), aspect=12, pad=0.01, label=ROWS[name])
     bar.set_ticks([tick for tick in MaxNLocator(5).tick_values(0, high) if tick <= levels[-1]])
     bar.ax.tick_params(labelsize=7)
 

@@ -160,10 +160,10 @@ def risk_coverage_curves(
     first = 90.0
     for label, seeds in methods.items():
         coverage, risk = risk_coverage(*map(np.concatenate, zip(*seeds, strict=True)))
-        drawn = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), 2000)).astype(int))
+        points = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), 2000)).astype(int))
         look = {k: v for k, v in style[label].items() if k != "marker"}
         name = f"{text(label)}, AURC {100 * np.mean([aurc(*seed) for seed in seeds]):.2g} %"
-        ax.plot(100 * coverage[drawn], 100 * risk[drawn], label=name, **look)
+        ax.plot(100 * coverage[points], 100 * risk[points], label=name, **look)
         if risk.any():
             first = min(first, 100 * coverage[(risk > 0).argmax()])
     ax.set(xlabel="coverage (%)", ylabel="error among kept (%)", ylim=(0, None))

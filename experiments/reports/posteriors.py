@@ -82,7 +82,7 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
     )
     for ax, m in zip(axes, panels.values(), strict=True):
         draw = _plane if plane else _curve
-        shown = draw(ax, m, reference)
+        mappable = draw(ax, m, reference)
         ax.tick_params(labelsize=7, length=2, pad=2)
         ax.title.set_fontsize(8)
         below = "reference" if m is reference else f"$W_1$ {m.w1:.3f}"
@@ -97,7 +97,7 @@ def posteriors(methods: Mapping[str, Shown], reference: Shown) -> "Figure":
         )
     if plane:
         figure.set_layout_engine("compressed", w_pad=0.03, h_pad=0.03)  # panels are squares
-        bar = figure.colorbar(shown, ax=axes, aspect=30, pad=0.01, label="entropy (nats)")
+        bar = figure.colorbar(mappable, ax=axes, aspect=30, pad=0.01, label="entropy (nats)")
         bar.set_ticks(np.arange(0, np.log(reference.mean.shape[1]), 0.4))
         bar.ax.tick_params(labelsize=7)
     else:
@@ -146,10 +146,10 @@ def _curve(ax: "Axes", m: Shown, reference: Shown) -> None:
 
 def _plane(ax: "Axes", m: Shown, reference: Shown) -> object:
     levels = np.linspace(0, np.log(m.mean.shape[1]) + 1e-6, 12)
-    shown = ax.contourf(*m.axes, np.maximum(m.entropy, 0), levels, cmap="viridis")
-    shown.set_rasterized(True)
+    mappable = ax.contourf(*m.axes, np.maximum(m.entropy, 0), levels, cmap="viridis")
+    mappable.set_rasterized(True)
     look = {"s": 1.5, "c": "white", "linewidths": 0, "rasterized": True}
     ax.scatter(*m.train_x.T, **look)
     ax.set(aspect="equal")
     ax.grid(visible=False)
-    return shown
+    return mappable

@@ -42,16 +42,16 @@ def predictive_band(
     style = style or looks(methods)
     figure, axes = wrapped(methods, 3.6, 2.7, most=3, sharey=True)
     for ax, (label, p) in zip(axes, methods.items(), strict=True):
-        shown = p.grid or p
-        order = np.argsort(shown.x, kind="stable")
-        x, (mean, variance) = shown.x[order], (m[order] for m in shown.moments())
+        predictions = p.grid or p
+        order = np.argsort(predictions.x, kind="stable")
+        x, (mean, variance) = predictions.x[order], (m[order] for m in predictions.moments())
         color = style[label]["color"]
         for width, alpha in ((2, 0.18), (1, 0.3)):
             around = mean - width * np.sqrt(variance), mean + width * np.sqrt(variance)
             look = {"color": color, "alpha": alpha, "linewidth": 0}
             ax.fill_between(x, *around, label=f"± {width} s.d.", **look)
-        if len(shown.mean) > 1:
-            ax.plot(x, shown.mean.T[order], color=color, linewidth=0.6, alpha=0.6)
+        if len(predictions.mean) > 1:
+            ax.plot(x, predictions.mean.T[order], color=color, linewidth=0.6, alpha=0.6)
         ax.plot(x, mean, color=color, label="mean", zorder=2.5)
         ax.plot(p.x, p.y, ".", color="#333333", markersize=2.5, label="test points", zorder=2.2)
         ax.set_xlabel("x")

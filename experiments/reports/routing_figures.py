@@ -55,13 +55,13 @@ def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
     if not methods:
         raise ValueError("nothing to plot: no data was given")
     columns = max(map(len, methods.values()))
-    shown = {
+    matrices = {
         label: {name: _side_by_side(layer) for name, layer in layers.items()}
         for label, layers in methods.items()
     }
-    experts = max(joined.shape[1] for row in shown.values() for joined, _ in row.values())
+    experts = max(joined.shape[1] for row in matrices.values() for joined, _ in row.values())
     width = float(np.clip(0.16 * experts, 2.0, max(12 / columns, 2.0)))
-    classes = max(joined.shape[0] for row in shown.values() for joined, _ in row.values())
+    classes = max(joined.shape[0] for row in matrices.values() for joined, _ in row.values())
     height = float(np.clip(0.16 * classes, 1.2, 2.6)) + 0.75
     across = min(3, len(methods)) if columns == 1 else 1
     rows = -(-len(methods) // across)
@@ -69,7 +69,7 @@ def classes_by_experts(methods: Mapping[str, Mapping[str, Layer]]) -> "Figure":
     lines = axes.reshape(-1, columns)
     for ax in lines[len(methods) :].flat:
         ax.remove()
-    for line, (label, row) in zip(lines, shown.items(), strict=False):
+    for line, (label, row) in zip(lines, matrices.items(), strict=False):
         high = max(joined.max() for joined, _ in row.values())
         for ax, (name, (joined, block)) in zip(line, row.items(), strict=False):
             image = ax.imshow(
@@ -119,7 +119,7 @@ def _numbers(numbers: Mapping[str, float]) -> str:
         parts.append(f"$I$ {numbers['mutual_information']:.2f} nats")
     if "dropped" in numbers:
         parts.append(f"dropped {100 * numbers['dropped']:.1f} %")
-    shown = " · ".join(parts)
+    caption = " · ".join(parts)
     if "load_max" in numbers:
-        shown += f"\nload {numbers['load_min']:.2f} to {numbers['load_max']:.2f}"
-    return shown
+        caption += f"\nload {numbers['load_min']:.2f} to {numbers['load_max']:.2f}"
+    return caption

@@ -64,9 +64,9 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
         raise ValueError(f"{file} is damaged: it is not a config with a seed")
     folder = workdir / "evaluation" / name
     if not (folder / "metrics.json").is_file():
-        there = sorted(p.parent.name for p in workdir.glob("evaluation/*/metrics.json"))
+        available = sorted(p.parent.name for p in workdir.glob("evaluation/*/metrics.json"))
         raise ValueError(
-            f"{folder / 'metrics.json'} is missing; evaluations there: {there or 'none'}. "
+            f"{folder / 'metrics.json'} is missing; evaluations there: {available or 'none'}. "
             f"Make it with `python -m experiments.evaluate --workdir {workdir}`"
         )
     metrics = readable(folder / "metrics.json", lambda path: numbers(read_json(path)))
@@ -208,16 +208,16 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
         Row(label, [run.metrics for run in group], data=[run.evaluated() for run in group])
         for label, group in groups.items()
     ]
-    known = dict.fromkeys(key for row in rows for result in row.results for key in result)
+    keys = dict.fromkeys(key for row in rows for result in row.results for key in result)
     ood = []
-    places = {named(key, "ood"): key for key in known}
+    places = {named(key, "ood"): key for key in keys}
     for name in dict.fromkeys(of[0] for of in places if of):
         for score in ("entropy", "max_probability"):  # the first that exists
             if key := places.get((name, f"auroc_{score}")):
                 header = f"{name} AUROC by {pretty(score).lower()}"
                 ood.append(Column(key, header, "%", "higher", 2))
                 break
-    columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in known]
+    columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in keys]
     seeds = {
         run.config["seed"] for group in groups.values() for run in group if "seed" in run.config
     }

@@ -147,8 +147,8 @@ def round_pair(mean: float, error: float | None, digits: int) -> tuple[str, str]
     if decimals > digits + 2:
         decimals = digits + 2
         error = max(error, 10.0**-decimals)
-    shown = max(decimals, 0)
-    return f"{round(mean, decimals):z.{shown}f}", f"{round(error, decimals):.{shown}f}"
+    places = max(decimals, 0)
+    return f"{round(mean, decimals):z.{places}f}", f"{round(error, decimals):.{places}f}"
 
 
 def published_text(value: float, digits: int) -> str:

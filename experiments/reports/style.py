@@ -81,9 +81,9 @@ def text(name: str, width: int = 0) -> str:
 
     With a `width`, lines have at most this many characters.
     """
-    shown = one_line(name)
-    shown = textwrap.fill(shown, width) if width else shown
-    return (" " * shown.startswith("_") + shown).replace("$", r"\$")
+    line = one_line(name)
+    line = textwrap.fill(line, width) if width else line
+    return (" " * line.startswith("_") + line).replace("$", r"\$")
 
 
 def panels(

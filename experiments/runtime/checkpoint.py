@@ -70,8 +70,8 @@ class Checkpoints:
         """The steps whose checkpoints are on disk, oldest first; not the one being written."""
         if not self.directory.is_dir():
             return []
-        found = (step_of(path.name) for path in self.directory.iterdir())
-        return sorted(step for step in found if step is not None)
+        numbers = (step_of(path.name) for path in self.directory.iterdir())
+        return sorted(step for step in numbers if step is not None)
 
     def latest_step(self) -> int | None:
         """The newest step on disk, or None."""
@@ -201,13 +201,13 @@ class Checkpoints:
 
     def _read(self, step: int, target: State) -> State:
         directory = self.directory / str(step)
-        saved, wanted = read_json(directory / LEAVES, {str: str}), describe(target)
+        saved, expected = read_json(directory / LEAVES, {str: str}), describe(target)
         leaves = jax.tree.map(placed, target)
         if isinstance(target, State) and target.opt_state == ():
             kinds = {name: k for name, k in saved.items() if not name.startswith("opt_state/")}
-            compare(kinds, wanted, directory)
+            compare(kinds, expected, directory)
             return _read_without_optimiser(directory / ITEM, leaves)
-        compare(saved, wanted, directory)
+        compare(saved, expected, directory)
         with ocp.StandardCheckpointer() as checkpointer:
             saved = checkpointer.restore(directory / ITEM, item(leaves))
         return jax.tree.map(
@@ -242,8 +242,8 @@ def _read_without_optimiser(path: pathlib.Path, target: State) -> State:
     item = {name: value for name, value in fields.items() if jax.tree.leaves(value)}
     arguments = ocp.checkpoint_utils.construct_restore_args(item)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        given = ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True)
-        return target.replace(**checkpointer.restore(path, args=given))
+        restore = ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True)
+        return target.replace(**checkpointer.restore(path, args=restore))
 
 
 LATER = {"slow"}  # fields of a State that older checkpoints lack, even as None
@@ -272,12 +272,12 @@ def describe(state: Any) -> dict[str, str]:
     }
 
 
-def compare(saved: dict[str, str], wanted: dict[str, str], directory: pathlib.Path) -> None:
+def compare(saved: dict[str, str], expected: dict[str, str], directory: pathlib.Path) -> None:
     """Raises ValueError with the leaves that differ (at most 20)."""
     lines = [
-        f"  {path}: saved {saved.get(path, 'nothing')}, expected {wanted.get(path, 'nothing')}"
-        for path in sorted(saved | wanted)
-        if saved.get(path) != wanted.get(path)
+        f"  {path}: saved {saved.get(path, 'nothing')}, expected {expected.get(path, 'nothing')}"
+        for path in sorted(saved | expected)
+        if saved.get(path) != expected.get(path)
     ]
     if lines:
         more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
@@ -327,10 +327,10 @@ def verify(directory: pathlib.Path, config: Mapping[str, Any] | None = None) -> 
         files = [(name, checksum(_below(directory, name)), sum_) for name, sum_ in sums.items()]
         if LEAVES not in sums or any(len(written) != 2 for written in sums.values()):
             raise DamagedCheckpointError(f"{CHECKSUMS} is incomplete")
-        for name, found, written in files:
-            if found[0] != written[0]:
-                raise DamagedCheckpointError(f"{name} has {found[0]} of {written[0]} bytes")
-            if found != written:
+        for name, actual, written in files:
+            if actual[0] != written[0]:
+                raise DamagedCheckpointError(f"{name} has {actual[0]} of {written[0]} bytes")
+            if actual != written:
                 raise DamagedCheckpointError(f"{name} has the wrong checksum")
         read_json(directory / LEAVES, {str: str})
         run = read_json(directory / RUN, IN_RUN) if RUN in sums else {}
@@ -363,8 +363,8 @@ def check_step(state: State, step: int) -> None:
     Raises:
       DamagedCheckpointError: the steps differ.
     """
-    found = int(np.asarray(state.step.addressable_data(0)))
-    if found != step:
+    stored = int(np.asarray(state.step.addressable_data(0)))
+    if stored != step:
         raise DamagedCheckpointError(
-            f"the checkpoint named {step} belongs to step {found}; move it away, or rename it"
+            f"the checkpoint named {step} belongs to step {stored}; move it away, or rename it"
         )

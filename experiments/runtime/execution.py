@@ -61,8 +61,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     sizes.setdefault("data", max(len(devices) // others, 1))
     total = others * sizes["data"]
     if total > len(devices) or (jax.process_count() > 1 and total != len(devices)):
-        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-        raise ConfigError(f"mesh: {wanted} = {total} devices, but there are {len(devices)}")
+        requested = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise ConfigError(f"mesh: {requested} = {total} devices, but there are {len(devices)}")
     shape = [sizes.get(axis, 1) for axis in AXES]
     return Mesh(np.asarray(devices[:total]).reshape(shape), AXES)
 
@@ -142,8 +142,8 @@ def state_shardings(
             raise ValueError(f"sharding: of {path}, {error}") from error
         return sharding
 
-    placed = jax.tree_util.tree_map_with_path(shard, state.replace(step=None))
-    return placed.replace(step=NamedSharding(mesh, PartitionSpec()))
+    shardings = jax.tree_util.tree_map_with_path(shard, state.replace(step=None))
+    return shardings.replace(step=NamedSharding(mesh, PartitionSpec()))
 
 
 def largest(shape: Sequence[int], axis: str, mesh: Mesh) -> tuple[str | None, ...]:

@@ -26,8 +26,8 @@ def split(key: str) -> tuple[str, ...]:
     )
 
 
-def _encoded(found: re.Match) -> str:
-    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass"))
+def _encoded(match: re.Match) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
 
 
 def named(key: str, group: str) -> tuple[str, str] | None:
@@ -45,10 +45,10 @@ def among(key: str, names: Collection[str]) -> bool:
         return True
     parts = split(key)
     for name in names:
-        if "*" in (wanted := split(name)):
-            i, rest = wanted.index("*"), len(wanted) - wanted.index("*") - 1
+        if "*" in (pattern := split(name)):
+            i, rest = pattern.index("*"), len(pattern) - pattern.index("*") - 1
             if len(parts) > i + rest and parts[:i] + parts[len(parts) - rest :] == (
-                wanted[:i] + wanted[i + 1 :]
+                pattern[:i] + pattern[i + 1 :]
             ):
                 return True
     return False

@@ -108,8 +108,8 @@ def run(
                 record, text = summary(execution.host(metrics), services.own_examples)
                 faults.check(done)
                 if services.monitor:
-                    values, shown = services.monitor(carry)
-                    record, text = {**record, **values}, " · ".join(filter(None, (text, shown)))
+                    values, monitored = services.monitor(carry)
+                    record, text = {**record, **values}, " · ".join(filter(None, (text, monitored)))
                 if learning_rate:
                     record["learning_rate"] = float(learning_rate(step))
                 if logged:

@@ -275,13 +275,13 @@ class Watch:
 
     def _run(self) -> None:
         # Process -> its last heartbeat, and when it was first seen.
-        seen = {i: ("", time.monotonic()) for i in range(jax.process_count())}
+        heartbeats = {i: ("", time.monotonic()) for i in range(jax.process_count())}
         for beat in itertools.count():
-            lost = self._look(seen, str(beat))
-            if self._ending.wait(GRACE if lost else BEAT):
+            problem = self._look(heartbeats, str(beat))
+            if self._ending.wait(GRACE if problem else BEAT):
                 return
-            if lost:
-                _end(f"{lost}. The same command on every host resumes from the last checkpoint.")
+            if problem:
+                _end(f"{problem}. The same command on every host resumes from the last checkpoint.")
 
     def _look(self, seen: dict[int, tuple[str, float]], beat: str) -> str | None:
         """A message about a process that is lost or has failed, or None."""

@@ -189,10 +189,10 @@ def format_losses(members: Sequence[float] | np.ndarray, ensemble: float | None 
         text += f" ensemble {_digits(float(ensemble))}"
     if len(members) == 1:
         return text
-    shown = [_digits(m) for m in members]
-    if len(shown) > 10:
-        shown = [*shown[:4], "…", shown[-1]]
-    return f"{text} [{' '.join(shown)}]"
+    formatted = [_digits(m) for m in members]
+    if len(formatted) > 10:
+        formatted = [*formatted[:4], "…", formatted[-1]]
+    return f"{text} [{' '.join(formatted)}]"
 
 
 def _digits(value: float) -> str:

@@ -71,9 +71,9 @@ def open_workdir(
         changed = difference(old, new)
         refused = [line for name, line in changed.items() if not matches(name, ignore)]
         if refused:
-            shown = "\n".join(f"  {line}" for line in refused)
+            diff = "\n".join(f"  {line}" for line in refused)
             raise ValueError(
-                f"workdir {directory} belongs to a run with another config (old -> new):\n{shown}\n"
+                f"workdir {directory} belongs to a run with another config (old -> new):\n{diff}\n"
                 "Use another workdir, or the old values to resume that run."
             )
         if not changed:
@@ -266,8 +266,8 @@ def mismatch(value: Any, form: Any, name: str = "it") -> str | None:
     kinds = [one if isinstance(one, type) else type(one) for one in forms]
     of_kind = [one for one, kind in zip(forms, kinds, strict=True) if _is(value, kind)]
     if not of_kind:
-        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
-        return f"{name} is {shown}, not {' or '.join(KINDS[kind] for kind in kinds)}"
+        printed = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+        return f"{name} is {printed}, not {' or '.join(KINDS[kind] for kind in kinds)}"
     form, inner = of_kind[0], []
     if isinstance(form, list):
         inner = [(v, form[0], f"{name}[{i}]") for i, v in enumerate(value)]

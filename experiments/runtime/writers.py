@@ -58,9 +58,9 @@ class Writer:
     ):
         self.path, self.prefix = pathlib.Path(workdir) / METRICS, prefix
         self._file = self._summaries = None
-        kept = read_metrics(self.path, start) if start else []
+        previous = read_metrics(self.path, start) if start else []
         seconds = f"{prefix}seconds"
-        self.seconds = next((r[seconds] for r in reversed(kept) if seconds in r), 0.0)
+        self.seconds = next((r[seconds] for r in reversed(previous) if seconds in r), 0.0)
         if jax.process_index() != 0:
             return
         if tensorboard:
@@ -68,7 +68,7 @@ class Writer:
             from clu.metric_writers import SummaryWriter  # imports TensorFlow, which takes seconds
 
             self._summaries = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"))
-        write_text(self.path, "".join(map(_line, kept)))
+        write_text(self.path, "".join(map(_line, previous)))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:

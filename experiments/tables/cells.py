@@ -127,9 +127,9 @@ class Cells:
         if not changed:
             return ""
         text = json.dumps(changed, sort_keys=True, default=str)
-        shown = "-".join(f"{name}={value}" for name, value in sorted(changed.items()))
-        shown = re.sub(r"[^A-Za-z0-9.=_]+", "-", shown)[:40].strip("-.")
-        return f"{shown}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        prefix = "-".join(f"{name}={value}" for name, value in sorted(changed.items()))
+        prefix = re.sub(r"[^A-Za-z0-9.=_]+", "-", prefix)[:40].strip("-.")
+        return f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def config(self, row: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """The config of a cell; it is cached and must not be changed."""
@@ -203,8 +203,8 @@ class Cells:
         except ConfigError:  # `run` reports it
             return None
         # Sections that are newer than the record had their defaults.
-        made = _defaults() | record["config"]
-        same = same_but_for(made, config, MAY_CHANGE)
+        settings = _defaults() | record["config"]
+        same = same_but_for(settings, config, MAY_CHANGE)
         return record if same else None
 
     def finished(self) -> dict[tuple[str, int], dict[str, Any]]:

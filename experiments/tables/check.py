@@ -68,14 +68,14 @@ def compare(row: str, column: Column, here: Values, committed: Values) -> Compar
     """
     if not committed or is_time(column.key):
         return None
-    made, theirs = summarise(list(here.values())), summarise(list(committed.values()))
-    compared = Comparison(row, column, _shown(column, made), _shown(column, theirs), theirs.error)
+    ours, theirs = summarise(list(here.values())), summarise(list(committed.values()))
+    compared = Comparison(row, column, _shown(column, ours), _shown(column, theirs), theirs.error)
     if not math.isfinite(theirs.mean):
         return compared
-    if made is None or not math.isfinite(made.mean):
+    if ours is None or not math.isfinite(ours.mean):
         return compared._replace(reason="no finite number here")
-    if not made.error and not theirs.error:
-        alike = [round_pair(s.mean * column.scale, None, column.digits) for s in (made, theirs)]
+    if not ours.error and not theirs.error:
+        alike = [round_pair(s.mean * column.scale, None, column.digits) for s in (ours, theirs)]
         return compared._replace(reason="it does not depend on the seed" * (alike[0] != alike[1]))
     if len(here) >= PAIRED and here.keys() <= committed.keys():
         d = np.array([value - committed[seed] for seed, value in here.items()])
@@ -83,7 +83,7 @@ def compare(row: str, column: Column, here: Values, committed: Values) -> Compar
     else:
         both = [np.array(list(values.values())) for values in (here, committed)]
         squares = sum(((v - v.mean()) ** 2).sum() for v in both)
-        off, freedom = made.mean - theirs.mean, len(here) + len(committed) - 2
+        off, freedom = ours.mean - theirs.mean, len(here) + len(committed) - 2
         spread = math.sqrt(squares / freedom * (1 / len(here) + 1 / len(committed)))
     t = abs(off) / spread if spread else math.inf if off else 0.0
     p = 2 * float(stats.t.sf(t, freedom))
@@ -108,11 +108,11 @@ def comparisons(
         values = {s: r["metrics"].get(key) for (name, s), r in records.items() if name == row}
         return {seed: float(value) for seed, value in values.items() if value is not None}
 
-    made = [row for row in rows if any(row == name for name, _ in here)]
+    run_rows = [row for row in rows if any(row == name for name, _ in here)]
     columns = [Column(**column) for column in table["columns"]]
     both = [
         (row, c, by_seed(here, row, c.key), by_seed(committed, row, c.key))
-        for row in made
+        for row in run_rows
         for c in columns
     ]
     return [c for c in (compare(*each) for each in both) if c]
@@ -145,9 +145,9 @@ def print_check(compared: Sequence[Comparison], console: Console | None = None) 
         of = [c for c in compared if c.row == row]
         number = sum(c.differs for c in of)
         largest = max((c for c in of if c.errors is not None), key=lambda c: c.errors, default=None)
-        shown = f"{largest.errors:.1f}: {largest.column.header}" if largest else ""
+        worst = f"{largest.errors:.1f}: {largest.column.header}" if largest else ""
         style = "bold red" if number else ""
-        table.add_row(Text(row), str(len(of)), Text(str(number), style=style), Text(shown))
+        table.add_row(Text(row), str(len(of)), Text(str(number), style=style), Text(worst))
     console.print(table)
     for c in compared:
         if c.differs:

@@ -41,11 +41,13 @@ def text_of(records: Iterable[Mapping[str, Any]]) -> str:
     counts: dict[str, collections.Counter] = {name: collections.Counter() for name in PACKAGES}
     pythons, machines, count = collections.Counter(), collections.Counter(), 0
     for count, record in enumerate(records, 1):  # noqa: B007
-        known = {**record["hardware"], **record.get("versions", {})}
+        environment = {**record["hardware"], **record.get("versions", {})}
         for name in PACKAGES:
-            counts[name][known.get(name)] += 1
-        pythons[known.get("python", "unknown")] += 1
-        machines[f"{known.get('processor', 'unknown')}, {known.get('devices', 'unknown')}"] += 1
+            counts[name][environment.get(name)] += 1
+        pythons[environment.get("python", "unknown")] += 1
+        machines[
+            f"{environment.get('processor', 'unknown')}, {environment.get('devices', 'unknown')}"
+        ] += 1
     lines = [
         "# The versions that the cells of this table were made with:",
         "#     pip install --constraint constraints.txt --editable .",
@@ -65,5 +67,5 @@ def _counted(values: Mapping[Any, int]) -> str:
     """'3.11.7', or '3.11.7 (4) and 3.12.1 (6)' with the number of cells of each."""
     if len(values) == 1:
         return str(next(iter(values)))
-    shown = sorted(values.items(), key=str)
-    return " and ".join(f"{value or 'not recorded'} ({n})" for value, n in shown)
+    counts = sorted(values.items(), key=str)
+    return " and ".join(f"{value or 'not recorded'} ({n})" for value, n in counts)

@@ -31,8 +31,8 @@ Key = tuple[str, int]  # slug of the row, seed
 def slug(name: str) -> str:
     """A file name for a row's name; names with other than ASCII characters get a checksum."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    lost = any(c.isalnum() and not c.isascii() for c in name) or not plain
-    return f"{plain}-{zlib.crc32(name.encode()):08x}".lstrip("-") if lost else plain
+    lossy = any(c.isalnum() and not c.isascii() for c in name) or not plain
+    return f"{plain}-{zlib.crc32(name.encode()):08x}".lstrip("-") if lossy else plain
 
 
 class Entry(NamedTuple):

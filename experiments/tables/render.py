@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def render(
-    cells: Cells, made: Outcome, report: bool = True
+    cells: Cells, outcome: Outcome, report: bool = True
 ) -> tuple[pathlib.Path | None, list[str]]:
     """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
 
@@ -22,7 +22,7 @@ def render(
 
     Args:
       cells: of the table.
-      made: the outcome of running them.
+      outcome: of running them.
       report: whether to write the HTML page too.
 
     Returns:
@@ -32,36 +32,36 @@ def render(
     from experiments.reports import formats, html  # late: with figures, rich and matplotlib
     from experiments.reports.tables import print_study
 
-    print_study(made.study)
+    print_study(outcome.study)
     written = (cells.results / "table.md").is_file()
     if written and cells.records.any_damaged():
         logger.warning("the files of the table are not rewritten: a record is damaged")
     else:
-        if not formats.says_the_same(made.study, cells.results, "table"):
-            formats.write_study(made.study, cells.results, "table")
+        if not formats.says_the_same(outcome.study, cells.results, "table"):
+            formats.write_study(outcome.study, cells.results, "table")
         write_constraints(cells)
     problems = cells.records.damaged()
-    runs = runs_here(cells, made, problems) if report else []
+    runs = runs_here(cells, outcome, problems) if report else []
     if not runs:
         return None, problems
     path = html.write_report(
         cells.workdir / "report.html",
         runs,
         cells.table["title"],
-        made.study,
-        command=made.study.command,
+        outcome.study,
+        command=outcome.study.command,
         problems=problems,
     )
     return path, problems
 
 
-def runs_here(cells: Cells, made: Outcome, problems: list[str]) -> list[Any]:
+def runs_here(cells: Cells, outcome: Outcome, problems: list[str]) -> list[Any]:
     """The finished runs on this disk; adds a line to `problems` for each that cannot be read."""
     from experiments.reports.runs import read_run
 
     runs = []
     for row in cells.table["rows"]:
-        for seed in made.study.seeds:
+        for seed in outcome.study.seeds:
             try:
                 directory = cells.run_directory(row, seed)
                 here = (directory / "evaluation" / "test" / "metrics.json").is_file()

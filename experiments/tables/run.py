@@ -92,13 +92,13 @@ def rows_of(cells: Cells, pattern: str) -> list[dict[str, Any]]:
       ConfigError: it matches none, or is not a regex.
     """
     try:
-        wanted = [row for row in cells.table["rows"] if re.search(pattern, name_of(row))]
+        selected = [row for row in cells.table["rows"] if re.search(pattern, name_of(row))]
     except re.error as error:
         raise ConfigError(f"rows: {pattern!r} is not a regular expression: {error}") from None
-    if not wanted:
+    if not selected:
         names = [name_of(row) for row in cells.table["rows"]]
         raise ConfigError(f"rows: {pattern!r} matches none of {names}")
-    return wanted
+    return selected
 
 
 def seeds_of_table(cells: Cells, seeds: Sequence[int] | None) -> tuple[int, ...]:

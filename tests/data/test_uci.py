@@ -144,9 +144,9 @@ def test_objects_of_a_database_are_unpacked():
     for damaged in (packed(data)[:-30], packed(data)[:5] + b"\xff" + packed(data)[6:]):
         with pytest.raises(ValueError, match="damaged"):
             uci.unpack(damaged)
-    with pytest.raises(ValueError, match="another size"):
+    with pytest.raises(ValueError, match="size does not match"):
         uci.unpack(b"\0\0\0\1" + packed(data)[4:])
-    with pytest.raises(ValueError, match="packed as b'2', not as b'Z'"):
+    with pytest.raises(ValueError, match="compression b'2', not b'Z'"):
         uci.unpack(packed(data)[:4] + b"2")
 
 
@@ -165,7 +165,7 @@ def test_columns_become_arrays_and_their_digest_tells_them_apart():
 @pytest.mark.parametrize("name", uci.ORIGINS)
 def test_other_numbers_are_refused(name):
     columns = dict(a=[1.0, 2.0]) | {uci.ORIGINS[name].outcome: [3.0, 4.0]}
-    with pytest.raises(ValueError, match=f"other numbers for {name} .*sha256 [0-9a-f]{{64}}, not"):
+    with pytest.raises(ValueError, match=f"unexpected values for {name} .*[0-9a-f]{{64}}, exp"):
         uci.checked(name, columns)
 
 

@@ -144,8 +144,8 @@ def test_posteriors_that_nuts_cannot_have(fields, message):
 
 def test_no_more_draws_are_kept_than_there_are():
     for fields, message in (
-        (dict(keep=101), "keep: 101 draws of 100"),
-        (dict(second=51), "second: 51 draws of 50"),
+        (dict(keep=101), "keep: 101 draws; must be from 1 to 100"),
+        (dict(second=51), "second: 51 draws; must be from 1 to 50"),
     ):
         numbers = dict(dict(keep=9, second=9, chains=3, samples=50), **fields)
         with pytest.raises(ConfigError, match=message):

@@ -122,8 +122,10 @@ class ViT(Backbone):
     @property
     def size(self) -> _Size:
         """The variant's sizes with the fields that override them."""
-        given = {field: getattr(self, field) for field in _Size._fields}
-        return _SIZES[self.variant]._replace(**{k: v for k, v in given.items() if v is not None})
+        overrides = {field: getattr(self, field) for field in _Size._fields}
+        return _SIZES[self.variant]._replace(
+            **{k: v for k, v in overrides.items() if v is not None}
+        )
 
     @nn.nowrap
     def _with_experts(self) -> tuple[int, ...]:
@@ -134,11 +136,11 @@ class ViT(Backbone):
             if not where or not all(i in range(depth) for i in where):
                 raise ValueError(f"expert_blocks: {where!r}; {allowed}")
             return tuple(sorted(where))
-        said = re.fullmatch(r"(every|last) (\d+)", where)
-        if said is None:
+        match = re.fullmatch(r"(every|last) (\d+)", where)
+        if match is None:
             raise ValueError(f"expert_blocks: {where!r}; {allowed}")
-        n = int(said[2])
-        if said[1] == "every":
+        n = int(match[2])
+        if match[1] == "every":
             blocks = tuple(range(n - 1, depth, n)) if n else ()
         else:
             blocks = tuple(range(1, depth, 2))
@@ -162,8 +164,8 @@ class ViT(Backbone):
     def _mixtures(self) -> list[MoE]:
         """The network's mixtures of experts, unbound, for their declarations."""
         factories = [*self.swaps.values(), *([self.experts] if self.experts is not None else [])]
-        made = (factory(parent=None) for factory in factories)
-        return [layer for layer in made if isinstance(layer, MoE)]
+        layers = (factory(parent=None) for factory in factories)
+        return [layer for layer in layers if isinstance(layer, MoE)]
 
     @property
     def batch_dependent(self) -> bool:

@@ -26,5 +26,5 @@ def median(values: jax.Array) -> jax.Array:
     lower, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), top))
     above = jnp.min(jnp.where(bits > lower, bits, top))
     upper = jnp.where(up_to(lower) > n // 2, lower, above)
-    found = 0.5 * jax.lax.bitcast_convert_type(jnp.stack([lower, upper]), jnp.float32).sum()
-    return jnp.where(n > 0, found, 1.0)
+    centre = 0.5 * jax.lax.bitcast_convert_type(jnp.stack([lower, upper]), jnp.float32).sum()
+    return jnp.where(n > 0, centre, 1.0)

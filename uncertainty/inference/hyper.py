@@ -66,11 +66,11 @@ def draw(hyper: Mapping[str, Any], keys: Sequence[jax.Array]) -> dict[str, jax.A
 
     Values of lists are dealt to the particles in turn; ranges are sampled log-uniformly.
     """
-    drawn = {}
+    draws = {}
     for i, (name, values) in enumerate(sorted(hyper.items())):
         if isinstance(values, Mapping):
             low, high = jnp.log(values["low"]), jnp.log(values["high"])
-            made = [
+            per_particle = [
                 jnp.exp(
                     jax.random.uniform(
                         jax.random.fold_in(key, Use.HYPER + i), (), minval=low, maxval=high
@@ -79,6 +79,6 @@ def draw(hyper: Mapping[str, Any], keys: Sequence[jax.Array]) -> dict[str, jax.A
                 for key in keys
             ]
         else:
-            made = [jnp.float32(values[p % len(values)]) for p in range(len(keys))]
-        drawn[name] = jnp.stack(made)
-    return drawn
+            per_particle = [jnp.float32(values[p % len(values)]) for p in range(len(keys))]
+        draws[name] = jnp.stack(per_particle)
+    return draws

@@ -143,12 +143,12 @@ def particles(
         return start(keys, [init_one(k, x) for k in keys], x)
 
     @jax.jit  # one small program instead of one for each shape
-    def start(keys: list[jax.Array], made: list[tuple], x: jax.Array) -> State:
-        params, collections = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+    def start(keys: list[jax.Array], initial: list[tuple], x: jax.Array) -> State:
+        params, collections = jax.tree.map(lambda *leaves: jnp.stack(leaves), *initial)
         if objective.init is not None:
             own = [
                 objective.init(fold(key, Use.OWN), model, *one, x)
-                for key, one in zip(keys, made, strict=True)
+                for key, one in zip(keys, initial, strict=True)
             ]
             own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
             params = loss.join(objective, params, own)

@@ -24,21 +24,21 @@ def take(state: State, at: Sequence[int]) -> State:
 
     Steps ascend; collections go with the parameters.
     """
-    if (kept := state.samples) is None:
+    if (slots := state.samples) is None:
         return state
     steps = jnp.asarray(at)
     slot = jnp.minimum(jnp.searchsorted(steps, state.step), len(steps) - 1)
     when = steps[slot] == state.step
 
-    def write(kept: jax.Array, new: jax.Array) -> jax.Array:
-        old = jax.lax.dynamic_index_in_dim(kept, slot, axis=1, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(kept, jnp.where(when, new, old), slot, axis=1)
+    def write(stored: jax.Array, new: jax.Array) -> jax.Array:
+        old = jax.lax.dynamic_index_in_dim(stored, slot, axis=1, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(stored, jnp.where(when, new, old), slot, axis=1)
 
     return state.replace(
         samples=Samples(
-            params=jax.tree.map(write, kept.params, state.params),
-            collections=jax.tree.map(write, kept.collections, state.collections),
-            taken=write(kept.taken, jnp.ones(kept.taken.shape[:1], bool)),
+            params=jax.tree.map(write, slots.params, state.params),
+            collections=jax.tree.map(write, slots.collections, state.collections),
+            taken=write(slots.taken, jnp.ones(slots.taken.shape[:1], bool)),
         )
     )
 
@@ -78,9 +78,9 @@ def predicting(state: State) -> tuple[Params, Collections, jax.Array]:
         return state.params, state.collections, state.key
     P, S = own.taken.shape
 
-    def joined(kept: jax.Array, now: jax.Array) -> jax.Array:
-        taken = own.taken.reshape(P, S, *[1] * (now.ndim - 1))
-        return jnp.where(taken, kept, now[:, None]).reshape(P * S, *now.shape[1:])
+    def joined(stored: jax.Array, current: jax.Array) -> jax.Array:
+        taken = own.taken.reshape(P, S, *[1] * (current.ndim - 1))
+        return jnp.where(taken, stored, current[:, None]).reshape(P * S, *current.shape[1:])
 
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     return (

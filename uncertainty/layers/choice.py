@@ -18,8 +18,8 @@ class Choice(nn.Module):
     where: str
 
     def setup(self):
-        chosen = re.search(self.where, "/".join(self.path))
-        self.layer = (self.special if chosen else self.plain)()
+        matches = re.search(self.where, "/".join(self.path))
+        self.layer = (self.special if matches else self.plain)()
         nn.share_scope(self, self.layer)
 
     def __call__(self, *args, **options) -> Any:

@@ -90,8 +90,8 @@ def _check_values(log_p: np.ndarray, labels: np.ndarray, first: int) -> None:
     top = log_p.max()  # NaN if any is
     if not top < 0.01:  # rounding may give probabilities slightly above 1
         m, b, k = np.unravel_index((np.isnan(log_p) | (log_p == top)).argmax(), log_p.shape)
-        what = "NaN" if np.isnan(top) else f"{top:.6g}, not a log-probability (logits passed?),"
-        raise ValueError(f"log_p: {what} at member {m}, example {first + b}, class {k}")
+        problem = "NaN" if np.isnan(top) else f"{top:.6g}, not a log-probability (logits passed?),"
+        raise ValueError(f"log_p: {problem} at member {m}, example {first + b}, class {k}")
     if labels.min() < 0 or labels.max() >= K:
         b = ((labels < 0) | (labels >= K)).argmax()
         raise ValueError(

@@ -68,8 +68,8 @@ def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, 
       mutual_information; with labels also label and log_p_label, the mixture's log-probability of
       it. Floats are float32.
     """
-    log_p, known = _arrays.checked(log_p, labels)
-    B = len(known)
+    log_p, valid_labels = _arrays.checked(log_p, labels)
+    B = len(valid_labels)
     prediction, confidence, log_p_label = np.empty(B, np.int32), np.empty(B), np.empty(B)
 
     def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> int:
@@ -79,7 +79,7 @@ def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, 
         log_p_label[s] = _arrays.log_mean_exp(_arrays.at_labels(x, label))
         return 0
 
-    _arrays.over(chunk, log_p, known)
+    _arrays.over(chunk, log_p, valid_labels)
     total, expected = entropies(log_p)
     values: dict[str, np.ndarray] = {
         "prediction": prediction,
@@ -89,7 +89,7 @@ def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, 
     if len(log_p) > 1:
         values["mutual_information"] = np.maximum(total - expected, 0.0)
     if labels is not None:
-        values |= {"label": known, "log_p_label": log_p_label}
+        values |= {"label": valid_labels, "log_p_label": log_p_label}
     return {
         name: value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
         for name, value in values.items()

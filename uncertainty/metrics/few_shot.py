@@ -59,11 +59,11 @@ def probe(
         eigenvalues, q = np.linalg.eigh(X @ X.T)
         left, right = X.T @ q, q.T @ t
     scales = 1 / (np.maximum(eigenvalues, 0) + np.asarray(l2, np.float64)[:, None])
-    told = []
+    predictions = []
     for a in inputs:
         a = columns(a) @ left  # [B, R]
-        told.append(np.stack([(a @ (s[:, None] * right)).argmax(1) for s in scales]))
-    return told
+        predictions.append(np.stack([(a @ (s[:, None] * right)).argmax(1) for s in scales]))
+    return predictions
 
 
 def draw_shots(y: ArrayLike, most: int, rng: np.random.Generator) -> np.ndarray:

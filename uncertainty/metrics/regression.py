@@ -142,8 +142,8 @@ def _checked(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> tuple[np.nda
         if not good.all():
             at = np.unravel_index((~good).argmax(), a.shape)
             where = ", ".join(
-                f"{what} {i}"
-                for what, i in zip(("member", "example", "outcome")[-a.ndim :], at, strict=True)
+                f"{axis} {i}"
+                for axis, i in zip(("member", "example", "outcome")[-a.ndim :], at, strict=True)
             )
             positive = "positive and " if name == "variance" else ""
             raise ValueError(f"{name}: {a[at]} at {where}, but {positive}finite is expected")

@@ -97,13 +97,15 @@ def optimiser(
         raise ValueError(f"learning_rate: {learning_rate!r} must be finite")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip: {clip!r} must be positive, or None")
-    for field, given in dict(weight_decay=weight_decay, l2=l2, multipliers=multipliers).items():
-        rules.check(given, field)
-        for pattern, number in given:
+    for field, entries in dict(weight_decay=weight_decay, l2=l2, multipliers=multipliers).items():
+        rules.check(entries, field)
+        for pattern, number in entries:
             if not 0 <= number < math.inf:
                 raise ValueError(f"{field}: {number!r} for {pattern!r}; finite, at least 0")
 
-    decays = tuple(field for field, given in (("weight_decay", weight_decay), ("l2", l2)) if given)
+    decays = tuple(
+        field for field, entries in (("weight_decay", weight_decay), ("l2", l2)) if entries
+    )
     if isinstance(direction, Sampler):
         for field, other in dict(
             clip=clip, weight_decay=weight_decay, multipliers=multipliers
@@ -128,14 +130,14 @@ def optimiser(
 
 
 def _by_rule(
-    given: rules.Rules, field: str, default: float, apply: Callable[..., jax.Array]
+    entries: rules.Rules, field: str, default: float, apply: Callable[..., jax.Array]
 ) -> list[optax.GradientTransformation]:
     """[apply(update, param, coefficient) for every leaf], or [] where there are no rules."""
-    if not given:
+    if not entries:
         return []
 
     def coefficients(params):
-        return rules.match(given, params, field=field, default=default)
+        return rules.match(entries, params, field=field, default=default)
 
     def init(params):
         coefficients(params)  # refuses a rule that matches nothing

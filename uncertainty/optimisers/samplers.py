@@ -154,11 +154,11 @@ def normal(keys: jax.Array, params: Params) -> Params:
     def one(key: jax.Array, params: Params) -> Params:
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(key, len(leaves))
-        drawn = [
+        noise = [
             _normal(k, leaf.size).reshape(leaf.shape).astype(leaf.dtype)
             for k, leaf in zip(keys, leaves, strict=True)
         ]
-        return jax.tree.unflatten(tree, drawn)
+        return jax.tree.unflatten(tree, noise)
 
     return jax.vmap(one)(keys, params)
 

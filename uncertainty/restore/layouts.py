@@ -27,15 +27,15 @@ def _flax_vit() -> Rules:
     scanned = (top + "Transformer/encoderblock/", "backbone/block{i:02}/", ("split",))
     # The parts of a training state other than its parameters.
     rules: list[tuple[Any, ...]] = [("(?:opt|opt_state|chrono|rngs|step)(?:/.*)?", None)]
-    for there, ours, ops in (numbered, scanned):
-        attention = there + "(?:MultiHeadDotProductAttention_[01]|SelfAttention)/"
+    for source, target, ops in (numbered, scanned):
+        attention = source + "(?:MultiHeadDotProductAttention_[01]|SelfAttention)/"
         qkv, out = "(?P<p>query|key|value)/", "out/"
-        dense = there + r"(?:MlpBlock_[03]|Mlp)/Dense_(?P<d>[01])/"
-        expert = there + r"Moe/Mlp/Dense_(?P<d>[01])/(?P<p>kernel|bias)"
-        to, ff = ours + "attention/", ours + "feed_forward/"
+        dense = source + r"(?:MlpBlock_[03]|Mlp)/Dense_(?P<d>[01])/"
+        expert = source + r"Moe/Mlp/Dense_(?P<d>[01])/(?P<p>kernel|bias)"
+        to, ff = target + "attention/", target + "feed_forward/"
         rules += [
-            (there + "LayerNorm_0/(?P<p>scale|bias)", ours + "norm0/{p}", *ops),
-            (there + "LayerNorm_[12]/(?P<p>scale|bias)", ours + "norm1/{p}", *ops),
+            (source + "LayerNorm_0/(?P<p>scale|bias)", target + "norm0/{p}", *ops),
+            (source + "LayerNorm_[12]/(?P<p>scale|bias)", target + "norm1/{p}", *ops),
             (attention + qkv + "kernel", to + "{p}/kernel", *ops, ("merge", 1)),  # [D, H, d]
             (attention + qkv + "bias", to + "{p}/bias", *ops, ("merge", 0), "tile"),
             (attention + out + "kernel", to + "out/kernel", *ops, ("merge", 0)),  # [H, d, D]
@@ -43,7 +43,7 @@ def _flax_vit() -> Rules:
             (dense + "kernel", ff + "dense{d}/kernel", *ops),
             (dense + "bias", ff + "dense{d}/bias", *ops, "tile"),
             (expert, ff + "experts/dense{d}/{p}", *ops),
-            (there + "Moe/Router/dense/kernel", ff + "router/kernel", *ops, "reshape"),
+            (source + "Moe/Router/dense/kernel", ff + "router/kernel", *ops, "reshape"),
         ]
     place = top + "(?:Transformer/|Encoder/)?(?:posembed_input/)?pos_embedding"
     norm = top + "(?:Transformer|Encoder)/encoder_norm/(?P<p>scale|bias)"
@@ -63,7 +63,7 @@ def _flax_vit() -> Rules:
 def _transformers() -> Rules:
     """ViTForImageClassification of the transformers library, its state dict and files."""
     top = r"(?:vit\.)?"
-    there, ours = top + r"(?:encoder\.layer|layers)\.(\d+)\.", "backbone/block{1:0>2}/"
+    source, target = top + r"(?:encoder\.layer|layers)\.(\d+)\.", "backbone/block{1:0>2}/"
     dense = {  # names in files and before version 5, and since
         "attention/query": r"attention\.(?:attention\.query|q_proj)",
         "attention/key": r"attention\.(?:attention\.key|k_proj)",
@@ -72,9 +72,9 @@ def _transformers() -> Rules:
         "feed_forward/dense0": r"(?:intermediate\.dense|mlp\.fc1)",
         "feed_forward/dense1": r"(?:output\.dense|mlp\.fc2)",
     }
-    layers = [(there + name, ours + layer) for layer, name in dense.items()]
+    layers = [(source + name, target + layer) for layer, name in dense.items()]
     norms = [
-        (there + f"layernorm_{name}", ours + f"norm{i}")
+        (source + f"layernorm_{name}", target + f"norm{i}")
         for i, name in enumerate(("before", "after"))
     ]
     norms.append((top + "layernorm", "backbone/norm"))

@@ -75,14 +75,14 @@ def positions(
         raise ValueError(f"positions {list(x.shape)} are not [1, T, {target[-1]}]")
     if patches is None:
         raise ValueError("the model does not define the grid of patches of its positions")
-    wanted, *new = patches
-    if wanted + math.prod(new) != target[1]:
+    class_tokens, *new = patches
+    if class_tokens + math.prod(new) != target[1]:
         raise ValueError(
-            f"{target[1]} positions do not match {wanted} class tokens and "
+            f"{target[1]} positions do not match {class_tokens} class tokens and "
             f"{new[0]} x {new[1]} patches"
         )
     token, *old = _patches(x.shape[1], new, grid)
-    if (token, old) == (wanted, new):
+    if (token, old) == (class_tokens, new):
         return x
     body = x[0, token:].reshape(*old, -1)
     if old != new:
@@ -90,7 +90,7 @@ def positions(
         # Rounding may put the last corner beyond the grid, where the default is 0.
         body = zoom(body.astype(np.float32), factors, order=1, mode="nearest")
     first = x[0, :1] if token else np.zeros_like(x[0, :1])
-    return np.concatenate([first] * wanted + [body.reshape(math.prod(new), -1)])[None]
+    return np.concatenate([first] * class_tokens + [body.reshape(math.prod(new), -1)])[None]
 
 
 def _patches(T: int, target: Sequence[int], grid: Sequence[int] | None) -> Patches:
@@ -207,12 +207,12 @@ def plan(
         for i in range(len(rules))
         if i not in used
     ]
-    needed = target.keys() - moves.keys() - kept - set(optional)
+    missing = target.keys() - moves.keys() - kept - set(optional)
     problems += [
         f"{path} {list(shape)}: nothing in the checkpoint fills it; name it in `keep` to "
         "leave it as initialised"
         for path, shape in target.items()
-        if path in needed
+        if path in missing
     ]
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
@@ -231,9 +231,9 @@ def _moves(
     calls = tuple((*op, *grids) if op[:1] == ("positions",) else op for op in calls)
     split = calls[:1] == (("split",),)
     match = re.fullmatch(pattern, path)
-    made: list[tuple[str, Move]] = []
+    moves: list[tuple[str, Move]] = []
     if match is None:
-        return made
+        return moves
     for i in range(shape[0]) if split and shape else [None]:
         try:
             to = into.format(match[0], *match.groups(""), **match.groupdict(""), i=i)
@@ -241,17 +241,17 @@ def _moves(
             raise ValueError(
                 f"rules: {into!r} cannot be formatted for {pattern!r}: {error}"
             ) from None
-        made.append((to, Move(path, i, calls[1:] if split else calls)))
-    return made
+        moves.append((to, Move(path, i, calls[1:] if split else calls)))
+    return moves
 
 
 def _misfit(move: Move, shape: Shape, target: Shape) -> str:
     """Why a move does not give the target's shape, or ''. It allocates no array of that size."""
     try:
-        made = move(np.broadcast_to(np.float32(0), shape), target).shape
+        result = move(np.broadcast_to(np.float32(0), shape), target).shape
     except (ValueError, LookupError, TypeError) as error:
         return str(error)
-    return "" if made == tuple(target) else f"it becomes {list(made)}"
+    return "" if result == tuple(target) else f"it becomes {list(result)}"
 
 
 def _check(rules: Rules, keep: Sequence[str]) -> None:

@@ -41,8 +41,8 @@ def snapshots(
 
     def update(state: State, training: Training, batch: Batch) -> tuple[State, Training, Metrics]:
         state, training, metrics = step(state, training, batch)
-        taken = samples.take(state.replace(step=training.step, samples=training.samples), at)
-        return state, training.replace(samples=taken.samples), metrics
+        updated = samples.take(state.replace(step=training.step, samples=training.samples), at)
+        return state, training.replace(samples=updated.samples), metrics
 
     def finish(state: State, training: Training, x: jax.Array) -> State:
         return trained(state, training)

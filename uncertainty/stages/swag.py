@@ -104,14 +104,14 @@ def swag(
         if not samples:
             return state
         keys = fold(state.key, Use.SWAG)
-        drawn = jax.vmap(lambda s: draw(fold(keys, s), path), out_axes=1)(jnp.arange(samples))
+        sampled = jax.vmap(lambda s: draw(fold(keys, s), path), out_axes=1)(jnp.arange(samples))
 
         def copies(tree: Any) -> Any:
             return jax.tree.map(lambda a: jnp.repeat(a[:, None], samples, axis=1), tree)
 
         return state.replace(
             samples=Samples(
-                params=drawn,
+                params=sampled,
                 collections=copies(state.collections),
                 taken=jnp.ones((len(state.key), samples), bool),
             )

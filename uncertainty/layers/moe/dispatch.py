@@ -108,8 +108,8 @@ def _put(N: int, y: jax.Array, index: jax.Array, inverse: jax.Array | None) -> j
     if inverse is None:
         return jnp.zeros((N, y.shape[1]), y.dtype).at[index].add(y, mode="drop")
     each = (inverse[:, k] for k in range(inverse.shape[1]))
-    taken = (jnp.take(y, row, axis=0, mode="fill", fill_value=0) for row in each)
-    return functools.reduce(jnp.add, taken)
+    rows = (jnp.take(y, row, axis=0, mode="fill", fill_value=0) for row in each)
+    return functools.reduce(jnp.add, rows)
 
 
 def _forward(fn):

@@ -31,10 +31,10 @@ def counted(counts: Any) -> dict[str, float]:
     }
 
 
-def text(found: Mapping[str, float]) -> str:
+def text(values: Mapping[str, float]) -> str:
     """'dropped 3% load 0.41-1.9': mean and extremes over layers of the values of `counted`."""
     dropped, least, most = (
-        [value for key, value in found.items() if key.endswith(name)]
+        [value for key, value in values.items() if key.endswith(name)]
         for name in ("/dropped", "/load_min", "/load_max")
     )
     return f"dropped {np.mean(dropped):.0%} load {min(least):.2g}-{max(most):.2g}"
@@ -62,8 +62,8 @@ def balance(load: np.ndarray, dropped: np.ndarray | None) -> dict[str, float]:
 
 
 def _run(collections: Collections) -> tuple[dict[str, float], str]:
-    found = counted(collections["routing"])
-    return found, text(found)
+    values = counted(collections["routing"])
+    return values, text(values)
 
 
 ROUTING = Monitor(("routing",), _run)

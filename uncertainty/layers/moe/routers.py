@@ -72,9 +72,9 @@ class _Router(nn.Module, kw_only=True):
             each = each.reshape(self.members, -1, *each.shape[2:]).mean(1)
             if real is not None:  # each group's share of its S tokens, some of which are padding
                 each = each * (real.size / jnp.maximum(real.sum(), 1))
-            kept = self.variable("routing", name, jnp.zeros_like, each)
+            stored = self.variable("routing", name, jnp.zeros_like, each)
             if not self.is_initializing():
-                kept.value = each
+                stored.value = each
 
 
 class _Bounded(_Router, kw_only=True):

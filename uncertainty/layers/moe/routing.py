@@ -165,8 +165,8 @@ def load_loss(logits: jax.Array, noisy: jax.Array, k: int, noise_std: float) -> 
       k: choices of each token.
       noise_std: of the noise; positive.
     """
-    chosen = _largest(jax.lax.stop_gradient(noisy), k)[1][:, -1:]
-    threshold = jnp.take_along_axis(noisy, chosen, axis=1)
+    kth = _largest(jax.lax.stop_gradient(noisy), k)[1][:, -1:]
+    threshold = jnp.take_along_axis(noisy, kth, axis=1)
     p = jax.scipy.stats.norm.cdf((logits - threshold) / noise_std)
     return _variation(p.mean(0))
 
@@ -192,8 +192,8 @@ def lost(routes: Routes, tokens: int, real: jax.Array | None = None) -> jax.Arra
     if routes.slot is not None:
         share = jnp.mean(routes.slot == routes.token.size, axis=-1)
     else:
-        seen = jnp.zeros(tokens, bool).at[routes.token.reshape(-1)].set(True, mode="drop")
-        share = 1.0 - seen
+        routed = jnp.zeros(tokens, bool).at[routes.token.reshape(-1)].set(True, mode="drop")
+        share = 1.0 - routed
     return share if real is None else jnp.where(real, share, 0.0)
 
 
