@@ -101,3 +101,24 @@ def test_it_beats_chance(row, tmp_path):
     for one, other in itertools.combinations(said.mean, 2):
         if row[3] != "select":  # which may take a particle twice
             assert not np.allclose(one, other, atol=1e-4)  # members and particles differ
+
+
+@pytest.mark.slow
+def test_a_backbone_in_bfloat16_learns_as_in_float32():
+    """Losses differ by the rounding of features, 2^-9 each, and not by what follows the backbone."""
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        config = learnable("vit", "single", "dense", "particles")
+        config["backbone"] = config["backbone"] | dict(dtype=dtype)
+        config["inference"] = config["inference"] | dict(size=1)
+        experiment = setup(config)
+        state, of_run = experiment.init(), []
+        for _, batch in itertools.islice(experiment.batches(0), 30):
+            state, metrics = experiment.update(state, batch)
+            of_run.append(float(metrics["loss"][0]))
+        losses.append(of_run)
+    full, half = np.asarray(losses)
+    assert full[-5:].mean() < full[0] / 2  # it has learned
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half[:5], full[:5], rtol=0.01)
+    np.testing.assert_allclose(half, full, rtol=0.1, atol=0.02)

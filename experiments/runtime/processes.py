@@ -40,6 +40,7 @@ from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
 
+LOST = os.EX_TEMPFAIL  # exit status where another process was lost: the same command resumes
 BEAT = 1.0  # seconds between heartbeats
 # Seconds without a heartbeat after which a process counts as lost.
 SILENCE = float(os.environ.get("UNCERTAINTY_SILENCE", 30))
@@ -281,10 +282,11 @@ class Watch:
             if self._ending.wait(GRACE if problem else BEAT):
                 return
             if problem:
-                _end(f"{problem}. The same command on every host resumes from the last checkpoint.")
+                resume = "The same command on every host resumes from the last checkpoint."
+                _end(f"{problem[0]}. {resume}", problem[1])
 
-    def _look(self, seen: dict[int, tuple[str, float]], beat: str) -> str | None:
-        """A message about a process that is lost or has failed, or None."""
+    def _look(self, seen: dict[int, tuple[str, float]], beat: str) -> tuple[str, int] | None:
+        """A message about a process that is lost or has failed, and the exit status, or None."""
         place, now, count = f"{ROOT}watch/", time.monotonic(), len(seen)
         try:
             self._store.key_value_set(
@@ -296,12 +298,13 @@ class Watch:
         limit = SUSPECT if self._suspicious.is_set() else SILENCE
         for process, (last, since) in seen.items():
             if (reason := signs.get(f"{place}failed/{process}")) is not None:
-                return f"process {process} of {count} failed: {reason}"
+                return f"process {process} of {count} failed: {reason}", 2
             sign = signs.get(f"{place}alive/{process}", last)
             if sign != last:
                 seen[process] = (sign, now)
             elif now - since > limit and process != jax.process_index():
-                return f"process {process} of {count} was lost: no heartbeat for {limit:.0f} s"
+                lost = f"process {process} of {count} was lost: no heartbeat for {limit:.0f} s"
+                return lost, LOST
         return None
 
 
