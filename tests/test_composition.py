@@ -199,7 +199,7 @@ def test_every_network(backbone, ensemble):
 # of prediction alone, losses of the network's own, experts, state that moves with the batches, a
 # variance, covariances in classes and in features. The others are each like one of these, and are
 # trained in few ways, and backbones in one of them.
-BLIND = {"prior", "kde", "sge", "sgld", "psgld", "stochastic_svgd", "hyper"}
+BLIND = {"prior", "kde", "sge", "sgld", "psgld", "sghmc", "stochastic_svgd", "hyper"}
 SEEING = [name for name in INFERENCE if name not in BLIND]
 KINDS = {("mlp", e, "dense") for e in ("single", "multi_head", "mc_dropout", "rank1")}
 KINDS |= {("vmoe", "e3", "dense")}
@@ -259,11 +259,8 @@ def test_every_inference(network, names):
 @pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"likelihood"}))  # of all others
 def test_every_objective(objective):
     """With every way to train, and with every ensemble and head."""
-    rows = [(("mlp", "single", "dense"), name) for name in SEEING]
+    rows = [(("mlp", "multi_head", "heteroscedastic"), name) for name in SEEING]
     rows += [(network, "particles") for network in sorted(NETWORKS)]
-    rows += [
-        (("mlp", "multi_head", "heteroscedastic"), name) for name in ("accumulated", *FUNCTIONS)
-    ]
     for network, name in rows:
         config = config_of(*network, name, objective=OBJECTIVES[objective])
         batch = batch_of(network[2])
