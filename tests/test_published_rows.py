@@ -230,7 +230,6 @@ def test_an_ensemble_of_sngps_on_imagenet_is_of_posterior_modes():
     np.testing.assert_allclose(log_probs(latent, key), log_probs(certain, key), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_dropout_of_sngp_drops_whole_filters_and_in_training_alone():
     model = build.model(shallow(config_of(CIFAR, "method=sngp")))
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)

@@ -218,7 +218,6 @@ CONFIG = dict(
 )
 
 
-@pytest.mark.slow
 def test_initialisers_have_names_in_configs():
     given = dict(name="batch_ensemble.gaussian", stddev=0.0)
     network = build.network(CONFIG | dict(ensemble=CONFIG["ensemble"] | dict(fast_weights=given)))

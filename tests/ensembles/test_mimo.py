@@ -38,7 +38,6 @@ def reading(slots, **fields):
     return lambda seed, train=True: run(jax.random.key(seed), train=train)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("share", "repetitions"), [(0.0, 1), (0.6, 3)])
 def test_rows_stay_on_their_own_examples(share, repetitions):
     forward = reading(range(M), input_repetition=share, batch_repetitions=repetitions)
