@@ -191,29 +191,39 @@ def drawn(state):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "backbone",
-    [pytest.param(b, marks=[pytest.mark.slow] * (b != "mlp")) for b in BACKBONES],
-)
-def test_every_backbone_may_have_layers_of_bounded_norm(backbone):
+def bounded(backbone):
+    """A config whose backbone has layers of bounded norm alone."""
     config = config_of(backbone, "single", "dense", "particles")
     fields = build.resolve("backbones", config["backbone"]["name"], "").__dataclass_fields__
     config["backbone"] = config["backbone"] | {f: BOUNDED[f] for f in BOUNDED if f in fields}
     config["inference"] = dict(name="particles", size=1)  # half the compilation
-    model, x = build.model(config), images(B)
+    config["optimiser"] = dict(name="sgd", learning_rate=0.1)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_may_have_layers_of_bounded_norm(backbone):
+    key, x = sooner(0), images(B)
+    plain, _ = jax.eval_shape(
+        build.model(config_of(backbone, "single", "dense", "particles")).init, key, x
+    )
+    params, collections = jax.eval_shape(build.model(bounded(backbone)).init, key, x)
+    assert shapes(params) == shapes(plain)
+    kernels = [p for p in paths(params["backbone"]) if p.endswith("/kernel")]
+    kernels = [p for p in kernels if "/router/" not in p]  # scores experts, maps no features
+    states = paths(collections["spectral_norm"]["backbone"])
+    assert {p.removesuffix("/v") for p in states} == {p.removesuffix("/kernel") for p in kernels}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["lenet", "resnet", "vmoe"])
+def test_training_moves_layers_of_bounded_norm_and_their_state(backbone):
+    config, x = bounded(backbone), images(B)
+    model = build.model(config)
     inference = build.inference(config, model)
     state = drawn(jax.eval_shape(inference.init, sooner(0), x[:1]))
-
-    plain, _ = jax.eval_shape(
-        build.model(config_of(backbone, "single", "dense", "particles")).init, jax.random.key(0), x
-    )
-    of_one = {k: (v.shape[1:], v.dtype) for k, v in paths(state.params).items()}
-    assert of_one == {k: (v.shape, v.dtype) for k, v in paths(plain).items()}
-    kernels = [p for p in paths(state.params["backbone"]) if p.endswith("/kernel")]
-    kernels = [p for p in kernels if "/router/" not in p]  # scores experts, maps no features
     states = paths(state.collections["spectral_norm"]["backbone"])
-    assert {p.removesuffix("/v") for p in states} == {p.removesuffix("/kernel") for p in kernels}
 
     after, metrics = jax.jit(inference.update)(state, dict(x=x, y=jnp.zeros(B, int)))
     assert np.asarray(metrics["finite"]).all()
@@ -236,16 +246,12 @@ def test_bfloat16_is_confined_to_the_backbone(backbone):
     names = (backbone, "multi_head", "dense", "particles")
     config = config_of(*names)
     config["backbone"] = config["backbone"] | dict(dtype="bfloat16")
-    model, inference = build.model(config), build.inference(config)
-    batch, key = batch_of("dense"), jax.random.key(0)
-    state = jax.eval_shape(inference.init, key, batch["x"][:1])
-    after, metrics = jax.eval_shape(inference.update, state, batch)
-    for tree in (state, after, metrics, jax.eval_shape(inference.predict, state, batch["x"])):
+    model, x, key = build.model(config), jnp.zeros((B, *IMAGE)), sooner(0)
+    variables = jax.eval_shape(model.init, key, x)
+    train = functools.partial(model.forward, train=True)
+    program, made = jax.make_jaxpr(train, return_shape=True)(*variables, x, key)
+    for tree in (variables, made):
         assert not any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(tree))
-    params, collections = jax.eval_shape(model.init, key, batch["x"])
-    program = jax.make_jaxpr(functools.partial(model.forward, train=False))(
-        params, collections, batch["x"], key
-    )
     assert "bf16" in str(program)  # and it is used
 
 
@@ -266,17 +272,6 @@ def test_bfloat16_is_confined_to_the_backbone(backbone):
 def test_every_file_of_methods_has_its_line(package, lines):
     files = {module.name for module in pkgutil.iter_modules(package.__path__)} - HELPERS
     assert files == {name.split(".")[0] for name in lines}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ensemble", ENSEMBLES)
-def test_a_prediction_is_a_function_of_the_state(ensemble):
-    backbone = "vmoe" if ensemble == "e3" else "mlp"
-    inference = build.inference(config_of(backbone, ensemble, "dense", "particles"))
-    x = images(4)
-    state = jax.jit(inference.init)(sooner(1), x[:1])
-    predict = jax.jit(inference.predict)
-    np.testing.assert_array_equal(predict(state, x).mean, predict(state, x).mean)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -16,11 +16,10 @@ from uncertainty.backbones.wide_resnet import WideResNet
 TINY = {  # name: (constructor, shape of an input without M and B)
     "mlp": (functools.partial(MLP, widths=(7, 5)), (3, 2)),
     "lenet_same": (functools.partial(LeNet5, padding="SAME"), (7, 6, 1)),
-    "lenet_valid": (functools.partial(LeNet5, padding="VALID"), (25, 26, 1)),
     "resnet": (functools.partial(ResNet, depth=8, width=3), (8, 8, 2)),
     "resnet_no_norm": (functools.partial(ResNet, depth=8, width=3, norm=None), (8, 8, 2)),
     "wide_resnet": (functools.partial(WideResNet, depth=10, width_multiplier=1), (8, 8, 2)),
-    "vit_token": (functools.partial(ViT, "tiny", width=8, mlp_dim=12), (8, 12, 2)),
+    "vit_token": (functools.partial(ViT, "tiny", width=8, mlp_dim=12, depth=1), (8, 12, 2)),
     "vit_gap": (
         functools.partial(ViT, "tiny", width=8, mlp_dim=12, depth=1, pooling="gap"),
         (8, 8, 2),

@@ -47,10 +47,8 @@ def paths(variables):
         (MLP(widths=(100, 100, 100)), MNIST, 10, 99_710),
         (LeNet5(), MNIST, 10, 61_706),
         (LeNet5(padding="SAME"), MNIST, 10, 545_546),  # as uncertainty-baselines' script
-        (ResNet(depth=20), CIFAR, 10, 272_474),  # the paper rounds to 0.27, 0.46, 0.85, 1.7 M
-        (ResNet(depth=32), CIFAR, 10, 466_906),
+        (ResNet(depth=20), CIFAR, 10, 272_474),  # the paper rounds to 0.27 and 0.85 M
         (ResNet(depth=56), CIFAR, 10, 855_770),
-        (ResNet(depth=110), CIFAR, 10, 1_730_714),
         (ResNet(depth=18), IMAGENET, 1000, 11_689_512),  # torchvision's
         (ResNet(depth=34), IMAGENET, 1000, 21_797_672),
         (ResNet(depth=50), IMAGENET, 1000, 25_557_032),
@@ -70,11 +68,8 @@ def test_parameters_with_a_dense_head(module, shape, classes, total):
     assert count(module, shape, classes)[1] == total
 
 
-@pytest.mark.slow
 def test_backbone_without_head():
-    assert count(ViT("B/16"), IMAGENET, 0)[0] == 85_798_656
-    assert count(ViT("L/16"), IMAGENET, 0)[0] == 303_301_632
-    # One class token and one position less.
+    # One class token and one position less than with a token.
     assert count(ViT("B/16", pooling="gap"), IMAGENET, 0)[0] == 85_798_656 - 2 * 768
 
 

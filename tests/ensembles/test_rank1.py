@@ -78,7 +78,7 @@ def test_draws_follow_the_posterior(family):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "family"),
-    [(name, "gaussian") for name in ("mlp", "lenet_same", "resnet", "vit_token")]
+    [("lenet_same", "gaussian"), ("vit_token", "gaussian")]
     + [("mlp", "cauchy")],  # of which a layer knows its draws alone
 )
 def test_without_spread_it_is_a_batch_ensemble(name, family):

@@ -299,6 +299,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(st.lists(JSON) | st.dictionaries(st.text(), JSON))
 def test_json_and_python_are_both_read(value):
     assert config_lib.value_of(json.dumps(value), "x") == value
@@ -478,7 +479,8 @@ def test_a_stage_that_trains_has_the_n_of_a_particle():
                         "optimiser.weight_decay": ()}.items():  # fmt: skip
         config_lib.override(config, name, value)
     experiment = setup(config, evaluated=False)
-    state = experiment.inference.init(jax.random.key(0), experiment.example())
+    key = jax.random.key(0, impl="unsafe_rbg")  # sooner compiled
+    state = experiment.inference.init(key, experiment.example())
     ((_, stage),) = experiment.stages
     batch = next(experiment.batches(0))[1]
     carry = stage.begin(state, experiment.example())
