@@ -105,7 +105,7 @@ def test_it_beats_chance(row, tmp_path):
 
 @pytest.mark.slow
 def test_a_backbone_in_bfloat16_learns_as_in_float32():
-    """Losses differ by the rounding of features, 2^-9 each, and not by what follows the backbone."""
+    """Losses differ by the rounding of the features, not by what follows the backbone."""
     losses = []
     for dtype in ("float32", "bfloat16"):
         config = learnable("vit", "single", "dense", "particles")

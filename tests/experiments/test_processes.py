@@ -146,7 +146,8 @@ def test_a_process_that_is_lost_is_named_and_the_same_command_resumes(start, tmp
     codes, errors = ended(processes, 70)
     assert time.monotonic() - began < 60
     survivor = 1 - victim
-    assert codes[victim] == -signal.SIGKILL and codes[survivor] == processes_lib.LOST, errors[survivor]
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[survivor] == processes_lib.LOST, errors[survivor]
     last = errors[survivor].splitlines()[-1]
     assert last.startswith(f"error: process {victim} of 2 was lost: no heartbeat for "), last
     assert last.endswith("The same command on every host resumes from the last checkpoint.")
