@@ -17,6 +17,7 @@ from uncertainty.inference import sharded
 from uncertainty.inference.kernels import rbf
 from uncertainty.layers import conv, posterior, random_features
 from uncertainty.layers import pool as pool_layers
+from uncertainty.layers.feed_forward import FeedForward
 from uncertainty.layers.moe import dispatch, routing
 from uncertainty.layers.moe.experts import MoE
 from uncertainty.optimisers import samplers
@@ -137,7 +138,7 @@ def test_a_program_for_a_tpu_has_no_kernel_for_cpu(origins):
     model, x = build.model(CONFIG), jnp.zeros((4, 8, 8, 1))
     inference = build.inference(CONFIG, model, num_examples=8)
     state = jax.eval_shape(inference.init, jax.random.key(0), x)
-    experts, tokens = MoE(num_experts=4), jnp.zeros((1, 4, 3, 5))
+    experts, tokens = MoE(4, functools.partial(FeedForward, mlp_dim=6)), jnp.zeros((1, 4, 3, 5))
     init = functools.partial(experts.init, train=False)
     params = jax.eval_shape(init, jax.random.key(0), tokens)
 
