@@ -104,7 +104,7 @@ def test_noise_is_made_of_the_words_that_jax_combines():
 
 CONFIG = dict(
     backbone=dict(name="lenet.LeNet5", padding="SAME"),
-    ensemble="single",
+    ensemble=dict(name="batch_ensemble", size=2),
     head=dict(name="sngp.Sngp", outputs=3, features=8, momentum=0.9, num_examples=8),
     likelihood=dict(name="softmax", samples=4),
     inference=dict(

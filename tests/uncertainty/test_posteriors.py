@@ -102,7 +102,7 @@ def exact_process():
     return G @ mean, np.sqrt(np.einsum("ij,jk,ik->i", G, covariance, G))
 
 
-def distance(direction, steps=800):
+def distance(direction, steps=1_500):
     """1-Wasserstein distance to the marginals of the exact process, mean over GRID."""
     batch = dict(x=jnp.asarray(X, jnp.float32), y=jnp.asarray(Y, jnp.float32),
                  context=dict(x=jnp.asarray(GRID, jnp.float32)))  # fmt: skip
