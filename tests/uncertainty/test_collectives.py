@@ -5,7 +5,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -52,8 +51,8 @@ def mesh_of(D):
 @functools.cache
 def state():
     made = make(independent).init(jax.random.key(0), BATCH["x"])
-    noise = lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)  # noqa: E731
-    return made.replace(params=jax.tree.map(noise, made.params))
+    noise = lambda a: np.random.default_rng(a.size).normal(0, 0.3, a.shape).astype("f")  # noqa: E731
+    return made.replace(params=jax.tree.map(lambda a: a + noise(a), made.params))
 
 
 def parameters():
@@ -133,12 +132,10 @@ def test_independent_particles_move_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("D", [2, 4, 8])
+@pytest.mark.parametrize("D", [4, 8])
 def test_weights_move_less_than_one_all_gather_of_them_from_four_devices_on(D):
-    """At two devices it is 1.5: what is mixed has to arrive, and the products need it before."""
     moved = sum(run_of("svgd", D)[2].values())
-    assert moved < 3 / D * parameters() * 1.02 + 2 * 4 * P * P
-    assert D == 2 or moved < parameters()
+    assert moved < 3 / D * parameters() * 1.02 + 2 * 4 * P * P < parameters()
 
 
 @pytest.mark.slow
@@ -161,7 +158,7 @@ def test_stochastic_svgd_moves_its_noise_too():
 def test_noise_is_coloured_alike_on_devices():
     made = svgd(over=None, target=Target(num_examples=50))
     params = state().params
-    noise = jax.tree.map(lambda a: jnp.sin(100 * a), params)
+    noise = jax.tree.map(lambda a: np.sin(100 * np.asarray(a)), params)
     mesh = mesh_of(4)
     spread = jax.shard_map(made.diffusion, mesh=mesh, in_specs=PartitionSpec("particle"),
                            out_specs=PartitionSpec("particle"), axis_names={sharded.AXIS},

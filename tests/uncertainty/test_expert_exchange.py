@@ -15,7 +15,6 @@ from uncertainty.layers.moe.mask import only
 from uncertainty.layers.moe.routers import ExpertChoice, TopK
 
 B, T, D, E = 8, 3, 4, 8
-key = jax.random.key(0, impl="unsafe_rbg")  # for initial parameters: sooner compiled
 FFN = functools.partial(FeedForward, mlp_dim=6)
 
 
@@ -25,6 +24,12 @@ def mesh_of(data, expert):
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def parameters(moe, x):
+    init = functools.partial(moe.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), x)["params"]
+    return jax.tree.map(lambda a: 0.5 * normal(*a.shape, seed=a.size), shapes)
 
 
 @pytest.mark.slow
@@ -41,7 +46,7 @@ def test_eight_devices_have_the_outputs_and_gradients_of_one(router, members, di
     router = functools.partial(router, group_size=1, multiple_of=1)
     moe = MoE(E, FFN, router, members, dispatch, split_rngs=True)
     x, weights = normal(1, B, T, D), normal(members, B, T, D, seed=1)
-    params = jax.jit(functools.partial(moe.init, train=False))(key, x)["params"]
+    params = parameters(moe, x)
     params["router"]["kernel"] *= 5  # some experts are chosen more often than others
 
     def loss(params, x):
@@ -71,11 +76,14 @@ def test_eight_devices_have_the_outputs_and_gradients_of_one(router, members, di
 @pytest.mark.slow
 @pytest.mark.parametrize("router", [TopK, ExpertChoice])
 def test_what_fills_up_a_batch_is_nowhere_on_eight_devices_too(router):
-    """Of 16 examples in groups of 2 the last three are copies: half a group, and a whole one."""
+    """Of 16 examples in groups of 2 the last three are copies: half a group, and a whole one.
+
+    That one device has the numbers of the real examples alone is in `test_experts.py`.
+    """
     mesh, x, mask = mesh_of(2, 4), normal(1, 16, T, D), np.arange(16) < 13
     router = functools.partial(router, group_size=2, multiple_of=1, capacity_factor=0.7)
     moe = MoE(E, FFN, router, 2, split_rngs=True)
-    params = jax.jit(functools.partial(moe.init, train=False))(key, x)["params"]
+    params = parameters(moe, x)
 
     def run(x, mask):
         with only(mask):
@@ -90,16 +98,13 @@ def test_what_fills_up_a_batch_is_nowhere_on_eight_devices_too(router):
     assert program.as_text().count(" all-to-all(") >= 2
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    full, alone = jax.jit(run)(x[:, :12], None)[0], jax.jit(run)(x[:, 12:13], None)[0]
-    expected = np.concatenate([full, alone], axis=1)
-    np.testing.assert_allclose(one[0][:, :13], expected, rtol=1e-4, atol=1e-5)
     assert not np.any(one[0][:, 13:])
 
 
 @pytest.mark.slow
 def test_devices_that_do_not_divide_groups_say_so_in_training():
     moe, x = MoE(E, FFN), normal(1, B, T, D)
-    params = jax.jit(functools.partial(moe.init, train=False))(key, x)["params"]
+    params = parameters(moe, x)
 
     def run(train):
         apply = functools.partial(moe.apply, train=train, rngs={"noise": jax.random.key(1)})

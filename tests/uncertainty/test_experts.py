@@ -98,8 +98,9 @@ CASES = [  # members, leading axis of x, k, group_size, batch_priority, capacity
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dispatch", ["sort", "einsum"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "dispatch"), [*((case, "sort") for case in CASES), (CASES[2], "einsum")]
+)
 def test_a_mixture_is_a_loop_over_tokens(case, dispatch):
     M, A, k, group_size, batch_priority, factor = case
     params, x = variables(M), normal(A, 4, T, D)
@@ -158,8 +159,9 @@ FILLED = [  # router, its fields, members, leading axis of x
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dispatch", ["sort", "einsum"])
-@pytest.mark.parametrize("case", FILLED)
+@pytest.mark.parametrize(
+    ("case", "dispatch"), [*((case, "sort") for case in FILLED), (FILLED[1], "einsum")]
+)
 def test_what_fills_up_a_batch_takes_no_slots(case, dispatch):
     """Each group of 3 is a loop over its real examples alone, whatever else is in it."""
     router, fields, M, A = case
@@ -285,12 +287,12 @@ def test_gshard_looks_at_the_gates_that_route():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "blocks"),
-    [("every 2", {1, 3, 5, 7}), ("last 2", {5, 7}), ("every 3", {2, 5}), ((0, 6), {0, 6})],
+    [("every 2", {1, 3, 5}), ("last 2", {3, 5}), ("every 3", {2, 5}), ((0, 4), {0, 4})],
 )
 def test_experts_stand_in_the_blocks_that_were_asked_for(where, blocks):
     vit = ViT(
         "tiny",
-        depth=8,
+        depth=6,
         width=4,
         mlp_dim=4,
         num_heads=1,
@@ -303,7 +305,7 @@ def test_experts_stand_in_the_blocks_that_were_asked_for(where, blocks):
     )
     params = variables["params"]
     assert y.shape == (2, 2, 4)
-    layers = {f"block{i:02d}": params[f"block{i:02d}"]["feed_forward"] for i in range(8)}
+    layers = {f"block{i:02d}": params[f"block{i:02d}"]["feed_forward"] for i in range(6)}
     assert {int(name[-2:]) for name, layer in layers.items() if "router" in layer} == blocks
 
 
@@ -450,19 +452,19 @@ def test_members_follow_their_blocks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dispatch", ["sort", "einsum"])
-def test_only_tiling_is_v_moe_with_each_of_the_routers(dispatch):
+def test_only_tiling_is_v_moe_with_each_of_the_routers():
     params, x = variables(2), normal(1, 4, T, D)
     params["router"] = dict(kernel=normal(D, 2, E, seed=1))
     router = functools.partial(TopK, k=2, capacity_factor=0.7, multiple_of=1)
-    tiled, counts = apply(MoE(E, FFN, router, 2, dispatch, partition=False), params, x)
+    moe = MoE(E, FFN, router, 2, partition=False)
+    tiled, counts = apply(moe, params, x)
     assert counts["load"].shape == (2, E)
     for m in range(2):
         own = params | dict(router=dict(kernel=params["router"]["kernel"][:, m : m + 1]))
         slots = int(np.ceil(4 * T * 2 * 0.7 / E))
         expected, _, _ = loop(own, x, 1, 2, slots, 4, False)
         np.testing.assert_allclose(tiled[m], expected[0], rtol=1e-4, atol=1e-5)
-    again, _ = apply(MoE(E, FFN, router, 2, dispatch, partition=False), params, tiled)
+    again, _ = jax.eval_shape(functools.partial(_apply, moe), params, tiled)
     assert again.shape == (2, 4, T, D)  # and so does a layer that finds members
 
 

@@ -23,23 +23,19 @@ from uncertainty.stages.laplace import laplace
 RNG = np.random.default_rng(0)
 H = jnp.asarray(RNG.normal(size=(1, 6, 5)), jnp.float32)
 KEY = jax.random.key(0)
-FIRST = jax.random.key(0, impl="unsafe_rbg")  # for initial parameters: sooner compiled
 K, R = 4, 3
 
 
-def applied(head, h=H, train=True, randomise=True):
-    variables = jax.jit(functools.partial(head.init, train=False))(FIRST, h)
-    if randomise:  # biases start at zero
-        rng = np.random.default_rng(7)
-        noisy = jax.tree.map(
-            lambda a: np.float32(a + 0.5 * rng.normal(size=a.shape)), variables["params"]
-        )
-        variables = {**variables, "params": noisy}
-    return variables["params"], jax.jit(functools.partial(head.apply, train=train))(variables, h)
+def applied(head):
+    """Parameters of which none is zero, and the latent in training."""
+    shapes = jax.eval_shape(functools.partial(head.init, train=False), KEY, H)
+    rng = np.random.default_rng(7)
+    variables = jax.tree.map(lambda a: rng.normal(0, 0.6, a.shape).astype(np.float32), shapes)
+    return variables["params"], jax.jit(functools.partial(head.apply, train=True))(variables, H)
 
 
-def affine(params, h=H):
-    h = np.asarray(h, np.float64)
+def affine(params):
+    h = np.asarray(H, np.float64)
     return h @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"], np.float64)
 
 
@@ -109,19 +105,23 @@ def test_parameters_of_latent_space_noise_do_not_grow_with_the_classes():
 def test_a_learned_temperature_divides_the_whole_latent(head):
     plain = head(outputs=K, rank=R, learn_temperature=False)
     params, latent = applied(plain)
-    for a in (0.0, 1.3):
-        both = {**params, "temperature": jnp.float32(a)}
+    labels = np.array([0, 1, 2, 3, 0, 1])
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def summary(latent, temperature):
+        nll = softmax(samples=50, temperature=temperature).nll(latent, labels, KEY)
+        return nll, predictive.marginal_variance(latent)
+
+    @jax.jit
+    def cooled(a):
         learned = head(outputs=K, rank=R, learn_temperature=True)
-        cooled = learned.apply({"params": both}, H, train=True)
+        return learned.apply({"params": {**params, "temperature": a}}, H, train=True)
+
+    for a in (0.0, 1.3):
         tau = 0.3 + 2.7 / (1 + np.exp(-a))
-        labels = jnp.array([0, 1, 2, 3, 0, 1])
-        np.testing.assert_allclose(
-            softmax(samples=50).nll(cooled, labels, KEY),
-            softmax(samples=50, temperature=tau).nll(latent, labels, KEY),
-            rtol=1e-4,
-        )
-        scaled = predictive.marginal_variance(latent) / tau**2
-        np.testing.assert_allclose(predictive.marginal_variance(cooled), scaled, rtol=1e-4)
+        (nll, variance), (expected, plain_variance) = summary(cooled(a), 1.0), summary(latent, tau)
+        np.testing.assert_allclose(nll, expected, rtol=1e-4)
+        np.testing.assert_allclose(variance, plain_variance / tau**2, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -131,17 +131,12 @@ def test_scaling_mean_noise_and_temperature_together_changes_nothing():
         mean=2 * latent.mean, variance=4 * latent.variance, factors=2 * latent.factors
     )
     for likelihood in (softmax, sigmoid):
-        np.testing.assert_allclose(
-            likelihood(temperature=1.5, samples=64).log_probs(latent, KEY),
-            likelihood(temperature=3.0, samples=64).log_probs(double, KEY),
-            rtol=1e-4,
-            atol=1e-6,
-        )
+        one, other = (jax.jit(likelihood(temperature=t, samples=64).log_probs) for t in (1.5, 3.0))
+        np.testing.assert_allclose(one(latent, KEY), other(double, KEY), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("likelihood", [softmax, sigmoid])
-def test_permuting_the_classes_permutes_the_probabilities(likelihood):
+def test_permuting_the_classes_permutes_the_probabilities():
     permutation = np.array([2, 0, 3, 1])
     head = Heteroscedastic(outputs=K, rank=R)
     params, latent = applied(head)
@@ -160,45 +155,51 @@ def test_permuting_the_classes_permutes_the_probabilities(likelihood):
     )
     # Independent noise for each class is drawn by position, so the two agree as integrals only:
     # 4e4 draws of a probability, standard error below 0.0025.
-    log_probs = jax.jit(likelihood(samples=40_000).log_probs)
-    p, q = np.exp(log_probs(latent, KEY)), np.exp(log_probs(other, jax.random.key(1)))
-    np.testing.assert_allclose(q, p[..., permutation], atol=0.015)
+    for likelihood in (softmax, sigmoid):
+        log_probs = jax.jit(likelihood(samples=40_000).log_probs)
+        p, q = np.exp(log_probs(latent, KEY)), np.exp(log_probs(other, jax.random.key(1)))
+        np.testing.assert_allclose(q, p[..., permutation], atol=0.015)
 
 
 def hetsngp(**fields):
     return Heteroscedastic(outputs=K, rank=R, mean=functools.partial(Sngp, features=32), **fields)
 
 
-def predicting(head):
+X = jnp.asarray(RNG.normal(size=(30, 3)), jnp.float32)
+
+
+def inference_of(head):
     model = from_network(single(MLP(widths=(6,)), head), softmax(samples=64))
-    inference = particles(model, sgd(), size=1)
-    return model, inference._replace(predict=jax.jit(inference.predict))
+    return model, particles(model, sgd(), size=1)
 
 
-def fitted(head, x):
-    model, inference = predicting(head)
+def predict(head, state):
+    return jax.jit(inference_of(head)[1].predict)(state, X)
+
+
+@functools.cache
+def fitted():
+    """A state of `hetsngp` after the stage, which knows nothing of its weights in predictions."""
+    model, inference = inference_of(hetsngp())
     stage = laplace(model, executors.mapping("vmap"))
 
     @jax.jit
     def fit(x):
-        state = inference.init(FIRST, x[:1])
+        state = inference.init(KEY, x[:1])
         state, carry, _ = stage.update(state, stage.begin(state, x[:1]), dict(x=x))
         return stage.finish(state, carry, x[:1])
 
-    return inference, fit(x)
-
-
-X = jnp.asarray(RNG.normal(size=(30, 3)), jnp.float32)
+    return fit(X)
 
 
 @pytest.mark.slow
 def test_hetsngp_adds_the_two_variances_by_their_weights():
-    inference, state = fitted(hetsngp(), X)
-    latent = inference.predict(state, X)
+    state = fitted()
+    latent = predict(hetsngp(), state)
     assert latent.epistemic.shape == (1, 30, 1)
     for noise_weight, mean_weight in ((0.0, 1.0), (0.5, 2.0)):
         head = hetsngp(noise_weight=noise_weight, mean_weight=mean_weight)
-        weighted = predicting(head)[1].predict(state, X)
+        weighted = predict(head, state)
         noise = latent.variance - latent.epistemic
         np.testing.assert_allclose(
             weighted.variance,
@@ -211,60 +212,51 @@ def test_hetsngp_adds_the_two_variances_by_their_weights():
 
 @pytest.mark.slow
 def test_without_gp_variance_hetsngp_is_het_with_a_mean_of_random_features():
-    inference, state = fitted(hetsngp(mean_weight=0.0), X)
-    latent = inference.predict(state, X)
-    model = from_network(single(MLP(widths=(6,)), Heteroscedastic(outputs=K, rank=R)), softmax())
-    het = particles(model, sgd(), size=1)
-    params = jax.jit(het.init)(FIRST, X[:1]).params
+    state = fitted()
+    latent = predict(hetsngp(mean_weight=0.0), state)
+    het = Heteroscedastic(outputs=K, rank=R)
+    shapes = jax.eval_shape(inference_of(het)[1].init, KEY, X[:1]).params
+    params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
     params["backbone"] = state.params["backbone"]
     for name in ("diagonal", "factors"):
         params["head"][name] = state.params["head"][name]
-    plain = jax.jit(het.predict)(state.replace(params=params, collections={}), X)
+    plain = predict(het, state.replace(params=params, collections={}))
     np.testing.assert_allclose(latent.variance, plain.variance, rtol=1e-5)
     np.testing.assert_allclose(latent.factors, plain.factors, rtol=1e-5)
     # The means differ only in the features that their linear map sees.
     features = Sngp(outputs=K, features=32)
     h = jax.nn.relu(X @ params["backbone"]["dense0"]["kernel"][0])[None]
-    mean = features.apply(
-        {
-            "params": jax.tree.map(lambda a: a[0], state.params["head"]["mean"]),
-            "random_features": jax.tree.map(
-                lambda a: a[0], state.collections["random_features"]["head"]["mean"]
-            ),
-        },
-        h,
-        train=False,
-    ).mean
+    variables = {
+        "params": state.params["head"]["mean"],
+        "random_features": state.collections["random_features"]["head"]["mean"],
+    }
+    variables = jax.tree.map(lambda a: np.asarray(a)[0], variables)
+    mean = jax.jit(functools.partial(features.apply, train=False))(variables, h).mean
     np.testing.assert_allclose(latent.mean, mean, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_without_noise_hetsngp_is_sngp():
-    inference, state = fitted(hetsngp(noise_weight=0.0), X)
-    params = jax.tree.map(jnp.copy, state.params)
-    params["head"]["factors"] = jax.tree.map(jnp.zeros_like, params["head"]["factors"])
-    latent = inference.predict(state.replace(params=params), X)
-    sngp, plain = fitted(Sngp(outputs=K, features=32), X)
+    state = fitted()
+    factors = jax.tree.map(np.zeros_like, state.params["head"]["factors"])
+    params = {**state.params, "head": {**state.params["head"], "factors": factors}}
+    latent = predict(hetsngp(noise_weight=0.0), state.replace(params=params))
     collections = {
         name: {"head": value["head"]["mean"]} for name, value in state.collections.items()
     }
     params = {"backbone": params["backbone"], "head": params["head"]["mean"]}
-    expected = sngp.predict(plain.replace(params=params, collections=collections), X)
+    plain = state.replace(params=params, collections=collections)
+    expected = predict(Sngp(outputs=K, features=32), plain)
     np.testing.assert_allclose(latent.mean, expected.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
         predictive.marginal_variance(latent), predictive.marginal_variance(expected), rtol=1e-5
     )
-    likelihood = softmax(samples=4)
-    np.testing.assert_allclose(
-        likelihood.log_probs(latent, KEY), likelihood.log_probs(expected, KEY), rtol=1e-4
-    )
+    log_probs = jax.jit(softmax(samples=4).log_probs)
+    np.testing.assert_allclose(log_probs(latent, KEY), log_probs(expected, KEY), rtol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("noise_weight", [1.0, 0.0])  # a weight of predictions
-def test_training_draws_label_noise_alone(noise_weight):
-    head = hetsngp(noise_weight=noise_weight)
-    params, latent = applied(head)
+def test_training_draws_label_noise_alone():
+    params, latent = applied(hetsngp(noise_weight=0.0))  # a weight of predictions
     d = softplus(affine(params["diagonal"])) + 1e-3
     np.testing.assert_allclose(latent.variance, d**2, rtol=1e-4)
     assert latent.epistemic is None
@@ -287,11 +279,12 @@ def test_the_gradient_of_the_loss_is_its_slope(head, bias):
     labels = jnp.array([0, 1, 2, 3, 0, 1])
 
     @jax.jit
+    @jax.value_and_grad
     def loss(params):
         latent = head.apply({"params": params}, H, train=True)
         return softmax(samples=32).nll(latent, labels, KEY).mean()
 
-    gradient = jax.jit(jax.grad(loss))(params)
+    gradient = loss(params)[1]
     step = 2e-3
     for name, part in gradient.items():  # along the gradient of one parameter of the head
         norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(part)))
@@ -301,10 +294,13 @@ def test_the_gradient_of_the_loss_is_its_slope(head, bias):
             continue
 
         ahead, behind = (
-            {**params, name: jax.tree.map(lambda p, g, by=by: p + by * g, params[name], part)}
+            {
+                **params,
+                name: jax.tree.map(lambda p, g, by=by: p + np.float32(by) * g, params[name], part),
+            }
             for by in (step / norm, -step / norm)
         )
-        slope = float(loss(ahead) - loss(behind)) / (2 * step)
+        slope = float(loss(ahead)[0] - loss(behind)[0]) / (2 * step)
         # Rounding of a loss of about 1: 1e-7 / step = 5e-5.
         np.testing.assert_allclose(slope, norm, rtol=0.02, atol=3e-4, err_msg=name)
 
@@ -345,7 +341,7 @@ def test_a_mean_with_factors_of_its_own_is_refused():
     for inner in (Heteroscedastic, HeteroscedasticXL):
         head = Heteroscedastic(outputs=K, mean=inner)
         with pytest.raises(ValueError, match="mean: this head already has factors"):
-            head.init(KEY, H, train=False)
+            jax.eval_shape(functools.partial(head.init, train=False), KEY, H)
 
 
 def test_rank_zero_is_independent_noise():

@@ -43,8 +43,11 @@ TARGET = Target(prior=gaussian(0.8), num_examples=N, temperature=0.7)
 @functools.cache
 def state_of(size=P):
     state = particles(MODEL, sgd(), size=size).init(jax.random.key(0), BATCH["x"][:1])
-    noise = lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)  # noqa: E731
-    return state.replace(params=jax.tree.map(noise, state.params))
+    return state.replace(params=jax.tree.map(lambda a: a + normal(a.shape, 0.3), state.params))
+
+
+def normal(shape, std):
+    return np.random.default_rng(np.prod(shape)).normal(0, std, shape).astype(np.float32)
 
 
 STATE = state_of()
@@ -68,13 +71,14 @@ def flat(tree):
 
 
 def one(tree, p):
-    return jax.tree.map(lambda a: a[p], tree)
+    return jax.tree.map(lambda a: np.asarray(a)[p], tree)
 
 
 def logits(params, x=BATCH["x"]):
     return MODEL.forward(params, {}, x, jax.random.key(0), train=True)[0].mean[0]
 
 
+@jax.jit
 def log_joint(params):
     """1/N log p(theta, D), estimated from the batch, written out by hand."""
     log_p = jax.nn.log_softmax(logits(params))
@@ -82,14 +86,13 @@ def log_joint(params):
     return jnp.mean(log_p[jnp.arange(B), BATCH["y"]]) - prior / N
 
 
-slope_of_joint = jax.jit(jax.grad(log_joint))
+slopes_of_joint = jax.jit(jax.vmap(jax.grad(log_joint)))
 
 
 @functools.cache
 def gradients():
     """Of `log_joint` of each particle, stacked."""
-    each = [slope_of_joint(one(STATE.params, p)) for p in range(P)]
-    return jax.tree.map(lambda *g: jnp.stack(g), *each)
+    return slopes_of_joint(STATE.params)
 
 
 def scores():
@@ -160,9 +163,10 @@ def test_equal_particles_have_equal_probabilities():
     mean, variance = (jnp.asarray(rng.uniform(1, 2, (1, 1, B, K)), jnp.float32) for _ in range(2))
     latent = jax.tree.map(lambda a: jnp.tile(a, (P, 1, 1, 1)), Latent(mean, variance))
     model = MODEL._replace(likelihood=softmax(samples=16))
-    made = represent(model, latent, jax.random.key(0), "probabilities")
+    probabilities = jax.jit(lambda key: represent(model, latent, key, "probabilities"))
+    made = probabilities(jax.random.key(0))
     np.testing.assert_array_equal(made, np.broadcast_to(made[:1], made.shape))
-    other_draws = represent(model, latent, jax.random.key(1), "probabilities")
+    other_draws = probabilities(jax.random.key(1))
     assert np.abs(made - other_draws).max() > 1e-3
 
 
@@ -302,8 +306,8 @@ def test_the_prior_score_is_the_estimator_and_that_of_samples_at_samples():
 LINEAR = from_network(single(MLP(widths=()), Dense(outputs=2)), softmax())
 
 
-def prior_part(n, method=wgd):
-    """What a Gaussian prior on functions adds to a linear model's direction, without repulsion."""
+def errors_of_prior(method, draws):
+    """Of what a Gaussian prior on functions adds to a linear model's direction, by its draws."""
     batch = dict(x=jnp.asarray([[1.0, 0.3], [-0.5, 1.0]]), y=jnp.asarray([0, 1]))
     state = particles(LINEAR, sgd(), size=40).init(jax.random.key(3), batch["x"])
     # Where the prior is: in its tails the estimate is of nothing that was drawn.
@@ -311,16 +315,14 @@ def prior_part(n, method=wgd):
     state = state.replace(params=jax.tree.map(noise, state.params))
     fields = dict(space="functions", kernel=lambda: rbf(3.0))
     target = Target(gaussian(0.8), num_examples=N, temperature=0.0)
-    direction = method(executors.vmap, target, function_prior=n, **fields)
+    with_prior = [method(executors.vmap, target, function_prior=n, **fields) for n in draws]
     plain = method(executors.vmap, target._replace(prior=None), **fields)
-    both = jax.jit(lambda s: [d.update(LINEAR, s, batch, s.key) for d in (direction, plain)])
-    (g, _, metrics), (without, _, free) = both(state)
-    np.testing.assert_allclose(metrics["loss"], free["loss"], rtol=1e-6)
+    made = (plain, *with_prior)
+    update = jax.jit(lambda s: [d.update(LINEAR, s, batch, s.key) for d in made])
+    (without, _, free), *found = update(state)
     X = np.hstack([batch["x"], np.ones((2, 1))])  # the model's weights are [W; b] [3, 2]
     logits = state.params["head"]["logits"]
     W = np.concatenate([logits["kernel"], logits["bias"][:, None]], axis=1)
-    part = jax.tree.map(jnp.subtract, g, without)["head"]["logits"]
-    part = np.concatenate([part["kernel"], part["bias"][:, None]], axis=1)  # [P, 3, 2]
     # -1/N grad log p(f), f = X W, with p(f) = N(0, 0.8^2 X X^T) for each class.
     f = X @ W
     exact = np.linalg.solve(0.8**2 * X @ X.T, f) / N
@@ -329,14 +331,20 @@ def prior_part(n, method=wgd):
         gram = np.exp(-((z[:, None] - z[None]) ** 2).sum(-1) / 6) / 40
         exact = np.einsum("ij,jbk->ibk", gram, exact)
     exact = X.T @ exact
-    return np.linalg.norm(part - exact) / np.linalg.norm(exact)
+    errors = []
+    for g, _, metrics in found:
+        np.testing.assert_allclose(metrics["loss"], free["loss"], rtol=1e-6)
+        part = jax.tree.map(np.subtract, g, without)["head"]["logits"]
+        part = np.concatenate([part["kernel"], part["bias"][:, None]], axis=1)  # [P, 3, 2]
+        errors.append(np.linalg.norm(part - exact) / np.linalg.norm(exact))
+    return errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [svgd, wgd])
 def test_the_prior_on_functions_approaches_a_gaussian_process_with_more_draws(method):
     # Over 40 particles; the same estimator in NumPy has 0.65 and 0.27 on average over draws.
-    few, many = prior_part(10, method), prior_part(400, method)
+    few, many = errors_of_prior(method, (10, 400))
     assert many < 0.4 and many < 0.6 * few, (few, many)
 
 
@@ -344,12 +352,17 @@ def test_the_prior_on_functions_approaches_a_gaussian_process_with_more_draws(me
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_noise_is_coloured_by_the_matrix_root(per_layer):
     made = svgd(executors.vmap, TARGET, kernel=wide, per_layer=per_layer)
+    diffusion = jax.jit(made.diffusion)
+    alone = np.eye(P, dtype=np.float32)
 
     def gram_of_noise(params, pick):
         # `diffusion` is linear and the same for all numbers of a layer: column j of its matrix is
         # what becomes of noise that particle j alone has.
-        unit = [jax.tree.map(lambda a: jnp.zeros_like(a).at[j].set(1.0), params) for j in range(P)]  # noqa: B023
-        L = np.stack([flat(pick(made.diffusion(params, u)))[:, 0] for u in unit], axis=1)
+        def unit(j):
+            return jax.tree.map(lambda a: a * 0 + alone[j].reshape(P, *[1] * (a.ndim - 1)), params)
+
+        params = jax.tree.map(np.asarray, params)
+        L = np.stack([flat(pick(diffusion(params, unit(j))))[:, 0] for j in range(P)], axis=1)
         return L @ L.T
 
     layer = lambda tree: tree["backbone"]["dense0"]  # noqa: E731
@@ -357,7 +370,7 @@ def test_noise_is_coloured_by_the_matrix_root(per_layer):
     gram = np.exp(-((z[:, None] - z[None]) ** 2).sum(-1) / 4) / P
     np.testing.assert_allclose(gram_of_noise(STATE.params, layer), gram, atol=1e-6)
     # Particles that are all the same have a singular K, and move as one.
-    same = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], a.shape), STATE.params)
+    same = jax.tree.map(lambda a: np.broadcast_to(a[:1], a.shape), STATE.params)
     np.testing.assert_allclose(gram_of_noise(same, layer), 1 / P, atol=1e-5)
 
 
@@ -370,7 +383,10 @@ METHODS = {
     "svgd": (svgd, {}),
     **{e: (wgd, dict(estimator=e)) for e in ESTIMATORS},
 }  # fmt: skip
-WHERE = [(m, s) for m in METHODS for s in (SPACES if m == "svgd" else SPACES[:2])]
+WHERE = [
+    *(("svgd", space) for space in SPACES),
+    ("kde", "functions"), ("sge", "weights"), ("ssge", "functions"),
+]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -380,7 +396,7 @@ def test_permuting_particles_permutes_the_direction(method, space):
     g, _, _ = direct(direction, space=space, **fields)
     order = np.array([2, 0, 3, 1])
     mixed = STATE.replace(
-        params=jax.tree.map(lambda a: a[order], STATE.params), key=STATE.key[order]
+        params=jax.tree.map(lambda a: np.asarray(a)[order], STATE.params), key=STATE.key[order]
     )
     h, _, _ = direct(direction, state=mixed, space=space, **fields)
     scale = np.abs(flat(g)).max()
@@ -396,13 +412,12 @@ def test_a_single_particle_is_map_estimation(method, space):
     plain, _, _ = direct(independent, state=state)
     # sge keeps its ridge at P = 1, but there is no force to divide by it.
     np.testing.assert_allclose(flat(g), flat(plain), rtol=1e-4, atol=1e-6)
-    alone = jax.tree.map(lambda a: a[None], slope_of_joint(one(state.params, 0)))
+    alone = slopes_of_joint(state.params)
     np.testing.assert_allclose(flat(plain), -flat(alone), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["unroll", "scan"])
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("space", "executor"), zip(SPACES, ("unroll", "scan") * 2, strict=True))
 def test_executors_agree(space, executor):
     g, _, _ = direct(svgd, space=space)
     other, _, _ = direct(svgd, space=space, executor=executor)

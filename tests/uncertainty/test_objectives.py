@@ -48,8 +48,8 @@ def direct(state, objective, model=None, direction=independent, b=BATCH, target=
 # Label smoothing
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_label_smoothing_is_its_formula_and_its_gradient(rate):
+def test_label_smoothing_is_its_formula_and_its_gradient():
+    rate = 0.3
     _, state = start(label_smoothing(rate))
     g, _, metrics = direct(state, label_smoothing(rate))
     x, y = np.asarray(BATCH["x"], np.float64), np.asarray(BATCH["y"])
@@ -241,7 +241,7 @@ def test_parameters_of_its_own_follow_their_gradient_and_the_network_knows_none(
         slope = -((prob - np.eye(K)[y]) * u).sum(1).mean()  # d u / d log s = -u
         moved = float(before[p] - after.params["objective"]["log_scale"][p])
         np.testing.assert_allclose(moved, 0.1 * slope, rtol=1e-3, atol=1e-6)
-    made.predict(after, BATCH["x"])  # whose network checks what it is given
+    jax.eval_shape(made.predict, after, BATCH["x"])  # whose network checks what it is given
 
 
 @pytest.mark.slow
@@ -251,10 +251,10 @@ def test_flax_networks_read_none_of_them_wherever_they_are_run():
     model = from_network(network, likelihoods.softmax())
     made, state = start(tempered(), model)
     assert set(state.params) == {"backbone", "head", "objective"}
-    latent = made.predict(state, BATCH["x"])
+    latent = jax.jit(made.predict)(state, BATCH["x"])
+    forward = jax.jit(lambda p, key: model.forward(p, {}, BATCH["x"], key, train=False)[0])
     for p in range(P):
-        all_of_them, key = one(state.params, p), state.key[p]
-        u = model.forward(all_of_them, {}, BATCH["x"], key, train=False)[0]
+        u = forward(one(state.params, p), state.key[p])
         np.testing.assert_allclose(u.mean[0], latent.mean[p], rtol=1e-5, atol=1e-6)
 
 

@@ -33,7 +33,7 @@ def scan(inference, state, batch, steps):
 @pytest.mark.slow
 def test_stochastic_svgd_samples_the_posterior_that_svgd_is_too_narrow_for():
     """One particle of each of many groups is a draw, however few are in its group."""
-    P, groups, rate = 3, 300, 0.02
+    P, groups, rate = 3, 200, 0.02
     mean, exact = posterior(BATCH, 0.7, 1.5)
     h = float(np.trace(exact))
 

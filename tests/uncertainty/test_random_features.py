@@ -1,5 +1,7 @@
 """Random features against the kernel and the exact Gaussian process."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,28 +14,32 @@ from uncertainty.layers.random_features import RandomFeatures, cosine, orthogona
 X = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
 
 
-def features(x, seed=0, **fields):
+@functools.cache
+def compiled(**fields):
     layer = RandomFeatures(**fields)
-    variables = layer.init(jax.random.key(seed), x)
-    return np.asarray(layer.apply(variables, x), np.float64)
+    return jax.jit(lambda key, x: layer.init_with_output(key, x)[0])
+
+
+def features(x, seed=0, **fields):
+    return np.asarray(compiled(**fields)(jax.random.key(seed), x), np.float64)
 
 
 def test_features_follow_the_equation():
     x = 3 * X
     layer = RandomFeatures(features=16, length_scale=0.7, amplitude=1.5)
-    variables = layer.init(jax.random.key(0), x)
+    phi, variables = jax.jit(layer.init_with_output)(jax.random.key(0), x)
     W, b = (np.asarray(variables["random_features"][k], np.float64) for k in ("kernel", "bias"))
     expected = 1.5 * np.sqrt(2 / 16) * np.cos(x @ W / 0.7 + b)
     # Angles of up to 60 are rounded to 4e-6.
-    np.testing.assert_allclose(layer.apply(variables, x), expected, atol=2e-5)
+    np.testing.assert_allclose(phi, expected, atol=2e-5)
 
 
 def test_the_cosine_and_its_derivative():
     turns = np.concatenate([np.linspace(-2, 2, 10_001), [1e3 + 0.125, -1e5]]).astype(np.float32)
     exact = 2 * np.pi * turns.astype(np.float64)
     # 5e-7 is reached, four roundings of float32; another machine may have some more.
-    np.testing.assert_allclose(cosine(jnp.asarray(turns)), np.cos(exact), atol=3e-6)
-    slope = jax.vmap(jax.grad(cosine))(jnp.asarray(turns))
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(cosine)))(turns)
+    np.testing.assert_allclose(value, np.cos(exact), atol=3e-6)
     np.testing.assert_allclose(slope, -2 * np.pi * np.sin(exact), atol=2e-5)
     assert np.isnan(cosine(jnp.float32(np.inf)))
 
@@ -54,7 +60,7 @@ def test_inner_products_approach_the_rbf_kernel(is_orthogonal):
 
 @pytest.mark.slow
 def test_the_default_length_scale_is_that_of_unit_variance():
-    phi = features(X, features=20_000)
+    phi = features(X, features=8_000)
     np.testing.assert_allclose(phi @ phi.T, RBF(np.sqrt(X.shape[1] / 2))(X), atol=0.05)
 
 
@@ -71,21 +77,21 @@ def test_orthogonal_features_have_less_variance():
             if is_orthogonal
             else (lambda k: jax.random.normal(k, (16, 16)))
         )
-        W = jax.vmap(draw)(keys)
-        estimate = np.asarray(jnp.cos(jnp.einsum("d,ndm->nm", x[1] - x[0], W)).mean(-1))
+        W = jax.jit(jax.vmap(draw))(keys)
+        estimate = np.cos(np.einsum("d,ndm->nm", x[1] - x[0], W)).mean(-1)
         squared.append(np.mean((estimate - exact) ** 2))
     assert squared[0] < 0.8 * squared[1]
 
 
 @pytest.mark.slow
 def test_orthogonal_columns_are_orthogonal_and_as_long_as_gaussian_ones():
-    W = np.asarray(orthogonal(jax.random.key(0), 8, 20))
+    W = np.asarray(jax.jit(lambda k: orthogonal(k, 8, 20))(jax.random.key(0)))
     assert W.shape == (8, 20)
     for block in (W[:, :8], W[:, 8:16], W[:, 16:]):
         gram = block.T @ block
         np.testing.assert_allclose(gram - np.diag(np.diag(gram)), 0, atol=1e-5)
     many = np.asarray(
-        jax.vmap(lambda k: orthogonal(k, 8, 8))(jax.random.split(jax.random.key(1), 2000))
+        jax.jit(jax.vmap(lambda k: orthogonal(k, 8, 8)))(jax.random.split(jax.random.key(1), 2000))
     )
     lengths = (many**2).sum(1).ravel()  # chi^2 with 8 degrees: mean 8, variance 16
     # 16,000 of them: standard errors 0.03 and, of the variance, about 0.25.
@@ -116,13 +122,11 @@ def test_the_posterior_of_many_features_is_the_exact_gaussian_process():
     assert errors[1][0] < errors[0][0] and errors[1][1] < errors[0][1]
 
 
-@pytest.mark.slow
 def test_features_are_not_trained_and_stay_float32():
     layer = RandomFeatures(features=8)
     x = jnp.asarray(X, jnp.bfloat16)
-    variables = layer.init(jax.random.key(0), x)
-    assert set(variables) == {"random_features"}
-    assert layer.apply(variables, x).dtype == jnp.float32
+    phi, variables = jax.eval_shape(layer.init_with_output, jax.random.key(0), x)
+    assert set(variables) == {"random_features"} and phi.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

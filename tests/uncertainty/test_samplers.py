@@ -19,7 +19,7 @@ from uncertainty.optimisers import samplers, schedules
 
 N, D, NOISE, PRIOR = 12, 2, 0.7, 1.5
 BATCH = data(N, D)
-CHAINS = 1500
+CHAINS = 500
 LEVEL = 1e-3  # of every test; the seeds are fixed
 
 
@@ -156,7 +156,7 @@ def test_a_learning_rate_of_zero_is_no_step():
 def test_noise_of_particles_and_layers_is_independent():
     keys = jax.random.split(jax.random.key(0), 4)
     params = {"a": jnp.zeros((4, 300, 3)), "b": jnp.zeros((4, 100))}
-    drawn = samplers.normal(keys, params)
+    drawn = jax.jit(samplers.normal)(keys, params)
     flat = np.concatenate([np.asarray(a).reshape(4, -1) for a in jax.tree.leaves(drawn)], 1)
     assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 4 / np.sqrt(flat.shape[1])
     assert np.abs(np.corrcoef(flat[:, :100], flat[:, 100:200])[:4, 4:]).max() < 0.4
@@ -166,7 +166,8 @@ def test_noise_of_particles_and_layers_is_independent():
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_noise_is_standard_normal_whatever_the_generator(impl):
     keys = jax.random.split(jax.random.key(0, impl=impl), 2)
-    flat = np.asarray(samplers.normal(keys, {"a": jnp.zeros((2, 50_001))})["a"]).ravel()
+    drawn = jax.jit(samplers.normal)(keys, {"a": jnp.zeros((2, 50_001))})
+    flat = np.asarray(drawn["a"]).ravel()
     assert np.isfinite(flat).all() and len(np.unique(flat)) > 0.98 * len(flat)
     assert scipy.stats.kstest(flat, "norm").pvalue > 1e-3
     # Neighbours, and the two words of a block, which stand half of a leaf apart.
@@ -215,17 +216,19 @@ def test_thinning_is_even_after_the_burn_in_and_ends_with_the_run():
     assert thinning.cyclical(100, 4, cycles=4) == (25, 50, 75, 100)
     assert thinning.cyclical(100, 4, cycles=2, burn_in=0.8) == (45, 50, 95, 100)
     cycle = schedules.cyclical(100, cycles=4, final=0.1)
-    for t in range(100):
-        wanted = 0.1 + 0.9 * (1 + np.cos(np.pi * (t % 25) / 25)) / 2
-        np.testing.assert_allclose(cycle(t), wanted, rtol=1e-5)
+    t = np.arange(100)
+    wanted = 0.1 + 0.9 * (1 + np.cos(np.pi * (t % 25) / 25)) / 2
+    np.testing.assert_allclose(jax.vmap(cycle)(t), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("total", "cycles"), [(100, 4), (103, 7), (9, 4), (10, 10)])
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_the_cycles_of_samples_are_those_of_the_rate(total, cycles, warmup):
     """A snapshot is taken where the rate is about to rise, and at the end."""
-    rate = np.asarray([schedules.cyclical(total, warmup, cycles)(t) for t in range(total)])
-    plain = np.asarray([schedules.cyclical(total, 0, cycles)(t) for t in range(total)])
+    rate, plain = (
+        np.asarray(jax.vmap(schedules.cyclical(total, steps, cycles))(np.arange(total)))
+        for steps in (warmup, 0)
+    )
     rises = [t for t in range(1, total) if plain[t] > plain[t - 1]]
     ends = [*rises, total] if cycles < total else range(1, total + 1)
     assert thinning.cyclical(total, cycles, cycles) == tuple(ends)

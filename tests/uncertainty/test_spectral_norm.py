@@ -108,7 +108,7 @@ def v_of(variables):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(7, 5), (4, 9), (1, 3), (6, 1)])
+@pytest.mark.parametrize("shape", [(4, 9), (1, 3), (6, 1)])
 def test_dense_has_the_bound_as_its_largest_singular_value(shape):
     layer, variables, x = drawn(spectral_norm.Dense, shape[:1], shape[1], bound=0.9)
     W = np.asarray(variables["params"]["kernel"], "float64")
@@ -182,7 +182,7 @@ def test_the_error_is_within_what_is_stated():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, dict(use_bias=False), dict(dtype="bfloat16")])
+@pytest.mark.parametrize("fields", [{}, dict(use_bias=False, dtype="bfloat16")])
 def test_below_the_bound_layers_are_those_without_one(fields):
     pairs = [
         (both(bound=1e3, **fields)[0], nn.Dense(5, **fields)),
@@ -285,7 +285,7 @@ def test_bfloat16_rounds_the_bounded_kernel_and_keeps_the_state():
 @pytest.mark.parametrize("over", ["vmap", "scan"])
 def test_particles_together_equal_each_alone(over):
     for layer, variables, x in both():
-        many = jax.tree.map(lambda a: jnp.stack([a, -2 * a, a[::-1]]), variables)
+        many = jax.tree.map(lambda a: np.stack([a, -2 * np.asarray(a), a[::-1]]), variables)
 
         def step(variables, layer=layer, x=x):
             def loss(params):
@@ -325,7 +325,7 @@ def test_a_kernel_of_zeros_is_let_through():
             y, state = layer.apply({**variables, "params": params}, x, mutable=["spectral_norm"])
             return jnp.sum(y), (y, state)
 
-        g, (y, state) = jax.grad(loss, has_aux=True)(variables["params"])
+        g, (y, state) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
         np.testing.assert_array_equal(v_of(state), v_of(variables))  # it can still find a direction
         assert np.isfinite(y).all() and all(np.isfinite(a).all() for a in jax.tree.leaves(g))
         assert np.abs(g["kernel"]).max() > 0
