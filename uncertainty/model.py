@@ -72,9 +72,11 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
             )
         if not isinstance(latent, Latent) or latent.mean.ndim != 3:
             shape = getattr(latent, "shape", None) or latent.mean.shape
-            raise ValueError(f"network: a Latent with mean [M, B, K] is needed, and it returns "
-                             f"a {type(latent).__name__} of shape {tuple(shape)}; M is 1 for one "
-                             "member")  # fmt: skip
+            raise ValueError(
+                f"network: a Latent with mean [M, B, K] is needed, and it returns "
+                f"a {type(latent).__name__} of shape {tuple(shape)}; M is 1 for one "
+                "member"
+            )
         changed = dict(changed)
         losses = jax.tree.leaves(changed.pop("losses", {}))
         latent = jax.tree.map(lambda a: a.astype(jnp.float32), latent)

@@ -39,9 +39,15 @@ from experiments.experiment.base import base, parse_arg, shrink
 
 SHAPE, CLASSES = (28, 28, 1), 10
 METHODS = (
-    "vit", "mc_dropout", "mimo", "batch_ensemble", "vmoe", "e3", "only_tiling",
+    "vit",
+    "mc_dropout",
+    "mimo",
+    "batch_ensemble",
+    "vmoe",
+    "e3",
+    "only_tiling",
     "only_partitioning",
-)  # fmt: skip
+)
 READ = dict(mean=0.286, std=0.353)  # of the training pixels
 HALVES = dict(only_tiling=dict(partition=False), only_partitioning=dict(tile=False))
 
@@ -57,9 +63,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.batch_size = 64
 
     config.backbone = dict(
-        name="vit.ViT", variant="tiny", patch_size=7, width=32, depth=4, num_heads=2, mlp_dim=64,
+        name="vit.ViT",
+        variant="tiny",
+        patch_size=7,
+        width=32,
+        depth=4,
+        num_heads=2,
+        mlp_dim=64,
         pooling="gap",
-    )  # fmt: skip
+    )
     config.head = dict(name="dense.Dense", outputs=CLASSES)
     set_method(config, arg, blocks=(1,) if arg.runlocal else (2, 3))
     config.inference.size = arg.size

@@ -53,15 +53,25 @@ def get_table(dataset: str = "cifar10", title: str = "CIFAR-10", near: str = "ci
         rows=rows,
         columns=[
             dict(key="classification/nll", header="NLL", better="lower", digits=3),
-            dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher",
-                 digits=1),
+            dict(
+                key="classification/accuracy",
+                header="Accuracy",
+                unit="%",
+                better="higher",
+                digits=1,
+            ),
             dict(key="calibration/ece", header="ECE", better="lower", digits=3),
             dict(key="corruption/nll", header="Corrupted NLL", better="lower", digits=2),
-            dict(key="corruption/accuracy", header="Corrupted acc.", unit="%", better="higher",
-                 digits=1),
+            dict(
+                key="corruption/accuracy",
+                header="Corrupted acc.",
+                unit="%",
+                better="higher",
+                digits=1,
+            ),
             dict(key=f"ood/{near}/auroc_entropy", header="AUROC near", better="higher", digits=3),
             dict(key="ood/svhn/auroc_entropy", header="AUROC SVHN", better="higher", digits=3),
             dict(key="cost/parameters", header="Parameters", unit="M", digits=1),
             dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
         ],
-    )  # fmt: skip
+    )

@@ -36,12 +36,21 @@ def get_table() -> dict:
         ],
         columns=[
             dict(key="classification/nll", header="NLL", better="lower", digits=3),
-            dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher",
-                 digits=1),
+            dict(
+                key="classification/accuracy",
+                header="Accuracy",
+                unit="%",
+                better="higher",
+                digits=1,
+            ),
             dict(key="calibration/ece", header="ECE", better="lower", digits=3),
-            dict(key="ood/places365/auroc_entropy", header="AUROC Places365", better="higher",
-                 digits=3),
+            dict(
+                key="ood/places365/auroc_entropy",
+                header="AUROC Places365",
+                better="higher",
+                digits=3,
+            ),
             dict(key="cost/parameters", header="Parameters", unit="M", digits=1),
             dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
         ],
-    )  # fmt: skip
+    )

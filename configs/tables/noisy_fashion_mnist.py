@@ -19,10 +19,11 @@ def get_table() -> dict[str, Any]:
         dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher", digits=1),
         dict(key="classification/nll", header="NLL", better="lower", digits=3),
         dict(key="calibration/ece", header="ECE", better="lower", digits=3),
-        dict(key="corruption/accuracy", header="Corrupted acc.", unit="%", better="higher",
-             digits=1),
+        dict(
+            key="corruption/accuracy", header="Corrupted acc.", unit="%", better="higher", digits=1
+        ),
         dict(key="corruption/nll", header="Corrupted NLL", better="lower", digits=2),
-    ]  # fmt: skip
+    ]
     for name in ("mnist", "kmnist"):
         for metric, score, header in (
             ("auroc", "entropy", "AUROC"),

@@ -21,8 +21,13 @@ def get_table() -> dict[str, Any]:
         ],
         columns=[
             dict(key="classification/nll", header="NLL", better="lower", digits=4),
-            dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher",
-                 digits=2),
+            dict(
+                key="classification/accuracy",
+                header="Accuracy",
+                unit="%",
+                better="higher",
+                digits=2,
+            ),
             dict(key="calibration/ece", header="ECE", better="lower", digits=4),
             dict(key="classification/member_nll", header="Member NLL", better="lower", digits=4),
             dict(key="uncertainty/disagreement", header="Disagreement", unit="%", digits=2),
@@ -30,4 +35,4 @@ def get_table() -> dict[str, Any]:
             dict(key="ood/mnist/auroc_entropy", header="AUROC MNIST", better="higher", digits=3),
             dict(key="ood/kmnist/auroc_entropy", header="AUROC KMNIST", better="higher", digits=3),
         ],
-    )  # fmt: skip
+    )

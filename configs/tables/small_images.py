@@ -27,13 +27,23 @@ def get_table() -> dict[str, Any]:
         rows=rows,
         columns=[
             dict(key="classification/nll", header="NLL", better="lower", digits=3),
-            dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher",
-                 digits=1),
+            dict(
+                key="classification/accuracy",
+                header="Accuracy",
+                unit="%",
+                better="higher",
+                digits=1,
+            ),
             dict(key="calibration/ece", header="ECE", better="lower", digits=3),
             dict(key="corruption/nll", header="Corrupted NLL", better="lower", digits=2),
-            dict(key="corruption/accuracy", header="Corrupted acc.", unit="%", better="higher",
-                 digits=1),
+            dict(
+                key="corruption/accuracy",
+                header="Corrupted acc.",
+                unit="%",
+                better="higher",
+                digits=1,
+            ),
             dict(key="ood/mnist/auroc_entropy", header="AUROC MNIST", better="higher", digits=3),
             dict(key="ood/kmnist/auroc_entropy", header="AUROC KMNIST", better="higher", digits=3),
         ],
-    )  # fmt: skip
+    )

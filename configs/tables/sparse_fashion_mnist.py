@@ -35,8 +35,9 @@ def columns(**elsewhere: str) -> list[dict[str, Any]]:
         dict(key="calibration/ece", header="ECE", better="lower", digits=3),
         dict(key="corruption/nll", header="Corrupted NLL", better="lower", digits=3),
         *ood,
-        dict(key="few_shot/10_shot_error", header="10-shot error", unit="%", better="lower",
-             digits=1),
+        dict(
+            key="few_shot/10_shot_error", header="10-shot error", unit="%", better="lower", digits=1
+        ),
         dict(key="few_shot/error", header="Few-shot error", unit="%", better="lower", digits=1),
         dict(key="uncertainty/pairwise_kl", header="Member KL", digits=4),
         dict(key="uncertainty/disagreement", header="Disagreement", unit="%"),
@@ -45,7 +46,7 @@ def columns(**elsewhere: str) -> list[dict[str, Any]]:
         dict(key="cost/predict_flops_per_example", header="Prediction FLOPs", unit="M", digits=2),
         dict(key="cost/train_ms_per_example", header="Train", unit="ms/example", digits=3),
         dict(key="cost/predict_ms_per_example", header="Predict", unit="ms/example", digits=3),
-    ]  # fmt: skip
+    ]
 
 
 def get_table() -> dict[str, Any]:

@@ -33,23 +33,35 @@ def get_table() -> dict[str, Any]:
     columns = [
         dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher", digits=1),
         dict(key="classification/nll", header="NLL", better="lower", digits=3),
-        dict(key="classification/nll_of_mean", header="-log mean p", better="lower",
-             digits=3),
+        dict(key="classification/nll_of_mean", header="-log mean p", better="lower", digits=3),
         dict(key="calibration/ece", header="ECE", better="lower", digits=3),
         dict(key="uncertainty/disagreement", header="Disagreement", unit="%", digits=1),
         dict(key="uncertainty/pairwise_kl", header="Member KL", digits=3),
-    ]  # fmt: skip
+    ]
     for name, title in (("mnist", "MNIST"), ("kmnist", "KMNIST")):
         columns += [
-            dict(key=f"ood/{name}/auroc_entropy", header=f"{title} AUROC H", better="higher",
-                 digits=3),
-            dict(key=f"ood/{name}/auroc_probability_std", header=f"{title} AUROC MD",
-                 better="higher", digits=3),
-            dict(key=f"ood/{name}/ratio_entropy", header=f"{title} Ho/Ht", better="higher",
-                 digits=2),
-            dict(key=f"ood/{name}/ratio_probability_std", header=f"{title} MDo/MDt",
-                 better="higher", digits=2),
-        ]  # fmt: skip
+            dict(
+                key=f"ood/{name}/auroc_entropy",
+                header=f"{title} AUROC H",
+                better="higher",
+                digits=3,
+            ),
+            dict(
+                key=f"ood/{name}/auroc_probability_std",
+                header=f"{title} AUROC MD",
+                better="higher",
+                digits=3,
+            ),
+            dict(
+                key=f"ood/{name}/ratio_entropy", header=f"{title} Ho/Ht", better="higher", digits=2
+            ),
+            dict(
+                key=f"ood/{name}/ratio_probability_std",
+                header=f"{title} MDo/MDt",
+                better="higher",
+                digits=2,
+            ),
+        ]
     return dict(
         title=f"Particle methods on Fashion-MNIST, {SIZE} MLPs with three hidden layers of 100, "
         f"{STEPS:,} steps",

@@ -18,8 +18,9 @@ def get_table() -> dict[str, Any]:
         columns=[
             *distances("gaussians"),
             dict(key="classification/nll", header="Test NLL", better="lower", digits=3),
-            dict(key="ood/ring/auroc_entropy", header="AUROC ring, by H", better="higher",
-                 digits=3),
+            dict(
+                key="ood/ring/auroc_entropy", header="AUROC ring, by H", better="higher", digits=3
+            ),
             dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
         ],
-    )  # fmt: skip
+    )

@@ -46,12 +46,17 @@ def get_table() -> dict[str, Any]:
         columns=[
             dict(key="regression/nll", header="NLL", better="lower", digits=2),
             dict(key="regression/rmse", header="RMSE", better="lower", digits=2),
-            dict(key="regression/coverage_0.9", header="Coverage of 90 % intervals", unit="%",
-                 digits=1),
+            dict(
+                key="regression/coverage_0.9",
+                header="Coverage of 90 % intervals",
+                unit="%",
+                digits=1,
+            ),
             dict(key="regression/width_0.9", header="their width", digits=1),
-            dict(key="regression/calibration", header="Calibration error", better="lower",
-                 digits=3),
+            dict(
+                key="regression/calibration", header="Calibration error", better="lower", digits=3
+            ),
             dict(key="regression/crps", header="CRPS", better="lower", digits=2),
             dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
         ],
-    )  # fmt: skip
+    )

@@ -151,8 +151,10 @@ def setup(
     except ConfigError as error:
         if num_examples is not None:
             raise
-        raise ConfigError("data.particles: gives particles different numbers of examples, so their "
-                          f"posteriors have no one N ({error})") from error  # fmt: skip
+        raise ConfigError(
+            "data.particles: gives particles different numbers of examples, so their "
+            f"posteriors have no one N ({error})"
+        ) from error
     evaluators, over = evaluators_of(config, source, evaluated), executors.mapping(executor)
 
     shapes, latent = initial_shapes(config, inference, mesh, source)

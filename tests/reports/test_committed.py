@@ -2,26 +2,33 @@
 
 import json
 import pathlib
+import shlex
 
 import pytest
 
+from experiments.experiment.config import assignments
 from experiments.reports import formats
 from experiments.tables import constraints
 from experiments.tables.cells import Cells
 from experiments.tables.summary import study
 
 ROOT = pathlib.Path(__file__).parents[2]
-FOLDERS = sorted(path.parent for path in ROOT.glob("results/*/runs.jsonl"))
+RESULTS = ROOT / "results"
+FOLDERS = sorted(path.parent for path in RESULTS.rglob("runs.jsonl"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_tables_are_rendered_to_the_same_bytes(folder):
     """But for the command, which may name where data sets were."""
-    cells = Cells(folder.name, str(folder.parent), "runs", {})
-    assert not cells.records.any_damaged()
+    name, *variant = folder.relative_to(RESULTS).parts
+    command = json.loads((folder / "table.json").read_text())["command"]
+    settings = [word for word in shlex.split(command) if word.startswith("--set=")]
+    settings = assignments(settings, "--set=") if variant else {}
+    cells = Cells(name, str(RESULTS), "runs", settings)
+    assert cells.results == folder and not cells.records.any_damaged()
     made = study(cells, {})
-    made.command = json.loads((folder / "table.json").read_text())["command"]
+    made.command = command
     texts = {
         "table.md": formats.to_markdown(made),
         "table.tex": formats.to_latex(made),
