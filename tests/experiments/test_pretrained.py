@@ -1,6 +1,7 @@
 """Runs that begin from a file: of each layout, written here as its library writes it."""
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -121,10 +122,10 @@ def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
     write_release(tmp_path / "params", params, shards=3)
     small = config(backbone=moe, inference=dict(config()["inference"], size=1))
     experiment, states = setup(small), []
-    state, more = experiment.init(), (experiment.network, experiment.source.shape)
+    state = experiment.init()
     for name in ("ckpt_7", "params"):
         spec = dict(path=str(tmp_path / name), layout="vmoe")
-        states.append(pretrained.load(spec, *more, state, experiment.optimiser))
+        states.append(load(spec, experiment, state))
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
     kernel = states[0].params["backbone"]["block00"]["feed_forward"]["experts"]["dense0"]["kernel"]
     np.testing.assert_array_equal(
@@ -133,7 +134,7 @@ def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
     write_release(tmp_path / "more", tree | {"ema/cls": random(1, 1, 3)}, shards=1)
     spec["path"] = str(tmp_path / "more")
     with pytest.raises(ConfigError, match=r"ema/cls .* no rule matches it"):
-        check_pretrained(spec, *more, experiment.shapes)
+        check_pretrained(spec, experiment.network, experiment.source.shape, experiment.shapes)
 
 
 def test_an_archive_is_read_back(tmp_path):
@@ -274,23 +275,31 @@ def test_a_vit_of_the_transformers_library_says_the_same(vit):
         np.testing.assert_allclose(particle, logits, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return setup(config(optimiser=dict(name="adam", learning_rate=1e-3)))
+
+
+def load(spec, experiment, state):
+    shape = experiment.source.shape
+    return pretrained.load(spec, experiment.network, shape, state, experiment.optimiser)
+
+
 @pytest.mark.slow
-def test_what_is_kept_differs_between_particles_and_the_optimiser_starts_anew(vit, caplog):
-    spec = dict(path=vit[0], layout="transformers", keep=("head/",))
-    adam = dict(name="adam", learning_rate=1e-3)
+def test_what_is_kept_differs_between_particles_and_the_optimiser_starts_anew(vit, plain, caplog):
+    spec, initial = dict(path=vit[0], layout="transformers", keep=("head/",)), plain.init()
     with caplog.at_level(logging.INFO):
-        state = setup(config(pretrained=spec, optimiser=adam)).init()
+        state = load(spec, plain, initial)
     assert "as initialised: head/logits/bias, head/logits/kernel" in caplog.text
-    plain = setup(config(optimiser=adam)).init()
     np.testing.assert_array_equal(
-        state.params["head"]["logits"]["kernel"], plain.params["head"]["logits"]["kernel"]
+        state.params["head"]["logits"]["kernel"], initial.params["head"]["logits"]["kernel"]
     )
     first, second = state.params["head"]["logits"]["kernel"]
     assert not np.array_equal(first, second)
     leaves = jax.tree_util.tree_leaves_with_path(state.params["backbone"])
     for key, leaf in leaves:
         np.testing.assert_array_equal(leaf[0], leaf[1], err_msg=path_of(key))
-    same = jax.tree.map(np.array_equal, state.opt_state, plain.opt_state)
+    same = jax.tree.map(np.array_equal, state.opt_state, initial.opt_state)
     assert all(jax.tree.leaves(same))
 
 
@@ -389,11 +398,6 @@ def test_one_of_several_particles(trained, caplog):
         begin(particle=2)
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return setup(config())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -422,27 +426,29 @@ def test_numbers_that_are_not_finite_are_refused(vit, plain, tmp_path):
     np.savez(tmp_path / "bad.npz", **arrays)
     spec = dict(path=str(tmp_path / "bad.npz"), layout="transformers")
     with pytest.raises(ConfigError, match=r"vit\.layernorm\.bias of .* is not finite"):
-        pretrained.load(spec, plain.network, plain.source.shape, plain.shapes, plain.optimiser)
+        load(spec, plain, plain.shapes)
 
 
 @pytest.fixture(scope="module")
 def oblong(tmp_path_factory):
     """A run on images of 2 x 4 patches, as it is initialised, and its positions."""
     workdir = tmp_path_factory.mktemp("oblong")
-    experiment = setup(images_of(8, 16))
+    experiment = images_of(8, 16)
     state = saved(workdir, experiment, experiment.init())
     return workdir, np.asarray(state.params["backbone"]["position_embedding"][1, 0])
 
 
-def images_of(height, width, **changes):
-    small = config(backbone=dict(SMALL, depth=0), **changes)
+@functools.cache
+def images_of(height, width):
+    small = config(backbone=dict(SMALL, depth=1))
     small["data"]["train"] = dict(name="stand_in", shape=(height, width, 3), num_classes=5)
-    return small
+    return setup(small)
 
 
 def begun(workdir, height, width, **spec):
+    experiment = images_of(height, width)
     spec = dict(path=str(workdir), layout="own", particle=1, **spec)
-    params = setup(images_of(height, width, pretrained=spec)).init().params
+    params = load(spec, experiment, experiment.shapes).params  # nothing stays as initialised
     return params["backbone"]["position_embedding"][0, 0]
 
 

@@ -204,7 +204,10 @@ def test_nothing_is_made_of_the_config_again(tmp_path, monkeypatch):
     """Training, stages, validation and evaluation take all from the experiment."""
     optimiser = dict(name="sgd", learning_rate=0.01)
     fields = {
+        "backbone.widths": (8,),
         "stages": (dict(name="snapshots", steps=2, size=1, optimiser=optimiser),),
+        "evaluators.corruption": None,
+        "evaluators.ood": None,
         "evaluation.every": 2,
         "mesh": {"data": 1},
     }
@@ -328,6 +331,7 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
     """The batch's context is the other set's, in an order of its own, the same after a restart."""
     digits = dict(name="digits", classes=list(range(8)))
     fields = {
+        "backbone.widths": (8,),
         "data.streams": {"context": dict(digits, split="test")},
         "inference.direction": dict(name="svgd", space="functions", context=dict(name="other")),
         "optimiser.weight_decay": (),
