@@ -121,10 +121,11 @@ INTERACTING = {
     "layers": dict(name="svgd", per_layer=True, kernel=dict(name="linear")),
     "functions": dict(name="svgd", space="functions", values="probabilities"),
     "kde": dict(name="wgd", estimator="kde", space="functions"),
-    "points": dict(name="svgd", space="functions", context=dict(name="perturbed"),
-                   function_prior=5),
+    "points": dict(
+        name="svgd", space="functions", context=dict(name="perturbed"), function_prior=5
+    ),
     "stochastic": dict(name="svgd"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow

@@ -20,13 +20,21 @@ def config_of(mesh, group_size=1, **changes):
     config = base()
     config.batch_size = config.evaluation.batch_size = 16
     config.backbone = dict(
-        name="vit.ViT", variant="tiny", depth=1, width=8, num_heads=2, mlp_dim=8, pooling="gap",
+        name="vit.ViT",
+        variant="tiny",
+        depth=1,
+        width=8,
+        num_heads=2,
+        mlp_dim=8,
+        pooling="gap",
         expert_blocks=(0,),
         experts=dict(
-            name="experts.MoE", num_experts=8, split_rngs=True,
+            name="experts.MoE",
+            num_experts=8,
+            split_rngs=True,
             router=dict(name="routers.TopK", k=2, group_size=group_size, multiple_of=1),
         ),
-    )  # fmt: skip
+    )
     config.ensemble = dict(name="e3", size=2)
     config.inference.update(size=2, executor="vmap")
     # Not Adam, whose division makes rounding errors of vanishing gradients large.
@@ -72,8 +80,15 @@ def close(a, b):
 def test_devices_do_not_change_the_training_of_experts(mesh, tmp_path):
     one, expected, expected_metrics, program, predicted = on_one_device()
     assert " all-to-all(" not in program
-    assert 0.01 < np.mean(expected.collections["routing"]["backbone"]["block00"]["feed_forward"]
-                          ["router"]["dropped"]) < 0.9  # fmt: skip
+    assert (
+        0.01
+        < np.mean(
+            expected.collections["routing"]["backbone"]["block00"]["feed_forward"]["router"][
+                "dropped"
+            ]
+        )
+        < 0.9
+    )
     experiment, state, metrics, program = train(config_of(mesh))
     assert program.count(" all-to-all(") >= 4  # there and back, and their gradients likewise
     close(state.params, expected.params)
@@ -125,18 +140,33 @@ def test_without_experts_the_devices_share_the_batch():
     ("mesh", "changes", "message"),
     [
         (dict(expert=8), dict(group_size=4), "group_size: makes 4 groups, which the 8 devices"),
-        (dict(expert=3, data=1), dict(batch_size=15),
-         "evaluation.batch_size: 16 .* mesh axis 'expert'"),
-        (dict(data=2, expert=4), dict(batch_size=12),
-         "batch_size: 12 .* 8 devices of mesh axes 'data' x 'expert'; nearest: 8 or 16"),
-        (dict(expert=8), dict(inference=dict(name="particles", accumulate=4)),
-         "batch_size / inference.accumulate: 4 "),
-        (dict(expert=5, data=1), {"batch_size": 15, "evaluation.batch_size": 15},
-         "num_experts: 8, which the 5 devices"),
-        (dict(data=2, model=3), dict(sharding=(("router/kernel", ("model",)),)),
-         "sharding: of .*router/kernel"),
+        (
+            dict(expert=3, data=1),
+            dict(batch_size=15),
+            "evaluation.batch_size: 16 .* mesh axis 'expert'",
+        ),
+        (
+            dict(data=2, expert=4),
+            dict(batch_size=12),
+            "batch_size: 12 .* 8 devices of mesh axes 'data' x 'expert'; nearest: 8 or 16",
+        ),
+        (
+            dict(expert=8),
+            dict(inference=dict(name="particles", accumulate=4)),
+            "batch_size / inference.accumulate: 4 ",
+        ),
+        (
+            dict(expert=5, data=1),
+            {"batch_size": 15, "evaluation.batch_size": 15},
+            "num_experts: 8, which the 5 devices",
+        ),
+        (
+            dict(data=2, model=3),
+            dict(sharding=(("router/kernel", ("model",)),)),
+            "sharding: of .*router/kernel",
+        ),
     ],
-)  # fmt: skip
+)
 def test_experts_that_devices_cannot_share_are_refused(mesh, changes, message):
     changes = dict(changes)
     group_size = changes.pop("group_size", 1)

@@ -213,10 +213,16 @@ def test_a_diverging_learning_rate_in_the_program(programs, tmp_path):
     """Exit status 2 and one line; the checkpoints before it stay."""
     run = tmp_path / "run"
     result = programs(
-        "train", "--config", "configs/digits/mlp.py:size=2", "--workdir", run,
-        "--config.optimiser={'name':'sgd','learning_rate':1e15}", "--config.steps=50",
-        "--config.checkpoint.every=1", "--config.backbone.widths=(8,)",
-    )  # fmt: skip
+        "train",
+        "--config",
+        "configs/digits/mlp.py:size=2",
+        "--workdir",
+        run,
+        "--config.optimiser={'name':'sgd','learning_rate':1e15}",
+        "--config.steps=50",
+        "--config.checkpoint.every=1",
+        "--config.backbone.widths=(8,)",
+    )
     assert result.code == 2, result.output
     last = result.output.splitlines()[-1]
     assert last.startswith("error: particle 0: loss, gradient or update is not finite at step ")

@@ -116,8 +116,11 @@ def test_a_whole_state_of_a_training_is_its_parameters(tmp_path, caplog):
     params = {k: random(*v) for k, v in release_shapes(size, (0,), 0, False, 17, classes=5).items()}
     tree = {f"params/{name}": array for name, array in params.items()}
     tree |= {f"opt_state/0/trace/{name}": random(*a.shape) for name, a in params.items()}
-    tree |= {"opt_state/1/0/count": np.int32(7), "step": np.int32(7),
-             "rngs/gating": np.arange(2, dtype=np.uint32)}  # fmt: skip
+    tree |= {
+        "opt_state/1/0/count": np.int32(7),
+        "step": np.int32(7),
+        "rngs/gating": np.arange(2, dtype=np.uint32),
+    }
     write_release(tmp_path / "ckpt_7", tree, shards=3)
     write_release(tmp_path / "params", params, shards=3)
     small = config(backbone=moe, inference=dict(config()["inference"], size=1))
@@ -193,8 +196,13 @@ def test_an_odd_archive_is_named_in_one_line(tmp_path, odd):
         readers.npz(epath.Path(path)).read(["a"])
 
 
-INDICES = [{}, {"index": 5, "shard_count": 1}, {"index": {"a": 5}, "shard_count": 1},
-           {"index": {"a": {"b": b"x"}}, "shard_count": "x"}, []]  # fmt: skip
+INDICES = [
+    {},
+    {"index": 5, "shard_count": 1},
+    {"index": {"a": 5}, "shard_count": 1},
+    {"index": {"a": {"b": b"x"}}, "shard_count": "x"},
+    [],
+]
 
 
 @pytest.mark.parametrize("index", INDICES, ids=range(len(INDICES)))
@@ -222,8 +230,18 @@ def test_any_byte_of_a_release_may_be_damaged(tmp_path):
         (tmp_path / file).write_bytes(sound)
 
 
-@pytest.mark.parametrize("leaves", ["{", "[]", '{"key": 5}', '{"key": "float32"}', '{"key": "u[]"}',
-                                    '{"params/a": "float32[1]"}', "[" * 100_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        "{",
+        "[]",
+        '{"key": 5}',
+        '{"key": "float32"}',
+        '{"key": "u[]"}',
+        '{"params/a": "float32[1]"}',
+        "[" * 100_000,
+    ],
+)
 def test_odd_leaves_of_a_run_are_named_in_one_line(tmp_path, leaves):
     directory = tmp_path / "checkpoints" / "3"
     directory.mkdir(parents=True)
@@ -332,8 +350,10 @@ def test_a_run_that_goes_on_does_not_need_the_file(trained, tmp_path):
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "4")  # as if it had been stopped before
     shutil.rmtree(copy)
     train.train(whole, tmp_path / "broken")
-    states = [Checkpoints(tmp_path / name, read_only=True).restore(straight.shapes, 4)[0]
-              for name in ("straight", "broken")]  # fmt: skip
+    states = [
+        Checkpoints(tmp_path / name, read_only=True).restore(straight.shapes, 4)[0]
+        for name in ("straight", "broken")
+    ]
     same = jax.tree.map(np.array_equal, *(s.params for s in states))
     assert all(jax.tree.leaves(same))
     with pytest.raises(ConfigError, match=r"pretrained\.path: .* has no checkpoint"):

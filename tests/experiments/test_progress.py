@@ -101,8 +101,10 @@ def test_on_a_terminal_log_records_do_not_cut_the_bars():
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
-        stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "110", "TERM": "xterm"},
-    )  # fmt: skip
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "110", "TERM": "xterm"},
+    )
     os.close(theirs)
     output = b""
     try:

@@ -30,11 +30,14 @@ FIELDS = {
     "stages": (dict(name="laplace"),),
     "evaluation.batch_size": 96,  # does not divide the 955 training digits
     "evaluation.every": 0,
-    "evaluators": {"test": dict(name="classification", data=dict(name="digits", split="test",
-                                                                classes=tuple(range(8))))},
+    "evaluators": {
+        "test": dict(
+            name="classification", data=dict(name="digits", split="test", classes=tuple(range(8)))
+        )
+    },
     "optimiser": dict(name="sgd", learning_rate=0.1),
     "mesh": {"data": 1},
-}  # fmt: skip
+}
 
 
 def config(**changes):
@@ -77,9 +80,10 @@ def test_the_precision_is_that_of_every_example_once(sngp):
     assert len(source) % 96  # a last batch that is smaller
     x = source.gather(np.arange(len(source)))["x"].reshape(len(source), -1).astype(np.float64)
     for p in range(2):
-        take = jax.tree.map(lambda a, p=p: np.asarray(a[p], np.float64), (
-            state.params["backbone"]["dense0"], state.collections["random_features"]["head"]
-        ))  # fmt: skip
+        take = jax.tree.map(
+            lambda a, p=p: np.asarray(a[p], np.float64),
+            (state.params["backbone"]["dense0"], state.collections["random_features"]["head"]),
+        )
         h = np.maximum(x @ take[0]["kernel"] + take[0]["bias"], 0)
         h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-6)
         W, b = take[1]["features"]["kernel"], take[1]["features"]["bias"]
@@ -95,8 +99,9 @@ def test_eight_devices_give_the_precision_of_one(sngp, tmp_path):
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     many = setup(config(mesh=dict(particle=2, data=4)))
     stage.run(many, tmp_path)
-    np.testing.assert_allclose(factors(many, tmp_path), factors(experiment, workdir), rtol=2e-4,
-                               atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        factors(many, tmp_path), factors(experiment, workdir), rtol=2e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -156,8 +161,9 @@ def test_a_trained_run_gets_a_laplace_posterior_afterwards(plain, tmp_path):
     assert step == same_step
     jax.tree.map(np.testing.assert_array_equal, here.params, there.params)
     x = experiment.source.gather(np.arange(20))["x"]
-    before, after = (jax.jit(e.inference.predict)(state, x)
-                     for e, state in ((old, there), (experiment, here)))  # fmt: skip
+    before, after = (
+        jax.jit(e.inference.predict)(state, x) for e, state in ((old, there), (experiment, here))
+    )
     np.testing.assert_array_equal(after.mean, before.mean)
     assert before.variance is None and after.variance.shape == (4, 20, 8)
     metrics, failures = evaluate(experiment, new, show=False)
@@ -186,8 +192,9 @@ def test_samples_of_the_start_come_along(plain, tmp_path):
     stage.run(experiment, tmp_path / "new")
     kept = restore(experiment, tmp_path / "new")[0].samples
     assert kept.taken.shape == (2, 2) and kept.taken.all()
-    for a, b in zip(jax.tree.leaves(kept.params), jax.tree.leaves(former.samples.params),
-                    strict=True):  # fmt: skip
+    for a, b in zip(
+        jax.tree.leaves(kept.params), jax.tree.leaves(former.samples.params), strict=True
+    ):
         assert all(any(np.array_equal(one, old) for old in b) for one in a)
     with pytest.raises(ConfigError, match="has 0 samples of each particle, the new config 2"):
         collect = {"inference.collect": dict(name="after_burn_in", size=2)}
@@ -207,33 +214,82 @@ def test_a_start_with_other_parameters_is_refused(plain, tmp_path):
         ({"head": dict(name="dense.Dense", outputs=8)}, r"stages\[0\]: laplace: .* no post"),
         ({"stages": (dict(name="laplas"),)}, r"stages\[0\].name: no file 'laplas'.*'laplace'"),
         ({"stages": "laplace"}, "stages: 'laplace' is not a list"),
-        ({"inference.prior": dict(name="gaussian", rules=[["nope", 1.0]]),
-          "optimiser.weight_decay": ()},
-         r"inference: prior.rules\[0\]: 'nope' matches no parameter"),
-        ({"inference.direction": dict(name="svgd"), "on_fault": "freeze",
-          "optimiser.weight_decay": ()}, "on_fault: 'freeze'"),
-        ({"data.streams": dict(context=dict(name="digits"))},
-         "data.streams.context: nothing reads it"),
-        ({"inference.direction": dict(name="svgd", space="functions",
-                                      context=dict(name="other")),
-          "optimiser.weight_decay": ()}, "needs a stream 'context'"),
+        (
+            {
+                "inference.prior": dict(name="gaussian", rules=[["nope", 1.0]]),
+                "optimiser.weight_decay": (),
+            },
+            r"inference: prior.rules\[0\]: 'nope' matches no parameter",
+        ),
+        (
+            {
+                "inference.direction": dict(name="svgd"),
+                "on_fault": "freeze",
+                "optimiser.weight_decay": (),
+            },
+            "on_fault: 'freeze'",
+        ),
+        (
+            {"data.streams": dict(context=dict(name="digits"))},
+            "data.streams.context: nothing reads it",
+        ),
+        (
+            {
+                "inference.direction": dict(
+                    name="svgd", space="functions", context=dict(name="other")
+                ),
+                "optimiser.weight_decay": (),
+            },
+            "needs a stream 'context'",
+        ),
         ({"inference.collect": dict(name="after_burn_in", size=2)}, r"stages\[0\]: .* samples"),
         ({"stages": (dict(name="swag", steps=4, every=1),)}, r"stages\[0\].optimiser: missing"),
-        ({"stages": (dict(name="swag", steps=4, every=1, optimiser=dict(name="sgd")),)},
-         r"stages\[0\].optimiser.learning_rate: missing"),
-        ({"stages": (dict(name="swag", steps=4, every=3,
-                          optimiser=dict(name="sgd", learning_rate=1.0)),)}, "every: 3"),
-        ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
-                       mean=dict(name="sngp.Sngb"))}, r"head.mean.name: .*did you mean 'Sngp'"),
-        ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
-                       mean=dict(name="sngp.Sngp", feature=3))},
-         r"head.mean.feature: no such field; did you mean 'features'"),
+        (
+            {"stages": (dict(name="swag", steps=4, every=1, optimiser=dict(name="sgd")),)},
+            r"stages\[0\].optimiser.learning_rate: missing",
+        ),
+        (
+            {
+                "stages": (
+                    dict(
+                        name="swag", steps=4, every=3, optimiser=dict(name="sgd", learning_rate=1.0)
+                    ),
+                )
+            },
+            "every: 3",
+        ),
+        (
+            {
+                "head": dict(
+                    name="heteroscedastic.Heteroscedastic", outputs=8, mean=dict(name="sngp.Sngb")
+                )
+            },
+            r"head.mean.name: .*did you mean 'Sngp'",
+        ),
+        (
+            {
+                "head": dict(
+                    name="heteroscedastic.Heteroscedastic",
+                    outputs=8,
+                    mean=dict(name="sngp.Sngp", feature=3),
+                )
+            },
+            r"head.mean.feature: no such field; did you mean 'features'",
+        ),
         ({"head": dict(name="sngp.Sngp", outputs=8, momentum=0.9)}, "head: num_examples: None"),
-        ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
-                       mean=dict(name="sngp.Sngp", noise=-1.0))}, "noise: -1.0"),
+        (
+            {
+                "head": dict(
+                    name="heteroscedastic.Heteroscedastic",
+                    outputs=8,
+                    mean=dict(name="sngp.Sngp", noise=-1.0),
+                )
+            },
+            "noise: -1.0",
+        ),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_before_anything_is_compiled(changes, why):
     with pytest.raises(ConfigError, match=why):
         setup(config(**changes))
@@ -271,11 +327,16 @@ def test_a_posterior_that_nothing_fits_is_warned_of(caplog):
 
 
 PATHS = {  # stages that train, then ones that make another pass
-    "snapshots": dict(steps=9, size=3, cycles=3,
-                      optimiser=dict(name="sgd", learning_rate=0.05, momentum=0.9,
-                                     schedule=dict(name="cyclical", cycles=3))),
+    "snapshots": dict(
+        steps=9,
+        size=3,
+        cycles=3,
+        optimiser=dict(
+            name="sgd", learning_rate=0.05, momentum=0.9, schedule=dict(name="cyclical", cycles=3)
+        ),
+    ),
     "swag": dict(steps=9, every=2, samples=3, optimiser=dict(name="sgd", learning_rate=0.02)),
-}  # fmt: skip
+}
 
 
 def following(plain, name, **fields):
@@ -431,8 +492,9 @@ def test_hyper_deep_ensemble_by_config(plain, tmp_path):
     logits = np.asarray(experiment.inference.predict(before, batch["x"]).mean, np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nll = -log_p[:, np.arange(len(source)), batch["y"]].mean(1)
-    np.testing.assert_array_equal(state.hyper["prior_scale"][0],
-                                  before.hyper["prior_scale"][nll.argmin()])  # fmt: skip
+    np.testing.assert_array_equal(
+        state.hyper["prior_scale"][0], before.hyper["prior_scale"][nll.argmin()]
+    )
 
 
 @pytest.mark.slow

@@ -158,8 +158,10 @@ def test_another_executor_is_told_and_gives_the_same_training_to_rounding(tmp_pa
     assert (
         'executor: "vmap" -> "scan": from here on, results are equal up to rounding' in caplog.text
     )
-    for a, b in zip(*(jax.tree.leaves(final_state(tmp_path / run).params)
-                      for run in ("whole", "run")), strict=True):  # fmt: skip
+    for a, b in zip(
+        *(jax.tree.leaves(final_state(tmp_path / run).params) for run in ("whole", "run")),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -243,11 +245,18 @@ def logged(programs, tmp_path_factory):
     """The output of the program, with a learning rate and a profile from its flags."""
     workdir = tmp_path_factory.mktemp("logged") / "run"
     result = programs(
-        "train", "--config", DIGITS + ":size=2", "--workdir", workdir, "--config.steps=120",
-        "--config.optimiser.learning_rate=0.0123", "--config.logging.every=10",
-        "--config.logging.profile=(3,5)", "--config.optimiser.schedule.name=constant",
+        "train",
+        "--config",
+        DIGITS + ":size=2",
+        "--workdir",
+        workdir,
+        "--config.steps=120",
+        "--config.optimiser.learning_rate=0.0123",
+        "--config.logging.every=10",
+        "--config.logging.profile=(3,5)",
+        "--config.optimiser.schedule.name=constant",
         "--config.optimiser.schedule.warmup_steps=0",
-    )  # fmt: skip
+    )
     assert result.code == 0, result.output
     return workdir, result.output
 
@@ -285,9 +294,13 @@ def test_the_log_is_readable(logged):
 @pytest.mark.slow
 def test_tensorboard(programs, tmp_path):
     result = programs(
-        "train", "--config", DIGITS + ":runlocal", "--workdir", tmp_path,
+        "train",
+        "--config",
+        DIGITS + ":runlocal",
+        "--workdir",
+        tmp_path,
         "--config.logging.tensorboard=true",
-    )  # fmt: skip
+    )
     if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
         assert result.code == 0, result.output
         assert list(tmp_path.rglob("events.out.tfevents*"))
@@ -360,10 +373,13 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("direction", "optimiser"),
-    [(dict(name="svgd"), "sgld"), (dict(name="independent"), "sghmc"),
-     (dict(name="wgd", space="functions", context=dict(name="perturbed")), "adam")],
+    [
+        (dict(name="svgd"), "sgld"),
+        (dict(name="independent"), "sghmc"),
+        (dict(name="wgd", space="functions", context=dict(name="perturbed")), "adam"),
+    ],
     ids=["stochastic svgd", "sghmc", "functions"],
-)  # fmt: skip
+)
 def test_particles_that_sample_or_interact_go_on_with_the_same_bits(direction, optimiser, tmp_path):
     fields = {
         "backbone.widths": (8,),
