@@ -139,9 +139,14 @@ class Programs:
             least = jax.config.jax_persistent_cache_min_compile_time_secs
             environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(least)
             self._server = subprocess.Popen(
-                [sys.executable, "-c", SERVER], cwd=ROOT, env=environment, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-c", SERVER],
+                cwd=ROOT,
+                env=environment,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
             assert self._server.stdout.readline() == "ready\n"
         self._count += 1
         own = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]

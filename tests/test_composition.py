@@ -120,9 +120,19 @@ def meant(make, *args, **chosen):
     return None
 
 
-LEARNED = {"kernel", "bias", "scale", "position_embedding", "class_token", "shared_factors",
-           "temperature", "fast_input", "fast_output", "fast_input_scale",
-           "fast_output_scale"}  # fmt: skip
+LEARNED = {
+    "kernel",
+    "bias",
+    "scale",
+    "position_embedding",
+    "class_token",
+    "shared_factors",
+    "temperature",
+    "fast_input",
+    "fast_output",
+    "fast_input_scale",
+    "fast_output_scale",
+}
 
 
 @functools.cache
@@ -147,8 +157,13 @@ def heads_of(backbone, ensemble):
 
 
 def test_pairs_of_parts_are_all_there():
-    made = {(b, e, h) for b in BACKBONES for e in ENSEMBLES for h in heads_of(b, e)
-            if not why_not(backbone=b, ensemble=e)}  # fmt: skip
+    made = {
+        (b, e, h)
+        for b in BACKBONES
+        for e in ENSEMBLES
+        for h in heads_of(b, e)
+        if not why_not(backbone=b, ensemble=e)
+    }
     assert {(e, h) for _, e, h in made} == set(itertools.product(ENSEMBLES, HEADS))
     assert {(b, h) for b, _, h in made} == set(itertools.product(BACKBONES, HEADS))
 
@@ -169,8 +184,9 @@ def test_every_network(backbone, ensemble):
             variables = model.init(key, x[:1])
             return variables, [model.forward(*variables, x, key, train=train) for train in modes]
 
-        made = meant(lambda f=both, x=batch["x"]: jax.eval_shape(f, x),
-                     backbone=backbone, ensemble=ensemble)  # fmt: skip
+        made = meant(
+            lambda f=both, x=batch["x"]: jax.eval_shape(f, x), backbone=backbone, ensemble=ensemble
+        )
         if made is None:
             continue
         (params, collections), passes = made
@@ -239,8 +255,7 @@ def test_every_inference(network, names):
     one = jax.eval_shape(model_of(*network).init, jax.random.key(0), images(1))
     for name in names:
         config, batch = config_of(*network, name), batch_of(head)
-        made = meant(updated, config, network, batch, ensemble=ensemble, head=head,
-                     inference=name)  # fmt: skip
+        made = meant(updated, config, network, batch, ensemble=ensemble, head=head, inference=name)
         if made is None:
             continue
         inference, state, after, metrics = made
@@ -265,8 +280,16 @@ def test_every_objective(objective):
     for network, name in rows:
         config = config_of(*network, name, objective=OBJECTIVES[objective])
         batch = batch_of(network[2])
-        made = meant(updated, config, network, batch, objective=objective,
-                     ensemble=network[1], head=network[2], inference=name)  # fmt: skip
+        made = meant(
+            updated,
+            config,
+            network,
+            batch,
+            objective=objective,
+            ensemble=network[1],
+            head=network[2],
+            inference=name,
+        )
         if made is None:
             continue
         _, state, after, metrics = made
@@ -290,8 +313,7 @@ def test_every_inference_with_examples_of_each_particles_own(name):
         config["inference"] = config["inference"] | dict(direction=direction)
         batch = batch_of("dense")
         own = jax.tree.map(lambda a: jnp.stack([a] * P), batch) | dict(context=batch)
-        made = meant(updated, config, network, own, own=True, context=context,
-                     inference=name)  # fmt: skip
+        made = meant(updated, config, network, own, own=True, context=context, inference=name)
         if made is not None:
             _, state, after, metrics = made
             assert shapes(after) == shapes(state) and metrics["nll"].shape == (P, 1, B)
@@ -309,8 +331,12 @@ def test_every_direction_with_every_optimiser(direction):
             config["optimiser"] = SAMPLERS[sampler]
         if hyper:
             config["inference"]["hyper"] = dict(learning_rate=(0.5, 1.0))
-        meant(lambda c=config: build.inference(c, model_of("mlp", "single", "dense"), 64),
-              direction=direction, sampler=sampler, hyper=hyper)  # fmt: skip
+        meant(
+            lambda c=config: build.inference(c, model_of("mlp", "single", "dense"), 64),
+            direction=direction,
+            sampler=sampler,
+            hyper=hyper,
+        )
 
 
 @pytest.mark.parametrize("decay", ["weight_decay", "l2"])
@@ -346,8 +372,10 @@ def after(network, inference, *names):
     made, state = begun(network, inference)
     stages = build.stages(
         config_of(*network, inference, stages=[STAGES[name] for name in names]),
-        model_of(*network), executors.mapping("vmap"), dict(train=64, validation=B),
-    )  # fmt: skip
+        model_of(*network),
+        executors.mapping("vmap"),
+        dict(train=64, validation=B),
+    )
     if names[:-1]:
         state, _ = after(network, inference, *names[:-1])
     _, one = stages[-1]
@@ -387,8 +415,13 @@ def of_stages():
 @pytest.mark.parametrize("names", of_stages(), ids=" x ".join)
 def test_every_stage(names):
     backbone, ensemble, head, name = names
-    made = meant(lambda: after(names[:3], "particles", name), backbone=backbone,
-                 ensemble=ensemble, head=head, stage=name)  # fmt: skip
+    made = meant(
+        lambda: after(names[:3], "particles", name),
+        backbone=backbone,
+        ensemble=ensemble,
+        head=head,
+        stage=name,
+    )
     if made is None:
         return
     _, latent = made
@@ -406,6 +439,7 @@ def test_every_stage_after_every_other_and_after_samples(first):
         return "resnet" if "batch_statistics" in names else "mlp", "single", "sngp"
 
     for second in STAGES:
-        meant(lambda n=(first, second): after(network(*n), "particles", *n), stage=first,
-              then=second)  # fmt: skip
+        meant(
+            lambda n=(first, second): after(network(*n), "particles", *n), stage=first, then=second
+        )
     meant(lambda: after(network(first), "collect", first), stage=first, inference="collect")

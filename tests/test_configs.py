@@ -283,9 +283,13 @@ def shape_of(config):
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_have_rows_that_can_run(name):
     table = table_of(name)
-    study = Study(title=table["title"], columns=table["columns"], rows=[
-        dict(label=row["label"], published=row.get("published", {})) for row in table["rows"]
-    ])  # fmt: skip
+    study = Study(
+        title=table["title"],
+        columns=table["columns"],
+        rows=[
+            dict(label=row["label"], published=row.get("published", {})) for row in table["rows"]
+        ],
+    )
     assert len(table["seeds"]) > 1 and len(study.rows) > 1
     for row in table["rows"]:
         file, _, options = row["config"].partition(":")

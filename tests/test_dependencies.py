@@ -35,11 +35,38 @@ MAY_IMPORT = {
     "build": {"types", "model", "optimisers", "specs"},
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output
-STANDARD = {"collections", "concurrent", "contextlib", "contextvars", "dataclasses", "difflib",
-            "enum", "fractions", "functools", "importlib", "inspect", "itertools", "math",
-            "operator", "os", "pkgutil", "re", "types", "typing"}  # fmt: skip
-HEAVY = ("tensorflow", "tensorflow_datasets", "tensorboard", "torch", "keras", "sklearn", "pandas",
-         "matplotlib", "clu.metric_writers")  # fmt: skip
+STANDARD = {
+    "collections",
+    "concurrent",
+    "contextlib",
+    "contextvars",
+    "dataclasses",
+    "difflib",
+    "enum",
+    "fractions",
+    "functools",
+    "importlib",
+    "inspect",
+    "itertools",
+    "math",
+    "operator",
+    "os",
+    "pkgutil",
+    "re",
+    "types",
+    "typing",
+}
+HEAVY = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "tensorboard",
+    "torch",
+    "keras",
+    "sklearn",
+    "pandas",
+    "matplotlib",
+    "clu.metric_writers",
+)
 PROGRAMS = [
     f"experiments.{p}" for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report")
 ]
@@ -107,8 +134,20 @@ def test_the_library_imports_what_lies_below(name):
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_neither_reads_nor_writes_nor_prints(name):
     forbidden = {"open", "print", "input", "exec", "eval", "breakpoint"}
-    methods = {"save", "savez", "savetxt", "loadtxt", "fromfile", "tofile", "write_text",
-               "read_text", "write_bytes", "read_bytes", "mkdir", "unlink"}  # fmt: skip
+    methods = {
+        "save",
+        "savez",
+        "savetxt",
+        "loadtxt",
+        "fromfile",
+        "tofile",
+        "write_text",
+        "read_text",
+        "write_bytes",
+        "read_bytes",
+        "mkdir",
+        "unlink",
+    }
     for node in ast.walk(LIBRARY[name]):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os":
             assert node.attr == "cpu_count", f"{name}:{node.lineno} uses os.{node.attr}"
@@ -130,8 +169,21 @@ def test_configs_import_few_and_are_found_by_name():
 
 
 # Rooms of `experiments` from below; each imports those before it, and the library.
-ROOMS = ("runtime", "data", "prediction", "evaluators", "experiment", "reports", "evaluate",
-         "stage", "train", "tables", "reproduce", "quickstart", "report")  # fmt: skip
+ROOMS = (
+    "runtime",
+    "data",
+    "prediction",
+    "evaluators",
+    "experiment",
+    "reports",
+    "evaluate",
+    "stage",
+    "train",
+    "tables",
+    "reproduce",
+    "quickstart",
+    "report",
+)
 
 
 def room(module):
@@ -181,8 +233,23 @@ METHODS = {
     if path.stem != "__init__"
 }
 # Words that say something else in the runtime: a gradient's norm, bytes that are packed, ...
-ENGLISH = {"choice", "conv", "dense", "independent", "likelihood", "mask", "monitor", "norm",
-           "packed", "pool", "posterior", "replace", "select", "single", "training"}  # fmt: skip
+ENGLISH = {
+    "choice",
+    "conv",
+    "dense",
+    "independent",
+    "likelihood",
+    "mask",
+    "monitor",
+    "norm",
+    "packed",
+    "pool",
+    "posterior",
+    "replace",
+    "select",
+    "single",
+    "training",
+}
 RUNTIME = [
     name
     for name in MODULES
@@ -230,8 +297,14 @@ def test_the_quickstart_imports_few_files():
 
 def test_everything_that_is_imported_is_declared():
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8").lower().replace("-", "_")
-    named = {"absl": "absl_py", "sklearn": "scikit_learn", "PIL": "pillow", "png": "pypng",
-             "tensorflow_datasets": "tensorflow_datasets", "orbax": "orbax_checkpoint"}  # fmt: skip
+    named = {
+        "absl": "absl_py",
+        "sklearn": "scikit_learn",
+        "PIL": "pillow",
+        "png": "pypng",
+        "tensorflow_datasets": "tensorflow_datasets",
+        "orbax": "orbax_checkpoint",
+    }
     for name, tree in MODULES.items():
         for imported in imports(name, tree):
             top = imported.split(".")[0]

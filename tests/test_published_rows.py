@@ -113,8 +113,11 @@ def test_batch_ensemble_takes_fast_weights_of_its_source():
     assert {v for path, v in taken.items() if "fast_" in path} == {0.0}
     multipliers = config["optimiser"]["multipliers"]
     factors = flax.traverse_util.flatten_dict(
-        rules.match(multipliers, flax.traverse_util.unflatten_dict(taken, sep="/"), field="",
-                    default=1.0), sep="/")  # fmt: skip
+        rules.match(
+            multipliers, flax.traverse_util.unflatten_dict(taken, sep="/"), field="", default=1.0
+        ),
+        sep="/",
+    )
     for path, factor in factors.items():  # as it is there: neither kernels nor norms
         assert factor == (1.0 if "kernel" in path or "norm" in path else 0.5), path
     schedule, epoch = build.schedule(config), 390
@@ -164,8 +167,9 @@ def test_vit_is_fine_tuned_as_in_its_source(dataset, rate):
     taken, names = config["optimiser"], {"weight_decay", "l2", "multipliers", "nesterov"}
     assert (taken["momentum"], taken["clip"]) == (0.9, 1.0) and not names & set(taken)
     assert [config["data"][k]["split"] for k in ("train", "validation")] == [
-        "train[:98%]", "train[98%:]"
-    ]  # fmt: skip
+        "train[:98%]",
+        "train[98%:]",
+    ]
     assert build.network(config).backbone.size.patch_size == 32
     assert config["head"]["kernel_init"] == dict(name="zeros_init")
 
@@ -185,8 +189,12 @@ def test_docstrings_of_fine_tuning_give_the_published_accuracies(file):
     text = ast.get_docstring(ast.parse((ROOT / "configs" / file).read_text(encoding="utf-8")))
     tables = ("imagenet",) if "imagenet" in file else ("cifar10", "cifar100")
     names = ("ViT-B/32",) if file == "cifar/vit.py" else ("S/32", "B/16")
-    rows = [row for t in tables for label, row in PUBLISHED[t].items()
-            if any(name in label for name in names)]  # fmt: skip
+    rows = [
+        row
+        for t in tables
+        for label, row in PUBLISHED[t].items()
+        if any(name in label for name in names)
+    ]
     assert rows
     for row in rows:
         assert f"{row['classification/accuracy'][0]} %" in text

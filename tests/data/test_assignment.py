@@ -66,8 +66,9 @@ def test_a_particle_does_not_depend_on_the_others_on_restarts_or_on_processes(ki
     first = take(made, 9, size=2)
     assert_same([{k: a[:2] for k, a in batch.items()} for batch in whole], first)
     shares = [take(made, 9, size=5, process_index=i, process_count=2) for i in range(2)]
-    joined = [{k: np.concatenate([a[k], b[k]], axis=1) for k in a}
-              for a, b in zip(*shares, strict=True)]  # fmt: skip
+    joined = [
+        {k: np.concatenate([a[k], b[k]], axis=1) for k in a} for a, b in zip(*shares, strict=True)
+    ]
     assert_same(joined, whole)
 
 
@@ -95,11 +96,13 @@ def test_shared_batches_are_those_of_particle_0_and_of_before():
     """In order and augmentation, bit for bit."""
     shared = Data(TRAIN, 3, B, AUGMENT)
     assert not shared.own_examples and shared.num_examples == N
-    alone = [b for _, b in itertools.islice(
-        batches(TRAIN, seed=3, batch_size=B, augment=AUGMENT), 9)]  # fmt: skip
+    alone = [
+        b for _, b in itertools.islice(batches(TRAIN, seed=3, batch_size=B, augment=AUGMENT), 9)
+    ]
     assert_same(take(shared, 9), alone)
-    first = [{k: a[0] for k, a in batch.items()} for batch in take(
-        data("shuffled", augment=AUGMENT), 9)]  # fmt: skip
+    first = [
+        {k: a[0] for k, a in batch.items()} for batch in take(data("shuffled", augment=AUGMENT), 9)
+    ]
     assert_same(first, alone)
 
 
@@ -224,7 +227,7 @@ def test_a_prior_has_no_weight_where_particles_have_different_numbers():
         (dict(name="sets", sets="digits"), "data.particles.sets: 'digits'; a list"),
         (dict(name="shared", seed=3), "'shared' has no fields"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_names_the_field(spec, message):
     with pytest.raises(ConfigError, match=message):
         own_of(spec, (TRAIN,), 0, range(2))

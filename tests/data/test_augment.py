@@ -47,8 +47,11 @@ def test_neither_processes_nor_history_change_an_example(specs):
             parts.append(f(own, 5, 11, 24, rows))
         for key in whole:
             np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), whole[key])
-    changed = [not np.array_equal(f(batch(), *other, 24)[k], whole[k])
-               for other in ((5, 12), (6, 11)) for k in whole]  # fmt: skip
+    changed = [
+        not np.array_equal(f(batch(), *other, 24)[k], whole[k])
+        for other in ((5, 12), (6, 11))
+        for k in whole
+    ]
     assert any(changed)
 
 

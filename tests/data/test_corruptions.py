@@ -77,12 +77,14 @@ def test_blur_is_scipys():
 def test_rotation_is_scipys_either_way():
     out = corrupt(X, "rotation", 4)[..., 0]
     ways = [
-        np.stack([
-            scipy.ndimage.rotate(image, angle, reshape=False, order=1, mode="grid-constant")
-            for image in X[..., 0]
-        ])
+        np.stack(
+            [
+                scipy.ndimage.rotate(image, angle, reshape=False, order=1, mode="grid-constant")
+                for image in X[..., 0]
+            ]
+        )
         for angle in (20, -20)
-    ]  # fmt: skip
+    ]
     errors = np.stack([np.abs(out - way).max((1, 2)) for way in ways])
     assert errors.min(0).max() < 1e-5
     left = int((errors[0] < errors[1]).sum())
@@ -92,9 +94,9 @@ def test_rotation_is_scipys_either_way():
 def test_translation_moves_by_its_length_in_all_directions():
     x = np.zeros((200, 41, 31, 2), np.float32)
     x[:, 20, 15] = 1
-    moved = np.array([
-        scipy.ndimage.center_of_mass(image[..., 1]) for image in corrupt(x, "translation", 5)
-    ]) - (20, 15)  # fmt: skip
+    moved = np.array(
+        [scipy.ndimage.center_of_mass(image[..., 1]) for image in corrupt(x, "translation", 5)]
+    ) - (20, 15)
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 0.15 * 31, rtol=1e-4)
     angle = np.arctan2(*moved.T) / (2 * np.pi) + 0.5
     assert scipy.stats.kstest(angle, "uniform").pvalue > 1e-3

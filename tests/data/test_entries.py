@@ -22,8 +22,13 @@ TYPES = {
     "code": np.uint8,
     "id": np.int16,
 }
-CARRIED = {"group": np.int32, "weight": np.float32, "kept": np.bool_, "code": np.uint8,
-           "id": np.int16}  # fmt: skip
+CARRIED = {
+    "group": np.int32,
+    "weight": np.float32,
+    "kept": np.bool_,
+    "code": np.uint8,
+    "id": np.int16,
+}
 
 
 def stored(path, **arrays):
@@ -49,8 +54,9 @@ def assert_belong(batch):
     for key, kind in CARRIED.items():
         assert batch[key].dtype == kind
         np.testing.assert_array_equal(batch[key], place.astype(kind))
-    np.testing.assert_array_equal(batch["mask2"], np.broadcast_to(
-        place[..., None, None], batch["mask2"].shape))  # fmt: skip
+    np.testing.assert_array_equal(
+        batch["mask2"], np.broadcast_to(place[..., None, None], batch["mask2"].shape)
+    )
 
 
 def test_entries_travel_with_their_examples(spec):
@@ -233,10 +239,12 @@ def test_a_view_has_draws_of_its_own_and_is_normalised():
         (dict(name="view", to="x2", augment="flip"), r"augment\[0\].augment: 'flip'; a list"),
         (dict(name="view", to="x2", augment=["flp"]), r"augment\[0\].augment\[0\].name: 'flp'"),
         (dict(name="view", to="x2", augment=["mixup"]), r"\.name: 'mixup' changes labels"),
-        (dict(name="view", to="x2", augment=[dict(name="view", to="a", augment=[])]),
-         "a view within a view"),
+        (
+            dict(name="view", to="x2", augment=[dict(name="view", to="a", augment=[])]),
+            "a view within a view",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_keys_and_views_name_the_field(spec, message):
     with pytest.raises(ConfigError, match=message):
         pipeline([spec], 3, names=("x", "y", "group"))

@@ -201,8 +201,11 @@ def test_images_outside_of_their_range_are_refused(tmp_path):
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 9, 7)])
 def test_images_whose_channels_stand_first(tmp_path, shape):
-    x = images(0, 1, shape=(*shape[1:], shape[0])) if shape[0] > 1 else np.random.default_rng(
-        0).random((24, *shape[1:], 1), np.float32)  # fmt: skip
+    x = (
+        images(0, 1, shape=(*shape[1:], shape[0]))
+        if shape[0] > 1
+        else np.random.default_rng(0).random((24, *shape[1:], 1), np.float32)
+    )
     spec = stored(tmp_path, x=np.moveaxis(x, -1, 1), y=Y24)
     with pytest.raises(ValueError, match="channels='first' to transpose them"):
         load(spec)

@@ -50,8 +50,9 @@ def data():
 
 def test_streams_are_batches_beside_the_training_data(data):
     batch = first(data)[2]
-    alone = next(batches(data.train, seed=0, batch_size=B, augment=[dict(name="flip")],
-                         start_step=2))[1]  # fmt: skip
+    alone = next(
+        batches(data.train, seed=0, batch_size=B, augment=[dict(name="flip")], start_step=2)
+    )[1]
     test = load(dict(name="digits", split="test"))
     for key in ("x", "y"):
         np.testing.assert_array_equal(batch[key], alone[key])

@@ -64,8 +64,9 @@ def test_draws_follow_the_posterior(family):
         fast_output=jnp.ones((M, 400)),
         fast_output_scale=jnp.full((M, 400), -50.0),  # s = 1
     )
-    draw = jax.jit(lambda k: layer.apply({"params": params}, jnp.ones((1, 1, 400)),
-                                         rngs={"noise": k}))  # fmt: skip
+    draw = jax.jit(
+        lambda k: layer.apply({"params": params}, jnp.ones((1, 1, 400)), rngs={"noise": k})
+    )
     r = draw(jax.random.key(0))
     assert r.shape == (M * S, 1, 400)
     r = np.asarray(r).reshape(M, S * 400)
@@ -111,8 +112,9 @@ def test_without_spread_it_is_a_batch_ensemble(name, family):
 @pytest.mark.parametrize("anneal_steps", [0, 4])
 def test_the_loss_is_the_members_divergence_by_number_of_examples(anneal_steps):
     x = inputs((4,))
-    network = rank1(MLP(widths=(5,)), Dense(K), M, N, prior_scale=0.3, anneal_steps=anneal_steps,
-                    samples=S)  # fmt: skip
+    network = rank1(
+        MLP(widths=(5,)), Dense(K), M, N, prior_scale=0.3, anneal_steps=anneal_steps, samples=S
+    )
     model = from_network(network, likelihoods.softmax())
     params, collections = jax.jit(model.init)(key(0), x)
     total = 0.0

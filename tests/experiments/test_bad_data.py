@@ -42,29 +42,53 @@ def cut_short(path):
 BAD = {
     "missing": (lambda p: p, {}, "data.train.path: there is no file {path}"),
     "no folder": (lambda p: p / "folder", {"name": "idx"}, "data.train.path: there is no folder"),
-    "label": (lambda p: write(p, y=np.full(64, 5)), dict(num_classes=3),
-              "data.train: npz[train]: label 5 of example 0 is not in [0, 3)"),
-    "negative label": (lambda p: write(p, y=np.where(np.arange(64) == 9, -1, 0)), {},
-                       "data.train: npz[train]: label -1 of example 9 is not in [0, 1)"),
-    "more classes": (lambda p: write(p, y=np.arange(64) % 4), {},
-                     "head.outputs: 3, but npz[train] has 4 classes"),
-    "NaN": (lambda p: write(p, x=with_value(np.nan, (7, 2))), {},
-            "data.train: npz[train]: x of example 7 is nan (position (2,))"),
-    "infinite": (lambda p: write(p, x=with_value(-np.inf, (63, 0))), {},
-                 "data.train: npz[train]: x of example 63 is -inf (position (0,))"),
-    "too few labels": (lambda p: write(p, y=np.zeros(63, int)), {},
-                       "data.train: {path}: x has 64 inputs but 63 labels"),
-    "no labels": (lambda p: (np.savez(p, x=np.zeros((64, 5))), p)[1], {},
-                  "data.train: npz[train] has no entry 'y'"),
-    "names": (lambda p: write(p, group=np.full(64, "a")), dict(entries=["group"]),
-              "data.train: npz[train]: group is <U1; booleans, integers or real numbers"),
+    "label": (
+        lambda p: write(p, y=np.full(64, 5)),
+        dict(num_classes=3),
+        "data.train: npz[train]: label 5 of example 0 is not in [0, 3)",
+    ),
+    "negative label": (
+        lambda p: write(p, y=np.where(np.arange(64) == 9, -1, 0)),
+        {},
+        "data.train: npz[train]: label -1 of example 9 is not in [0, 1)",
+    ),
+    "more classes": (
+        lambda p: write(p, y=np.arange(64) % 4),
+        {},
+        "head.outputs: 3, but npz[train] has 4 classes",
+    ),
+    "NaN": (
+        lambda p: write(p, x=with_value(np.nan, (7, 2))),
+        {},
+        "data.train: npz[train]: x of example 7 is nan (position (2,))",
+    ),
+    "infinite": (
+        lambda p: write(p, x=with_value(-np.inf, (63, 0))),
+        {},
+        "data.train: npz[train]: x of example 63 is -inf (position (0,))",
+    ),
+    "too few labels": (
+        lambda p: write(p, y=np.zeros(63, int)),
+        {},
+        "data.train: {path}: x has 64 inputs but 63 labels",
+    ),
+    "no labels": (
+        lambda p: (np.savez(p, x=np.zeros((64, 5))), p)[1],
+        {},
+        "data.train: npz[train] has no entry 'y'",
+    ),
+    "names": (
+        lambda p: write(p, group=np.full(64, "a")),
+        dict(entries=["group"]),
+        "data.train: npz[train]: group is <U1; booleans, integers or real numbers",
+    ),
     "empty": (lambda p: write(p, x=np.zeros((0, 5)), y=np.zeros(0, int)), {}, "data.train: npz"),
     "cut short": (lambda p: cut_short(write(p)), {}, "data.train: {path}: not a readable npz file"),
     "another file": (lambda p: (p.write_text("x"), p)[1], {}, "data.train: {path}: not a readable"),
     "other arrays": (lambda p: (np.savez(p, a=1), p)[1], {}, "data.train.path: {path} has the"),
     "split": (write, dict(split="test"), "data.train.split: 'test' does not exist"),
     "real labels": (lambda p: write(p, y=np.zeros(64)), {}, "head.outputs: 3, but npz[train] has"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

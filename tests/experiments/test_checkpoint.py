@@ -110,8 +110,9 @@ def test_gives_back_the_same_bits_on_any_number_of_devices(tmp_path, before, aft
 def test_the_state_may_be_donated_while_it_is_being_written(tmp_path):
     state = make_state(0, features=40_000, devices=8)
     expected = np.asarray(state.params["dense"]["kernel"]).copy()
-    overwrite = jax.jit(lambda s: s.replace(params=jax.tree.map(jnp.zeros_like, s.params)),
-                        donate_argnums=0)  # fmt: skip
+    overwrite = jax.jit(
+        lambda s: s.replace(params=jax.tree.map(jnp.zeros_like, s.params)), donate_argnums=0
+    )
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state)
     for _ in range(5):
@@ -219,8 +220,9 @@ def test_a_checkpoint_belongs_to_its_config(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, config=config, execution={"mesh": {"data": 8}})
     checkpoints.save(1, make_state(1))
     checkpoints.close()
-    may = Checkpoints(tmp_path, config={**config, "logging": {"every": 7}},
-                      execution={"mesh": {"data": 1}})  # fmt: skip
+    may = Checkpoints(
+        tmp_path, config={**config, "logging": {"every": 7}}, execution={"mesh": {"data": 1}}
+    )
     assert may.restore(make_state())[1] == 1
     assert may.executed_otherwise(1) == ["mesh.data: 8 -> 1"]
     other = Checkpoints(tmp_path, config={**config, "rate": 0.2})
@@ -264,8 +266,10 @@ def test_other_names_are_no_steps(two, tmp_path):
     assert checkpoints.steps() == [30]
 
 
-@pytest.mark.parametrize("name", ["/dev/zero", "../../10/leaves.json", "link", "pipe", "default",
-                                  "linked/leaves.json", "a\0b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["/dev/zero", "../../10/leaves.json", "link", "pipe", "default", "linked/leaves.json", "a\0b"],
+)
 def test_checksums_are_of_regular_files_below(two, tmp_path, name):
     workdir = copy(two, tmp_path)
     directory = workdir / "checkpoints" / "20"
@@ -407,8 +411,9 @@ for step in itertools.count(start + 1):
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_readable_checkpoint(programs, tmp_path):
-    target = State(jnp.int32(0), jax.random.split(jax.random.key(0), 2),
-                   {"w": jnp.zeros((2, 100_000))}, {}, ())  # fmt: skip
+    target = State(
+        jnp.int32(0), jax.random.split(jax.random.key(0), 2), {"w": jnp.zeros((2, 100_000))}, {}, ()
+    )
     moments = random.Random(0)
     least = 0
     for _ in range(4):
@@ -476,8 +481,9 @@ def test_two_processes_save_and_restore_one_state(programs, tmp_path):
     pair = [programs.script(PAIR, tmp_path, port, i) for i in range(2)]
     results = [process.result(100) for process in pair]
     assert [result.code for result in results] == [0, 0], results
-    target = State(jnp.int32(0), jax.random.split(jax.random.key(0), 2),
-                   {"w": jnp.zeros((2, 3))}, {}, ())  # fmt: skip
+    target = State(
+        jnp.int32(0), jax.random.split(jax.random.key(0), 2), {"w": jnp.zeros((2, 3))}, {}, ()
+    )
     state, step = Checkpoints(tmp_path).restore(target)  # in one process
     assert step == 2 and state.step == 5
     np.testing.assert_array_equal(state.params["w"], np.full((2, 3), 5.0))

@@ -72,10 +72,16 @@ REFUSED = {  # overrides -> what the message says, in this order
     "evaluators.test.bns": (3, "evaluators.test.bns", "did you mean 'bins'?"),
     "evaluators.ood.sets.noise.shap": ((1,), "evaluators.ood.sets.noise.shap", "'shape'"),
     "evaluators.ood.sets.noise.name": ("noize", "evaluators.ood.sets.noise.name", "'noise'"),
-    "evaluators.ood.data": (dict(name="fashion_mnst", split="test"), "evaluators.ood.data.name",
-                            "did you mean 'fashion_mnist'"),
-    "evaluators.more": (dict(name="ood", data=dict(name="noise", shape=(8, 8, 1))),
-                        "evaluators.more.sets", "missing"),
+    "evaluators.ood.data": (
+        dict(name="fashion_mnst", split="test"),
+        "evaluators.ood.data.name",
+        "did you mean 'fashion_mnist'",
+    ),
+    "evaluators.more": (
+        dict(name="ood", data=dict(name="noise", shape=(8, 8, 1))),
+        "evaluators.more.sets",
+        "missing",
+    ),
     # types and ranges
     "steps": (10.5, "config.steps: 10.5"),
     "steps ": (True, "config.steps: True"),
@@ -99,11 +105,22 @@ REFUSED = {  # overrides -> what the message says, in this order
     "mesh.data": ("all", "mesh.data: 'all'"),
     # combinations that cannot be
     "head.outputs ": (7, "head.outputs: 7", "8 classes"),
-    "head": (dict(name="laplace.Laplace", outputs=8, curvature="sigmoid"),
-             "head.curvature: 'sigmoid'", "likelihood is 'softmax'", "'gaussian'"),
-    "head ": (dict(name="heteroscedastic.Heteroscedastic", outputs=8, rank=2,
-                   mean=dict(name="sngp.Sngp", curvature="sigmoid")),
-              "head.mean.curvature: 'sigmoid'", "'gaussian'"),
+    "head": (
+        dict(name="laplace.Laplace", outputs=8, curvature="sigmoid"),
+        "head.curvature: 'sigmoid'",
+        "likelihood is 'softmax'",
+        "'gaussian'",
+    ),
+    "head ": (
+        dict(
+            name="heteroscedastic.Heteroscedastic",
+            outputs=8,
+            rank=2,
+            mean=dict(name="sngp.Sngp", curvature="sigmoid"),
+        ),
+        "head.mean.curvature: 'sigmoid'",
+        "'gaussian'",
+    ),
     "likelihood ": ("gaussian", "'gaussian'", "targets", "digits"),
     "data.train": (dict(name="diabetes"), "evaluators.corruption.name", "for classification"),
     "evaluators.test": (dict(name="regression", data={"name": "digits"}), "for regression"),
@@ -116,11 +133,14 @@ REFUSED = {  # overrides -> what the message says, in this order
     "optimiser.weight_decay ": (((".*kernl", 1.0),), "'.*kernl' matches no parameter"),
     "sharding ": ((("nothing", ("model",)),), "'nothing' matches no parameter"),
     "optimiser.schedule.warmup_steps": (2000, "warmup_steps: 2000", "1000 steps"),
-    "data.validation": (dict(name="digits", split="test"), "data.validation.classes: digits[test] "
-                        "has 10 classes", "trained on 8"),
+    "data.validation": (
+        dict(name="digits", split="test"),
+        "data.validation.classes: digits[test] has 10 classes",
+        "trained on 8",
+    ),
     "data.validation ": (None, "evaluation.every: 200, but there is no data.validation"),
     "data.augment  ": ([dict(name="crop", pad=-1)], "data.augment: pad: -1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
@@ -229,8 +249,13 @@ def test_fields_from_the_command_line():
 
 
 @settings(deadline=None)
-@given(st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none()
-       | st.lists(st.integers(), max_size=3))  # fmt: skip
+@given(
+    st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.booleans()
+    | st.none()
+    | st.lists(st.integers(), max_size=3)
+)
 def test_a_value_survives_its_way_through_text(value):
     config = config_lib.load(DIGITS)
     config_lib.override(config, "optimiser.new", repr(value))
@@ -446,20 +471,34 @@ def test_fields_that_both_parts_have_are_kept_and_told(caplog):
 
 SNAPSHOTS = dict(name="snapshots", steps=2, size=1, optimiser=dict(name="sgld", learning_rate=0.1))
 TOGETHER = [  # changes of configs/digits/mlp.py:runlocal that each part would take by itself
-    ({"data.particles": dict(name="folds", size=3), "stages": [dict(name="laplace")],
-      "head": dict(name="laplace.Laplace", outputs=8)},
-     r"stages\[0\]: 'laplace' passes over all of data\.train"),
-    ({"data.particles": dict(name="folds", size=4, use="fold"),
-      "inference.prior": dict(name="gaussian"), "optimiser.weight_decay": ()},
-     r"data\.particles: gives particles different numbers"),
-    ({"data.augment": [dict(name="view", to="x2", augment=["flip"])]},
-     r"nothing reads the view 'x2'"),
-    ({"data.augment": [dict(name="crop", pad=1, size=6)]},
-     r"data\.augment: makes inputs of shape \(6, 6, 1"),
+    (
+        {
+            "data.particles": dict(name="folds", size=3),
+            "stages": [dict(name="laplace")],
+            "head": dict(name="laplace.Laplace", outputs=8),
+        },
+        r"stages\[0\]: 'laplace' passes over all of data\.train",
+    ),
+    (
+        {
+            "data.particles": dict(name="folds", size=4, use="fold"),
+            "inference.prior": dict(name="gaussian"),
+            "optimiser.weight_decay": (),
+        },
+        r"data\.particles: gives particles different numbers",
+    ),
+    (
+        {"data.augment": [dict(name="view", to="x2", augment=["flip"])]},
+        r"nothing reads the view 'x2'",
+    ),
+    (
+        {"data.augment": [dict(name="crop", pad=1, size=6)]},
+        r"data\.augment: makes inputs of shape \(6, 6, 1",
+    ),
     ({"objective": dict(name="mean_teacher", stream="x")}, r"objective\.stream: 'x' is no stream"),
     ({"optimiser.learning_rate": float("inf")}, r"optimiser\.learning_rate: inf must be finite"),
     ({"optimiser.weight_decay": [[".*", -0.5]]}, r"optimiser\.weight_decay: -0\.5 for '\.\*'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "message"), TOGETHER, ids=[m[:30] for _, m in TOGETHER])
@@ -474,9 +513,12 @@ def test_what_does_not_go_together_is_refused_before_training(changes, message):
 def test_a_stage_that_trains_has_the_n_of_a_particle():
     """40 examples of each particle, not all of the training data: the noise of its sampler."""
     config = config_lib.load("configs/digits/mlp.py:runlocal,size=2")
-    for name, value in {"data.particles": dict(name="per_class", size=5), "stages": [SNAPSHOTS],
-                        "inference.prior": dict(name="gaussian"),
-                        "optimiser.weight_decay": ()}.items():  # fmt: skip
+    for name, value in {
+        "data.particles": dict(name="per_class", size=5),
+        "stages": [SNAPSHOTS],
+        "inference.prior": dict(name="gaussian"),
+        "optimiser.weight_decay": (),
+    }.items():
         config_lib.override(config, name, value)
     experiment = setup(config, evaluated=False)
     key = jax.random.key(0, impl="unsafe_rbg")  # sooner compiled

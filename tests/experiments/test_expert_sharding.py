@@ -13,23 +13,30 @@ from experiments.runtime import execution
 from experiments.runtime.checkpoint import Checkpoints
 from uncertainty.build import ConfigError
 
-ENSEMBLES = {"vmoe": "single", "e3": dict(name="e3", size=2)}
 STEPS = 3
 
 
-def config_of(mesh, ensemble="vmoe", size=2, group_size=1, **changes):
+def config_of(mesh, group_size=1, **changes):
     config = base()
     config.batch_size = config.evaluation.batch_size = 16
     config.backbone = dict(
-        name="vit.ViT", variant="tiny", depth=1, width=8, num_heads=2, mlp_dim=8, pooling="gap",
+        name="vit.ViT",
+        variant="tiny",
+        depth=1,
+        width=8,
+        num_heads=2,
+        mlp_dim=8,
+        pooling="gap",
         expert_blocks=(0,),
         experts=dict(
-            name="experts.MoE", num_experts=8, split_rngs=True,
+            name="experts.MoE",
+            num_experts=8,
+            split_rngs=True,
             router=dict(name="routers.TopK", k=2, group_size=group_size, multiple_of=1),
         ),
-    )  # fmt: skip
-    config.ensemble = ENSEMBLES[ensemble]
-    config.inference.update(size=size, executor="vmap")
+    )
+    config.ensemble = dict(name="e3", size=2)
+    config.inference.update(size=2, executor="vmap")
     # Not Adam, whose division makes rounding errors of vanishing gradients large.
     config.optimiser = dict(name="sgd", momentum=0.9, learning_rate=0.1)
     config.mesh = mesh
@@ -52,9 +59,14 @@ def train(config, steps=STEPS):
     return experiment, state, metrics, update.as_text()
 
 
+X = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype("float32")
+
+
 @functools.cache
-def on_one_device(ensemble):
-    return train(config_of(dict(data=1), ensemble))
+def on_one_device():
+    """What `train` returns, and a prediction."""
+    experiment, state, *others = train(config_of(dict(data=1)))
+    return experiment, state, *others, jax.jit(experiment.inference.predict)(state, X)
 
 
 def close(a, b):
@@ -64,19 +76,20 @@ def close(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("ensemble", "mesh"),
-    [
-        ("vmoe", dict(data=2, expert=4)),
-        ("e3", dict(particle=2, expert=4)),
-    ],
-)
-def test_devices_do_not_change_the_training_of_experts(ensemble, mesh, tmp_path):
-    one, expected, expected_metrics, program = on_one_device(ensemble)
+@pytest.mark.parametrize("mesh", [dict(data=2, expert=4), dict(particle=2, expert=4)])
+def test_devices_do_not_change_the_training_of_experts(mesh, tmp_path):
+    one, expected, expected_metrics, program, predicted = on_one_device()
     assert " all-to-all(" not in program
-    assert 0.01 < np.mean(expected.collections["routing"]["backbone"]["block00"]["feed_forward"]
-                          ["router"]["dropped"]) < 0.9  # fmt: skip
-    experiment, state, metrics, program = train(config_of(mesh, ensemble))
+    assert (
+        0.01
+        < np.mean(
+            expected.collections["routing"]["backbone"]["block00"]["feed_forward"]["router"][
+                "dropped"
+            ]
+        )
+        < 0.9
+    )
+    experiment, state, metrics, program = train(config_of(mesh))
     assert program.count(" all-to-all(") >= 4  # there and back, and their gradients likewise
     close(state.params, expected.params)
     close(state.collections, expected.collections)
@@ -92,12 +105,11 @@ def test_devices_do_not_change_the_training_of_experts(ensemble, mesh, tmp_path)
     momentum = [a for a in jax.tree.leaves(state.opt_state) if a.shape == kernel.shape]
     assert momentum and momentum[0].sharding.spec == kernel.sharding.spec
 
-    x = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype("float32")
     predict = jax.jit(execution.on_mesh(experiment.inference.predict, experiment.mesh))
-    placed = execution.put_batch(experiment.mesh)({"x": x})["x"]
+    placed = execution.put_batch(experiment.mesh)({"x": X})["x"]
     program = predict.lower(state, placed).compile()
     assert program.as_text().count(" all-to-all(") >= 2
-    close(program(state, placed), jax.jit(one.inference.predict)(expected, x))
+    close(program(state, placed), predicted)
 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(STEPS, state)
@@ -128,18 +140,33 @@ def test_without_experts_the_devices_share_the_batch():
     ("mesh", "changes", "message"),
     [
         (dict(expert=8), dict(group_size=4), "group_size: makes 4 groups, which the 8 devices"),
-        (dict(expert=3, data=1), dict(batch_size=15),
-         "evaluation.batch_size: 16 .* mesh axis 'expert'"),
-        (dict(data=2, expert=4), dict(batch_size=12),
-         "batch_size: 12 .* 8 devices of mesh axes 'data' x 'expert'; nearest: 8 or 16"),
-        (dict(expert=8), dict(inference=dict(name="particles", accumulate=4)),
-         "batch_size / inference.accumulate: 4 "),
-        (dict(expert=5, data=1), {"batch_size": 15, "evaluation.batch_size": 15},
-         "num_experts: 8, which the 5 devices"),
-        (dict(data=2, model=3), dict(sharding=(("router/kernel", ("model",)),)),
-         "sharding: of .*router/kernel"),
+        (
+            dict(expert=3, data=1),
+            dict(batch_size=15),
+            "evaluation.batch_size: 16 .* mesh axis 'expert'",
+        ),
+        (
+            dict(data=2, expert=4),
+            dict(batch_size=12),
+            "batch_size: 12 .* 8 devices of mesh axes 'data' x 'expert'; nearest: 8 or 16",
+        ),
+        (
+            dict(expert=8),
+            dict(inference=dict(name="particles", accumulate=4)),
+            "batch_size / inference.accumulate: 4 ",
+        ),
+        (
+            dict(expert=5, data=1),
+            {"batch_size": 15, "evaluation.batch_size": 15},
+            "num_experts: 8, which the 5 devices",
+        ),
+        (
+            dict(data=2, model=3),
+            dict(sharding=(("router/kernel", ("model",)),)),
+            "sharding: of .*router/kernel",
+        ),
     ],
-)  # fmt: skip
+)
 def test_experts_that_devices_cannot_share_are_refused(mesh, changes, message):
     changes = dict(changes)
     group_size = changes.pop("group_size", 1)

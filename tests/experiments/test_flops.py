@@ -9,19 +9,19 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
 
-B, T, D, H, K, DEPTH = 20, 16, 32, 64, 8, 1
+B, T, D, H, K = 20, 16, 32, 64, 8
 EMBEDDING = 2 * 4 * D * T  # patches of 2 x 2
 ATTENTION = 8 * D * D * T + 4 * T * T * D
 FEED_FORWARD = 4 * D * H * T
 HEAD = 2 * D * K
-DENSE = EMBEDDING + DEPTH * (ATTENTION + FEED_FORWARD) + HEAD
+DENSE = EMBEDDING + ATTENTION + FEED_FORWARD + HEAD
 
 
 def counted(**sections):
     config = base()
     config.data.train = dict(name="digits", split="train[:100]", classes=tuple(range(K)))
     config.batch_size = config.evaluation.batch_size = B
-    config.backbone = dict(name="vit.ViT", variant="tiny", patch_size=2, depth=DEPTH, pooling="gap")
+    config.backbone = dict(name="vit.ViT", variant="tiny", patch_size=2, depth=1, pooling="gap")
     config.head.outputs = K
     config.mesh = dict(data=1)
     for name, fields in sections.items():
@@ -56,24 +56,24 @@ def test_experts_cost_their_slots():
     experts = dict(
         name="experts.MoE", num_experts=8, router=dict(name="routers.TopK", capacity_factor=1.5)
     )
-    fields = dict(experts=experts, depth=2, expert_blocks=(1,))
+    fields = dict(experts=experts, expert_blocks=(0,))
     slots = 2 * 4 * (B * T * 1.5 / 4)  # of M members with 4 experts each
     assert slots == 3 * B * T
     layer = 4 * D * H * slots / B + 2 * D * 8 * T  # with the routers
     train, predict = counted(backbone=fields, ensemble=dict(name="e3", size=2))
-    products = DENSE + ATTENTION + layer + HEAD  # a second block, of experts
+    products = EMBEDDING + ATTENTION + layer + 2 * HEAD
     assert products < predict < ELEMENTS * products
     assert 3 * products - EMBEDDING < train < ELEMENTS * (3 * products - EMBEDDING)
 
 
-@pytest.mark.slow  # compiles three more steps
+@pytest.mark.slow
 def test_loops_over_particles_and_parts_are_counted(single):
     """A loop's body is counted once by XLA: neither the executor nor `accumulate` may matter."""
-    for executor in ("scan", "unroll"):
-        fields = dict(size=3, executor=executor, accumulate=2)
-        assert counted(inference=fields) == pytest.approx([3 * n for n in single])
-    svgd = dict(size=3, executor="scan", direction=dict(name="svgd", kernel=dict(name="linear")))
-    train, predict = counted(inference=svgd | dict(prior=dict(name="gaussian", scale=1.0)))
+    loops = dict(size=3, executor="scan", accumulate=2)
+    assert counted(inference=loops) == pytest.approx([3 * n for n in single])
+    svgd = dict(name="svgd", kernel=dict(name="linear"))
+    interacting = loops | dict(direction=svgd, prior=dict(name="gaussian", scale=1.0))
+    train, predict = counted(inference=interacting)
     assert predict == pytest.approx(3 * single[1])
     # What particles do to one another, for each of 25,000 parameters and not for each example.
     assert 3 * single[0] < train < 3.3 * single[0]

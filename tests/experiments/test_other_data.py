@@ -39,8 +39,7 @@ def table(request, tmp_path_factory):
     return folder / "run", dict(name="npz", path=str(folder / "raw.npz"), split="test")
 
 
-def evaluated(run, data):
-    experiment = setup(read_config(run), read_description(run))
+def evaluated(experiment, run, data):
     source = load(data, like=experiment.source, labels="alike")
     specs = {"data": dict(name=experiment.source.task, data=source)}
     found, failures = evaluate(experiment, run, specs=specs, name=name_of(data), show=False)
@@ -52,11 +51,11 @@ def evaluated(run, data):
 def test_raw_test_data_give_the_numbers_of_the_built_in_ones(table):
     run, spec = table
     built_in = read_config(run)["evaluators"]["test"]["data"]
-    expected = evaluated(run, built_in)
-    assert evaluated(run, spec) == expected
-    assert evaluated(run, spec | dict(standardise=True)) == expected
-    otherwise = evaluated(run, spec | dict(standardise=False))
-    assert otherwise != expected
+    experiment = setup(read_config(run), read_description(run))
+    expected = evaluated(experiment, run, built_in)
+    assert evaluated(experiment, run, spec) == expected
+    assert evaluated(experiment, run, spec | dict(standardise=True)) == expected
+    assert evaluated(experiment, run, spec | dict(standardise=False)) != expected
     noted = read_json(run / "evaluation" / name_of(spec) / "sets.json")["data"]
     assert [note.split()[0] for note in noted["notes"]] == ["mean", "std"]
 

@@ -30,7 +30,7 @@ FIELDS = {
     # Of 1,200 examples 80 are left for the last batch: as many as each process has of a whole one.
     "evaluation.batch_size": 160,
     "evaluators": dict(test=dict(name="classification", data=dict(name="digits", split="test"))),
-}  # fmt: skip
+}
 CONFIG = "configs/digits/mlp.py:size=2"
 
 
@@ -44,12 +44,17 @@ def start(programs):
             address = f"127.0.0.1:{free.getsockname()[1]}"
         return [
             programs.start(
-                "train", "--config", CONFIG, "--workdir", workdir,
+                "train",
+                "--config",
+                CONFIG,
+                "--workdir",
+                workdir,
                 *(f"--config.{k}={v}" for k, v in {**FIELDS, **own}.items()),
-                f"--distributed={address},{len(fields)},{i}", devices=2,
+                f"--distributed={address},{len(fields)},{i}",
+                devices=2,
             )
             for i, own in enumerate(fields)
-        ]  # fmt: skip
+        ]
 
     return started
 

@@ -54,6 +54,9 @@ def get_config(arg=None):
     config = mlp.get_config(arg)
     del config.evaluators["corruption"]
     del config.evaluators["ood"]
+    config.backbone.widths = (8,)
+    config.evaluation.every = 0
+    config.checkpoint.every = 100
     config.mesh.data = 1
     return config
 """
@@ -157,7 +160,7 @@ def test_the_json_has_every_number_and_where_it_is_from(made):
     np.testing.assert_allclose(accuracy["standard_error"], np.std(values, ddof=1) / np.sqrt(2))
     assert accuracy["published"] == dict(value=99.0, unit="%", source="a paper, table 1")
     assert row["cells"]["ood/later/auroc_entropy"]["values"] == []  # an empty cell stays empty
-    assert table["rows"][2]["cells"]["cost/parameters"]["values"] == [2 * 25_864] * 2
+    assert table["rows"][2]["cells"]["cost/parameters"]["values"] == [2 * 592] * 2
     assert not (folder / "w" / "a_table" / "report.html").exists()
     json.loads((folder / "r" / "a_table" / "table.json").read_text(), parse_constant=pytest.fail)
 
@@ -585,7 +588,7 @@ def test_check_compares_with_the_committed_numbers_and_leaves_them(copied, capsy
     rewrite(copied, lambda r: otherwise(r) if r["row"] == "One" else r)
     assert main(arguments(copied, *one)) == 1
     output = capsys.readouterr().out
-    assert "differs: One, Parameters: 25864.00, committed 7.00" in output
+    assert "differs: One, Parameters: 592.00, committed 7.00" in output
     assert "3 numbers compared, 1 differ; 1 cells read" in output
     assert main(arguments(copied, *one, "--set", "steps=3")) == 2
     assert "--set steps=3 changes; leave it out" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What follows training: done once, the same on 1 and 8 devices, and never on an old checkpoint."""
 
 import contextlib
+import functools
 import logging
 import shutil
 import signal
@@ -29,11 +30,14 @@ FIELDS = {
     "stages": (dict(name="laplace"),),
     "evaluation.batch_size": 96,  # does not divide the 955 training digits
     "evaluation.every": 0,
-    "evaluators": {"test": dict(name="classification", data=dict(name="digits", split="test",
-                                                                classes=tuple(range(8))))},
-    "optimiser.schedule": "constant",
+    "evaluators": {
+        "test": dict(
+            name="classification", data=dict(name="digits", split="test", classes=tuple(range(8)))
+        )
+    },
+    "optimiser": dict(name="sgd", learning_rate=0.1),
     "mesh": {"data": 1},
-}  # fmt: skip
+}
 
 
 def config(**changes):
@@ -52,6 +56,16 @@ def sngp(tmp_path_factory):
     return run(workdir), workdir
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Four networks after twenty steps."""
+    changes = dict(head=dict(name="dense.Dense", outputs=8), stages=(), evaluators={})
+    changes |= {"inference.size": 4, "inference.executor": "vmap", "checkpoint.every": 4}
+    workdir = tmp_path_factory.mktemp("plain") / "run"
+    train(config(**changes), workdir)
+    return changes, workdir
+
+
 def factors(experiment, workdir):
     state, _ = restore(experiment, workdir)
     (factor,) = jax.tree.leaves(state.collections["precision"])
@@ -66,9 +80,10 @@ def test_the_precision_is_that_of_every_example_once(sngp):
     assert len(source) % 96  # a last batch that is smaller
     x = source.gather(np.arange(len(source)))["x"].reshape(len(source), -1).astype(np.float64)
     for p in range(2):
-        take = jax.tree.map(lambda a, p=p: np.asarray(a[p], np.float64), (
-            state.params["backbone"]["dense0"], state.collections["random_features"]["head"]
-        ))  # fmt: skip
+        take = jax.tree.map(
+            lambda a, p=p: np.asarray(a[p], np.float64),
+            (state.params["backbone"]["dense0"], state.collections["random_features"]["head"]),
+        )
         h = np.maximum(x @ take[0]["kernel"] + take[0]["bias"], 0)
         h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-6)
         W, b = take[1]["features"]["kernel"], take[1]["features"]["bias"]
@@ -84,36 +99,38 @@ def test_eight_devices_give_the_precision_of_one(sngp, tmp_path):
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     many = setup(config(mesh=dict(particle=2, data=4)))
     stage.run(many, tmp_path)
-    np.testing.assert_allclose(factors(many, tmp_path), factors(experiment, workdir), rtol=2e-4,
-                               atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        factors(many, tmp_path), factors(experiment, workdir), rtol=2e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
-def test_a_moving_average_is_that_of_the_global_batch(tmp_path):
-    found = []
-    for i, mesh in enumerate((dict(data=1), dict(data=8))):
-        head = dict(FIELDS["head"], momentum=0.9, num_examples=955)
-        changes = dict(mesh=mesh, head=head, stages=(), steps=3, evaluators={})
-        experiment = train(config(**changes), tmp_path / str(i))
-        state, _ = Checkpoints(tmp_path / str(i)).restore(experiment.shapes)
-        found.append(np.asarray(state.collections["precision"]["head"]["posterior"]["average"]))
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_it_runs_once_and_again_when_its_result_is_damaged(sngp, tmp_path, caplog):
+def test_it_runs_once_and_again_when_its_result_is_damaged(sngp, tmp_path, monkeypatch, caplog):
+    """Not from what another version left half finished; interrupted, to the same sums."""
     experiment, workdir = sngp
     shutil.copytree(workdir, tmp_path / "run")
     with caplog.at_level(logging.INFO):
         stage.run(experiment, tmp_path / "run")
-        assert "stage laplace" not in caplog.text
-        before = factors(experiment, tmp_path / "run")
-        step = tmp_path / "run" / "stages" / "checkpoints" / "20"
-        largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-        largest.write_bytes(largest.read_bytes()[:-8] + b"damaged!")
+    assert "stage laplace" not in caplog.text
+    stages = tmp_path / "run" / "stages"
+    step = stages / "checkpoints" / "20"
+    largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-8] + b"damaged!")
+    state, _ = Checkpoints(workdir, read_only=True).restore(experiment.shapes)
+    half = Checkpoints(stages / "half" / "20-0-laplace", config=experiment.config)
+    with contextlib.closing(half):
+        half.save(3, state)  # no carry
+    runs = Interruptions(monkeypatch, (5, signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"laplace stopped by SIGTERM at step 6 of 10; saved"):
         stage.run(experiment, tmp_path / "run")
-    assert "run again" in caplog.text and "stage laplace" in caplog.text
-    np.testing.assert_array_equal(factors(experiment, tmp_path / "run"), before)
+    assert "run again" in caplog.text
+    assert "stage laplace starts from its first step" in caplog.text
+    assert not step.exists()
+    stage.run(experiment, tmp_path / "run")
+    assert runs.done == [0, 6]
+    np.testing.assert_array_equal(
+        factors(experiment, tmp_path / "run"), factors(experiment, workdir)
+    )
 
 
 @pytest.mark.slow
@@ -128,29 +145,45 @@ def test_evaluation_refuses_a_run_whose_stages_are_missing_or_old(sngp, tmp_path
 
 
 @pytest.mark.slow
-def test_a_trained_run_gets_a_laplace_posterior_afterwards(digits, tmp_path):
+def test_a_trained_run_gets_a_laplace_posterior_afterwards(plain, tmp_path):
+    """The same command goes on with it, and is refused where the start has other parameters."""
+    start, new = plain[1], tmp_path / "new"
+    sets = dict(held_out=dict(name="digits", classes=(8, 9)))
+    ood = dict(name="ood", data=dict(split="test"), sets=sets)
     changes = {"head.name": "laplace.Laplace", "stages": [dict(name="laplace")]}
-    experiment = stage.begin_from(digits, tmp_path / "new", changes)
-    stage.run(experiment, tmp_path / "new")
-    old = setup(read_config(digits))
-    there, step = Checkpoints(digits, read_only=True).restore(old.shapes)
-    here, same_step = restore(experiment, tmp_path / "new")
+    changes["evaluators"] = dict(ood=ood)
+    stage.begin_from(start, new, changes)
+    experiment = stage.begin_from(start, new, changes)
+    stage.run(experiment, new)
+    old = setup(read_config(start))
+    there, step = Checkpoints(start, read_only=True).restore(old.shapes)
+    here, same_step = restore(experiment, new)
     assert step == same_step
     jax.tree.map(np.testing.assert_array_equal, here.params, there.params)
     x = experiment.source.gather(np.arange(20))["x"]
-    before, after = old.inference.predict(there, x), experiment.inference.predict(here, x)
+    before, after = (
+        jax.jit(e.inference.predict)(state, x) for e, state in ((old, there), (experiment, here))
+    )
     np.testing.assert_array_equal(after.mean, before.mean)
-    assert before.variance is None and after.variance.shape == (2, 20, 8)
-    metrics, failures = evaluate(experiment, tmp_path / "new", show=False)
+    assert before.variance is None and after.variance.shape == (4, 20, 8)
+    metrics, failures = evaluate(experiment, new, show=False)
     assert not failures and metrics["cost/train_seconds"] > 0
     assert "ood/held_out/auroc_epistemic_variance" in metrics
+
+    shutil.copytree(start, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "checkpoints" / str(step))
+    other = there.replace(params=jax.tree.map(lambda a: 2 * np.asarray(a), there.params))
+    with contextlib.closing(Checkpoints(tmp_path / "other")) as checkpoints:
+        checkpoints.save(step, other)
+    with pytest.raises(ConfigError, match="has other parameters than"):
+        stage.begin_from(tmp_path / "other", new, changes)
 
 
 @pytest.mark.slow
 def test_samples_of_the_start_come_along(plain, tmp_path):
     changes = plain[0] | {"inference.collect": dict(name="after_burn_in", size=2)}
     # One device reads it, whatever trained it.
-    train(config(**changes, mesh={"particle": 2, "data": 4}), tmp_path / "old")
+    train(config(**changes, steps=6, mesh={"particle": 2, "data": 4}), tmp_path / "old")
     chosen = {"stages": [dict(name="select", size=2)], "mesh": {"data": 1}}
     experiment = stage.begin_from(tmp_path / "old", tmp_path / "new", chosen)
     former = Checkpoints(tmp_path / "new", read_only=True).restore(experiment.shapes)[0]
@@ -159,8 +192,9 @@ def test_samples_of_the_start_come_along(plain, tmp_path):
     stage.run(experiment, tmp_path / "new")
     kept = restore(experiment, tmp_path / "new")[0].samples
     assert kept.taken.shape == (2, 2) and kept.taken.all()
-    for a, b in zip(jax.tree.leaves(kept.params), jax.tree.leaves(former.samples.params),
-                    strict=True):  # fmt: skip
+    for a, b in zip(
+        jax.tree.leaves(kept.params), jax.tree.leaves(former.samples.params), strict=True
+    ):
         assert all(any(np.array_equal(one, old) for old in b) for one in a)
     with pytest.raises(ConfigError, match="has 0 samples of each particle, the new config 2"):
         collect = {"inference.collect": dict(name="after_burn_in", size=2)}
@@ -168,24 +202,9 @@ def test_samples_of_the_start_come_along(plain, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_new_run_is_not_made_over_one_with_other_parameters(digits, tmp_path):
-    changes = {"head.name": "laplace.Laplace", "stages": [dict(name="laplace")]}
-    stage.begin_from(digits, tmp_path / "new", changes)
-    stage.begin_from(digits, tmp_path / "new", changes)  # the same: goes on
-    shutil.copytree(digits, tmp_path / "other")
-    checkpoints = Checkpoints(tmp_path / "other")
-    state, step = checkpoints.restore(setup(read_config(digits)).shapes)
-    shutil.rmtree(tmp_path / "other" / "checkpoints" / str(step))
-    with contextlib.closing(checkpoints):
-        checkpoints.save(step, state.replace(params=jax.tree.map(lambda a: 2 * a, state.params)))
-    with pytest.raises(ConfigError, match="has other parameters than"):
-        stage.begin_from(tmp_path / "other", tmp_path / "new", changes)
-
-
-@pytest.mark.slow
-def test_a_start_with_other_parameters_is_refused(digits, tmp_path):
-    with pytest.raises(ConfigError, match=r"head/diagonal/bias: None -> \(2, 8\)"):
-        stage.begin_from(digits, tmp_path, {"head.name": "heteroscedastic.Heteroscedastic"})
+def test_a_start_with_other_parameters_is_refused(plain, tmp_path):
+    with pytest.raises(ConfigError, match=r"head/diagonal/bias: None -> \(4, 8\)"):
+        stage.begin_from(plain[1], tmp_path, {"head.name": "heteroscedastic.Heteroscedastic"})
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -195,33 +214,82 @@ def test_a_start_with_other_parameters_is_refused(digits, tmp_path):
         ({"head": dict(name="dense.Dense", outputs=8)}, r"stages\[0\]: laplace: .* no post"),
         ({"stages": (dict(name="laplas"),)}, r"stages\[0\].name: no file 'laplas'.*'laplace'"),
         ({"stages": "laplace"}, "stages: 'laplace' is not a list"),
-        ({"inference.prior": dict(name="gaussian", rules=[["nope", 1.0]]),
-          "optimiser.weight_decay": ()},
-         r"inference: prior.rules\[0\]: 'nope' matches no parameter"),
-        ({"inference.direction": dict(name="svgd"), "on_fault": "freeze",
-          "optimiser.weight_decay": ()}, "on_fault: 'freeze'"),
-        ({"data.streams": dict(context=dict(name="digits"))},
-         "data.streams.context: nothing reads it"),
-        ({"inference.direction": dict(name="svgd", space="functions",
-                                      context=dict(name="other")),
-          "optimiser.weight_decay": ()}, "needs a stream 'context'"),
+        (
+            {
+                "inference.prior": dict(name="gaussian", rules=[["nope", 1.0]]),
+                "optimiser.weight_decay": (),
+            },
+            r"inference: prior.rules\[0\]: 'nope' matches no parameter",
+        ),
+        (
+            {
+                "inference.direction": dict(name="svgd"),
+                "on_fault": "freeze",
+                "optimiser.weight_decay": (),
+            },
+            "on_fault: 'freeze'",
+        ),
+        (
+            {"data.streams": dict(context=dict(name="digits"))},
+            "data.streams.context: nothing reads it",
+        ),
+        (
+            {
+                "inference.direction": dict(
+                    name="svgd", space="functions", context=dict(name="other")
+                ),
+                "optimiser.weight_decay": (),
+            },
+            "needs a stream 'context'",
+        ),
         ({"inference.collect": dict(name="after_burn_in", size=2)}, r"stages\[0\]: .* samples"),
         ({"stages": (dict(name="swag", steps=4, every=1),)}, r"stages\[0\].optimiser: missing"),
-        ({"stages": (dict(name="swag", steps=4, every=1, optimiser=dict(name="sgd")),)},
-         r"stages\[0\].optimiser.learning_rate: missing"),
-        ({"stages": (dict(name="swag", steps=4, every=3,
-                          optimiser=dict(name="sgd", learning_rate=1.0)),)}, "every: 3"),
-        ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
-                       mean=dict(name="sngp.Sngb"))}, r"head.mean.name: .*did you mean 'Sngp'"),
-        ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
-                       mean=dict(name="sngp.Sngp", feature=3))},
-         r"head.mean.feature: no such field; did you mean 'features'"),
+        (
+            {"stages": (dict(name="swag", steps=4, every=1, optimiser=dict(name="sgd")),)},
+            r"stages\[0\].optimiser.learning_rate: missing",
+        ),
+        (
+            {
+                "stages": (
+                    dict(
+                        name="swag", steps=4, every=3, optimiser=dict(name="sgd", learning_rate=1.0)
+                    ),
+                )
+            },
+            "every: 3",
+        ),
+        (
+            {
+                "head": dict(
+                    name="heteroscedastic.Heteroscedastic", outputs=8, mean=dict(name="sngp.Sngb")
+                )
+            },
+            r"head.mean.name: .*did you mean 'Sngp'",
+        ),
+        (
+            {
+                "head": dict(
+                    name="heteroscedastic.Heteroscedastic",
+                    outputs=8,
+                    mean=dict(name="sngp.Sngp", feature=3),
+                )
+            },
+            r"head.mean.feature: no such field; did you mean 'features'",
+        ),
         ({"head": dict(name="sngp.Sngp", outputs=8, momentum=0.9)}, "head: num_examples: None"),
-        ({"head": dict(name="heteroscedastic.Heteroscedastic", outputs=8,
-                       mean=dict(name="sngp.Sngp", noise=-1.0))}, "noise: -1.0"),
+        (
+            {
+                "head": dict(
+                    name="heteroscedastic.Heteroscedastic",
+                    outputs=8,
+                    mean=dict(name="sngp.Sngp", noise=-1.0),
+                )
+            },
+            "noise: -1.0",
+        ),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_before_anything_is_compiled(changes, why):
     with pytest.raises(ConfigError, match=why):
         setup(config(**changes))
@@ -249,6 +317,7 @@ def test_the_noise_of_a_regression_is_one_number(fields, noise_std, why):
 
 @pytest.mark.slow
 def test_a_posterior_that_nothing_fits_is_warned_of(caplog):
+    """And the posterior of a stage or a moving average is not."""
     setup(config(stages=()))
     assert "predictions have no variance" in caplog.text
     caplog.clear()
@@ -257,23 +326,36 @@ def test_a_posterior_that_nothing_fits_is_warned_of(caplog):
     assert "no variance" not in caplog.text
 
 
-PATHS = [  # stages that train, then ones that make another pass
-    dict(name="snapshots", steps=9, size=3, cycles=3,
-         optimiser=dict(name="sgd", learning_rate=0.05, momentum=0.9,
-                        schedule=dict(name="cyclical", cycles=3))),
-    dict(name="swag", steps=9, every=2, samples=3,
-         optimiser=dict(name="sgd", learning_rate=0.02)),
-]  # fmt: skip
+PATHS = {  # stages that train, then ones that make another pass
+    "snapshots": dict(
+        steps=9,
+        size=3,
+        cycles=3,
+        optimiser=dict(
+            name="sgd", learning_rate=0.05, momentum=0.9, schedule=dict(name="cyclical", cycles=3)
+        ),
+    ),
+    "swag": dict(steps=9, every=2, samples=3, optimiser=dict(name="sgd", learning_rate=0.02)),
+}
+
+
+def following(plain, name, **fields):
+    """The experiment whose stage follows the plain training."""
+    return setup(config(**{**plain[0], "stages": (dict(PATHS[name], name=name),), **fields}))
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """Four networks after twenty steps."""
-    changes = dict(head=dict(name="dense.Dense", outputs=8), stages=(), evaluators={})
-    changes |= {"inference.size": 4, "inference.executor": "vmap", "checkpoint.every": 4}
-    workdir = tmp_path_factory.mktemp("plain") / "run"
-    train(config(**changes), workdir)
-    return changes, workdir
+def whole(plain, tmp_path_factory):
+    """name -> a stage that nothing interrupted, on one device, and its workdir."""
+
+    @functools.cache
+    def done(name):
+        experiment = following(plain, name, **{"logging.every": 1})
+        workdir = shutil.copytree(plain[1], tmp_path_factory.mktemp(name) / "run")
+        stage.run(experiment, workdir)
+        return experiment, workdir
+
+    return done
 
 
 def samples(experiment, workdir):
@@ -297,62 +379,38 @@ class Interruptions:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", PATHS, ids=lambda spec: spec["name"])
-def test_a_stage_that_was_interrupted_resumes_to_the_same_end(plain, tmp_path, spec, monkeypatch):
-    changes, workdir = plain
-    experiment = setup(config(**{**changes, "stages": (spec,), "logging.every": 1}))
-    for name in ("whole", "ended"):
-        shutil.copytree(workdir, tmp_path / name)
-    stage.run(experiment, tmp_path / "whole")
-    runs = Interruptions(monkeypatch, (6, None), (1, signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt):
-        stage.run(experiment, tmp_path / "ended")
-    told = rf"{spec['name']} stopped by SIGTERM at step 6 of 9; saved"
-    with pytest.raises(Interrupted, match=told):
-        stage.run(experiment, tmp_path / "ended")
-    stage.run(experiment, tmp_path / "ended")
-    assert runs.done == [0, 4, 6]
-    assert not (tmp_path / "ended" / "stages" / "half").exists()
-    ended = [samples(experiment, tmp_path / name) for name in ("whole", "ended")]
-    jax.tree.map(np.testing.assert_array_equal, *ended)
+@pytest.mark.parametrize(
+    ("name", "number", "error", "step"),
+    [
+        ("snapshots", signal.SIGTERM, "snapshots stopped by SIGTERM at step 6 of 9; saved", 6),
+        ("swag", None, "", 4),  # the last step that was saved
+    ],
+)
+def test_a_stage_that_was_interrupted_resumes_to_the_same_end(
+    plain, whole, tmp_path, monkeypatch, name, number, error, step
+):
+    experiment, uninterrupted = whole(name)
+    run = shutil.copytree(plain[1], tmp_path / "run")
+    runs = Interruptions(monkeypatch, (5, number))
+    with pytest.raises((Interrupted, KeyboardInterrupt), match=error):
+        stage.run(experiment, run)
+    stage.run(experiment, run)
+    assert runs.done == [0, step]
+    assert not (run / "stages" / "half").exists()
+    both = [samples(experiment, folder) for folder in (uninterrupted, run)]
+    jax.tree.map(np.testing.assert_array_equal, *both)
     # Its records come after those of training, in steps of the whole run.
-    records = [without_timing(read_metrics(tmp_path / n / METRICS)) for n in ("whole", "ended")]
+    records = [without_timing(read_metrics(folder / METRICS)) for folder in (uninterrupted, run)]
     assert records[0] == records[1]
     own = [r for r in records[0] if r["step"] > 20]
     assert [r["step"] for r in own] == list(range(21, 30))
-    rates = [r[f"{spec['name']}/learning_rate"] for r in own]
-    of_config = build.schedule(dict(optimiser=spec["optimiser"], steps=9))
+    rates = [r[f"{name}/learning_rate"] for r in own]
+    of_config = build.schedule(dict(optimiser=PATHS[name]["optimiser"], steps=9))
     np.testing.assert_allclose(rates, [of_config(i) for i in range(9)], rtol=1e-6)
     for record in own:
-        losses = [record[f"{spec['name']}/loss/{m}"] for m in range(4)]
-        np.testing.assert_allclose(record[f"{spec['name']}/loss"], np.mean(losses), rtol=1e-6)
-    assert read_metrics(tmp_path / "whole" / METRICS, 20) == read_metrics(workdir / METRICS)
-
-
-@pytest.mark.slow
-def test_a_pass_resumes_to_the_same_sums(sngp, tmp_path, monkeypatch, caplog):
-    experiment, workdir = sngp
-    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
-    runs = Interruptions(monkeypatch, (5, signal.SIGTERM))
-    with pytest.raises(Interrupted, match=r"laplace stopped by SIGTERM at step 6 of 10; saved"):
-        stage.run(experiment, tmp_path)
-    assert not (tmp_path / "stages" / "checkpoints").exists()
-    stage.run(experiment, tmp_path)
-    assert runs.done == [0, 6]
-    np.testing.assert_array_equal(factors(experiment, tmp_path), factors(experiment, workdir))
-
-
-@pytest.mark.slow
-def test_a_stage_that_another_version_left_half_finished_begins_again(sngp, tmp_path, caplog):
-    experiment, workdir = sngp
-    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
-    state, _ = Checkpoints(tmp_path, read_only=True).restore(experiment.shapes)
-    half = Checkpoints(tmp_path / "stages" / "half" / "20-0-laplace", config=experiment.config)
-    with contextlib.closing(half):
-        half.save(3, state)  # no carry
-    stage.run(experiment, tmp_path)
-    assert "stage laplace starts from its first step" in caplog.text
-    np.testing.assert_array_equal(factors(experiment, tmp_path), factors(experiment, workdir))
+        losses = [record[f"{name}/loss/{m}"] for m in range(4)]
+        np.testing.assert_allclose(record[f"{name}/loss"], np.mean(losses), rtol=1e-6)
+    assert read_metrics(run / METRICS, 20) == read_metrics(plain[1] / METRICS)
 
 
 class Stopped:
@@ -378,43 +436,37 @@ class Stopped:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", PATHS, ids=lambda spec: spec["name"])
-def test_a_stage_that_trains_is_the_same_on_eight_devices(plain, tmp_path, spec):
-    changes, workdir = plain
-    found = []
-    for i, mesh in enumerate((dict(data=1), dict(particle=2, data=4))):
-        shutil.copytree(workdir / "checkpoints", tmp_path / str(i) / "checkpoints")
-        experiment = setup(config(**{**changes, "stages": (spec,), "mesh": mesh}))
-        stage.run(experiment, tmp_path / str(i))
-        found.append(samples(experiment, tmp_path / str(i)))
+@pytest.mark.parametrize("name", PATHS)
+def test_a_stage_that_trains_is_the_same_on_eight_devices(plain, whole, tmp_path, name):
+    shutil.copytree(plain[1] / "checkpoints", tmp_path / "checkpoints")
+    many = following(plain, name, mesh=dict(particle=2, data=4))
+    stage.run(many, tmp_path)
+    found = samples(*whole(name)), samples(many, tmp_path)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *found)
 
 
 @pytest.mark.slow
 def test_a_stage_whose_steps_are_not_finite_stops(plain, tmp_path):
     changes, workdir = plain
-    wild = dict(PATHS[1], optimiser=dict(name="sgd", learning_rate=1e38))
+    wild = dict(PATHS["swag"], name="swag", optimiser=dict(name="sgd", learning_rate=1e38))
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     with pytest.raises(ParticleFault, match=r"^particle 0: .* not finite at step \d of swag\. Low"):
         stage.run(setup(config(**{**changes, "stages": (wild,)})), tmp_path)
 
 
 @pytest.mark.slow
-def test_a_particle_freezes_in_a_stage_and_the_others_do_not_notice(plain, tmp_path, caplog):
-    changes, workdir = plain
-    experiment = setup(config(**{**changes, "stages": (PATHS[0],), "on_fault": "freeze"}))
-    state, step = Checkpoints(workdir, read_only=True).restore(experiment.shapes)
-    after = []
-    for name, bad in (("sound", 1.0), ("bad", np.nan)):
-        params = jax.tree.map(lambda a, bad=bad: a.at[2].multiply(bad), state.params)
-        with contextlib.closing(Checkpoints(tmp_path / name)) as checkpoints:
-            checkpoints.save(step, state.replace(params=params))
-        stage.run(experiment, tmp_path / name)
-        after.append(samples(experiment, tmp_path / name))
+def test_a_particle_freezes_in_a_stage_and_the_others_do_not_notice(plain, whole, tmp_path, caplog):
+    experiment = following(plain, "snapshots", on_fault="freeze")
+    state, step = Checkpoints(plain[1], read_only=True).restore(experiment.shapes)
+    params = jax.tree.map(lambda a: a.at[2].set(np.nan), state.params)
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(step, state.replace(params=params))
+    stage.run(experiment, tmp_path)
     (warning,) = [m for m in caplog.messages if m.startswith("particle")]
     assert warning.startswith("particle 2: ") and "at step 1 of snapshots;" in warning
     others = np.array([0, 1, 3])
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[others], b[others]), *after)
+    found = samples(*whole("snapshots")), samples(experiment, tmp_path)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[others], b[others]), *found)
 
 
 @pytest.mark.slow
@@ -440,8 +492,9 @@ def test_hyper_deep_ensemble_by_config(plain, tmp_path):
     logits = np.asarray(experiment.inference.predict(before, batch["x"]).mean, np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nll = -log_p[:, np.arange(len(source)), batch["y"]].mean(1)
-    np.testing.assert_array_equal(state.hyper["prior_scale"][0],
-                                  before.hyper["prior_scale"][nll.argmin()])  # fmt: skip
+    np.testing.assert_array_equal(
+        state.hyper["prior_scale"][0], before.hyper["prior_scale"][nll.argmin()]
+    )
 
 
 @pytest.mark.slow

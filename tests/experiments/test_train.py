@@ -109,6 +109,8 @@ def test_regression_is_least_squares(tmp_path):
 def small(steps=40, **fields):
     overrides = {
         "steps": steps,
+        "backbone.widths": (16,),
+        "evaluators": {},
         "mesh": {"data": 1},
         "evaluation.every": 0,
         # Not Adam, whose division makes rounding errors of vanishing gradients large.
@@ -121,7 +123,7 @@ def small(steps=40, **fields):
 @pytest.mark.slow
 @pytest.mark.parametrize("steps, every", [(1, 50), (3, 50), (3, 1)])
 def test_the_cost_of_a_short_run_is_known_or_left_out(tmp_path, steps, every):
-    fields = dict(evaluators={}, backbone__widths=(4,), logging__every=every)
+    fields = dict(logging__every=every)
     experiment = train(small(steps, **fields), tmp_path)
     state, _ = Checkpoints(tmp_path, read_only=True).restore(experiment.shapes)
     found = cost(experiment, state, tmp_path)
@@ -134,8 +136,7 @@ def test_the_cost_of_a_short_run_is_known_or_left_out(tmp_path, steps, every):
 @pytest.mark.slow
 def test_a_renamed_checkpoint_of_before_does_not_end_a_run(tmp_path):
     """One that does not say of which step it is: its state does."""
-    fields = dict(evaluators={}, backbone__widths=(4,), checkpoint__every=2)
-    config = small(3, **fields)
+    config = small(3, checkpoint__every=2)
     experiment = setup(config_lib.plain(config))
     open_workdir(tmp_path, experiment.config)
     checkpoints = Checkpoints(tmp_path)
@@ -148,19 +149,20 @@ def test_a_renamed_checkpoint_of_before_does_not_end_a_run(tmp_path):
 
 @pytest.mark.slow
 def test_another_executor_is_told_and_gives_the_same_training_to_rounding(tmp_path, caplog):
-    fields = dict(evaluators={}, backbone__widths=(16,), checkpoint__every=5)
-    whole = train(small(10, inference__executor="vmap", **fields), tmp_path / "whole")
-    train(small(10, inference__executor="vmap", **fields), tmp_path / "run")
+    fields = dict(inference__size=2, checkpoint__every=5)
+    train(small(10, inference__executor="vmap", **fields), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
     with caplog.at_level(logging.INFO):
         train(small(10, inference__executor="scan", **fields), tmp_path / "run")
     assert (
         'executor: "vmap" -> "scan": from here on, results are equal up to rounding' in caplog.text
     )
-    for a, b in zip(*(jax.tree.leaves(final_state(tmp_path / run).params)
-                      for run in ("whole", "run")), strict=True):  # fmt: skip
+    for a, b in zip(
+        *(jax.tree.leaves(final_state(tmp_path / run).params) for run in ("whole", "run")),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    del whole
 
 
 @pytest.mark.slow
@@ -179,7 +181,9 @@ def test_accumulated_gradients_are_those_of_the_batch(tmp_path):
 
 @pytest.mark.slow
 def test_half_precision_learns_with_float32_parameters(tmp_path):
-    experiment = train(small(200, backbone__dtype="bfloat16"), tmp_path)
+    test = dict(name="classification", data=dict(split="test"))
+    fields = dict(backbone__dtype="bfloat16", evaluators=dict(test=test))
+    experiment = train(small(200, **fields), tmp_path)
     state = final_state(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
     x = np.zeros((1, 8, 8, 1), np.float32)
@@ -202,7 +206,10 @@ def test_nothing_is_made_of_the_config_again(tmp_path, monkeypatch):
     """Training, stages, validation and evaluation take all from the experiment."""
     optimiser = dict(name="sgd", learning_rate=0.01)
     fields = {
+        "backbone.widths": (8,),
         "stages": (dict(name="snapshots", steps=2, size=1, optimiser=optimiser),),
+        "evaluators.corruption": None,
+        "evaluators.ood": None,
         "evaluation.every": 2,
         "mesh": {"data": 1},
     }
@@ -238,11 +245,18 @@ def logged(programs, tmp_path_factory):
     """The output of the program, with a learning rate and a profile from its flags."""
     workdir = tmp_path_factory.mktemp("logged") / "run"
     result = programs(
-        "train", "--config", DIGITS + ":size=2", "--workdir", workdir, "--config.steps=120",
-        "--config.optimiser.learning_rate=0.0123", "--config.logging.every=10",
-        "--config.logging.profile=(3,5)", "--config.optimiser.schedule.name=constant",
+        "train",
+        "--config",
+        DIGITS + ":size=2",
+        "--workdir",
+        workdir,
+        "--config.steps=120",
+        "--config.optimiser.learning_rate=0.0123",
+        "--config.logging.every=10",
+        "--config.logging.profile=(3,5)",
+        "--config.optimiser.schedule.name=constant",
         "--config.optimiser.schedule.warmup_steps=0",
-    )  # fmt: skip
+    )
     assert result.code == 0, result.output
     return workdir, result.output
 
@@ -280,9 +294,13 @@ def test_the_log_is_readable(logged):
 @pytest.mark.slow
 def test_tensorboard(programs, tmp_path):
     result = programs(
-        "train", "--config", DIGITS + ":runlocal", "--workdir", tmp_path,
+        "train",
+        "--config",
+        DIGITS + ":runlocal",
+        "--workdir",
+        tmp_path,
         "--config.logging.tensorboard=true",
-    )  # fmt: skip
+    )
     if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
         assert result.code == 0, result.output
         assert list(tmp_path.rglob("events.out.tfevents*"))
@@ -326,6 +344,7 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
     """The batch's context is the other set's, in an order of its own, the same after a restart."""
     digits = dict(name="digits", classes=list(range(8)))
     fields = {
+        "backbone.widths": (8,),
         "data.streams": {"context": dict(digits, split="test")},
         "inference.direction": dict(name="svgd", space="functions", context=dict(name="other")),
         "optimiser.weight_decay": (),
@@ -354,12 +373,16 @@ def test_functions_are_compared_on_other_data_that_go_on_where_they_were():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("direction", "optimiser"),
-    [(dict(name="svgd"), "sgld"), (dict(name="independent"), "sghmc"),
-     (dict(name="wgd", space="functions", context=dict(name="perturbed")), "adam")],
+    [
+        (dict(name="svgd"), "sgld"),
+        (dict(name="independent"), "sghmc"),
+        (dict(name="wgd", space="functions", context=dict(name="perturbed")), "adam"),
+    ],
     ids=["stochastic svgd", "sghmc", "functions"],
-)  # fmt: skip
+)
 def test_particles_that_sample_or_interact_go_on_with_the_same_bits(direction, optimiser, tmp_path):
     fields = {
+        "backbone.widths": (8,),
         "inference.direction": direction,
         "inference.prior": dict(name="gaussian"),
         "inference.collect": dict(name="after_burn_in", size=4, burn_in=0.0),
@@ -367,6 +390,8 @@ def test_particles_that_sample_or_interact_go_on_with_the_same_bits(direction, o
         "steps": 8,
         "checkpoint.every": 4,
         "checkpoint.keep": 2,
+        "evaluation.every": 0,
+        "evaluators": {},
         "mesh": {"data": 1},
     }
     config = config_lib.load("configs/digits/mlp.py:runlocal,size=2", fields)

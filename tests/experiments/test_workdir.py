@@ -87,8 +87,11 @@ def test_a_workdir_without_a_config_is_refused(tmp_path):
 
 def test_renamed_fields_are_read_under_their_present_names(tmp_path, monkeypatch):
     open_workdir(tmp_path, CONFIG)
-    monkeypatch.setattr(lib, "RENAMED", {"optimiser.clip": "optimiser.clip_norm",
-                                         "logging": "run.logging", "none.such": "x"})  # fmt: skip
+    monkeypatch.setattr(
+        lib,
+        "RENAMED",
+        {"optimiser.clip": "optimiser.clip_norm", "logging": "run.logging", "none.such": "x"},
+    )
     new = {**CONFIG, "optimiser": {"name": "adam", "learning_rate": 0.1, "clip_norm": math.inf}}
     new["run"] = {"logging": new.pop("logging")}
     assert read_config(tmp_path) == {**new, "sizes": [200, 200]}
@@ -117,7 +120,7 @@ FITS = {"name": "a", "shape": [8, 8], "classes": None, "rate": 1, "more": {}}
         ({**FITS, "rate": None}, "rate is None, not a number"),
         ({"name": "a"}, "it has no 'shape'"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_json_file_is_named_with_what_it_should_hold(tmp_path, content, message):
     path = tmp_path / "a.json"
     write_json(path, FITS)

@@ -55,8 +55,10 @@ for step in range(start + 1, steps + 1):
 def run_and_kill(workdir, start, steps):
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(workdir), str(start), str(steps)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     while process.stdout.readline() != f"{steps}\n":
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
@@ -80,8 +82,15 @@ def test_a_killed_and_resumed_run_leaves_the_same_records(tmp_path):
     assert path.read_text() == ""
 
 
-DAMAGED = ['{"loss": 1}', "[1]", '{"step": "2"}', '{"step": 2, "seconds": {}}', "\x00" * 9,
-           "[" * 10_000, '{"step": true}']  # fmt: skip
+DAMAGED = [
+    '{"loss": 1}',
+    "[1]",
+    '{"step": "2"}',
+    '{"step": 2, "seconds": {}}',
+    "\x00" * 9,
+    "[" * 10_000,
+    '{"step": true}',
+]
 
 
 @pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))

@@ -22,8 +22,12 @@ def records():
     """The first seed of every row of every committed table, with the names that it declares."""
     files = sorted(ROOT.glob("results/*/runs.jsonl"))
     assert len(files) >= 9
-    found = [record for file in files for record in map(json.loads, file.read_text().splitlines())
-             if record["seed"] == 0]  # fmt: skip
+    found = [
+        record
+        for file in files
+        for record in map(json.loads, file.read_text().splitlines())
+        if record["seed"] == 0
+    ]
     return [
         (r, set().union(*(build(k, spec).yields for k, spec in r["config"]["evaluators"].items())))
         for r in found

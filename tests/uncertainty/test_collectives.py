@@ -39,9 +39,14 @@ OPERATIONS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter
 
 def make(direction, **fields):
     return particles(
-        MODEL, sgd(), size=P, direction=functools.partial(direction, **fields),
-        prior=gaussian(1.0), num_examples=50, executor="vmap",
-    )  # fmt: skip
+        MODEL,
+        sgd(),
+        size=P,
+        direction=functools.partial(direction, **fields),
+        prior=gaussian(1.0),
+        num_examples=50,
+        executor="vmap",
+    )
 
 
 def mesh_of(D):
@@ -101,11 +106,17 @@ DIRECTIONS = {
     "layers": lambda: make(svgd, per_layer=True),
     "kde": lambda: make(wgd),
     "functions": lambda: make(svgd, space="functions"),
-    "prior": lambda: make(svgd, space="functions", context=lambda: perturbed(0.2),
-                          function_prior=6),
-    "product": lambda: make(svgd, space="functional_repulsion", values="probabilities",
-                            kernel=probability_product, weight_kernel=rbf),
-}  # fmt: skip
+    "prior": lambda: make(
+        svgd, space="functions", context=lambda: perturbed(0.2), function_prior=6
+    ),
+    "product": lambda: make(
+        svgd,
+        space="functional_repulsion",
+        values="probabilities",
+        kernel=probability_product,
+        weight_kernel=rbf,
+    ),
+}
 
 
 @pytest.mark.slow
@@ -160,9 +171,14 @@ def test_noise_is_coloured_alike_on_devices():
     params = state().params
     noise = jax.tree.map(lambda a: np.sin(100 * np.asarray(a)), params)
     mesh = mesh_of(4)
-    spread = jax.shard_map(made.diffusion, mesh=mesh, in_specs=PartitionSpec("particle"),
-                           out_specs=PartitionSpec("particle"), axis_names={sharded.AXIS},
-                           check_vma=False)  # fmt: skip
+    spread = jax.shard_map(
+        made.diffusion,
+        mesh=mesh,
+        in_specs=PartitionSpec("particle"),
+        out_specs=PartitionSpec("particle"),
+        axis_names={sharded.AXIS},
+        check_vma=False,
+    )
     expected = jax.jit(made.diffusion)(params, noise)
     for a, b in zip(
         jax.tree.leaves(jax.jit(spread)(params, noise)), jax.tree.leaves(expected), strict=True

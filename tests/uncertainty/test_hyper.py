@@ -20,9 +20,15 @@ MODEL, BATCH = linear_regression(3, 1.0), data(8, 3)
 
 def run(size=1, rate=0.02, scale=0.5, hyper=None, slot=slice(None), **fields):
     """Three steps of Adam; of the particles in `slot` of `size`."""
-    inference = particles(MODEL, optimisers.optimiser(optimisers.adam(), rate), size=size,
-                          prior=priors.gaussian(scale), num_examples=4, hyper=hyper,
-                          **fields)  # fmt: skip
+    inference = particles(
+        MODEL,
+        optimisers.optimiser(optimisers.adam(), rate),
+        size=size,
+        prior=priors.gaussian(scale),
+        num_examples=4,
+        hyper=hyper,
+        **fields,
+    )
     state = inference.init(jax.random.key(0), BATCH["x"][:1])
     update = jax.jit(inference.update)
     for _ in range(3):
@@ -44,8 +50,9 @@ def test_particles_have_the_learning_rates_and_priors_that_they_are_given(execut
         rate, scale = 0.02 * [1, 3][p % 2], 0.5 * [0.4, 1, 2][p % 3]
         alone = with_these(rate, scale)
         np.testing.assert_allclose(together[p], alone[p], rtol=1e-5, atol=1e-6)
-    assert {k: v.shape for k, v in state.hyper.items()} == dict(learning_rate=(6,),
-                                                                 prior_scale=(6,))  # fmt: skip
+    assert {k: v.shape for k, v in state.hyper.items()} == dict(
+        learning_rate=(6,), prior_scale=(6,)
+    )
 
 
 def train(size, hyper=None, rate=0.02, decay=0.0, l2=0.0, smoothing=None):
@@ -54,8 +61,9 @@ def train(size, hyper=None, rate=0.02, decay=0.0, l2=0.0, smoothing=None):
     rules = {name: [(".*", value)] for name, value in values.items() if value}
     optimiser = optimisers.optimiser(optimisers.adam(), rate, **rules)
     objective = LIKELIHOOD if smoothing is None else label_smoothing(smoothing)
-    made = particles(linear(), optimiser, size=size, hyper=hyper, objective=objective,
-                     executor="vmap")  # fmt: skip
+    made = particles(
+        linear(), optimiser, size=size, hyper=hyper, objective=objective, executor="vmap"
+    )
     state, update = made.init(jax.random.key(0), batch()["x"]), jax.jit(made.update)
     for i in range(2):
         state, _ = update(state, batch(i))
@@ -64,12 +72,21 @@ def train(size, hyper=None, rate=0.02, decay=0.0, l2=0.0, smoothing=None):
 
 @pytest.mark.slow
 def test_a_population_is_as_many_runs_with_hyper_parameters_of_their_own():
-    hyper = dict(weight_decay=[0.0, 1.0, 5.0], l2=[0.5, 1.0], learning_rate=[1.0, 2.0, 3.0, 4.0],
-                 label_smoothing=[0.0, 0.1, 0.2, 0.4])  # fmt: skip
+    hyper = dict(
+        weight_decay=[0.0, 1.0, 5.0],
+        l2=[0.5, 1.0],
+        learning_rate=[1.0, 2.0, 3.0, 4.0],
+        label_smoothing=[0.0, 0.1, 0.2, 0.4],
+    )
     together = train(12, hyper, decay=0.3, l2=0.2, smoothing=0.9)
     for p in (0, 1, 7, 11):
-        alone = train(12, rate=0.02 * (1 + p % 4), decay=0.3 * [0, 1, 5][p % 3],
-                      l2=0.2 * [0.5, 1][p % 2], smoothing=[0, 0.1, 0.2, 0.4][p % 4])  # fmt: skip
+        alone = train(
+            12,
+            rate=0.02 * (1 + p % 4),
+            decay=0.3 * [0, 1, 5][p % 3],
+            l2=0.2 * [0.5, 1][p % 2],
+            smoothing=[0, 0.1, 0.2, 0.4][p % 4],
+        )
         np.testing.assert_allclose(together[p], alone[p], rtol=1e-5, atol=1e-6)
 
 
@@ -151,8 +168,9 @@ def test_what_cannot_be_is_refused(hyper, why):
 
 def test_there_is_a_prior_to_scale():
     with pytest.raises(ValueError, match=r"hyper\.prior_scale: needs a prior"):
-        particles(MODEL, optimisers.optimiser(optimisers.adam(), 0.1),
-                  hyper=dict(prior_scale=[1.0]))  # fmt: skip
+        particles(
+            MODEL, optimisers.optimiser(optimisers.adam(), 0.1), hyper=dict(prior_scale=[1.0])
+        )
 
 
 def test_particles_that_interact_have_one_posterior():

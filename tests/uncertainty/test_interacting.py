@@ -64,10 +64,14 @@ def direct(direction, state=STATE, executor="vmap", target=TARGET, **fields):
 
 
 def flat(tree):
-    return np.stack([
-        np.concatenate([np.asarray(leaf[p], np.float64).ravel() for leaf in jax.tree.leaves(tree)])
-        for p in range(jax.tree.leaves(tree)[0].shape[0])
-    ])  # fmt: skip
+    return np.stack(
+        [
+            np.concatenate(
+                [np.asarray(leaf[p], np.float64).ravel() for leaf in jax.tree.leaves(tree)]
+            )
+            for p in range(jax.tree.leaves(tree)[0].shape[0])
+        ]
+    )
 
 
 def one(tree, p):
@@ -104,20 +108,28 @@ def wide():
 
 
 KERNELS = {  # a kernel of fixed width and its value and slope in the first argument for a pair
-    "rbf": (wide, lambda a, b: np.exp(-((a - b) ** 2).sum() / 4),
-            lambda a, b: -np.exp(-((a - b) ** 2).sum() / 4) * (a - b) / 2),
-    "imq": (lambda: imq(2.0), lambda a, b: (1 + ((a - b) ** 2).sum() / 4) ** -0.5,
-            lambda a, b: -((1 + ((a - b) ** 2).sum() / 4) ** -1.5) * (a - b) / 4),
+    "rbf": (
+        wide,
+        lambda a, b: np.exp(-((a - b) ** 2).sum() / 4),
+        lambda a, b: -np.exp(-((a - b) ** 2).sum() / 4) * (a - b) / 2,
+    ),
+    "imq": (
+        lambda: imq(2.0),
+        lambda a, b: (1 + ((a - b) ** 2).sum() / 4) ** -0.5,
+        lambda a, b: -((1 + ((a - b) ** 2).sum() / 4) ** -1.5) * (a - b) / 4,
+    ),
     "linear": (linear, lambda a, b: a @ b + 1, lambda a, b: b),
-}  # fmt: skip
+}
 # Of probabilities with K = 3 classes: floored as its docstring says.
 FLOORED = lambda p: (p + 1e-6) / (1 + 3e-6)  # noqa: E731
 OF_PROBABILITIES = {
     "rbf": KERNELS["rbf"],
-    "product": (probability_product,
-                lambda p, q: np.sqrt(FLOORED(p) * FLOORED(q)).sum() / (len(p) / 3),
-                lambda p, q: 0.5 * np.sqrt(FLOORED(q) / FLOORED(p)) / (1 + 3e-6) / (len(p) / 3)),
-}  # fmt: skip
+    "product": (
+        probability_product,
+        lambda p, q: np.sqrt(FLOORED(p) * FLOORED(q)).sum() / (len(p) / 3),
+        lambda p, q: 0.5 * np.sqrt(FLOORED(q) / FLOORED(p)) / (1 + 3e-6) / (len(p) / 3),
+    ),
+}
 POINTS = jnp.asarray(RNG.normal(size=(5, 2)), jnp.float32)
 
 
@@ -148,8 +160,12 @@ def test_wgd_in_weight_space_is_the_estimators_formula(estimator):
     if estimator == "kde":
         # By differences: the score of the density sum_j k(., z_j) at each particle.
         log_q = lambda x: np.log(sum(k(x, z[j]) for j in range(P)))  # noqa: E731
-        score = np.array([[(log_q(z[i] + h) - log_q(z[i] - h)) / 2e-4
-                           for h in 1e-4 * np.eye(z.shape[1])] for i in range(P)])  # fmt: skip
+        score = np.array(
+            [
+                [(log_q(z[i] + h) - log_q(z[i] - h)) / 2e-4 for h in 1e-4 * np.eye(z.shape[1])]
+                for i in range(P)
+            ]
+        )
     else:
         ridge = 0.05 if estimator == "sge" else 0.0
         score = -np.linalg.solve(gram + ridge * np.eye(P), r)
@@ -205,9 +221,14 @@ def test_every_space_of_functions_is_its_formula(space, values, kernel, points):
     make, k, slope = OF_PROBABILITIES[kernel]
     of_weights = (lambda: rbf(1.5)) if space == "functional_repulsion" else None
     context = None if points is None else lambda: lambda batch, key: points
-    g, _, metrics = direct(svgd, kernel=make if kernel == "product" else wide,
-                           weight_kernel=of_weights, space=space, values=values,
-                           context=context)  # fmt: skip
+    g, _, metrics = direct(
+        svgd,
+        kernel=make if kernel == "product" else wide,
+        weight_kernel=of_weights,
+        space=space,
+        values=values,
+        context=context,
+    )
     value, pulled = of_values(values, points is not None)
     w, s = flat(STATE.params), scores()
     F = np.asarray(value(STATE.params), np.float64)
@@ -382,11 +403,13 @@ def test_only_svgd_in_weight_space_has_a_diffusion():
 METHODS = {
     "svgd": (svgd, {}),
     **{e: (wgd, dict(estimator=e)) for e in ESTIMATORS},
-}  # fmt: skip
+}
 WHERE = [
     *(("svgd", space) for space in SPACES),
-    ("kde", "functions"), ("sge", "weights"), ("ssge", "functions"),
-]  # fmt: skip
+    ("kde", "functions"),
+    ("sge", "weights"),
+    ("ssge", "functions"),
+]
 
 
 @pytest.mark.slow
@@ -428,10 +451,12 @@ def test_a_kernel_for_each_layer_sees_that_layer_alone():
     g, _, _ = direct(svgd, kernel=wide, per_layer=True)
     _, k, slope = KERNELS["rbf"]
     z, s = (flat(tree["backbone"]["dense0"]) for tree in (STATE.params, gradients()))
-    phi = np.array([
-        sum(k(z[j], z[i]) * s[j] + 0.7 / N * slope(z[j], z[i]) for j in range(P)) / P
-        for i in range(P)
-    ])  # fmt: skip
+    phi = np.array(
+        [
+            sum(k(z[j], z[i]) * s[j] + 0.7 / N * slope(z[j], z[i]) for j in range(P)) / P
+            for i in range(P)
+        ]
+    )
     np.testing.assert_allclose(flat(g["backbone"]["dense0"]), -phi, rtol=1e-4, atol=1e-5)
 
 

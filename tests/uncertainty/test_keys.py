@@ -26,8 +26,9 @@ def test_names_have_numbers_of_their_own_beyond_what_is_counted():
     taken += [Use.HYPER + i for i in range(len(HYPER))]
     assert len(taken) == len(set(taken))
     assert all(2**24 < number < 2**31 for number in taken)
-    assert {use for path, tree in SOURCES.items() if path.name != "keys.py"
-            for use in uses(tree)} == set(Use.__members__)  # fmt: skip
+    assert {
+        use for path, tree in SOURCES.items() if path.name != "keys.py" for use in uses(tree)
+    } == set(Use.__members__)
 
 
 def uses(tree):
@@ -66,8 +67,9 @@ def drawn(fn, *args):
     PROGRAMS[fn] = shape, compiled
     kept, seen = compiled(args)
     kept = iter(kept)
-    out = [next(kept) if makes_keys(a) else jnp.zeros(a.shape, a.dtype)
-           for a in jax.tree.leaves(shape)]  # fmt: skip
+    out = [
+        next(kept) if makes_keys(a) else jnp.zeros(a.shape, a.dtype) for a in jax.tree.leaves(shape)
+    ]
     bits, parents = (
         [w for a in arrays for w in {tuple(w) for w in np.asarray(a).reshape(-1, 2).tolist()}]
         for arrays in seen
@@ -124,12 +126,17 @@ def program(fn, *args):
 
 
 def config(**changes):
-    return dict(
-        backbone=dict(name="mlp.MLP", widths=(3,)), ensemble="single", steps=4,
-        head=dict(name="heteroscedastic.Heteroscedastic", outputs=3, rank=1),
-        likelihood=dict(name="softmax", samples=2),
-        optimiser=dict(name="adam", learning_rate=0.1),
-    ) | changes  # fmt: skip
+    return (
+        dict(
+            backbone=dict(name="mlp.MLP", widths=(3,)),
+            ensemble="single",
+            steps=4,
+            head=dict(name="heteroscedastic.Heteroscedastic", outputs=3, rank=1),
+            likelihood=dict(name="softmax", samples=2),
+            optimiser=dict(name="adam", learning_rate=0.1),
+        )
+        | changes
+    )
 
 
 def inference(**fields):
@@ -137,19 +144,39 @@ def inference(**fields):
 
 
 PRIOR = dict(name="gaussian", scale=1.0)
-FUNCTIONS = dict(name="wgd", space="functions", estimator="ssge", function_prior=3,
-                 values="probabilities", context=dict(name="perturbed"))  # fmt: skip
+FUNCTIONS = dict(
+    name="wgd",
+    space="functions",
+    estimator="ssge",
+    function_prior=3,
+    values="probabilities",
+    context=dict(name="perturbed"),
+)
 HYPER_RANGE = dict(learning_rate=dict(low=0.5, high=1.0), label_smoothing=dict(low=0.1, high=0.2))
 RUNS = {
     "functions": config(inference=inference(direction=FUNCTIONS, prior=PRIOR)),
-    "sampler": config(inference=inference(prior=PRIOR),
-                      optimiser=dict(name="sgld", learning_rate=0.1)),
+    "sampler": config(
+        inference=inference(prior=PRIOR), optimiser=dict(name="sgld", learning_rate=0.1)
+    ),
     "hyper": config(inference=inference(hyper=HYPER_RANGE), objective="label_smoothing"),
-    "teacher": config(inference=inference(), objective=dict(name="mean_teacher", stream="more"),
-                      ensemble=dict(name="mc_dropout", size=2, rate=0.5)),
-    "swag": config(inference=inference(), stages=[dict(
-        name="swag", steps=4, every=2, samples=3, optimiser=dict(name="sgd", learning_rate=0.1))]),
-}  # fmt: skip
+    "teacher": config(
+        inference=inference(),
+        objective=dict(name="mean_teacher", stream="more"),
+        ensemble=dict(name="mc_dropout", size=2, rate=0.5),
+    ),
+    "swag": config(
+        inference=inference(),
+        stages=[
+            dict(
+                name="swag",
+                steps=4,
+                every=2,
+                samples=3,
+                optimiser=dict(name="sgd", learning_rate=0.1),
+            )
+        ],
+    ),
+}
 X = jnp.ones((4, 5))
 BATCH = dict(x=X, y=jnp.arange(4) % 3, more=dict(x=X[:2]))
 
@@ -158,8 +185,9 @@ BATCH = dict(x=X, y=jnp.arange(4) % 3, more=dict(x=X[:2]))
 @pytest.mark.parametrize("name", RUNS)
 def test_no_two_purposes_of_a_run_draw_from_one_key(name):
     made = build.inference(RUNS[name], num_examples=64)
-    stages = build.stages(RUNS[name], build.model(RUNS[name]), executors.vmap,
-                          dict(train=64, validation=0))  # fmt: skip
+    stages = build.stages(
+        RUNS[name], build.model(RUNS[name]), executors.vmap, dict(train=64, validation=0)
+    )
     bits, parents = [], []
 
     def go(fn, *args):

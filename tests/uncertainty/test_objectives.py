@@ -34,8 +34,14 @@ TARGET = Target(gaussian(0.8), num_examples=40, temperature=0.7)
 
 
 def start(objective, model=None, size=P, method=None, **fields):
-    made = particles(model or linear(), method or optimiser(sgd(), 0.1), size=size,
-                     objective=objective, executor="vmap", **fields)  # fmt: skip
+    made = particles(
+        model or linear(),
+        method or optimiser(sgd(), 0.1),
+        size=size,
+        objective=objective,
+        executor="vmap",
+        **fields,
+    )
     return made, made.init(jax.random.key(0), BATCH["x"])
 
 
@@ -85,8 +91,10 @@ def test_label_smoothing_integrates_the_latents_by_the_draws_of_the_nll():
         (lambda: mean_teacher(decay=1.0), "decay: 1.0"),
         (lambda: mean_teacher(std=-0.1), "std: -0.1"),
         (lambda: mean_teacher(ramp_steps=-1), "ramp_steps: -1"),
-        (lambda: trace(label_smoothing(), likelihoods.gaussian()),
-         "'label_smoothing' needs exclusive classes"),
+        (
+            lambda: trace(label_smoothing(), likelihoods.gaussian()),
+            "'label_smoothing' needs exclusive classes",
+        ),
         (lambda: trace(label_smoothing(), likelihoods.sigmoid()), "exclusive classes"),
         (lambda: trace(mean_teacher(), likelihoods.gaussian()), "'mean_teacher' compares"),
         (lambda: trace(mean_teacher(stream="other")), "objective.stream: 'other' is no stream of"),
@@ -94,11 +102,13 @@ def test_label_smoothing_integrates_the_latents_by_the_draws_of_the_nll():
         (lambda: trace(Objective("new", loss=clashing)), "'new' has a metric 'nll'"),
         (lambda: trace(Objective("new", loss=clashing, latents=clashing)), "would be ignored"),
         (lambda: trace(Objective("new", start=lambda params, own: params)), "copies need both"),
-        (lambda: start(tempered(), num_examples=9, method=optimiser(sgld(), 0.1)),
-         "'tempered' has its own parameters, which have no posterior"),
+        (
+            lambda: start(tempered(), num_examples=9, method=optimiser(sgld(), 0.1)),
+            "'tempered' has its own parameters, which have no posterior",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_what_cannot_be_says_why(make, why):
     with pytest.raises(ValueError, match=why):
         make()
@@ -203,8 +213,9 @@ def test_a_checkpoint_holds_the_teacher(tmp_path):
 def test_other_parameters_put_into_a_state_have_a_teacher_that_begins_there():
     made, state, _ = taught()
     other = jax.tree.map(lambda a: a + 1, state.params)
-    np.testing.assert_array_equal(kernel(made.restart(state.replace(params=other)).slow),
-                                  kernel(other))  # fmt: skip
+    np.testing.assert_array_equal(
+        kernel(made.restart(state.replace(params=other)).slow), kernel(other)
+    )
 
 
 # Parameters of an objective's own
@@ -286,9 +297,9 @@ def fast_gradient(size=0.3):
 
 def moved_by_hand(state, size=0.3):
     x, y = np.asarray(BATCH["x"], np.float64), np.asarray(BATCH["y"])
-    return np.stack([
-        x + size * np.sign((softmax(x @ W) - np.eye(K)[y]) @ W.T) for W in kernel(state)
-    ])  # fmt: skip
+    return np.stack(
+        [x + size * np.sign((softmax(x @ W) - np.eye(K)[y]) @ W.T) for W in kernel(state)]
+    )
 
 
 @pytest.mark.slow
@@ -311,8 +322,14 @@ def test_functions_are_compared_on_the_batch_and_driven_where_the_objective_look
     """phi_i = sum_j k(f_j, f_i) J_i(x'_i)^T dnll/du_j(x'_j), and the repulsion at x."""
     _, state = start(Objective())
     target = TARGET._replace(prior=None)
-    g = direct(state, fast_gradient(), direction=svgd, target=target, space="functions",
-               kernel=lambda: rbf(2.0))[0]  # fmt: skip
+    g = direct(
+        state,
+        fast_gradient(),
+        direction=svgd,
+        target=target,
+        space="functions",
+        kernel=lambda: rbf(2.0),
+    )[0]
     x, y, moved = np.asarray(BATCH["x"], np.float64), np.asarray(BATCH["y"]), moved_by_hand(state)
     W = kernel(state)
     f = np.einsum("bd,pdk->pbk", x, W).reshape(P, -1)
@@ -329,8 +346,9 @@ def test_another_loss_of_the_latents_drives_functions():
     """With a delta kernel function space is an ensemble, whatever the loss of the latents."""
     _, state = start(Objective())
     objective = label_smoothing(0.4)
-    g = direct(state, objective, direction=wgd, target=TARGET, space="functions",
-               kernel=lambda: rbf(1e-6))  # fmt: skip
+    g = direct(
+        state, objective, direction=wgd, target=TARGET, space="functions", kernel=lambda: rbf(1e-6)
+    )
     h = direct(state, objective, target=TARGET)
     np.testing.assert_allclose(kernel(g[0]), kernel(h[0]), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(g[2]["loss"], h[2]["loss"], rtol=1e-5)

@@ -134,8 +134,11 @@ def test_l2_is_the_gradient_of_half_the_square():
     params, c = tree(0), 0.3
     loss = lambda p: 0.5 * c * sum(jnp.sum(a**2) for a in jax.tree.leaves(p))  # noqa: E731
     penalty = jax.grad(loss)(float32(params))
-    got = run(optimisers.optimiser(optimisers.sgd(), 0.1, l2=[(".*", c)]),
-              grads=lambda i: tree(0, scale=0), steps=1)  # fmt: skip
+    got = run(
+        optimisers.optimiser(optimisers.sgd(), 0.1, l2=[(".*", c)]),
+        grads=lambda i: tree(0, scale=0),
+        steps=1,
+    )
     close(got, flat(jax.tree.map(lambda p, g: p - 0.1 * np.asarray(g), params, penalty)))
 
 
@@ -166,8 +169,10 @@ def test_multipliers_scale_the_whole_step_and_zero_freezes():
         multipliers=[("head", 0.0), ("bias", 0.5)],
     )
     got = run(made)
-    close(got, by_hand(adam, 0.03, decay=KERNELS,
-                       multiplier={"head/kernel": 0.0, "backbone/bias": 0.5}))  # fmt: skip
+    close(
+        got,
+        by_hand(adam, 0.03, decay=KERNELS, multiplier={"head/kernel": 0.0, "backbone/bias": 0.5}),
+    )
     np.testing.assert_array_equal(got["head"]["kernel"], float32(tree(0))["head"]["kernel"])
 
 

@@ -30,8 +30,15 @@ TAUGHT = mean_teacher(stream="more", decay=0.5)  # it looks at a stream, which i
 
 
 def make(executor="vmap", own_examples=True, **fields):
-    return particles(linear(), optimiser(adam(), 0.05), size=P, executor=executor,
-                     objective=TAUGHT, own_examples=own_examples, **fields)  # fmt: skip
+    return particles(
+        linear(),
+        optimiser(adam(), 0.05),
+        size=P,
+        executor=executor,
+        objective=TAUGHT,
+        own_examples=own_examples,
+        **fields,
+    )
 
 
 def begin():
@@ -140,16 +147,24 @@ def test_function_space_needs_points_and_losses_that_mean_the_same_to_all():
 
 
 CONFIG = dict(
-    backbone=dict(name="mlp.MLP", widths=(4,)), ensemble="single", likelihood="softmax",
-    head=dict(name="dense.Dense", outputs=K), inference=dict(name="particles", size=P), steps=9,
+    backbone=dict(name="mlp.MLP", widths=(4,)),
+    ensemble="single",
+    likelihood="softmax",
+    head=dict(name="dense.Dense", outputs=K),
+    inference=dict(name="particles", size=P),
+    steps=9,
     optimiser=dict(name="adam", learning_rate=0.1),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(
     ("data", "own"),
-    [({}, False), (dict(particles="shared"), False), (dict(particles="shuffled"), True),
-     (dict(particles=dict(name="bootstrap")), True)],
-)  # fmt: skip
+    [
+        ({}, False),
+        (dict(particles="shared"), False),
+        (dict(particles="shuffled"), True),
+        (dict(particles=dict(name="bootstrap")), True),
+    ],
+)
 def test_a_config_says_whose_examples_are_whose(data, own):
     assert build.inference(CONFIG | dict(data=data)).own_examples is own

@@ -38,12 +38,18 @@ def test_stochastic_svgd_samples_the_posterior_that_svgd_is_too_narrow_for():
     h = float(np.trace(exact))
 
     def spread(optimiser):
-        inference = particles(linear_regression(2, 0.7), optimiser, size=P, num_examples=N,
-                              direction=functools.partial(svgd, kernel=lambda: rbf(h)),
-                              prior=priors.gaussian(1.5))  # fmt: skip
+        inference = particles(
+            linear_regression(2, 0.7),
+            optimiser,
+            size=P,
+            num_examples=N,
+            direction=functools.partial(svgd, kernel=lambda: rbf(h)),
+            prior=priors.gaussian(1.5),
+        )
         states = [inference.init(jax.random.key(i), BATCH["x"][:1]) for i in range(2)]
-        keys = jax.vmap(lambda i: jax.vmap(lambda p: jax.random.fold_in(jax.random.key(i), p))(
-            jnp.arange(P)))(jnp.arange(groups))  # fmt: skip
+        keys = jax.vmap(
+            lambda i: jax.vmap(lambda p: jax.random.fold_in(jax.random.key(i), p))(jnp.arange(P))
+        )(jnp.arange(groups))
         start = jax.tree.map(lambda a: jnp.repeat(a[None], groups, 0), states[0].replace(key=None))
         start = start.replace(key=keys)
         done = jax.jit(jax.vmap(lambda s: scan(inference, s, BATCH, 1_000)))(start)
@@ -59,9 +65,14 @@ def test_stochastic_svgd_samples_the_posterior_that_svgd_is_too_narrow_for():
 def test_svgd_with_a_linear_kernel_has_the_mean_and_the_covariance_of_a_gaussian():
     mean, exact = posterior(BATCH, 0.7, 1.5)
     sgd = optimisers.optimiser(optimisers.sgd(), 0.05)
-    inference = particles(linear_regression(2, 0.7), sgd, size=6, num_examples=N,
-                          direction=functools.partial(svgd, kernel=linear),
-                          prior=priors.gaussian(1.5))  # fmt: skip
+    inference = particles(
+        linear_regression(2, 0.7),
+        sgd,
+        size=6,
+        num_examples=N,
+        direction=functools.partial(svgd, kernel=linear),
+        prior=priors.gaussian(1.5),
+    )
     state = inference.init(jax.random.key(0), BATCH["x"][:1])
     state = jax.jit(lambda s: scan(inference, s, BATCH, 4_000))(state)
     w = np.asarray(state.params["layer"]["kernel"], np.float64)
@@ -104,21 +115,32 @@ def exact_process():
 
 def distance(direction, steps=1_500):
     """1-Wasserstein distance to the marginals of the exact process, mean over GRID."""
-    batch = dict(x=jnp.asarray(X, jnp.float32), y=jnp.asarray(Y, jnp.float32),
-                 context=dict(x=jnp.asarray(GRID, jnp.float32)))  # fmt: skip
+    batch = dict(
+        x=jnp.asarray(X, jnp.float32),
+        y=jnp.asarray(Y, jnp.float32),
+        context=dict(x=jnp.asarray(GRID, jnp.float32)),
+    )
     adam = optimisers.optimiser(optimisers.adam(), 0.02, schedules.cosine(steps))
-    inference = particles(process(), adam, size=20, direction=direction, num_examples=len(X),
-                          prior=priors.gaussian(1.0))  # fmt: skip
+    inference = particles(
+        process(),
+        adam,
+        size=20,
+        direction=direction,
+        num_examples=len(X),
+        prior=priors.gaussian(1.0),
+    )
     state = inference.init(jax.random.key(1), batch["x"][:1])
     state = jax.jit(lambda s: scan(inference, s, batch, steps))(state)
     weights = np.asarray(state.params["layer"]["kernel"], np.float64)
     f = weights @ np.asarray(features(GRID), np.float64).T
     mean, std = exact_process()
     normal = scipy.stats.norm.ppf((np.arange(1000) + 0.5) / 1000)
-    return np.mean([
-        scipy.stats.wasserstein_distance(f[:, i], mean[i] + std[i] * normal)
-        for i in range(len(GRID))
-    ])  # fmt: skip
+    return np.mean(
+        [
+            scipy.stats.wasserstein_distance(f[:, i], mean[i] + std[i] * normal)
+            for i in range(len(GRID))
+        ]
+    )
 
 
 @functools.cache

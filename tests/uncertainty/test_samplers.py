@@ -25,17 +25,19 @@ LEVEL = 1e-3  # of every test; the seeds are fixed
 
 def chains(sampler, rate, size=CHAINS, **fields):
     fields = dict(prior=priors.gaussian(PRIOR), num_examples=N) | fields
-    return particles(linear_regression(D, NOISE), optimisers.optimiser(sampler, rate), size=size,
-                     **fields)  # fmt: skip
+    return particles(
+        linear_regression(D, NOISE), optimisers.optimiser(sampler, rate), size=size, **fields
+    )
 
 
 def run(inference, steps, seed=0):
     state = inference.init(jax.random.key(seed), BATCH["x"][:1])
     return jax.jit(
-        lambda s: jax.lax.scan(lambda s, _: (inference.update(s, BATCH)[0], None), s,
-                               length=steps)[0],
+        lambda s: jax.lax.scan(lambda s, _: (inference.update(s, BATCH)[0], None), s, length=steps)[
+            0
+        ],
         compiler_options={"xla_backend_optimization_level": 3},  # these run for long
-    )(state)  # fmt: skip
+    )(state)
 
 
 def weights(state):
@@ -63,10 +65,13 @@ def stationary(rate, temperature=1.0, G=None, friction=None):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "rate", "friction"),
-    [(samplers.sgld(), 0.02, None), (samplers.sghmc(friction=0.2), 0.01, 0.2),
-     (samplers.sghmc(friction=1.0), 0.02, 1.0)],
+    [
+        (samplers.sgld(), 0.02, None),
+        (samplers.sghmc(friction=0.2), 0.01, 0.2),
+        (samplers.sghmc(friction=1.0), 0.02, 1.0),
+    ],
     ids=["sgld", "sghmc", "sghmc without momentum"],
-)  # fmt: skip
+)
 def test_the_chains_are_at_their_stationary_law_and_it_is_near_the_posterior(
     sampler, rate, friction
 ):
@@ -114,10 +119,13 @@ def test_preconditioner_is_the_running_mean_of_squares():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "rate", "steps"),
-    [(dict(temperature=0.25), 0.005, 2500), (dict(likelihood_temperature=4.0), 0.02, 2000),
-     (dict(prior=priors.gaussian(0.3)), 0.005, 1000)],
+    [
+        (dict(temperature=0.25), 0.005, 2500),
+        (dict(likelihood_temperature=4.0), 0.02, 2000),
+        (dict(prior=priors.gaussian(0.3)), 0.005, 1000),
+    ],
     ids=["temperature", "likelihood_temperature", "prior"],
-)  # fmt: skip
+)
 def test_temperatures_and_priors_are_those_of_the_posterior(fields, rate, steps):
     """A learning rate multiplies the gradient per example: the step is small for each of these.
 
@@ -205,9 +213,11 @@ def test_predictions_are_those_of_the_samples_that_are_taken(step):
     for p in range(3):
         for s in range(3):
             np.testing.assert_allclose(
-                predicted[3 * p + s, :, 0], np.asarray(BATCH["x"]) @ sets[s][p], rtol=1e-4,
+                predicted[3 * p + s, :, 0],
+                np.asarray(BATCH["x"]) @ sets[s][p],
+                rtol=1e-4,
                 atol=1e-5,
-            )  # fmt: skip
+            )
 
 
 def test_thinning_is_even_after_the_burn_in_and_ends_with_the_run():
@@ -247,21 +257,33 @@ def test_the_cycles_of_samples_are_those_of_the_rate(total, cycles, warmup):
         (lambda: samplers.psgld(decay=1.0), "decay: 1.0"),
         (lambda: samplers.psgld(adapt_steps=0), "adapt_steps: 0"),
         (lambda: optimisers.optimiser(samplers.sgld(), 0.1, clip=1.0), "clip: 1.0; it"),
-        (lambda: optimisers.optimiser(samplers.sgld(), 0.1, weight_decay=((".*", 1.0),)),
-         "weight_decay: .* the sampler"),
+        (
+            lambda: optimisers.optimiser(samplers.sgld(), 0.1, weight_decay=((".*", 1.0),)),
+            "weight_decay: .* the sampler",
+        ),
         (lambda: chains(samplers.sgld(), 0.1, num_examples=None, prior=None), "num_examples"),
         (lambda: chains(samplers.sgld(), 0.1, direction=wgd.wgd), "direction: .*no diffusion"),
         (lambda: chains(samplers.sghmc(), 0.1, direction=svgd.svgd), "'sgld' is the only"),
-        (lambda: chains(samplers.sgld(), 0.1, direction=functools.partial(
-            svgd.svgd, kernel=linear.linear)), "direction: .*no diffusion"),
-        (lambda: particles(linear_regression(D, NOISE), optimisers.optimiser(
-            samplers.sgld(), 0.1, l2=((".*", 1.0),)), num_examples=N, direction=svgd.svgd),
-         r"optimiser\.l2: changes the posterior that direction defines"),
+        (
+            lambda: chains(
+                samplers.sgld(), 0.1, direction=functools.partial(svgd.svgd, kernel=linear.linear)
+            ),
+            "direction: .*no diffusion",
+        ),
+        (
+            lambda: particles(
+                linear_regression(D, NOISE),
+                optimisers.optimiser(samplers.sgld(), 0.1, l2=((".*", 1.0),)),
+                num_examples=N,
+                direction=svgd.svgd,
+            ),
+            r"optimiser\.l2: changes the posterior that direction defines",
+        ),
         (lambda: chains(samplers.sgld(), 0.1, hyper=dict(learning_rate=[1.0])), "hyper: "),
         (lambda: chains(samplers.sgld(), 0.1, likelihood_temperature=0.0), "likelihood_temp"),
     ],
     ids=lambda value: value[:25] if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_what_cannot_be_says_why(make, why):
     with pytest.raises(ValueError, match=why):
         make()

@@ -86,5 +86,6 @@ def test_n_multiplies_the_likelihood_alone(name):
     np.testing.assert_allclose(at[5 * N], at[N] + 4 * N * slope, rtol=2e-4, atol=1e-3)
     other = {n: force(name, rows=slice(0, 3), n=n) for n in (N, 2 * N)}
     if name not in ON_THE_BATCH:
-        np.testing.assert_allclose(2 * other[N] - other[2 * N], 2 * at[N] - at[2 * N],
-                                   rtol=2e-4, atol=1e-3)  # fmt: skip
+        np.testing.assert_allclose(
+            2 * other[N] - other[2 * N], 2 * at[N] - at[2 * N], rtol=2e-4, atol=1e-3
+        )

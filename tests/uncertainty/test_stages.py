@@ -234,8 +234,9 @@ def test_batch_statistics_are_the_mean_over_a_pass(sampled):
     batches = [*BATCHES[:3], {k: np.asarray(v)[:5] for k, v in BATCHES[3].items()}]
     state = inference.init(jax.random.key(0), batches[0]["x"][:1])
     if sampled:
-        state = run(snapshots(train_of(None, model), OPTIMISER, steps=4, size=2), state,
-                    BATCHES[:4])  # fmt: skip
+        state = run(
+            snapshots(train_of(None, model), OPTIMISER, steps=4, size=2), state, BATCHES[:4]
+        )
         # In the other slot predicts the particle itself.
         taken = state.samples.taken.at[:, 1].set(False)
         state = state.replace(samples=state.samples.replace(taken=taken))
@@ -244,8 +245,13 @@ def test_batch_statistics_are_the_mean_over_a_pass(sampled):
     params, found, _ = predicting(after)
     jax.tree.map(np.testing.assert_array_equal, params, before)
     sizes = np.array([len(b["x"]) for b in batches])
-    for i, (W, b) in enumerate(zip(np.asarray(params["dense"]["kernel"], np.float64),
-                                   np.asarray(params["dense"]["bias"]), strict=True)):  # fmt: skip
+    for i, (W, b) in enumerate(
+        zip(
+            np.asarray(params["dense"]["kernel"], np.float64),
+            np.asarray(params["dense"]["bias"]),
+            strict=True,
+        )
+    ):
         h = [np.asarray(batch["x"], np.float64) @ W + b for batch in batches]
         mean = np.average([a.mean(0) for a in h], axis=0, weights=sizes)
         variance = np.average([a.var(0) for a in h], axis=0, weights=sizes)
