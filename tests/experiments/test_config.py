@@ -125,7 +125,6 @@ REFUSED = {  # overrides -> what the message says, in this order
     "data.train": (dict(name="diabetes"), "evaluators.corruption.name", "for classification"),
     "evaluators.test": (dict(name="regression", data={"name": "digits"}), "for regression"),
     "batch_size ": (60, "batch_size: 60", "8 devices", "56 or 64"),
-    "evaluation.batch_size": (12, "evaluation.batch_size: 12", "8 or 16"),
     "inference.accumulate": (3, "inference.accumulate: 3", "64"),
     "inference.accumulate ": (16, "batch_size / inference.accumulate: 4", "8"),
     "mesh": (dict(particle=4), "inference.size: 1", "4 devices"),

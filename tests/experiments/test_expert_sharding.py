@@ -141,11 +141,6 @@ def test_without_experts_the_devices_share_the_batch():
     [
         (dict(expert=8), dict(group_size=4), "group_size: makes 4 groups, which the 8 devices"),
         (
-            dict(expert=3, data=1),
-            dict(batch_size=15),
-            "evaluation.batch_size: 16 .* mesh axis 'expert'",
-        ),
-        (
             dict(data=2, expert=4),
             dict(batch_size=12),
             "batch_size: 12 .* 8 devices of mesh axes 'data' x 'expert'; nearest: 8 or 16",
@@ -157,7 +152,7 @@ def test_without_experts_the_devices_share_the_batch():
         ),
         (
             dict(expert=5, data=1),
-            {"batch_size": 15, "evaluation.batch_size": 15},
+            dict(batch_size=15),
             "num_experts: 8, which the 5 devices",
         ),
         (
