@@ -40,8 +40,8 @@ mlp packed dense psgld
 mlp packed heteroscedastic_xl chain
 mlp packed heteroscedastic svgd_kernel
 lenet single dense prior
-resnet batch_ensemble mean_variance batch_statistics
-wide_resnet masksembles sngp prior
+resnet single mean_variance batch_statistics
+wide_resnet single sngp prior
 vit multi_head dense average
 vmoe e3 sngp kde
 """
