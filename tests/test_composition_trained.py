@@ -23,7 +23,7 @@ mlp single mean_variance swag
 mlp single sngp svgd_functions
 mlp single heteroscedastic hyper
 mlp multi_head laplace laplace
-mlp multi_head heteroscedastic sgld
+mlp multi_head dense sgld
 mlp multi_head heteroscedastic_xl particles
 mlp mimo dense sge
 mlp mimo mean_variance snapshots
@@ -33,16 +33,16 @@ mlp masksembles mean_variance svgd_probabilities
 mlp masksembles heteroscedastic_xl ssge
 mlp batch_ensemble mean_variance stochastic_svgd
 mlp batch_ensemble sngp svgd
-mlp batch_ensemble heteroscedastic_xl accumulated
-mlp batch_ensemble heteroscedastic svgd_repulsion
+mlp batch_ensemble dense accumulated
+mlp batch_ensemble dense svgd_repulsion
 mlp rank1 dense collect
 mlp multi_head dense moving_average
 mlp packed dense psgld
-mlp packed heteroscedastic_xl chain
-mlp packed heteroscedastic svgd_kernel
+mlp packed dense chain
+mlp packed dense svgd_kernel
 lenet single dense prior
-resnet batch_ensemble mean_variance batch_statistics
-wide_resnet masksembles sngp prior
+resnet single mean_variance batch_statistics
+wide_resnet single sngp prior
 vit multi_head dense average
 vmoe e3 sngp kde
 """

@@ -1,8 +1,8 @@
 """Noisy rings and an out-of-distribution blob: which method detects which uncertainty.
 
 The setting of the synthetic figure of HetSNGP (Fortuin et al. 2022, "Deep classifiers with label
-noise modeling and distance awareness"), which has no numbers. Radii, noise levels, the position of
-the blob and the network are ours:
+noise modeling and distance awareness"), which states no results. Radii, noise levels, the position
+of the blob and the network are ours:
 
     ring    radius  labels replaced  p(label | ring)  entropy of the labels (nats)
     inner   1       40 %             (.6, .2, .2)     .950

@@ -56,12 +56,12 @@ def test_experts_cost_their_slots():
     experts = dict(
         name="experts.MoE", num_experts=8, router=dict(name="routers.TopK", capacity_factor=1.5)
     )
-    fields = dict(experts=experts, expert_blocks=(0,))
+    fields = dict(experts=experts, depth=2, expert_blocks=(1,))
     slots = 2 * 4 * (B * T * 1.5 / 4)  # of M members with 4 experts each
     assert slots == 3 * B * T
     layer = 4 * D * H * slots / B + 2 * D * 8 * T  # with the routers
     train, predict = counted(backbone=fields, ensemble=dict(name="e3", size=2))
-    products = EMBEDDING + ATTENTION + layer + 2 * HEAD
+    products = DENSE + ATTENTION + layer + HEAD  # a second block, of experts
     assert products < predict < ELEMENTS * products
     assert 3 * products - EMBEDDING < train < ELEMENTS * (3 * products - EMBEDDING)
 

@@ -468,6 +468,7 @@ def images_of(height, width):
 def begun(workdir, height, width, **spec):
     experiment = images_of(height, width)
     spec = dict(path=str(workdir), layout="own", particle=1, **spec)
+    check_pretrained(spec, experiment.network, experiment.source.shape, experiment.shapes)
     params = load(spec, experiment, experiment.shapes).params  # nothing stays as initialised
     return params["backbone"]["position_embedding"][0, 0]
 

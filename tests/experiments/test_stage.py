@@ -383,7 +383,7 @@ class Interruptions:
     ("name", "number", "error", "step"),
     [
         ("snapshots", signal.SIGTERM, "snapshots stopped by SIGTERM at step 6 of 9; saved", 6),
-        ("swag", None, "", 4),  # the last step that was saved
+        ("swag", None, None, 4),  # the last step that was saved
     ],
 )
 def test_a_stage_that_was_interrupted_resumes_to_the_same_end(

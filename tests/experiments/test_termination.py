@@ -25,7 +25,11 @@ def test_the_first_signal_only_asks(number):
 
 def test_the_exit_status_is_that_of_a_program_which_the_signal_ended():
     for number in (signal.SIGTERM, signal.SIGINT):
-        shell = subprocess.run(["sh", "-c", f"sh -c 'kill -{number.value} $$'; exit $?"])
+        shell = subprocess.run(
+            ["sh", "-c", f"sh -c 'kill -{number.value} $$'; exit $?"],
+            # In a shell's background jobs SIGINT is ignored, which children inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert Interrupted("stopped", number.name).code == shell.returncode == 128 + number
 
 
