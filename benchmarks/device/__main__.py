@@ -44,6 +44,7 @@ PyTorch are there already, what is missing is usually flax and optax alone.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -58,11 +59,12 @@ from typing import Any
 
 from benchmarks.device import records
 
-NAMES = (
-    "mlp", "resnet", "svgd", "training", "experts", "batch_ensemble", "metrics", "dropout", "lenet",
-    "precision",
-)  # fmt: skip
+# Seconds of each part on a GPU, in order of importance.
+LIMITS = dict(mlp=55, resnet=110, svgd=35, training=80, experts=45, batch_ensemble=60, metrics=45,
+              dropout=45, lenet=60, precision=70)  # fmt: skip
+NAMES = tuple(LIMITS)
 START, LEAST = 20, 15  # seconds to start a part's process; fewer than LEAST are no use
+CUT = "cut off"  # the reason of a record that its part went on to write
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45"}  # PyTorch shares the device
 
 
@@ -77,12 +79,8 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=pathlib.Path, help="folder of the records; default runs/device"
     )
     parser.add_argument("--data", help="the file of --make-subset, for the part `training`")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=8.0,
-        help="for all parts together; with --small, 10 times as many",
-    )
+    parser.add_argument("--minutes", type=float, default=8.0,
+                        help="for all parts together; with --small, ten times as many")  # fmt: skip
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try it on a CPU")
     parser.add_argument("--fresh", action="store_true", help="also parts that are done")
     parser.add_argument("--opponents", default=sys.executable, help="Python with torch, or `none`")
@@ -163,15 +161,11 @@ def measure(options: argparse.Namespace, chosen: Sequence[str]) -> list[str]:
         close(options.out, name, settings, began, why)
         record = records.read(options.out, name)
         assert record is not None
-        print(f"{name}: {record['status']} {record.get('reason') or ''}", flush=True)
-        if record["status"] != "done":
+        done = why is None and record["status"] == "done"
+        print(f"{name}: {'done' if done else record.get('reason') or why}", flush=True)
+        if not done:
             unfinished.append(name)
     return unfinished
-
-
-# Seconds of each part on a GPU
-LIMITS = dict(mlp=55, resnet=110, svgd=35, training=80, experts=45, batch_ensemble=60, metrics=45,
-              dropout=45, lenet=60, precision=70)  # fmt: skip
 
 
 def supervise(
@@ -189,10 +183,8 @@ def supervise(
     except subprocess.TimeoutExpired:
         return f"stopped after {seconds:.0f} s"
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with PyTorch's process and its compilers
-        except ProcessLookupError:
-            pass
         process.wait()
     if code == 0:
         return None
@@ -202,22 +194,23 @@ def supervise(
 def close(
     out: pathlib.Path, name: str, settings: dict[str, Any], began: float, why: str | None
 ) -> None:
-    """Says in the record why a part did not end well; what it had written before is kept."""
-    if why is None:
-        return
+    """Says in the record why a part did not end well; measurements in it are kept."""
     record = records.read(out, name)
-    if record and record["status"] == "failed" and record["began"] >= began - 1:
+    if why is None or (record and record["began"] >= began and record["reason"] != CUT):
         return  # it says more itself
-    if record is None or record["status"] == "failed" or record["began"] < began - 1:
-        if record and record["status"] != "failed":
-            return  # an older one, with measurements
-        record = dict(part=name, settings=settings, where={}, jobs=[], status="failed")
-        record["began"] = began
-    records.write(out, record | dict(reason=why))
+    if record and record["began"] >= began:
+        records.write(out, record | dict(reason=why))
+    elif not (record and record["jobs"]):
+        failed = dict(part=name, status="failed", reason=why, settings=settings, where={}, jobs=[])
+        records.write(out, failed | dict(began=began))
 
 
 def work(options: argparse.Namespace) -> None:
-    """One part, in a process that ends when its parent does."""
+    """One part, in a process that ends when its parent does.
+
+    Raises:
+      SystemExit: the part failed; its record says why, unless it has older measurements.
+    """
     name, seconds = options.work
     parent = os.getppid()
 
@@ -229,7 +222,12 @@ def work(options: argparse.Namespace) -> None:
     if os.getpgid(0) == os.getpid():
         threading.Thread(target=watch, daemon=True).start()
     record: dict[str, Any] = dict(
-        part=name, status="failed", settings=dict(small=options.small), where={}, jobs=[]
+        part=name,
+        status="failed",
+        reason=CUT,
+        settings=dict(small=options.small),
+        where={},
+        jobs=[],
     )
     record["began"] = time.time()
     try:
@@ -238,25 +236,27 @@ def work(options: argparse.Namespace) -> None:
 
         run = measure.Run(options.small, float(seconds), options.opponents, options.data)
         try:
-            record["where"] = measure.where()
+            about = measure.where()
+            record["where"] = about
             for jobs in parts.PARTS[name](run):
-                where = record["where"] | run.torch_about
-                taken = time.time() - record["began"]
-                record |= dict(status="partial", reason="cut off", jobs=jobs, where=where,
-                               seconds=taken)  # fmt: skip
-                records.write(options.out, record)
+                seconds = time.time() - record["began"]
+                record |= dict(jobs=jobs, where=about | run.torch_about, seconds=seconds)
+                if any(job["sides"] or job["values"] for job in jobs):
+                    record["status"] = "partial"
+                    records.write(options.out, record)
+            if record["status"] == "failed":
+                missing = {k: v for job in record["jobs"] for k, v in job["missing"].items()}
+                raise RuntimeError(f"nothing was measured: {json.dumps(missing)}")
             record |= dict(status="done", reason=None, seconds=time.time() - record["began"])
+            records.write(options.out, record)
         finally:
             shutil.rmtree(run.folder, ignore_errors=True)
     except Exception as error:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        record["reason"] = text
-        records.write(options.out, record)
-        raise SystemExit(f"{name}: {text}") from error
-    if not any(job["sides"] or job["values"] for job in record["jobs"]):
-        missing = {k: v for job in record["jobs"] for k, v in job["missing"].items()}
-        record |= dict(status="failed", reason=f"nothing was measured: {json.dumps(missing)[:500]}")
-    records.write(options.out, record)
+        record["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        older = records.read(options.out, name)
+        if record["status"] != "failed" or not (older and older["jobs"]):
+            records.write(options.out, record)
+        raise SystemExit(f"{name}: {record['reason']}") from error
 
 
 if __name__ == "__main__":

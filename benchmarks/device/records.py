@@ -1,4 +1,4 @@
-"""Records of parts as JSON files, one a part, and the table made from them. The standard library alone.
+"""Records of parts as JSON files, one a part, and the table; needs the standard library alone.
 
 A record has `part`, `status` ('done'; 'partial' if what follows was cut off; 'failed'), `reason`,
 `settings`, `where` and `jobs`. A job has `title`, `sides` (name -> min and median in ms, and what
