@@ -37,6 +37,11 @@ def network(name: str, small: bool) -> Any:
     return RESNET8 if small and name == "ResNet-20" else NETWORKS[name]
 
 
+def label(name: str, small: bool) -> str:
+    """The name of `network(name, small)`."""
+    return "ResNet-8" if small and name == "ResNet-20" else name
+
+
 def config(backbone: Mapping[str, Any], size: int = 1, **fields: Any) -> dict[str, Any]:
     """Sections of a config; `fields` are sections, or fields of `inference`."""
     sections = {key: fields.pop(key) for key in ("ensemble", "optimiser") if key in fields}

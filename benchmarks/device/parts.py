@@ -48,7 +48,7 @@ def ensembles(name: str, run: Run) -> Records:
     """A deep ensemble, P = 10, batch 128: three executors against PyTorch."""
     P, B = (2, 16) if run.small else (10, 128)
     backbone, shape, theirs = common.network(name, run.small)
-    job = Job(run, f"a step of {name}, P = {P}, batch {B}")
+    job = Job(run, f"a step of {common.label(name, run.small)}, P = {P}, batch {B}")
     data, image = batches(shape, B), len(shape) > 1
     first = _ours(job, config(backbone, P, executor="vmap"), data, "ours: vmap")
     first = _ours(job, config(backbone, P, executor="scan"), data, "ours: scan") or first
@@ -157,7 +157,10 @@ def batch_ensemble(run: Run) -> Records:
     jobs: list[dict[str, Any]] = []
     for i, name in enumerate(("MLP 784-200-200-10", "ResNet-20")):
         backbone, shape, _ = common.network(name, run.small)
-        job, data = Job(run, f"a step of {M} members, {name}, batch {B}"), batches(shape, B)
+        job, data = (
+            Job(run, f"a step of {M} members, {common.label(name, run.small)}, batch {B}"),
+            batches(shape, B),
+        )
         for executor in ("vmap", "scan"):
             sections = config(backbone, M, executor=executor)
             _ours(job, sections, data, f"{M} networks, {executor}")
@@ -174,7 +177,10 @@ def dropout(run: Run) -> Records:
     jobs: list[dict[str, Any]] = []
     for i, name in enumerate(("MLP 784-200-200-10", "ResNet-20")):
         backbone, shape, theirs = common.network(name, run.small)
-        job = Job(run, f"prediction of {B} examples with {S} dropout masks, {name}")
+        job = Job(
+            run,
+            f"prediction of {B} examples with {S} dropout masks, {common.label(name, run.small)}",
+        )
         x = batches(shape, B)["x"][0]
         mc = dict(name="mc_dropout", size=S, rate=rate)
         made = build.inference(config(backbone, ensemble=mc), num_examples=1)
@@ -233,7 +239,10 @@ def precision(run: Run) -> Records:
     for i, (name, P) in enumerate((("MLP 784-200-200-10", 10), ("ResNet-20", 4))):
         P, B = (2, 16) if run.small else (P, 128)
         backbone, shape, theirs = common.network(name, run.small)
-        job, data = Job(run, f"a step of {name}, P = {P}, batch {B}"), batches(shape, B)
+        job, data = (
+            Job(run, f"a step of {common.label(name, run.small)}, P = {P}, batch {B}"),
+            batches(shape, B),
+        )
         first: dict[str, np.ndarray] = {}
         for kind in ("float32", "tf32", "bfloat16"):
             chosen = backbone | (dict(dtype="bfloat16") if kind == "bfloat16" else {})

@@ -130,5 +130,6 @@ def training(run: Run) -> Iterator[list[dict[str, Any]]]:
         **{"model TFLOP/s": flops and flops / 1e12},
         **{"model FLOP utilisation (TF32 peak)": flops and utilisation(flops, device)},
     )
-    title = f"training {'ResNet-8' if run.small else 'ResNet-20'}, P = {P}, batch {B}, crops, flips"
+    name = common.label("ResNet-20", run.small)
+    title = f"training {name}, P = {P}, batch {B}, crops, flips"
     yield [dict(title=title, sides={}, missing={}, ratios={}, values=values)]
