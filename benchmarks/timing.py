@@ -17,6 +17,7 @@ from rich.table import Table
 
 Seconds = dict[str, dict[str, float]]
 RESULTS = pathlib.Path(__file__).parent / "results"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # The allocator keeps freed memory, as `experiments` sets for this process; else page faults count.
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -134,7 +135,7 @@ class Worker:
         self._process.wait()
 
 
-def where(packages: Sequence[str] = ("jax", "jaxlib", "flax", "optax", "numpy")) -> dict[str, Any]:
+def where(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Date, hardware, load and versions."""
     info = pathlib.Path("/proc/cpuinfo")
     models = [

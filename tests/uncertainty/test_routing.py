@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.uncertainty.routes import fill
+from uncertainty import cpu
 from uncertainty.layers.moe import dispatch, routing
 
 SIZES = [(7, 4, 2, 2), (5, 3, 1, 5), (1, 1, 1, 1)]  # S, E, k, C
@@ -152,6 +153,62 @@ def test_sorting_and_einsum_agree_and_so_do_their_gradients(case, seed):
     routes = jax.jit(jax.vmap(jax.vmap(route)))(gates)
     x = rng.normal(size=(A, G, S, 5)).astype("float32")
     y = rng.normal(size=(M, E, G, C, 5)).astype("float32")
-    one, other = (both_ways(x, y, routes, method, S) for method in dispatch.METHODS)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    expected = both_ways(x, y, routes, "einsum", S)
+    for platform in ("cpu", "tpu"):  # the latter has other expressions, which run here too
+        with cpu.compiling_for(platform):
+            found = both_ways(x, y, routes, "sort", S)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 6))
+def slopes_and_routes(gates, k, C, priority, real, room, platform, weights):
+    def weighted(gates):
+        with cpu.compiling_for(platform):
+            routes = routing.top_k(gates, k, C, priority, real, room)
+        return jnp.sum(weights * routes.gate), routes
+
+    return jax.grad(weighted, has_aux=True)(gates)
+
+
+@pytest.mark.slow
+@settings(max_examples=8)
+@given(st.sampled_from(SIZES), st.booleans(), st.booleans(), st.integers(0, 999))
+def test_gates_have_the_slopes_of_the_gates_that_were_routed(size, priority, some, seed):
+    """Each gate once for its slot, whichever platform's routes; dropped choices have none."""
+    S, E, k, C = size
+    gates = random_gates(seed, S, E, 10**6)
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(E, C)).astype("float32")
+    real, room = (rng.random(S) < 0.7, np.int32(max(C - 1, 1))) if some else (None, None)
+    args = (gates, k, C, priority, real, room)
+    slopes, routes = slopes_and_routes(*args, "cpu", weights)
+    expected = np.zeros((S, E), "float32")
+    for e, c in np.ndindex(E, C):
+        if routes.token[e, c] < S:
+            expected[routes.token[e, c], e] += weights[e, c]
+    np.testing.assert_array_equal(slopes, expected)
+    elsewhere = slopes_and_routes(*args, "tpu", weights)
+    jax.tree.map(np.testing.assert_array_equal, (slopes, routes), elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("platform", "method", "S", "sorts"),
+    [
+        ("cpu", "auto", 1, True),
+        ("tpu", "auto", dispatch.SMALL, False),
+        ("cuda", "auto", dispatch.SMALL + 1, True),
+        ("tpu", "sort", 1, True),
+        ("cpu", "einsum", 10**6, False),
+    ],
+)
+def test_small_groups_are_multiplied_on_accelerators(platform, method, S, sorts):
+    with cpu.compiling_for(platform):
+        assert dispatch.sorts(method, S) == sorts
+        routes = jax.eval_shape(
+            jax.vmap(jax.vmap(lambda g: routing.top_k(g, 1, 1))),
+            jax.ShapeDtypeStruct((1, 1, S, 2), "float32"),
+        )
+        x = jax.ShapeDtypeStruct((1, 1, S, 4), "float32")
+        traced = jax.make_jaxpr(lambda x, r: dispatch.dispatch(x, r, method))(x, routes)
+    assert ("dot_general" in str(traced)) != sorts

@@ -9,6 +9,14 @@ inverses of each other; only expert choice, where a token may be in any number o
 a scatter. `einsum` multiplies by the [S, E, C] array of zeros and ones: time and memory are
 quadratic in S. Mixtures (soft routing) always use this form. Forward-mode derivatives are not
 supported: `sort` has none.
+
+`auto` is `sort`, except for groups of at most SMALL tokens on accelerators. Forward and backward,
+each choice of a token moves four rows of D numbers by `sort` and is in five products of 2 S D
+operations by `einsum`, for any E. On a chip with b operations per byte of HBM and 2 bytes per
+number, the products take less time than rows at the full speed of HBM, up to S = 1.6 b, half of it
+if most slots are empty: 390 and 195 for TPU v5e (b = 240), 470 and 235 for H100. The compiler for
+v5e takes rows for six times as slow, and then products win up to S = 1,500 (`benchmarks/tpu.py`);
+which of the two is true, only a clock can tell.
 """
 
 import functools
@@ -20,22 +28,28 @@ from uncertainty import cpu
 from uncertainty.cpu import rows
 from uncertainty.layers.moe.routing import Mixture, Routes
 
-METHODS = ("sort", "einsum")
+METHODS = ("auto", "sort", "einsum")
+SMALL = 256  # tokens
 
 
-def dispatch(x: jax.Array, routes: Routes | Mixture, method: str = "sort") -> jax.Array:
+def dispatch(x: jax.Array, routes: Routes | Mixture, method: str = "auto") -> jax.Array:
     """The contents of slots: x [1 or M, G, S, D] -> [M, E, G, C, D]; empty slots are zero."""
-    if isinstance(routes, Routes) and method == "sort":
+    if isinstance(routes, Routes) and sorts(method, x.shape[2]):
         return _gather(x, routes)
     return jnp.einsum("mgsec,mgsd->megcd", _mixture(routes, x).inward, _members(x, routes))
 
 
-def combine(y: jax.Array, routes: Routes | Mixture, tokens: int, method: str = "sort") -> jax.Array:
+def combine(y: jax.Array, routes: Routes | Mixture, tokens: int, method: str = "auto") -> jax.Array:
     """sum_e gate_e y_e of each token, [M, E, G, C, D] -> [M, G, S, D]; 0 without a slot."""
-    if isinstance(routes, Routes) and method == "sort":
+    if isinstance(routes, Routes) and sorts(method, tokens):
         return _scatter(y, routes, tokens)
     outward = _mixture(routes, y, tokens).outward
     return jnp.einsum("mgsec,megcd->mgsd", outward, y)
+
+
+def sorts(method: str, tokens: int) -> bool:
+    """Whether routes of groups of S tokens are followed by sorting."""
+    return method == "sort" or (method == "auto" and (cpu.enabled() or tokens > SMALL))
 
 
 def mixture(routes: Routes, tokens: int) -> Mixture:
@@ -70,9 +84,10 @@ def _gather(x: jax.Array, routes: Routes) -> jax.Array:
 def _scatter(y: jax.Array, routes: Routes, tokens: int) -> jax.Array:
     M, _, G, _, D = y.shape
     index, inverse = _flat(routes, tokens)
-    gate = jnp.swapaxes(routes.gate, 1, 2)  # [M, E, G, C]
-    gate = gate[..., None].astype(y.dtype)
-    y = y * (rows.over_row(gate, D) if cpu.enabled() else gate)
+    gate = jnp.swapaxes(routes.gate, 1, 2).reshape(M, -1, G * y.shape[3], 1).astype(y.dtype)
+    # In the shape of the experts' outputs, gates are multiplied where their last product ends; with
+    # G and C as two axes, or as rows, in a pass of its own.
+    y = y.reshape(*gate.shape[:3], D) * (rows.over_row(gate, D) if cpu.enabled() else gate)
     N = M * G * tokens
     return _put(N, y.reshape(-1, D), index.reshape(-1), inverse).reshape(M, G, tokens, D)
 

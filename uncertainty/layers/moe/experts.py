@@ -50,7 +50,7 @@ class MoE(nn.Module):
       feed_forward: factory of an expert; its variables are stacked, with a leading E.
       router: factory; see `layers/moe/routers.py`.
       members: M, which divides E.
-      dispatch: 'sort' or 'einsum'; see `layers/moe/dispatch.py`.
+      dispatch: 'auto', 'sort' or 'einsum'; see `layers/moe/dispatch.py`.
       dropout: rate within experts, instead of that of `feed_forward`.
       split_rngs: whether experts start from different weights. In the papers they start equal, so
         that experts, and members, differ in their routers alone.
@@ -68,7 +68,7 @@ class MoE(nn.Module):
     feed_forward: Callable[..., nn.Module] = FeedForward
     router: Callable[..., nn.Module] = TopK
     members: int = 1
-    dispatch: str = "sort"
+    dispatch: str = "auto"
     dropout: float | None = None
     split_rngs: bool = False
     partition: bool = True
@@ -85,7 +85,8 @@ class MoE(nn.Module):
         if not (self.partition or self.tile):
             raise ValueError("partition, tile: False, False; at least one is needed for members")
         if self.dispatch not in METHODS:
-            raise ValueError(f"dispatch: {self.dispatch!r}; allowed 'sort', 'einsum'")
+            allowed = ", ".join(map(repr, METHODS))
+            raise ValueError(f"dispatch: {self.dispatch!r}; allowed {allowed}")
         super().__post_init__()
 
     @property

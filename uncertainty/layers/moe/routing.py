@@ -107,20 +107,43 @@ def top_k(
     # Choices i = 0 .. K S - 1 by priority: choice i is that of token priority[i % S].
     chosen = (expert if priority is None else expert[priority]).T.reshape(-1)
     by_expert = _argsort(chosen, E)
-    start = jnp.searchsorted(chosen[by_expert], jnp.arange(E + 1))  # [E + 1]
+    start = jnp.sum(chosen < jnp.arange(E + 1)[:, None], axis=1)  # [E + 1]
     at = start[:-1, None] + jnp.arange(slots)  # [E, C]
     filled = at < start[1:, None]
     if room is not None:
         filled &= jnp.arange(slots) < room
     token = by_expert[jnp.minimum(at, k * S - 1)] % S
     token = token if priority is None else priority[token]
-    gate = jnp.where(filled, jnp.take_along_axis(gates.T, token, axis=1), 0.0)
-    rank = _inverse(by_expert) - start[chosen]
+    rank = _inverse(by_expert) - _look_up(start, chosen)
     placed = rank < slots if room is None else (rank < room) & (chosen < E)
     slot = jnp.where(placed, chosen * slots + rank, E * slots)
     # The TPU compiler aborts on the inverse of a permutation that it knows to be the identity.
     slot = slot.reshape(k, S).T if priority is None else slot.reshape(k, S)[:, _inverse(priority)].T
-    return Routes(token=jnp.where(filled, token, S), gate=gate, slot=slot)
+    token = jnp.where(filled, token, S)
+    return Routes(token=token, gate=_gates(gates, token, expert, slot), slot=slot)
+
+
+@jax.custom_vjp
+def _gates(gates: jax.Array, token: jax.Array, expert: jax.Array, slot: jax.Array) -> jax.Array:
+    """The gates [E, C] of slots, 0 for an empty one, of gates [S, E].
+
+    The gradient reads the slots [S, K] of each token, instead of adding to its gates by a scatter.
+    """
+    return jnp.take_along_axis(gates.T, token, axis=1, mode="fill", fill_value=0)
+
+
+def _gates_forward(gates: jax.Array, *routes: jax.Array) -> tuple[jax.Array, tuple]:
+    return _gates(gates, *routes), routes[1:]
+
+
+def _gates_backward(kept: tuple, g: jax.Array) -> tuple:
+    expert, slot = (a.T for a in kept)  # K is last of no array: it is much less than a tile
+    each = jnp.take(g.reshape(-1), slot, mode="fill", fill_value=0)  # [K, S]
+    chosen = expert[..., None] == jnp.arange(len(g))
+    return jnp.sum(jnp.where(chosen, each[..., None], 0), axis=0), None, None, None
+
+
+_gates.defvjp(_gates_forward, _gates_backward)
 
 
 def expert_choice(
@@ -166,7 +189,7 @@ def load_loss(logits: jax.Array, noisy: jax.Array, k: int, noise_std: float) -> 
       noise_std: of the noise; positive.
     """
     kth = _largest(jax.lax.stop_gradient(noisy), k)[1][:, -1:]
-    threshold = jnp.take_along_axis(noisy, kth, axis=1)
+    threshold = jnp.sum(jnp.where(kth == jnp.arange(noisy.shape[1]), noisy, 0), 1, keepdims=True)
     p = jax.scipy.stats.norm.cdf((logits - threshold) / noise_std)
     return _variation(p.mean(0))
 
@@ -234,6 +257,13 @@ def _largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 def _argsort(x: jax.Array, end: int) -> jax.Array:
     """The stable order of integers x [N] from 0 to `end`."""
     return order.argsort(x, end) if cpu.enabled() else jnp.argsort(x, stable=True)
+
+
+def _look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+    """table[index] of a short table, as a sum over it where a gather takes longer."""
+    if cpu.enabled():
+        return table[index]
+    return jnp.sum(jnp.where(index[:, None] == jnp.arange(len(table)), table, 0), axis=1)
 
 
 def _variation(x: jax.Array) -> jax.Array:
