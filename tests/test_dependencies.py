@@ -183,6 +183,7 @@ ROOMS = (
     "reproduce",
     "quickstart",
     "report",
+    "export",
 )
 
 

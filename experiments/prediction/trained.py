@@ -63,14 +63,13 @@ class Trained:
         self.batch_size = experiment.config["evaluation"]["batch_size"]
         self.likelihood = experiment.model.likelihood
         self._over = experiment.over
-        self._padded = execution.padded(self.batch_size, experiment.mesh)
         self._needs_mask = experiment.model.batch_dependent
         self._put = execution.put_batch(experiment.mesh)
         self._latents = execution.on_mesh(
             lambda state, batch: experiment.inference.predict(state, batch["x"], batch.get("mask")),
             experiment.mesh,
         )
-        self._programs: dict[tuple[Function, bool], Function] = {}
+        self._programs: dict[tuple[Function, bool, int], Function] = {}
         self._ran: set[tuple] = set()
         self._sowing = functools.cache(self._sowing_of)
 
@@ -166,7 +165,8 @@ class Trained:
         return sow
 
     def _program(self, fn: Function, particles: bool) -> Function:
-        if (fn, particles) not in self._programs:
+        key, size = (fn, particles, self.batch_size), self.batch_size
+        if key not in self._programs:
             program = fn
             if particles:
                 program = execution.on_mesh(
@@ -175,17 +175,18 @@ class Trained:
                 )
 
             def cut(state: Any, batch: Batch) -> Any:  # of what devices need to share a batch
-                return program(state, {name: a[: self.batch_size] for name, a in batch.items()})
+                return program(state, {name: a[:size] for name, a in batch.items()})
 
-            self._programs[fn, particles] = jax.jit(cut)
-        return self._programs[fn, particles]
+            self._programs[key] = jax.jit(cut)
+        return self._programs[key]
 
     def _batches(
         self, source: Source, entries: Sequence[str]
     ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
         """Batches on the mesh, and on the host all entries except x, without padding."""
         share = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        for batch in epoch(source, self.batch_size, padded=self._padded, **share):
+        padded = execution.padded(self.batch_size, self.experiment.mesh)
+        for batch in epoch(source, self.batch_size, padded=padded, **share):
             examples = execution.host({k: a for k, a in batch.items() if k != "x"})
             mask = examples.pop("mask")
             count = int(np.sum(mask))
