@@ -115,19 +115,13 @@ def _add(computations: dict, name: str, times: int, totals: Counter) -> None:
 
 
 def _hbm(i: Instruction, results: list, operands: list, computations: dict) -> int:
-    if i.op in _STARTS:  # the result is a tuple of source, destination and a flag
-        size = min(b for b, _ in results if b > 4)
-        return size * sum(any(far for b, far in side if b > 4) for side in _sides(results, size))
+    if i.op in _STARTS:  # the result has both ends, and flags after them
+        ends = results[:2]
+        return min((b for b, _ in ends), default=0) * sum(far for _, far in ends)
     most = sum(b for b, _ in results)
     part = _inner(i, computations) & {"gather", "dynamic-slice"}
     read = sum(min(b, most) if part else b for b, far in operands if far)
     return read + sum(b for b, far in results if far)
-
-
-def _sides(results: list, size: int) -> list:
-    """The source and the destination of a copy."""
-    large = [array for array in results if array[0] >= size]
-    return [large[:1], large[1:]]
 
 
 def _trips(condition: list[Instruction]) -> int:

@@ -1,6 +1,6 @@
 """Programs of one TPU chip, judged by its compiler: no TPU is needed, and nothing is timed.
 
-    python -m benchmarks.tpu moe|executors [--only sort vmap] [--timeout 900] [--again]
+    python -m benchmarks.tpu moe|executors [--only S/32 sort] [--most 8] [--timeout 900] [--again]
 
 `moe` is a layer of experts in bfloat16, forward and backward, with top-k routing, capacity factor
 1.05 and the two losses: by both dispatches, and `dense`, the same feed-forward layer on the same
@@ -50,10 +50,18 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {  # backbone, 
         (28, 28, 1),
         64,
     ),
+    "ViT 2 x 384": (
+        dict(name="vit.ViT", variant="tiny", depth=2, width=384, num_heads=6, mlp_dim=1536),
+        (32, 32, 3),
+        128,
+    ),
     "ResNet-20": (dict(name="resnet.ResNet", depth=20), (32, 32, 3), 128),
 }
 PARTICLES = (4, 10, 32)
-FEW = {"ResNet-20": 4}  # particles at most, where a compilation takes many minutes
+FEW = {
+    "ViT 2 x 384": 4,
+    "ResNet-20": 4,
+}  # particles at most, where a compilation takes many minutes
 LONGEST = 10  # particles to unroll
 
 
@@ -225,9 +233,10 @@ def measure(path: pathlib.Path, name: str, arguments: argparse.Namespace) -> lis
         new = row | in_a_process(row, arguments.timeout)
         print(new.get("error", f"{new.get('seconds')} s"), flush=True)
         record["rows"] = [r for r in record["rows"] if r is not old] + [new]
-        order = {json.dumps(r): i for i, r in enumerate(rows(name))}
-        record["rows"].sort(key=lambda r: order.get(json.dumps(_spec(r, row)), len(order)))
-        record |= timing.where((*timing.PACKAGES, "libtpu")) | dict(topology=TOPOLOGY)
+        order = [*rows(name), {}]  # rows that are no longer among them come last
+        record["rows"].sort(key=lambda r: [spec.items() <= r.items() for spec in order].index(True))
+        compiler = ("libtpu",) if importlib.util.find_spec("libtpu") else ()
+        record |= timing.where((*timing.PACKAGES, *compiler)) | dict(topology=TOPOLOGY)
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(record, indent=1) + "\n")
@@ -240,15 +249,11 @@ def _words(name: str) -> str:
     return ", ".join(words)
 
 
-def _spec(row: dict[str, Any], keys: Any) -> dict[str, Any]:
-    return {key: row.get(key) for key in keys}
-
-
 def _matches(row: dict[str, Any], arguments: argparse.Namespace) -> bool:
     if row.get("P", row.get("E", 0)) > arguments.most:
         return False
-    words = tuple(arguments.only)
-    return not words or any(isinstance(v, str) and v.startswith(words) for v in row.values())
+    values = [value for value in row.values() if isinstance(value, str)]
+    return all(any(value.startswith(word) for value in values) for word in arguments.only)
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -300,7 +305,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", choices=("moe", "executors", "row"))
-    parser.add_argument("--only", nargs="*", default=[], help="beginnings of words of rows")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="beginnings of words, all of them of a row"
+    )
     parser.add_argument("--most", type=int, default=10**9, help="particles, or experts")
     parser.add_argument("--timeout", type=float, default=900, help="seconds of a row")
     parser.add_argument("--again", action="store_true", help="compile again what failed")

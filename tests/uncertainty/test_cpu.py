@@ -41,6 +41,10 @@ def of_gather(x, gate):
     return dispatch.combine(x, routes, 6)
 
 
+def of_load(logits, noisy):
+    return routing.load_loss(logits, noisy, 2, 0.3)[None]
+
+
 POSITIVE = jnp.asarray([3.0, 0.0, 1.5, 0.0, 2.0, 7.0])
 PAIRS = {  # kernel: (what chooses between it and the plain expression, arguments), same and slopes
     "patches": (conv.convolve, (normal(2, 3, 7, 6, 2), normal(5, 5, 2, 3), normal(3))),
@@ -55,6 +59,7 @@ PAIRS = {  # kernel: (what chooses between it and the plain expression, argument
     "median of none": (rbf._median, (0 * POSITIVE,)),
     "median of one": (rbf._median, (POSITIVE[:1],)),
     "order": (lambda x: routing._largest(x, 2)[0], (normal(6, 5),)),
+    "order of a loss": (of_load, (normal(6, 5), normal(6, 5, seed=1))),
 }
 
 

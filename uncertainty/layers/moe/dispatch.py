@@ -82,12 +82,15 @@ def _gather(x: jax.Array, routes: Routes) -> jax.Array:
 
 
 def _scatter(y: jax.Array, routes: Routes, tokens: int) -> jax.Array:
-    M, _, G, _, D = y.shape
+    M, E, G, C, D = y.shape
     index, inverse = _flat(routes, tokens)
-    gate = jnp.swapaxes(routes.gate, 1, 2).reshape(M, -1, G * y.shape[3], 1).astype(y.dtype)
-    # In the shape of the experts' outputs, gates are multiplied where their last product ends; with
-    # G and C as two axes, or as rows, in a pass of its own.
-    y = y.reshape(*gate.shape[:3], D) * (rows.over_row(gate, D) if cpu.enabled() else gate)
+    gate = jnp.swapaxes(routes.gate, 1, 2)[..., None].astype(y.dtype)  # [M, E, G, C, 1]
+    if cpu.enabled():
+        y = y * rows.over_row(gate, D)
+    else:
+        # In the shape of the experts' outputs, gates are multiplied where their last product ends;
+        # with G and C as two axes, or as rows, in a pass of its own.
+        y = y.reshape(M, E, G * C, D) * gate.reshape(M, E, G * C, 1)
     N = M * G * tokens
     return _put(N, y.reshape(-1, D), index.reshape(-1), inverse).reshape(M, G, tokens, D)
 

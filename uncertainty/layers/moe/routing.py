@@ -107,7 +107,7 @@ def top_k(
     # Choices i = 0 .. K S - 1 by priority: choice i is that of token priority[i % S].
     chosen = (expert if priority is None else expert[priority]).T.reshape(-1)
     by_expert = _argsort(chosen, E)
-    start = jnp.sum(chosen < jnp.arange(E + 1)[:, None], axis=1)  # [E + 1]
+    start = _starts(chosen, by_expert, E)
     at = start[:-1, None] + jnp.arange(slots)  # [E, C]
     filled = at < start[1:, None]
     if room is not None:
@@ -123,17 +123,21 @@ def top_k(
     return Routes(token=token, gate=_gates(gates, token, expert, slot), slot=slot)
 
 
-@jax.custom_vjp
 def _gates(gates: jax.Array, token: jax.Array, expert: jax.Array, slot: jax.Array) -> jax.Array:
-    """The gates [E, C] of slots, 0 for an empty one, of gates [S, E].
+    """The gates [E, C] of slots, 0 for an empty one, of gates [S, E]."""
+    if cpu.enabled():
+        return jnp.take_along_axis(gates.T, token, axis=1, mode="fill", fill_value=0)
+    return _without_scatter(gates, token, expert, slot)
 
-    The gradient reads the slots [S, K] of each token, instead of adding to its gates by a scatter.
-    """
+
+@jax.custom_vjp
+def _without_scatter(gates: jax.Array, token: jax.Array, *_: jax.Array) -> jax.Array:
+    """As above; the gradient reads the slots [S, K] of each token, not the tokens of slots."""
     return jnp.take_along_axis(gates.T, token, axis=1, mode="fill", fill_value=0)
 
 
 def _gates_forward(gates: jax.Array, *routes: jax.Array) -> tuple[jax.Array, tuple]:
-    return _gates(gates, *routes), routes[1:]
+    return _without_scatter(gates, *routes), routes[1:]
 
 
 def _gates_backward(kept: tuple, g: jax.Array) -> tuple:
@@ -143,7 +147,7 @@ def _gates_backward(kept: tuple, g: jax.Array) -> tuple:
     return jnp.sum(jnp.where(chosen, each[..., None], 0), axis=0), None, None, None
 
 
-_gates.defvjp(_gates_forward, _gates_backward)
+_without_scatter.defvjp(_gates_forward, _gates_backward)
 
 
 def expert_choice(
@@ -189,7 +193,7 @@ def load_loss(logits: jax.Array, noisy: jax.Array, k: int, noise_std: float) -> 
       noise_std: of the noise; positive.
     """
     kth = _largest(jax.lax.stop_gradient(noisy), k)[1][:, -1:]
-    threshold = jnp.sum(jnp.where(kth == jnp.arange(noisy.shape[1]), noisy, 0), 1, keepdims=True)
+    threshold = _pick(noisy, kth)
     p = jax.scipy.stats.norm.cdf((logits - threshold) / noise_std)
     return _variation(p.mean(0))
 
@@ -259,11 +263,26 @@ def _argsort(x: jax.Array, end: int) -> jax.Array:
     return order.argsort(x, end) if cpu.enabled() else jnp.argsort(x, stable=True)
 
 
-def _look_up(table: jax.Array, index: jax.Array) -> jax.Array:
-    """table[index] of a short table, as a sum over it where a gather takes longer."""
+def _starts(chosen: jax.Array, by_expert: jax.Array, end: int) -> jax.Array:
+    """How many of the integers [N] are less than 0, ..., end; `by_expert` is their order."""
     if cpu.enabled():
-        return table[index]
-    return jnp.sum(jnp.where(index[:, None] == jnp.arange(len(table)), table, 0), axis=1)
+        return jnp.searchsorted(chosen[by_expert], jnp.arange(end + 1))
+    return jnp.sum(chosen < jnp.arange(end + 1)[:, None], axis=1)
+
+
+# A sum over few values, most of which are 0, is shorter than a gather, but not on CPU.
+
+
+def _look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+    """table[index], of a short table."""
+    return table[index] if cpu.enabled() else _pick(table[None], index[:, None])[:, 0]
+
+
+def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x[n, index[n, 0]] of each row of x [N or 1, E], as [N, 1]."""
+    if cpu.enabled():
+        return jnp.take_along_axis(x, index, axis=1)
+    return jnp.sum(jnp.where(index == jnp.arange(x.shape[1]), x, 0), axis=1, keepdims=True)
 
 
 def _variation(x: jax.Array) -> jax.Array:
