@@ -1,12 +1,13 @@
 # make quickstart   a single network against a deep ensemble, in minutes on two cores
 # make test         all tests;  make test-fast  those that take seconds
+# make test-tpu     what the TPU compiler says, without a TPU (Linux; installs libtpu)
 # make lint         ruff;  make types  mypy on the library;  make docs  tables in the docs
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast lint types docs clean
+.PHONY: quickstart test test-fast test-tpu lint types docs clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +23,10 @@ test: $(VENV)/installed
 
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "not slow"
+
+test-tpu: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,tpu]'
+	$(BIN)/python -m pytest -m tpu
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -114,11 +114,7 @@ def run_stage(
       ParticleFault: with `on_fault='stop'`, a step of a stage that trains was not finite.
     """
     config, mesh = experiment.config, experiment.mesh
-    begin, finish = (
-        jax.jit(execution.on_mesh(fn, mesh, stage.separable))
-        for fn in (stage.begin, lambda both, x: stage.finish(*both, x))
-    )
-    # `begin` and `finish` get one example for each device.
+    begin, finish = ends(experiment, stage)
     x = experiment.example(mesh.shape["data"])
     checkpoints = Checkpoints(half, keep=1, config=config, execution=experiment.rounding())
     both, done = resumed(checkpoints, (state, begin(state, x)), name)
@@ -180,6 +176,25 @@ def compiled(experiment: Experiment, stage: Stage) -> Callable[[Any, Any], tuple
 
     For a stage that passes over the data it takes Padded.
     """
+    program = jitted(experiment, stage)
+    return program if stage.steps else lambda both, padded: program(both, *padded)
+
+
+def ends(experiment: Experiment, stage: Stage) -> tuple[Any, Any]:
+    """`begin` and, of ((State, carry), x), `finish`, jitted.
+
+    They get one example for each device of the data axis.
+    """
+    begin, finish = (
+        jax.jit(execution.on_mesh(fn, experiment.mesh, stage.separable))
+        for fn in (stage.begin, lambda both, x: stage.finish(*both, x))
+    )
+    return begin, finish
+
+
+def jitted(experiment: Experiment, stage: Stage) -> Any:
+    """The jitted function of `compiled`; of a stage that passes over the data it takes a batch with
+    padding, and the number of examples without."""
 
     def update(both: tuple[State, Any], batch: Batch) -> tuple[Any, Metrics]:
         state, carry, metrics = stage.update(*both, batch)
@@ -194,8 +209,7 @@ def compiled(experiment: Experiment, stage: Stage) -> Callable[[Any, Any], tuple
     def cut(both: tuple[State, Any], batch: Batch, size: int) -> tuple[Any, Metrics]:
         return update(both, {name: a[:size] for name, a in batch.items()})
 
-    program = jax.jit(cut, donate_argnums=0, static_argnums=2)
-    return lambda both, padded: program(both, *padded)
+    return jax.jit(cut, donate_argnums=0, static_argnums=2)
 
 
 def examples(experiment: Experiment, stage: Stage, before: int, done: int) -> tuple[int, Prefetch]:

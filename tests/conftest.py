@@ -27,3 +27,11 @@ gc.set_threshold(200_000, 20, 50)
 # A busy machine is no failure of a property.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what needs the TPU compiler, unless `-m tpu` asks for it."""
+    if "tpu" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("tpu")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)

@@ -68,7 +68,8 @@ HEAVY = (
     "clu.metric_writers",
 )
 PROGRAMS = [
-    f"experiments.{p}" for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report")
+    f"experiments.{p}"
+    for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report", "compile")
 ]
 
 
@@ -178,11 +179,13 @@ ROOMS = (
     "reports",
     "evaluate",
     "stage",
+    "planning",
     "train",
     "tables",
     "reproduce",
     "quickstart",
     "report",
+    "compile",
     "export",
 )
 

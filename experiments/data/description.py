@@ -19,6 +19,8 @@ class Described(NamedTuple):
 
     train: Source
     streams: Mapping[str, Source] = {}
+    validation: Source | None = None
+    sets: tuple[Source, ...] = ()  # of `data.particles.sets`
 
 
 def describe(source: Source, streams: Mapping[str, Source] | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -113,7 +113,10 @@ class Experiment(NamedTuple):
 
 
 def setup(
-    config: Mapping[str, Any], noted: Described | None = None, evaluated: bool = True
+    config: Mapping[str, Any],
+    noted: Described | None = None,
+    evaluated: bool = True,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
     """Builds an experiment; everything is checked by tracing before anything is compiled.
 
@@ -121,6 +124,7 @@ def setup(
       config: of a run.
       noted: the record of the training data (`read_description`), for evaluation without them.
       evaluated: whether the run will be evaluated, so that the evaluators' data are checked too.
+      devices: of the mesh, by default all of this machine; to compile alone they need not exist.
 
     Raises:
       ConfigError: a wrong config; the message names the field, the value and what is allowed.
@@ -139,11 +143,11 @@ def setup(
     executor = config["inference"].get("executor", "auto")
     infer = functools.partial(build.inference, config, model, optimise=optimiser)
     trial = infer(num_examples=1)  # raises what does not depend on the data before they are read
-    mesh = execution.make_mesh(config["mesh"])
+    mesh = execution.make_mesh(config["mesh"], devices)
     execution.check_executor(executor, trial, mesh)
     check_batches(config, mesh)
 
-    data = read(config) if noted is None else described(config, noted.train, noted.streams)
+    data = read(config) if noted is None else described(config, *noted)
     source = data.train
     num_examples = data.num_examples if len(source) else 1
     try:

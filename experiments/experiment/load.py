@@ -36,11 +36,9 @@ def load_data(config: Mapping[str, Any]) -> Data:
     streams = {
         name: _stream(name, spec, train) for name, spec in (section.get("streams") or {}).items()
     }
-    data = described(config, train, streams)
-    data = data._replace(
-        validation=load_validation(config, train) if every else None,
-        sets=_sets(data.particles, train),
-    )
+    validation = load_validation(config, train) if every else None
+    sets = _sets(section.get("particles") or assignment.SHARED, train)
+    data = described(config, train, streams, validation, sets)
     check_streams(data.streams, train)
     sources = data.sets or (train,)
     assignment.own_of(data.particles, sources, data.seed, (0,))
@@ -56,7 +54,11 @@ def load_data(config: Mapping[str, Any]) -> Data:
 
 
 def described(
-    config: Mapping[str, Any], train: Source, streams: Mapping[str, Source] | None = None
+    config: Mapping[str, Any],
+    train: Source,
+    streams: Mapping[str, Source] | None = None,
+    validation: Source | None = None,
+    sets: tuple[Source, ...] = (),
 ) -> Data:
     """The data of a config with these sources, or with their records from `read_description`."""
     section = config["data"]
@@ -76,6 +78,8 @@ def described(
             for name, spec in fields.items()
         },
         particles=section.get("particles") or assignment.SHARED,
+        validation=validation,
+        sets=sets,
     )
 
 

@@ -127,6 +127,13 @@ class Trained:
         """Arrays [P M, B, ...] by their names in `predictions.Predictions`."""
         return self.map(self._predict, source)
 
+    def trace(self) -> jax.stages.Traced:
+        """The program of `predictions` for a full batch; the state may be shapes."""
+        mesh = self.experiment.mesh
+        shape = (execution.padded(self.batch_size, mesh), *self.experiment.source.shape)
+        batch = execution.put_shapes({"x": jax.ShapeDtypeStruct(shape, np.float32)}, mesh)
+        return self._program(self._predict, False).trace(self.state, batch)
+
     def features(self, source: Source) -> Iterator[Part]:
         """The features of each particle, [P S, M, B, D]; M is 1 if members share them."""
         return self.map(self._features, source, particles=True, axis=2)

@@ -149,6 +149,8 @@ def to_json(study: Study) -> str:
     shown = layout(study)
     above = {"data": shown.data, "warnings": shown.warnings}
     content = dataclasses.asdict(study) | above | {"rows": rows}
+    if not study.exact:
+        del content["exact"]
     return json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
 
 
@@ -167,7 +169,8 @@ def read_study(path: str | pathlib.Path) -> Study:
         for row in content["rows"]
     ]
     names = ("title", "columns", "command", "config", "seeds", "hardware")
-    return Study(rows=rows, **{name: content[name] for name in names})
+    fields = {name: content[name] for name in names}
+    return Study(rows=rows, exact=content.get("exact", False), **fields)
 
 
 def says_the_same(study: Study, folder: str | pathlib.Path, name: str) -> bool:

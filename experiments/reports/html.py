@@ -109,13 +109,13 @@ def write_report(
     entries = figures(groups, *studies, problems=problems)
     sections = []
     for section, group in itertools.groupby(entries, lambda entry: entry.section):
-        parts = [_figure(entry, folder) for entry in group]
+        parts = [figure_part(entry, folder) for entry in group]
         sections.append((section, "\n".join(parts)))
     if groups:
         sections.append(("Runs", _runs(groups)))
     lines = "".join(f'<p class="failed">{escape(one_line(line))}</p>' for line in problems or ())
     sections = [("Summary", lines + "\n".join(map(study_table, studies))), *sections]
-    write_text(path, _page(title, studies[0], command, sections))
+    write_text(path, page(title, studies[0].hardware, command, sections))
     return path
 
 
@@ -157,7 +157,7 @@ def study_table(study: Study) -> str:
     )
 
 
-def _figure(entry: Entry, folder: pathlib.Path) -> str:
+def figure_part(entry: Entry, folder: pathlib.Path) -> str:
     """Writes the PNG of a figure and returns its part of the page."""
     save_png(entry.figure, folder / f"{entry.name}.png")
     entry.figure.set_layout_engine("none")  # it is laid out already
@@ -208,11 +208,27 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
     return "\n".join(parts)
 
 
-def _page(title: str, study: Study, command: str, sections: Sequence[tuple[str, str]]) -> str:
-    ran = dict(study.hardware) or this_machine()
+def page(
+    title: str,
+    hardware: Mapping[str, Any],
+    command: str,
+    sections: Sequence[tuple[str, str]],
+    ran: str = "",
+) -> str:
+    """The text of a page.
+
+    Args:
+      title: the heading.
+      hardware: of the results, from `writers.hardware`; empty for this machine's.
+      command: that made the page.
+      sections: headings and their HTML.
+      ran: what happened there; 'Run on' by default.
+    """
+    there = dict(hardware) or this_machine()
     names = ("python", "jax", "flax", "optax", "numpy")
-    versions = ", ".join(f"{name} {ran[name]}" for name in names if name in ran)
-    where = f"{'Run' if study.hardware else 'Report made'} on {machine(ran | {'date': ''})}"
+    versions = ", ".join(f"{name} {there[name]}" for name in names if name in there)
+    ran = ran or ("Run on" if hardware else "Report made on")
+    where = f"{ran} {machine(there | {'date': ''})}"
     meta = [f"{datetime.datetime.now():%-d %B %Y}", where, versions]
     lines = "".join(f"<p>{escape(one_line(m))}</p>" for m in meta if m)
     if command:

@@ -94,7 +94,7 @@ def layout(study: Study) -> Layout:
     seeds = max((len(row.results) for row in study.rows), default=0)
     captions = ("", "One seed: no standard error.", f"Mean ± standard error over {_seeds(seeds)}.")
     heads = tuple(Head(one_line(column.title)) for column in study.columns)
-    shown = _arranged(heads, lines, tuple(notes), captions[min(seeds, 2)])
+    shown = _arranged(heads, lines, tuple(notes), "" if study.exact else captions[min(seeds, 2)])
     return shown._replace(data=_data(study), warnings=_warnings(study, numbers))
 
 

@@ -68,6 +68,7 @@ class Study:
     seeds: Sequence[int] = ()
     # From `writers.hardware`: 'devices', 'processor', 'cores', 'date', versions.
     hardware: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    exact: bool = False  # numbers without chance, so that nothing is said of seeds
 
     def __post_init__(self) -> None:
         self.columns = [Column(**c) if isinstance(c, dict) else c for c in self.columns]

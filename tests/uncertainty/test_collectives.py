@@ -1,14 +1,13 @@
 """What crosses devices when particles are sharded, by the text of the compiled programs."""
 
 import functools
-import math
-import re
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.planning.collectives import collectives
 from experiments.runtime import execution
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.single import single
@@ -33,8 +32,6 @@ MODEL = from_network(single(MLP(widths=(31,), activation="tanh"), Dense(outputs=
 RNG = np.random.default_rng(0)
 BATCH = dict(x=RNG.normal(size=(B, D_IN)).astype(np.float32), y=np.asarray([0, 1, 2, 0]))
 LATENTS = P * B * K * 4  # bytes
-ITEM = {"f32": 4, "u32": 4, "s32": 4, "pred": 1, "u64": 8}
-OPERATIONS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|ragged-all-to-all"
 
 
 def make(direction, **fields):
@@ -78,15 +75,10 @@ def run(made, D, begin=state):
     update = jax.jit(execution.over_particles(made.update, mesh))
     compiled = update.lower(placed, batch).compile()
     moved = {}
-    for line in compiled.as_text().splitlines():
-        found = re.search(rf"= (.*?) ({OPERATIONS})(-start)?\(", line)
-        if found:
-            size = sum(
-                ITEM[kind] * math.prod(map(int, filter(None, shape.split(","))))
-                for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
-            )
-            name = found[2]
-            moved[name] = moved.get(name, 0) + size * (2 if name == "all-reduce" else 1)
+    for each in collectives(compiled.as_text(), dict(mesh.shape)):
+        assert each.axes == ("particle",)
+        factor = 2 if each.kind == "all-reduce" else 1
+        moved[each.kind] = moved.get(each.kind, 0) + each.times * each.bytes * factor
     new, metrics = compiled(placed, batch)
     return new, metrics, moved
 
