@@ -1,13 +1,14 @@
 # make quickstart   a single network against a deep ensemble, in minutes on two cores
 # make test         all tests;  make test-fast  those that take seconds
 # make test-tpu     what the TPU compiler says, without a TPU (Linux; installs libtpu)
+# make test-cloud   workdirs in buckets, on servers of this machine
 # make lint         ruff;  make types  mypy on the library;  make docs  tables in the docs
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast test-tpu lint types docs clean
+.PHONY: quickstart test test-fast test-tpu test-cloud lint types docs clean
 
 $(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,10 @@ test-fast: $(VENV)/installed
 test-tpu: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,tpu]'
 	$(BIN)/python -m pytest -m tpu
+
+test-cloud: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,cloud-test]'
+	$(BIN)/python -m pytest tests/cloud
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

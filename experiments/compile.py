@@ -29,7 +29,7 @@ from experiments.planning import estimates, paper, requests, search, show, slice
 from experiments.planning.programs import PREDICT, TRAIN
 from experiments.planning.requests import Request
 from experiments.planning.search import Candidate
-from experiments.runtime import project
+from experiments.runtime import project, storage
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.workdir import jsonable, write_json
 from uncertainty.build import ConfigError, nearest
@@ -170,7 +170,7 @@ def run_table() -> None:
     if not rows:
         raise ConfigError(f"rows: {ROWS.value!r} matches no row of {TABLE.value}")
     name = pathlib.Path(TABLE.value).stem
-    folder = pathlib.Path(OUTPUT.value or f"{project.default('results')}/{name}")
+    folder = storage.path(OUTPUT.value or f"{project.default('results')}/{name}")
     command = f"python -m experiments.compile --table {TABLE.value}"
     page = pathlib.Path(project.default("runs")) / "compile" / f"{name}.html"
     everything = table.read_table(TABLE.value)[1]
@@ -188,7 +188,7 @@ def write(content: dict[str, Any], programs: list[Any], title: str, topologies: 
     """Writes the JSON and the page of a command."""
     from experiments.reports.compiled import write_page
 
-    folder = pathlib.Path(OUTPUT.value or f"{project.default('runs')}/compile")
+    folder = storage.path(OUTPUT.value or f"{project.default('runs')}/compile")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "programs.json", content)
     command = shlex.join(["python", "-m", "experiments.compile", *sys.argv[1:]])

@@ -13,7 +13,6 @@ each data set, as files for other libraries (`experiment/exported.py`).
 
 import logging
 import math
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +32,10 @@ from experiments.experiment.results import (
     path_in,
     place,
     print_sets,
-    relative,
     reported,
     write_results,
 )
-from experiments.runtime import writers
+from experiments.runtime import storage, writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import Progress, setup_logging
 from experiments.runtime.workdir import CONFIG, read_config
@@ -52,12 +50,12 @@ logger = logging.getLogger(__name__)
 
 def evaluate(
     experiment: Experiment,
-    workdir: str | pathlib.Path,
+    workdir: str | storage.Path,
     *,
     specs: Mapping[str, Mapping[str, Any]] | None = None,
     name: str = "test",
     show: bool = True,
-    others: Mapping[pathlib.Path, Experiment] | None = None,
+    others: Mapping[storage.Path, Experiment] | None = None,
     predictions: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Runs every evaluator on the newest checkpoint and writes `evaluation/<name>/`.
@@ -82,8 +80,8 @@ def evaluate(
     from experiments.prediction.predictor import Predictor
     from experiments.prediction.reading import check_alike
 
-    runs = {pathlib.Path(workdir): experiment, **(others or {})}
-    workdir = pathlib.Path(workdir)
+    workdir = storage.path(workdir)
+    runs = {workdir: experiment, **(others or {})}
     check_alike({str(path): run.source for path, run in runs.items()})
     built = experiment.evaluators
     if specs is not None:
@@ -100,7 +98,9 @@ def evaluate(
         failures["cost"] = str(error)
         logger.error("cost: %s", error)
     metrics["cost/step"] = step = max(step for _, step in restored.values())
-    members = [dict(workdir=relative(p, workdir), step=step) for p, (_, step) in restored.items()]
+    members = [
+        dict(workdir=storage.relative(p, workdir), step=step) for p, (_, step) in restored.items()
+    ]
     folder = workdir / "evaluation" / name
     reads = {path_in(key, read.field): read for key, one in built.items() for read in one.data}
     if jax.process_index() == 0:
@@ -137,7 +137,7 @@ def run_all(
     return metrics, arrays, failures
 
 
-def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
+def restore(experiment: Experiment, workdir: storage.Path) -> tuple[State, int]:
     """The newest state, after the config's stages, and its step.
 
     Raises:
@@ -159,7 +159,7 @@ def restore(experiment: Experiment, workdir: pathlib.Path) -> tuple[State, int]:
     return after.restore(experiment.final_shapes)
 
 
-def cost(experiment: Experiment, state: State, workdir: pathlib.Path) -> dict[str, float]:
+def cost(experiment: Experiment, state: State, workdir: storage.Path) -> dict[str, float]:
     """Parameters; seconds of training, and milliseconds for each example (median over records).
 
     Costs that the records lack, as after a single step, are left out.
@@ -229,7 +229,7 @@ def parse_data(text: str, train: Mapping[str, Any]) -> dict[str, Any]:
     return dict(name=name, **({"split": split} if split else {}))
 
 
-def open_run(workdir: str | pathlib.Path, examples: bool = False) -> Experiment:
+def open_run(workdir: str | storage.Path, examples: bool = False) -> Experiment:
     """The experiment of the run in a workdir, on the devices here.
 
     Args:
@@ -239,7 +239,7 @@ def open_run(workdir: str | pathlib.Path, examples: bool = False) -> Experiment:
     Raises:
       ValueError: a file of the workdir is damaged; the message names it.
     """
-    config, file = read_config(workdir), pathlib.Path(workdir) / CONFIG
+    config, file = read_config(workdir), storage.path(workdir) / CONFIG
     noted = None if examples else read_description(workdir)
     try:
         config_lib.check(config)
@@ -265,7 +265,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}")
     setup_logging()
-    workdir, *more = map(pathlib.Path, dict.fromkeys(WORKDIR.value))
+    workdir, *more = map(storage.path, dict.fromkeys(WORKDIR.value))
     experiment = open_run(workdir)
     others = {path: open_run(path) for path in more}
     specs, name = None, "test"

@@ -30,7 +30,7 @@ from experiments.data.splits import UNBOUNDED
 from experiments.experiment.build import Experiment
 from experiments.experiment.exported import COMBINED
 from experiments.prediction import standalone
-from experiments.runtime import execution
+from experiments.runtime import execution, storage
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.workdir import jsonable
 from uncertainty import cpu, predictive
@@ -116,12 +116,12 @@ def normalised(source: Source, x: jax.Array) -> jax.Array:
 def export(
     experiment: Experiment,
     state: State,
-    output: pathlib.Path,
+    output: str | storage.Path,
     platforms: Sequence[str] = ("cpu",),
     batch_size: int = 0,
     noted: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the folder; it appears when it is complete.
+    """Writes the folder; it appears when it is complete (in a bucket, the program comes last).
 
     Args:
       experiment, state: of a run.
@@ -135,7 +135,7 @@ def export(
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ConfigError("export: needs the package flatbuffers; pip install flatbuffers")
-    output = pathlib.Path(output)
+    output = storage.path(output)
     if output.exists():
         raise ConfigError(f"output: {output} exists; give another folder, or remove it")
     for platform in platforms:
@@ -168,26 +168,30 @@ def export(
         **(noted or {}),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as made:
+    beside = str(output.parent) if isinstance(output, pathlib.Path) else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{output.name}.") as made:
         folder = pathlib.Path(made) / output.name
         folder.mkdir()
         (folder / PROGRAM).write_bytes(exported.serialize())
         np.savez(folder / ARRAYS, **{str(i): leaf for i, leaf in enumerate(leaves)})
         (folder / METADATA).write_text(json.dumps(jsonable(about), indent=1))
         shutil.copy(standalone.__file__, folder / LOADER)
-        shutil.move(folder, output)
+        if isinstance(output, pathlib.Path):
+            shutil.move(folder, output)
+        else:
+            storage.upload(folder, output, last=PROGRAM)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ConfigError(f"unexpected arguments {argv[1:]}")
     setup_logging()
-    workdir = pathlib.Path(WORKDIR.value)
+    workdir = storage.path(WORKDIR.value)
     experiment = evaluate.open_run(workdir)
     state, step = evaluate.restore(experiment, workdir)
     platforms = PLATFORMS_FLAG.value
     export(experiment, state, OUTPUT.value, platforms, BATCH.value, dict(step=step))
-    size = sum(file.stat().st_size for file in pathlib.Path(OUTPUT.value).iterdir())
+    size = sum(storage.find(storage.path(OUTPUT.value)).values())
     print(f"{OUTPUT.value}: {size / 2**20:,.1f} MiB, for {', '.join(platforms)}; try")
     print(f"  python {OUTPUT.value}/{LOADER} x.npy predictions.npz")
 

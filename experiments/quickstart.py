@@ -5,17 +5,17 @@ make quickstart        (python -m experiments.quickstart)
 
 import argparse
 import logging
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
 
+from experiments.runtime import storage
 from experiments.runtime.progress import CONSOLE, setup_logging
 from experiments.runtime.termination import Interrupted, status
 from experiments.tables.cells import Cells
 from experiments.tables.run import reproduce
 
-WORKDIR = pathlib.Path("runs/quickstart")
+WORKDIR = "runs/quickstart"
 
 NEXT = """
 Report: {report}
@@ -33,11 +33,14 @@ Next, after `source .venv/bin/activate`:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.quickstart", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_args(argv)
+    text = "where it goes; gs:// and s3:// too (default: %(default)s)"
+    parser.add_argument("--workdir", default=WORKDIR, help=text)
+    args = parser.parse_args(argv)
     setup_logging(logging.WARNING)
     began = time.monotonic()
-    cells = Cells("digits", WORKDIR / "results", WORKDIR, {})
     try:
+        workdir = storage.path(args.workdir)
+        cells = Cells("digits", workdir / "results", workdir, {})
         outcome = reproduce(cells)
         from experiments.tables.render import render
 
@@ -45,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as message:
         CONSOLE.print(f"{str(message) or 'interrupted'}. The same command resumes.")
         return getattr(message, "code", status("SIGINT"))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for text in (*outcome.failures, *problems):
         print(f"error: {text}", file=sys.stderr)
     CONSOLE.print(

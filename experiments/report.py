@@ -9,7 +9,6 @@ have separate tables. A run that cannot be read is reported and left out; the ex
 """
 
 import argparse
-import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,15 +16,19 @@ from collections.abc import Sequence
 
 def parse(argument: str) -> dict[str, str]:
     """'LABEL=WORKDIR' or 'WORKDIR', as arguments of `load_run`. WORKDIR may contain '='."""
+    from experiments.runtime import storage  # late: with JAX
+
     label, equals, workdir = argument.partition("=")
-    if not equals or pathlib.Path(argument).is_dir():
+    if not equals or storage.path(argument).is_dir():
         return {"workdir": argument}
     return {"workdir": workdir, "label": label}
 
 
 def check_distinct(workdirs: Sequence[str]) -> None:
     """Raises ValueError for a run that is given twice, which would count as two seeds."""
-    resolved = [pathlib.Path(workdir).resolve() for workdir in workdirs]
+    from experiments.runtime import storage
+
+    resolved = [storage.path(workdir).resolve() for workdir in workdirs]
     for workdir, path in zip(workdirs, resolved, strict=True):
         if resolved.count(path) > 1:
             raise ValueError(f"{workdir}: given twice")
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_distinct([run["workdir"] for run in parsed])
         path = write_report(options.output, runs, options.title, command=command, problems=problems)
     except (ValueError, OSError) as error:
-        problems += [str(error)] * bool(runs)
+        problems += [str(error)] * (bool(runs) or not problems)
         path = None
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

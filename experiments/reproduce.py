@@ -33,7 +33,7 @@ import traceback
 from collections.abc import Sequence
 
 from experiments.experiment import config as config_lib
-from experiments.runtime import project
+from experiments.runtime import project, storage
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Interrupted, status
 from experiments.tables import check
@@ -135,7 +135,7 @@ def run_check(committed: Cells, args: argparse.Namespace) -> int:
     rows = [name_of(row) for row in rows_of(committed, args.rows)]
     if not any(row in rows for row, _ in theirs):
         raise ConfigError(f"--check: {committed.records.path} has no record of these rows")
-    args.results = args.workdir = str(pathlib.Path(args.workdir) / "check")
+    args.results = args.workdir = str(storage.path(args.workdir) / "check")
     cells = Cells(args.table, args.results, args.workdir, committed.overrides)
     outcome = run(cells, args)
     print_failures(outcome)

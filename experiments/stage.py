@@ -12,8 +12,6 @@ config and the given changes.
 import contextlib
 import itertools
 import logging
-import pathlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -31,7 +29,7 @@ from experiments.data.order import rows
 from experiments.data.source import Source
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.runtime import execution, loop, processes, writers
+from experiments.runtime import execution, loop, processes, segments, storage, writers
 from experiments.runtime.checkpoint import Checkpoints, DamagedCheckpointError, of_training, verify
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Stop, graceful_termination
@@ -44,7 +42,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "stages"  # in a workdir, with its own checkpoints
 
 
-def run(experiment: Experiment, workdir: str | pathlib.Path) -> None:
+def run(experiment: Experiment, workdir: str | storage.Path) -> None:
     """Runs the stages of an experiment on its newest checkpoint, unless they are done.
 
     Raises:
@@ -54,11 +52,12 @@ def run(experiment: Experiment, workdir: str | pathlib.Path) -> None:
       Interrupted: SIGTERM or SIGINT came; the stage saves first.
     """
     if experiment.stages:
+        workdir = storage.path(workdir)
         with locked(workdir), graceful_termination() as stop:
-            _run(experiment, pathlib.Path(workdir), stop)
+            _run(experiment, workdir, stop)
 
 
-def _run(experiment: Experiment, workdir: pathlib.Path, stop: Stop) -> None:
+def _run(experiment: Experiment, workdir: storage.Path, stop: Stop) -> None:
     config = experiment.config
     trained = Checkpoints(workdir, read_only=True, config=of_training(config))
     step = trained.latest_step()
@@ -68,7 +67,7 @@ def _run(experiment: Experiment, workdir: pathlib.Path, stop: Stop) -> None:
             return verify(results.directory / str(step), config)
         except DamagedCheckpointError as error:
             logger.warning("%s; its stages run again", error)
-            shutil.rmtree(results.directory / str(step))
+            storage.remove(results.directory / str(step))
     # Stages do not need the state of the optimiser.
     restored = trained.restore(experiment.shapes.replace(opt_state=()))
     if restored is None:
@@ -85,7 +84,8 @@ def _run(experiment: Experiment, workdir: pathlib.Path, stop: Stop) -> None:
             logger.info("stage %s: %.1f s", name, time.monotonic() - began)
         results.save(step, state)
     if jax.process_index() == 0:
-        shutil.rmtree(half, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            storage.remove(half)
 
 
 def run_stage(
@@ -94,8 +94,8 @@ def run_stage(
     stage: Stage,
     state: State,
     before: int,
-    workdir: pathlib.Path,
-    half: pathlib.Path,
+    workdir: storage.Path,
+    half: storage.Path,
     stop: Stop,
 ) -> State:
     """The state after a stage.
@@ -155,7 +155,8 @@ def resumed(checkpoints: Checkpoints, both: tuple[State, Any], name: str) -> tup
     except (ValueError, DamagedCheckpointError) as error:  # for example of another version
         logger.warning("%s\nstage %s starts from its first step", error, name)
         if jax.process_index() == 0:
-            shutil.rmtree(checkpoints.directory, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                storage.remove(checkpoints.directory)
         processes.barrier()
         return both, 0
     if restored is None:
@@ -238,7 +239,7 @@ def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[i
         yield i, Padded(put(source.gather(indices)), stop - first)
 
 
-def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: dict) -> Experiment:
+def begin_from(start: str | storage.Path, workdir: str | storage.Path, changes: dict) -> Experiment:
     """A new run in `workdir` with the parameters of the run in `start` and a changed config.
 
     Collections that both have (such as batch statistics) and samples are taken from `start` too.
@@ -249,6 +250,7 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
     """
     from experiments.experiment.inherit import inherited, same
 
+    start, workdir = storage.path(start), storage.path(workdir)
     config = ConfigDict(read_config(start), type_safe=False)
     config_lib.apply(config, changes)
     old = evaluate.open_run(start)
@@ -267,9 +269,9 @@ def begin_from(start: str | pathlib.Path, workdir: str | pathlib.Path, changes: 
             raise ConfigError(f"workdir: {workdir} has other parameters than {start}; use another")
         if jax.process_index() == 0:
             write_description(workdir, new.source, new.data.sources)
-            records = pathlib.Path(start) / writers.METRICS
-            if former is None and records.is_file():  # only now, as stages may add records later
-                shutil.copy(records, workdir / writers.METRICS)
+            records = segments.read(start / writers.METRICS)
+            if former is None and records is not None:  # only now: stages may add records later
+                storage.write(workdir / writers.METRICS, records)
         if former is None:
             checkpoints.save(step, state)
     return new

@@ -9,7 +9,6 @@ SIGINT it saves first and exits with 128 + the number of the signal.
 import contextlib
 import json
 import logging
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,12 +20,19 @@ from experiments.data.description import describe, write_description
 from experiments.data.loader import prefetch
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import Experiment, setup
-from experiments.runtime import loop, processes, writers
+from experiments.runtime import loop, processes, storage, writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Stop, graceful_termination
 from experiments.runtime.workdir import CONFIG as CONFIG_FILE
-from experiments.runtime.workdir import MAY_CHANGE, fields, jsonable, locked, open_workdir
+from experiments.runtime.workdir import (
+    MAY_CHANGE,
+    fields,
+    jsonable,
+    locked,
+    open_workdir,
+    require_writable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +43,7 @@ OWN = ("pretrained.path", "logging.tensorboard", "logging.profile")
 
 def train(
     config: Mapping[str, Any],
-    workdir: str | pathlib.Path,
+    workdir: str | storage.Path,
     *,
     overview: bool = True,
     evaluated: bool = True,
@@ -62,11 +68,13 @@ def train(
       ParticleFault: with `on_fault='stop'`; earlier checkpoints stay.
       Interrupted: SIGTERM or SIGINT came; the state is saved first.
     """
+    workdir = storage.path(workdir).expanduser().absolute()
+    if isinstance(workdir, storage.BucketPath):  # every process writes its share there
+        require_writable(workdir)
     experiment = setup(config, evaluated=evaluated)
     config = experiment.config
     if jax.process_count() > 1:  # needs digests of the data and of the sources
         processes.agree(what_runs(experiment))
-    workdir = pathlib.Path(workdir).expanduser().absolute()
     if jax.process_index() == 0:
         open_workdir(workdir, config, ignore=MAY_CHANGE)
     with locked(workdir), graceful_termination() as stop:
@@ -89,14 +97,14 @@ def what_runs(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def what_is_there(workdir: pathlib.Path) -> dict[str, str]:
+def what_is_there(workdir: storage.Path) -> dict[str, str]:
     """The contents of the shared workdir that have to be equal in all processes of one run."""
     steps = Checkpoints(workdir, read_only=True).steps()
     config_file = "there" if (workdir / CONFIG_FILE).is_file() else "missing"
     return {f"{workdir}: {CONFIG_FILE}": config_file, f"{workdir}: checkpoints": str(steps)}
 
 
-def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: bool) -> None:
+def _train(experiment: Experiment, workdir: storage.Path, stop: Stop, overview: bool) -> None:
     config = experiment.config
     steps, logging_, saving = config["steps"], config["logging"], config["checkpoint"]
     checkpoints = Checkpoints(
@@ -144,6 +152,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stop: Stop, overview: 
             validate_every=config["evaluation"]["every"],
         )
         state = loop.run("train", state, experiment.update, stream, start, steps, services)
+        writer.flush()
         checkpoints.save(steps, state)
 
 
@@ -167,7 +176,7 @@ if __name__ == "__main__":
         "configs/FILE.py or configs/FILE.py:OPTION,OPTION=VALUE, such as :runlocal; "
         "--config.section.field=value sets a field.",
     )
-    WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
+    WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; gs:// or s3:// too.")
     DISTRIBUTED = flags.DEFINE_string(
         "distributed", None, "For several hosts, started on each: 'auto', or HOST:PORT,COUNT,INDEX."
     )

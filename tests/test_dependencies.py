@@ -296,7 +296,7 @@ def test_the_quickstart_imports_few_files():
             seen.add(name)
             todo += [name.rpartition(".")[0], *imports(name, MODULES[name], late=False)]
     files = {name for name in seen if len(MODULES[name].body) > 1}  # not a docstring alone
-    assert len(files) <= 60, sorted(files)
+    assert len(files) <= 65, sorted(files)
 
 
 def test_everything_that_is_imported_is_declared():

@@ -25,8 +25,7 @@ from collections.abc import Sequence
 
 from experiments.reports.formats import escape_markdown, origin, read_study
 from experiments.reports.layout import layout
-from experiments.runtime import project
-from experiments.runtime.workdir import write_text
+from experiments.runtime import project, storage
 
 BLOCK = re.compile(r"(<!-- table: (?P<path>\S+)\n(?P<fields>.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -109,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if updated != text:
             stale.append(file)
             if not check:
-                write_text(file, updated)
+                storage.write(file, updated)
     for file in stale:
         print(f"{file}: {'is not up to date; run `make docs`' if check else 'written'}")
     return 1 if check and stale else 0

@@ -1,6 +1,5 @@
 """The record that a run keeps of its data: which data they were, and how they were read."""
 
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 from experiments.data.examples import Source
 from experiments.data.normalisation import compact, per_example
 from experiments.data.source import load
+from experiments.runtime import storage
 from experiments.runtime.workdir import DATA, jsonable, read_config, read_json, write_json
 
 SAME = ("shape", "examples", "digest", "classes")  # have to be equal when a run resumes
@@ -56,7 +56,7 @@ def describe(source: Source, streams: Mapping[str, Source] | None = None) -> dic
 
 
 def write_description(
-    workdir: pathlib.Path, source: Source, streams: Mapping[str, Source] | None = None
+    workdir: storage.Path, source: Source, streams: Mapping[str, Source] | None = None
 ) -> None:
     """Writes `describe(source, streams)` to the workdir.
 
@@ -85,7 +85,7 @@ def _changed(noted: dict[str, Any], description: dict[str, Any], prefix: str = "
 NOTED = {"name": str, "shape": [int], "classes": (int, None), "outputs": int}
 
 
-def read_description(workdir: str | pathlib.Path) -> Described | None:
+def read_description(workdir: str | storage.Path) -> Described | None:
     """The data of a run without their examples; None if the workdir has no record of them.
 
     Records of earlier versions that lack a digest are completed from the training data.
@@ -93,7 +93,7 @@ def read_description(workdir: str | pathlib.Path) -> Described | None:
     Raises:
       ValueError: the file is damaged, or the training data are missing.
     """
-    path = pathlib.Path(workdir) / DATA
+    path = storage.path(workdir) / DATA
     if not path.is_file():
         return None
     noted = read_json(path, NOTED)

@@ -1,4 +1,4 @@
-"""Local folders of IDX files, and npz files."""
+"""Folders of IDX files, and npz files, on a disk or in a bucket."""
 
 import gzip
 import math
@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.data.order import SPLIT, philox
 from experiments.data.splits import Arrays, Dataset, check_names, dataset
+from experiments.runtime import storage
 from uncertainty.build import ConfigError, nearest
 
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -66,7 +67,7 @@ def npz(
     """
     _check_count(num_classes)
     entries = check_names(entries)
-    location = pathlib.Path(path).expanduser()
+    location = storage.path(path).expanduser()
     if location.is_dir():
         if entries:
             raise ConfigError(
@@ -91,7 +92,7 @@ def npz(
     return dataset(reads, read, num_classes or 0)
 
 
-def read_idx(path: pathlib.Path | str) -> np.ndarray:
+def read_idx(path: storage.Path | str) -> np.ndarray:
     """The array in an IDX file, gzipped or not.
 
     Two zero bytes, a type, the number of axes, their sizes as big-endian uint32, the elements.
@@ -99,16 +100,17 @@ def read_idx(path: pathlib.Path | str) -> np.ndarray:
     Raises:
       ValueError: the file is not IDX, is cut short, or its gzip stream is damaged.
     """
+    path = storage.path(path)
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else open(path, "rb") as file:
-            return _idx_array(path, file)
+            file.seek(0)
+            return _idx_array(path, gzip.open(file) if packed else file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: damaged gzip file ({error})") from error
 
 
-def _idx_array(path: pathlib.Path | str, file) -> np.ndarray:
+def _idx_array(path: storage.Path, file) -> np.ndarray:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in IDX_TYPES:
         raise ValueError(f"{path}: not an IDX file (it begins with {head!r})")
@@ -183,7 +185,7 @@ def _in_order(arrays: Arrays, seed: int | None) -> Arrays:
 
 def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict[str, tuple]:
     """The files of inputs and labels in a folder: split -> (path, path)."""
-    folder = pathlib.Path(path).expanduser()
+    folder = storage.path(path).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"path: there is no folder {folder}; it should hold {example} and so on")
     pairs = {}
@@ -200,7 +202,7 @@ def _pairs(path: str, words: tuple[str, ...], ending: str, example: str) -> dict
     return pairs
 
 
-def _files(folder: pathlib.Path, prefixes, words, ending: str) -> list[pathlib.Path]:
+def _files(folder: storage.Path, prefixes, words, ending: str) -> list[storage.Path]:
     patterns = [
         f"*{p}-{w}[-.]{ending}*" if ending != "npz" else f"*{p}-{w}.npz"
         for p in prefixes
@@ -209,20 +211,20 @@ def _files(folder: pathlib.Path, prefixes, words, ending: str) -> list[pathlib.P
     return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
-def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _load_npz(path: storage.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ConfigError(
             f"path: there is no file {path}; an npz file or a folder of them is needed"
         )
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path}: not a readable npz file ({error})") from error
     require_memory(size, path)
     try:
-        with np.load(path) as file:
-            arrays = {key: file[key] for key in file.files}
+        with path.open("rb") as file, np.load(file) as archive:
+            arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # NumPy, zipfile and zlib raise different types
         reason = (
             "it holds Python objects, which are not loaded; store numeric arrays"
@@ -233,14 +235,14 @@ def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _only_array(path: pathlib.Path) -> np.ndarray:
+def _only_array(path: storage.Path) -> np.ndarray:
     arrays = _load_npz(path)
     if len(arrays) != 1:
         raise ValueError(f"{path}: one array is needed, it has {sorted(arrays)}")
     return next(iter(arrays.values()))
 
 
-def _arrays_of(path: pathlib.Path, entries: Sequence[str]) -> dict[str, Callable[[], Arrays]]:
+def _arrays_of(path: storage.Path, entries: Sequence[str]) -> dict[str, Callable[[], Arrays]]:
     arrays = _load_npz(path)
     reads = {}
     for key in arrays:

@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.data.own import OWN
 from experiments.data.splits import Arrays, Dataset, check_names, positions
+from experiments.runtime import storage
 from uncertainty.build import ConfigError, nearest
 
 EXTRA = "pip install '.[tensorflow]'"
@@ -34,7 +35,8 @@ def tfds(
 
     Args:
       name: as for `tfds.builder`, optionally with configuration and version.
-      data_dir: where sets are prepared; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      data_dir: where sets are prepared, on a disk; by default $TFDS_DATA_DIR, else
+        ~/tensorflow_datasets.
       keys: names of the features for x and y; by default the set's supervised keys. x alone where
         labels are not used, as for out-of-distribution data. A dict also names further entries:
         dict(x='image', y='label', group='attribute').
@@ -146,6 +148,11 @@ def check_name(name: str, data_dir: str | None, field: str) -> None:
     """Raises ConfigError, naming `field`, where neither tfds nor `data_dir` has such a set."""
     import tensorflow_datasets as library
 
+    if data_dir and isinstance(storage.path(str(data_dir)), storage.BucketPath):
+        raise ConfigError(
+            f"{field.rpartition('.')[0]}.data_dir: {data_dir}: sets of tfds are read from a disk; "
+            "copy the prepared folder there"
+        )
     base = name.split("/")[0].split(":")[0]
     builders = library.list_builders(with_community_datasets=False)
     folder = pathlib.Path(str(data_dir or library.core.constants.DATA_DIR), base)

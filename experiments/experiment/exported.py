@@ -8,7 +8,6 @@ p = np.exp(log_p).mean(axis=0)                   # what the ensemble predicts
 
 import contextlib
 import json
-import os
 import pathlib
 import re
 import tempfile
@@ -27,6 +26,7 @@ from experiments.experiment.results import reported
 from experiments.prediction.predictions import Predictions
 from experiments.prediction.predictor import Predictor
 from experiments.prediction.reading import Data, described, key_of_data
+from experiments.runtime import storage
 from experiments.runtime.workdir import jsonable
 
 METADATA = "metadata.json"
@@ -55,7 +55,7 @@ COMBINED = {
 def export_all(
     predict: Predictor,
     reads: Mapping[str, Reads],
-    folder: pathlib.Path,
+    folder: storage.Path,
     runs: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
     """Writes one file for each data set of the evaluators whose labels are the model's or unused.
@@ -90,7 +90,7 @@ def export(
     predict: Predictor,
     data: Data,
     labels: str,
-    file: pathlib.Path,
+    file: storage.Path,
     noted: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the predictions of a data set atomically, without holding them in memory.
@@ -107,7 +107,10 @@ def export(
         folder = None
         if jax.process_index() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.")
+            local = isinstance(file, pathlib.Path)
+            temporary = tempfile.TemporaryDirectory(
+                dir=str(file.parent) if local else None, prefix=f".{file.stem}."
+            )
             folder = pathlib.Path(stack.enter_context(temporary))
         arrays: dict[str, np.ndarray] = {}  # on disk
 
@@ -179,11 +182,10 @@ def _pack(
     folder: pathlib.Path,
     arrays: Mapping[str, np.ndarray],
     metadata: Mapping[str, Any],
-    file: pathlib.Path,
+    file: storage.Path,
 ) -> None:
     """Packs the arrays of a folder, and those in memory, into one archive."""
-    half = folder / "half.npz"
-    with zipfile.ZipFile(half, "w", zipfile.ZIP_STORED) as archive:
+    with storage.whole(file) as half, zipfile.ZipFile(half, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(METADATA, json.dumps(jsonable(metadata), indent=2))
         for name, array in arrays.items():
             path = folder / f"{name}.npy"
@@ -193,4 +195,3 @@ def _pack(
                 np.save(path, array)
             archive.write(path, path.name)
             path.unlink()
-    os.replace(half, file)

@@ -8,9 +8,8 @@
         grid=(14, 14), # rows and columns of patches in the file, if its positions are ambiguous
     )
 
-Buckets are read through fsspec, which needs the bucket's package (gcsfs for gs://, s3fs for s3://),
-or through TensorFlow if it is installed. Only a new run reads the file; resuming and evaluation do
-not need it.
+Buckets need the extra of their scheme (`gcs`, `s3`). Only a new run reads the file; resuming and
+evaluation do not need it.
 """
 
 import logging
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment.readers import READERS, Checkpoint, patches_of
+from experiments.runtime import storage
 from uncertainty.build import ConfigError, nearest
 from uncertainty.restore.plan import Move, plan
 from uncertainty.rules import path_of
@@ -197,9 +197,7 @@ def _open(spec: Mapping[str, Any]) -> Checkpoint:
       OSError: the file is missing or not readable.
       ConfigError: the file has another format.
     """
-    from etils import epath
-
-    path = epath.Path(str(spec["path"])).expanduser()
+    path = storage.path(str(spec["path"])).expanduser()
     more = {} if spec.get("particle") is None else dict(particle=spec["particle"])
     try:
         return READERS[spec["layout"]](path, **more)

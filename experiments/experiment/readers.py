@@ -1,7 +1,6 @@
 """Readers of checkpoints in each layout, without the libraries that wrote them."""
 
 import contextlib
-import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runtime.checkpoint import ITEM, LEAVES, step_of, verify
+from experiments.runtime import shards, storage
+from experiments.runtime.checkpoint import CHECKSUMS, ITEM, LEAVES, Checkpoints, verify
 from experiments.runtime.workdir import CONFIG, DATA, read_json
 from uncertainty import build
 from uncertainty.build import ConfigError
@@ -136,12 +136,11 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
     import orbax.checkpoint as ocp
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    folder = path / "checkpoints"
-    steps = [step_of(p.name) for p in folder.iterdir()] if folder.exists() else []
-    steps = [step for step in steps if step is not None]
-    if not steps:
+    path = storage.path(path)
+    checkpoints = Checkpoints(path, read_only=True)
+    if (step := checkpoints.latest_step()) is None:
         raise FileNotFoundError(f"{path} has no checkpoint")
-    directory = folder / str(max(steps))
+    directory = checkpoints.directory / str(step)
     saved = read_json(directory / LEAVES, {"key": str, str: str})  # 'key' -> such as 'uint32[2,8]'
     with reading(directory / LEAVES, "description of a checkpoint"):
         of = {name: _shape_of(text) for name, text in saved.items()}
@@ -157,15 +156,25 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
         dtypes = {full[name]: saved[full[name]].partition("[")[0] for name in names}
+        verify(directory)
+        if index := shards.index_in(directory, read_json(directory / CHECKSUMS)):
+            parts = {name: ((p, p + 1), *((0, n) for n in of[name][1:])) for name in dtypes}
+            known = {n: (of[n], np.dtype(dtype), {parts[n]}) for n, dtype in dtypes.items()}
+            arrays = {n: a[parts[n]] for n, a in shards.assembled(directory, index, known)}
+            return {name: arrays[full[name]][0] for name in names}
         item = unflatten_dict(
             {name: jax.ShapeDtypeStruct(of[name], dtype) for name, dtype in dtypes.items()}, sep="/"
         )
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        if "://" not in str(directory):
-            verify(pathlib.Path(directory))
-        with reading(directory, "checkpoint"), ocp.PyTreeCheckpointer() as checkpointer:
+        with (
+            storage.local_copy(directory) as local,
+            reading(directory, "checkpoint"),
+            ocp.PyTreeCheckpointer() as checkpointer,
+        ):
+            if local != directory:  # the files of a run that was copied to a bucket
+                verify(local)
             tree = checkpointer.restore(
-                directory / ITEM,
+                local / ITEM,
                 args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True),
             )
         arrays = flatten_dict(tree, sep="/")

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import pathlib
 import re
 import traceback
@@ -14,6 +13,7 @@ import numpy as np
 
 from experiments.data.derived import path_of
 from experiments.data.source import Source
+from experiments.runtime import storage
 from experiments.runtime.workdir import read_json, write_json
 from uncertainty.build import ConfigError
 
@@ -54,26 +54,23 @@ def reported(name: str, failures: dict[str, str]) -> Iterator[None]:
 
 
 def write_results(
-    directory: pathlib.Path,
+    directory: storage.Path,
     metrics: Mapping[str, float],
     arrays: Mapping[str, np.ndarray],
     sets: Mapping[str, Mapping[str, Any]],
     runs: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes metrics.json, scores.npz and sets.json atomically; for several runs RUNS too."""
-    half = directory / "half.npz"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(half, **arrays)
-        write_json(directory / SETS, sets)
-        (directory / RUNS).unlink(missing_ok=True)
-        if len(runs) > 1:
-            write_json(directory / RUNS, runs)
-        write_json(directory / "metrics.json", metrics)
-        os.replace(half, directory / "scores.npz")
+        with storage.whole(directory / "scores.npz") as half:
+            with half.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+            write_json(directory / SETS, sets)
+            (directory / RUNS).unlink(missing_ok=True)
+            if len(runs) > 1:
+                write_json(directory / RUNS, runs)
+            write_json(directory / "metrics.json", metrics)
     except OSError as error:
-        with contextlib.suppress(OSError):  # for example on a read-only disk
-            half.unlink()
         raise OSError(error.errno, f"could not write {directory}: {error.strerror}") from error
 
 
@@ -84,11 +81,11 @@ def name_of(spec: Mapping[str, Any]) -> str:
 
 
 def place(
-    workdir: pathlib.Path,
+    workdir: storage.Path,
     name: str | None,
     spec: Mapping[str, Any] | None,
     source: Source | None,
-    others: Sequence[pathlib.Path] = (),
+    others: Sequence[storage.Path] = (),
 ) -> str:
     """The folder below evaluation/ for results on other data, or of several runs.
 
@@ -103,7 +100,7 @@ def place(
       ConfigError: an invalid folder name, or a folder with other results.
     """
     identity = None if source is None else [source.digest(), *source.notes]
-    runs = [relative(other, workdir) for other in others]
+    runs = [storage.relative(other, workdir) for other in others]
 
     def has_others(name: str) -> bool:
         """Whether the folder has results of other data or runs."""
@@ -140,11 +137,6 @@ def place(
             f"{workdir / 'evaluation' / name}; give another name, or remove that folder"
         )
     return name
-
-
-def relative(other: pathlib.Path, workdir: pathlib.Path) -> str:
-    """The path of another run relative to `workdir`, so that both can be moved together."""
-    return os.path.relpath(other.absolute(), workdir.absolute())
 
 
 def check_name(name: str) -> None:

@@ -16,8 +16,8 @@ from experiments.planning.slices import GIB
 from experiments.reports import formats
 from experiments.reports.compiled import write_page
 from experiments.reports.study import Study
-from experiments.runtime import project
-from experiments.runtime.workdir import jsonable, write_text
+from experiments.runtime import project, storage
+from experiments.runtime.workdir import jsonable
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def read_table(path: str) -> tuple[str, list[Row]]:
     return table["title"], rows
 
 
-def records(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+def records(folder: storage.Path) -> dict[str, dict[str, Any]]:
     """key -> record of each finished program."""
     path = folder / RECORDS
     if not path.is_file():
@@ -77,7 +77,7 @@ def key_of(request: Request) -> str:
 
 def run(
     rows: Sequence[Row],
-    folder: pathlib.Path,
+    folder: storage.Path,
     cache: pathlib.Path,
     timeout: float,
     programs: Sequence[str] = PROGRAMS,
@@ -120,13 +120,13 @@ def again(result: Mapping[str, Any], timeout: float) -> bool:
     return failed == requests.ABORTED and "memory runs out" in result["reason"]
 
 
-def write_records(folder: pathlib.Path, known: Mapping[str, Mapping[str, Any]]) -> None:
+def write_records(folder: storage.Path, known: Mapping[str, Mapping[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(jsonable(record), sort_keys=True) for record in known.values()]
-    write_text(folder / RECORDS, "\n".join(lines) + "\n")
+    storage.write(folder / RECORDS, "\n".join(lines) + "\n")
 
 
-def of_rows(rows: Sequence[Row], folder: pathlib.Path) -> Iterator[tuple[Row, dict[str, Any]]]:
+def of_rows(rows: Sequence[Row], folder: storage.Path) -> Iterator[tuple[Row, dict[str, Any]]]:
     """(row, program -> result) of those that have one; of the newest record of each."""
     known = records(folder)
     for row in rows:
@@ -154,7 +154,7 @@ COLUMNS = (
 )
 
 
-def study(title: str, rows: Sequence[Row], folder: pathlib.Path, command: str) -> Study:
+def study(title: str, rows: Sequence[Row], folder: storage.Path, command: str) -> Study:
     """The table of the training steps; `hardware` says which versions compiled it."""
     made = []
     for row, results in of_rows(rows, folder):
@@ -178,7 +178,7 @@ def study(title: str, rows: Sequence[Row], folder: pathlib.Path, command: str) -
     return Study(title, COLUMNS, made, command=command, exact=True, hardware=there)
 
 
-def compiled_by(rows: Sequence[Row], folder: pathlib.Path) -> dict[str, str]:
+def compiled_by(rows: Sequence[Row], folder: storage.Path) -> dict[str, str]:
     """Topologies and versions of all records of the rows."""
     found = list(of_rows(rows, folder))
     each = [result["versions"] for _, results in found for result in results.values()]
@@ -209,7 +209,7 @@ def numbers(
 
 
 def write(
-    title: str, rows: Sequence[Row], folder: pathlib.Path, page: pathlib.Path, command: str
+    title: str, rows: Sequence[Row], folder: storage.Path, page: storage.Path, command: str
 ) -> None:
     """Writes table.md, .tex and .json into the folder of the records, and the page."""
     if not records(folder):

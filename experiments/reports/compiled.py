@@ -1,7 +1,6 @@
 """A page on compiled programs: memory by kind, lower bounds of time, collectives, advice."""
 
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from experiments.reports.figures import Entry
 from experiments.reports.html import figure_part, page
 from experiments.reports.style import GREY, PALETTE, panels, styled, text
-from experiments.runtime.workdir import write_text
+from experiments.runtime import storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +76,7 @@ def _rows(ax: Any, programs: Sequence[Shown], label: str) -> None:
 
 
 def write_page(
-    path: pathlib.Path,
+    path: storage.Path,
     title: str,
     programs: Sequence[Shown],
     command: str,
@@ -123,7 +122,7 @@ def write_page(
     if advised:
         sections.append(("Advice", advised))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page(title, hardware, command, sections, "Compiled for"))
+    storage.write(path, page(title, hardware, command, sections, "Compiled for"))
 
 
 def facts_table(programs: Sequence[Shown]) -> str:

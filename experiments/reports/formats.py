@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
 import re
 from typing import Any
 
 from experiments.reports.layout import Layout, layout
 from experiments.reports.study import Row, Study, machine, one_line, summarise, values_of
-from experiments.runtime.workdir import jsonable, read_json, write_text
+from experiments.runtime import storage
+from experiments.runtime.workdir import jsonable, read_json
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -154,7 +154,7 @@ def to_json(study: Study) -> str:
     return json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
 
 
-def read_study(path: str | pathlib.Path) -> Study:
+def read_study(path: str | storage.Path) -> Study:
     """Reads a study from `to_json`'s output, without the data that rows were evaluated on."""
     content = read_json(path)
     rows = [
@@ -173,12 +173,12 @@ def read_study(path: str | pathlib.Path) -> Study:
     return Study(rows=rows, exact=content.get("exact", False), **fields)
 
 
-def says_the_same(study: Study, folder: str | pathlib.Path, name: str) -> bool:
+def says_the_same(study: Study, folder: str | storage.Path, name: str) -> bool:
     """Whether the files of `write_study` exist and have this content, up to command and failures.
 
     A file that cannot be read counts as different.
     """
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     if not all((folder / (name + suffix)).is_file() for suffix in (".md", ".tex", ".json")):
         return False
 
@@ -193,13 +193,13 @@ def says_the_same(study: Study, folder: str | pathlib.Path, name: str) -> bool:
         return False
 
 
-def write_study(study: Study, folder: str | pathlib.Path, name: str) -> list[pathlib.Path]:
+def write_study(study: Study, folder: str | storage.Path, name: str) -> list[storage.Path]:
     """Writes `name`.md, .tex and .json into the folder, which is created; returns their paths."""
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {".md": to_markdown(study), ".tex": to_latex(study), ".json": to_json(study)}
     for suffix, text in texts.items():
-        write_text(folder / (name + suffix), text)
+        storage.write(folder / (name + suffix), text)
     return [folder / (name + suffix) for suffix in texts]
 
 

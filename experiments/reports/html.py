@@ -4,7 +4,6 @@ import datetime
 import itertools
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -14,7 +13,7 @@ from experiments.reports.layout import layout, transpose
 from experiments.reports.runs import Run, by_label, by_task, read_run, study_of
 from experiments.reports.study import Study, machine, one_line, round_pair, summarise
 from experiments.reports.style import save_png, svg_uri
-from experiments.runtime.workdir import write_text
+from experiments.runtime import storage
 from experiments.runtime.writers import hardware as this_machine
 
 CSS = """
@@ -70,13 +69,13 @@ summary { cursor: pointer; }
 
 
 def write_report(
-    path: str | pathlib.Path,
+    path: str | storage.Path,
     runs: Sequence[Run | Mapping[str, Any] | str | os.PathLike],
     title: str = "Report",
     study: Study | None = None,
     command: str = "",
     problems: list[str] | None = None,
-) -> pathlib.Path:
+) -> storage.Path:
     """Writes the page and, in `<its name>_figures/` beside it, every figure as a PNG.
 
     The page is self-contained: style and figures (SVG) are embedded.
@@ -102,7 +101,7 @@ def write_report(
     groups = by_label(loaded)
     studies = [study] if study else [study_of(of, "Summary") for of in by_task(loaded).values()]
     command = command or studies[0].command
-    path = pathlib.Path(path)
+    path = storage.path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.parent / f"{path.stem}_figures"
 
@@ -115,7 +114,7 @@ def write_report(
         sections.append(("Runs", _runs(groups)))
     lines = "".join(f'<p class="failed">{escape(one_line(line))}</p>' for line in problems or ())
     sections = [("Summary", lines + "\n".join(map(study_table, studies))), *sections]
-    write_text(path, page(title, studies[0].hardware, command, sections))
+    storage.write(path, page(title, studies[0].hardware, command, sections))
     return path
 
 
@@ -157,7 +156,7 @@ def study_table(study: Study) -> str:
     )
 
 
-def figure_part(entry: Entry, folder: pathlib.Path) -> str:
+def figure_part(entry: Entry, folder: storage.Path) -> str:
     """Writes the PNG of a figure and returns its part of the page."""
     save_png(entry.figure, folder / f"{entry.name}.png")
     entry.figure.set_layout_engine("none")  # it is laid out already

@@ -1,7 +1,6 @@
 """Reads a run for a report: its config, training history and one evaluation."""
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,10 +10,10 @@ import numpy as np
 from experiments.reports import datasets
 from experiments.reports.study import Column, Row, Study, numbers
 from experiments.reports.tables import pretty
-from experiments.runtime import keys
+from experiments.runtime import keys, segments, storage
 from experiments.runtime.keys import named
 from experiments.runtime.workdir import CONFIG, difference, read_config, read_json, readable
-from experiments.runtime.writers import read_metrics
+from experiments.runtime.writers import METRICS, read_metrics
 
 # Fields of a config that do not change the method.
 FREE = ("seed", "workdir", "mesh.", "sharding", "logging.", "checkpoint.")
@@ -27,7 +26,7 @@ class Run:
     metrics: dict[str, float]
     scores: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    workdir: pathlib.Path | None = None
+    workdir: storage.Path | None = None
     missing: tuple[str, ...] = ()  # files whose figures are left out
     damaged: tuple[str, ...] = ()  # why some of these cannot be read
     sets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of sets.json
@@ -37,7 +36,7 @@ class Run:
         return datasets.evaluated(self.config, self.metrics, self.sets)
 
 
-def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = "test") -> Run:
+def load_run(workdir: str | storage.Path, label: str | None = None, name: str = "test") -> Run:
     """Reads a workdir that train and evaluate wrote.
 
     Args:
@@ -52,7 +51,7 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
       ValueError: a missing directory, config or evaluation, with the names of those that exist; or
         one that cannot be read.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = storage.path(workdir).expanduser()
     if not workdir.is_dir():
         raise ValueError(f"workdir {workdir}: no such directory")
     file = workdir / CONFIG
@@ -73,22 +72,22 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
     damaged, contents = [], {}
     for path, read in (
         (folder / "scores.npz", read_scores),
-        (workdir / "metrics.jsonl", read_history),
+        (workdir / METRICS, read_history),
         (folder / "sets.json", lambda path: datasets.check_sets(read_json(path))),
     ):
         contents[path.name] = None
-        if path.is_file():
+        if path.is_file() or (path.name == METRICS and segments.segments(path)):
             try:
                 contents[path.name] = readable(path, read)
             except ValueError as error:
                 damaged.append(str(error))
-    missing = tuple(n for n in ("scores.npz", "metrics.jsonl") if not contents[n])
+    missing = tuple(n for n in ("scores.npz", METRICS) if not contents[n])
     return Run(
         label or default_label(workdir),
         dict(config),
         metrics,
         contents["scores.npz"] or {},
-        contents["metrics.jsonl"] or [],
+        contents[METRICS] or [],
         workdir,
         missing,
         tuple(damaged),
@@ -99,13 +98,13 @@ def load_run(workdir: str | pathlib.Path, label: str | None = None, name: str = 
 PER_EXAMPLE = ("confidence", "prediction", "label", "entropy", "mutual_information")
 
 
-def read_scores(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_scores(path: storage.Path) -> dict[str, np.ndarray]:
     """The arrays of scores.npz.
 
     Raises:
       ValueError: an array is not numeric, or arrays per example differ in length.
     """
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         scores = dict(file)
     lengths: dict[str, dict[int, str]] = {}
     for key, value in scores.items():
@@ -125,14 +124,14 @@ def read_scores(path: pathlib.Path) -> dict[str, np.ndarray]:
     return scores
 
 
-def default_label(workdir: pathlib.Path) -> str:
+def default_label(workdir: storage.Path) -> str:
     """The directory's name, or its parent's if it is named after a seed."""
     workdir = workdir.absolute()
     by_seed = re.fullmatch(r"(seed[_=-]?)?\d+", workdir.name, re.IGNORECASE)
     return workdir.parent.name if by_seed and workdir.parent.name else workdir.name
 
 
-def read_history(path: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_history(path: str | storage.Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl merged by step; an array becomes 'name/0', 'name/1', ...
 
     Values that are not numbers are left out.

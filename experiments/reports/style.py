@@ -7,12 +7,12 @@ display and do not stay open.
 import base64
 import functools
 import io
-import pathlib
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from experiments.reports.study import one_line
+from experiments.runtime import storage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,16 +113,18 @@ def wrapped(
     return figure, list(axes.flat[: len(titles)])
 
 
-def save_png(figure: "Figure", path: str | pathlib.Path, dpi: int = 150) -> pathlib.Path:
+def save_png(figure: "Figure", path: str | storage.Path, dpi: int = 150) -> storage.Path:
     """Writes the figure as a PNG of 256 colours, a third of the size; creates the folder."""
     from PIL import Image
 
-    path = pathlib.Path(path)
+    path = storage.path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
     image = Image.open(stream).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    content = io.BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(content, format="png", optimize=True)
+    storage.write(path, content.getvalue())
     return path
 
 

@@ -1,21 +1,23 @@
-"""Checkpoints of a State: written by orbax, with file checksums that detect damage.
+"""Checkpoints of a State, with file checksums that detect damage.
 
-A step directory appears by one rename, after its arrays and their checksums are on disk, so a
-process killed at any moment leaves the previous checkpoint or the new one, never half of one. It
-records its step and config; a checkpoint under another step or config counts as damaged.
+On a disk orbax writes them: a step directory appears by one rename, after its arrays and their
+checksums are on disk. In a bucket each process writes its share (`uploads`), and a step is complete
+once its checksums are there. So a process killed at any moment leaves the previous checkpoint or
+the new one, never half of one. It records its step and config; a checkpoint under another step or
+config counts as damaged.
 """
 
 import dataclasses
+import errno
 import functools
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,19 +25,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from experiments.runtime import processes, shards, storage, uploads
+from experiments.runtime.shards import DamagedCheckpointError
 from experiments.runtime.workdir import MAY_CHANGE, difference, jsonable, matches, read_json
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
 
 ITEM = "default"  # orbax's directory for the arrays within a step directory
-CHECKSUMS = "checksums.json"  # {file below ITEM, LEAVES or RUN: [bytes, crc32]}
+CHECKSUMS = "checksums.json"  # {file of the arrays, LEAVES or RUN: [bytes, crc32]}
 LEAVES = "leaves.json"  # {path of a leaf: "dtype[shape]"}
 RUN = "run.json"  # step, config, and how it is executed; older checkpoints do not have it
-
-
-class DamagedCheckpointError(OSError):
-    """A checkpoint whose files differ from those that were written."""
 
 
 class Checkpoints:
@@ -52,29 +52,32 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | os.PathLike,
+        workdir: str | storage.Path,
         *,
         keep: int = 2,
         read_only: bool = False,
         config: Mapping[str, Any] | None = None,
         execution: Mapping[str, Any] | None = None,
     ):
-        self.workdir = pathlib.Path(workdir).absolute()
+        self.workdir = storage.path(workdir).absolute()
         self.directory = self.workdir / "checkpoints"
+        bucket = isinstance(self.directory, storage.BucketPath)
+        self._uploads = uploads.Uploads(self.directory, keep, CHECKSUMS) if bucket else None
         self.keep, self.read_only = keep, read_only
         self.config, self.execution = config, execution or {}
         self._saving: int | None = None  # the step of the last save that was started
         self._leaves: dict[str, str] = {}
 
     def steps(self) -> list[int]:
-        """The steps whose checkpoints are on disk, oldest first; not the one being written."""
-        if not self.directory.is_dir():
-            return []
-        numbers = (step_of(path.name) for path in self.directory.iterdir())
-        return sorted(step for step in numbers if step is not None)
+        """The steps whose checkpoints are complete, oldest first; not the one being written."""
+        if self._uploads:
+            names = self._uploads.complete()
+        else:
+            names = [p.name for p in self.directory.iterdir()] if self.directory.is_dir() else []
+        return sorted(step for step in map(step_of, names) if step is not None)
 
     def latest_step(self) -> int | None:
-        """The newest step on disk, or None."""
+        """The newest step, or None."""
         return max(self.steps(), default=None)
 
     def save(self, step: int, state: State) -> None:
@@ -92,6 +95,9 @@ class Checkpoints:
         if step in self.steps():
             return
         self._saving, self._leaves = step, describe(state)
+        if self._uploads:
+            self._uploads.start(step, state, self._notes())
+            return
         try:
             started = self._manager.save(step, args=ocp.args.StandardSave(item(state)), force=True)
         except Exception as error:
@@ -101,6 +107,11 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until nothing is being written; raises OSError if the last save failed."""
+        if self._uploads:
+            try:
+                return self._uploads.wait()
+            except OSError as error:
+                raise self._failed(error) from error
         if "_manager" not in self.__dict__:
             return
         try:
@@ -111,6 +122,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then ends orbax's threads; raises OSError if the last save failed."""
         self.wait()
+        if self._uploads:
+            self._uploads.close()
         if manager := self.__dict__.pop("_manager", None):
             manager.close()
 
@@ -142,12 +155,16 @@ class Checkpoints:
             )
         damaged = {}
         for candidate in reversed(saved) if step is None else [step]:
-            try:
-                verify(self.directory / str(candidate), self.config)
-            except DamagedCheckpointError as error:
+            if error := self._damage(candidate):
                 damaged[candidate] = error
                 continue
-            state = self._read(candidate, target)
+            try:
+                state, error = self._read(candidate, target), None
+            except DamagedCheckpointError as found:
+                state, error = None, found
+            if error := _of_any_process(error):
+                damaged[candidate] = error
+                continue
             self._set_aside(damaged, candidate)
             return state, candidate
         if damaged:
@@ -174,13 +191,18 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.directory, options=options)
 
+    def _notes(self) -> dict[str, bytes]:
+        """The files of a step beside its arrays."""
+        run = dict(step=self._saving, config=self.config, execution=self.execution)
+        return {LEAVES: json.dumps(self._leaves).encode(), RUN: json.dumps(jsonable(run)).encode()}
+
     def _write_checksums(self) -> None:
         """Runs in orbax's thread of the first process, before the step directory is renamed."""
         directory = self._unfinished(self._saving) or self.directory / str(self._saving)
-        run = dict(step=self._saving, config=self.config, execution=self.execution)
-        (directory / LEAVES).write_text(json.dumps(self._leaves))
-        (directory / RUN).write_text(json.dumps(jsonable(run)))
-        own = [directory / LEAVES, directory / RUN]
+        own = []
+        for name, content in self._notes().items():
+            own.append(directory / name)
+            own[-1].write_bytes(content)
         files = [*own, *(p for p in (directory / ITEM).rglob("*") if p.is_file())]
         sums = {str(p.relative_to(directory)): checksum(p) for p in sorted(files)}
         (directory / CHECKSUMS).write_text(json.dumps(sums))
@@ -192,39 +214,40 @@ class Checkpoints:
     def _failed(self, error: Exception) -> OSError:
         step, self._saving = self._saving, None
         self.__dict__.pop("_manager", None)  # it would raise the same error again
-        if (half := self._unfinished(step)) is not None:
+        if not self._uploads and (half := self._unfinished(step)) is not None:
             shutil.rmtree(half, ignore_errors=True)  # it may have filled the disk
         last = self.latest_step()
         safe = "nothing was saved before it" if last is None else f"step {last} is still safe"
         reason = "its disk is full" if "No space left" in str(error) else error
         return OSError(f"could not save step {step} in {self.workdir}; {safe}: {reason}")
 
+    def _damage(self, step: int) -> DamagedCheckpointError | None:
+        """What `verify` raises, in any process of this run."""
+        try:
+            verify(self.directory / str(step), self.config)
+        except DamagedCheckpointError as error:
+            return _of_any_process(error)
+        return _of_any_process(None)
+
     def _read(self, step: int, target: State) -> State:
         directory = self.directory / str(step)
         saved, expected = read_json(directory / LEAVES, {str: str}), describe(target)
-        leaves = jax.tree.map(placed, target)
         if isinstance(target, State) and target.opt_state == ():
-            kinds = {name: k for name, k in saved.items() if not name.startswith("opt_state/")}
-            compare(kinds, expected, directory)
-            return _read_without_optimiser(directory / ITEM, leaves)
+            saved = {name: k for name, k in saved.items() if not name.startswith("opt_state/")}
         compare(saved, expected, directory)
-        with ocp.StandardCheckpointer() as checkpointer:
-            saved = checkpointer.restore(directory / ITEM, item(leaves))
-        return jax.tree.map(
-            lambda part, saved: part.replace(**saved) if isinstance(part, State) else saved,
-            target,
-            saved,
-            is_leaf=lambda part: isinstance(part, State),
-        )
+        if index := shards.index_in(directory, read_json(directory / CHECKSUMS, {str: [int]})):
+            return shards.read(directory, index, target)
+        with storage.local_copy(directory) as local:  # of a run that was copied to a bucket
+            if local != directory:
+                verify(local, self.config)
+            return _read_by_orbax(local / ITEM, target)
 
     def _set_aside(self, damaged: dict[int, DamagedCheckpointError], restored: int) -> None:
         for step, error in damaged.items():
             place = "not moved"
             if not self.read_only and jax.process_index() == 0:
                 new = self.workdir / "damaged_checkpoints" / str(step)
-                shutil.rmtree(new, ignore_errors=True)
-                new.parent.mkdir(exist_ok=True)
-                os.replace(self.directory / str(step), new)
+                storage.move(self.directory / str(step), new)
                 place = f"moved to {new}"
             self.__dict__.pop("_manager", None)  # it caches the list of steps
             logger.warning(
@@ -234,6 +257,29 @@ class Checkpoints:
                 place,
                 restored,
             )
+
+
+def _of_any_process(
+    error: DamagedCheckpointError | None,
+) -> DamagedCheckpointError | None:
+    """The error of the first process of this run that has one, so that all read the same step."""
+    own = None if error is None else str(error)
+    texts = processes.exchange(f"damage/{processes.next_call()}", own)
+    return next((DamagedCheckpointError(text) for text in texts if text is not None), None)
+
+
+def _read_by_orbax(path: pathlib.Path, target: State) -> State:
+    leaves = jax.tree.map(placed, target)
+    if isinstance(target, State) and target.opt_state == ():
+        return _read_without_optimiser(path, leaves)
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(path, item(leaves))
+    return jax.tree.map(
+        lambda part, saved: part.replace(**saved) if isinstance(part, State) else saved,
+        target,
+        saved,
+        is_leaf=lambda part: isinstance(part, State),
+    )
 
 
 def _read_without_optimiser(path: pathlib.Path, target: State) -> State:
@@ -263,16 +309,13 @@ def item(tree: Any) -> Any:
 
 def describe(state: Any) -> dict[str, str]:
     """Maps the path of each leaf, 'params/dense/kernel', to its type, 'float32[8,40,50]'."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        )
-        for path, leaf in leaves
+        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for name, leaf in shards.named_leaves(state).items()
     }
 
 
-def compare(saved: dict[str, str], expected: dict[str, str], directory: pathlib.Path) -> None:
+def compare(saved: dict[str, str], expected: dict[str, str], directory: storage.Path) -> None:
     """Raises ValueError with the leaves that differ (at most 20)."""
     lines = [
         f"  {path}: saved {saved.get(path, 'nothing')}, expected {expected.get(path, 'nothing')}"
@@ -312,8 +355,10 @@ def step_of(name: str) -> int | None:
 IN_RUN = {"step": int, "config": (dict, None), "execution": {str: object}}
 
 
-def verify(directory: pathlib.Path, config: Mapping[str, Any] | None = None) -> None:
+def verify(directory: storage.Path, config: Mapping[str, Any] | None = None) -> None:
     """Checks that a step directory is complete and unchanged, and of this step and config.
+
+    In a bucket the bytes of arrays are checked as they are read.
 
     Args:
       directory: its name is the step.
@@ -324,19 +369,19 @@ def verify(directory: pathlib.Path, config: Mapping[str, Any] | None = None) -> 
     """
     try:
         sums = read_json(directory / CHECKSUMS, {str: [int]})
-        files = [(name, checksum(_below(directory, name)), sum_) for name, sum_ in sums.items()]
         if LEAVES not in sums or any(len(written) != 2 for written in sums.values()):
             raise DamagedCheckpointError(f"{CHECKSUMS} is incomplete")
-        for name, actual, written in files:
-            if actual[0] != written[0]:
-                raise DamagedCheckpointError(f"{name} has {actual[0]} of {written[0]} bytes")
-            if actual != written:
-                raise DamagedCheckpointError(f"{name} has the wrong checksum")
+        if isinstance(directory, storage.BucketPath):
+            uploads.check_files(directory, sums)
+        else:
+            _check_files(directory, sums)
         read_json(directory / LEAVES, {str: str})
         run = read_json(directory / RUN, IN_RUN) if RUN in sums else {}
     except DamagedCheckpointError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: circular links
+        if isinstance(directory, storage.BucketPath) and getattr(error, "errno", 0) == errno.EIO:
+            raise  # the server cannot be reached, which says nothing of what is there
         raise DamagedCheckpointError(f"{type(error).__name__}: {error}") from error
     if run and run["step"] != step_of(directory.name):
         raise DamagedCheckpointError(f"it belongs to step {run['step']}")
@@ -345,6 +390,15 @@ def verify(directory: pathlib.Path, config: Mapping[str, Any] | None = None) -> 
         lines = [line for name, line in changed.items() if not matches(name, MAY_CHANGE)]
         if lines:
             raise DamagedCheckpointError(f"it belongs to another config: {'; '.join(lines)}")
+
+
+def _check_files(directory: pathlib.Path, sums: Mapping[str, Sequence[int]]) -> None:
+    for name, written in sums.items():
+        found = checksum(_below(directory, name))
+        if found[0] != written[0]:
+            raise DamagedCheckpointError(f"{name} has {found[0]} of {written[0]} bytes")
+        if found != list(written):
+            raise DamagedCheckpointError(f"{name} has the wrong checksum")
 
 
 def _below(directory: pathlib.Path, name: str) -> pathlib.Path:

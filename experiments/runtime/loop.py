@@ -132,6 +132,7 @@ def run(
             signal = processes.any_signal(services.stop) if meeting else None
             if signal or (done % services.save_every == 0 and done < steps):
                 faults.check(done)
+                writer.flush()
                 services.checkpoints.save(done, carry)
             if signal:
                 message = f"{name} stopped by {signal} at step {done} of {steps}; saved"

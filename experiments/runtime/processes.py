@@ -167,6 +167,30 @@ def _store() -> Any:
 _calls = itertools.count()  # processes synchronise in one order: a number identifies a barrier
 
 
+def next_call() -> int:
+    """A number for a name of `exchange`; all processes have to ask for it in the same order."""
+    return next(_calls)
+
+
+def exchange(name: str, value: Any) -> list[Any]:
+    """The values that all processes of this run give under a name, in their order.
+
+    It may be called in any thread, once for each name.
+
+    Args:
+      name: of this exchange, the same in all processes.
+      value: of this process, in JSON's types.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    store, place = _store(), f"{ROOT}{name}/"
+    store.key_value_set(f"{place}{jax.process_index()}", json.dumps(value))
+    return [
+        json.loads(store.blocking_key_value_get(f"{place}{i}", int(1e3 * PATIENCE)))
+        for i in range(jax.process_count())
+    ]
+
+
 def agree(facts: Mapping[str, str]) -> None:
     """Compares facts between the processes of this run; all of them have to call it.
 
@@ -178,12 +202,7 @@ def agree(facts: Mapping[str, str]) -> None:
     """
     if jax.process_count() == 1:
         return
-    store, place = _store(), f"{ROOT}agree/{next(_calls)}/"
-    store.key_value_set(f"{place}{jax.process_index()}", json.dumps(dict(facts)))
-    first, *others = (
-        json.loads(store.blocking_key_value_get(f"{place}{i}", int(1e3 * PATIENCE)))
-        for i in range(jax.process_count())
-    )
+    first, *others = exchange(f"agree/{next_call()}", dict(facts))
     lines = []
     for i, other in enumerate(others, start=1):
         for name in sorted({**first, **other}):

@@ -1,4 +1,4 @@
-"""A run's directory: its config, its lock, and atomic writes of files.
+"""A run's directory: its config, its lock, and its files in JSON.
 
 Programs read all JSON files by `read_json`, whose error for a damaged file names it and what is
 expected.
@@ -7,19 +7,18 @@ expected.
 import contextlib
 import copy
 import errno
-import fcntl
 import fnmatch
-import glob
 import json
 import math
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from experiments.runtime import lock, storage
 
 CONFIG = "config.json"
 DATA = "data.json"  # the record of the training data, for evaluation
@@ -41,12 +40,12 @@ NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def open_workdir(
-    path: str | os.PathLike,
+    path: str | storage.Path,
     config: Mapping[str, Any],
     *,
     ignore: Sequence[str] = (),
     free_bytes: int = 64 << 20,
-) -> pathlib.Path:
+) -> storage.Path:
     """Creates the directory of a new run, or opens that of an interrupted one.
 
     Args:
@@ -61,11 +60,12 @@ def open_workdir(
         and new value of each field that differs.
       OSError: it cannot be written, or its disk is (almost) full.
     """
-    directory = pathlib.Path(path).expanduser().absolute()
+    directory = storage.path(path).expanduser().absolute()
     new = jsonable(config)
-    _require_writable(directory)
-    require_free_space(directory, free_bytes)
-    remove_stale(directory)
+    require_writable(directory)
+    if isinstance(directory, pathlib.Path):
+        require_free_space(directory, free_bytes)
+        storage.remove_stale(directory)
     if (directory / CONFIG).exists():
         old = read_config(directory)
         changed = difference(old, new)
@@ -84,7 +84,7 @@ def open_workdir(
     return directory
 
 
-def read_config(path: str | os.PathLike) -> dict[str, Any]:
+def read_config(path: str | storage.Path) -> dict[str, Any]:
     """The config of the run in the directory `path`; its tuples come back as lists.
 
     Renamed fields have their new names.
@@ -92,7 +92,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: the file is missing or not a config.
     """
-    file = pathlib.Path(path) / CONFIG
+    file = storage.path(path) / CONFIG
     if not file.is_file():
         raise ValueError(f"{path} is not a run's workdir: it has no {CONFIG}")
     return renamed(read_json(file, {str: object}))
@@ -169,57 +169,44 @@ def require_free_space(path: str | os.PathLike, needed: int) -> None:
         )
 
 
-def _require_writable(directory: pathlib.Path) -> None:
+def require_writable(directory: storage.Path) -> None:
+    """Raises OSError if the directory, which is created, cannot be written."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory) as probe:
-            probe.write(bytes(4096))
-            probe.flush()
+        storage.require_writable(directory)
     except OSError as error:
         reason = f"workdir {directory} cannot be written: {error.strerror}"
         raise type(error)(error.errno, reason) from error
 
 
 @contextlib.contextmanager
-def locked(directory: str | os.PathLike) -> Iterator[None]:
+def locked(directory: storage.Path) -> Iterator[None]:
     """Locks the directory against other training runs while the block runs.
 
-    The lock is the kernel's (flock), so it is released however the process ends. The processes of
-    one run share it: only the first one takes it.
+    The processes of one run share the lock: only the first one takes it.
 
     Raises:
-      BlockingIOError: another process holds it; the message has its id.
+      BlockingIOError: another process holds it; the message says which.
     """
     import jax
 
     if jax.process_index() != 0:
         yield
         return
-    with open(pathlib.Path(directory) / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise BlockingIOError(
-                f"workdir {directory} is in use by process {holder}; two runs cannot share it"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    with lock.exclusive(storage.path(directory)):
         yield
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | storage.Path, value: Any) -> None:
     """Writes `value` as JSON atomically.
 
     Arrays become lists; NaN and infinities, which JSON lacks, become the strings 'NaN', 'Infinity'
     and '-Infinity', which `read_json` and Python's `float` convert back.
     """
-    write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n"
+    storage.write(storage.path(path), text)
 
 
-def read_json(path: str | os.PathLike, form: Any = object) -> Any:
+def read_json(path: str | storage.Path, form: Any = object) -> Any:
     """Reads a file of `write_json`, with non-finite numbers restored.
 
     Args:
@@ -231,9 +218,8 @@ def read_json(path: str | os.PathLike, form: Any = object) -> Any:
       ValueError: it is not JSON, or not of that form; the message names the file and the error.
       OSError: it cannot be read.
     """
-    if not hasattr(path, "read_bytes"):  # paths in buckets have it too
-        path = pathlib.Path(path)
-    if path.exists() and not path.is_file():
+    path = storage.path(path)
+    if isinstance(path, pathlib.Path) and path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file")
     try:
         value = from_jsonable(json.loads(path.read_bytes()))
@@ -288,7 +274,7 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-def readable(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
+def readable(path: storage.Path, read: Callable[[storage.Path], Any]) -> Any:
     """The result of `read` on a file.
 
     Raises:
@@ -300,43 +286,6 @@ def readable(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
     except Exception as error:
         reason = " ".join(f"{error}".replace(str(path), "").split()) or type(error).__name__
         raise ValueError(f"{path} is damaged: {reason[:200]}") from error
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replaces the file atomically: written beside it, flushed to disk, then renamed."""
-    path = pathlib.Path(path)
-    remove_stale(path.parent, path.name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def remove_stale(directory: pathlib.Path, name: str = "*") -> None:
-    """Removes temporary files for `name` of processes that were killed in `write_text`."""
-    if name != "*":
-        name = glob.escape(name)
-    for path in directory.glob(f".{name}.*.tmp"):
-        process = path.name.split(".")[-2]
-        if process.isdecimal() and not _alive(int(process)):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def jsonable(value: Any, name: str = "") -> Any:

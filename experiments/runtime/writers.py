@@ -11,13 +11,15 @@ import math
 import os
 import pathlib
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.runtime.workdir import from_jsonable, jsonable, mismatch, write_text
+from experiments.runtime import segments, storage
+from experiments.runtime.workdir import from_jsonable, jsonable, mismatch
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -29,9 +31,10 @@ TIMING = ("seconds", "steps_per_second")  # clock readings; all else is equal in
 class Writer:
     """Appends one JSON object per line to `workdir/metrics.jsonl`, and optionally to TensorBoard.
 
-    A record reaches the operating system before `write` returns, so it survives if the process is
-    killed. Write the records of a step before saving its checkpoint: opening again with that step
-    then drops exactly the records that the resumed run will repeat.
+    On a disk a record reaches the operating system before `write` returns, so it survives if the
+    process is killed; in a bucket it does so at the next `flush`, or some seconds later
+    (`segments`). Write the records of a step, and flush, before saving its checkpoint: opening
+    again with that step then drops exactly the records that the resumed run will repeat.
 
     Args:
       workdir: the run's directory, which exists.
@@ -50,14 +53,15 @@ class Writer:
 
     def __init__(
         self,
-        workdir: str | os.PathLike,
+        workdir: str | storage.Path,
         start: int = 0,
         *,
         tensorboard: bool = False,
         prefix: str = "",
     ):
-        self.path, self.prefix = pathlib.Path(workdir) / METRICS, prefix
-        self._file = self._summaries = None
+        workdir = storage.path(workdir)
+        self.path, self.prefix = workdir / METRICS, prefix
+        self._lines = self._summaries = None
         previous = read_metrics(self.path, start) if start else []
         seconds = f"{prefix}seconds"
         self.seconds = next((r[seconds] for r in reversed(previous) if seconds in r), 0.0)
@@ -65,11 +69,8 @@ class Writer:
             return
         if tensorboard:
             require_tensorboard()
-            from clu.metric_writers import SummaryWriter  # imports TensorFlow, which takes seconds
-
-            self._summaries = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"))
-        write_text(self.path, "".join(map(_line, previous)))
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            self._summaries = Summaries(workdir / "tensorboard")
+        self._lines = segments.opened(self.path, "".join(map(_line, previous)))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes numbers, arrays (such as one value per member) and strings under their names.
@@ -80,25 +81,59 @@ class Writer:
           OSError: the file cannot be written, for example because the disk is full.
           TypeError: a value has no form in JSON; the message names it.
         """
-        if self._file is None:
+        if self._lines is None:
             return
         metrics = {f"{self.prefix}{name}": value for name, value in metrics.items()}
         line = _line({"step": int(step), **metrics})
         try:
-            self._file.write(line)
-            self._file.flush()
+            self._lines.append(line)
         except OSError as error:
             reason = f"could not write step {step} to {self.path}: {error.strerror}"
             raise OSError(error.errno, reason) from error
         if self._summaries is not None:
-            self._summaries.write_scalars(int(step), dict(_scalars(metrics)))
+            self._summaries.write(int(step), dict(_scalars(metrics)))
+
+    def flush(self) -> None:
+        """Returns once all records are where a kill does not reach them.
+
+        Raises:
+          OSError: they cannot be written.
+        """
+        for file in (self._lines, self._summaries):
+            if file is not None:
+                file.flush()
 
     def close(self) -> None:
         """Closes the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._summaries is not None:
-            self._summaries.close()
+        for file in (self._lines, self._summaries):
+            if file is not None:
+                file.close()
+
+
+class Summaries:
+    """TensorBoard files; those for a bucket are written here, and copied there by each flush."""
+
+    def __init__(self, folder: storage.Path):
+        from clu.metric_writers import SummaryWriter  # imports TensorFlow, which takes seconds
+
+        self._folder = folder
+        bucket = isinstance(folder, storage.BucketPath)
+        self._made = tempfile.TemporaryDirectory() if bucket else None
+        self._writer = SummaryWriter(self._made.name if self._made else str(folder))
+
+    def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._writer.write_scalars(step, scalars)
+
+    def flush(self) -> None:
+        if self._made:
+            self._writer.flush()
+            storage.upload(pathlib.Path(self._made.name), self._folder)
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._made:
+            storage.upload(pathlib.Path(self._made.name), self._folder)
+            self._made.cleanup()
 
 
 def require_tensorboard() -> None:
@@ -111,21 +146,21 @@ def require_tensorboard() -> None:
         )
 
 
-def read_metrics(path: str | os.PathLike, last: float = math.inf) -> list[dict[str, Any]]:
+def read_metrics(path: str | storage.Path, last: float = math.inf) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, oldest first; empty if there is no file.
 
     An incomplete last line, left by a killed process, is skipped.
 
     Args:
-      path: the file.
+      path: the file; in a bucket its lines are in several objects (`segments`).
       last: records of later steps are left out, and with them damaged lines after the last
         remaining record, as records are in the order of steps.
 
     Raises:
       ValueError: a line is not a record; the message names the file and the line.
     """
-    path = pathlib.Path(path)
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    path = storage.path(path)
+    lines = (segments.read(path) or b"").splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
     records = [_record(line) for line in lines]
@@ -181,10 +216,11 @@ class Profile:
       ValueError: `steps` is not such a pair.
     """
 
-    def __init__(self, workdir: str | os.PathLike, steps: Sequence[int] | None):
+    def __init__(self, workdir: str | storage.Path, steps: Sequence[int] | None):
         if steps and not (len(steps) == 2 and 0 <= steps[0] <= steps[1]):
             raise ValueError(f"logging.profile = {steps}; give (first, last) with first <= last")
-        self.directory = pathlib.Path(workdir) / "profile"
+        self.directory = storage.path(workdir) / "profile"
+        self._made: tempfile.TemporaryDirectory | None = None  # where it is written for a bucket
         self.first, self.last = steps or (math.inf, -math.inf)
         self._tracing = False
 
@@ -195,7 +231,9 @@ class Profile:
     @contextlib.contextmanager
     def _traced(self, step: int) -> Iterator[None]:
         if not self._tracing:
-            jax.profiler.start_trace(str(self.directory))
+            if isinstance(self.directory, storage.BucketPath):
+                self._made = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._made.name if self._made else str(self.directory))
             atexit.register(self.close)
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("step", step_num=step):
@@ -210,6 +248,9 @@ class Profile:
             self._tracing = False
             jax.profiler.stop_trace()
             atexit.unregister(self.close)
+            if self._made:
+                storage.upload(pathlib.Path(self._made.name), self.directory)
+                self._made.cleanup()
 
 
 def hardware() -> dict[str, Any]:

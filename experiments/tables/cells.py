@@ -17,7 +17,7 @@ from typing import Any
 from experiments import evaluate, evaluators, stage, train
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
-from experiments.runtime import keys, project, writers
+from experiments.runtime import keys, project, storage, writers
 from experiments.runtime.workdir import MAY_CHANGE, read_json, same_but_for
 from experiments.tables.records import Records, slug
 from uncertainty.build import ConfigError, nearest
@@ -69,15 +69,15 @@ class Cells:
     def __init__(
         self,
         name: str,
-        results: str,
-        workdir: str,
+        results: str | storage.Path,
+        workdir: str | storage.Path,
         overrides: Mapping[str, Any],
-        round: str | pathlib.Path | None = None,
+        round: str | storage.Path | None = None,
     ):
         self.name, self.table = name, table_of(name)
         self.overrides = overrides
         self._configs: dict[tuple[str, int], dict[str, Any]] = {}
-        self.round = pathlib.Path(round) if round else None
+        self.round = storage.path(round) if round else None
         slugs: dict[str, str] = {}
         for row in self.table["rows"]:
             if (other := slugs.setdefault(slug(name_of(row)), name_of(row))) != name_of(row):
@@ -92,8 +92,8 @@ class Cells:
             if all(refused):
                 raise ConfigError(refused[0])
         self.variant = self._variant()
-        self.results = pathlib.Path(results) / name / self.variant
-        self.workdir = pathlib.Path(workdir) / name / self.variant
+        self.results = storage.path(results) / name / self.variant
+        self.workdir = storage.path(workdir) / name / self.variant
         self.records = Records(self.results, list(slugs))
 
     @staticmethod
@@ -176,7 +176,7 @@ class Cells:
         """The seeds of a row that have a record."""
         return self.records.seeds(slug(name_of(row)))
 
-    def run_directory(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
+    def run_directory(self, row: Mapping[str, Any], seed: int) -> storage.Path:
         """The workdir in which a cell runs, or was run last."""
         own = pathlib.Path(slug(name_of(row)), f"seed{seed}")
         if self.round is not None:
@@ -273,7 +273,7 @@ class Cells:
         if self.round is not None:
             self._mark(row, seed).touch()
 
-    def _mark(self, row: Mapping[str, Any], seed: int) -> pathlib.Path:
+    def _mark(self, row: Mapping[str, Any], seed: int) -> storage.Path:
         """The file that marks a cell of a round as recorded."""
         return self.run_directory(row, seed) / "recorded"
 

@@ -9,22 +9,25 @@ has no line for the cell; the next write moves them into it.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
+import math
 import pathlib
 import re
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from experiments.reports import datasets
 from experiments.reports.study import numbers
-from experiments.runtime.workdir import from_jsonable, jsonable, write_text
+from experiments.runtime import lock, storage
+from experiments.runtime.workdir import from_jsonable, jsonable
 
 logger = logging.getLogger(__name__)
 
 FILE, FOLDER = "runs.jsonl", "runs"
+LOOK = 5.0  # seconds
 Key = tuple[str, int]  # slug of the row, seed
 
 
@@ -40,7 +43,7 @@ class Entry(NamedTuple):
     where: str  # file and line, for messages
     record: dict[str, Any] | None  # None if it is damaged
     reason: str = ""  # why it is damaged
-    file: pathlib.Path | None = None  # the cell's file of an earlier version
+    file: storage.Path | None = None  # the cell's file of an earlier version
 
 
 class Contents(NamedTuple):
@@ -56,10 +59,11 @@ class Records:
       slugs: of the table's rows, in order.
     """
 
-    def __init__(self, folder: pathlib.Path, slugs: Sequence[str]):
+    def __init__(self, folder: storage.Path, slugs: Sequence[str]):
         self.folder, self.path = folder, folder / FILE
         self._slugs = list(slugs)
         self._read: tuple[Any, Contents] | None = None
+        self._looked = -math.inf
 
     def seeds(self, slug: str) -> list[int]:
         """The seeds of a row that have a record, including damaged ones."""
@@ -112,9 +116,8 @@ class Records:
     def _write(self, new: dict[Key, Entry]) -> None:
         """Writes all lines in order: rows of the table, other rows, lines whose cell is unknown."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the process ends
-            cells, strays = self._contents()
+        with lock.exclusive(self.folder, wait=True):
+            cells, strays = self._contents(fresh=True)
             entries = {k: e for k, e in cells.items() if e.file is None or e.record is not None}
             entries |= new
             places = {name: i for i, name in enumerate(self._slugs)}
@@ -122,27 +125,37 @@ class Records:
             lines = [entries[key].text for key in order] + [entry.text for entry in strays]
             text = "".join(line + "\n" for line in lines)
             if not self.path.is_file() or self.path.read_bytes() != text.encode():
-                write_text(self.path, text)
+                lock.check(self.path)
+                storage.write(self.path, text)
             for key, entry in cells.items():
                 if entry.file and key in entries:
                     entry.file.unlink()
-            with contextlib.suppress(OSError):  # no such folder, or a damaged file is left in it
-                (self.folder / FOLDER).rmdir()
+            self._looked = -math.inf
+            if isinstance(self.folder, pathlib.Path):
+                with contextlib.suppress(OSError):  # it does not exist, or has a damaged file
+                    (self.folder / FOLDER).rmdir()
 
-    def _contents(self) -> Contents:
-        """The entries on disk; files are read again when they have changed."""
+    def _contents(self, fresh: bool = False) -> Contents:
+        """The entries on disk; files are read again when they have changed.
+
+        In a bucket, where it takes a while, it is looked for changes after LOOK seconds only.
+        """
+        now = time.monotonic()
+        if not fresh and isinstance(self.path, storage.BucketPath) and now - self._looked < LOOK:
+            return self._read[1]
         try:
             files = [*self._files(), *([self.path] if self.path.is_file() else [])]
-            state = [(p, s.st_mtime_ns, s.st_size, s.st_ino) for p in files for s in [p.stat()]]
+            state = [(p, storage.fingerprint(p)) for p in files]
             if self._read is None or self._read[0] != state:
                 cells = {key: entry for path in self._files() for key, entry in _of_file(path)}
                 lines, strays = self._lines() if self.path.is_file() else ({}, [])
                 self._read = state, Contents(cells | lines, strays)
         except FileNotFoundError:  # another process has moved it into `runs.jsonl`
-            return self._contents()
+            return self._contents(fresh)
+        self._looked = now
         return self._read[1]
 
-    def _files(self) -> list[pathlib.Path]:
+    def _files(self) -> list[storage.Path]:
         """The files of an earlier version."""
         return sorted((self.folder / FOLDER).glob("*-seed*.json"))
 
@@ -165,7 +178,7 @@ class Records:
         return cells, strays
 
 
-def _of_file(path: pathlib.Path) -> Iterator[tuple[Key, Entry]]:
+def _of_file(path: storage.Path) -> Iterator[tuple[Key, Entry]]:
     """The record in a file of an earlier version, which is named after its cell."""
     if match := re.fullmatch(r"(.*)-seed(\d+)", path.stem):
         value, reason = _parsed(path.read_text(encoding="utf-8", errors="replace"))

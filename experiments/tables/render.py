@@ -1,10 +1,9 @@
 """Prints a table and writes its files: Markdown, LaTeX, JSON, constraints and a report."""
 
 import logging
-import pathlib
 from typing import Any
 
-from experiments.runtime.workdir import write_text
+from experiments.runtime import storage
 from experiments.tables import constraints
 from experiments.tables.cells import Cells, name_of
 from experiments.tables.run import Outcome
@@ -14,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 def render(
     cells: Cells, outcome: Outcome, report: bool = True
-) -> tuple[pathlib.Path | None, list[str]]:
+) -> tuple[storage.Path | None, list[str]]:
     """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
 
     Files that would differ only in the command and in current failures are not rewritten; none is
@@ -78,4 +77,4 @@ def write_constraints(cells: Cells) -> None:
     path = cells.results / "constraints.txt"
     text = constraints.text_of(cells.finished().values())
     if cells.finished() and not (path.is_file() and path.read_text(encoding="utf-8") == text):
-        write_text(path, text)
+        storage.write(path, text)

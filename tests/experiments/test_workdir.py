@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.runtime import storage
 from experiments.runtime import workdir as lib
 from experiments.runtime.workdir import locked, open_workdir, read_config, read_json, write_json
 
@@ -148,7 +149,7 @@ def test_what_a_killed_write_left_is_removed(tmp_path):
     for path in (*left, alive):
         path.write_text("half")
     write_json(tmp_path / "data.json", 1)
-    lib.write_text(tmp_path / "table[1].md", "")
+    storage.write(tmp_path / "table[1].md", "")
     assert [path.exists() for path in (*left, alive)] == [False, False, True, True]
     open_workdir(tmp_path, CONFIG)
     assert not left[-1].exists() and alive.exists()
