@@ -26,7 +26,7 @@ from absl import flags
 from experiments.data.derived import derived
 from experiments.experiment import config as config_lib
 from experiments.planning import estimates, paper, requests, search, show, slices, table
-from experiments.planning.programs import PREDICT, TRAIN
+from experiments.planning.programs import PREDICT, SHAPES, TRAIN
 from experiments.planning.requests import Request
 from experiments.planning.search import Candidate
 from experiments.runtime import project, storage
@@ -165,20 +165,23 @@ def outcome(result: Mapping[str, Any], topology: slices.Topology) -> str:
 
 def run_table() -> None:
     """Compiles what a table lacks, and writes it."""
-    title, rows = table.read_table(TABLE.value)
-    rows = [row for row in rows if re.search(ROWS.value, f"{row.label} {row.topology}")]
+    whole = table.read_table(TABLE.value)
+    known = [SHAPES, *table.PROGRAMS]
+    for name in PROGRAMS.value:
+        if name not in known:
+            raise ConfigError(f"programs: {name!r}; {nearest(name, known)}")
+    rows = [row for row in whole.rows if re.search(ROWS.value, f"{row.label} {row.topology}")]
     if not rows:
         raise ConfigError(f"rows: {ROWS.value!r} matches no row of {TABLE.value}")
     name = pathlib.Path(TABLE.value).stem
     folder = storage.path(OUTPUT.value or f"{project.default('results')}/{name}")
     command = f"python -m experiments.compile --table {TABLE.value}"
     page = pathlib.Path(project.default("runs")) / "compile" / f"{name}.html"
-    everything = table.read_table(TABLE.value)[1]
 
     def written() -> None:
-        table.write(title, everything, folder, page, command)
+        table.write(whole, folder, page, command)
 
-    names = PROGRAMS.value or [TRAIN, PREDICT]
+    names = PROGRAMS.value or whole.programs
     table.run(rows, folder, cache_folder(), TIMEOUT.value, names, FRESH.value, written)
     written()
     print(f"{folder / 'table.md'}, {page}")
@@ -206,7 +209,10 @@ if __name__ == "__main__":
         "topology", None, "v5e:4x4, v5p:2x2x2, ... in chips, or cpu:8 for virtual CPU devices."
     )
     PROGRAMS = flags.DEFINE_list(
-        "programs", [], "Of train, predict, 'stage 0 NAME' and 'stage 0 NAME finish'; default: all."
+        "programs",
+        [],
+        "Of train, predict, 'stage 0 NAME' and 'stage 0 NAME finish'; default: all. "
+        "Of a table: train, predict, shapes.",
     )
     SEARCH = flags.DEFINE_bool("search", False, "Try meshes and executors for the training step.")
     LIMIT = flags.DEFINE_integer("limit", 12, "Programs that --search compiles at most.")

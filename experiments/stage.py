@@ -230,12 +230,12 @@ def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[i
 
     The last batch of a pass may be smaller.
     """
-    put = execution.put_batch(mesh)
+    put, share = execution.put_batch(mesh), execution.share(mesh)
     for i in itertools.count(start):
         first = i % -(-len(source) // size) * size
         stop = min(first + size, len(source))
-        share = rows(execution.padded(stop - first, mesh), jax.process_index(), jax.process_count())
-        indices = np.minimum(np.arange(first + share.start, first + share.stop), stop - 1)
+        mine = rows(execution.padded(stop - first, mesh), **share)
+        indices = np.minimum(np.arange(first + mine.start, first + mine.stop), stop - 1)
         yield i, Padded(put(source.gather(indices)), stop - first)
 
 

@@ -78,7 +78,7 @@ class Experiment(NamedTuple):
     def batches(self, start: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch) of training from step `start` on, this process's share, without end."""
         particles = self.shapes.key.shape[0]
-        return self.data.batches(start, particles, jax.process_index(), jax.process_count())
+        return self.data.batches(start, particles, **execution.share(self.mesh))
 
     @property
     def put(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -21,6 +21,7 @@ from uncertainty.build import ConfigError
 from uncertainty.types import State
 
 TRAIN, PREDICT = "train", "predict"
+SHAPES = "shapes"  # of the training step, which is traced and not compiled
 MEMORY, COMPILER = "memory", "compiler"  # why there is no program
 
 
@@ -135,7 +136,7 @@ def parameters(state: State) -> int:
 
 
 def report(experiment: Experiment, name: str, text: pathlib.Path | None = None) -> dict[str, Any]:
-    """Compiles a program, and says what it takes on each device.
+    """Compiles a program, and says what it takes on each device; SHAPES is traced alone.
 
     Args:
       experiment: built for the devices.
@@ -143,7 +144,7 @@ def report(experiment: Experiment, name: str, text: pathlib.Path | None = None) 
       text: where its optimised HLO is written, compressed.
     """
     began = time.monotonic()
-    made = program(experiment, name)
+    made = program(experiment, TRAIN if name == SHAPES else name)
     traced = time.monotonic()
     found = operations.of_traced(made.traced)
     shared = dict(
@@ -154,6 +155,8 @@ def report(experiment: Experiment, name: str, text: pathlib.Path | None = None) 
         flops=made.calls * found.flops,
         unknown_loops=found.unknown_loops,
     )
+    if name == SHAPES:
+        return shared | dict(memory=kinds_of(made, name), **of_hosts(experiment))
     try:
         compiled = compile_for(experiment.mesh, made.traced)
     except Exception as error:  # of the compiler, whose types differ between versions
@@ -183,6 +186,13 @@ def report(experiment: Experiment, name: str, text: pathlib.Path | None = None) 
         loops=loops,
         program_bytes=len(hlo),
     )
+
+
+def of_hosts(experiment: Experiment) -> dict[str, int]:
+    """`hosts`, `shares` of a batch that they read, and `state`, the bytes of a checkpoint."""
+    shares = execution.shares(experiment.mesh)
+    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), experiment.shapes)
+    return dict(hosts=len(shares), shares=shares[0][1], state=bytes_of(state))
 
 
 def kinds_of(made: Program, name: str) -> dict[str, int]:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from experiments.data.derived import derived
 from experiments.experiment import config as config_lib
-from experiments.planning import estimates, requests, show, slices
-from experiments.planning.programs import PREDICT, TRAIN
+from experiments.planning import estimates, requests, scaling, show, slices
+from experiments.planning.programs import PREDICT, SHAPES, TRAIN
 from experiments.planning.requests import Request
 from experiments.planning.slices import GIB
 from experiments.reports import formats
-from experiments.reports.compiled import write_page
+from experiments.reports.compiled import Bounds, sizes_figure, write_page
 from experiments.reports.study import Study
+from experiments.reports.style import save_png
 from experiments.runtime import project, storage
 from experiments.runtime.workdir import jsonable
 from uncertainty.build import ConfigError
@@ -38,8 +39,16 @@ class Row(NamedTuple):
         return Request(derived(config), self.topology, program)
 
 
-def read_table(path: str) -> tuple[str, list[Row]]:
-    """The title and the rows of a file with `get_table`.
+class Table(NamedTuple):
+    """What a file says."""
+
+    title: str
+    rows: list[Row]
+    programs: Sequence[str] = PROGRAMS
+
+
+def read_table(path: str) -> Table:
+    """The table of a file with `get_table`.
 
     Raises:
       ConfigError: no such file, or not such a file.
@@ -57,7 +66,7 @@ def read_table(path: str) -> tuple[str, list[Row]]:
     for row in rows:
         if slices.parse(row.topology, installed=False).chip is None:
             raise ConfigError(f"table: {row.label}: {row.topology} has no published peaks")
-    return table["title"], rows
+    return Table(table["title"], rows, table.get("programs", PROGRAMS))
 
 
 def records(folder: storage.Path) -> dict[str, dict[str, Any]]:
@@ -154,8 +163,18 @@ COLUMNS = (
 )
 
 
-def study(title: str, rows: Sequence[Row], folder: storage.Path, command: str) -> Study:
-    """The table of the training steps; `hardware` says which versions compiled it."""
+def study(table: Table, folder: storage.Path, command: str) -> Study:
+    """The table of the training steps; `hardware` says which versions compiled it.
+
+    If SHAPES are among its programs, it is that of `scaling`, over sizes of slices.
+    """
+    title, rows, _ = table
+    there = compiled_by(rows, folder)
+    there["devices"] = f"Compiled for {there['devices']}"
+    if SHAPES in table.programs:
+        found = list(scaling.sizes(list(of_rows(rows, folder))))
+        columns, lines = scaling.COLUMNS, scaling.table_rows(found)
+        return Study(title, columns, lines, command=command, exact=True, hardware=there)
     made = []
     for row, results in of_rows(rows, folder):
         if TRAIN not in results:
@@ -173,15 +192,16 @@ def study(title: str, rows: Sequence[Row], folder: storage.Path, command: str) -
             notes.append("It has loops of unknown length, which count once.")
         results = [numbers(train, predict, topology)]
         made.append(dict(shown, results=results, note=" ".join(notes)))
-    there = compiled_by(rows, folder)
-    there["devices"] = f"Compiled for {there['devices']}"
     return Study(title, COLUMNS, made, command=command, exact=True, hardware=there)
 
 
 def compiled_by(rows: Sequence[Row], folder: storage.Path) -> dict[str, str]:
     """Topologies and versions of all records of the rows."""
-    found = list(of_rows(rows, folder))
-    each = [result["versions"] for _, results in found for result in results.values()]
+    everything = [(row, n, r) for row, each in of_rows(rows, folder) for n, r in each.items()]
+    found = [(row, r) for row, n, r in everything if n != SHAPES] or [
+        (row, r) for row, _, r in everything
+    ]
+    each = [result["versions"] for _, result in found]
     versions = {name: " and ".join(sorted({v[name] for v in each})) for name in each[0]}
     return requests.compiled_by(versions, dict.fromkeys(row.topology for row, _ in found))
 
@@ -208,17 +228,23 @@ def numbers(
     return values
 
 
-def write(
-    title: str, rows: Sequence[Row], folder: storage.Path, page: storage.Path, command: str
-) -> None:
-    """Writes table.md, .tex and .json into the folder of the records, and the page."""
+def write(table: Table, folder: storage.Path, page: storage.Path, command: str) -> None:
+    """Writes table.md, .tex and .json into the folder of the records, and the page; over sizes of
+    slices also bounds.png."""
     if not records(folder):
         return
-    formats.write_study(study(title, rows, folder, command), folder, "table")
+    title, rows, _ = table
+    formats.write_study(study(table, folder, command), folder, "table")
+    if SHAPES in table.programs:
+        found = scaling.sizes(list(of_rows(rows, folder)))
+        bounds = [Bounds(each.label, each.chips, each.times, each.compiled) for each in found]
+        save_png(sizes_figure(bounds), folder / "bounds.png")
     programs, topologies = [], {}
     for row, results in of_rows(rows, folder):
         topology = topologies[row.topology] = slices.parse(row.topology, installed=False)
         for name, result in results.items():
+            if name == SHAPES:
+                continue
             config = row.request(name).config
             advice = estimates.advice(result, config, topology)
             label = f"{row.label}, {row.topology}" + f": {name}" * (name != TRAIN)

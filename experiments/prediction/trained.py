@@ -191,10 +191,10 @@ class Trained:
         self, source: Source, entries: Sequence[str]
     ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
         """Batches on the mesh, and on the host all entries except x, without padding."""
-        share = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        padded = execution.padded(self.batch_size, self.experiment.mesh)
-        for batch in epoch(source, self.batch_size, padded=padded, **share):
-            examples = execution.host({k: a for k, a in batch.items() if k != "x"})
+        mesh = self.experiment.mesh
+        padded = execution.padded(self.batch_size, mesh)
+        for batch in epoch(source, self.batch_size, padded=padded, **execution.share(mesh)):
+            examples = execution.whole(mesh, {k: a for k, a in batch.items() if k != "x"})
             mask = examples.pop("mask")
             count = int(np.sum(mask))
             full = count == self.batch_size or not self._needs_mask

@@ -1,5 +1,6 @@
 """A page on compiled programs: memory by kind, lower bounds of time, collectives, advice."""
 
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.reports.figures import Entry
 from experiments.reports.html import figure_part, page
-from experiments.reports.style import GREY, PALETTE, panels, styled, text
+from experiments.reports.style import GREY, PALETTE, panels, styled, text, wrapped
 from experiments.runtime import storage
 
 if TYPE_CHECKING:
@@ -65,6 +66,42 @@ def times_figure(programs: Sequence[Shown]) -> "Figure":
     ax.set_xscale("log")
     _rows(ax, programs, "ms a step at the peaks")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+class Bounds(NamedTuple):
+    """Lower bounds of a step on a slice."""
+
+    label: str
+    chips: int
+    times: Mapping[str, float]  # of TIMES -> seconds
+    compiled: bool  # otherwise arithmetic
+
+
+@styled
+def sizes_figure(found: Sequence[Bounds]) -> "Figure":
+    """The time of a step at the published peaks over the chips of a slice, a panel for each label
+    with several sizes; filled markers are compiled programs."""
+    count = collections.Counter(each.label for each in found)
+    labels = [label for label in count if count[label] > 1]
+    figure, axes = wrapped(labels, 3.0, 2.6, sharex=True, sharey=True)
+    for ax, label in zip(axes, labels, strict=True):
+        mine = sorted((each for each in found if each.label == label), key=lambda e: e.chips)
+        for (kind, name), color, marker in zip(TIMES.items(), PALETTE, "osD", strict=False):
+            points = [(e.chips, 1e3 * e.times[kind], e.compiled) for e in mine
+                      if e.times.get(kind)]  # fmt: skip
+            ax.plot([c for c, _, _ in points], [t for _, t, _ in points], color=color, label=name)
+            for chips, ms, compiled in points:
+                face = color if compiled else "white"
+                ax.plot(chips, ms, marker, color=color, markerfacecolor=face)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        chips = sorted({each.chips for each in found})
+        ax.set_xticks(chips, [str(c) for c in chips])
+        ax.minorticks_off()
+        ax.set_xlabel("chips")
+    axes[0].set_ylabel("ms a step at the peaks")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

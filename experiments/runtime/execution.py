@@ -8,6 +8,7 @@ with any executor, up to the rounding of sums; bits are equal only if all of `ro
 """
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -47,10 +48,15 @@ def prepare() -> None:
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a config's `mesh`, axis -> number of devices; `data` takes the rest by default.
 
+    The devices of a process stand next to each other, so that it reads a contiguous share of a
+    batch; on TPU slices they are not numbered so.
+
     Raises:
-      ConfigError: an unknown axis, or sizes that do not match the number of devices.
+      ConfigError: an unknown axis, sizes that do not match the number of devices, or processes that
+        would read shares of different sizes.
     """
     devices = jax.devices() if devices is None else list(devices)
+    devices = sorted(devices, key=lambda device: device.process_index)
     for axis, size in sizes.items():
         if axis not in AXES:
             raise ConfigError(f"mesh.{axis}: no such axis; {nearest(axis, AXES)}")
@@ -64,7 +70,47 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         requested = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         raise ConfigError(f"mesh: {requested} = {total} devices, but there are {len(devices)}")
     shape = [sizes.get(axis, 1) for axis in AXES]
-    return Mesh(np.asarray(devices[:total]).reshape(shape), AXES)
+    mesh = Mesh(np.asarray(devices[:total]).reshape(shape), AXES)
+    shares(mesh)
+    return mesh
+
+
+@functools.lru_cache
+def shares(mesh: Mesh) -> dict[int, tuple[int, int]]:
+    """process -> (i, n): it reads the i-th of n equal, contiguous shares of every batch.
+
+    Processes whose devices have the same examples, of other particles for instance, read the same
+    share.
+
+    Raises:
+      ConfigError: the axes do not fit the devices of a process.
+    """
+    found = shares_of(np.vectorize(lambda device: device.process_index)(mesh.devices))
+    if found is None:
+        axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+        raise ConfigError(
+            f"mesh: {axes}: processes would read shares of a batch that overlap in part; devices "
+            "of a process have to be a divisor or a multiple of particle x expert x model"
+        )
+    return found
+
+
+def shares_of(owners: np.ndarray) -> dict[int, tuple[int, int]] | None:
+    """`shares` of a mesh [data, particle, expert, model] of processes; None without equal ones."""
+    owners = owners.transpose([AXES.index(axis) for axis in (*BATCH, "particle", "model")])
+    owners = owners.reshape(math.prod(owners.shape[: len(BATCH)]), -1)  # [shards of a batch, ...]
+    held = {int(i): tuple(np.flatnonzero((owners == i).any(1))) for i in np.unique(owners)}
+    different = sorted(set(held.values()))
+    size = len(owners) // len(different)
+    if different != [tuple(range(i, i + size)) for i in range(0, len(owners), size)]:
+        return None
+    return {process: (different.index(rows), len(different)) for process, rows in held.items()}
+
+
+def share(mesh: Mesh) -> dict[str, int]:
+    """This process's share of every batch, as `process_index` and `process_count` of readers."""
+    index, count = shares(mesh)[jax.process_index()]
+    return dict(process_index=index, process_count=count)
 
 
 def check_divides(field: str, value: int, mesh: Mesh, *axes: str) -> None:
@@ -170,10 +216,10 @@ def place(tree: Any, shardings: Any) -> Any:
 def put_batch(
     mesh: Mesh, own_examples: bool = False
 ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Puts this process's rows of a global batch onto the mesh.
+    """Puts this process's rows of a global batch (`share`) onto the mesh.
 
     Arrays are [B, ...], in nested dicts too. If particles have their own examples, arrays at the
-    top level are [P, B, ...]; those in nested dicts are shared.
+    top level are [P, B, ...], of all particles; those in nested dicts are shared.
 
     On a single CPU device NumPy arrays are left as they are: the compiled program copies them
     faster.
@@ -184,17 +230,34 @@ def put_batch(
             return dict(batch)
         shardings = batch_shardings(batch, mesh, own_examples)
         if jax.process_count() > 1:
-            return jax.tree.map(jax.make_array_from_process_local_data, shardings, dict(batch))
+            return jax.tree.map(from_share, dict(batch), shardings)
         return jax.device_put(dict(batch), shardings)
+
+    def from_share(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        axis = sharding.spec.index(BATCH)
+        size, mine = rows.shape[axis], share(mesh)
+        start = mine["process_index"] * size
+        shape = (*rows.shape[:axis], mine["process_count"] * size, *rows.shape[axis + 1 :])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, stop, _ = index[axis].indices(shape[axis])
+            here = slice(first - start, stop - start)
+            return rows[(*index[:axis], here, *index[axis + 1 :])]
+
+        return jax.make_array_from_callback(shape, sharding, part)
 
     return put
 
 
+def whole(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The global batch [B, ...], of this process's rows of it, on the host."""
+    return dict(batch) if jax.process_count() == 1 else host(put_batch(mesh)(batch))
+
+
 def padded(size: int, mesh: Mesh) -> int:
-    """The smallest number of examples from `size` on that devices and processes can share."""
+    """The smallest number of examples from `size` on that the devices can share."""
     devices = math.prod(mesh.shape[axis] for axis in BATCH)
-    multiple = math.lcm(devices, jax.process_count())
-    return -(-size // multiple) * multiple
+    return -(-size // devices) * devices
 
 
 def put_shapes(batch: Batch, mesh: Mesh, own_examples: bool = False) -> Batch:

@@ -9,6 +9,7 @@ import pytest
 from experiments import stage
 from experiments.experiment.build import setup
 from experiments.prediction.predictor import Predictor
+from experiments.runtime import execution
 from experiments.runtime.termination import Stop
 from tests.test_composition_trained import DIGITS, learnable
 from tests.test_contract import paths
@@ -70,3 +71,24 @@ def test_an_unknown_axis_of_a_rule_is_named():
     config = learnable("mlp", "single", "dense", "particles") | dict(sharding=((".*", "dat"),))
     with pytest.raises(ConfigError, match=r"sharding\[0\]: 'dat' is no mesh axis; .*'data'"):
         setup(config)
+
+
+@pytest.mark.parametrize("own", [1, 2, 4, 8])
+def test_a_process_reads_the_examples_of_its_devices(own):
+    """Of 16 devices, `own` in each process, in all meshes; a 'batch' has one example a shard."""
+    for mesh in itertools.product((1, 2, 4, 8, 16), repeat=4):
+        if np.prod(mesh) != 16:
+            continue
+        owners = (np.arange(16) // own).reshape(mesh)
+        D, _, E, _ = mesh
+        examples = np.broadcast_to(np.arange(D * E).reshape(D, 1, E, 1), mesh)
+        found = execution.shares_of(owners)
+        for process, (index, count) in found.items():
+            size = D * E // count
+            read = set(range(index * size, (index + 1) * size))
+            assert read == set(examples[owners == process])
+
+
+def test_processes_with_shares_that_overlap_in_part_are_refused():
+    owners = (np.arange(24) // 6).reshape(6, 4, 1, 1)  # data 0, and half of the particles of data 1
+    assert execution.shares_of(owners) is None

@@ -22,6 +22,7 @@ from experiments.planning import (
     paper,
     programs,
     requests,
+    scaling,
     search,
     slices,
     table,
@@ -29,6 +30,7 @@ from experiments.planning import (
 )
 from experiments.planning.requests import Request
 from experiments.reports import formats
+from experiments.reports.compiled import Bounds, sizes_figure
 from experiments.runtime import execution, project
 from uncertainty.build import ConfigError
 
@@ -263,6 +265,10 @@ def test_a_report_is_of_the_program_that_runs():
     matrices = 64 * 128 + 128 * 128 + 128 * 8  # the first has no gradient of its inputs
     assert said["flops"] == 2 * config["batch_size"] * 2 * (3 * matrices - 64 * 128)
     assert {axis for each in said["collectives"] for axis in each["axes"]} == {"data"}
+    shapes = programs.report(experiment, "shapes")  # without compiling
+    assert shapes["memory"].items() <= said["memory"].items() and shapes["flops"] == said["flops"]
+    assert shapes["state"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert (shapes["hosts"], shapes["shares"]) == (1, 1)
 
 
 @pytest.mark.slow
@@ -372,7 +378,8 @@ def test_the_best_fits_and_is_the_fastest():
 
 
 def test_a_table_keeps_its_records_and_shows_failures(tmp_path):
-    _, rows = table.read_table("configs/accelerators.py")
+    whole = table.read_table("configs/accelerators.py")
+    rows = whole.rows
     train = result_of(GIB, versions=requests.versions(), seconds=dict(compile=5), wall_seconds=9)
     failed = train | dict(failed="aborted", reason="Check failed: x")
     predict = table.key_of(rows[0].request("predict"))
@@ -384,7 +391,7 @@ def test_a_table_keeps_its_records_and_shows_failures(tmp_path):
     table.write_records(tmp_path, known)
     assert table.records(tmp_path) == json.loads(json.dumps(known))
     table.run(rows[:1], tmp_path, tmp_path, 0, ["predict"])  # it is there
-    table.write("Title", rows, tmp_path, tmp_path / "programs.html", "command")
+    table.write(whole, tmp_path, tmp_path / "programs.html", "command")
     text = (tmp_path / "table.md").read_text()
     assert "One seed" not in text and "Check failed: x" in text
     page = (tmp_path / "programs.html").read_text()
@@ -394,10 +401,48 @@ def test_a_table_keeps_its_records_and_shows_failures(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_committed_table_is_what_its_records_say():
-    folder = project.ROOT / "results/accelerators"
+@pytest.mark.parametrize("chips", [16, 32, 64])
+def test_between_two_sizes_shares_of_a_batch_are_exact(chips):
+    def step(chips):
+        return dict(bytes=512 / chips + 7, gathered=2 * (1 - 8 / chips), exchanged=1024 / chips)
+
+    known = {c: step(c) | dict(reduced=1.0) for c in (8, 128)}
+    assert scaling.between(known, chips) == pytest.approx(step(chips))
+    assert scaling.between({8: step(8)}, chips) == {}  # nothing is extrapolated
+
+
+def test_a_size_that_was_not_compiled_has_its_shapes_and_arithmetic():
+    rows = [
+        table.Row("a", "configs/digits/mlp.py", {}, f"v5e:{n}x4") for n in (2, 4, 8)
+    ]  # 8, 16 and 32 chips
+    memory = dict(parameters=GIB, optimiser=2 * GIB, other=0, batch=5)
+    shapes = dict(flops=16 * 197e12, examples=64, state=4 * GIB, hosts=4, shares=2, memory=memory)
+    twice = [dict(kind="all-to-all", axes=["expert"], count=1, runs=1, bytes=1, sent=2e11)]
+    results = [{"shapes": shapes, "train": result_of()}, {"shapes": shapes},
+               {"shapes": shapes, "train": result_of(collectives=twice)}]  # fmt: skip
+    first, middle, last = scaling.sizes(list(zip(rows, results, strict=True)))
+    assert [first.compiled, middle.compiled, last.compiled] == [True, False, True]
+    assert "peak" not in middle.values and middle.values["state"] == 3 * GIB
+    assert middle.times == pytest.approx(dict(compute=1, memory=2))
+    assert middle.values["images"] == pytest.approx(64 / 2 / 2)
+    assert middle.values["checkpoint"] == GIB
+    assert first.values["reduced"] == 1e11 and last.values["exchanged"] == 2e11
+    labels = [row["label"] for row in scaling.table_rows([first, middle, last])]
+    assert labels == ["a, v5e:2x4", "a, v5e:4x4, arithmetic", "a, v5e:8x4"]
+    points = [Bounds(e.label, e.chips, e.times, e.compiled) for e in (first, middle, last)]
+    (ax,) = sizes_figure([*points, points[0]._replace(label="alone")]).axes
+    links = next(line for line in ax.lines if line.get_label() == "collectives")
+    np.testing.assert_allclose(links.get_data(), [[8, 32], [500, 1000]])
+    hollow = [line.get_xdata()[0] for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert hollow == [16] * 2
+
+
+@pytest.mark.parametrize("name", ["accelerators", "scaling"])
+def test_the_committed_table_is_what_its_records_say(name):
+    folder = project.ROOT / "results" / name
     former = (folder / "table.json").read_text()
-    title, rows = table.read_table("configs/accelerators.py")
-    made = table.study(title, rows, folder, json.loads(former)["command"])
+    made = table.study(
+        table.read_table(f"configs/{name}.py"), folder, json.loads(former)["command"]
+    )
     assert formats.to_json(made) == former
     assert formats.to_markdown(made) == (folder / "table.md").read_text()

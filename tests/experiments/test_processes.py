@@ -1,5 +1,7 @@
 """Two processes train as one does, of one mind and together, or not at all."""
 
+import re
+import shutil
 import signal
 import socket
 import time
@@ -34,14 +36,18 @@ FIELDS = {
 CONFIG = "configs/digits/mlp.py:size=2"
 
 
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 @pytest.fixture
 def start(programs):
     """Starts one process for each dict of fields."""
 
     def started(workdir, *fields):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = free_address()
         return [
             programs.start(
                 "train",
@@ -126,7 +132,8 @@ LONG = {
     "steps": 1_000_000,
     "checkpoint.every": 20,
     "head": dict(name="dense.Dense", outputs=10),
-    "inference.size": 1,
+    "inference.size": 2,
+    "inference.executor": "loop",
     "stages": (),
     "evaluators": {},
 }
@@ -180,3 +187,107 @@ def test_an_error_of_one_process_ends_the_others(start, tmp_path):
     assert first.startswith("error: data.train.name: ")
     assert second.startswith(f"error: process 0 of 2 failed: {first.removeprefix('error: ')}")
     assert time.monotonic() - began < 100 and not run.exists()
+
+
+# Trains runs one after the other. One process dies where it would save a step of the last of them.
+SEVERAL = """
+import ast, os, signal, sys
+from absl import flags
+from experiments.evaluate import evaluate
+from experiments.experiment.config import load
+from experiments.runtime import processes
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.progress import setup_logging
+from experiments.train import train
+
+distributed, dies_at, runs = map(ast.literal_eval, sys.argv[1:])
+flags.FLAGS(sys.argv[:1])
+
+class Dying(Checkpoints):
+    def save(self, step, state):
+        if step == dies_at:
+            self.wait()  # so that the one before is complete
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().save(step, state)
+
+with processes.joined(distributed):
+    setup_logging()
+    for workdir, config, fields in runs:
+        if dies_at and workdir == runs[-1][0]:
+            train.__globals__["Checkpoints"] = Dying
+        experiment = train(load(config, fields), workdir)
+        if fields["evaluators"]:
+            assert not evaluate(experiment, workdir, show=False)[1]
+"""
+SHORT = FIELDS | {
+    "steps": 9,
+    "head": dict(name="dense.Dense", outputs=10),
+    "stages": (),
+    "evaluators": {},
+}
+POSTERIOR = {
+    "inference.direction": dict(name="svgd"),
+    "inference.prior": dict(name="gaussian", scale=1.0),
+}
+EXPERTS = {k: v for k, v in SHORT.items() if k != "backbone.widths"} | {
+    "backbone.depth": 1,
+    "backbone.expert_blocks": (0,),
+    "backbone.experts.num_experts": 4,
+    "backbone.experts.router.group_size": 8,
+}
+MLP, VIT = "configs/digits/mlp.py:size=4", "configs/digits/vit.py:method=vmoe"
+RUNS = {  # name -> config, fields, and the mesh of four processes with one device each
+    "interacting": (MLP, SHORT | POSTERIOR, dict(particle=4)),
+    "independent": (MLP, SHORT | {"data.particles": "bootstrap"}, dict(particle=2, data=2)),
+    "experts": (VIT, EXPERTS, dict(expert=4)),
+}
+
+
+@pytest.mark.slow
+def test_four_processes_share_particles_batches_and_experts_and_resume(programs, tmp_path):
+    """As one process trains, also where one of the four is killed, or where one began."""
+
+    def start(*runs, dies_at=0):
+        address = free_address()
+        return [
+            programs.script(SEVERAL, repr(f"{address},4,{i}"), dies_at * (i == 2), repr(runs))
+            for i in range(4)
+        ]
+
+    def run(name, **other):
+        config, fields, mesh = RUNS[name]
+        return str(tmp_path / name), config, fields | {"mesh": mesh} | other
+
+    evaluated, alone = {"evaluators": FIELDS["evaluators"]}, tmp_path / "alone"
+    experiments = {
+        name: train(load(config, fields | evaluated | {"mesh": dict(data=1)}), alone / name)
+        for name, (config, fields, _) in RUNS.items()
+    }
+    shutil.copytree(alone / "experts", tmp_path / "experts")
+    shutil.rmtree(tmp_path / "experts" / "checkpoints" / "9")
+
+    codes, errors = ended(start(run("interacting"), run("independent"), dies_at=6))
+    lost = processes_lib.LOST
+    assert codes == [lost, lost, -signal.SIGKILL, lost], "\n".join(errors)
+    assert "error: process 2 of 4 was lost" in errors[0]
+    codes, errors = ended(
+        start(run("interacting", **evaluated), run("independent"), run("experts"))
+    )
+    assert codes == [0] * 4, "\n".join(errors)
+    for error in errors:  # the third from the checkpoint of one process
+        assert re.findall(r"resuming from step (\d)", error) == ["9", "3", "6"]
+
+    for name, experiment in experiments.items():
+        states = [
+            Checkpoints(workdir, read_only=True).restore(experiment.shapes)
+            for workdir in (alone / name, tmp_path / name)
+        ]
+        assert [step for _, step in states] == [9, 9]
+        one, four = (jax.tree.leaves((s.params, s.opt_state)) for s, _ in states)
+        for a, b in zip(one, four, strict=True):  # sums in another order
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=name)
+    metrics, _ = evaluate(experiments["interacting"], alone / "interacting", show=False)
+    found = read_json(tmp_path / "interacting" / "evaluation" / "test" / "metrics.json")
+    for name, value in metrics.items():
+        if not name.startswith("cost/"):
+            np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5, err_msg=name)

@@ -113,7 +113,8 @@ class Loop:
         self._one, self._join = jax.jit(one, donate_argnums=0), jax.jit(join)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        batch = jax.device_put(batch)  # once, not once for each particle
+        # Once, not once for each particle; arrays of several processes are where they have to be.
+        batch = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jax.device_put(a), batch)
         metrics = []
         for p in range(_size(state.key)):
             state, m = self._one(state, p, batch)
