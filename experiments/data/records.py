@@ -82,16 +82,20 @@ class Records:
         from PIL import Image
 
         height, width = self.shape[1:3]
+        sides = image.size
         if self.resize:
             scale = self.resize / min(image.size)
-            sides = [max(round(scale * side), self.resize) for side in image.size]
-            image = image.resize(sides, Image.Resampling.BILINEAR)
-        if image.width < width or image.height < height:
+            sides = tuple(max(round(scale * side), self.resize) for side in image.size)
+        if sides[0] < width or sides[1] < height:
             raise ValueError(
-                f"size: an image of {image.height} x {image.width} has no part of {height} x "
+                f"size: an image of {sides[1]} x {sides[0]} has no part of {height} x "
                 f"{width}; resize={max(height, width)} makes its shorter side as long"
             )
-        left, top = (image.width - width) // 2, (image.height - height) // 2
+        left, top = (sides[0] - width) // 2, (sides[1] - height) // 2
+        if sides != image.size:  # of the crop alone, which is all that is needed
+            x, y = image.width / sides[0], image.height / sides[1]
+            box = (left * x, top * y, (left + width) * x, (top + height) * y)
+            return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
         if image.size != (width, height):
             image = image.crop((left, top, left + width, top + height))
         return image

@@ -116,7 +116,9 @@ def test_images_of_different_sizes_are_resized_and_cut(tmp_path):
         scale = 24 / min(image.size)
         image = image.resize([round(side * scale) for side in image.size], Image.BILINEAR)
         left, top = (image.width - 16) // 2, (image.height - 16) // 2
-        np.testing.assert_array_equal(x, np.asarray(image)[top : top + 16, left : left + 16])
+        # Pillow rounds the edges of a box, so a few values differ by one level of 256.
+        want = np.asarray(image)[top : top + 16, left : left + 16]
+        np.testing.assert_allclose(x, want, rtol=0, atol=1)
 
 
 def test_an_image_smaller_than_what_is_cut_out_of_it_is_refused(tmp_path):
