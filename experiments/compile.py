@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
     if bool(TABLE.value) == bool(CONFIG.value):
         raise ConfigError("config: give --config and --topology, or --table")
     if TABLE.value:
+        check_unused(changes)
         return run_table()
     if not TOPOLOGY.value:
         raise ConfigError("topology: needed, such as --topology v5e:4x4 or --topology cpu:8")
@@ -79,6 +80,7 @@ def main(argv: list[str]) -> None:
     config = derived(config_lib.plain(config_lib.load(CONFIG.value, changes)))
     config_lib.check(config)
     paper.described(config, given)  # raises what is wrong with the data first
+    storage.require_writable(output_folder())
     if SEARCH.value:
         return run_search(config, topology, given)
     programs, problems = [], 0
@@ -94,6 +96,25 @@ def main(argv: list[str]) -> None:
     write({"config": config, "topology": topology.name, "programs": results}, programs,
           f"{CONFIG.value} on {topology.name}", {topology.name: topology})  # fmt: skip
     sys.exit(1 if problems else 0)
+
+
+def check_unused(changes: Mapping[str, str]) -> None:
+    """Checks that nothing is given with --table that its rows would not follow.
+
+    Raises:
+      ConfigError: a flag of a single config.
+    """
+    of_config = dict(topology=TOPOLOGY, search=SEARCH, shape=SHAPE, classes=CLASSES,
+                     targets=TARGETS, examples=EXAMPLES)  # fmt: skip
+    unused = [*(name for name, flag in of_config.items() if flag.value),
+              *(f"config.{name}" for name in changes)]  # fmt: skip
+    if unused:
+        raise ConfigError(f"{unused[0]}: not used by --table, whose rows have their own")
+
+
+def output_folder() -> storage.Path:
+    """Of the JSON and the page of a config."""
+    return storage.path(OUTPUT.value or f"{project.default('runs')}/compile")
 
 
 def compile_one(
@@ -143,8 +164,9 @@ def run_search(
     write(content, programs, f"Meshes of {CONFIG.value} on {topology.name}",
           {topology.name: topology})  # fmt: skip
     if best is None:
-        last = estimates.advice(tried[-1].result, config, topology)
-        print("\n".join(["nothing that was tried fits", *(f"  try: {line}" for line in last)]))
+        closest, lines = search.advice(tried, config, topology)
+        said = f"; {closest.candidate.label} needs the least" if closest else ""
+        print("\n".join([f"nothing that was tried fits{said}", *(f"  try: {x}" for x in lines)]))
         sys.exit(1)
     fields = " ".join(
         f"--config.{name}={shlex.quote(json.dumps(jsonable(value)))}"
@@ -170,11 +192,15 @@ def run_table() -> None:
     for name in PROGRAMS.value:
         if name not in known:
             raise ConfigError(f"programs: {name!r}; {nearest(name, known)}")
-    rows = [row for row in whole.rows if re.search(ROWS.value, f"{row.label} {row.topology}")]
+    try:
+        rows = [row for row in whole.rows if re.search(ROWS.value, f"{row.label} {row.topology}")]
+    except re.error as error:
+        raise ConfigError(f"rows: {ROWS.value!r} is no regular expression: {error}") from None
     if not rows:
         raise ConfigError(f"rows: {ROWS.value!r} matches no row of {TABLE.value}")
     name = pathlib.Path(TABLE.value).stem
     folder = storage.path(OUTPUT.value or f"{project.default('results')}/{name}")
+    storage.require_writable(folder)
     command = f"python -m experiments.compile --table {TABLE.value}"
     page = pathlib.Path(project.default("runs")) / "compile" / f"{name}.html"
 
@@ -191,8 +217,7 @@ def write(content: dict[str, Any], programs: list[Any], title: str, topologies: 
     """Writes the JSON and the page of a command."""
     from experiments.reports.compiled import write_page
 
-    folder = storage.path(OUTPUT.value or f"{project.default('runs')}/compile")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder()
     write_json(folder / "programs.json", content)
     command = shlex.join(["python", "-m", "experiments.compile", *sys.argv[1:]])
     page = folder / "programs.html"
@@ -215,12 +240,14 @@ if __name__ == "__main__":
         "Of a table: train, predict, shapes.",
     )
     SEARCH = flags.DEFINE_bool("search", False, "Try meshes and executors for the training step.")
-    LIMIT = flags.DEFINE_integer("limit", 12, "Programs that --search compiles at most.")
+    LIMIT = flags.DEFINE_integer(
+        "limit", 12, "Programs that --search compiles at most.", lower_bound=1
+    )
     SHAPE = flags.DEFINE_list("shape", None, "Of an example, such as 224,224,3, of unknown sets.")
     CLASSES = flags.DEFINE_integer("classes", 0, "Their number of classes.")
     TARGETS = flags.DEFINE_integer("targets", 0, "Their number of regression targets.")
     EXAMPLES = flags.DEFINE_integer("examples", 0, "Their number of training examples.")
-    TIMEOUT = flags.DEFINE_float("timeout", 3600, "Seconds for each program.")
+    TIMEOUT = flags.DEFINE_float("timeout", 3600, "Seconds for each program.", lower_bound=1)
     FRESH = flags.DEFINE_bool("fresh", False, "Compile again what was compiled before.")
     OUTPUT = flags.DEFINE_string("output", None, "The folder of the JSON and the page.")
     TABLE = flags.DEFINE_string("table", None, "A table of configs and topologies instead.")

@@ -265,7 +265,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected arguments {argv[1:]}")
     setup_logging()
-    workdir, *more = map(storage.path, dict.fromkeys(WORKDIR.value))
+    given = [storage.path(text) for text in WORKDIR.value]
+    places = [path.resolve() for path in given]  # a run that is given twice counts once
+    workdir, *more = (p for i, p in enumerate(given) if places.index(places[i]) == i)
     experiment = open_run(workdir)
     others = {path: open_run(path) for path in more}
     specs, name = None, "test"

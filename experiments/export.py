@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import pathlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -131,18 +132,22 @@ def export(
       noted: further metadata.
 
     Raises:
-      ConfigError: the folder exists, an unknown platform, or flatbuffers is missing.
+      ConfigError: the folder exists, no or an unknown platform, or flatbuffers is missing.
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ConfigError("export: needs the package flatbuffers; pip install flatbuffers")
     output = storage.path(output)
     if output.exists():
         raise ConfigError(f"output: {output} exists; give another folder, or remove it")
+    platforms = list(dict.fromkeys(platforms))
+    if not platforms:
+        raise ConfigError(f"platforms: none; of {', '.join(PLATFORMS)}")
     for platform in platforms:
         if platform not in PLATFORMS:
             raise ConfigError(f"platforms: {platform!r}; {nearest(platform, PLATFORMS)}")
     if batch_size < 0:
         raise ConfigError(f"batch_size: {batch_size}; at least 1, or 0 for that of the evaluation")
+    storage.require_writable(output.parent)
     size = batch_size or experiment.config["evaluation"]["batch_size"]
     source = experiment.source
     dtype = np.dtype(np.uint8 if source.x.dtype == np.uint8 else np.float32)
@@ -167,7 +172,6 @@ def export(
         jax=jax.__version__,
         **(noted or {}),
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
     beside = str(output.parent) if isinstance(output, pathlib.Path) else None
     with tempfile.TemporaryDirectory(dir=beside, prefix=f".{output.name}.") as made:
         folder = pathlib.Path(made) / output.name
@@ -191,9 +195,13 @@ def main(argv: list[str]) -> None:
     state, step = evaluate.restore(experiment, workdir)
     platforms = PLATFORMS_FLAG.value
     export(experiment, state, OUTPUT.value, platforms, BATCH.value, dict(step=step))
-    size = sum(storage.find(storage.path(OUTPUT.value)).values())
-    print(f"{OUTPUT.value}: {size / 2**20:,.1f} MiB, for {', '.join(platforms)}; try")
-    print(f"  python {OUTPUT.value}/{LOADER} x.npy predictions.npz")
+    folder = storage.path(OUTPUT.value)
+    size = sum(storage.find(folder).values())
+    place, first = OUTPUT.value, "try"
+    if isinstance(folder, storage.BucketPath):
+        place, first = folder.name, "copy it to a disk, and try"
+    print(f"{OUTPUT.value}: {size / 2**20:,.1f} MiB, for {', '.join(platforms)}; {first}")
+    print(f"  python {shlex.quote(f'{place}/{LOADER}')} x.npy predictions.npz")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def place(
     if name is None:
         name = "test" if spec is None else name_of(spec)
         if runs:
-            name += "-with-" + "-".join(pathlib.PurePath(run).name for run in runs)
+            name += "-with-" + "-".join(other.absolute().name for other in others)
         name = re.sub(r"[^\w.-]+", "-", name)
         suffix = f"{zlib.crc32(repr((identity, runs) if runs else identity).encode()):08x}"
         return f"{name}-{suffix}" if has_others(name) else name

@@ -87,8 +87,9 @@ def compiler_seconds(result: Result) -> float | None:
 def advice(result: Result, config: Mapping[str, Any], topology: Topology) -> list[str]:
     """What to change so that a program fits, with estimates of the bytes; empty if it does.
 
-    Estimates divide what the compiler needs now: temporaries by the number of parts of a batch,
-    the state by the devices that share it. Each change is compiled by `--search`.
+    Estimates divide what the compiler needs now: activations by the number of parts of a batch,
+    the state by the devices that share it. A training step also holds the new parameters and
+    optimiser state until it is known that they are finite. `--search` compiles each change.
     """
     if fits(result, topology) is not False:
         return []
@@ -103,9 +104,15 @@ def advice(result: Result, config: Mapping[str, Any], topology: Topology) -> lis
         temporaries = max(total - state - kinds["batch"], 0.0)
     if total < state:  # the compiler named the temporaries alone
         temporaries, total = total, total + state + kinds["batch"]
+    lines = [
+        f"needs {gib(total)} of {gib(limit)} a chip: {gib(total - temporaries)} for the state and "
+        f"the batch, {gib(temporaries)} for activations and other temporaries"
+    ]
+    copies = 1
+    if result.get("program", TRAIN) == TRAIN:
+        copies = 2
+        temporaries = max(temporaries - kinds["parameters"] - kinds["optimiser"], 0.0)
     fixed = total - temporaries
-    lines = [f"needs {gib(total)} of {gib(limit)} a chip: {gib(fixed)} for the state and the "
-             f"batch, {gib(temporaries)} for activations and other temporaries"]  # fmt: skip
     sharing = mesh["data"] * mesh["expert"]
 
     def verdict(estimate: float) -> str:
@@ -138,13 +145,17 @@ def advice(result: Result, config: Mapping[str, Any], topology: Topology) -> lis
         lines.append(f"mesh.particle={dividing[-1]}: a chip has {P // dividing[-1]} of the {P} "
                      f"particles, now {here}")  # fmt: skip
     if mesh["data"] > 1 and not config.get("sharding"):
-        sharded = state - (kinds["parameters"] + kinds["optimiser"]) * (1 - 1 / mesh["data"])
+        saved = copies * (kinds["parameters"] + kinds["optimiser"]) * (1 - 1 / mesh["data"])
         lines.append(
             "sharding=[['.*', 'data']] (parameters and optimiser state sharded over data): "
-            f"{verdict(total - state + sharded)}"
+            f"{verdict(total - saved)}"
         )
-    ratio = math.ceil(total / limit)
-    lines.append(f"a slice of {ratio} times as many chips, if the batch is divisible")
+    if config.get("sharding") or fixed >= limit:  # more chips alone share the batch, not the state
+        with_ = "" if config.get("sharding") else "sharding=[['.*', 'data']] and "
+        chips = math.ceil(total / limit)
+    else:
+        with_, chips = "", math.ceil(temporaries / (limit - fixed))
+    lines.append(f"{with_}a slice of {chips} times as many chips, if the batch is divisible")
     return lines
 
 

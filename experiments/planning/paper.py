@@ -53,7 +53,7 @@ def described(config: Mapping[str, Any], given: Shape | None = None) -> Describe
       given: of every set that is neither embedded nor known.
 
     Raises:
-      ConfigError: a set of unknown shape.
+      ConfigError: a set of unknown shape, or a shape that no set needs.
     """
     data = config["data"]
     train = source_of(data["train"], "data.train", given)
@@ -75,7 +75,18 @@ def described(config: Mapping[str, Any], given: Shape | None = None) -> Describe
         source_of(spec, f"data.particles.sets[{i}]", given, like=train)
         for i, spec in enumerate(fields.get("sets", ()))
     )
+    specs = [data["train"], data.get("validation") or None, *(data.get("streams") or {}).values(),
+             *fields.get("sets", ())]  # fmt: skip
+    if given is not None and all(known_here(str(spec["name"])) for spec in specs if spec):
+        raise ConfigError(
+            f"shape: not used, since the shape of {data['train']['name']!r} is known; leave it out"
+        )
     return Described(train, streams, validation, sets)
+
+
+def known_here(name: str) -> bool:
+    """Whether the shape of a set need not be given."""
+    return callable(getattr(embedded, name, None)) or name in SETS
 
 
 def source_of(

@@ -60,8 +60,10 @@ def program(experiment: Experiment, name: str) -> Program:
         return Program(traced, experiment.shapes, batch, config["batch_size"], calls)
     if name == PREDICT:
         trained = Trained(experiment, experiment.final_shapes)
-        x = batch_shapes(experiment.source, trained.batch_size)["x"]
-        return Program(trained.trace(), trained.state, x, trained.batch_size)
+        size = execution.padded(trained.batch_size, experiment.mesh)
+        batch = {"x": batch_shapes(experiment.source, size)["x"]}
+        batch = execution.put_shapes(batch, experiment.mesh)
+        return Program(trained.trace(), trained.state, batch, trained.batch_size)
     known = names(experiment)
     if name not in known:
         raise ConfigError(f"program: {name!r}; one of {', '.join(map(repr, known))}")

@@ -1,5 +1,6 @@
 """One compilation for each request, in a process of its own; results are kept as JSON."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -88,7 +89,8 @@ def compiled(
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{key}.json"
     if path.is_file() and not fresh:
-        return json.loads(path.read_text())
+        with contextlib.suppress(ValueError):  # a damaged file
+            return json.loads(path.read_text())
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         asked, made = (pathlib.Path(folder) / name for name in ("request.json", "result.json"))

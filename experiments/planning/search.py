@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.planning import estimates
+from experiments.planning.child import CONFIG as REFUSED
 from experiments.planning.slices import Topology
 
 FSDP = ((".*", "data"),)
@@ -102,14 +103,14 @@ def search(
     limit: int,
 ) -> Iterator[Tried]:
     """Compiles up to `limit` candidates, in turn; whole levels of parts of a batch are left out
-    once something with fewer parts fits."""
+    once something with fewer parts fits. What the config refuses is not compiled, and free."""
     enough = math.inf
     for candidate in found:
         parts = candidate.fields.get("inference.accumulate", 1)
         if parts > enough or limit == 0:
             continue
         result = compile_(candidate)
-        limit -= 1
+        limit -= result.get("failed") != REFUSED
         if estimates.fits(result, topology) or (
             topology.chip is None and estimates.compiles(result)
         ):
@@ -130,6 +131,18 @@ def best(tried: Sequence[Tried], topology: Topology) -> Tried | None:
     fitting = [each for each in tried if estimates.compiles(each.result)
                and estimates.fits(each.result, topology) is not False]  # fmt: skip
     return min(fitting, key=order, default=None)
+
+
+def advice(
+    tried: Sequence[Tried], config: Mapping[str, Any], topology: Topology
+) -> tuple[Tried | None, list[str]]:
+    """The one that needs the least of those that do not fit, and what to change in it."""
+    full = [each for each in tried if estimates.fits(each.result, topology) is False]
+    if not full:
+        return None, []
+    closest = min(full, key=lambda each: estimates.needed(each.result) or math.inf)
+    changes = changed(config, closest.candidate)
+    return closest, estimates.advice(closest.result, changes, topology)
 
 
 def changed(config: Mapping[str, Any], candidate: Candidate) -> dict[str, Any]:

@@ -20,6 +20,7 @@ HERE = pathlib.Path(__file__).parent
 
 def load(folder=HERE):
     """The function x [N, ...] -> a dict of arrays, in batches of metadata.json's `batch_size`."""
+    folder = pathlib.Path(folder)
     about = json.loads((folder / "metadata.json").read_text())
     program = jax.export.deserialize(bytearray((folder / "program.bin").read_bytes()))
     with np.load(folder / "arrays.npz") as file:

@@ -93,16 +93,18 @@ def write_report(
 
     Raises:
       ValueError: no runs; a workdir without a required file; runs that share a label but differ in
-        more than the seed.
+        more than the seed; `path` is a folder.
     """
+    path = storage.path(path)
+    if path.parent == path or path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file, such as {path / 'report.html'}")
     loaded = [run for run in (read_run(run, problems) for run in runs) if run]
     if not loaded and study is None:
         raise ValueError("a report needs at least one run, or a study")
     groups = by_label(loaded)
     studies = [study] if study else [study_of(of, "Summary") for of in by_task(loaded).values()]
     command = command or studies[0].command
-    path = storage.path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.require_writable(path.parent)
     folder = path.parent / f"{path.stem}_figures"
 
     entries = figures(groups, *studies, problems=problems)

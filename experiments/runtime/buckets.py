@@ -34,6 +34,14 @@ FORMS = "gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
 REFUSED = re.compile(r"[*?\[\]#\\\x00-\x1f\x7f]")
 
 
+OFFLINE = {"ClientConnectorError", "ClientConnectionError", "EndpointConnectionError",
+           "ConnectTimeoutError", "TimeoutError", "gaierror", "ConnectionError"}  # fmt: skip
+
+
+class UnavailableError(OSError):
+    """The server cannot be reached or does not serve now; the same may succeed later."""
+
+
 @dataclasses.dataclass(frozen=True, order=True, repr=False)
 class BucketPath:
     """An object in a bucket, or a folder: all objects whose names begin with it.
@@ -183,7 +191,7 @@ def filesystem(scheme: str) -> Any:
     """
     package, extra, _ = SCHEMES[scheme]
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is raised too
-    for name in ("botocore", "aiobotocore"):
+    for name in ("botocore", "aiobotocore", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
     import fsspec
 
@@ -212,26 +220,45 @@ def clear(place: BucketPath) -> Iterator[None]:
     except Exception as error:
         if "PreconditionFailed" in f"{error!r} {error.__cause__!r}":
             raise FileExistsError(errno.EEXIST, "it exists already", str(place)) from error
-        raise OSError(errno.EIO, _reason(place.scheme, error), str(place)) from error
+        kind = UnavailableError if _passes(place.scheme, error) else OSError
+        raise kind(errno.EIO, _reason(place.scheme, error), str(place)) from error
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error, and what led to it."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and len(chain) < 9:
+        chain.append(cause)
+    return chain
+
+
+def _names(error: Exception) -> set[str]:
+    return {base.__name__ for one in _causes(error) for base in type(one).__mro__}
+
+
+def _passes(scheme: str, error: Exception) -> bool:
+    """Whether the server was not reached, or answered that it is overloaded or broken."""
+    for one in _causes(error):
+        response = getattr(one, "response", None)  # of botocore
+        answer = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        status = str(answer.get("HTTPStatusCode") or getattr(one, "code", ""))  # or of gcsfs
+        if re.fullmatch(r"429|5\d\d", status):
+            return True
+    return bool(OFFLINE & _names(error)) and not _anonymous(scheme)
 
 
 def _reason(scheme: str, error: Exception) -> str:
     """What is wrong, and what to do about it."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) and len(chain) < 9:
-        chain.append(cause)
-    names = {base.__name__ for one in chain for base in type(one).__mro__}
+    names = _names(error)
     text = " ".join(str(error).split())[:300] or type(error).__name__
     *_, credentials = SCHEMES[scheme]
     anonymous = _anonymous(scheme)
     lacking = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError",
                "RefreshError", "ProfileNotFound", "TokenRetrievalError"}  # fmt: skip
-    offline = {"ClientConnectorError", "ClientConnectionError", "EndpointConnectionError",
-               "ConnectTimeoutError", "TimeoutError", "gaierror", "ConnectionError"}  # fmt: skip
     denied = re.search(r"\b40[13]\b|Forbidden|denied|InvalidAccessKeyId|SignatureDoesNot", text)
     if lacking & names:
         return f"no valid credentials ({text}); {credentials}"
-    if offline & names:
+    if OFFLINE & names:
         ends = [f"{name}={os.environ[name]}" for name in ENDPOINTS if os.environ.get(name)]
         where = f"; {', '.join(ends)}" if ends else "; is there a network?"
         also = f" There are no credentials either: {credentials}." if anonymous else ""

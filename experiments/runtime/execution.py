@@ -162,9 +162,7 @@ def state_shardings(
     """
     rules.match(sharding_rules, state.params, field="sharding", default=())
     for i, (_, axes) in enumerate(sharding_rules):
-        for axis in (axes,) if isinstance(axes, str) else axes:
-            if axis is not None and axis not in AXES:
-                raise ValueError(f"sharding[{i}]: {axis!r} is no mesh axis; {nearest(axis, AXES)}")
+        _check_axes(f"sharding[{i}]", axes)
     defaults = [
         (path, axes)
         for path, axes in defaults
@@ -190,6 +188,28 @@ def state_shardings(
 
     shardings = jax.tree_util.tree_map_with_path(shard, state.replace(step=None))
     return shardings.replace(step=NamedSharding(mesh, PartitionSpec()))
+
+
+def _check_axes(field: str, axes: Any) -> None:
+    """Checks the value of a rule of `config.sharding`.
+
+    Raises:
+      ValueError: it is not the name of an axis, or of one or none for each dimension.
+    """
+    named = (axes,) if isinstance(axes, str) else axes
+    if not isinstance(named, list | tuple) or not all(isinstance(a, str | None) for a in named):
+        raise ValueError(
+            f"{field}: {axes!r}; the name of a mesh axis, or a list of one name or null for each "
+            'dimension, such as [null, "model"]'
+        )
+    names = [axis for axis in named if axis is not None]
+    for axis in names:
+        if axis not in AXES:
+            raise ValueError(f"{field}: {axis!r} is no mesh axis; {nearest(axis, AXES)}")
+        if axis == "particle":
+            raise ValueError(f"{field}: 'particle' already shards the particles of all parameters")
+        if names.count(axis) > 1:
+            raise ValueError(f"{field}: {axis!r} cannot shard two dimensions")
 
 
 def largest(shape: Sequence[int], axis: str, mesh: Mesh) -> tuple[str | None, ...]:

@@ -34,13 +34,13 @@ import numpy as np
 from absl import flags
 
 from experiments.runtime import execution, project
-from experiments.runtime.program import REPORTED
+from experiments.runtime.program import REPORTED, code_of
 from experiments.runtime.termination import Interrupted, Stop, status
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
 
-LOST = os.EX_TEMPFAIL  # exit status where another process was lost: the same command resumes
+LOST = os.EX_TEMPFAIL  # exit status where the same command resumes: a process was lost, ...
 BEAT = 1.0  # seconds between heartbeats
 # Seconds without a heartbeat after which a process counts as lost.
 SILENCE = float(os.environ.get("UNCERTAINTY_SILENCE", 30))
@@ -280,12 +280,14 @@ class Watch:
         self._ending.set()
         interrupted = isinstance(error, KeyboardInterrupt)
         message = "interrupted" if interrupted else str(error) or type(error).__name__
+        code = status("SIGINT") if interrupted else code_of(error)
         with contextlib.suppress(Exception):  # the service may be lost
-            self._store.key_value_set(f"{ROOT}watch/failed/{jax.process_index()}", message)
+            sign = f"{code if code == LOST else 2} {message}"
+            self._store.key_value_set(f"{ROOT}watch/failed/{jax.process_index()}", sign)
         if not isinstance(error, (*REPORTED, KeyboardInterrupt)) or flags.FLAGS.debug:
             traceback.print_exception(error)
         self._end_service(2 * (BEAT + GRACE))
-        _end(message, status("SIGINT") if interrupted else 2)
+        _end(message, code)
 
     def _end_service(self, seconds: float) -> None:
         if self._service is not None:
@@ -317,7 +319,8 @@ class Watch:
         limit = SUSPECT if self._suspicious.is_set() else SILENCE
         for process, (last, since) in seen.items():
             if (reason := signs.get(f"{place}failed/{process}")) is not None:
-                return f"process {process} of {count} failed: {reason}", 2
+                code, _, reason = reason.partition(" ")
+                return f"process {process} of {count} failed: {reason}", int(code)
             sign = signs.get(f"{place}alive/{process}", last)
             if sign != last:
                 seen[process] = (sign, now)

@@ -1,6 +1,7 @@
 """The entry of a program: common flags, and errors in one line."""
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments.runtime.buckets import UnavailableError
 from experiments.runtime.termination import Interrupted, status
 
 logger = logging.getLogger(__name__)
@@ -19,7 +21,7 @@ REPORTED = (ValueError, OSError, FloatingPointError, ImportError)  # in one line
 def run(main: Callable[[list[str]], Any]) -> None:
     """`app.run`, with one line in place of a traceback for errors that the user can fix.
 
-    The exit status is 2 for an error, and 128 + the number of a signal that ended the program.
+    The exit status is that of `code_of`, and 128 + the number of a signal that ended the program.
 
     `main` gets the program and the arguments that are not absl flags, including
     `--config.field=value`.
@@ -41,11 +43,20 @@ def run(main: Callable[[list[str]], Any]) -> None:
         except REPORTED as error:
             if flags.FLAGS.debug:
                 raise
-            fail(str(error))
+            fail(str(error), code_of(error))
         except KeyboardInterrupt:
             fail("interrupted", code=status("SIGINT"))
 
     app.run(wrapped, flags_parser=parse)
+
+
+def code_of(error: BaseException | None) -> int:
+    """The exit status of an error: 2, or EX_TEMPFAIL if the same command may succeed later."""
+    while error is not None:
+        if isinstance(error, UnavailableError):
+            return os.EX_TEMPFAIL
+        error = error.__cause__
+    return 2
 
 
 def fail(message: str, code: int = 2) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from experiments.runtime import lock, processes, shards, storage
+from experiments.runtime.buckets import UnavailableError
 from experiments.runtime.shards import DamagedCheckpointError
 from experiments.runtime.storage import BucketPath
 
@@ -76,19 +77,19 @@ class Uploads:
             prefix = f"{jax.process_index()}-{secrets.token_hex(4)}"
             own["files"] = shards.write(place, copies, prefix)
         except Exception as error:
-            own["error"] = f"{error}"
+            own |= dict(error=f"{error}", passes=isinstance(error, UnavailableError))
         every = processes.exchange(f"upload/{call}", own)
         outcome: dict[str, Any] = {}
-        errors = [one["error"] for one in every if "error" in one]
+        errors = [one for one in every if "error" in one]
         if not errors and jax.process_index() == 0:
             try:
                 files = {name: sums for one in every for name, sums in one["files"].items()}
                 self._complete(place, files, notes)
             except Exception as error:
-                outcome["error"] = f"{error}"
-        errors += [one["error"] for one in processes.exchange(f"done/{call}", outcome) if one]
+                outcome |= dict(error=f"{error}", passes=isinstance(error, UnavailableError))
+        errors += [one for one in processes.exchange(f"done/{call}", outcome) if one]
         if errors:
-            raise OSError(errors[0])
+            raise (UnavailableError if errors[0]["passes"] else OSError)(errors[0]["error"])
 
     def _complete(
         self, place: BucketPath, files: Mapping[str, Sequence[int]], notes: Mapping[str, bytes]

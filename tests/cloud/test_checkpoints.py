@@ -1,6 +1,7 @@
 """Checkpoints in a bucket give back the same bits, or the one before, whatever happens."""
 
 import logging
+import os
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,22 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.runtime import processes, shards, storage
+from experiments.runtime import processes, program, shards, storage, workdir
 from experiments.runtime.checkpoint import Checkpoints, DamagedCheckpointError
 from tests.cloud.conftest import Killed
 from tests.experiments.test_checkpoint import abstract, assert_same, make_state
 
 
-def save(workdir, step, state=None, **options):
-    checkpoints = Checkpoints(workdir, **options)
+class Answer(Exception):
+    """Of a server, with its status."""
+
+    def __init__(self, message, code):
+        super().__init__(message)
+        self.code = code
+
+
+def save(folder, step, state=None, **options):
+    checkpoints = Checkpoints(folder, **options)
     checkpoints.save(step, make_state(step) if state is None else state)
     checkpoints.close()
     return checkpoints
@@ -209,6 +218,40 @@ def test_a_failed_save_says_what_is_safe(memory, monkeypatch):
     with pytest.raises(OSError, match=r"could not save step 20 in .*; step 10 is still safe: .*di"):
         checkpoints.close()
     checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConnectionRefusedError("no route"), os.EX_TEMPFAIL),
+        (Answer("Service Unavailable", 503), os.EX_TEMPFAIL),
+        (Answer("Too Many Requests", "429"), os.EX_TEMPFAIL),
+        (Answer("Forbidden", 403), 2),
+        (ValueError("no answer"), 2),
+    ],
+    ids=str,
+)
+def test_the_exit_status_says_whether_a_restart_may_help(memory, monkeypatch, error, code):
+    """For the loop around the command: 2 ends it."""
+
+    def fails(*_, **__):
+        raise error
+
+    folder = storage.path("gs://test/folder")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")  # needs no credentials
+    for name in ("pipe", "pipe_file"):  # of arrays, of the list of files
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, name, fails)
+            checkpoints = Checkpoints(folder)
+            checkpoints.save(20, make_state())
+            with pytest.raises(OSError, match="could not save step 20") as raised:
+                checkpoints.close()
+        assert program.code_of(raised.value) == code
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "pipe_file", fails)
+        with pytest.raises(OSError, match=r"workdir .* cannot be written") as raised:
+            workdir.require_writable(folder)
+    assert program.code_of(raised.value) == code
 
 
 def test_two_runs_cannot_both_complete_a_step(memory):

@@ -225,9 +225,12 @@ def test_what_follows_training(programs, whole, bucket, tmp_path):
     assert "Laplace" in page.read_text() and list((bucket / "page_figures").glob("*.png"))
     assert load_run(first).history == load_run(whole[0]).history
     result = programs("export", "--workdir", first, "--output", bucket / "exported")
-    assert result.code == 0, result.output
+    assert result.code == 0 and "copy it to a disk" in result.output, result.output
+    for output in (["report", first], ["export", "--workdir", first]):
+        result = programs(*output, "--output", "s3://none/new")
+        assert result.code and "there is no bucket s3://none" in result.output
     with storage.local_copy(bucket / "exported") as folder:
-        predict = standalone.load(folder)
+        predict = standalone.load(str(folder))
         assert predict(x)["p"].shape == (40, 8)
 
 

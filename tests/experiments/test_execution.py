@@ -162,6 +162,11 @@ def test_devices_do_not_change_particles_that_interact(direction):
         (dict(data=8), dict(batch_size=12), "batch_size: 12 .* nearest: 8 or 16"),
         (dict(particle=8), {}, "inference.size: 4 .* 8 devices of mesh axis 'particle'"),
         (dict(data=1), dict(sharding=((".*kernle", ("model",)),)), "kernle.* matches no parameter"),
+        (dict(data=8), dict(sharding=((".*", "dta"),)), "sharding.0.: 'dta' is no mesh axis"),
+        (dict(data=8), dict(sharding=((".*", "particle"),)), "'particle' already shards"),
+        (dict(data=8), dict(sharding=((".*kernel", ("data", "data")),)), "cannot shard two dim"),
+        (dict(data=8), dict(sharding=((".*kernel", (None, ("data",))),)), "a list of one name"),
+        (dict(data=8), dict(sharding=((".*", 3),)), "sharding.0.: 3; the name of a mesh axis"),
     ],
 )
 def test_impossible_placements_are_refused(mesh, changes, message):

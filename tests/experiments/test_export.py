@@ -91,6 +91,8 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         export(experiment, state, tmp_path)
     with pytest.raises(ConfigError, match="platforms: 'gpu'"):
         export(experiment, state, tmp_path / "out", ["gpu"])
+    with pytest.raises(ConfigError, match="platforms: none; of cpu, cuda"):
+        export(experiment, state, tmp_path / "out", [])
     with pytest.raises(ConfigError, match="batch_size: -1; at least 1"):
         export(experiment, state, tmp_path / "out", batch_size=-1)
     assert not (tmp_path / "out").exists()

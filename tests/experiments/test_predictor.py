@@ -227,7 +227,8 @@ def test_predictions_in_a_file_give_the_metrics_back(joined):
 def test_the_program_joins_workdirs_and_names_those_that_do_not_fit(joined, programs, tmp_path):
     folder, _, expected = joined
     a, b = folder / "a", folder / "b"
-    code, output = programs("evaluate", "--workdir", a, "--workdir", b, "--predictions")
+    twice = ["--workdir", f"{b}/../b", "--workdir", f"{a}/"]  # counts once
+    code, output = programs("evaluate", "--workdir", a, "--workdir", b, *twice, "--predictions")
     assert code == 0, output
     results = a / "evaluation" / "test-with-b"
     assert output.splitlines()[-1] == f"results: {results}"
@@ -347,6 +348,7 @@ def test_results_of_several_runs_have_a_place_of_their_own(joined, tmp_path):
     a, b = folder / "a", folder / "b"
     assert place(a, None, None, None, [b]) == "test-with-b"
     assert place(a, "both", None, None, [b]) == "both"
+    assert place(a, None, None, None, [folder]) == f"test-with-{folder.name}"  # not '..'
     for others in ([], [tmp_path]):
         with pytest.raises(ConfigError, match="has results of other data or runs"):
             place(a, "both", None, None, others)

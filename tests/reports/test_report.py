@@ -223,6 +223,10 @@ def test_command(tmp_path, capsys):
     assert "error: workdir" in capsys.readouterr().err
     twice = [f"A={run}", f"B={run}/../run", "--output", str(page)]  # would count as two seeds
     assert report.main(twice) == 1 and "run: given twice" in capsys.readouterr().err
+    assert report.main([str(run), "--output", str(tmp_path)]) == 1
+    assert f"{tmp_path} is a folder; give a file" in capsys.readouterr().err
+    assert report.main([str(run), "--output", "gs://bucket/"]) == 1  # not read: it has no name
+    assert "gs://bucket is a folder; give a file" in capsys.readouterr().err
 
 
 def test_importing_the_command_imports_neither_matplotlib_nor_jax():
