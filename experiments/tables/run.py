@@ -1,6 +1,7 @@
 """Runs the unfinished cells of a table, here or each in its own process."""
 
 import logging
+import math
 import re
 import subprocess
 import tempfile
@@ -115,9 +116,12 @@ def run_alone(command: Sequence[str]) -> None:
     """
     with tempfile.NamedTemporaryFile("r") as reason, graceful_termination() as stop:
         process = subprocess.Popen([*command, "--cell", reason.name])
+        asked = -math.inf
         while process.poll() is None:
             time.sleep(0.05)
-            if stop.requested:
+            # Not at once again: a process that has saved and leaves its message would be killed.
+            if stop.requested and time.monotonic() > asked + 10:
+                asked = time.monotonic()
                 process.terminate()
         message = reason.read()
     if stop.requested:
