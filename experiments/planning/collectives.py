@@ -89,14 +89,14 @@ def size_of(type_text: str) -> int:
     return total
 
 
-def result_of(instruction: Instruction) -> int:
-    """Bytes of the result of a collective; the start of an asynchronous one has its operand too."""
-    if not instruction.operation.endswith("-start") or not instruction.type.startswith("("):
-        return size_of(instruction.type)
-    if instruction.operation == "all-reduce-start":
-        return size_of(instruction.type)
-    parts = top_level(instruction.type[1:-1])
-    return size_of(parts[1]) if len(parts) > 1 else size_of(instruction.type)
+def result_type(each: Instruction) -> str:
+    """The type of the result; the start of an asynchronous operation has its operand there too."""
+    parts = top_level(each.type[1:-1]) if each.type.startswith("(") else []
+    if not each.operation.endswith("-start") or len(parts) < 2:
+        return each.type
+    if each.operation == "all-reduce-start":
+        return each.type
+    return parts[0] if each.operation == "copy-start" else parts[1]
 
 
 def top_level(text: str) -> list[str]:
@@ -124,21 +124,16 @@ def limit_of(
     condition: Sequence[Instruction], found: Mapping[str, list[Instruction]]
 ) -> int | None:
     """The constant n of a condition `counter < n`, where there is one, for a counter from 0."""
-    constants = {
-        each.name: int(value[1])
-        for each in condition
-        if each.operation == "constant" and (value := re.match(r"(\d+)\)", each.rest))
-    }
-    compares = [each for each in condition if each.operation == "compare"]
+    considered = list(condition)
     for each in condition:  # where the comparison was fused
         if each.operation in ("fusion", "call") and (called := CALLED.search(each.rest)):
-            inner = found.get(called[1] or "", [])
-            compares += [i for i in inner if i.operation == "compare"]
-            constants |= {
-                i.name: int(value[1])
-                for i in inner
-                if i.operation == "constant" and (value := re.match(r"(\d+)\)", i.rest))
-            }
+            considered += found.get(called[1] or "", [])
+    compares = [each for each in considered if each.operation == "compare"]
+    constants = {
+        each.name: int(value[1])
+        for each in considered
+        if each.operation == "constant" and (value := re.match(r"(\d+)\)", each.rest))
+    }
     if len(compares) != 1 or "direction=LT" not in compares[0].rest or len(constants) != 1:
         return None
     return next(iter(constants.values()))
@@ -193,7 +188,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
         if groups and size == 1:  # of a device with itself: nothing moves
             continue
         axes = axes_of(groups, mesh)
-        result.append(Collective(kind, result_of(each), size, axes, times, each.name))
+        result.append(Collective(kind, size_of(result_type(each)), size, axes, times, each.name))
     return result
 
 

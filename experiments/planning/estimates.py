@@ -21,14 +21,17 @@ class Roofline(NamedTuple):
     at_least: bool  # loops of unknown length count once
 
     @property
+    def times(self) -> dict[str, float]:
+        return dict(compute=self.compute, memory=self.memory, links=self.links)
+
+    @property
     def seconds(self) -> float:
-        return max(self.compute, self.memory, self.links)
+        return max(self.times.values())
 
     @property
     def bound(self) -> str:
         """What takes longest."""
-        names = {"compute": self.compute, "memory": self.memory, "links": self.links}
-        return max(names, key=lambda name: names[name])
+        return max(self.times, key=self.times.__getitem__)
 
 
 def compiles(result: Result) -> bool:

@@ -1,12 +1,13 @@
 """Floating point operations of matrix products and convolutions, counted in a traced program."""
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.interpreters import partial_eval
+
+from uncertainty.inference.executors import jaxprs
 
 
 class Operations(NamedTuple):
@@ -47,15 +48,6 @@ def count(jaxpr: Any) -> Operations:
         flops += times * sum(each.flops for each in inner)
         unknown += sum(each.unknown_loops for each in inner)
     return Operations(flops, unknown)
-
-
-def jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters, closed or not, alone or in a sequence."""
-    for value in params.values():
-        for each in value if isinstance(value, list | tuple) else [value]:
-            each = getattr(each, "jaxpr", each)
-            if hasattr(each, "eqns"):
-                yield each
 
 
 def product(equation: Any) -> float:

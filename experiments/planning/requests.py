@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 from experiments.planning import slices
 from experiments.planning.paper import Shape
-from experiments.runtime import processes, project
+from experiments.runtime import processes, project, storage
 from experiments.runtime.workdir import jsonable
 
 TIMEOUT, ABORTED = "timeout", "aborted"  # beside the reasons of `child`
@@ -40,12 +39,8 @@ class Request(NamedTuple):
 
 def versions() -> dict[str, str]:
     """Of the packages that make a program, and the digest of the sources."""
-    found = {}
-    for package in ("jax", "jaxlib", "flax", "optax", "libtpu"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+    packages = ("jax", "jaxlib", "flax", "optax", "libtpu")
+    found = {package: processes.version(package) for package in packages}
     return found | {"sources": processes.code()["code.sources"]}
 
 
@@ -105,19 +100,12 @@ def compiled(
             result = dict(failed=ABORTED, reason=reason_of(code, output))
         text = made.with_suffix(".hlo.gz")
         if text.is_file():
-            keep(cache / f"{key}.hlo.gz", text.read_bytes())
+            storage.write(cache / f"{key}.hlo.gz", text.read_bytes())
     asked_for = dict(program=request.program, topology=request.topology)
     result |= dict(asked_for, versions=made_by, wall_seconds=time.monotonic() - began)
     if result.get("failed") not in (TIMEOUT, ABORTED):
-        keep(path, json.dumps(result).encode())
+        storage.write(path, json.dumps(result))
     return result
-
-
-def keep(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def run_child(

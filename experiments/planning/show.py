@@ -73,7 +73,7 @@ def shown(label: str, result: Result, topology: Topology, advice: Sequence[str])
         facts=list(facts(result, topology).items()),
         memory=kinds,
         limit=topology.chip.hbm if topology.chip else None,
-        times=dict(compute=bound.compute, memory=bound.memory, links=bound.links) if bound else {},
+        times=bound.times if bound else {},
         collectives=result.get("collectives", ()),
         failed="" if fits else short(result["reason"]),
         advice=advice,

@@ -11,9 +11,9 @@ from experiments.planning.collectives import (
     Instruction,
     called_by,
     computations,
+    result_type,
     rounds_of,
     size_of,
-    top_level,
 )
 
 # Without traffic of their own: what they name is counted where it is used.
@@ -59,16 +59,6 @@ def moved(
     if each.operation == "fusion":
         return fused(each, operands, found.get(called_by(each)[0], ()))
     return sliced(each.operation.removesuffix("-start"), operands, result_type(each))
-
-
-def result_type(each: Instruction) -> str:
-    """The type of the result; the start of an asynchronous operation has its operand there too."""
-    parts = top_level(each.type[1:-1]) if each.type.startswith("(") else []
-    if not each.operation.endswith("-start") or len(parts) < 2:
-        return each.type
-    if each.operation == "all-reduce-start":
-        return each.type
-    return parts[0] if each.operation == "copy-start" else parts[1]
 
 
 def sliced(operation: str, operands: Sequence[str], result: str) -> list[tuple[int, int]]:

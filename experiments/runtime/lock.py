@@ -33,7 +33,8 @@ from experiments.runtime.storage import BucketPath, Path
 logger = logging.getLogger(__name__)
 
 FILE, FOLDER = ".lock", ".locks"  # on a disk, in a bucket
-SILENCE = float(os.environ.get("UNCERTAINTY_SILENCE", 30))  # seconds, as for processes of a run
+# Seconds without a sign of life after which another process, of this run too, counts as lost.
+SILENCE = float(os.environ.get("UNCERTAINTY_SILENCE", 30))
 STALE, BEAT = 2 * SILENCE, SILENCE / 2
 SETTLE = 2.0  # seconds for two to see each other, where the server ignores preconditions
 

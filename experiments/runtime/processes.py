@@ -34,6 +34,7 @@ import numpy as np
 from absl import flags
 
 from experiments.runtime import execution, project
+from experiments.runtime.lock import SILENCE
 from experiments.runtime.program import REPORTED, code_of
 from experiments.runtime.termination import Interrupted, Stop, status
 from uncertainty.build import ConfigError
@@ -42,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 LOST = os.EX_TEMPFAIL  # exit status where the same command resumes: a process was lost, ...
 BEAT = 1.0  # seconds between heartbeats
-# Seconds without a heartbeat after which a process counts as lost.
-SILENCE = float(os.environ.get("UNCERTAINTY_SILENCE", 30))
 SUSPECT = 5.0  # the same after a collective has failed, as when a connection breaks
 LINGER = SILENCE + 15.0  # seconds for the others to notice that process 0 was killed
 GRACE = 3.0  # seconds for a process to report its own error before that of another ends it
@@ -238,11 +237,11 @@ def code() -> dict[str, str]:
     for path in sorted(sources):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
-    versions = {f"code.{name}": _version(name) for name in PACKAGES}
+    versions = {f"code.{name}": version(name) for name in PACKAGES}
     return {**versions, "code.sources": digest.hexdigest()[:16]}
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

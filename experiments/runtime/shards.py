@@ -163,10 +163,9 @@ def read(folder: Path, index: Mapping[str, Sequence[Stored]], target: Any) -> An
     Raises:
       DamagedCheckpointError: bytes are missing or changed.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(target)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    leaves = named_leaves(target)
     wanted, shapes, shardings = {}, {}, {}
-    for name, (_, leaf) in zip(names, leaves, strict=True):
+    for name, leaf in leaves.items():
         shapes[name] = jax.eval_shape(jax.random.key_data, _shape(leaf)) if is_key(leaf) else leaf
         shape = tuple(shapes[name].shape)
         sharding = getattr(leaf, "sharding", None)
@@ -186,9 +185,9 @@ def read(folder: Path, index: Mapping[str, Sequence[Stored]], target: Any) -> An
         jax.random.wrap_key_data(made[name], impl=_implementation(leaf.dtype))
         if is_key(leaf)
         else made[name]
-        for name, (_, leaf) in zip(names, leaves, strict=True)
+        for name, leaf in leaves.items()
     ]
-    return jax.tree_util.tree_unflatten(structure, arrays)
+    return jax.tree.unflatten(jax.tree.structure(target), arrays)
 
 
 def _implementation(dtype: Any) -> str:

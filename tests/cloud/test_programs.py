@@ -18,7 +18,7 @@ from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json
 from experiments.runtime.writers import METRICS, read_metrics, without_timing
 from tests.cloud.conftest import free_port
-from tests.experiments.test_reliability import bits, command, wait
+from tests.experiments.test_reliability import bits, command, outcome, same, wait
 
 STEPS, EVERY = 60, 10
 FIELDS = {
@@ -31,26 +31,6 @@ FIELDS = {
     "evaluators.corruption": "none",
     "ensemble": "{'name':'mc_dropout','size':2,'rate':0.1}",
 }
-TIMED = ("cost/train_seconds", "cost/train_ms_per_example", "cost/predict_ms_per_example")
-
-
-def outcome(run):
-    """All that a run leaves behind, clock readings aside."""
-    config = read_config(run) | {"mesh": {"data": 1}}
-    state, step = Checkpoints(run, read_only=True).restore(
-        setup(config, read_description(run)).shapes
-    )
-    metrics = read_json(run / "evaluation" / "test" / "metrics.json")
-    scores = (run / "evaluation" / "test" / "scores.npz").open("rb")
-    with scores as file, np.load(file) as archive:
-        scores = {name: archive[name].tobytes() for name in archive.files}
-    return dict(
-        step=step,
-        state=bits(state),
-        records=without_timing(read_metrics(run / METRICS)),
-        metrics={name: value for name, value in metrics.items() if name not in TIMED},
-        scores=scores,
-    )
 
 
 def in_one(scheme):
@@ -60,11 +40,6 @@ def in_one(scheme):
 def newest(run):
     """The step of the newest checkpoint, or 0."""
     return Checkpoints(run, read_only=True).latest_step() or 0
-
-
-def same(run, expected):
-    for name, value in outcome(run).items():
-        assert value == expected[name], name
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,9 @@ def outcome(run: Path) -> dict:
     state, step = restored(run)
     timed = ("cost/train_seconds", "cost/train_ms_per_example", "cost/predict_ms_per_example")
     metrics = read_json(run / "evaluation" / "test" / "metrics.json")
-    with np.load(run / "evaluation" / "test" / "scores.npz") as file:
-        scores = {name: file[name].tobytes() for name in file.files}
+    stored = run / "evaluation" / "test" / "scores.npz"
+    with stored.open("rb") as file, np.load(file) as archive:
+        scores = {name: archive[name].tobytes() for name in archive.files}
     return dict(
         step=step,
         state=bits(state),

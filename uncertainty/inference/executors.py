@@ -131,12 +131,12 @@ def has_convolution(jaxpr: Any) -> bool:
     """Whether there is a convolution in a jaxpr, or in one of those within it."""
     return any(
         equation.primitive.name == "conv_general_dilated"
-        or any(map(has_convolution, _inner(equation.params)))
+        or any(map(has_convolution, jaxprs(equation.params)))
         for equation in jaxpr.eqns
     )
 
 
-def _inner(params: dict[str, Any]) -> list[Any]:
+def jaxprs(params: dict[str, Any]) -> list[Any]:
     """The jaxprs among an equation's parameters, closed or not, alone or in a sequence."""
     values = [v for p in params.values() for v in (p if isinstance(p, list | tuple) else [p])]
     values = [getattr(value, "jaxpr", value) for value in values]
