@@ -22,7 +22,7 @@ pytestmark = pytest.mark.tpu
 
 
 def of_family(row):
-    return learnable(*row) | dict(mesh=dict(data=1))
+    return learnable(*row) | dict(mesh=dict(data=4))
 
 
 def of_file(file, fields=(), **sections):
@@ -114,6 +114,23 @@ def test_collectives_on_a_tpu_are_those_of_the_design(compiled):
     assert predict == {("all-to-all", "expert"): 2}
     for name in ("data", "particle", "svgd"):
         assert moved((name, "predict"), compiled) == {}
+
+
+# What all examples of a batch decide together, which is small beside activations.
+OF_ALL_EXAMPLES = {
+    "mimo": "inputs, which each member sees in an order of its own",
+    "svgd_repulsion": "predictions, which particles compare",
+    "svgd_kernel": "predictions, which particles compare",
+    "e3": "assignments to experts, of one group on four chips",
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids="-".join)
+def test_activations_stay_where_their_examples_are(row, compiled):
+    moves = moved(("-".join(row), "train"), compiled)
+    gathers = {move for move in moves if move[0] != "all-reduce"}
+    assert gathers <= {("all-gather", "data")}
+    assert bool(gathers) == any(part in OF_ALL_EXAMPLES for part in row)
 
 
 def test_parameters_and_optimiser_state_are_sharded_over_data(compiled):

@@ -11,6 +11,8 @@ process 0 is lost, JAX itself ends the others.
 """
 
 import contextlib
+import ctypes
+import faulthandler
 import functools
 import hashlib
 import importlib.metadata
@@ -260,6 +262,9 @@ class Watch:
         self._suspicious = threading.Event()  # a collective failed here
         self._ending = threading.Event()  # this process reports its own error
         threading.Thread(target=self._run, name="watch", daemon=True).start()
+        # Not Python's own handler, which would run in the main thread, after the end.
+        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._on_abort())
+        ctypes.CDLL(None).signal(signal.SIGABRT, self._handler)
 
     def leave(self) -> None:
         """Waits for the others, to end together."""
@@ -274,8 +279,7 @@ class Watch:
         reported.
         """
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            self._suspicious.set()
-            time.sleep(2 * SUSPECT + GRACE)  # meanwhile the thread may end this process
+            self._await_loss()
         self._ending.set()
         interrupted = isinstance(error, KeyboardInterrupt)
         message = "interrupted" if interrupted else str(error) or type(error).__name__
@@ -287,6 +291,16 @@ class Watch:
             traceback.print_exception(error)
         self._end_service(2 * (BEAT + GRACE))
         _end(message, code)
+
+    def _await_loss(self) -> None:
+        """Gives the thread time to end this process because another one is lost."""
+        self._suspicious.set()
+        time.sleep(2 * SUSPECT + GRACE)
+
+    def _on_abort(self) -> None:
+        """In the thread that aborts: a collective's own, perhaps because its peer is lost."""
+        self._await_loss()
+        faulthandler.dump_traceback()
 
     def _end_service(self, seconds: float) -> None:
         if self._service is not None:

@@ -78,14 +78,17 @@ PLACES = ["", "block|dense0"]
 @pytest.mark.parametrize(
     ("name", "where"),
     [(n, "") for n in ("mlp", "lenet_same", "resnet", "wide_resnet", "vmoe")]
-    + [(n, "block|dense0") for n in ("mlp", "resnet")],
+    + [(n, "block|dense0") for n in ("mlp", "resnet")]
+    + [("vit_gap", f"attention/{n}") for n in ("query", "key", "value", "out")],
 )
-def test_members_are_networks_with_their_own_kernels(name, where):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_members_are_networks_with_their_own_kernels(name, where, platform):
     backbone, shape = NETWORKS[name]
     x = inputs(shape)
     together = batch_ensemble(backbone(), Dense(K), M, where=where)
     variables = draw_variables(together, x, train=False)
-    latent = jax.jit(functools.partial(together.apply, train=False))(variables, x)
+    with cpu.compiling_for(platform):
+        latent = jax.jit(functools.partial(together.apply, train=False))(variables, x)
     assert latent.mean.shape == (M, B, K)
     shapes, alone = plain(name)
     for m in range(M):

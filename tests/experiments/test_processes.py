@@ -189,6 +189,38 @@ def test_an_error_of_one_process_ends_the_others(start, tmp_path):
     assert time.monotonic() - began < 100 and not run.exists()
 
 
+# Process 1 aborts, as the thread of a collective does whose peer is lost.
+ABORTS = """
+import ctypes, os, signal, sys, threading, time
+from absl import flags
+import jax
+from experiments.runtime import processes
+
+flags.FLAGS(sys.argv[:1])
+with processes.joined(sys.argv[1]):
+    processes.barrier()
+    if jax.process_index() == 1:
+        threading.Thread(target=ctypes.CDLL(None).abort).start()
+    elif sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["killed", "alive"])
+def test_an_abort_is_the_loss_of_another_process_if_one_was_lost(programs, other):
+    address = free_address()
+    codes, errors = ended([programs.script(ABORTS, f"{address},2,{i}", other) for i in range(2)])
+    if other == "killed":
+        assert codes == [-signal.SIGKILL, processes_lib.LOST], "\n".join(errors)
+        assert errors[1].splitlines()[-1].startswith("error: process 0 of 2 was lost: ")
+    else:
+        assert codes == [processes_lib.LOST, -signal.SIGABRT], "\n".join(errors)
+        assert errors[0].splitlines()[-1].startswith("error: process 1 of 2 was lost: ")
+        assert "most recent call first" in errors[1]
+
+
 # Trains runs one after the other. One process dies where it would save a step of the last of them.
 SEVERAL = """
 import ast, os, signal, sys

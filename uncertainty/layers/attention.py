@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class Attention(nn.Module):
@@ -39,9 +40,10 @@ class Attention(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
         )
-        query, key, value = (
-            y.reshape(*y.shape[:-1], self.num_heads, D // self.num_heads)
-            for y in (project(name=name)(x) for name in ("query", "key", "value"))
+        projections = (project(name=name)(x) for name in ("query", "key", "value"))
+        # Broadcast since perhaps not all of them have made members.
+        query, key, value = jnp.broadcast_arrays(
+            *(y.reshape(*y.shape[:-1], self.num_heads, D // self.num_heads) for y in projections)
         )
         # Mapped over M, not folded with B: a batch sharded over devices stays where it is.
         y = jax.vmap(jax.nn.dot_product_attention)(query, key, value)

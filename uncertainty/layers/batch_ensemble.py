@@ -87,7 +87,7 @@ class FastWeights(nn.Module):
             )
         if cpu.enabled() and self._is_convolution(x, r):
             return self._by_members(x, r)
-        y = self.shared(self._times(x, r))
+        y = _examples_first(self.shared, self._times(x, r))
         y = self._times(y, self.fast("fast_output", y.shape[-1]))
         return y + _over_members(self._bias(len(r), y.shape[-1]), y) if self.use_bias else y
 
@@ -136,6 +136,18 @@ def around(
         return kind(shared, size, dtype=fields.get("dtype"), **own, **of_kind, name=name)
 
     return make
+
+
+def _examples_first(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """layer(x), [M, B, ..., D] -> [M, B, ..., K], with B before M meanwhile.
+
+    The gradient of the shared kernel sums over both in one product, for which XLA folds them into
+    one axis. Devices with shards of B have blocks of that axis only where B is first; otherwise
+    they gather all activations. XLA folds for CPU after that, where the exchange of axes only costs.
+    """
+    if cpu.enabled():
+        return layer(x)
+    return jnp.swapaxes(layer(jnp.swapaxes(x, 0, 1)), 0, 1)
 
 
 def _over_members(a: jax.Array, like: jax.Array) -> jax.Array:
