@@ -143,7 +143,7 @@ def _examples_first(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> ja
 
     The gradient of the shared kernel sums over both in one product, for which XLA folds them into
     one axis. Devices with shards of B have blocks of that axis only where B is first; otherwise
-    they gather all activations. XLA folds for CPU after that, where the exchange of axes only costs.
+    they gather all activations. For CPU, XLA folds later, and exchanged axes only cost time.
     """
     if cpu.enabled():
         return layer(x)
