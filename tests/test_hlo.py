@@ -49,8 +49,8 @@ backend_config={"estimated_cycles":"7"}
 
 def test_bytes_and_cycles_are_those_of_a_count_by_hand():
     rows = 8 * 128 * 4
-    # A tile of indices once, as they are copied; of `a` the rows alone; each pass reads and writes x
-    # and compares two numbers; the product reads x twice and leaves its result on the chip.
+    # A tile of indices once, as they are copied; of `a` the rows alone; each pass reads and writes
+    # x and compares two numbers; the product reads x twice and leaves its result on the chip.
     expected = 128 * 4 + 2 * rows + 5 * (2 * rows + 4 + 4 + 1) + 2 * rows
     found = hlo.costs(TEXT)
     assert found["hbm_bytes"] == expected

@@ -257,6 +257,30 @@ def upload(local: pathlib.Path, place: BucketPath, last: str = "") -> None:
             place.fs.put_file(str(local / name), f"{place.key}/{name}".rstrip("/"))
 
 
+class Outgoing:
+    """A folder for a library that writes local files: the folder itself, or a copy for a bucket.
+
+    Attributes:
+      path: of the local folder.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._copy = tempfile.TemporaryDirectory() if isinstance(folder, BucketPath) else None
+        self.path = self._copy.name if self._copy else str(folder)
+
+    def upload(self) -> None:
+        """To the bucket, if there is one."""
+        if self._copy:
+            upload(pathlib.Path(self.path), self._folder)
+
+    def close(self) -> None:
+        """Uploads once more, and removes the copy."""
+        self.upload()
+        if self._copy:
+            self._copy.cleanup()
+
+
 @contextlib.contextmanager
 def local_copy(place: Path) -> Iterator[pathlib.Path]:
     """The file or folder on this disk: itself, or a copy that is removed when the block ends."""

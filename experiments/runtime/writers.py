@@ -11,7 +11,6 @@ import math
 import os
 import pathlib
 import platform
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -116,24 +115,19 @@ class Summaries:
     def __init__(self, folder: storage.Path):
         from clu.metric_writers import SummaryWriter  # imports TensorFlow, which takes seconds
 
-        self._folder = folder
-        bucket = isinstance(folder, storage.BucketPath)
-        self._made = tempfile.TemporaryDirectory() if bucket else None
-        self._writer = SummaryWriter(self._made.name if self._made else str(folder))
+        self._folder = storage.Outgoing(folder)
+        self._writer = SummaryWriter(self._folder.path)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         self._writer.write_scalars(step, scalars)
 
     def flush(self) -> None:
-        if self._made:
-            self._writer.flush()
-            storage.upload(pathlib.Path(self._made.name), self._folder)
+        self._writer.flush()
+        self._folder.upload()
 
     def close(self) -> None:
         self._writer.close()
-        if self._made:
-            storage.upload(pathlib.Path(self._made.name), self._folder)
-            self._made.cleanup()
+        self._folder.close()
 
 
 def require_tensorboard() -> None:
@@ -220,7 +214,6 @@ class Profile:
         if steps and not (len(steps) == 2 and 0 <= steps[0] <= steps[1]):
             raise ValueError(f"logging.profile = {steps}; give (first, last) with first <= last")
         self.directory = storage.path(workdir) / "profile"
-        self._made: tempfile.TemporaryDirectory | None = None  # where it is written for a bucket
         self.first, self.last = steps or (math.inf, -math.inf)
         self._tracing = False
 
@@ -231,9 +224,8 @@ class Profile:
     @contextlib.contextmanager
     def _traced(self, step: int) -> Iterator[None]:
         if not self._tracing:
-            if isinstance(self.directory, storage.BucketPath):
-                self._made = tempfile.TemporaryDirectory()
-            jax.profiler.start_trace(self._made.name if self._made else str(self.directory))
+            self._outgoing = storage.Outgoing(self.directory)
+            jax.profiler.start_trace(self._outgoing.path)
             atexit.register(self.close)
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("step", step_num=step):
@@ -248,9 +240,7 @@ class Profile:
             self._tracing = False
             jax.profiler.stop_trace()
             atexit.unregister(self.close)
-            if self._made:
-                storage.upload(pathlib.Path(self._made.name), self.directory)
-                self._made.cleanup()
+            self._outgoing.close()
 
 
 def hardware() -> dict[str, Any]:
