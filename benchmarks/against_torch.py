@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +20,7 @@ from uncertainty.inference import executors
 from uncertainty.inference.particles import particles
 from uncertainty.likelihoods import softmax
 from uncertainty.model import from_network
+from uncertainty.optimisers import optimiser as optimisers
 from uncertainty.types import State
 
 BATCHES = 8
@@ -33,7 +33,8 @@ class Ours:
     def __init__(self, backbone: Any, size: int, executor: str, batches: Mapping[str, np.ndarray]):
         model = from_network(single(backbone, Dense(outputs=10)), softmax())
         calls, _, name = executor.rpartition(" steps a call: ")
-        inference = particles(model, optax.adam(1e-3), size=size, executor=name)
+        adam = optimisers.optimiser(optimisers.adam(), 1e-3)
+        inference = particles(model, adam, size=size, executor=name)
         first = {key: a[0] for key, a in batches.items()}
         self.init = lambda: inference.init(jax.random.key(0), first["x"])
         self.batches = [{key: a[i] for key, a in batches.items()} for i in range(BATCHES)]

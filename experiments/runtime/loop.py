@@ -77,7 +77,8 @@ def run(
     Args:
       name: of the loop, for the progress line and messages.
       carry: at `start`; it may be donated.
-      update: (carry, batch) -> carry, metrics. Its metrics have at least one array. If it trains
+      update: (carry, batch) -> carry, metrics. If it keeps a carry in a form of its own, its
+        attribute `whole` turns that into a carry. Its metrics have at least one array. If it trains
         they are those of `Inference.update`: `loss`, `finite`, `gradient_norm` [P], and with labels
         `nll` [P, M, B].
       stream: of (step, batch), from step `start` on.
@@ -94,6 +95,7 @@ def run(
     alone, first = jax.process_count() == 1, jax.process_index() == 0
     profile = services.profile or Profile(writer.path.parent, ())
     clock = Clock(writer.seconds)
+    whole = getattr(update, "whole", lambda carry: carry)
     with Progress(steps, name, finished=finished, start=start, show=first) as progress:
         for step in range(start, steps):
             _, batch = next(stream)
@@ -108,7 +110,7 @@ def run(
                 record, text = summary(execution.host(metrics), services.own_examples)
                 faults.check(done)
                 if services.monitor:
-                    values, monitored = services.monitor(carry)
+                    values, monitored = services.monitor(whole(carry))
                     record, text = {**record, **values}, " · ".join(filter(None, (text, monitored)))
                 if learning_rate:
                     record["learning_rate"] = float(learning_rate(step))
@@ -121,7 +123,7 @@ def run(
             progress.update(done, text)
             if services.validate and done % services.validate_every == 0 and done < steps:
                 try:
-                    values = services.validate(carry)
+                    values = services.validate(whole(carry))
                 except FloatingPointError as error:
                     raise ParticleFault(f"validation at step {done}: {error}") from error
                 writer.write(
@@ -133,12 +135,12 @@ def run(
             if signal or (done % services.save_every == 0 and done < steps):
                 faults.check(done)
                 writer.flush()
-                services.checkpoints.save(done, carry)
+                services.checkpoints.save(done, whole(carry))
             if signal:
                 message = f"{name} stopped by {signal} at step {done} of {steps}; saved"
                 raise Interrupted(message, signal)
         jax.block_until_ready(carry)
-    return carry
+    return whole(carry)
 
 
 def summary(

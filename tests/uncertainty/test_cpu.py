@@ -15,7 +15,7 @@ from uncertainty import build, cpu
 from uncertainty.cpu import noise, order
 from uncertainty.inference import sharded
 from uncertainty.inference.kernels import rbf
-from uncertainty.layers import conv, posterior, random_features
+from uncertainty.layers import attention, conv, norm, posterior, random_features
 from uncertainty.layers import pool as pool_layers
 from uncertainty.layers.feed_forward import FeedForward
 from uncertainty.layers.moe import dispatch, routing
@@ -52,6 +52,8 @@ PAIRS = {  # kernel: (what chooses between it and the plain expression, argument
     "pool": (pool_layers.max_pool, (normal(2, 3, 5, 4, 2),)),
     "rows": (routing.softmax, (normal(4, 5),)),
     "rows of gates": (of_gather, (normal(1, 2, 1, 3, 4), jnp.abs(normal(1, 1, 2, 3)))),
+    "rows of tokens": (lambda x: norm.standardise(x, 1e-6), (3 + normal(2, 4, 9),)),
+    "heads_first": (attention.attend, tuple(normal(2, 3, 5, 4, 6, seed=i) for i in range(3))),
     "rows of particles": (lambda z: sharded.inner_products([z], centred=True), (normal(5, 9),)),
     "triangle": (lambda L: jnp.tril(posterior.inverse_triangle(jnp.tril(L))), (cholesky(70),)),
     "median": (rbf._median, (POSITIVE,)),
@@ -137,8 +139,8 @@ def origins():
 def test_a_program_for_a_tpu_has_no_kernel_for_cpu(origins):
     """Operations tell the files that they were traced in: all of the kernels for CPU, or none.
 
-    A step of SVGD with SGLD's noise, its predictions, and the gradient of a mixture of experts. The
-    same functions are traced for both platforms, one after the other.
+    A step of SVGD with SGLD's noise, its predictions, attention, and the gradient of a mixture of
+    experts. The same functions are traced for both platforms, one after the other.
     """
     model, x = build.model(CONFIG), jnp.zeros((4, 8, 8, 1))
     inference = build.inference(CONFIG, model, num_examples=8)
@@ -154,6 +156,7 @@ def test_a_program_for_a_tpu_has_no_kernel_for_cpu(origins):
         (jax.jit(inference.update), state, dict(x=x, y=jnp.zeros(4, int))),
         (jax.jit(inference.predict), state, x),
         (jax.jit(jax.grad(loss)), params),
+        (jax.jit(attention.attend), *PAIRS["heads_first"][1]),
     ]
     met = {"cpu": set(), "tpu": set()}
     for program, *args in programs:

@@ -1,12 +1,15 @@
 """Optimisers against their updates written by hand in NumPy."""
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import strategies as st
 
 from uncertainty.optimisers import optimiser as optimisers
+from uncertainty.optimisers import samplers
 
 STEPS = 6
 
@@ -115,6 +118,59 @@ def rmsprop(g, memory, decay=0.8, eps=1e-3):
 )
 def test_directions(direction, step):
     close(run(optimisers.optimiser(direction, 0.03)), by_hand(step, 0.03))
+
+
+BOUNDED = {
+    "sgd": optimisers.sgd(),
+    "momentum": optimisers.sgd(momentum=0.999, nesterov=True),
+    "adam": optimisers.adam(b1=0.99, b2=0.9999),
+    "rmsprop": optimisers.rmsprop(eps=1e-12),
+    "lion": optimisers.lion(),
+    "sgld": samplers.sgld(),
+    "psgld": samplers.psgld(eps=1e-12),
+    "sghmc": samplers.sghmc(),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.given(
+    exponents=st.lists(st.lists(st.integers(-45, 18), min_size=4, max_size=4), max_size=6),
+    signs=st.integers(0, 15),
+    decay=st.booleans(),
+)
+def test_bounded_optimisers_are_finite_for_gradients_whose_norm_is(name, exponents, signs, decay):
+    direction = BOUNDED[name]
+    sampler = isinstance(direction, samplers.Sampler)
+    decay = decay and not sampler
+    rules = [(".*", 1.0)] if decay else ()
+    made = optimisers.optimiser(direction, 1.0 if decay else 1e6, weight_decay=rules)
+    assert made.bounded
+    params = dict(a=np.float32([3e38, -3e38, 0, 1]))
+    state = made.init(params)
+    sign = 1 - 2 * np.array([signs >> i & 1 for i in range(4)])
+    extra = dict(noise=dict(a=np.float32([5, -5, 0, 1]))) if sampler else {}
+    for each in exponents:
+        gradient = dict(a=(sign * 10.0 ** np.array(each)).astype("float32"))
+        updates, state = made.update(gradient, state, params, **extra)
+        assert np.isfinite(updates["a"]).all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        optimisers.optimiser(optimisers.sgd(), 1e7),
+        optimisers.optimiser(optimisers.sgd(), 1e3, multipliers=[("a", 1e4)]),
+        optimisers.optimiser(optimisers.sgd(), 0.1, weight_decay=[("a", 1.1)]),
+        optimisers.optimiser(optimisers.sgd(), 2.0, weight_decay=[("a", 0.1)]),
+        optimisers.optimiser(optimisers.sgd(), 0.1, l2=[("a", 0.1)]),
+        optimisers.optimiser(optimisers.adam(eps=0.0), 0.1),
+        optimisers.optimiser(optax.scale_by_adam(), 0.1),
+        optimisers.optimiser(samplers.sgld(), 1e7),
+    ],
+)
+def test_other_optimisers_are_not_taken_for_bounded(other):
+    assert not other.bounded
 
 
 KERNELS = {"backbone/kernel": 0.3, "head/kernel": 0.3}

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from uncertainty import build, likelihoods
+from uncertainty import build, cpu, likelihoods
 from uncertainty.backbones.lenet import LeNet5
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.mc_dropout import mc_dropout
@@ -53,7 +53,7 @@ def steps(inference, n=3, shape=(5,), update=None, seed=0):
     update = update or jax.jit(inference.update)
     for i in range(n):
         state, metrics = update(state, batch(shape, seed=i))
-    return state, metrics
+    return getattr(update, "whole", lambda state: state)(state), metrics
 
 
 @functools.cache
@@ -119,13 +119,15 @@ def test_the_loop_updates_particles_where_they_lie():
     update = executors.Loop(inference)
 
     def addresses(state):
-        leaves = jax.tree.leaves((state.params, state.opt_state))
+        leaves = jax.tree.leaves([(one.params, one.opt_state) for one in state.particles])
         return [leaf.unsafe_buffer_pointer() for leaf in leaves]
 
-    state = steps(inference, 1, update=update)[0]  # a copy of all particles would lie elsewhere
+    start = inference.init(jax.random.key(0), batch()["x"][:1])
+    state, _ = update(start, batch())  # a copy of a particle would lie elsewhere
     before = addresses(state)
     state, _ = update(state, batch())
     assert addresses(state) == before
+    assert_close(update.whole(start), start)  # not donated
 
 
 @functools.cache
@@ -170,9 +172,16 @@ def test_accumulated_parts_are_the_whole_batch():
     assert_close(metrics, plain)  # the examples' own losses come back in their order
 
 
-def test_a_faulty_particle_stays_and_leaves_the_others_untouched():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_faulty_particle_stays_and_leaves_the_others_untouched(platform):
     inference = particles(mlp(), OPTIMISER, size=3, executor="vmap")
-    update = jax.jit(inference.update)
+
+    compiled = jax.jit(inference.update)
+
+    def update(state, batch):
+        with cpu.compiling_for(platform):
+            return compiled(state, batch)
+
     state = inference.init(jax.random.key(0), batch()["x"][:1])
 
     def poison(leaf):
@@ -192,9 +201,13 @@ def test_a_faulty_particle_stays_and_leaves_the_others_untouched():
 
 
 def test_an_overflowing_update_keeps_the_last_finite_parameters():
-    inference = particles(mlp(), optimisers.optimiser(optimisers.sgd(), 1e38), size=1)
+    inference = particles(mlp(), optimisers.optimiser(optimisers.sgd(), 1e37), size=1)
     state = inference.init(jax.random.key(0), batch()["x"][:1])
     update = jax.jit(inference.update)
+    large = batch()
+    # The kernel of the first layer alone overflows, which is not the smallest of the arrays.
+    _, metrics = update(state, large | dict(x=1e3 * large["x"]))
+    assert np.isfinite(metrics["gradient_norm"][0]) and not metrics["finite"][0]
     for i in range(4):
         state, metrics = update(state, batch(seed=i))
     assert not metrics["finite"][0]

@@ -1,8 +1,9 @@
 """Sums of rows and columns as products with ones; the plain expressions are where they are used.
 
-XLA's CPU backend is slow where the sum of a row is combined with the row again (`layers/moe`), and
-where it sums over the first axis (`inference/sharded.py`). Written as products, both are separate
-kernels, and each is the other's derivative.
+XLA's CPU backend is slow where the sum of a row is combined with the row again (`layers/moe`,
+`layers/norm.py`, `layers/attention.py`), and where it sums over the first axis
+(`inference/sharded.py`). Written as products, both are separate kernels, and each is the other's
+derivative.
 """
 
 import jax
@@ -18,6 +19,14 @@ def softmax(x: jax.Array) -> jax.Array:
 def over_row(x: jax.Array, size: int) -> jax.Array:
     """[..., 1] -> [..., size]."""
     return x @ jnp.ones((1, size), x.dtype)
+
+
+def standardise(x: jax.Array, epsilon: float) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) of the last axis; with a gradient in half the time."""
+    D = x.shape[-1]
+    over = jnp.full((D, 1), 1 / D, x.dtype)
+    x = x - over_row(x @ over, D)
+    return x * over_row(jax.lax.rsqrt((x * x) @ over + epsilon), D)
 
 
 def mean(z: jax.Array) -> jax.Array:

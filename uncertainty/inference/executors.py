@@ -5,8 +5,8 @@ one compiled update for each particle in turn, which needs a separable inference
 one. Sharding particles over devices (`experiments/runtime/execution.py`) works with each.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,10 +77,18 @@ def mapping(name: str) -> Callable[[Callable], Callable]:
     return {"vmap": vmap, "unroll": unroll, "scan": scan}.get(name, auto)
 
 
+class Separate(NamedTuple):
+    """A State as P states of one particle each, with arrays of their own."""
+
+    particles: tuple[State, ...]
+
+
 class Loop:
     """An update from Python: one particle at a time, in place, with one program for any P.
 
-    A host function: under `jax.jit` it would be unrolled. The state is donated.
+    It returns a Separate state, which `whole` joins; so a step neither takes a particle's arrays
+    out of those of all particles nor writes them back. A host function: under `jax.jit` it would be
+    unrolled. A Separate state is donated.
 
     Raises:
       ValueError: the particles interact.
@@ -94,37 +102,43 @@ class Loop:
             )
 
         def one(state: State, p: jax.Array | int, batch: Batch) -> tuple[State, Metrics]:
-            step = state.step
-            arrays = state.replace(step=None)
             take = lambda a: jax.lax.dynamic_slice_in_dim(a, p, 1)  # noqa: E731
-            mine = jax.tree.map(take, arrays)
-            batch = examples.each(take, batch, inference.own_examples)
-            new, metrics = inference.update(mine.replace(step=step), batch)
-            arrays = jax.tree.map(
-                lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, p, 0),
-                arrays,
-                new.replace(step=None),
-            )
-            return arrays.replace(step=step), metrics
+            return inference.update(state, examples.each(take, batch, inference.own_examples))
 
-        def join(step: jax.Array, metrics: list[Metrics]) -> tuple[jax.Array, Metrics]:
-            return step + 1, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *metrics)
+        def split(state: State) -> Separate:
+            arrays = state.replace(step=None)
+            each = (jax.tree.map(lambda a, p=p: a[p : p + 1], arrays) for p in range(_size(arrays)))
+            return Separate(tuple(one.replace(step=jnp.copy(state.step)) for one in each))
 
-        self._one, self._join = jax.jit(one, donate_argnums=0), jax.jit(join)
+        def join(each: Sequence[Any]) -> Any:
+            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each)
 
-    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        self._one, self._split = jax.jit(one, donate_argnums=0), jax.jit(split)
+        self._join = jax.jit(join)
+
+    def __call__(self, state: State | Separate, batch: Batch) -> tuple[Separate, Metrics]:
         # Once, not once for each particle; arrays of several processes are where they have to be.
         batch = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jax.device_put(a), batch)
-        metrics = []
-        for p in range(_size(state.key)):
-            state, m = self._one(state, p, batch)
-            metrics.append(m)
-        step, joined = self._join(state.step, metrics)
-        return state.replace(step=step), joined
+        before = self._split(state) if isinstance(state, State) else state
+        made = [self._one(one, p, batch) for p, one in enumerate(before.particles)]
+        return Separate(tuple(one for one, _ in made)), self._join([m for _, m in made])
+
+    def whole(self, state: State | Separate) -> State:
+        """All particles in one State."""
+        if isinstance(state, State):
+            return state
+        arrays = self._join([one.replace(step=None) for one in state.particles])
+        return arrays.replace(step=state.particles[0].step)
 
     def trace(self, state: State, batch: Batch) -> Any:
         """The traced program of a particle, as of a jitted function; calls do not trace again."""
-        return self._one.trace(state, 0, batch)
+
+        def one(a: Any) -> jax.ShapeDtypeStruct:
+            sharding = getattr(a, "sharding", None)
+            return jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype, sharding=sharding)
+
+        first = jax.tree.map(one, state.replace(step=None)).replace(step=state.step)
+        return self._one.trace(first, 0, batch)
 
 
 def has_convolution(jaxpr: Any) -> bool:

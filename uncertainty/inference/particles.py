@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from uncertainty import cpu
 from uncertainty.inference import executors, loss, samples
 from uncertainty.inference import hyper as hypers
 from uncertainty.inference.directions.independent import independent
 from uncertainty.inference.thinning import MovingAverage
 from uncertainty.keys import Use, fold
-from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation, normal
+from uncertainty.optimisers.samplers import SamplingTransformation, Transformation, normal
 from uncertainty.types import (
     LIKELIHOOD,
     Batch,
@@ -31,7 +32,7 @@ from uncertainty.types import (
 
 def particles(
     model: Model,
-    optimiser: optax.GradientTransformation | DecayingTransformation | SamplingTransformation,
+    optimiser: optax.GradientTransformation | Transformation | SamplingTransformation,
     size: int = 1,
     direction: Callable[..., Direction] = independent,
     executor: str = "auto",
@@ -109,8 +110,8 @@ def particles(
         own_examples=own_examples,
     )
     separable = direct.separable
-    decaying = isinstance(optimiser, DecayingTransformation | SamplingTransformation)
-    decays = optimiser.decays if decaying else ()
+    ours = isinstance(optimiser, Transformation | SamplingTransformation)
+    decays = optimiser.decays if ours else ()
     if decays and (prior is not None or not separable):
         stated = "prior" if prior is not None else "direction"
         raise ValueError(
@@ -118,6 +119,9 @@ def particles(
             "it to (), and set the weights' scale by inference.prior alone"
         )
     diffusion = direct.diffusion
+    # A diffusion, and factors of the particles, may be of any size.
+    bounded = ours and optimiser.bounded and (separable or not sampling)
+    bounded = bounded and not {"learning_rate", *hypers.DECAYS} & set(hyper or ())
     if sampling and diffusion is None:
         raise ValueError(
             "direction: this one has no diffusion for a sampler; use 'independent', or 'sgld' with "
@@ -184,30 +188,37 @@ def particles(
             extra["noise"] = jax.tree.map(lambda xi: target.scale() ** 0.5 * xi, noise)
         if factors:
             extra["factors"] = {name: own[name] for name in factors}
-        updates, opt_state = jax.vmap(lambda g, s, p, extra: optimiser.update(g, s, p, **extra))(
-            gradients, state.opt_state, state.params, extra
-        )
-        if "learning_rate" in own:
-            updates = jax.tree.map(samples.times(own["learning_rate"]), updates)
+
+        def moves() -> tuple[Params, Any]:
+            """What is added to the parameters, and the new state of the optimiser."""
+            updates, opt_state = jax.vmap(
+                lambda g, s, p, extra: optimiser.update(g, s, p, **extra)
+            )(gradients, state.opt_state, state.params, extra)
+            if "learning_rate" in own:
+                updates = jax.tree.map(samples.times(own["learning_rate"]), updates)
+            return updates, opt_state
+
+        made = moves()
+
+        def moved() -> tuple:
+            # Where little of `made` is used otherwise, it is made here alone.
+            updates, opt_state = moves() if bounded else made
+            params, slow = jax.vmap(optax.apply_updates)(state.params, updates), state.slow
+            if objective.follow is not None:
+                slow = jax.vmap(objective.follow, (0, 0, 0, None))(slow, *parts(params), state.step)
+            return params, collections, opt_state, slow
+
         metrics["gradient_norm"] = jax.vmap(optax.global_norm)(gradients)
+        watched = made[0]
+        if bounded:  # a schedule that is not finite shows in the smallest array too
+            watched = min(jax.tree.leaves(watched), key=lambda a: a.size)
         metrics["finite"] = (
             jnp.isfinite(metrics["loss"])
             & jnp.isfinite(metrics["gradient_norm"])
-            & jnp.isfinite(jax.vmap(optax.global_norm)(updates))
+            & jnp.isfinite(jax.vmap(optax.global_norm)(watched))
         )
-
-        def keep_if_not_finite(new, old):
-            finite = metrics["finite"].reshape(-1, *[1] * (new.ndim - 1))
-            return jnp.where(finite, new, old)
-
-        params, slow = jax.vmap(optax.apply_updates)(state.params, updates), state.slow
-        if objective.follow is not None:
-            slow = jax.vmap(objective.follow, (0, 0, 0, None))(slow, *parts(params), state.step)
-        params, collections, opt_state, slow = jax.tree.map(
-            keep_if_not_finite,
-            (params, collections, opt_state, slow),
-            (state.params, state.collections, state.opt_state, state.slow),
-        )
+        before = (state.params, state.collections, state.opt_state, state.slow)
+        params, collections, opt_state, slow = guarded(metrics["finite"], moved, before)
         new = state.replace(
             step=state.step + 1,
             params=params,
@@ -232,3 +243,17 @@ def particles(
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
 
     return Inference(init, update, predict, separable, own_examples, restart)
+
+
+def guarded(finite: jax.Array, moved: Callable[[], Any], before: Any) -> Any:
+    """The arrays [P, ...] of `moved()`, of particles that are not finite [P] those `before`."""
+
+    def chosen() -> Any:
+        choose = jax.vmap(jnp.where)
+        return jax.tree.map(lambda new, old: choose(finite, new, old), moved(), before)
+
+    if not cpu.enabled():
+        return chosen()
+    # On CPU selects take as long as the step of the optimiser.
+    otherwise = (lambda: before) if len(finite) == 1 else chosen
+    return jax.lax.cond(jnp.all(finite), moved, otherwise)

@@ -8,6 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uncertainty import cpu
+from uncertainty.cpu import heads_first
+
 
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(d)) V in each of `num_heads` heads of d = D / num_heads features.
@@ -45,6 +48,13 @@ class Attention(nn.Module):
         query, key, value = jnp.broadcast_arrays(
             *(y.reshape(*y.shape[:-1], self.num_heads, D // self.num_heads) for y in projections)
         )
-        # Mapped over M, not folded with B: a batch sharded over devices stays where it is.
-        y = jax.vmap(jax.nn.dot_product_attention)(query, key, value)
+        y = attend(query, key, value)
         return project(name="out")(y.reshape(*y.shape[:-2], D))
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(Q K^T / sqrt(d)) V, of [M, B, T, heads, d]."""
+    if cpu.enabled():
+        return heads_first.attend(query, key, value)
+    # Mapped over M, not folded with B: a batch sharded over devices stays where it is.
+    return jax.vmap(jax.nn.dot_product_attention)(query, key, value)

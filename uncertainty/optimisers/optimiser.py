@@ -11,9 +11,10 @@ import optax
 
 from uncertainty import rules
 from uncertainty.optimisers.samplers import (
-    DecayingTransformation,
+    Bounded,
     Sampler,
     SamplingTransformation,
+    Transformation,
     psgld,
     sghmc,
     sgld,
@@ -30,12 +31,12 @@ def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransfor
     """
     if not 0 <= momentum < 1 or (nesterov and not momentum):
         raise ValueError(f"momentum: {momentum!r} must be in [0, 1), and not 0 with nesterov")
-    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+    return Bounded(*(optax.trace(momentum, nesterov) if momentum else optax.identity()))
 
 
 def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015). TensorFlow's default is eps=1e-7."""
-    return optax.scale_by_adam(b1, b2, eps)
+    return _bounded_by(eps, optax.scale_by_adam(b1, b2, eps))
 
 
 # AdamW (Loshchilov & Hutter 2019) is Adam with the field `weight_decay`, which is required.
@@ -44,12 +45,19 @@ adamw = adam
 
 def lion(b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
     """Lion (Chen et al. 2023)."""
-    return optax.scale_by_lion(b1, b2)
+    return Bounded(*optax.scale_by_lion(b1, b2))
 
 
 def rmsprop(decay: float = 0.9, eps: float = 1e-8) -> optax.GradientTransformation:
     """RMSProp (Hinton 2012)."""
-    return optax.scale_by_rms(decay, eps)
+    return _bounded_by(eps, optax.scale_by_rms(decay, eps))
+
+
+def _bounded_by(
+    eps: float, direction: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Marks m / (sqrt(v) + eps) as bounded: with |m| below 2^64, as its square is finite."""
+    return Bounded(*direction) if eps >= 1e-12 else direction
 
 
 def optimiser(
@@ -61,7 +69,7 @@ def optimiser(
     weight_decay: rules.Rules = (),
     l2: rules.Rules = (),
     multipliers: rules.Rules = (),
-) -> optax.GradientTransformation | DecayingTransformation | SamplingTransformation:
+) -> Transformation | SamplingTransformation:
     """params <- params - learning_rate schedule(t) c (direction(g + l2 params) + decay params).
 
     Made for one particle; `inference` maps it over P, so clipping never couples particles.
@@ -115,9 +123,10 @@ def optimiser(
                     f"{field}: {other!r}; it would change the sampler's posterior; set the "
                     "weights' scale by inference.prior"
                 )
+        bounded = direction.bounded and _moderate(learning_rate, l2)
         sampler = direction.make(lambda step: learning_rate * schedule(step))
         joined = optax.chain(*_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p), sampler)
-        return SamplingTransformation(joined.init, joined.update, direction.plain, decays)
+        return SamplingTransformation(joined.init, joined.update, direction.plain, decays, bounded)
     joined = optax.chain(
         *([optax.clip_by_global_norm(clip)] if clip is not None else []),
         *_by_rule(l2, "l2", 0.0, lambda g, p, c: g + c * p),
@@ -126,7 +135,18 @@ def optimiser(
         optax.scale_by_schedule(lambda step: -learning_rate * schedule(step)),
         *_by_rule(multipliers, "multipliers", 1.0, lambda g, p, c: c * g),
     )
-    return DecayingTransformation(joined.init, joined.update, decays) if decays else joined
+    rate = learning_rate * max([1.0, *(c for _, c in multipliers)])
+    bounded = isinstance(direction, Bounded) and _moderate(rate, l2, weight_decay)
+    return Transformation(joined.init, joined.update, decays, bounded)
+
+
+def _moderate(rate: float, l2: rules.Rules, weight_decay: rules.Rules = ()) -> bool:
+    """Whether rate (direction + decay params) is below 2^128 for directions below 2^100.
+
+    Parameters are below 2^128 too, so with `l2` the direction is not that of a gradient below 2^64.
+    """
+    decay = max((c for _, c in weight_decay), default=0.0)
+    return not l2 and decay <= 1 and rate <= (1 if decay else 1e6)
 
 
 def _by_rule(

@@ -27,6 +27,7 @@ class Sampler(NamedTuple):
 
     make: Callable[[optax.Schedule], optax.GradientTransformationExtraArgs]
     plain: bool = False  # no state except the step, so that a direction's diffusion may be used
+    bounded: bool = False  # see `Transformation`
 
 
 class SamplingTransformation(NamedTuple):
@@ -36,17 +37,28 @@ class SamplingTransformation(NamedTuple):
     update: Callable[..., tuple[Params, Any]]
     plain: bool
     decays: tuple[str, ...] = ()
+    bounded: bool = False
 
 
-class DecayingTransformation(NamedTuple):
-    """An optimiser with decay to 0; `decays` names the fields that set it.
+class Transformation(NamedTuple):
+    """An optimiser.
 
-    Decay changes the fixed point, so it conflicts with a posterior that is defined elsewhere.
+    Attributes:
+      init, update: as in optax.
+      decays: the fields that set a decay to 0. It changes the fixed point, so it conflicts with a
+        posterior that is defined elsewhere.
+      bounded: whether a gradient (and noise) whose norm is finite, in float32, always gives finite
+        updates, if the schedule is finite. So a step needs no test of all of them.
     """
 
     init: Callable[[Params], Any]
     update: Callable[..., tuple[Params, Any]]
-    decays: tuple[str, ...]
+    decays: tuple[str, ...] = ()
+    bounded: bool = False
+
+
+class Bounded(optax.GradientTransformation):
+    """An optax transformation of gradients below 2^64 to directions below 2^100."""
 
 
 def sgld() -> Sampler:
@@ -98,7 +110,8 @@ def psgld(decay: float = 0.99, eps: float = 1e-5, adapt_steps: int | None = None
 
         return jax.tree.map(move, g, V, noise), V
 
-    return _sampler(lambda params: jax.tree.map(jnp.zeros_like, params), step)
+    start = lambda params: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+    return _sampler(start, step, bounded=eps >= 1e-12)
 
 
 def sghmc(friction: float = 0.1) -> Sampler:
@@ -131,7 +144,7 @@ class SamplerState(NamedTuple):
     memory: Any
 
 
-def _sampler(start: Callable, step: Callable, plain: bool = False) -> Sampler:
+def _sampler(start: Callable, step: Callable, plain: bool = False, bounded: bool = True) -> Sampler:
     """The Sampler of step(t, rate, g, memory, noise) -> updates, memory."""
 
     def make(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
@@ -145,7 +158,7 @@ def _sampler(start: Callable, step: Callable, plain: bool = False) -> Sampler:
 
         return optax.GradientTransformationExtraArgs(init, update)
 
-    return Sampler(make, plain)
+    return Sampler(make, plain, bounded)
 
 
 def normal(keys: jax.Array, params: Params) -> Params:

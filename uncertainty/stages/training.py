@@ -10,12 +10,10 @@ import optax
 
 from uncertainty.keys import Use, fold
 from uncertainty.layers import posterior
-from uncertainty.optimisers.samplers import DecayingTransformation, SamplingTransformation
+from uncertainty.optimisers.samplers import SamplingTransformation, Transformation
 from uncertainty.types import Batch, Inference, Metrics, Samples, State
 
-Optimiser: TypeAlias = (
-    optax.GradientTransformation | DecayingTransformation | SamplingTransformation
-)
+Optimiser: TypeAlias = optax.GradientTransformation | Transformation | SamplingTransformation
 Train = Callable[[Optimiser], Inference]  # independent particles, as the run's config has them
 
 
