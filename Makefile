@@ -41,6 +41,7 @@ types: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/python -m tools.docs
+	$(BIN)/python -m benchmarks.page
 
 clean:
 	rm -rf $(VENV) .cache runs/quickstart

@@ -4,7 +4,7 @@ import argparse
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -74,10 +74,19 @@ class Ours:
         return np.concatenate(losses)[:COMPARED]
 
 
+def data(shape: Sequence[int], B: int) -> dict[str, np.ndarray]:
+    """x [N, B, ...] and y [N, B]: classes that can be told apart."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(10, size=(BATCHES, B)).astype(np.int32)
+    means = rng.normal(size=(10, *shape)).astype(np.float32)
+    x = (0.3 * means[y] + rng.normal(size=(BATCHES, B, *shape))).astype(np.float32)
+    return dict(x=x, y=y)
+
+
 def compare(
     name: str,
     backbone: Any,
-    torch_arrays: Callable[[State], dict[str, np.ndarray]],
+    network: Mapping[str, Any],
     shape: Sequence[int],
     target: float,
     arguments: argparse.Namespace,
@@ -86,7 +95,7 @@ def compare(
 
     Args:
       name: of the job, for the table.
-      torch_arrays: initial state -> the arrays that `torch_ensembles.py` reads, except the batches.
+      network: how PyTorch's side makes it, see `torch_ensembles.py`.
       shape: of the inputs, [H, W, C] or [D].
       target: the smallest acceptable ratio.
       arguments: of `parser`.
@@ -94,21 +103,14 @@ def compare(
     Raises:
       AssertionError: losses differ between any two sides.
     """
-    rng = np.random.default_rng(0)
     B, P = arguments.batch, arguments.size
-    labels = rng.integers(10, size=(BATCHES, B)).astype(np.int32)
-    means = rng.normal(size=(10, *shape)).astype(np.float32)
-    batches = {
-        "x": (0.3 * means[labels] + rng.normal(size=(BATCHES, B, *shape))).astype(np.float32),
-        "y": labels,
-    }
+    batches = data(shape, B)
     ours = {executor: Ours(backbone, P, executor, batches) for executor in arguments.executors}
     first = next(iter(ours.values()))
     sides, compiled, losses = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "arrays.npz")
-        x = np.moveaxis(batches["x"], -1, -3) if len(shape) == 3 else batches["x"]
-        np.savez(file, x=np.ascontiguousarray(x), y=labels, **torch_arrays(first.init()))
+        np.savez(file, **batches, **arrays(first.init()))
         for executor, side in ours.items():
             compiled[executor], _ = timing.clock(side.step)
             losses[executor] = side.losses()
@@ -117,7 +119,7 @@ def compare(
             version = None
             for method, threads in itertools.product(arguments.methods, arguments.threads):
                 label = f"PyTorch: {method}, {threads} thread{'s' * (threads > 1)}"
-                request = dict(method=method, threads=threads, losses=False)
+                request = dict(method=method, threads=threads, losses=False, network=network)
                 answer = worker.ask(**request | dict(steps=COMPARED, losses=True))
                 losses[label], version = np.asarray(answer["losses"]), answer["version"]
 
@@ -152,7 +154,7 @@ def compare(
     show(record)
     if arguments.save:
         file = "".join(c if c.isalnum() else "_" for c in f"{name} {B}").lower()
-        print(f"written: {timing.save(file, record)}")
+        print(f"written: {timing.save(file + timing.suffix(), record)}")
 
 
 def ratios(ms: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -167,8 +169,9 @@ def ratios(ms: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]
 
 
 def show(record: Mapping[str, Any]) -> None:
+    cores = f"{record['cores']} core{'s' * (record['cores'] > 1)}"
     table = Table(
-        title=f"{record['job']}: {record['members']} members, batch {record['batch']}",
+        title=f"{record['job']}: {record['members']} members, batch {record['batch']}, {cores}",
         caption=f"ms per member and step; ratio: PyTorch's best / ours, target {record['target']}",
     )
     columns = dict(wall="wall min", wall_median="median", cpu="CPU min", cpu_median="median")
@@ -186,19 +189,21 @@ def show(record: Mapping[str, Any]) -> None:
     Console(width=120).print(table)
 
 
-def parser(
-    description: str | None, executors: Sequence[str], methods: Sequence[str]
-) -> argparse.ArgumentParser:
+def parse(
+    description: str | None, executors: Sequence[str], methods: Sequence[str], **defaults: int
+) -> argparse.Namespace:
+    """The flags of a comparison; `defaults` are those of batch, size, steps and rounds."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--opponents", required=True, help="python with torch==2.13.0 installed")
-    for name, value in dict(batch=128, size=10, steps=8, rounds=10).items():
+    parser.add_argument("--opponents", required=True, help="python with torch installed")
+    for name, value in (dict(batch=128, size=10, steps=8, rounds=10) | defaults).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--executors", nargs="+", default=executors)
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     add_common(parser)
-    return parser
+    timing.add_cores(parser)
+    return timing.parse(parser)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -213,12 +218,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
 
 
-def weights(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Kernels [P, ..., C, F] and biases in PyTorch's layout, `<layer>.weight` [P, F, C, ...]."""
-    out = {}
-    for layer, leaves in params.items():
-        kernel = np.asarray(leaves["kernel"])
-        order = (0, 4, 3, 1, 2) if kernel.ndim == 5 else (0, 2, 1)
-        out[f"{layer}.weight"] = np.ascontiguousarray(kernel.transpose(order))
-        out[f"{layer}.bias"] = np.asarray(leaves["bias"])
-    return out
+def arrays(state: State) -> dict[str, np.ndarray]:
+    """path -> initial parameters [P, ...]; the names that PyTorch's side reads."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(state.params)
+    return {"/".join(key.key for key in path): np.asarray(a) for path, a in flat}

@@ -14,7 +14,6 @@ The floor is `single`, or less where one member cannot use all cores.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import time
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks import timing
 from experiments.data.loader import batches
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
@@ -161,9 +161,8 @@ def main() -> None:
     show(rows)
     name = f"executors_{jax.default_backend()}.json"
     output = args.output or pathlib.Path(__file__).parent / "results" / name
-    output.parent.mkdir(parents=True, exist_ok=True)
     record = {"hardware": writers.hardware(), "load_at_start": load, "rows": rows}
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    timing.write(output, record)
     print(f"wrote {output}")
 
 

@@ -15,37 +15,20 @@ step, so 25 and 3 ms on one core at 210 GFLOP/s, the speed of XLA's product of t
 matrices.
 """
 
-import functools
-
-import numpy as np
-
 from benchmarks import against_torch
 from uncertainty.backbones.lenet import LeNet5
-from uncertainty.types import State
 
 EXECUTORS = ("auto", "loop", "scan", "vmap")
-METHODS = ("loop", "loop channels last", "vmap")
-
-
-def torch_arrays(padding: str, state: State) -> dict[str, np.ndarray]:
-    backbone, head = state.params["backbone"], state.params["head"]
-    arrays = against_torch.weights({**backbone, **head})
-    side = {"SAME": 7, "VALID": 1}[padding]
-    # Features are flattened as [H, W, C] in ours and as [C, H, W] in PyTorch.
-    dense = arrays["dense0.weight"]
-    dense = dense.reshape(*dense.shape[:2], side, side, 120).transpose(0, 1, 4, 2, 3)
-    arrays["dense0.weight"] = np.ascontiguousarray(dense).reshape(*dense.shape[:2], -1)
-    later = {"SAME": 2, "VALID": 0}[padding]
-    return arrays | {"paddings": np.asarray([2, later, later])}
+METHODS = ("loop", "loop, channels last", "vmap")
 
 
 def main() -> None:
-    arguments = against_torch.parser(__doc__, EXECUTORS, METHODS).parse_args()
-    for padding in ("VALID", "SAME"):
+    arguments = against_torch.parse(__doc__, EXECUTORS, METHODS)
+    for padding, later in (("VALID", 0), ("SAME", 2)):
         against_torch.compare(
             f"LeNet5 {padding}",
             LeNet5(padding=padding),
-            functools.partial(torch_arrays, padding),
+            dict(name="lenet", paddings=(2, later, later)),
             (28, 28, 1),
             0.9,
             arguments,

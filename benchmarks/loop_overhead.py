@@ -16,7 +16,6 @@ itself is measured; it has no target.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import tempfile
@@ -30,6 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import timing
 from experiments.data.loader import batches
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import setup
@@ -155,9 +155,8 @@ def main() -> None:
     rows = [{"job": job, **compare(config)} for job, config in jobs(args.steps).items()]
     show(rows)
     output = args.output or pathlib.Path(__file__).parent / "results" / "loop_overhead.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     record = {"hardware": writers.hardware(), "load_at_start": load, "target": TARGET, "rows": rows}
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    timing.write(output, record)
     print(f"wrote {output}")
 
 

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks import timing
 from uncertainty import metrics
 from uncertainty.metrics import calibration, classification, information, selective
 from uncertainty.metrics.ranking import auroc, fpr_at_tpr
@@ -251,7 +252,6 @@ def main() -> None:
     records, versions = compare(args.opponents, args.examples, args.classes, args.repeats)
     show(records)
     output = args.output or pathlib.Path(__file__).parent / "results" / "metrics.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "date": datetime.date.today().isoformat(),
         "hardware": f"{processor()}, {os.cpu_count()} cores",
@@ -262,7 +262,7 @@ def main() -> None:
         "ours": {"python": platform.python_version(), "numpy": np.__version__},
         "theirs": versions,
     }
-    output.write_text(json.dumps(about | {"rows": records}, indent=1) + "\n")
+    timing.write(output, about | {"rows": records})
     print(f"wrote {output}")
 
 

@@ -138,12 +138,13 @@ def main() -> None:
     for name, values in dict(
         experts=(8, 32, 128), choices=(1, 2), tokens=(2_000, 8_000, 64_000)
     ).items():
-        parser.add_argument(f"--{name}", type=int, nargs="+", default=values)
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=list(values))
     parser.add_argument("--width", type=int, default=128, help="D")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--limit", type=float, default=1.0, help="largest array of einsum, in GB")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/*.json")
     arguments = parser.parse_args()
+    choices = "" if arguments.choices == [1] else "_k" + "".join(map(str, arguments.choices))
     jobs = {}
     for K in arguments.choices:
         for T in arguments.tokens:
@@ -153,7 +154,7 @@ def main() -> None:
             print("MB", {name: round(mb) for name, mb in record["megabytes"].items()})
     if arguments.save:
         record = dict(jobs=jobs, rounds=arguments.rounds, **timing.where())
-        print(f"written: {timing.save(f'moe_{arguments.width}', record)}")
+        print(f"written: {timing.save(f'moe_{arguments.width}{choices}', record)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ of the fastest repeat; CPU seconds (user and system) estimate the time on an idl
 """
 
 import argparse
-import json
 import os
 import pathlib
 import resource
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks import timing
 from experiments.runtime import writers
 
 FIRST_STEP = "first step"  # what the train loop logs once that step is done
@@ -157,14 +157,13 @@ def main() -> None:
     packages = heaviest("import experiments.train")
     show(rows, packages)
     output = args.output or pathlib.Path(__file__).parent / "results" / "startup.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "hardware": writers.hardware(),
         "load_at_start": load,
         "rows": rows,
         "heaviest_imports_ms": {name: round(ms) for name, ms in packages},
     }
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    timing.write(output, record)
     print(f"wrote {output}")
 
 

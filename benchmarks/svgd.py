@@ -91,7 +91,7 @@ def libraries(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     ratios = comparison.record["ratios"]
     large = arguments.features == 784
-    targets = {name: 10.0 if large and "blackjax" in name else 2.5 for name in ratios}
+    targets = {name: 10.0 if large and "blackjax" in name else 1.2 for name in ratios}
     return comparison.record | dict(job=f"SVGD, {comparison.record['job']}", targets=targets)
 
 
@@ -118,7 +118,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("job", choices=JOBS)
-    parser.add_argument("--torch", help="python with torch==2.13.0")
+    parser.add_argument("--torch", help="python with torch")
     parser.add_argument("--stein", help="python with blackjax and numpyro")
     parser.add_argument("--features", type=int, choices=HIDDEN, default=784)
     parser.add_argument("--particles", type=int, nargs="+", help="P, instead of the job's defaults")

@@ -1,5 +1,6 @@
 """Fair timings on a noisy machine: sides take turns; wall and CPU time, minima and medians."""
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -7,6 +8,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +19,7 @@ from rich.table import Table
 
 Seconds = dict[str, dict[str, float]]
 RESULTS = pathlib.Path(__file__).parent / "results"
+STAMP = "BENCHMARKS_STAMP"  # JSON that `benchmarks.all` adds to the results of what it runs
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # The allocator keeps freed memory, as `experiments` sets for this process; else page faults count.
 KEEP_FREED_MEMORY = {
@@ -135,6 +138,42 @@ class Worker:
         self._process.wait()
 
 
+def add_cores(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag for the numbers of cores, which `parse` reads."""
+    parser.add_argument(
+        "--cores",
+        type=int,
+        nargs="+",
+        default=sorted({1, len(os.sched_getaffinity(0))}),
+        help="numbers of cores; each has a process of its own, in which all sides take turns",
+    )
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; with other --cores than this process has, its work is done by others.
+
+    Raises:
+      SystemExit: the work was done, or failed, in processes of their own, or a number of cores is
+        not allowed.
+    """
+    arguments, available = parser.parse_args(), sorted(os.sched_getaffinity(0))
+    if not all(1 <= n <= len(available) for n in arguments.cores):
+        parser.error(f"--cores: {arguments.cores}; allowed 1 to {len(available)}")
+    if arguments.cores == [len(available)]:
+        return arguments
+    codes = []
+    for n in arguments.cores:
+        os.sched_setaffinity(0, available[:n])  # before any thread of theirs exists
+        command = [sys.executable, *sys.orig_argv[1:], "--cores", str(n)]
+        codes.append(subprocess.run(command, check=False).returncode)
+    raise SystemExit(max(codes, key=abs))
+
+
+def suffix() -> str:
+    """What is added to the name of a result that was measured on a single core."""
+    return "_1_core" if len(os.sched_getaffinity(0)) == 1 else ""
+
+
 def where(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Date, hardware, load and versions."""
     info = pathlib.Path("/proc/cpuinfo")
@@ -155,7 +194,16 @@ def where(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 
 def save(name: str, record: Mapping[str, Any]) -> pathlib.Path:
     """Writes `results/<name>.json`."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write(path, record)
     return path
+
+
+def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Writes a result whole: a reader sees the old file or the new one."""
+    if stamp := os.environ.get(STAMP):
+        record = dict(record) | dict(measured=json.loads(stamp))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(path)

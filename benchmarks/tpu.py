@@ -237,10 +237,7 @@ def measure(path: pathlib.Path, name: str, arguments: argparse.Namespace) -> lis
         record["rows"].sort(key=lambda r: [spec.items() <= r.items() for spec in order].index(True))
         compiler = ("libtpu",) if importlib.util.find_spec("libtpu") else ()
         record |= timing.where((*timing.PACKAGES, *compiler)) | dict(topology=TOPOLOGY)
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        temporary.replace(path)
+        timing.write(path, record)
     return [r for r in record["rows"] if _matches(r, arguments)]
 
 

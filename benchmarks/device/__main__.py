@@ -4,6 +4,8 @@
     python -m benchmarks.device --data cifar10.npz                                     # on the GPU
     python -m benchmarks.device --show                                                 # anywhere
 
+With `--out benchmarks/results/device` the records are on the page of `benchmarks.page`.
+
 Each part runs in a process of its own, and writes one JSON file into --out, whole: an interruption,
 a crash or a lack of memory loses one part, and the same command runs those that are not done yet.
 A part whose last steps were cut off keeps what it had measured.

@@ -46,10 +46,13 @@ def autocast(precision):
 
 
 class Network:
-    """Logits of the parameters of one member, by our names: `backbone/dense0/kernel`, ..."""
+    """Logits of the parameters of one member, by our names: `backbone/dense0/kernel`, ...
 
-    def __init__(self, name, depth=20):
-        self.name, self.depth = name, depth
+    `depth` is that of a ResNet, `paddings` those of LeNet5's convolutions, `heads` a ViT's.
+    """
+
+    def __init__(self, name, depth=20, paddings=(2, 0, 0), heads=2):
+        self.name, self.depth, self.paddings, self.heads = name, depth, paddings, heads
 
     def parameters(self, arrays, last):
         """Ours [P, ...] in PyTorch's layout: kernels [P, F, C, h, w] and [P, K, D]."""
@@ -59,7 +62,14 @@ class Network:
                 a = a.transpose(0, 4, 3, 1, 2) if a.ndim == 5 else a.transpose(0, 2, 1)
                 if a.ndim == 5 and self.name == "resnet":
                     a = a[..., ::-1, ::-1]
+                if self.name == "lenet" and "dense0" in name:  # [H, W, C] in ours, here [C, H, W]
+                    side = round((a.shape[-1] // 120) ** 0.5)
+                    a = np.moveaxis(a.reshape(*a.shape[:2], side, side, 120), -1, 2)
+                    a = a.reshape(*a.shape[:2], -1)
             out[name] = torch.from_numpy(np.ascontiguousarray(a)).to(DEVICE)
+        for name in [name for name in out if "/query/" in name]:  # one product for all three
+            parts = [out.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+            out[name.replace("query", "qkv")] = torch.cat(parts, 1)
         return out
 
     def images(self, x, last):
@@ -90,7 +100,7 @@ class Network:
             x = drop(F.relu(F.linear(x, p[f"{layer}/kernel"], p[f"{layer}/bias"])))
 
     def lenet(self, p, x, train, drop):
-        for i, padding in enumerate((2, 0, 0)):
+        for i, padding in enumerate(self.paddings):
             layer = f"backbone/conv{i}"
             x = F.conv2d(x, p[f"{layer}/kernel"], p[f"{layer}/bias"], padding=padding)
             x = drop(F.relu(F.max_pool2d(x, 2) if i < 2 else x))
@@ -121,6 +131,32 @@ class Network:
                     x = drop(norm(conv(x, f"{layer}/shortcut", 1, 0), f"{layer}/shortcut_norm"))
                 x = F.relu(x + y)
         return x.mean((2, 3))
+
+    def vit(self, p, x, train, drop):
+        def dense(x, layer):
+            return F.linear(x, p[f"{layer}/kernel"], p[f"{layer}/bias"])
+
+        def norm(x, layer):
+            return F.layer_norm(x, x.shape[-1:], p[f"{layer}/scale"], p[f"{layer}/bias"], 1e-6)
+
+        kernel = p["backbone/embedding/kernel"]
+        x = F.conv2d(x, kernel, p["backbone/embedding/bias"], kernel.shape[-1])
+        x = x.flatten(2).transpose(1, 2)  # [B, T, D]
+        B, _, D = x.shape
+        x = torch.cat([p["backbone/class_token"].expand(B, 1, D), x], 1)
+        x = drop(x + p["backbone/position_embedding"])
+        for i in itertools.count():
+            block = f"backbone/block{i:02}"
+            if f"{block}/norm0/scale" not in p:
+                break
+            qkv = dense(norm(x, f"{block}/norm0"), f"{block}/attention/qkv")
+            q, k, v = qkv.view(B, -1, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, -1, D)
+            x = x + drop(dense(y, f"{block}/attention/out"))
+            y = dense(norm(x, f"{block}/norm1"), f"{block}/feed_forward/dense0")
+            y = dense(drop(F.gelu(y, approximate="tanh")), f"{block}/feed_forward/dense1")
+            x = x + drop(y)
+        return norm(x, "backbone/norm")[:, 0]
 
 
 class Stepped:
