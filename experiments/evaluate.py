@@ -198,6 +198,7 @@ def validation(experiment: Experiment) -> Callable[[State], dict[str, float]] | 
         predictor.runs[0].state = state
         items = evaluator.run(predictor)
         numbers = {key: value for key, value in items if not isinstance(value, np.ndarray)}
+        predictor.runs[0].state = None  # which would be kept until the next one
         return {key: value for key, value in numbers.items() if not key.startswith("cost/")}
 
     return validate

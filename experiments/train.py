@@ -146,7 +146,7 @@ def _train(experiment: Experiment, workdir: storage.Path, stop: Stop, overview: 
             log_every=logging_["every"],
             save_every=saving["every"],
             learning_rate=experiment.learning_rate,
-            monitor=experiment.monitor,
+            monitor=experiment.monitor if experiment.model.monitors else None,
             profile=profile,
             validate=evaluate.validation(experiment) if config["evaluation"]["every"] else None,
             validate_every=config["evaluation"]["every"],

@@ -214,10 +214,13 @@ def memory(compiled: jax.stages.Compiled, made: Program, name: str) -> dict[str,
     """Bytes on a device, by kind.
 
     Arguments are `kinds_of`, and `padding`, which their layout adds. `outputs` are results that do
-    not take the place of an argument. A prediction does not read all of a state.
+    not take the place of an argument. A prediction does not read all of a state; a program that is
+    called for each particle has the states of the others beside its arguments.
     """
     found = compiled.memory_analysis()
     arguments, kinds = found.argument_size_in_bytes, kinds_of(made, name)
+    state = sum(size for kind, size in kinds.items() if kind != "batch")
+    arguments += state * (made.calls - 1) // made.calls
     kinds["padding"] = max(arguments - sum(kinds.values()), 0)
     kinds["temporaries"] = found.temp_size_in_bytes
     kinds["outputs"] = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)

@@ -264,11 +264,17 @@ class Watch:
         threading.Thread(target=self._run, name="watch", daemon=True).start()
         # Not Python's own handler, which would run in the main thread, after the end.
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._on_abort())
-        ctypes.CDLL(None).signal(signal.SIGABRT, self._handler)
+        self._signal = ctypes.CDLL(None).signal
+        self._signal.restype, self._signal.argtypes = (
+            ctypes.c_void_p,
+            (ctypes.c_int, ctypes.c_void_p),
+        )
+        self._before = self._signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
 
     def leave(self) -> None:
         """Waits for the others, to end together."""
         jax.distributed.shutdown()
+        self._signal(signal.SIGABRT, self._before)
         self._ending.set()
         self._end_service(0.0)
 

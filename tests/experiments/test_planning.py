@@ -324,6 +324,20 @@ def test_flags_that_a_table_does_not_use_are_refused(programs, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_loop_holds_the_states_of_all_particles():
+    peaks = {}
+    for executor in ("vmap", "loop"):
+        config = plain("digits/mlp.py", "size=10")
+        config["inference"]["executor"], config["mesh"] = executor, dict(data=1)
+        made = programs.report(setup(config, evaluated=False), "train")
+        peaks[executor] = made["memory"]["peak"]
+        assert made["calls"] == (10 if executor == "loop" else 1)
+        state = sum(made["memory"][kind] for kind in ("parameters", "optimiser", "other"))
+        assert made["memory"]["arguments"] >= state
+    assert peaks["loop"] < peaks["vmap"]  # activations of one particle
+
+
+@pytest.mark.slow
 def test_a_request_is_compiled_once_in_a_process_of_its_own(tmp_path):
     config = plain("digits/mlp.py", "size=1")
     request = Request(config, "cpu:4", "predict")

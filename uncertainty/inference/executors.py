@@ -88,7 +88,7 @@ class Loop:
 
     It returns a Separate state, which `whole` joins; so a step neither takes a particle's arrays
     out of those of all particles nor writes them back. A host function: under `jax.jit` it would be
-    unrolled. A Separate state is donated.
+    unrolled. The state is donated.
 
     Raises:
       ValueError: the particles interact.
@@ -119,7 +119,13 @@ class Loop:
     def __call__(self, state: State | Separate, batch: Batch) -> tuple[Separate, Metrics]:
         # Once, not once for each particle; arrays of several processes are where they have to be.
         batch = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jax.device_put(a), batch)
-        before = self._split(state) if isinstance(state, State) else state
+        if isinstance(state, Separate):
+            before = state
+        else:
+            before = self._split(state)
+            for array in jax.tree.leaves(state):  # no argument of a jitted function takes its place
+                if isinstance(array, jax.Array):
+                    array.delete()
         made = [self._one(one, p, batch) for p, one in enumerate(before.particles)]
         return Separate(tuple(one for one, _ in made)), self._join([m for _, m in made])
 
@@ -128,7 +134,7 @@ class Loop:
         if isinstance(state, State):
             return state
         arrays = self._join([one.replace(step=None) for one in state.particles])
-        return arrays.replace(step=state.particles[0].step)
+        return arrays.replace(step=jnp.copy(state.particles[0].step))
 
     def trace(self, state: State, batch: Batch) -> Any:
         """The traced program of a particle, as of a jitted function; calls do not trace again."""

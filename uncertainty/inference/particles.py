@@ -211,7 +211,8 @@ def particles(
         metrics["gradient_norm"] = jax.vmap(optax.global_norm)(gradients)
         watched = made[0]
         if bounded:  # a schedule that is not finite shows in the smallest array too
-            watched = min(jax.tree.leaves(watched), key=lambda a: a.size)
+            some = [a for a in jax.tree.leaves(watched) if a.size]
+            watched = min(some, key=lambda a: a.size, default=metrics["loss"])
         metrics["finite"] = (
             jnp.isfinite(metrics["loss"])
             & jnp.isfinite(metrics["gradient_norm"])

@@ -48,7 +48,7 @@ class Transformation(NamedTuple):
       decays: the fields that set a decay to 0. It changes the fixed point, so it conflicts with a
         posterior that is defined elsewhere.
       bounded: whether a gradient (and noise) whose norm is finite, in float32, always gives finite
-        updates, if the schedule is finite. So a step needs no test of all of them.
+        updates, if the schedule is at most 1. So a step needs no test of all of them.
     """
 
     init: Callable[[Params], Any]
