@@ -265,10 +265,8 @@ class Watch:
         # Not Python's own handler, which would run in the main thread, after the end.
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: self._on_abort())
         self._signal = ctypes.CDLL(None).signal
-        self._signal.restype, self._signal.argtypes = (
-            ctypes.c_void_p,
-            (ctypes.c_int, ctypes.c_void_p),
-        )
+        self._signal.restype = ctypes.c_void_p
+        self._signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
         self._before = self._signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
 
     def leave(self) -> None:
