@@ -41,6 +41,7 @@ import experiments  # noqa: F401  keeps freed memory, which page faults would ad
 from benchmarks import against_torch, timing
 from benchmarks.timing import block, over, show
 from uncertainty import build
+from uncertainty.types import Inference
 
 M, BATCHES, COMPARED = 4, 4, 5
 RESNET = dict(name="resnet.ResNet", depth=8)
@@ -62,21 +63,26 @@ def kinds(backbone: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def inference(backbone: Any, sections: Mapping[str, Any]) -> Inference:
+    """That of a config with ten classes and Adam."""
+    return build.inference(
+        dict(
+            backbone=backbone,
+            head=dict(name="dense.Dense", outputs=10),
+            likelihood="softmax",
+            optimiser=dict(name="adam", learning_rate=1e-3),
+            steps=1_000_000,
+            **sections,
+        ),
+        num_examples=1,
+    )
+
+
 class Ours:
     """The compiled update of a config, and its state."""
 
     def __init__(self, backbone: Any, sections: Mapping[str, Any], batches: Mapping[str, Any]):
-        algorithm = build.inference(
-            dict(
-                backbone=backbone,
-                head=dict(name="dense.Dense", outputs=10),
-                likelihood="softmax",
-                optimiser=dict(name="adam", learning_rate=1e-3),
-                steps=1_000_000,
-                **sections,
-            ),
-            num_examples=1,
-        )
+        algorithm = inference(backbone, sections)
         self.batches = [{key: a[i] for key, a in batches.items()} for i in range(BATCHES)]
         self.init = lambda: algorithm.init(jax.random.key(0), batches["x"][0])
         self.state, self.done = self.init(), 0

@@ -89,21 +89,11 @@ def training(backbone: Any, shape: tuple[int, ...], **sections: Any) -> Side:
     """The update of a config on one batch of 128."""
     import jax
 
-    from uncertainty import build
+    from benchmarks.efficient_ensembles import inference
 
     batch = one_batch(shape)
     parts = dict(ensemble="single", inference=dict(name="particles")) | sections
-    algorithm = build.inference(
-        dict(
-            backbone=backbone,
-            head=dict(name="dense.Dense", outputs=10),
-            likelihood="softmax",
-            optimiser=dict(name="adam", learning_rate=1e-3),
-            steps=1_000_000,
-            **parts,
-        ),
-        num_examples=1,
-    )
+    algorithm = inference(backbone, parts)
     state = algorithm.init(jax.random.key(0), batch["x"])
     program, megabytes = compiled(algorithm.update, state, batch, donate=(0,))
     return stepping(program, state, batch), megabytes
