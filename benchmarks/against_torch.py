@@ -76,11 +76,7 @@ class Ours:
 
 def data(shape: Sequence[int], B: int) -> dict[str, np.ndarray]:
     """x [N, B, ...] and y [N, B]: classes that can be told apart."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(10, size=(BATCHES, B)).astype(np.int32)
-    means = rng.normal(size=(10, *shape)).astype(np.float32)
-    x = (0.3 * means[y] + rng.normal(size=(BATCHES, B, *shape))).astype(np.float32)
-    return dict(x=x, y=y)
+    return timing.classes(shape, BATCHES, B)
 
 
 def compare(

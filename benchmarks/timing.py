@@ -138,6 +138,15 @@ class Worker:
         self._process.wait()
 
 
+def classes(shape: Sequence[int], N: int, B: int) -> dict[str, np.ndarray]:
+    """x [N, B, ...] and y [N, B] of ten classes that can be told apart."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(10, size=(N, B)).astype(np.int32)
+    means = rng.normal(size=(10, *shape)).astype(np.float32)
+    x = (0.3 * means[y] + rng.normal(size=(N, B, *shape))).astype(np.float32)
+    return dict(x=x, y=y)
+
+
 def add_cores(parser: argparse.ArgumentParser) -> None:
     """Adds the flag for the numbers of cores, which `parse` reads."""
     parser.add_argument(

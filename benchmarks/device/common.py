@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from benchmarks import timing
 from benchmarks.device.measure import Job, Run, Side, compiled, products, repeated
 from uncertainty import build
 
@@ -62,11 +63,7 @@ def config(backbone: Mapping[str, Any], size: int = 1, **fields: Any) -> dict[st
 
 def batches(shape: Sequence[int], B: int) -> dict[str, np.ndarray]:
     """x [N, B, ...] and y [N, B]: classes that can be told apart."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(10, size=(BATCHES, B)).astype(np.int32)
-    means = rng.normal(size=(10, *shape)).astype(np.float32)
-    x = (0.3 * means[y] + rng.normal(size=(BATCHES, B, *shape))).astype(np.float32)
-    return dict(x=x, y=y)
+    return timing.classes(shape, BATCHES, B)
 
 
 def arrays(params: Any) -> dict[str, np.ndarray]:
