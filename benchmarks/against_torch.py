@@ -14,6 +14,7 @@ from rich.table import Table
 
 import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import timing
+from uncertainty import cpu
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.inference import executors
@@ -43,7 +44,7 @@ class Ours:
             self.batches = [batches] * BATCHES
             update = jax.jit(lambda s, b: jax.lax.scan(inference.update, s, b), donate_argnums=0)
         elif name == "loop":
-            update = executors.Loop(inference)
+            update = executors.Loop(inference, cpu.cores() if size >= cpu.cores() else 1)
         else:
             update = jax.jit(inference.update, donate_argnums=0)
         self.update, self.state, self.done = update, self.init(), 0

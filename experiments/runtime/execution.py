@@ -28,7 +28,7 @@ from uncertainty.types import Batch, Inference, Metrics, State
 AXES = ("data", "particle", "expert", "model")
 BATCH = ("data", "expert")  # the axes that shard a batch
 PARTICLE = PartitionSpec("particle")
-LARGE = 1_000_000  # parameters of a particle
+LARGE = 100_000  # parameters of a particle
 
 
 def prepare() -> None:
@@ -329,8 +329,9 @@ def update_of(
 
     `executor` 'auto' prefers one program called P times to one program for all of P, on CPU
     (`benchmarks/executors.py`), for XLA's convolutions: as fast as P copies of them in one program,
-    which take P times as long to compile; and for large particles: as fast as a scan, without the
-    gradients and updates of all particles in memory.
+    which take P times as long to compile; and for large particles: faster than a scan, without the
+    gradients and updates of all particles in memory. Where there are as many particles as cores,
+    each core has one at a time.
 
     Args:
       inference: has the update.
@@ -341,11 +342,14 @@ def update_of(
     """
     update = on_mesh(inference.update, mesh, own_examples=inference.own_examples)
     inference, P = inference._replace(update=update), state.key.shape[0]
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    cores = cpu.cores() if on_cpu and mesh.size == 1 else 1
+    threads = cores if cores <= P else 1  # fewer particles leave cores idle
     if executor == "loop":
-        return executors.Loop(inference)
+        return executors.Loop(inference, threads)
     alone = inference.separable and P > 1 and mesh.shape["particle"] == 1
-    if executor == "auto" and alone and mesh.devices.flat[0].platform == "cpu":
-        loop = executors.Loop(inference)
+    if executor == "auto" and alone and on_cpu:
+        loop = executors.Loop(inference, threads)
         parameters = sum(a.size for a in jax.tree.leaves(state.params)) // P
         if parameters >= LARGE or executors.has_convolution(loop.trace(state, batch).jaxpr.jaxpr):
             return loop
@@ -358,6 +362,7 @@ def rounding(mesh: Mesh, executor: str) -> dict[str, Any]:
     return dict(
         mesh=dict(mesh.shape),
         executor=executor,
+        cores=cpu.cores() if mesh.devices.flat[0].platform == "cpu" else None,
         devices=mesh.devices.flat[0].device_kind,
         jax=jax.__version__,
     )

@@ -45,9 +45,16 @@ def of_load(logits, noisy):
     return routing.load_loss(logits, noisy, 2, 0.3)[None]
 
 
+def strided(x, kernel):
+    """On any number of cores."""
+    method = "kernel_gradient" if cpu.enabled() else "lax"
+    return conv.convolve(x, kernel, None, 2, ((1, 0), (2, 1)), method)
+
+
 POSITIVE = jnp.asarray([3.0, 0.0, 1.5, 0.0, 2.0, 7.0])
 PAIRS = {  # kernel: (what chooses between it and the plain expression, arguments), same and slopes
     "patches": (conv.convolve, (normal(2, 3, 7, 6, 2), normal(5, 5, 2, 3), normal(3))),
+    "kernel_gradient": (strided, (normal(2, 3, 7, 6, 5), normal(3, 3, 5, 4))),
     "cosine": (random_features.cosine, (100 * normal(50),)),
     "pool": (pool_layers.max_pool, (normal(2, 3, 5, 4, 2),)),
     "rows": (routing.softmax, (normal(4, 5),)),
@@ -139,8 +146,9 @@ def origins():
 def test_a_program_for_a_tpu_has_no_kernel_for_cpu(origins):
     """Operations tell the files that they were traced in: all of the kernels for CPU, or none.
 
-    A step of SVGD with SGLD's noise, its predictions, attention, and the gradient of a mixture of
-    experts. The same functions are traced for both platforms, one after the other.
+    A step of SVGD with SGLD's noise, its predictions, attention, and gradients of a mixture of
+    experts and of a convolution. The same functions are traced for both platforms, one after the
+    other.
     """
     model, x = build.model(CONFIG), jnp.zeros((4, 8, 8, 1))
     inference = build.inference(CONFIG, model, num_examples=8)
@@ -157,6 +165,7 @@ def test_a_program_for_a_tpu_has_no_kernel_for_cpu(origins):
         (jax.jit(inference.predict), state, x),
         (jax.jit(jax.grad(loss)), params),
         (jax.jit(attention.attend), *PAIRS["heads_first"][1]),
+        (jax.jit(jax.grad(lambda *a: strided(*a).sum(), 1)), *PAIRS["kernel_gradient"][1]),
     ]
     met = {"cpu": set(), "tpu": set()}
     for program, *args in programs:

@@ -109,9 +109,12 @@ def test_executors_give_the_same_numbers(executor):
     assert_close(predict(reference(2)[0], batch()["x"]), reference_predictions())
 
 
-def test_loop_gives_the_same_numbers_and_one_program():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_loop_gives_the_same_numbers_and_one_program(threads):
     inference = particles(mlp(), OPTIMISER, size=2, executor="loop")
-    assert_close(steps(inference, update=executors.Loop(inference)), reference(2))
+    loop = executors.Loop(inference, threads)
+    assert_close(steps(inference, update=loop), reference(2))
+    assert loop._one._cache_size() == 1
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -12,6 +12,7 @@ JAX's caches depend on this context, so a function may be traced for several pla
 """
 
 import contextlib
+import os
 
 import jax
 
@@ -29,3 +30,9 @@ def compiling_for(platform: str | None) -> contextlib.AbstractContextManager[Non
 def enabled() -> bool:
     """Whether the platform that is traced for is CPU, so that kernels are used."""
     return (_PLATFORM.value or jax.default_backend()) == "cpu"
+
+
+def cores() -> int:
+    """The processor's cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

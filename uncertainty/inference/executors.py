@@ -1,11 +1,12 @@
 """How the particles of one device run; results are equal up to rounding.
 
 `vmap`, `unroll` and `scan` map a function over particles inside one compiled program. `loop` calls
-one compiled update for each particle in turn, which needs a separable inference. `auto` chooses
+one compiled update for each particle, which needs a separable inference. `auto` chooses
 one. Sharding particles over devices (`experiments/runtime/execution.py`) works with each.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -84,17 +85,22 @@ class Separate(NamedTuple):
 
 
 class Loop:
-    """An update from Python: one particle at a time, in place, with one program for any P.
+    """An update from Python: particles one by one, in place, with one program for any P.
 
     It returns a Separate state, which `whole` joins; so a step neither takes a particle's arrays
     out of those of all particles nor writes them back. A host function: under `jax.jit` it would be
     unrolled. The state is donated.
 
+    Args:
+      inference: its particles are separable.
+      threads: how many particles are updated at the same time, for CPU: their programs have one
+        thread each, which small operations use better than all threads one operation.
+
     Raises:
       ValueError: the particles interact.
     """
 
-    def __init__(self, inference: Inference):
+    def __init__(self, inference: Inference, threads: int = 1):
         if not inference.separable:
             raise ValueError(
                 "executor: 'loop' updates one particle at a time, but these particles interact; "
@@ -113,8 +119,10 @@ class Loop:
         def join(each: Sequence[Any]) -> Any:
             return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each)
 
-        self._one, self._split = jax.jit(one, donate_argnums=0), jax.jit(split)
-        self._join = jax.jit(join)
+        options = {"xla_cpu_multi_thread_eigen": False} if threads > 1 else None
+        self._one = jax.jit(one, donate_argnums=0, compiler_options=options)
+        self._split, self._join = jax.jit(split), jax.jit(join)
+        self._map = futures.ThreadPoolExecutor(threads).map if threads > 1 else map
 
     def __call__(self, state: State | Separate, batch: Batch) -> tuple[Separate, Metrics]:
         # Once, not once for each particle; arrays of several processes are where they have to be.
@@ -126,7 +134,13 @@ class Loop:
             for array in jax.tree.leaves(state):  # no argument of a jitted function takes its place
                 if isinstance(array, jax.Array):
                     array.delete()
-        made = [self._one(one, p, batch) for p, one in enumerate(before.particles)]
+
+        def update(p: int) -> tuple[State, Metrics]:
+            return self._one(before.particles[p], p, batch)
+
+        alone = 0 if isinstance(state, Separate) else 1  # at first, so that one thread compiles
+        made = [update(p) for p in range(alone)]
+        made += self._map(update, range(alone, len(before.particles)))
         return Separate(tuple(one for one, _ in made)), self._join([m for _, m in made])
 
     def whole(self, state: State | Separate) -> State:

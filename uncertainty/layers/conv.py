@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from uncertainty import cpu
-from uncertainty.cpu import patches
+from uncertainty.cpu import kernel_gradient, patches
 
-METHODS = ("auto", "lax", "patches")
+METHODS = ("auto", "lax", "patches", "kernel_gradient")
 
 
 class Conv(nn.Module):
@@ -78,9 +78,9 @@ def convolve(
       strides: s and t, or one integer for both.
       padding: 'SAME' (ceil(H / s) rows, surplus padding at the bottom and right), 'VALID', or
         ((top, bottom), (left, right)).
-      method: 'lax' is XLA's convolution, 'patches' that of `cpu/patches.py`, which has no
-        forward-mode derivative. 'auto' takes 'patches' on CPU for the shapes where it is faster,
-        and 'lax' elsewhere. All agree up to the order of summation.
+      method: 'lax' is XLA's convolution, 'patches' and 'kernel_gradient' those of `cpu/`, which
+        have no forward-mode derivative. 'auto' takes them on CPU for the shapes where they are
+        faster, and 'lax' elsewhere. All agree up to the order of summation.
 
     Raises:
       ValueError: an unknown method or padding, numbers that are not positive, channels that differ,
@@ -96,14 +96,18 @@ def convolve(
     strides = _pair("strides", strides)
     pads = _pads(padding, x.shape[-3:-1], kernel.shape[:2], strides)
     if method == "auto":
-        pays = cpu.enabled() and patches.pay(x.shape, kernel.shape, strides)
-        method = "patches" if pays else "lax"
+        shapes = (x.shape, kernel.shape, strides)
+        kernels = dict(patches=patches, kernel_gradient=kernel_gradient) if cpu.enabled() else {}
+        method = next((name for name, file in kernels.items() if file.pay(*shapes)), "lax")
     if method == "patches":
         return patches.convolve(x, kernel, bias, strides, pads)
     flat = x.reshape(-1, *x.shape[-3:])
-    y = lax.conv_general_dilated(
-        flat, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    if method == "kernel_gradient":
+        y = kernel_gradient.convolve(flat, kernel, strides, pads)
+    else:
+        y = lax.conv_general_dilated(
+            flat, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
     y = y if bias is None else y + bias
     return y.reshape(*x.shape[:-3], *y.shape[1:])
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uncertainty.layers.conv import Conv
 from uncertainty.layers.norm import BatchNorm
 
 
@@ -21,7 +22,7 @@ class ConvModule(nn.Module, kw_only=True):
       dtype: of computation.
     """
 
-    conv: Callable[..., nn.Module] = nn.Conv
+    conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] | None = BatchNorm
     dropout: Callable[..., nn.Module] | None = None
     filterwise_dropout: bool = False
