@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import timing
 from uncertainty import cpu
 from uncertainty.ensembles.single import single

@@ -32,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import timing
 from benchmarks.timing import block, over, show
 from uncertainty import build

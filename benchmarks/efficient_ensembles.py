@@ -37,7 +37,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import against_torch, timing
 from benchmarks.timing import block, over, show
 from uncertainty import build

@@ -30,7 +30,6 @@ import jax
 import numpy as np
 import optax
 
-import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import against_torch, timing
 from benchmarks.timing import block, show
 from uncertainty.backbones.mlp import MLP

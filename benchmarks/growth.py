@@ -304,7 +304,6 @@ MAKE: dict[str, Callable[[int], dict[str, Callable[[], Side]]]] = dict(
 
 def point(axis: str, value: int, rounds: int) -> dict[str, Any]:
     """Milliseconds, megabytes and seconds of compilation of each side, in this process."""
-    import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 
     makers = {
         name: make

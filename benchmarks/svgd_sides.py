@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import timing
 from benchmarks.svgd_opponents import compiled_bytes
 from benchmarks.timing import block, over

@@ -17,11 +17,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments.runtime import allocator
+
 Seconds = dict[str, dict[str, float]]
 RESULTS = pathlib.Path(__file__).parent / "results"
 STAMP = "BENCHMARKS_STAMP"  # JSON that `benchmarks.all` adds to the results of what it runs
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# The allocator keeps freed memory, as `experiments` sets for this process; else page faults count.
+# The allocator keeps freed memory, here and in other processes; else page faults count.
+allocator.keep_freed_memory()
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),

@@ -27,7 +27,6 @@ import optax
 from absl import logging
 from flax import traverse_util
 
-import experiments  # noqa: F401  keeps freed memory, which page faults would add to the times
 from benchmarks import e3, timing
 from benchmarks.timing import block, over, show
 from uncertainty import build
