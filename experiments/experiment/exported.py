@@ -98,9 +98,7 @@ def _folder(file: storage.Path) -> Iterator[pathlib.Path | None]:
         yield pathlib.Path(made)
 
 
-def export(
-    predict: Predictor, predicted: Predicted, folder: pathlib.Path | None
-) -> dict[str, Any]:
+def export(predict: Predictor, predicted: Predicted, folder: pathlib.Path | None) -> dict[str, Any]:
     """Writes the arrays of a set as `folder`/SET/NAME.npy; returns its metadata."""
     source = predict.source(predicted.data, predicted.labels)
     arrays: dict[str, np.ndarray] = {}  # on disk
@@ -176,7 +174,9 @@ def _arrays_of(part: Predictions) -> dict[str, tuple[np.ndarray, int]]:
 
 
 def _reserved(name: str) -> bool:
-    return "/" in name or name.startswith(archive.SCORE) or name in {*archive.ARRAYS, *archive.UNITS}
+    return (
+        "/" in name or name.startswith(archive.SCORE) or name in {*archive.ARRAYS, *archive.UNITS}
+    )
 
 
 def _metadata(predict: Predictor, sets: Mapping[str, Any]) -> dict[str, Any]:

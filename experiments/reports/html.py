@@ -75,6 +75,7 @@ def write_report(
     study: Study | None = None,
     command: str = "",
     problems: list[str] | None = None,
+    sections: Sequence[tuple[str, str]] = (),
 ) -> storage.Path:
     """Writes the page and, in `<its name>_figures/` beside it, every figure as a PNG.
 
@@ -90,6 +91,7 @@ def write_report(
       command: that made the report; by default the study's.
       problems: lines on what is not shown, printed at the top; damaged files, and figures that need
         them, add further lines. Without it a damaged file raises ValueError.
+      sections: headings and their HTML, after the table.
 
     Raises:
       ValueError: no runs; a workdir without a required file; runs that share a label but differ in
@@ -108,15 +110,16 @@ def write_report(
     folder = path.parent / f"{path.stem}_figures"
 
     entries = figures(groups, *studies, problems=problems)
-    sections = []
+    shown = []
     for section, group in itertools.groupby(entries, lambda entry: entry.section):
         parts = [figure_part(entry, folder) for entry in group]
-        sections.append((section, "\n".join(parts)))
+        shown.append((section, "\n".join(parts)))
     if groups:
-        sections.append(("Runs", _runs(groups)))
+        shown.append(("Runs", _runs(groups)))
     lines = "".join(f'<p class="failed">{escape(one_line(line))}</p>' for line in problems or ())
-    sections = [("Summary", lines + "\n".join(map(study_table, studies))), *sections]
-    storage.write(path, page(title, studies[0].hardware, command, sections))
+    summary = ("Summary", lines + "\n".join(map(study_table, studies)))
+    parts = [summary, *sections, *shown]
+    storage.write(path, page(title, studies[0].hardware, command, parts))
     return path
 
 

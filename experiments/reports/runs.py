@@ -185,6 +185,7 @@ COLUMNS = (  # of a study made from runs alone; those without a value are left o
     Column("corruption/nll", "Corrupted NLL", "", "lower", 4),
     Column("corruption/ece", "Corrupted ECE", "%", "lower", 2),
 )
+OF_OOD = (("aupr_out", "AUPR", "higher"), ("fpr95", "FPR95", "lower"))
 COSTS = (
     Column("cost/parameters", "Parameters", "M", None, 3),
     Column("cost/train_seconds", "Training", "s", None, 1),
@@ -213,8 +214,11 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     for name in dict.fromkeys(of[0] for of in places if of):
         for score in ("entropy", "max_probability"):  # the first that exists
             if key := places.get((name, f"auroc_{score}")):
-                header = f"{name} AUROC by {pretty(score).lower()}"
-                ood.append(Column(key, header, "%", "higher", 2))
+                by = f"by {pretty(score).lower()}"
+                ood.append(Column(key, f"{name} AUROC {by}", "%", "higher", 2))
+                for metric, title, better in OF_OOD:
+                    if key := places.get((name, f"{metric}_{score}")):
+                        ood.append(Column(key, f"{name} {title} {by}", "%", better, 2))
                 break
     columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in keys]
     seeds = {

@@ -224,12 +224,12 @@ def _with_members(
     hint = ""
     if len(shape) == 3 and M in (count, test and len(test)) and M != B:
         hint = "; the members' axis is the first: np.moveaxis(array, 1, 0)"
-    if count is not None and B != count:
+    if count is not None and count != B:
         raise ValueError(f"{name}: {list(shape)} has {B} examples, but y has {count}{hint}")
-    if test is not None and K != test.shape[2]:
+    if test is not None and test.shape[2] != K:
         raise ValueError(f"{name}: {K} classes, but the test set has {test.shape[2]}{hint}")
-    if test is not None and M != len(test.log_p) and not own:
-        swapped = len(shape) == 3 and B == len(test.log_p)
+    if test is not None and len(test.log_p) != M and not own:
+        swapped = len(shape) == 3 and len(test.log_p) == B
         hint = "; the members' axis is the first: np.moveaxis(array, 1, 0)" * swapped
         raise ValueError(
             f"{name}: {M} member{'s' * (M > 1)}, but the test set has {len(test.log_p)}, so their "
@@ -257,9 +257,7 @@ def _log_probabilities(
         if (worst := values.min()) < 0:
             raise ValueError(f"probs: {_at(values, values == worst)} is negative{_logits(values)}")
         if (worst := values.max()) > 1 + options.tolerance:
-            raise ValueError(
-                f"probs: {_at(values, values == worst)} is above 1" + _logits(values)
-            )
+            raise ValueError(f"probs: {_at(values, values == worst)} is above 1" + _logits(values))
         with np.errstate(divide="ignore"):
             log_p, sums = np.log(values, dtype=np.float64), values.sum(-1, dtype=np.float64)
     else:
@@ -331,7 +329,9 @@ def _auxiliary(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
     values = values[None] if values.ndim == 2 else values
     last = (1, shape[2]) if name == "epistemic" else (shape[2],)
     if values.ndim != 3 or values.shape[:2] != shape[:2] or values.shape[2] not in last:
-        raise ValueError(f"{name}: {list(array.shape)}; {list(shape)} as the predictions' is needed")
+        raise ValueError(
+            f"{name}: {list(array.shape)}; {list(shape)} as the predictions' is needed"
+        )
     _check_finite(name, values)
     return values
 
@@ -420,7 +420,9 @@ def _targets(
         _with_outputs(key, _numeric(key, arrays[key]), y.shape) for key in archive.MOMENTS
     )
     if mean.shape != variance.shape:
-        raise ValueError(f"variance: {list(variance.shape)}; {list(mean.shape)} as `mean` is needed")
+        raise ValueError(
+            f"variance: {list(variance.shape)}; {list(mean.shape)} as `mean` is needed"
+        )
     for key, values in (("mean", mean), ("variance", variance), ("y", y)):
         bad = ~np.isfinite(values) | (values <= 0 if key == "variance" else False)
         if bad.any():

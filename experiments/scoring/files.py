@@ -39,7 +39,10 @@ class File(NamedTuple):
 
 
 def read(
-    text: str, kind: str | None = None, rename: Mapping[str, str] | None = None
+    text: str,
+    kind: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    labels: bool = False,
 ) -> File:
     """A file of predictions; arrays of an archive are read when they are called for.
 
@@ -47,6 +50,7 @@ def read(
       text: its path.
       kind: of the array of a .npy: 'log_p', 'probs' or 'logits'; 'y' reads labels.
       rename: array or column in the file -> the name that it has here.
+      labels: whether it is one of labels, which needs no predictions.
 
     Raises:
       ValueError: another type of file, a damaged one, an unknown set, a missing or bad column.
@@ -75,7 +79,7 @@ def read(
     except (OSError, EOFError, KeyError) as error:
         raise ValueError(f"{text} cannot be read: {error}") from error
     table = {(rename or {}).get(name, name): values for name, values in table.items()}
-    return File(path, *_of_table(table, text))
+    return File(path, *_of_table(table, text, labels))
 
 
 def _archive(path: storage.Path, rename: Mapping[str, str]) -> File:
@@ -155,7 +159,7 @@ def _parquet(path: storage.Path) -> dict[str, np.ndarray]:
 
 
 def _of_table(
-    table: Mapping[str, np.ndarray], path: str
+    table: Mapping[str, np.ndarray], path: str, labels: bool
 ) -> tuple[dict[str, dict[str, Callable[[], np.ndarray]]], dict[str, Any], tuple[str, ...]]:
     """The arrays of each set, no metadata, and what is not read."""
     columns: dict[str, dict[int, np.ndarray]] = {}  # array -> place in its last axis -> column
@@ -194,7 +198,7 @@ def _of_table(
         part = _members(part, order, f"{path}: {name}")
         sets[name] = {key: (lambda value=value: value) for key, value in part.items()}
     notes = (f"columns that are not read: {', '.join(unused)}",) if unused else ()
-    if not columns and not set(whole) & {*archive.CLASSES, *archive.MOMENTS}:
+    if not labels and not {*columns, *whole} & {*archive.CLASSES, *archive.MOMENTS}:
         valid = ["p_0", "log_p_0", "logit_0", "mean", "variance", "y", "group", *OF_ROWS]
         raise ValueError(
             f"{path}: no column of predictions; {unused[0]!r}: {nearest(unused[0], valid)}"

@@ -44,7 +44,10 @@ def test_classes(seed):
 @pytest.mark.parametrize("decimals", [1, 8])
 def test_rankings(decimals):
     rng = np.random.default_rng(decimals)
-    inside, outside = np.round(rng.normal(0, 1, 40), decimals), np.round(rng.normal(1, 1, 30), decimals)
+    inside, outside = (
+        np.round(rng.normal(0, 1, 40), decimals),
+        np.round(rng.normal(1, 1, 30), decimals),
+    )
     w_in, w_out = drawn(1), drawn(2, 30)
     found = resampling.ranking(inside, outside)(w_in, w_out)
     for r in range(5):
@@ -104,7 +107,9 @@ def test_intervals_of_a_mean_are_those_of_the_normal_distribution():
     of = resampling.mean(values)(drawn(2, 400, None, 4000))
     low, high = resampling.interval(of, values.mean(), 0.9)
     half = scipy.stats.norm.ppf(0.95) * values.std() / 20
-    assert [low, high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.1 * half)
+    assert [low, high] == pytest.approx(
+        [values.mean() - half, values.mean() + half], abs=0.1 * half
+    )
 
 
 def test_ten_thousand_examples_a_thousand_times_take_seconds():

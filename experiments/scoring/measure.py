@@ -1,0 +1,345 @@
+"""The metrics of a file of predictions, by the evaluators' functions, and what resamples need."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.evaluators import classification, corruption, ood, regression
+from experiments.prediction import archive
+from experiments.prediction.predictions import Summary, merged, summary
+from experiments.runtime import keys
+from experiments.scoring import calibrate
+from experiments.scoring.checks import Options, Part, checked, task_of
+from experiments.scoring.files import File
+from uncertainty.metrics import regression as of_targets
+from uncertainty.metrics import resampling
+from uncertainty.metrics.classification import briers
+
+LEVELS = (0.5, 0.9, 0.95)
+RANKED = ("entropy", "max_probability", "mutual_information")  # OOD scores that get intervals
+
+
+class Statistic(NamedTuple):
+    """Metrics as functions of resamples."""
+
+    frames: tuple[str, ...]  # whose examples are drawn
+    values: Callable[..., Mapping[str, np.ndarray]]  # weights [R, B] of each -> key -> [R]
+
+
+class Frame(NamedTuple):
+    """Examples that are drawn together: a set, with the sets of the same examples."""
+
+    examples: int
+    y: np.ndarray | None
+    group: np.ndarray | None
+
+
+class Scored(NamedTuple):
+    """The scores of a file, by itself or after a post-hoc method."""
+
+    label: str
+    file: str
+    task: str
+    metrics: dict[str, float]
+    arrays: dict[str, np.ndarray]
+    statistics: list[Statistic]
+    frames: dict[str, Frame]
+    sets: dict[str, dict[str, Any]]  # as in sets.json: path -> name, examples, digest
+    metadata: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def score(
+    file: File,
+    label: str,
+    options: Options,
+    *,
+    bins: int = 15,
+    labels: Mapping[str, np.ndarray] | None = None,
+    methods: Sequence[calibrate.Method] = (),
+    cross_fit: bool = False,
+    seed: int = 0,
+) -> list[Scored]:
+    """The scores of a file, and of it after each post-hoc method.
+
+    Args:
+      file: of predictions.
+      label: in tables.
+      options: how predictions are read.
+      bins: of the calibration errors.
+      labels: `y` and `group` for a file without.
+      methods: post-hoc methods.
+      cross_fit: whether to fit methods on halves of the test set if there is no validation set.
+      seed: of the halves.
+
+    Raises:
+      ValueError: wrong values, see `checks.checked`; methods with nothing to be fitted on.
+    """
+    notes: list[str] = list(file.notes)
+    task = task_of(file)
+    test = checked(file, archive.TEST, options, notes, labels=labels)
+    if task == "regression":
+        if methods:
+            raise ValueError(f"{file.path}: --posthoc: the methods are of classes, not regression")
+        others = [name for name in file.sets if name != archive.TEST]
+        notes += [f"sets that are not read in regression: {', '.join(others)}"] * bool(others)
+        return [_regression(file, label, test, notes)]
+    validation = None
+    if archive.VALIDATION in file.sets and methods:
+        more: list[str] = []
+        validation = checked(file, archive.VALIDATION, options, more, test=test)
+        notes += [f"validation: {line}" for line in more]
+    if methods and validation is None and not cross_fit:
+        raise ValueError(
+            f"{file.path}: --posthoc: there is no set `validation` to fit on; with --cross-fit each "
+            "half of the test set is calibrated by a fit on the other"
+        )
+    if line := calibrate.noted(methods, cross_fit, validation):
+        notes.append(line)
+    maps = {label: lambda part: part}
+    for method in methods:
+        maps[f"{label} + {method.label}"] = calibrate.fitted(method, test, validation, seed)
+    return _classes(file, maps, options, test, notes, bins)
+
+
+def _regression(file: File, label: str, test: Part, notes: list[str]) -> Scored:
+    metrics, arrays = _divided(regression.measured(test.mean, test.variance, test.y))
+    if test.x is not None:
+        arrays["test/x"] = test.x
+    at = test.mean, test.variance, test.y
+    distance = 2 * np.abs(of_targets.pit(*at) - 0.5)  # inside the central interval of a level above
+    means = {
+        "nll": of_targets.nlls(*at),
+        "member_nll": np.mean([of_targets.nlls(*of) for of in _members(test)], axis=0),
+        "crps": of_targets.crps_of_targets(*at).mean(1),
+        **{f"coverage_{level:g}": (distance <= level).mean(1) for level in LEVELS},
+    }
+    root = resampling.root_mean(((test.mean.mean(0) - test.y) ** 2).mean(1))
+    error = resampling.coverage_error(distance, np.arange(1, 20) / 20)
+    statistics = [_mean(f"regression/{name}", values) for name, values in means.items()]
+    statistics += [
+        Statistic((archive.TEST,), lambda w: {"regression/rmse": root(w)}),
+        Statistic((archive.TEST,), lambda w: {"regression/calibration": error(w)}),
+    ]
+    frames = {archive.TEST: Frame(len(test), test.y, test.group)}
+    sets = {archive.TEST: _noted(file, test)}
+    return Scored(
+        label, str(file.path), "regression", metrics, arrays, statistics, frames, sets,
+        file.metadata, tuple(notes),
+    )  # fmt: skip
+
+
+def _members(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    for mean, variance in zip(part.mean, part.variance, strict=True):
+        yield mean[None], variance[None], part.y
+
+
+def _classes(
+    file: File,
+    maps: Mapping[str, Callable[[Part], Part]],
+    options: Options,
+    test: Part,
+    notes: list[str],
+    bins: int,
+) -> list[Scored]:
+    """The scores of each map of the predictions; each set is read once."""
+    independent = options.independent or file.metadata.get("normalised") is False
+    made = {label: _Classes(test, apply, bins, not independent) for label, apply in maps.items()}
+    sets = {archive.TEST: _noted(file, test)}
+    skipped = [name for name in file.sets if name.partition("/")[0] not in ("ood", "corruption")]
+    order = [archive.INSIDE] * (archive.INSIDE in file.sets)
+    order += [name for name in file.sets if name not in skipped]
+    corrupted = [name for name in order if name.startswith("corruption/")]
+    for name in order:
+        said: list[str] = []
+        part = checked(file, name, options, said, test=test)
+        for each in made.values():
+            each.add(part)
+        sets[name.replace("/", ".", 1)] = _noted(file, part)
+        if name not in corrupted or len(said) > 1 or name == corrupted[0]:
+            notes += [f"{name}: {line}" for line in said]
+    if len(corrupted) > 1:
+        notes.append(f"corruption: {len(corrupted)} sets, as the first")
+    scored = []
+    for label, each in made.items():
+        said = notes + each.notes()
+        scored.append(
+            Scored(
+                label,
+                str(file.path),
+                "classification",
+                *each.results(),
+                each.frames,
+                sets,
+                file.metadata,
+                tuple(said),
+            )  # fmt: skip
+        )
+    return scored
+
+
+class _Classes:
+    """Collects the scores of the sets of a file after a map."""
+
+    def __init__(self, test: Part, apply: Callable[[Part], Part], bins: int, normalised: bool):
+        self.apply, self.bins, self.normalised = apply, bins, normalised
+        self.part = test
+        self.frames = {archive.TEST: Frame(len(test), test.y, test.group)}
+        self.test = self.inside = self._summary(test)
+        self.of_inside = archive.TEST
+        self.statistics = self._of_test(apply(test))
+        self.corrupted: list[tuple[str, str, Summary]] = []
+        self.nlls: list[np.ndarray] = []
+        self.others: list[tuple[str, Any]] = []
+
+    def _summary(self, part: Part, scores: bool = True) -> Summary:
+        part = self.apply(part)
+        ends = np.cumsum(part.batches or (len(part),))
+        parts = []
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            s = slice(start, end)
+            latents = [None if a is None else a[:, s] for a in (part.logits, part.epistemic)]
+            y = None if part.y is None else part.y[s]
+            options = dict(bins=self.bins, scores=scores, normalised=self.normalised)
+            parts.append(summary(part.log_p[:, s], y, *latents, **options))
+        whole = merged(parts)
+        return whole._replace(scores=whole.scores | dict(part.scores))
+
+    def _of_test(self, test: Part) -> list[Statistic]:
+        p = self.test
+        ece = resampling.ece(p.confidence, p.correct, self.bins)
+        aurc = resampling.aurc(p.confidence, p.correct)
+        return [
+            _mean("classification/accuracy", p.correct),
+            _mean("classification/nll", -p.examples["log_p_label"].astype(np.float64)),
+            _mean("classification/brier", briers(test.log_p, test.y)),
+            Statistic((archive.TEST,), lambda w: {"calibration/ece": ece(w)}),
+            Statistic((archive.TEST,), lambda w: {"selective/aurc": aurc(w)}),
+        ]
+
+    def add(self, part: Part) -> None:
+        """A further set: in-distribution, out of distribution, or corrupted."""
+        kind, *names = keys.split(part.name)
+        if kind == "corruption":
+            self._corrupted(part, *names)
+            return
+        self.frames[part.name] = Frame(len(part), part.y if kind != "ood" else None, part.group)
+        if part.name == archive.INSIDE:
+            self.inside, self.of_inside = self._summary(part), part.name
+            return
+        outside = self._summary(part)
+        name = "/".join(names)
+        lacking = sorted(outside.scores.keys() ^ self.inside.scores.keys())
+        if lacking:
+            raise ValueError(
+                f"{part.name}: the score {lacking[0]} is in one of it and the "
+                f"{self.of_inside} set alone"
+            )
+        self.others += ood.measured(name, self.inside, outside)
+        for score in (*RANKED, *self.part.scores):
+            if score in outside.scores:
+                self.statistics.append(
+                    _ranking(
+                        (self.of_inside, part.name),
+                        name,
+                        score,
+                        self.inside.scores[score],
+                        outside.scores[score],
+                    )  # fmt: skip
+                )
+
+    def _corrupted(self, part: Part, kind: str, severity: str) -> None:
+        of = self._summary(part)
+        self.corrupted.append((kind, severity, of._replace(examples={}, scores={})))
+        if calibrate.same_examples(part, self.part):
+            self.nlls.append(-of.examples["log_p_label"].astype(np.float64))
+
+    def results(
+        self,
+    ) -> tuple[dict[str, float], dict[str, np.ndarray], list[Statistic]]:
+        """Metrics, arrays and statistics."""
+        items = list(classification.measured(self.test))
+        if self.part.x is not None:
+            items.append(("test/x", self.part.x))
+        items += self.others
+        statistics = self.statistics
+        if self.corrupted:
+            items += corruption.measured(self.corrupted)
+            if len(self.nlls) == len(self.corrupted):
+                statistics = statistics + self._of_corruption()
+        return *_divided(items), statistics
+
+    def _of_corruption(self) -> list[Statistic]:
+        """The means over sets of the same examples as the test set's."""
+        correct = np.mean([of.correct for *_, of in self.corrupted], axis=0)
+        gaps = [resampling.ece(of.confidence, of.correct, self.bins) for *_, of in self.corrupted]
+        return [
+            _mean("corruption/accuracy", correct),
+            _mean("corruption/nll", np.mean(self.nlls, axis=0)),
+            Statistic(
+                (archive.TEST,),
+                lambda w: {"corruption/ece": np.mean([gap(w) for gap in gaps], axis=0)},
+            ),
+        ]
+
+    def notes(self) -> list[str]:
+        """What makes a number infinite."""
+        log_p = self.test.examples["log_p_label"]
+        zeros = int(np.isneginf(log_p).sum())
+        if not zeros:
+            return []
+        finite = log_p[np.isfinite(log_p)]
+        others = f"; over the others it is {-finite.mean(dtype=np.float64):.4f}" * bool(len(finite))
+        return [
+            f"the label has the probability 0 in {zeros:,} of {len(log_p):,} examples, so the NLL is "
+            f"infinite{others} (--floor 1e-6 raises such probabilities)"
+        ]
+
+
+def _ranking(
+    frames: tuple[str, str], name: str, score: str, inside: np.ndarray, outside: np.ndarray
+) -> Statistic:
+    of = resampling.ranking(inside, outside)
+
+    def values(w_in: np.ndarray, w_out: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            keys.join("ood", name, f"{metric}_{score}"): value
+            for metric, value in of(w_in, w_out).items()
+        }
+
+    return Statistic(frames, values)
+
+
+def _mean(key: str, values: np.ndarray) -> Statistic:
+    of = resampling.mean(values)
+    return Statistic((archive.TEST,), lambda w: {key: of(w)})
+
+
+def _divided(
+    items: Iterable[tuple[str, Any]],
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Numbers, and arrays."""
+    metrics: dict[str, float] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for key, value in items:
+        if isinstance(value, np.ndarray):
+            arrays[key] = value
+        else:
+            metrics[key] = float(value)
+    return metrics, arrays
+
+
+def _noted(file: File, part: Part) -> dict[str, Any]:
+    """Name, number of examples and identity of a set: equal where labels and data are."""
+    about = file.metadata.get("sets", {}).get(part.name, {})
+    digest = hashlib.sha256(str(len(part)).encode())
+    if part.y is not None:
+        digest.update(np.ascontiguousarray(part.y, np.float64).tobytes())
+    return dict(
+        name=str(about.get("name", part.name)),
+        examples=len(part),
+        digest=digest.hexdigest()[:16],
+        data=str(about.get("digest", "")),
+    )
