@@ -216,9 +216,9 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
             if key := places.get((name, f"auroc_{score}")):
                 by = f"by {pretty(score).lower()}"
                 ood.append(Column(key, f"{name} AUROC {by}", "%", "higher", 2))
-                for metric, title, better in OF_OOD:
+                for metric, name_of, better in OF_OOD:
                     if key := places.get((name, f"{metric}_{score}")):
-                        ood.append(Column(key, f"{name} {title} {by}", "%", better, 2))
+                        ood.append(Column(key, f"{name} {name_of} {by}", "%", better, 2))
                 break
     columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in keys]
     seeds = {

@@ -62,7 +62,7 @@ def halves(part: Part, test: Part, seed: int) -> np.ndarray:
     """
     of = test if same_examples(part, test) else part
     names, member = np.unique(
-        np.arange(len(of)) if of.group is None else of.group, return_inverse=True
+        np.arange(of.examples) if of.group is None else of.group, return_inverse=True
     )
     if len(names) < 2:
         raise ValueError(f"--cross-fit: {of.name} has {len(names)} group; at least 2 are needed")
@@ -119,5 +119,5 @@ def noted(chosen: Sequence[Method], cross_fit: bool, validation: Part | None) ->
         return ""
     names = ", ".join(method.label for method in chosen)
     if validation is not None:
-        return f"{names}: fitted on the validation set, {len(validation):,} examples"
+        return f"{names}: fitted on the validation set, {validation.examples:,} examples"
     return f"{names}: cross-fitted, on each half of the test set for the other" * cross_fit

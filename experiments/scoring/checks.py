@@ -51,7 +51,9 @@ class Part(NamedTuple):
         """M, B, K."""
         return (self.mean if self.log_p is None else self.log_p).shape
 
-    def __len__(self) -> int:
+    @property
+    def examples(self) -> int:
+        """B."""
         return self.shape[1]
 
 
@@ -117,9 +119,9 @@ def checked(
         about = file.metadata.get("sets", {}).get(name, {})
         part, said = make(name, arrays, file, options, test)
         part = part._replace(
-            group=_group(arrays.get("group"), len(part)),
-            x=_inputs(arrays.get("x"), len(part)),
-            scores=_scores(arrays, len(part)),
+            group=_group(arrays.get("group"), part.examples),
+            x=_inputs(arrays.get("x"), part.examples),
+            scores=_scores(arrays, part.examples),
             batches=tuple(about.get("batches", ())),
         )
     except ValueError as error:
@@ -127,7 +129,7 @@ def checked(
         raise ValueError(message if message.startswith(str(file.path)) else where + message) from (
             error
         )
-    if sum(part.batches) != len(part):
+    if sum(part.batches) != part.examples:
         part = part._replace(batches=())
     notes += said
     return part
@@ -222,7 +224,7 @@ def _with_members(
         raise ValueError(f"{name}: {list(shape)} has one class; at least 2 are expected")
     M, B, K = values.shape
     hint = ""
-    if len(shape) == 3 and M in (count, test and len(test)) and M != B:
+    if len(shape) == 3 and M in (count, test and test.examples) and M != B:
         hint = "; the members' axis is the first: np.moveaxis(array, 1, 0)"
     if count is not None and count != B:
         raise ValueError(f"{name}: {list(shape)} has {B} examples, but y has {count}{hint}")

@@ -123,7 +123,7 @@ def _regression(file: File, label: str, test: Part, notes: list[str]) -> Scored:
         Statistic((archive.TEST,), lambda w: {"regression/rmse": root(w)}),
         Statistic((archive.TEST,), lambda w: {"regression/calibration": error(w)}),
     ]
-    frames = {archive.TEST: Frame(len(test), test.y, test.group)}
+    frames = {archive.TEST: Frame(test.examples, test.y, test.group)}
     sets = {archive.TEST: _noted(file, test)}
     return Scored(
         label, str(file.path), "regression", metrics, arrays, statistics, frames, sets,
@@ -186,7 +186,7 @@ class _Classes:
     def __init__(self, test: Part, apply: Callable[[Part], Part], bins: int, normalised: bool):
         self.apply, self.bins, self.normalised = apply, bins, normalised
         self.part = test
-        self.frames = {archive.TEST: Frame(len(test), test.y, test.group)}
+        self.frames = {archive.TEST: Frame(test.examples, test.y, test.group)}
         self.test = self.inside = self._summary(test)
         self.of_inside = archive.TEST
         self.statistics = self._of_test(apply(test))
@@ -196,7 +196,7 @@ class _Classes:
 
     def _summary(self, part: Part, scores: bool = True) -> Summary:
         part = self.apply(part)
-        ends = np.cumsum(part.batches or (len(part),))
+        ends = np.cumsum(part.batches or (part.examples,))
         parts = []
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             s = slice(start, end)
@@ -225,7 +225,7 @@ class _Classes:
         if kind == "corruption":
             self._corrupted(part, *names)
             return
-        self.frames[part.name] = Frame(len(part), part.y if kind != "ood" else None, part.group)
+        self.frames[part.name] = Frame(part.examples, part.y if kind != "ood" else None, part.group)
         if part.name == archive.INSIDE:
             self.inside, self.of_inside = self._summary(part), part.name
             return
@@ -334,12 +334,12 @@ def _divided(
 def _noted(file: File, part: Part) -> dict[str, Any]:
     """Name, number of examples and identity of a set: equal where labels and data are."""
     about = file.metadata.get("sets", {}).get(part.name, {})
-    digest = hashlib.sha256(str(len(part)).encode())
+    digest = hashlib.sha256(str(part.examples).encode())
     if part.y is not None:
         digest.update(np.ascontiguousarray(part.y, np.float64).tobytes())
     return dict(
         name=str(about.get("name", part.name)),
-        examples=len(part),
+        examples=part.examples,
         digest=digest.hexdigest()[:16],
         data=str(about.get("digest", "")),
     )

@@ -36,9 +36,11 @@ def runs_of(scored: Sequence[Scored]) -> list[Run]:
             config: dict[str, Any] = {"predictions": label, **about}
             if len(files) > 1:
                 config["seed"] = seed
+            same = one.sets["test"]["digest"]  # of corrupted sets with the test set's examples
             data = {
                 name: {**noted, "digest": noted["digest"] + noted["data"] * (name in known)}
                 for name, noted in one.sets.items()
+                if not name.startswith("corruption.") or noted["digest"] != same
             }
             runs.append(Run(label, config, one.metrics, one.arrays, sets=data))
     return runs
