@@ -121,7 +121,7 @@ def evaluate(
             predict,
             built,
             folder / "predictions.npz",
-            validation=experiment.validation,
+            validation=experiment.config["data"].get("validation"),
             noted=dict(runs=members),
         )
     return metrics, failures

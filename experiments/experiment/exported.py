@@ -26,7 +26,7 @@ from experiments.experiment.results import reported
 from experiments.prediction import archive
 from experiments.prediction.predictions import Predictions
 from experiments.prediction.predictor import Predictor
-from experiments.prediction.reading import described, key_of_data
+from experiments.prediction.reading import Data, described, key_of_data
 from experiments.runtime import storage
 from experiments.runtime.workdir import jsonable
 
@@ -36,7 +36,7 @@ def export_all(
     evaluators: Mapping[str, Evaluator],
     file: storage.Path,
     *,
-    validation: Source | None = None,
+    validation: Data | None = None,
     noted: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Writes every set that the evaluators' numbers follow from, and the validation set.
@@ -57,7 +57,9 @@ def export_all(
     written: dict[str, str] = {}  # set -> which data it is
     about: dict[str, Any] = {}
     with _folder(file) as folder:
-        for evaluator, predicted in _sets(predict, evaluators, validation, failures):
+        sets = list(_sets(predict, evaluators, validation, failures))
+        sets.sort(key=lambda item: item[1].name != archive.TEST)
+        for evaluator, predicted in sets:
             name, key = predicted.name, f"{key_of_data(predicted.data)} {predicted.labels}"
             inside = name == archive.INSIDE
             if written.get(archive.TEST if inside else name) == key:
@@ -75,7 +77,7 @@ def export_all(
 def _sets(
     predict: Predictor,
     evaluators: Mapping[str, Evaluator],
-    validation: Source | None,
+    validation: Data | None,
     failures: dict[str, str],
 ) -> Iterator[tuple[str, Predicted]]:
     for key, evaluator in evaluators.items():
