@@ -7,8 +7,8 @@
     python -m experiments.evaluate --workdir runs/seed0 --workdir runs/seed1 --save_predictions
 
 Several workdirs are evaluated as one ensemble of all their members, by the evaluators of the first;
-the results go to the first workdir too. `--save_predictions` also writes the members' predictions on
-all these data, as one file for `experiments.score` and for other libraries (docs/predictions.md).
+the results go to the first workdir too. `--save_predictions` also writes the members' predictions
+on all these data, as one file for `experiments.score` and others' libraries (docs/predictions.md).
 """
 
 import logging

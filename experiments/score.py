@@ -5,8 +5,8 @@
     python -m experiments.score model.csv --posthoc temperature
     python -m experiments.score probabilities.npy --kind probs --labels labels.npy
 
-Files are .npz, .npy, .csv or .parquet; docs/predictions.md describes what they hold. Files on the same
-labels are compared by paired bootstrap intervals; files of one label are seeds of one method.
+Files are .npz, .npy, .csv or .parquet; docs/predictions.md describes what they hold. Files on the
+same labels are compared by paired bootstrap intervals; files of one LABEL are seeds of one method.
 """
 
 import argparse

@@ -71,7 +71,7 @@ HEAVY = (
 )
 PROGRAMS = [
     f"experiments.{p}"
-    for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report", "compile")
+    for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report", "score", "compile")
 ]
 
 
@@ -179,6 +179,8 @@ ROOMS = (
     "evaluators",
     "experiment",
     "reports",
+    "scoring",
+    "score",
     "evaluate",
     "stage",
     "planning",

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.data.source import Source
 from experiments.evaluators import Evaluator, Predicted
 from experiments.evaluators.regression import as_stored
 from experiments.experiment.results import reported

@@ -1,7 +1,7 @@
 """Checks what the arrays of a file are, and makes predictions [M, B, ...] of them.
 
-Names decide what an array is; its values have to agree. What is converted is noted, for the terminal
-and the report; nothing is guessed.
+Names decide what an array is; its values have to agree. What is converted is noted, for the
+terminal and the report; nothing is guessed.
 """
 
 from collections.abc import Mapping
@@ -276,8 +276,8 @@ def _log_probabilities(
     if off.max() > options.tolerance:
         m, b = np.unravel_index(off.argmax(), off.shape)
         raise ValueError(
-            f"{kind}: probabilities sum to {sums[m, b]:.6g} at {_place(m, b)}; 1 is expected within "
-            f"{options.tolerance:g} (--tolerance; for independent classes, --independent)"
+            f"{kind}: probabilities sum to {sums[m, b]:.6g} at {_place(m, b)}; 1 is expected "
+            f"within {options.tolerance:g} (--tolerance; for independent classes, --independent)"
         )
     if off.max() <= EXACT:
         return _floored(log_p, options, f"rows sum to 1 within {EXACT:g}", independent)

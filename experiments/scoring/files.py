@@ -6,6 +6,7 @@ What the arrays are is checked in `checks.py`; here a column `p_3` becomes a col
 import csv
 import json
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,14 +77,19 @@ def read(
                 array = np.load(file, allow_pickle=False)
             return File(path, {archive.TEST: {str(kind): lambda: array}}, {})
         table = _csv(path) if suffix == ".csv" else _parquet(path)
-    except (OSError, EOFError, KeyError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, json.JSONDecodeError) as error:
         raise ValueError(f"{text} cannot be read: {error}") from error
     table = {(rename or {}).get(name, name): values for name, values in table.items()}
     return File(path, *_of_table(table, text, labels))
 
 
 def _archive(path: storage.Path, rename: Mapping[str, str]) -> File:
-    opened = np.load(path.open("rb"), allow_pickle=False)
+    try:
+        opened = np.load(path.open("rb"), allow_pickle=False)
+    except (ValueError, EOFError) as error:  # neither an archive nor an array
+        raise zipfile.BadZipFile("it is not a NumPy archive") from error
+    if not isinstance(opened, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path}: a bare array, as .npy files have; rename it and give --kind")
     metadata: dict[str, Any] = {}
     sets: dict[str, dict[str, Callable[[], np.ndarray]]] = {}
     for key in opened.files:
@@ -104,7 +110,7 @@ def _archive(path: storage.Path, rename: Mapping[str, str]) -> File:
 def _array(opened: Any, key: str, path: storage.Path) -> np.ndarray:
     try:
         return opened[key]
-    except ValueError as error:  # an array of objects
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # an array of objects, or damaged
         raise ValueError(f"{path}: {key}: {error}") from error
 
 
@@ -222,7 +228,7 @@ def _numbers(values: np.ndarray, name: str, path: str) -> np.ndarray:
                 float(value)
             except ValueError:
                 raise ValueError(
-                    f"{path}: column {name}, row {row}: {value!r} is not a number"
+                    f"{path}: column {name}, row {row}: {str(value)!r} is not a number"
                 ) from None
         raise
 

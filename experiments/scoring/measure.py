@@ -18,7 +18,7 @@ from uncertainty.metrics import resampling
 from uncertainty.metrics.classification import briers
 
 LEVELS = (0.5, 0.9, 0.95)
-RANKED = ("entropy", "max_probability", "mutual_information")  # OOD scores that get intervals
+RANKED = "entropy"  # the OOD score that gets intervals, beside those of one's own
 
 
 class Statistic(NamedTuple):
@@ -93,8 +93,8 @@ def score(
         notes += [f"validation: {line}" for line in more]
     if methods and validation is None and not cross_fit:
         raise ValueError(
-            f"{file.path}: --posthoc: there is no set `validation` to fit on; with --cross-fit each "
-            "half of the test set is calibrated by a fit on the other"
+            f"{file.path}: --posthoc: there is no set `validation` to fit on; with --cross-fit "
+            "each half of the test set is calibrated by a fit on the other"
         )
     if line := calibrate.noted(methods, cross_fit, validation):
         notes.append(line)
@@ -105,9 +105,9 @@ def score(
 
 
 def _regression(file: File, label: str, test: Part, notes: list[str]) -> Scored:
-    metrics, arrays = _divided(regression.measured(test.mean, test.variance, test.y))
+    items = list(regression.measured(test.mean, test.variance, test.y))
     if test.x is not None:
-        arrays["test/x"] = test.x
+        items.append(("test/x", test.x))
     at = test.mean, test.variance, test.y
     distance = 2 * np.abs(of_targets.pit(*at) - 0.5)  # inside the central interval of a level above
     means = {
@@ -125,10 +125,7 @@ def _regression(file: File, label: str, test: Part, notes: list[str]) -> Scored:
     ]
     frames = {archive.TEST: Frame(test.examples, test.y, test.group)}
     sets = {archive.TEST: _noted(file, test)}
-    return Scored(
-        label, str(file.path), "regression", metrics, arrays, statistics, frames, sets,
-        file.metadata, tuple(notes),
-    )  # fmt: skip
+    return _scored(file, label, sets, notes, items, statistics, frames)
 
 
 def _members(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -162,22 +159,35 @@ def _classes(
             notes += [f"{name}: {line}" for line in said]
     if len(corrupted) > 1:
         notes.append(f"corruption: {len(corrupted)} sets, as the first")
-    scored = []
-    for label, each in made.items():
-        said = notes + each.notes()
-        scored.append(
-            Scored(
-                label,
-                str(file.path),
-                "classification",
-                *each.results(),
-                each.frames,
-                sets,
-                file.metadata,
-                tuple(said),
-            )  # fmt: skip
-        )
-    return scored
+    return [
+        _scored(file, label, sets, notes + each.notes(), *each.results(), each.frames)
+        for label, each in made.items()
+    ]
+
+
+def _scored(
+    file: File,
+    label: str,
+    sets: dict[str, dict[str, Any]],
+    notes: Sequence[str],
+    items: Iterable[tuple[str, Any]],
+    statistics: list[Statistic],
+    frames: dict[str, Frame],
+) -> Scored:
+    """Scores of the numbers and arrays that evaluators yield."""
+    items = list(items)
+    return Scored(
+        label=label,
+        file=str(file.path),
+        task=task_of(file),
+        metrics={k: float(v) for k, v in items if not isinstance(v, np.ndarray)},
+        arrays={k: v for k, v in items if isinstance(v, np.ndarray)},
+        statistics=statistics,
+        frames=frames,
+        sets=sets,
+        metadata=file.metadata,
+        notes=tuple(notes),
+    )
 
 
 class _Classes:
@@ -238,17 +248,10 @@ class _Classes:
                 f"{self.of_inside} set alone"
             )
         self.others += ood.measured(name, self.inside, outside)
-        for score in (*RANKED, *self.part.scores):
-            if score in outside.scores:
-                self.statistics.append(
-                    _ranking(
-                        (self.of_inside, part.name),
-                        name,
-                        score,
-                        self.inside.scores[score],
-                        outside.scores[score],
-                    )  # fmt: skip
-                )
+        frames = self.of_inside, part.name
+        for score in {RANKED, *self.part.scores} & outside.scores.keys():
+            both = self.inside.scores[score], outside.scores[score]
+            self.statistics.append(_ranking(frames, name, score, *both))
 
     def _corrupted(self, part: Part, kind: str, severity: str) -> None:
         of = self._summary(part)
@@ -258,8 +261,8 @@ class _Classes:
 
     def results(
         self,
-    ) -> tuple[dict[str, float], dict[str, np.ndarray], list[Statistic]]:
-        """Metrics, arrays and statistics."""
+    ) -> tuple[list[tuple[str, Any]], list[Statistic]]:
+        """Numbers and arrays by name, and statistics."""
         items = list(classification.measured(self.test))
         if self.part.x is not None:
             items.append(("test/x", self.part.x))
@@ -269,7 +272,7 @@ class _Classes:
             items += corruption.measured(self.corrupted)
             if len(self.nlls) == len(self.corrupted):
                 statistics = statistics + self._of_corruption()
-        return *_divided(items), statistics
+        return items, statistics
 
     def _of_corruption(self) -> list[Statistic]:
         """The means over sets of the same examples as the test set's."""
@@ -293,13 +296,13 @@ class _Classes:
         finite = log_p[np.isfinite(log_p)]
         others = f"; over the others it is {-finite.mean(dtype=np.float64):.4f}" * bool(len(finite))
         return [
-            f"the label has the probability 0 in {zeros:,} of {len(log_p):,} examples, so the NLL is "
-            f"infinite{others} (--floor 1e-6 raises such probabilities)"
+            f"the label has the probability 0 in {zeros:,} of {len(log_p):,} examples, so the NLL "
+            f"is infinite{others} (--floor 1e-6 raises such probabilities)"
         ]
 
 
 def _ranking(
-    frames: tuple[str, str], name: str, score: str, inside: np.ndarray, outside: np.ndarray
+    frames: tuple[str, ...], name: str, score: str, inside: np.ndarray, outside: np.ndarray
 ) -> Statistic:
     of = resampling.ranking(inside, outside)
 
@@ -315,20 +318,6 @@ def _ranking(
 def _mean(key: str, values: np.ndarray) -> Statistic:
     of = resampling.mean(values)
     return Statistic((archive.TEST,), lambda w: {key: of(w)})
-
-
-def _divided(
-    items: Iterable[tuple[str, Any]],
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Numbers, and arrays."""
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for key, value in items:
-        if isinstance(value, np.ndarray):
-            arrays[key] = value
-        else:
-            metrics[key] = float(value)
-    return metrics, arrays
 
 
 def _noted(file: File, part: Part) -> dict[str, Any]:

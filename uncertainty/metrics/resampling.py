@@ -1,12 +1,13 @@
 """Bootstrap resamples of a data set, and metrics as functions of them.
 
-A resample draws as many examples as there are, with replacement; it is the number of times that each
-was drawn, a row of weights [R, B]. The metric of a row is that of the data set in which example b
-appears weights[r, b] times, so one matrix of weights serves all metrics and, for paired differences
-(Efron & Tibshirani 1993, "An introduction to the bootstrap", chapters 8 and 13), all models.
+A resample draws as many examples as there are, with replacement; it is the number of times that
+each was drawn, a row of weights [R, B]. The metric of a row is that of the data set in which example
+b appears weights[r, b] times, so one matrix of weights serves all metrics and, for paired
+differences (Efron & Tibshirani 1993, "An introduction to the bootstrap", chapters 8 and 13), all
+models.
 
-Every function here but `weights`, `interval` prepares a metric: it takes what the metric is of, and
-returns a function weights [R, B] -> values [R], exact for integer weights.
+Every function here but `weights` and `interval` prepares a metric: it takes what the metric is of,
+and returns a function weights [R, B] -> values [R], exact for integer weights.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,9 +54,10 @@ def weights(
 def interval(values: np.ndarray, estimate: float, level: float = 0.95) -> tuple[float, float]:
     """The basic bootstrap interval, (2 t - q_high, 2 t - q_low) of resampled values [R].
 
-    t is the estimate on the data and q the values' quantiles. It is the percentile interval mirrored
-    at t, so that a bias of the metric is corrected rather than doubled: a binned calibration error
-    grows with the noise of its bins, which a resample has twice. NaN where values are not finite.
+    t is the estimate on the data and q the values' quantiles. It is the percentile interval
+    mirrored at t, so that a bias of the metric is corrected rather than doubled: a binned
+    calibration error grows with the noise of its bins, which a resample has twice. NaN where values
+    are not finite.
     """
     if not 0 < level < 1:
         raise ValueError(f"level: a number in (0, 1) is expected; got {level}")
