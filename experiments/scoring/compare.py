@@ -118,7 +118,8 @@ def compare(
     Args:
       scored: of all files.
       options: of the resampling.
-      baseline: the label that others are compared with; by default the first of each set.
+      baseline: the label that others are compared with. By default a file is compared with the
+        first of its set, and a row of a post-hoc method with its file without it.
 
     Raises:
       ValueError: see `partition`.
@@ -146,8 +147,11 @@ def compare(
             }
             for label in labels
         }
-        first = baseline if baseline in labels else labels[0]
+        plain = {label: rows[label][0].plain for label in labels}
         for label in labels:
+            first = baseline if baseline in labels else labels[0]
+            if first != baseline and plain[label] != label:
+                first = plain[label]
             for key, each in values[label].items():
                 estimate = means[label][key]
                 ends = resampling.interval(each, estimate, options.level)

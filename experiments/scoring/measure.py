@@ -1,6 +1,7 @@
 """The metrics of a file of predictions, by the evaluators' functions, and what resamples need."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class Scored(NamedTuple):
     """The scores of a file, by itself or after a post-hoc method."""
 
     label: str
+    plain: str  # the label of the file without post-hoc methods
     file: str
     task: str
     metrics: dict[str, float]
@@ -86,11 +88,10 @@ def score(
         others = [name for name in file.sets if name != archive.TEST]
         notes += [f"sets that are not read in regression: {', '.join(others)}"] * bool(others)
         return [_regression(file, label, test, notes)]
-    validation = None
+    validation, said = None, []
     if archive.VALIDATION in file.sets and methods:
-        more: list[str] = []
-        validation = checked(file, archive.VALIDATION, options, more, test=test)
-        notes += [f"validation: {line}" for line in more]
+        validation = checked(file, archive.VALIDATION, options, said, test=test)
+        notes += _of_set(archive.VALIDATION, said, notes)
     if methods and validation is None and not cross_fit:
         raise ValueError(
             f"{file.path}: --posthoc: there is no set `validation` to fit on; with --cross-fit "
@@ -125,7 +126,7 @@ def _regression(file: File, label: str, test: Part, notes: list[str]) -> Scored:
     ]
     frames = {archive.TEST: Frame(test.examples, test.y, test.group)}
     sets = {archive.TEST: _noted(file, test)}
-    return _scored(file, label, sets, notes, items, statistics, frames)
+    return _scored(file, label, label, sets, notes, items, statistics, frames)
 
 
 def _members(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -155,19 +156,36 @@ def _classes(
         for each in made.values():
             each.add(part)
         sets[name.replace("/", ".", 1)] = _noted(file, part)
-        if name not in corrupted or len(said) > 1 or name == corrupted[0]:
-            notes += [f"{name}: {line}" for line in said]
-    if len(corrupted) > 1:
-        notes.append(f"corruption: {len(corrupted)} sets, as the first")
+        notes += _of_set(name, said, notes)
+    if corrupted:
+        notes.append(f"corruption: {len(corrupted)} sets")
     return [
-        _scored(file, label, sets, notes + each.notes(), *each.results(), each.frames)
+        _scored(
+            file, label, next(iter(maps)), sets, notes + each.notes(), *each.results(), each.frames
+        )
         for label, each in made.items()
     ]
+
+
+def _of_set(name: str, said: Sequence[str], notes: Sequence[str]) -> list[str]:
+    """What is said of a further set: its size, and what differs from what was said before."""
+
+    def kind(line: str) -> str:
+        return re.sub(r"[\d,]+ examples?", "", line)
+
+    known = {kind(note.removeprefix(f"{note.partition(': ')[0]}: ")) for note in notes}
+    known |= {kind(note) for note in notes}
+    new = [f"{name}: {line}" for line in said if kind(line) not in known]
+    if new or name.startswith("corruption/"):
+        return new
+    (size,) = re.findall(r"[\d,]+ examples?", said[0])
+    return [f"{name}: {size}"]
 
 
 def _scored(
     file: File,
     label: str,
+    plain: str,
     sets: dict[str, dict[str, Any]],
     notes: Sequence[str],
     items: Iterable[tuple[str, Any]],
@@ -178,6 +196,7 @@ def _scored(
     items = list(items)
     return Scored(
         label=label,
+        plain=plain,
         file=str(file.path),
         task=task_of(file),
         metrics={k: float(v) for k, v in items if not isinstance(v, np.ndarray)},
