@@ -27,9 +27,7 @@ class Saps(NamedTuple):
     def __call__(self, log_p: ArrayLike, u: Any = None, groups: Any = None) -> np.ndarray:
         """Whether each class is in the set, [B, K]; a randomised method needs u [B] in [0, 1]."""
         p = _classes.probabilities(log_p)
-        scores = _scores(
-            p, _classes.uniform(u, len(p), bool(self.randomised)), float(self.penalty)
-        )
+        scores = _scores(p, _classes.uniform(u, len(p), bool(self.randomised)), float(self.penalty))
         filled = None if self.allow_empty else p
         return _classes.sets(scores, self.quantile, self.by_class, groups, filled)
 
