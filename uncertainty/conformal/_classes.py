@@ -32,7 +32,7 @@ def probabilities(log_p: Any) -> np.ndarray:
 
 
 def ranks(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Classes by falling probability, [B, K], and the place 1, ..., K of each; the first in ties."""
+    """Classes by falling probability and the place 1, ..., K of each, [B, K]; the first in ties."""
     order = np.argsort(-p, axis=-1, kind="stable")
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(1, p.shape[1] + 1)[None], -1)
@@ -40,7 +40,7 @@ def ranks(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cumulative(p: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the classes before each one plus u [B] times its own, and its place, [B, K]."""
+    """Probability of the classes before each plus u [B] times its own, and its place, [B, K]."""
     order, place = ranks(p)
     falling = np.take_along_axis(p, order, -1)
     before = np.cumsum(falling, -1) - falling

@@ -2,9 +2,9 @@
 
     s(x, y) = sum_{k : p_k > p_y} p(k | x) + u p(y | x)
 
-u is uniform for each example, or 1. The most probable classes until their sum reaches q: if p is the
-truth, coverage holds at each x (exactly, with random u). With u = 1 the sets are larger, and never
-split a class at random.
+u is uniform for each example, or 1. The most probable classes until their sum reaches q: if p is
+the truth, coverage holds at each x (exactly, with random u). With u = 1 the sets are larger, and
+never split a class at random.
 """
 
 from typing import Any, NamedTuple

@@ -2,8 +2,8 @@
 
     s(x, y) = 1 - p(y | x)
 
-The classes whose probability passes one threshold. If p is the truth these are the smallest sets, on
-average, of their coverage; easy examples get too small ones and hard examples too large ones.
+The classes whose probability passes one threshold. If p is the truth these are the smallest sets,
+on average, of their coverage; coverage is too low where examples are hard, too high where easy.
 """
 
 from typing import Any, NamedTuple

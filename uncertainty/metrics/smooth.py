@@ -1,4 +1,4 @@
-"""Smooth calibration error: no bins, and one bandwidth that the data choose (Błasiok & Nakkiran 2024).
+"""Smooth calibration error: no bins, one bandwidth that the data choose (Błasiok & Nakkiran 2024).
 
     r_s(t) = 1/B sum_b (correct_b - confidence_b) K_s(t, confidence_b),   SmoothECE_s = int |r_s| dt
 
