@@ -19,6 +19,6 @@ Of what the log-probabilities are, a member's or the mixture's, is the caller's 
     histogram    a step function of each class's probability
 """
 
-from uncertainty.posthoc._ensemble import of_ensemble
+from uncertainty.posthoc._ensemble import OfMembers, OfMixture, of_ensemble
 
-__all__ = ["of_ensemble"]
+__all__ = ["OfMembers", "OfMixture", "of_ensemble"]

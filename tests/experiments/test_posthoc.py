@@ -1,0 +1,186 @@
+"""Post-hoc and conformal evaluators against the library's functions on predictions by hand."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+from scipy import special
+
+from experiments import evaluators
+from experiments.data.description import read_description
+from experiments.data.overlap import require_apart, share
+from experiments.data.source import load
+from experiments.experiment.build import setup
+from experiments.experiment.results import write_results
+from experiments.prediction import fitted
+from experiments.prediction.predictor import Predictor
+from experiments.runtime import storage
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.workdir import read_config, read_json
+from uncertainty import metrics
+from uncertainty.build import ConfigError
+from uncertainty.conformal.aps import aps
+from uncertainty.metrics.sets import evaluate_sets
+from uncertainty.posthoc.temperature import temperature
+
+SEEN = tuple(range(8))
+TRAIN, FIT, TEST = (
+    dict(name="digits", split=s, classes=SEEN) for s in ("train", "validation", "test")
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def predictor(digits):
+    experiment = setup(read_config(digits), read_description(digits))
+    return Predictor(experiment, Checkpoints(digits, read_only=True).restore(experiment.shapes)[0])
+
+
+@pytest.fixture(scope="module")
+def by_hand(predictor):
+    """spec -> log p [2, B, 8] and labels."""
+    return lambda spec: (predictor.log_probs(spec), predictor.source(spec).y)
+
+
+def run(predictor, **spec):
+    evaluator = evaluators.build("e", spec, "classification")
+    values = dict(evaluator.run(predictor))
+    numbers = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
+    assert numbers.keys() <= evaluator.yields
+    return numbers, {k: v for k, v in values.items() if k not in numbers}
+
+
+def test_calibrated_metrics_stand_beside_the_uncalibrated(predictor, by_hand, tmp_path):
+    methods = ("temperature", dict(name="temperature", of="members"), "vector")
+    severe = dict(severities=(5,), kinds=("contrast", "gaussian_noise"))
+    numbers, arrays = run(
+        predictor, name="posthoc", data=TEST, fit=FIT, methods=methods, corrupted=severe
+    )
+    log_p, y = by_hand(FIT)
+    pooled = special.logsumexp(log_p.astype(np.float64), 0) - np.log(2)
+    own = temperature(pooled, y)
+    test, labels = by_hand(TEST)
+    np.testing.assert_allclose(numbers["posthoc/temperature/temperature"], own.temperature)
+    after = own(special.logsumexp(test.astype(np.float64), 0) - np.log(2))[None]
+    for predictions, label in ((test, "uncalibrated"), (after, "temperature")):
+        expected = metrics.evaluate_classification(predictions, labels)
+        for name in ("classification/nll", "calibration/ece", "classification/accuracy"):
+            key = f"posthoc/{label}/{name.partition('/')[2]}"
+            np.testing.assert_allclose(numbers[key], expected[name], rtol=1e-6)
+    mean = np.mean([temperature(m, y).temperature for m in log_p])
+    np.testing.assert_allclose(numbers["posthoc/temperature_members/temperature"], mean)
+    nll = numbers["posthoc/uncalibrated/severity_5/nll"]
+    assert nll > 2 * numbers["posthoc/uncalibrated/nll"]
+
+    # Saved beside the results, and read again.
+    folder = storage.path(tmp_path / "test")
+    write_results(folder, numbers, arrays, {})
+    assert not np.load(folder / "scores.npz").files
+    again = fitted.read(folder, "posthoc", "temperature")
+    np.testing.assert_allclose(again(test), after, rtol=1e-12)
+    members = fitted.read(folder, "posthoc", "temperature_members")(test)
+    np.testing.assert_allclose(members[1], temperature(log_p[1], y)(test[1]), rtol=1e-12)
+    with pytest.raises(ConfigError, match=r"no 'temp' of posthoc; did you mean 'temperature'"):
+        fitted.read(folder, "posthoc", "temp")
+    write_results(folder, numbers, {}, {})
+    with pytest.raises(ConfigError, match=r"fitted\.npz: missing"):
+        fitted.read(folder, "posthoc", "temperature")
+
+
+def test_sets_with_and_without_temperature(predictor, by_hand, tmp_path):
+    numbers, arrays = run(
+        predictor,
+        name="conformal",
+        data=TEST,
+        fit=FIT,
+        methods=("lac", dict(name="aps", randomised=False), dict(name="lac", by="class")),
+        posthoc="temperature",
+        corrupted=dict(severities=(5,), kinds=("contrast",)),
+    )
+    log_p, y = by_hand(FIT)
+    first, used = np.split(np.random.default_rng([0, 1]).permutation(len(y)), [len(y) // 2])
+
+    def pool(members):
+        return special.logsumexp(members.astype(np.float64), 0) - np.log(2)
+
+    scale = temperature(pool(log_p[:, first]), y[first])
+    test, labels = by_hand(TEST)
+    for label, map_ in (("aps", lambda x: x), ("aps_temperature", scale)):
+        sets = aps(map_(pool(log_p))[used], y[used], randomised=False)
+        expected = evaluate_sets(sets(map_(pool(test))), labels, 0.1)
+        for name, value in expected.items():
+            np.testing.assert_allclose(numbers[f"conformal/{label}/{name}"], value)
+    low, high = (numbers[f"conformal/lac/expected_{end}"] for end in ("low", "high"))
+    assert low < 0.9 < high
+    assert numbers["conformal/lac/coverage"] > numbers["conformal/lac/severity_5/coverage"]
+    # Seven or eight examples calibrate some classes, too few for 90 %.
+    smallest = np.bincount(y[used], minlength=8)
+    assert numbers["conformal/lac_by_class/unbounded"] == np.mean(smallest < 9)
+    assert "conformal/lac_by_class/expected_low" not in numbers
+
+    folder = storage.path(tmp_path / "test")
+    write_results(folder, numbers, arrays, {})
+    again = fitted.read(folder, "conformal", "aps_temperature")
+    before = fitted.read(folder, "posthoc", "before_aps_temperature")
+    np.testing.assert_allclose(
+        again(before(test)[0]).sum(1).mean(), numbers["conformal/aps_temperature/size"]
+    )
+    assert read_json(folder / "metrics.json") == numbers
+
+
+@pytest.mark.parametrize("name", ["posthoc", "conformal"])
+def test_examples_that_are_not_held_out_are_refused(predictor, name):
+    training = load(TRAIN)
+    for fit, message in (
+        (dict(TRAIN), r"fit: .* is the training data"),
+        (dict(TEST), r"fit: 100% of the 32\d examples of digits\[test\] .* test data"),
+        (dict(TEST, split="test[:50%]"), r"fit: 100% of .* test data of this evaluator"),
+    ):
+        evaluator = evaluators.build("e", dict(name=name, data=TEST, fit=fit))
+        with pytest.raises(ValueError, match=message):
+            list(evaluator.run(predictor))
+    inside = evaluators.build("e", dict(name=name, data=TEST, fit=dict(TRAIN, split="train[80%:]")))
+    with pytest.raises(ValueError, match=r"fit: 100% of .* in digits\[train\], the training data"):
+        inside.check(training)
+    evaluators.build("e", dict(name=name, data=TEST, fit=FIT)).check(training)
+
+
+def test_examples_in_common_are_counted(caplog):
+    test, other = load(TEST), load(FIT)
+    assert share(test, other) == 0.0 and share(test, test) == 1.0
+    mixed = dataclasses.replace(
+        other, entries=dict(x=np.concatenate([other.x[:30], test.x[:10]]), y=other.y[:40])
+    )
+    assert share(mixed, test) == 0.25
+    with caplog.at_level(logging.WARNING):
+        require_apart("fit", mixed, test, "the test data")
+    assert "fit: 25.0 % of the examples" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(name="posthoc", methods=("temp",)), r"e\.methods\[0\]\.name: no file 'temp'"),
+        (dict(name="posthoc", methods=()), r"e\.methods: \(\); a list"),
+        (dict(name="posthoc", methods="vector"), r"e\.methods: 'vector' is a str"),
+        (
+            dict(name="posthoc", methods=(dict(name="vector", of="joint"),)),
+            r"methods\[0\]\.of: 'joint' is for 'temperature'",
+        ),
+        (
+            dict(name="posthoc", methods=(dict(name="temperature", minimum=2.0),)),
+            r"methods\[0\]: minimum, maximum: 2.0",
+        ),
+        (dict(name="posthoc", methods=("vector", "vector")), r"methods\[1\]\.label: 'vector'"),
+        (dict(name="posthoc", corrupted=dict(severities=(6,))), r"corrupted: .* from 1 to 5"),
+        (dict(name="conformal", methods=("split",)), r"methods\[0\]\.name: 'split' is for targets"),
+        (dict(name="conformal", alpha=1.5), r"alpha: 1.5"),
+        (dict(name="conformal", methods=(dict(name="lac", by="group"),)), r"needs `groups`"),
+        (dict(name="conformal", posthoc="tmperature"), r"posthoc\.name: no file 'tmperature'"),
+    ],
+)
+def test_wrong_fields_are_refused_before_anything_runs(change, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluators.build("e", dict(data=TEST, fit=FIT) | change)
