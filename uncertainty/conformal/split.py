@@ -1,6 +1,6 @@
 """Split conformal regression (Lei et al. 2018): intervals of one width, or in units of a scale.
 
-    s(x, y) = |y - mean(x)| / scale(x),    C(x) = mean(x) +- q scale(x)
+s(x, y) = |y - mean(x)| / scale(x),    C(x) = mean(x) +- q scale(x)
 """
 
 from typing import Any, NamedTuple
