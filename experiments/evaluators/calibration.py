@@ -1,4 +1,4 @@
-"""Calibration and selective prediction in detail: smooth, debiased, by class and group, rejection."""
+"""Calibration and selective prediction in detail: without bins, by class and group, rejection."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any

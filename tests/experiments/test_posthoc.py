@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+from configs.tabular import diabetes
 from experiments import evaluators
 from experiments.data.description import read_description
 from experiments.data.overlap import require_apart, share
@@ -15,13 +16,17 @@ from experiments.experiment.build import setup
 from experiments.experiment.results import write_results
 from experiments.prediction import fitted
 from experiments.prediction.predictor import Predictor
-from experiments.runtime import storage
+from experiments.runtime import keys, storage
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json
 from uncertainty import metrics
 from uncertainty.build import ConfigError
 from uncertainty.conformal.aps import aps
+from uncertainty.conformal.lac import lac
+from uncertainty.conformal.split import split
+from uncertainty.metrics import calibration
 from uncertainty.metrics.sets import evaluate_sets
+from uncertainty.metrics.smooth import smooth_ece
 from uncertainty.posthoc.temperature import temperature
 
 SEEN = tuple(range(8))
@@ -45,10 +50,10 @@ def by_hand(predictor):
 
 
 def run(predictor, **spec):
-    evaluator = evaluators.build("e", spec, "classification")
+    evaluator = evaluators.build("e", spec)
     values = dict(evaluator.run(predictor))
     numbers = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
-    assert numbers.keys() <= evaluator.yields
+    assert all(keys.among(key, evaluator.yields) for key in numbers)
     return numbers, {k: v for k, v in values.items() if k not in numbers}
 
 
@@ -128,6 +133,101 @@ def test_sets_with_and_without_temperature(predictor, by_hand, tmp_path):
         again(before(test)[0]).sum(1).mean(), numbers["conformal/aps_temperature/size"]
     )
     assert read_json(folder / "metrics.json") == numbers
+
+
+def test_calibration_in_detail(predictor, by_hand):
+    numbers, arrays = run(predictor, name="calibration", data=TEST, risks=(0.02,), resamples=50)
+    log_p, y = by_hand(TEST)
+    p = np.exp(log_p.astype(np.float64)).mean(0)
+    confidence, correct = p.max(-1), p.argmax(-1) == y
+    np.testing.assert_allclose(
+        numbers["calibration/smooth_ece"], smooth_ece(confidence, correct), rtol=1e-4
+    )
+    errors = calibration.classwise(log_p, y)
+    for k in range(8):
+        low, value, high = (
+            numbers[f"calibration/class/{k}/{name}"] for name in ("ece_low", "ece", "ece_high")
+        )
+        np.testing.assert_allclose(value, errors[k], rtol=1e-6)
+        assert low <= high
+    assert numbers["selective/coverage_at_0.02_error"] >= (p.max(-1) > 0.99).mean()
+    assert arrays["calibration/rejected"].shape == y.shape
+    with pytest.raises(ValueError, match=r"groups: digits\[test\] has no entry 'group'"):
+        run(predictor, name="calibration", data=TEST, groups="group")
+    for fields, message in (
+        (dict(risks=(2.0,)), r"e\.risks: \(2\.0,\)"),
+        (dict(resamples=1), r"e\.resamples, level: 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluators.build("e", dict(name="calibration", data=TEST) | fields)
+
+
+def test_groups_calibrate_and_are_reported_apart(predictor, tmp_path):
+    spec = {}
+    for part in ("validation", "test"):
+        source = load(dict(TEST, split=part))
+        group = np.arange(len(source)) % 2
+        spec |= {f"x_{part}": source.x, f"y_{part}": source.y, f"group_{part}": group}
+    np.savez(tmp_path / "grouped.npz", **spec)
+    grouped = dict(name="npz", path=str(tmp_path / "grouped.npz"), entries=("group",))
+    fit, test = (dict(grouped, split=part) for part in ("validation", "test"))
+    numbers, _ = run(
+        predictor,
+        name="conformal",
+        data=test,
+        fit=fit,
+        groups="group",
+        methods=("lac", dict(name="lac", by="group")),
+    )
+    log_p, y = predictor.log_probs(fit), predictor.source(fit).y
+    pooled = special.logsumexp(log_p.astype(np.float64), 0) - np.log(2)
+    fitted_sets = lac(pooled, y, by="group", groups=np.arange(len(y)) % 2)
+    log_p, y = predictor.log_probs(test), predictor.source(test).y
+    groups = np.arange(len(y)) % 2
+    sets = fitted_sets(special.logsumexp(log_p.astype(np.float64), 0) - np.log(2), groups=groups)
+    for name, value in evaluate_sets(sets, y, 0.1, groups).items():
+        np.testing.assert_allclose(numbers[f"conformal/lac_by_group/{name}"], value)
+    numbers, _ = run(predictor, name="calibration", data=test, groups="group", classes=False)
+    assert numbers["calibration/group/0/examples"] == (groups == 0).sum()
+    correct = np.exp(log_p).mean(0).argmax(-1) == y
+    accuracy = [correct[groups == g].mean() for g in (0, 1)]
+    np.testing.assert_allclose(numbers["calibration/worst_group_accuracy"], min(accuracy))
+
+
+@pytest.fixture(scope="module")
+def of_targets():
+    config = diabetes.get_config()
+    config.mesh = dict(data=1)
+    config.evaluators = {}
+    experiment = setup(config)
+    return Predictor(experiment, experiment.init())
+
+
+def test_intervals_of_targets(of_targets):
+    data, fit = (dict(name="diabetes", split=s) for s in ("test", "validation"))
+    numbers, arrays = run(of_targets, name="intervals", data=data, fit=fit, alpha=0.2)
+    p, q = of_targets(fit), of_targets(data)
+    unit = float(np.squeeze(q.source.y_std))
+    mean, y = p.mean.astype(np.float64).mean(0), p.y
+    low, high = split(mean, y, alpha=0.2)(q.mean.astype(np.float64).mean(0))
+    hit = ((low <= q.y) & (q.y <= high)).mean()
+    np.testing.assert_allclose(numbers["intervals/split/coverage"], hit)
+    np.testing.assert_allclose(
+        numbers["intervals/split/width"], unit * (high - low)[0, 0], rtol=1e-5
+    )
+    own = metrics.regression.interval_coverage(q.mean, q.variance, q.y, [0.8])
+    np.testing.assert_allclose(numbers["intervals/predicted/coverage"], own[0])
+    for name in ("split", "scaled", "cqr"):
+        # Untrained networks: only what is calibrated covers.
+        assert abs(numbers[f"intervals/{name}/coverage"] - 0.8) < 0.15
+        ends = (numbers[f"intervals/{name}/expected_{end}"] for end in ("low", "high"))
+        low, high = ends
+        assert low < 0.8 < high
+    assert any(key.startswith("fitted/conformal/cqr/") for key in arrays)
+    with pytest.raises(ConfigError, match=r"e\.by_group: true needs `groups`"):
+        evaluators.build("e", dict(name="intervals", data=data, fit=fit, by_group=True))
+    with pytest.raises(ConfigError, match=r"e\.methods: .* some of 'predicted'"):
+        evaluators.build("e", dict(name="intervals", data=data, fit=fit, methods=("lac",)))
 
 
 @pytest.mark.parametrize("name", ["posthoc", "conformal"])
