@@ -18,8 +18,7 @@ from uncertainty import posthoc
 from uncertainty.build import ConfigError, nearest
 from uncertainty.specs import resolve
 
-FILE = "fitted.npz"
-GROUP = "fitted"  # the first part of the names of an evaluator's arrays that belong in this file
+FILE = f"{keys.FITTED}.npz"
 
 
 def arrays_of(
@@ -39,10 +38,10 @@ def arrays_of(
     elif isinstance(fitted, posthoc.OfMembers):
         kind, parts = "members", fitted.calibrators
     about = dict(spec=dict(spec), kind=kind, parts=len(parts))
-    yield keys.join(GROUP, section, label, "about"), np.array(json.dumps(about, default=str))
+    yield keys.join(keys.FITTED, section, label, "about"), np.array(json.dumps(about, default=str))
     for i, part in enumerate(parts):
         for name, value in part._asdict().items():
-            yield keys.join(GROUP, section, label, str(i), name), np.asarray(value)
+            yield keys.join(keys.FITTED, section, label, str(i), name), np.asarray(value)
 
 
 def read(folder: str | storage.Path, section: str, label: str) -> Any:
