@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
@@ -12,6 +14,7 @@ from experiments import evaluators
 from experiments.data.description import read_description
 from experiments.data.overlap import require_apart, share
 from experiments.data.source import load
+from experiments.evaluators.joint import of_functions
 from experiments.experiment.build import setup
 from experiments.experiment.results import write_results
 from experiments.prediction import fitted
@@ -24,7 +27,7 @@ from uncertainty.build import ConfigError
 from uncertainty.conformal.aps import aps
 from uncertainty.conformal.lac import lac
 from uncertainty.conformal.split import split
-from uncertainty.metrics import calibration
+from uncertainty.metrics import calibration, joint
 from uncertainty.metrics.sets import evaluate_sets
 from uncertainty.metrics.smooth import smooth_ece
 from uncertainty.posthoc.temperature import temperature
@@ -192,6 +195,41 @@ def test_groups_calibrate_and_are_reported_apart(predictor, tmp_path):
     correct = np.exp(log_p).mean(0).argmax(-1) == y
     accuracy = [correct[groups == g].mean() for g in (0, 1)]
     np.testing.assert_allclose(numbers["calibration/worst_group_accuracy"], min(accuracy))
+
+
+def test_joint_predictions_of_points_and_of_functions(predictor, digits):
+    numbers, _ = run(predictor, name="joint", data=TEST, tau=4)
+    p = predictor(TEST)
+    order = np.random.default_rng(0).permutation(len(p.y))
+    expected = joint.dyadic_nll(p.log_p[:, order], p.y[order], 4)
+    np.testing.assert_allclose(numbers["joint/dyadic_nll"], expected, rtol=1e-6)
+    assert numbers["joint/functions"] == 2 and numbers["joint/dyadic_gain"] > 0
+
+    # The same networks with a posterior over the last layer, of which functions are drawn.
+    config = read_config(digits)
+    config |= dict(
+        head=dict(name="laplace.Laplace", outputs=8, curvature="softmax"),
+        stages=[dict(name="laplace")],
+    )
+    experiment = setup(config, read_description(digits))
+    state = Checkpoints(digits, read_only=True).restore(predictor.runs[0].experiment.shapes)[0]
+    shapes = experiment.final_shapes.collections
+    factor = jax.tree.map(lambda s: jnp.broadcast_to(0.3 * jnp.eye(s.shape[-1]), s.shape), shapes)
+    state = state.replace(collections=factor, opt_state=())
+    wide = Predictor(experiment, state)
+    q = wide(TEST)
+    assert q.epistemic is not None
+    numbers, _ = run(wide, name="joint", data=TEST, tau=4, draws=60)
+    assert numbers["joint/functions"] == 120
+    # Marginally these functions are the averages that the likelihood made; jointly they are not.
+    of_labels = of_functions(wide.runs[0], q.source, 60, noisy=False)
+    assert of_labels.shape == (120, len(q.y))
+    own = special.logsumexp(of_labels, 0) - np.log(120)
+    mixed = special.logsumexp(q.log_p, 0)[np.arange(len(q.y)), q.y] - np.log(2)
+    np.testing.assert_allclose(own.mean(), mixed.mean(), rtol=0.05)
+    assert numbers["joint/dyadic_gain"] > 0
+    with pytest.raises(ValueError, match="averages over a Gaussian"):
+        joint.dyadic_nll(q.log_p, q.y, epistemic=q.epistemic)
 
 
 @pytest.fixture(scope="module")

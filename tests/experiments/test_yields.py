@@ -58,6 +58,7 @@ MINIMAL = {
     "few_shot": dict(sets=dict(a=dict(train=TEST, test=TEST))),
     "flops": {},
     "intervals": dict(data=dict(name="cubic"), fit=dict(name="cubic", split="validation")),
+    "joint": dict(data=TEST),
     "ood": dict(data=TEST, sets=dict(a=dict(name="noise", shape=(8, 8, 1)))),
     "posterior": dict(reference="file.npz", data=dict(name="x_sin_x", split="grid")),
     "posthoc": dict(data=TEST, fit=FIT),
