@@ -49,13 +49,19 @@ def test_nothing_is_declared_that_no_cell_has(records):
 
 TEST = dict(name="digits", split="test")
 # The fields that each evaluator needs.
+FIT = dict(name="digits", split="validation")
 MINIMAL = {
+    "calibration": dict(data=TEST),
     "classification": dict(data=TEST),
+    "conformal": dict(data=TEST, fit=FIT),
     "corruption": dict(data=TEST, severities=(5,)),
     "few_shot": dict(sets=dict(a=dict(train=TEST, test=TEST))),
     "flops": {},
+    "intervals": dict(data=dict(name="cubic"), fit=dict(name="cubic", split="validation")),
+    "joint": dict(data=TEST),
     "ood": dict(data=TEST, sets=dict(a=dict(name="noise", shape=(8, 8, 1)))),
     "posterior": dict(reference="file.npz", data=dict(name="x_sin_x", split="grid")),
+    "posthoc": dict(data=TEST, fit=FIT),
     "regression": dict(data=dict(name="cubic")),
     "routing": dict(data=TEST),
     "uncertainty_map": dict(data=dict(name="rings"), groups=dict(a=dict(name="rings"))),

@@ -113,5 +113,5 @@ def test_is_found_by_name():
     log_p, labels = drawn()
     fitted = specs.make("posthoc", "temperature", "posthoc", log_p=log_p, labels=labels)
     assert fitted == temperature(log_p, labels)
-    with pytest.raises(specs.ConfigError, match=r"posthoc\.name: .*valid: temperature"):
+    with pytest.raises(specs.ConfigError, match=r"posthoc\.name: .*did you mean 'temperature'"):
         specs.make("posthoc", "temprature2", "posthoc", log_p=log_p, labels=labels)

@@ -32,7 +32,7 @@ def probabilities(log_p: Any) -> np.ndarray:
 
 
 def ranks(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Classes by falling probability, [B, K], and the place 1, ..., K of each; the first in ties."""
+    """Classes by falling probability and the place 1, ..., K of each, [B, K]; the first in ties."""
     order = np.argsort(-p, axis=-1, kind="stable")
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.arange(1, p.shape[1] + 1)[None], -1)
@@ -40,7 +40,7 @@ def ranks(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cumulative(p: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the classes before each one plus u [B] times its own, and its place, [B, K]."""
+    """Probability of the classes before each plus u [B] times its own, and its place, [B, K]."""
     order, place = ranks(p)
     falling = np.take_along_axis(p, order, -1)
     before = np.cumsum(falling, -1) - falling
@@ -92,23 +92,24 @@ def fit(scores: np.ndarray, labels: Any, alpha: float, by: str, groups: Any) -> 
     if by == "class":
         return _quantile.quantiles(of_labels, alpha, labels, K)
     of_examples = _quantile.checked_groups(groups, B, "groups")
-    quantiles = _quantile.quantiles(of_labels, alpha, of_examples, int(of_examples.max()) + 1)
-    return np.append(quantiles, np.inf)  # of groups that are not here; so there are at least two
+    return _quantile.quantiles(of_labels, alpha, of_examples, int(of_examples.max()) + 1)
 
 
 def sets(
-    scores: np.ndarray, quantile: np.ndarray, by_class: Any, groups: Any, p: np.ndarray | None
+    scores: np.ndarray, quantile: np.ndarray, by: Any, groups: Any, p: np.ndarray | None
 ) -> np.ndarray:
     """Whether each class is in the set, [B, K].
 
     Args:
       scores: [B, K].
       quantile: as from `fit`.
-      by_class: whether it has one for each class.
+      by: an index into `_quantile.BY`.
       groups: [B] for by='group'.
       p: [B, K] to add the most probable class to empty sets, else None.
     """
-    limit = quantile if by_class else _quantile.of_groups(quantile, groups, len(scores))[:, None]
+    limit = quantile
+    if _quantile.BY[int(by)] == "group":
+        limit = _quantile.of_groups(quantile, groups, len(scores))[:, None]
     chosen = scores <= limit
     if p is not None:
         empty = ~chosen.any(-1)

@@ -32,10 +32,8 @@ def of_groups(quantile: np.ndarray, groups: Any, examples: int) -> np.ndarray:
     """The quantile of each example, [B]; infinite for groups without calibration examples.
 
     Raises:
-      ValueError: there are quantiles of groups and no groups, or the other way round.
+      ValueError: wrong groups.
     """
-    if len(quantile) == 1:
-        return np.full(examples, quantile[0])
     groups = checked_groups(groups, examples, "groups")
     return np.append(quantile, math.inf)[np.minimum(groups, len(quantile))]
 

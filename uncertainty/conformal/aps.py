@@ -2,9 +2,9 @@
 
     s(x, y) = sum_{k : p_k > p_y} p(k | x) + u p(y | x)
 
-u is uniform for each example, or 1. The most probable classes until their sum reaches q: if p is the
-truth, coverage holds at each x (exactly, with random u). With u = 1 the sets are larger, and never
-split a class at random.
+u is uniform for each example, or 1. The most probable classes until their sum reaches q: if p is
+the truth, coverage holds at each x (exactly, with random u). With u = 1 the sets are larger, and
+never split a class at random.
 """
 
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.conformal import _classes
+from uncertainty.conformal import _classes, _quantile
 
 
 class Aps(NamedTuple):
     """Sets of `aps`."""
 
-    quantile: np.ndarray  # [1], [K] by class, [G + 1] by group
-    by_class: Any  # []
+    quantile: np.ndarray  # [1], [K] by class, [G] by group
+    by: Any  # [], an index into `_quantile.BY`
     randomised: Any  # []
     allow_empty: Any  # []
 
@@ -28,7 +28,7 @@ class Aps(NamedTuple):
         p = _classes.probabilities(log_p)
         scores, _ = _classes.cumulative(p, _classes.uniform(u, len(p), bool(self.randomised)))
         filled = None if self.allow_empty else p
-        return _classes.sets(scores, self.quantile, self.by_class, groups, filled)
+        return _classes.sets(scores, self.quantile, self.by, groups, filled)
 
 
 def aps(
@@ -54,4 +54,6 @@ def aps(
     p = _classes.probabilities(log_p)
     scores, _ = _classes.cumulative(p, _classes.uniform(u, len(p), randomised))
     quantile = _classes.fit(scores, labels, alpha, by, groups)
-    return Aps(quantile, np.bool_(by == "class"), np.bool_(randomised), np.bool_(allow_empty))
+    return Aps(
+        quantile, np.int64(_quantile.BY.index(by)), np.bool_(randomised), np.bool_(allow_empty)
+    )

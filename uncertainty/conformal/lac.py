@@ -2,8 +2,8 @@
 
     s(x, y) = 1 - p(y | x)
 
-The classes whose probability passes one threshold. If p is the truth these are the smallest sets, on
-average, of their coverage; easy examples get too small ones and hard examples too large ones.
+The classes whose probability passes one threshold. If p is the truth these are the smallest sets,
+on average, of their coverage; coverage is too low where examples are hard, too high where easy.
 """
 
 from typing import Any, NamedTuple
@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.conformal import _classes
+from uncertainty.conformal import _classes, _quantile
 
 
 class Lac(NamedTuple):
     """Sets of `lac`."""
 
-    quantile: np.ndarray  # [1], [K] by class, [G + 1] by group
-    by_class: Any  # []
+    quantile: np.ndarray  # [1], [K] by class, [G] by group
+    by: Any  # [], an index into `_quantile.BY`
     allow_empty: Any  # []
 
     def __call__(self, log_p: ArrayLike, u: Any = None, groups: Any = None) -> np.ndarray:
         """Whether each class is in the set, [B, K]; u is not used."""
         p = _classes.probabilities(log_p)
         filled = None if self.allow_empty else p
-        return _classes.sets(1 - p, self.quantile, self.by_class, groups, filled)
+        return _classes.sets(1 - p, self.quantile, self.by, groups, filled)
 
 
 def lac(
@@ -51,4 +51,4 @@ def lac(
       ValueError: wrong arrays, an alpha outside (0, 1), or an unknown `by`.
     """
     quantile = _classes.fit(1 - _classes.probabilities(log_p), labels, alpha, by, groups)
-    return Lac(quantile, np.bool_(by == "class"), np.bool_(allow_empty))
+    return Lac(quantile, np.int64(_quantile.BY.index(by)), np.bool_(allow_empty))

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.conformal import _classes
+from uncertainty.conformal import _classes, _quantile
 
 
 class Raps(NamedTuple):
     """Sets of `raps`."""
 
-    quantile: np.ndarray  # [1], [K] by class, [G + 1] by group
-    by_class: Any  # []
+    quantile: np.ndarray  # [1], [K] by class, [G] by group
+    by: Any  # [], an index into `_quantile.BY`
     randomised: Any  # []
     allow_empty: Any  # []
     penalty: Any  # []
@@ -30,7 +30,7 @@ class Raps(NamedTuple):
         u = _classes.uniform(u, len(p), bool(self.randomised))
         scores = _scores(p, u, float(self.penalty), int(self.free))
         filled = None if self.allow_empty else p
-        return _classes.sets(scores, self.quantile, self.by_class, groups, filled)
+        return _classes.sets(scores, self.quantile, self.by, groups, filled)
 
 
 def _scores(p: np.ndarray, u: np.ndarray, penalty: float, free: int) -> np.ndarray:
@@ -64,6 +64,6 @@ def raps(
         raise ValueError(f"penalty, free: {penalty!r}, {free!r}; numbers from 0 are expected")
     p = _classes.probabilities(log_p)
     scores = _scores(p, _classes.uniform(u, len(p), randomised), penalty, free)
-    flags = np.bool_(by == "class"), np.bool_(randomised), np.bool_(allow_empty)
+    flags = np.int64(_quantile.BY.index(by)), np.bool_(randomised), np.bool_(allow_empty)
     quantile = _classes.fit(scores, labels, alpha, by, groups)
     return Raps(quantile, *flags, np.float64(penalty), np.int64(free))

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.conformal import _classes
+from uncertainty.conformal import _classes, _quantile
 
 
 class Saps(NamedTuple):
     """Sets of `saps`."""
 
-    quantile: np.ndarray  # [1], [K] by class, [G + 1] by group
-    by_class: Any  # []
+    quantile: np.ndarray  # [1], [K] by class, [G] by group
+    by: Any  # [], an index into `_quantile.BY`
     randomised: Any  # []
     allow_empty: Any  # []
     penalty: Any  # []
@@ -27,11 +27,9 @@ class Saps(NamedTuple):
     def __call__(self, log_p: ArrayLike, u: Any = None, groups: Any = None) -> np.ndarray:
         """Whether each class is in the set, [B, K]; a randomised method needs u [B] in [0, 1]."""
         p = _classes.probabilities(log_p)
-        scores = _scores(
-            p, _classes.uniform(u, len(p), bool(self.randomised)), float(self.penalty)
-        )
+        scores = _scores(p, _classes.uniform(u, len(p), bool(self.randomised)), float(self.penalty))
         filled = None if self.allow_empty else p
-        return _classes.sets(scores, self.quantile, self.by_class, groups, filled)
+        return _classes.sets(scores, self.quantile, self.by, groups, filled)
 
 
 def _scores(p: np.ndarray, u: np.ndarray, penalty: float) -> np.ndarray:
@@ -64,5 +62,5 @@ def saps(
         raise ValueError(f"penalty: {penalty!r}; a positive number is expected")
     p = _classes.probabilities(log_p)
     scores = _scores(p, _classes.uniform(u, len(p), randomised), penalty)
-    flags = np.bool_(by == "class"), np.bool_(randomised), np.bool_(allow_empty)
+    flags = np.int64(_quantile.BY.index(by)), np.bool_(randomised), np.bool_(allow_empty)
     return Saps(_classes.fit(scores, labels, alpha, by, groups), *flags, np.float64(penalty))

@@ -13,8 +13,12 @@ Of what the log-probabilities are, a member's or the mixture's, is the caller's 
 `of_ensemble`.
 
     temperature  one number for all classes, which keeps the order of the classes
+    vector       a factor and an intercept for each class
+    dirichlet    a matrix and intercepts, regularised
+    isotonic     a rising function of each class's probability
+    histogram    a step function of each class's probability
 """
 
-from uncertainty.posthoc._ensemble import of_ensemble
+from uncertainty.posthoc._ensemble import OfMembers, OfMixture, of_ensemble
 
-__all__ = ["of_ensemble"]
+__all__ = ["OfMembers", "OfMixture", "of_ensemble"]

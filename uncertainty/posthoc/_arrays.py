@@ -98,3 +98,17 @@ def mixture(log_p: Any) -> Any:
     shift = xp.where(top == -np.inf, 0.0, top)
     with np.errstate(divide="ignore"):
         return shift + xp.log(xp.exp(log_p - shift).mean(0))
+
+
+def from_probabilities(p: Any) -> Any:
+    """log of p [..., K] divided by its sum; uniform where the sum is 0."""
+    xp = namespace(p)
+    total = p.sum(-1, keepdims=True)
+    p = xp.where(total > 0, p / xp.where(total > 0, total, 1.0), 1 / p.shape[-1])
+    with np.errstate(divide="ignore"):
+        return xp.log(p)
+
+
+def bounded(log_p: Any) -> Any:
+    """log_p with entries of at least `LEAST`, all finite."""
+    return namespace(log_p).maximum(log_p, LEAST)
