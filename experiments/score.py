@@ -44,6 +44,10 @@ def parser() -> argparse.ArgumentParser:
     add("--posthoc", default="", metavar="NAME,...",
         help="methods of uncertainty/posthoc, each a further row: fitted to the mixture on the set "
         "`validation`; members:NAME fits each member")  # fmt: skip
+    add("--conformal", default="", metavar="NAME,...",
+        help="prediction sets of uncertainty/conformal for classes: coverage and size")  # fmt: skip
+    add("--alpha", type=float, default=0.1, help="share of labels that sets may miss; default: "
+        "%(default)s")  # fmt: skip
     add("--cross-fit", action="store_true",
         help="without a validation set, calibrate each half of the test set by a fit on the "
         "other")  # fmt: skip
@@ -138,6 +142,9 @@ def run(options: argparse.Namespace, command: str) -> None:
     if options.bins < 1:
         raise ValueError(f"--bins: {options.bins}; a whole number from 1 is expected")
     methods = calibrate.methods(options.posthoc)
+    conformal = [name.strip() for name in options.conformal.split(",") if name.strip()]
+    if conformal:
+        calibrate.check_sets(conformal, options.alpha)
     given = labelled(options.files)
     if options.baseline and options.baseline not in (names := [label for label, _ in given]):
         rows = [f"{name} + {m.label}" for name in names for m in methods]
@@ -162,6 +169,8 @@ def run(options: argparse.Namespace, command: str) -> None:
             bins=options.bins,
             labels=labels,
             methods=methods,
+            conformal=conformal,
+            alpha=options.alpha,
             cross_fit=options.cross_fit,
             seed=options.seed,
         )

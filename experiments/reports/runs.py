@@ -220,7 +220,14 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
                     if key := places.get((name, f"{metric}_{score}")):
                         ood.append(Column(key, f"{name} {name_of} {by}", "%", better, 2))
                 break
-    columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in keys]
+    sets = []
+    for key in keys:
+        method = named(key, "conformal")
+        if method and "/" not in method[0] and method[1] in ("coverage", "size"):
+            unit, better = ("%", None) if method[1] == "coverage" else ("", "lower")
+            header = f"{method[0].upper()} {method[1]}"
+            sets.append(Column(key, header, unit, better, 2))
+    columns = [c for c in (*COLUMNS, *ood, *sets, *COSTS) if c.key in keys]
     seeds = {
         run.config["seed"] for group in groups.values() for run in group if "seed" in run.config
     }

@@ -2,12 +2,14 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.evaluators import conformal as evaluator
 from experiments.prediction import archive
 from experiments.scoring.checks import Part
+from uncertainty.metrics.sets import coverage_range, evaluate_sets
 from uncertainty.posthoc import of_ensemble
 from uncertainty.specs import resolve
 
@@ -113,11 +115,76 @@ def _replaced(part: Part, log_p: np.ndarray) -> Part:
     return part._replace(log_p=np.asarray(log_p), logits=None, epistemic=None, scores={})
 
 
-def noted(chosen: Sequence[Method], cross_fit: bool, validation: Part | None) -> str:
-    """How methods were fitted, in a sentence."""
-    if not chosen:
+class Sets(NamedTuple):
+    """Conformal sets of a test set."""
+
+    label: str
+    chosen: np.ndarray  # [B, K], whether a class is in the set of an example
+    metrics: dict[str, float]
+
+
+def check_sets(names: Sequence[str], alpha: float) -> dict[str, dict[str, Any]]:
+    """The specs of conformal methods by their labels.
+
+    Raises:
+      ValueError: an unknown method, or a wrong alpha.
+    """
+    try:
+        return evaluator.labelled(names, alpha, None)
+    except ValueError as error:
+        raise ValueError(f"--conformal: {error}") from error
+
+
+def conformal(
+    names: Sequence[str],
+    alpha: float,
+    test: Part,
+    validation: Part | None,
+    seed: int,
+) -> list[Sets]:
+    """Sets of each method of `uncertainty/conformal` for classes, of the mixture.
+
+    Args:
+      names: of the methods.
+      alpha: the share of labels that the sets may miss.
+      test: the test set.
+      validation: held-out examples; None to calibrate on each half of the test set, for the other.
+      seed: of the halves, and of the draws of randomised methods.
+
+    Raises:
+      ValueError: an unknown method or field, or wrong values.
+    """
+    specs = check_sets(names, alpha)
+    log_p, rng = evaluator.mixture(test.log_p), np.random.default_rng((seed, 3))
+    u = rng.random(test.examples)
+    every = np.ones(test.examples, bool)
+    if validation is None:
+        half = halves(test, test, seed)
+        parts = [(log_p[~of], test.y[~of], of) for of in (half, ~half)]
+    else:
+        parts = [(evaluator.mixture(validation.log_p), validation.y, every)]
+    made = []
+    for label, spec in specs.items():
+        chosen = np.zeros(log_p.shape, bool)
+        infinite = []
+        for of_fit, y, at in parts:
+            predictor = evaluator.fit_sets(spec, of_fit, y, rng.random(len(y)), None, "--conformal")
+            chosen[at] = predictor(log_p[at], u=u[at], groups=None)
+            infinite.append(np.isinf(predictor.quantile).mean())
+        metrics = evaluate_sets(chosen, test.y, alpha)
+        metrics["unbounded"] = float(np.mean(infinite))
+        if validation is not None:
+            low, high = coverage_range(validation.examples, test.examples, alpha)
+            metrics |= {"expected_low": float(low), "expected_high": float(high)}
+        made.append(Sets(label, chosen, metrics))
+    return made
+
+
+def noted(names: Sequence[str], validation: Part | None) -> str:
+    """How methods were fitted, in a sentence; empty for none."""
+    if not names:
         return ""
-    names = ", ".join(method.label for method in chosen)
+    names = ", ".join(names)
     if validation is not None:
         return f"{names}: fitted on the validation set, {validation.examples:,} examples"
-    return f"{names}: cross-fitted, on each half of the test set for the other" * cross_fit
+    return f"{names}: cross-fitted, on each half of the test set for the other"

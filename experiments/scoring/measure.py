@@ -61,6 +61,8 @@ def score(
     bins: int = 15,
     labels: Mapping[str, np.ndarray] | None = None,
     methods: Sequence[calibrate.Method] = (),
+    conformal: Sequence[str] = (),
+    alpha: float = 0.1,
     cross_fit: bool = False,
     seed: int = 0,
 ) -> list[Scored]:
@@ -73,6 +75,8 @@ def score(
       bins: of the calibration errors.
       labels: `y` and `group` for a file without.
       methods: post-hoc methods.
+      conformal: methods of `uncertainty/conformal`, of the predictions as they are.
+      alpha: the share of labels that their sets may miss.
       cross_fit: whether to fit methods on halves of the test set if there is no validation set.
       seed: of the halves.
 
@@ -83,26 +87,35 @@ def score(
     task = task_of(file)
     test = checked(file, archive.TEST, options, notes, labels=labels)
     if task == "regression":
-        if methods:
-            raise ValueError(f"{file.path}: --posthoc: the methods are of classes, not regression")
+        if methods or conformal:
+            flag = "--posthoc" if methods else "--conformal"
+            raise ValueError(f"{file.path}: {flag}: the methods are of classes, not regression")
         others = [name for name in file.sets if name != archive.TEST]
         notes += [f"sets that are not read in regression: {', '.join(others)}"] * bool(others)
         return [_regression(file, label, test, notes)]
     validation, said = None, []
-    if archive.VALIDATION in file.sets and methods:
+    if archive.VALIDATION in file.sets and (methods or conformal):
         validation = checked(file, archive.VALIDATION, options, said, test=test)
         notes += _of_set(archive.VALIDATION, said, notes)
-    if methods and validation is None and not cross_fit:
+    if (methods or conformal) and validation is None and not cross_fit:
+        flag = "--posthoc" if methods else "--conformal"
         raise ValueError(
-            f"{file.path}: --posthoc: there is no set `validation` to fit on; with --cross-fit "
+            f"{file.path}: {flag}: there is no set `validation` to fit on; with --cross-fit "
             "each half of the test set is calibrated by a fit on the other"
         )
-    if line := calibrate.noted(methods, cross_fit, validation):
+    if line := calibrate.noted([*(m.label for m in methods), *conformal], validation):
         notes.append(line)
     maps = {label: lambda part: part}
     for method in methods:
         maps[f"{label} + {method.label}"] = calibrate.fitted(method, test, validation, seed)
-    return _classes(file, maps, options, test, notes, bins)
+    scored = _classes(file, maps, options, test, notes, bins)
+    for sets in calibrate.conformal(conformal, alpha, test, validation, seed) if conformal else ():
+        group = f"conformal/{sets.label}"
+        scored[0].metrics.update({f"{group}/{k}": v for k, v in sets.metrics.items()})
+        hits = sets.chosen[np.arange(test.examples), test.y]
+        for name, values in (("coverage", hits), ("size", sets.chosen.sum(1))):
+            scored[0].statistics.append(_mean(f"{group}/{name}", values))
+    return scored
 
 
 def _regression(file: File, label: str, test: Part, notes: list[str]) -> Scored:

@@ -220,6 +220,31 @@ def test_without_a_validation_set_halves_are_swapped(tmp_path):
     assert "temperature: cross-fitted, on each half of the test set for the other" in found.notes
 
 
+def test_conformal_sets_by_hand(tmp_path):
+    """LAC by its definition, on the validation set and on halves."""
+    v = labels(1, 40)
+    (one,) = scored(whole(tmp_path / "a.npz", 0), conformal=["lac"], alpha=0.2)
+    p, fit = probs(0, y=Y).mean(0), probs(10, 3, 40, y=v).mean(0)
+    chosen = by_hand(p, fit, v)
+    assert one.metrics["conformal/lac/size"] == pytest.approx(chosen.sum(1).mean())
+    coverage = chosen[np.arange(60), Y].mean()
+    assert one.metrics["conformal/lac/coverage"] == pytest.approx(coverage)
+    path = saved(tmp_path / "b.npz", probs=probs(0, y=Y), y=Y)
+    with pytest.raises(ValueError, match="--conformal: there is no set `validation`"):
+        scored(path, conformal=["lac"])
+    (one,) = scored(path, conformal=["lac"], alpha=0.2, cross_fit=True)
+    test = Part("test", log_p=np.log(probs(0, y=Y)), y=Y)
+    half = halves(test, test, 0)
+    chosen[half] = by_hand(p[half], p[~half], Y[~half])
+    chosen[~half] = by_hand(p[~half], p[half], Y[half])
+    assert one.metrics["conformal/lac/size"] == pytest.approx(chosen.sum(1).mean())
+
+
+def by_hand(p, fit, y, alpha=0.2):
+    score = np.sort(1 - fit[np.arange(len(y)), y])
+    return 1 - p <= score[int(np.ceil((len(y) + 1) * (1 - alpha))) - 1]
+
+
 def test_methods_have_to_exist():
     assert methods("") == []
     with pytest.raises(ValueError, match=r"--posthoc: no file 'temprature'.*did you mean 'temp"):
@@ -273,6 +298,8 @@ def test_the_program_names_what_is_wrong(tmp_path, capsys):
         ([a, "--resamples", "5"], "--resamples: 5; at least 100"),
         ([a, "--level", "95"], "--level: 95.0; a number between 0 and 1"),
         ([a, "--tolerance", "2"], "--tolerance: 2.0"),
+        ([a, "--conformal", "lack"], "--conformal: methods[0].name: no file 'lack'"),
+        ([a, "--conformal", "lac", "--alpha", "2"], "alpha"),
         ([a, "--rename", "y"], "--rename: 'y'; OLD=NEW"),
         ([a, "--labels", str(tmp_path / "y.npy")], "has `y`, so --labels does not apply"),
         ([str(bare), "--labels", str(tmp_path / "y.npy")], "a bare array does not say what it is"),
