@@ -10,6 +10,9 @@ from experiments.prediction import archive
 from experiments.scoring.measure import Frame, Scored
 from uncertainty.metrics import resampling
 
+# Metrics that resampling inflates, see `resampling.interval`.
+BINNED = ("calibration/ece", "corruption/ece", "regression/calibration")
+
 
 class Resampling(NamedTuple):
     """How intervals are made."""
@@ -154,13 +157,15 @@ def compare(
                 first = plain[label]
             for key, each in values[label].items():
                 estimate = means[label][key]
-                ends = resampling.interval(each, estimate, options.level)
-                intervals.append(Interval(label, None, key, estimate, *ends))
+                biased = key in BINNED
+                low, high = resampling.interval(each, estimate, options.level, biased)
+                low = max(low, 0.0) if biased else low
+                intervals.append(Interval(label, None, key, estimate, low, high))
                 if label != first and key in values[first]:
                     with np.errstate(invalid="ignore"):  # infinity - infinity
                         estimate = estimate - means[first][key]
                         ends = resampling.interval(
-                            each - values[first][key], estimate, options.level
+                            each - values[first][key], estimate, options.level, biased
                         )
                     intervals.append(Interval(label, first, key, estimate, *ends))
     return Comparison(intervals, sets, notes)
@@ -241,8 +246,8 @@ def described(options: Resampling, scored: Sequence[Scored]) -> str:
     units = "groups of the test set" if grouped else "test examples"
     return (
         f"{100 * options.level:g} % intervals: paired bootstrap over {units}, "
-        f"{options.resamples:,} resamples, seed {options.seed}, basic intervals; not adjusted for "
-        "the number of comparisons."
+        f"{options.resamples:,} resamples, seed {options.seed}; percentile intervals, of "
+        "calibration errors basic ones; not adjusted for the number of comparisons."
     )
 
 

@@ -112,6 +112,33 @@ def test_intervals_of_a_mean_are_those_of_the_normal_distribution():
     )
 
 
+def test_intervals_of_calibration_errors_have_their_coverage():
+    """Two overconfident models: the true difference is in the basic interval, as it should be.
+
+    Nominal 90 %; among 100 data sets, 80 or fewer have a probability of .002.
+    """
+
+    def drawn_set(rng, examples):
+        p = 1 / (1 + np.exp(-np.abs(rng.normal(1.5, 1.2, examples))))
+        logit = np.log(p / (1 - p))
+        models = [1 / (1 + np.exp(-factor * logit)) for factor in (1.6, 2.2)]
+        return *models, rng.uniform(size=examples) < p
+
+    def difference(a, b, correct):
+        first, second = resampling.ece(a, correct), resampling.ece(b, correct)
+        return lambda w: second(w) - first(w)
+
+    rng = np.random.default_rng(0)
+    (true,) = difference(*drawn_set(rng, 1_000_000))(np.ones((1, 1_000_000)))
+    inside = 0
+    for seed in range(100):
+        of = difference(*drawn_set(rng, 300))
+        values = np.concatenate([of(w) for w in resampling.weights(300, 256, seed)])
+        low, high = resampling.interval(values, of(np.ones((1, 300)))[0], 0.9, biased=True)
+        inside += low <= true <= high
+    assert inside > 80
+
+
 def test_ten_thousand_examples_a_thousand_times_take_seconds():
     rng = np.random.default_rng(0)
     confidence, correct = rng.uniform(size=10_000), rng.uniform(size=10_000) < 0.7

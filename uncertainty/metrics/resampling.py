@@ -1,8 +1,8 @@
 """Bootstrap resamples of a data set, and metrics as functions of them.
 
 A resample draws as many examples as there are, with replacement; it is the number of times that
-each was drawn, a row of weights [R, B]. The metric of a row is that of the data set in which example
-b appears weights[r, b] times, so one matrix of weights serves all metrics and, for paired
+each was drawn, a row of weights [R, B]. The metric of a row is that of the data set in which
+example b appears weights[r, b] times, so one matrix of weights serves all metrics and, for paired
 differences (Efron & Tibshirani 1993, "An introduction to the bootstrap", chapters 8 and 13), all
 models.
 
@@ -51,20 +51,25 @@ def weights(
         yield counts if member is None else counts[:, member]
 
 
-def interval(values: np.ndarray, estimate: float, level: float = 0.95) -> tuple[float, float]:
-    """The basic bootstrap interval, (2 t - q_high, 2 t - q_low) of resampled values [R].
+def interval(
+    values: np.ndarray, estimate: float, level: float = 0.95, biased: bool = False
+) -> tuple[float, float]:
+    """The percentile interval (q_low, q_high) of resampled values [R].
 
-    t is the estimate on the data and q the values' quantiles. It is the percentile interval
-    mirrored at t, so that a bias of the metric is corrected rather than doubled: a binned
-    calibration error grows with the noise of its bins, which a resample has twice. NaN where values
-    are not finite.
+    With `biased` the basic interval, (2 t - q_high, 2 t - q_low) at the estimate t on the data, for
+    metrics that grow with noise: a resample has more of it than the data, so the percentile
+    interval of a binned calibration error has its bias twice, and the basic one takes it away
+    (Efron & Tibshirani, chapter 13). NaN where values are not finite.
+
+    Raises:
+      ValueError: a level outside (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level: a number in (0, 1) is expected; got {level}")
     if not (np.isfinite(values).all() and np.isfinite(estimate)):
         return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(2 * estimate - high), float(2 * estimate - low)
+    low, high = map(float, np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))
+    return (2 * estimate - high, 2 * estimate - low) if biased else (low, high)
 
 
 def mean(values: ArrayLike) -> Resampled:
