@@ -15,6 +15,7 @@ from uncertainty.metrics.smooth import smooth_ece
 if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
 
+RISKS = (0.01, 0.05)
 OF_GROUP = ("examples", "accuracy", "overconfidence", "ece")
 
 
@@ -22,7 +23,7 @@ def calibration(
     data: Data,
     bins: int = 15,
     groups: str | None = None,
-    risks: Sequence[float] = (0.01, 0.05),
+    risks: Sequence[float] = RISKS,
     classes: bool = True,
     resamples: int = 200,
     level: float = 0.95,
@@ -59,18 +60,7 @@ def calibration(
         log_p, y = p.log_p, p.y
         summary = predict.summary(p.source)
         confidence, correct = np.asarray(summary.confidence), np.asarray(summary.correct, bool)
-        yield "calibration/smooth_ece", smooth_ece(confidence, correct)
-        yield "calibration/debiased_error", errors.debiased_error(confidence, correct, bins)
-        yield "calibration/ece_adaptive", errors.adaptive_ece(log_p, y, bins)
-        yield "calibration/mce", errors.mce(confidence, correct, bins)
-        yield "calibration/mce_mass", errors.mce(confidence, correct, bins, "mass")
-        yield "selective/augrc", selective.augrc(confidence, correct)
-        for risk in risks:
-            value = selective.coverage_at_risk(confidence, correct, risk)
-            yield f"selective/coverage_at_{risk:g}_error", value
-        rejected, accuracy = selective.accuracy_rejection(confidence, correct)
-        yield "calibration/rejected", rejected
-        yield "calibration/accuracy_of_rest", accuracy
+        yield from measured(log_p, y, confidence, correct, bins, risks)
         if classes:
             of_class = errors.classwise(log_p, y, bins)
             low, high = errors.classwise_intervals(log_p, y, bins, level, resamples)
@@ -100,3 +90,32 @@ def calibration(
         yields |= {f"calibration/group/*/{name}" for name in OF_GROUP}
         yields |= {f"calibration/worst_group_{name}" for name in ("ece", "accuracy")}
     return Evaluator(run, "classification", yields, reads("data", data))
+
+
+def measured(
+    log_p: np.ndarray,
+    y: np.ndarray,
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    bins: int = 15,
+    risks: Sequence[float] = RISKS,
+) -> Iterator[tuple[str, Any]]:
+    """The metrics and arrays of predictions log_p [M, B, K], without those of classes and groups.
+
+    Args:
+      log_p, y: predictions and labels [B].
+      confidence, correct: of the mixture, [B].
+      bins, risks: as in `calibration`.
+    """
+    yield "calibration/smooth_ece", smooth_ece(confidence, correct)
+    yield "calibration/debiased_error", errors.debiased_error(confidence, correct, bins)
+    yield "calibration/ece_adaptive", errors.adaptive_ece(log_p, y, bins)
+    yield "calibration/mce", errors.mce(confidence, correct, bins)
+    yield "calibration/mce_mass", errors.mce(confidence, correct, bins, "mass")
+    yield "selective/augrc", selective.augrc(confidence, correct)
+    for risk in risks:
+        value = selective.coverage_at_risk(confidence, correct, risk)
+        yield f"selective/coverage_at_{risk:g}_error", value
+    rejected, accuracy = selective.accuracy_rejection(confidence, correct)
+    yield "calibration/rejected", rejected
+    yield "calibration/accuracy_of_rest", accuracy

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from experiments.reports.figures import Entry, figures
+from experiments.reports.glossary import definition, definitions
 from experiments.reports.layout import layout, transpose
 from experiments.reports.runs import Run, by_label, by_task, read_run, study_of
 from experiments.reports.study import Study, machine, one_line, round_pair, summarise
@@ -55,6 +56,8 @@ figure img { max-width: 100%; height: auto; }
 figcaption { text-align: left; max-width: 46rem; margin: .5rem auto 0; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
+dl { margin: .5rem 0; font-size: .875rem; }
+dd { margin: 0 0 .35rem 1rem; color: var(--faint); }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
@@ -117,8 +120,9 @@ def write_report(
     if groups:
         shown.append(("Runs", _runs(groups)))
     lines = "".join(f'<p class="failed">{escape(one_line(line))}</p>' for line in problems or ())
-    summary = ("Summary", lines + "\n".join(map(study_table, studies)))
-    parts = [summary, *sections, *shown]
+    summary = lines + "\n".join(map(study_table, studies))
+    summary += definitions(column.key for one in studies for column in one.columns)
+    parts = [("Summary", summary), *sections, *shown]
     storage.write(path, page(title, studies[0].hardware, command, parts))
     return path
 
@@ -188,7 +192,8 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
             " ± ".join(filter(None, round_pair(c.mean, c.error, 5))) if c else "" for c in cells
         ]
         rows.append(
-            f"<tr><th>{escape(one_line(key))}</th>{''.join(f'<td>{t}</td>' for t in texts)}</tr>"
+            f'<tr><th title="{escape(definition(key))}">{escape(one_line(key))}</th>'
+            f"{''.join(f'<td>{t}</td>' for t in texts)}</tr>"
         )
     head = "".join(f"<th>{escape(one_line(label))}</th>" for label in groups)
     parts = [

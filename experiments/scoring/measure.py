@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.evaluators import classification, corruption, ood, regression
+from experiments.evaluators import calibration, classification, corruption, ood, regression
 from experiments.prediction import archive
 from experiments.prediction.predictions import Summary, merged, summary
 from experiments.runtime import keys
@@ -295,7 +295,11 @@ class _Classes:
         self,
     ) -> tuple[list[tuple[str, Any]], list[Statistic]]:
         """Numbers and arrays by name, and statistics."""
-        items = list(classification.measured(self.test))
+        p = self.test
+        items = list(classification.measured(p))
+        if len(p.correct) >= 2 * self.bins:  # which the debiased error needs
+            log_p = self.apply(self.part).log_p
+            items += calibration.measured(log_p, self.part.y, p.confidence, p.correct, self.bins)
         if self.part.x is not None:
             items.append(("test/x", self.part.x))
         items += self.others

@@ -42,6 +42,7 @@ def config_of(seed=0, size=2, batch=50, train=None, **sections):
     config.evaluators = dict(
         test=dict(name="classification", data=TEST),
         ood=dict(name="ood", data=TEST, sets=dict(a=dict(name="digits", classes=(8, 9)))),
+        detail=dict(name="calibration", data=TEST, classes=False),
         shift=dict(name="corruption", data=TEST, kinds=("contrast",), severities=(2, 5)),
     )
     for section, value in sections.items():

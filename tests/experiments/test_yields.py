@@ -10,6 +10,7 @@ from experiments import evaluators
 from experiments.data import labels
 from experiments.data.source import load
 from experiments.evaluators import Evaluator, build, build_all, check_data
+from experiments.reports.glossary import definition, to_markdown
 from experiments.runtime import keys
 from uncertainty.build import ConfigError
 
@@ -81,6 +82,18 @@ def test_every_file_makes_an_evaluator_of_its_name():
     assert read["a_few_shot"] == ["sets.a.train", "sets.a.test"]
     assert read["a_ood"] == ["data", "sets.a"] and read["a_flops"] == []
     assert [r.labels for r in built["a_uncertainty_map"].data] == [labels.ALIKE, labels.UNUSED]
+
+
+def test_every_metric_has_a_definition(records):
+    built = build_all({f"a_{kind}": dict(name=kind, **fields) for kind, fields in MINIMAL.items()})
+    declared = set().union(*(evaluator.yields for evaluator in built.values()))
+    found = {key for record, _ in records for key in record["metrics"]}
+    corrupted = "conformal/aps_temperature/severity_5/size"
+    assert [k for k in {*declared, *found, *OF_THE_RUN, corrupted} if not definition(k)] == []
+    assert definition(corrupted).endswith("Under corruption: the mean over kinds")
+    assert definition("ood/a%2Fb/auroc_entropy").endswith("Score: entropy of the mixture")
+    assert definition("classification/precision") == definition("unknown/nll") == ""
+    assert "|" not in to_markdown().replace("\\|", "").replace("| ", "").replace(" |", "")
 
 
 @pytest.mark.parametrize("kind", [k for k, f in MINIMAL.items() if "data" in f])

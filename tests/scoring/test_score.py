@@ -2,6 +2,8 @@
 
 import csv
 import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -321,3 +323,16 @@ def test_labels_of_rows(tmp_path):
     given = [*map(str, runs), "X=elsewhere/predictions.npz", "other/single.npz", "more/single.npz"]
     labels = [label for label, _ in program.labelled(given)]
     assert labels == ["a", "b", "X", "other/single", "more/single"]
+
+
+def test_the_example_of_the_docs(tmp_path, monkeypatch, capsys):
+    text = pathlib.Path(__file__).parents[2].joinpath("docs", "predictions.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"<!-- write -->\n```python\n(.*?)```", text, re.DOTALL)[1], {})
+    assert program.main(["model.npz", "--resamples", "100"]) == 0
+    printed = capsys.readouterr().out
+    assert "logits [5 members, 200 examples, 3 classes], float64" in printed
+    assert "noise: entropy" in printed
+    flags = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--workdir"}
+    options = {flag for action in program.parser()._actions for flag in action.option_strings}
+    assert flags - {"--save"} <= options  # --save_predictions is a flag of evaluate
