@@ -4,7 +4,9 @@ What the arrays are is checked in `checks.py`; here a column `p_3` becomes a col
 """
 
 import csv
+import io
 import json
+import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +59,7 @@ def read(
       ValueError: another type of file, a damaged one, an unknown set, a missing or bad column.
     """
     path = storage.path(text)
-    suffix = path.suffix.lower()
+    suffix = pathlib.PurePosixPath(path.name).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{text}: a file that ends in {', '.join(SUFFIXES)} is expected")
     if not path.is_file():
@@ -77,7 +79,7 @@ def read(
                 array = np.load(file, allow_pickle=False)
             return File(path, {archive.TEST: {str(kind): lambda: array}}, {})
         table = _csv(path) if suffix == ".csv" else _parquet(path)
-    except (OSError, EOFError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, json.JSONDecodeError, UnicodeError) as error:
         raise ValueError(f"{text} cannot be read: {error}") from error
     table = {(rename or {}).get(name, name): values for name, values in table.items()}
     return File(path, *_of_table(table, text, labels))
@@ -116,7 +118,10 @@ def _array(opened: Any, key: str, path: storage.Path) -> np.ndarray:
 
 def _csv(path: storage.Path) -> dict[str, np.ndarray]:
     """Column -> texts [rows]."""
-    with path.open("r", encoding="utf-8-sig", newline="") as file:
+    with (
+        path.open("rb") as binary,
+        io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file,
+    ):
         rows = csv.reader(file)
         names = [name.strip() for name in next(rows, [])]
         content = [row for row in rows if row]

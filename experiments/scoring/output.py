@@ -32,8 +32,7 @@ def runs_of(scored: Sequence[Scored]) -> list[Run]:
     }
     for label, files in by_label(scored).items():
         for seed, one in enumerate(files):
-            about = {k: v for k, v in one.metadata.items() if k in ("task", "format", "normalised")}
-            config: dict[str, Any] = {"predictions": label, **about}
+            config: dict[str, Any] = {"predictions": label}
             if len(files) > 1:
                 config["seed"] = seed
             same = one.sets["test"]["digest"]  # of corrupted sets with the test set's examples

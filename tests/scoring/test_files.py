@@ -133,6 +133,9 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"not an archive")
     with pytest.raises(ValueError, match=r"a\.npz cannot be read"):
         read(str(tmp_path / "a.npz"))
+    (tmp_path / "a.csv").write_bytes("y,p_0\n0,\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.csv cannot be read"):
+        read(str(tmp_path / "a.csv"))
     (tmp_path / "a.parquet").write_bytes(b"not a table")
     with pytest.raises(ValueError, match=r"a\.parquet cannot be read"):
         read(str(tmp_path / "a.parquet"))
