@@ -224,9 +224,9 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     for key in keys:
         method = named(key, "conformal")
         if method and "/" not in method[0] and method[1] in ("coverage", "size"):
-            unit, better = ("%", None) if method[1] == "coverage" else ("", "lower")
-            header = f"{method[0].upper()} {method[1]}"
-            sets.append(Column(key, header, unit, better, 2))
+            unit = "%" if method[1] == "coverage" else ""
+            # Neither is best by itself: smaller sets of less coverage are no better.
+            sets.append(Column(key, f"{method[0].upper()} {method[1]}", unit, None, 2))
     columns = [c for c in (*COLUMNS, *ood, *sets, *COSTS) if c.key in keys]
     seeds = {
         run.config["seed"] for group in groups.values() for run in group if "seed" in run.config

@@ -178,6 +178,8 @@ def section(study: Study, comparison: Comparison, sentence: str) -> str:
         head = "".join(f"<th>{escape(one_line(label))}</th>" for label in rows)
         body = []
         for column in columns:
+            if not any((label, column.key) in cells for label in rows):
+                continue
             row = [f"<th>{escape(column.title)}</th>"]
             for label in rows:
                 interval = cells.get((label, column.key))
