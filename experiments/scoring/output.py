@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.reports.html import write_report
+from experiments.reports.figures import Entry
+from experiments.reports.html import figure_part, write_report
 from experiments.reports.runs import Run, study_of
 from experiments.reports.study import Column, Study, one_line, round_pair
 from experiments.reports.tables import print_metrics, print_study
 from experiments.runtime import storage
 from experiments.runtime.workdir import jsonable
 from experiments.scoring.compare import Comparison, Interval, by_label, of
+from experiments.scoring.forest import differences
 from experiments.scoring.measure import Scored
 
 
@@ -132,15 +134,15 @@ def _print_intervals(console: Console, study: Study, comparison: Comparison, lab
 
 
 def _print_differences(console: Console, study: Study, comparison: Comparison) -> None:
-    differences = of(comparison.intervals, baseline=True)
+    of_pairs = of(comparison.intervals, baseline=True)
     for label, baseline in _pairs(study, comparison):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
         table.title = Text(f"{one_line(label)} minus {one_line(baseline)}", style="bold")
         for head, justify in (("Metric", "left"), ("Difference", "right"), ("Interval", "right")):
             table.add_column(head, justify=justify)  # type: ignore[arg-type]
         for column in columns_of(study, comparison):
-            if (label, column.key) in differences:
-                interval = differences[label, column.key]
+            if (label, column.key) in of_pairs:
+                interval = of_pairs[label, column.key]
                 style = {1: "green", -1: "red"}.get(verdict(interval, column), "")
                 table.add_row(
                     Text(column.title), *(Text(text, style) for text in texts(interval, column))
@@ -166,12 +168,12 @@ def section(study: Study, comparison: Comparison, sentence: str) -> str:
     parts = []
     columns = columns_of(study, comparison)
     values = of(comparison.intervals, baseline=False)
-    differences = of(comparison.intervals, baseline=True)
+    of_pairs = of(comparison.intervals, baseline=True)
     pairs = _pairs(study, comparison)
     for title, rows, cells in (
         ("Values", [row.label for row in study.rows], values),
         *(
-            (f"Differences from {name}", [a for a, b in pairs if b == name], differences)
+            (f"Differences from {name}", [a for a, b in pairs if b == name], of_pairs)
             for name in dict.fromkeys(b for _, b in pairs)
         ),
     ):
@@ -187,7 +189,7 @@ def section(study: Study, comparison: Comparison, sentence: str) -> str:
                     row.append("<td></td>")
                     continue
                 estimate, ends = texts(interval, column)
-                clear = cells is differences and verdict(interval, column)
+                clear = cells is of_pairs and verdict(interval, column)
                 estimate = f"<strong>{estimate}</strong>" if clear else estimate
                 row.append(f'<td>{estimate}<span class="published">{ends}</span></td>')
             body.append(f"<tr>{''.join(row)}</tr>")
@@ -201,6 +203,33 @@ def section(study: Study, comparison: Comparison, sentence: str) -> str:
     return "\n".join(parts) + f'<p class="caption">{escape(sentence + bold)}</p>'
 
 
+def drawn(study: Study, comparison: Comparison, folder: storage.Path, name: str) -> str:
+    """The figure of the differences of a study as HTML; empty if there are none."""
+    intervals = of(comparison.intervals, baseline=True)
+    pairs = _pairs(study, comparison)
+    columns = [
+        column
+        for column in columns_of(study, comparison)
+        if column.better
+        and any(
+            interval.low == interval.low  # not NaN
+            for (label, key), interval in intervals.items()
+            if key == column.key and (label, interval.baseline) in pairs
+        )
+    ]
+    if not columns:
+        return ""
+    entry = Entry(
+        "Intervals",
+        name,
+        differences(pairs, columns, intervals),
+        "Paired differences with their intervals. An interval that does not reach the line at 0 is "
+        "a difference that resampling the test examples does not undo; the arrow says which side "
+        "is better.",
+    )
+    return figure_part(entry, folder / "report_figures")
+
+
 def write(
     folder: storage.Path,
     scored: Sequence[Scored],
@@ -212,10 +241,19 @@ def write(
     command: str,
     settings: dict[str, Any],
 ) -> list[storage.Path]:
-    """Writes report.html, scores.json, scores.csv and, of several rows, differences.csv."""
+    """Writes report.html, scores.json, scores.csv and, with resamples, intervals.csv."""
     notes = notes_of(scored)
     lines = [*comparison.notes, *notes]
-    sections = [("Intervals", "\n".join(section(s, comparison, sentence) for s in studies))]
+    sections = [
+        (
+            "Intervals",
+            "\n".join(
+                drawn(s, comparison, folder, f"differences{i or ''}")
+                + section(s, comparison, sentence)
+                for i, s in enumerate(studies)
+            ),
+        )
+    ]
     listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
     about = [("Predictions", f'<ul class="notes">{listed}</ul>')]
     page = write_report(
