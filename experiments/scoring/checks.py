@@ -157,7 +157,8 @@ def _classes(
     values = _with_members(kind, _floats(kind, arrays[kind]), count, test, own)
     stored = arrays[kind].dtype
     said = [f"{kind} {_shape(values, 'classes')}, {stored}"]
-    log_p, how = _log_probabilities(kind, values, stored, independent, options)
+    exact = options.tolerance if own else EXACT
+    log_p, how = _log_probabilities(kind, values, stored, independent, options, exact)
     said[0] += f"; {how}" if how else ""
     y, more = _labels(raw_y, log_p.shape, file.metadata.get("class_names"))
     said += more
@@ -241,9 +242,14 @@ def _with_members(
 
 
 def _log_probabilities(
-    kind: str, values: np.ndarray, stored: np.dtype, independent: bool, options: Options
+    kind: str,
+    values: np.ndarray,
+    stored: np.dtype,
+    independent: bool,
+    options: Options,
+    exact: float,
 ) -> tuple[np.ndarray, str]:
-    """log_p [M, B, K], and what was done in words."""
+    """log_p [M, B, K], and what was done in words; rows are kept that sum to 1 within `exact`."""
     _check_finite(kind, values)
     if kind == "logits":
         if ((values >= 0) & (values <= 1)).all() and _off(values) < options.tolerance:
@@ -279,8 +285,9 @@ def _log_probabilities(
             f"{kind}: probabilities sum to {sums[m, b]:.6g} at {_place(m, b)}; 1 is expected "
             f"within {options.tolerance:g} (--tolerance; for independent classes, --independent)"
         )
-    if off.max() <= EXACT:
-        return _floored(log_p, options, f"rows sum to 1 within {EXACT:g}", independent)
+    if off.max() <= exact:
+        within = f"rows sum to 1 within {max(off.max(), EXACT):.1g}"
+        return _floored(log_p, options, within, independent)
     half = " (float16)" if stored == np.float16 else " (rounded?)"
     how = f"rows sum to 1 within {off.max():.1g}{half}: divided by their sums"
     log_p = log_p - np.log(sums)[..., None]

@@ -74,6 +74,13 @@ def test_exact_rows_are_taken_as_they_are():
     np.testing.assert_array_equal(found.log_p, L.astype(np.float32))
 
 
+def test_a_runs_own_file_is_taken_as_it_is():
+    rounded = np.round(P, 3).astype(np.float32)
+    found = part(metadata=dict(format=2), y=Y, probs=rounded)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_array_equal(found.log_p, np.log(rounded, dtype=np.float64))
+
+
 def test_a_floor_is_applied_and_said():
     notes = []
     found = part(notes, Options(floor=1e-2), y=Y, probs=P)
