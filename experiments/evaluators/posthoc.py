@@ -69,13 +69,14 @@ def posthoc(
         held_out = calibration_data(predict, fit, data)
         calibrators: dict[str, Any] = {UNCALIBRATED: lambda log_p: log_p}
         for label, spec in specs.items():
-            calibrators[label] = calibrator = fit_of(spec, held_out.log_p, held_out.y)
-            yield from numbers_of(label, calibrator)
-            yield from fitted.arrays_of("posthoc", label, spec, calibrator)
+            calibrators[label] = fit_of(spec, held_out.log_p, held_out.y)
+            yield from fitted.arrays_of("posthoc", label, spec, calibrators[label])
         p = predict(data)
         for label, calibrator in calibrators.items():
             for name, value in measured(calibrator(p.log_p), p.y, bins).items():
                 yield keys.join("posthoc", label, name), value
+            if label != UNCALIBRATED:
+                yield from numbers_of(label, calibrator)
         for severity in severities:
             yield from _under_corruption(predict, calibrators, severity)
 
