@@ -97,7 +97,12 @@ def functions(
     Returns:
       mean [S, M, B, K] of each function, and the latent with the rest of the variance, which is
       noise of its own for each input.
+
+    Raises:
+      ValueError: the latent has no epistemic part.
     """
+    if latent.epistemic is None or latent.variance is None:
+        raise ValueError("latent: no epistemic part, so there are no functions to draw")
     length = jnp.sqrt(jnp.sum(whitened**2, axis=-1, keepdims=True))
     unit = whitened / jnp.maximum(length, jnp.finfo(whitened.dtype).tiny)
     z = jax.random.normal(key, (draws, unit.shape[-1], latent.mean.shape[-1]), unit.dtype)

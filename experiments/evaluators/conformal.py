@@ -15,6 +15,7 @@ from experiments.evaluators.posthoc import (
     corruptions_of,
     fit_of,
 )
+from experiments.evaluators.posthoc import labelled as maps_of
 from experiments.prediction import fitted
 from experiments.prediction.predictions import Predictions
 from experiments.runtime import keys
@@ -32,7 +33,7 @@ def conformal(
     fit: Data,
     methods: Sequence[Any] = ("lac", "aps", "raps"),
     alpha: float = 0.1,
-    posthoc: Any = None,
+    posthoc: Any = (),
     groups: str | None = None,
     corrupted: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -53,9 +54,9 @@ def conformal(
       methods: names or specs of `uncertainty/conformal` for classes, each also with `label` in the
         results, by default the name, with `by_class` or `by_group`.
       alpha: the share of labels that sets may miss.
-      posthoc: a method of the evaluator `posthoc`, such as 'temperature'. A random half of `fit`
-        fits it and the other half calibrates the sets, with and without it, as <label> and
-        <label>_<method>; so the two differ by it alone, and coverage stays exact.
+      posthoc: methods as those of the evaluator `posthoc`, such as ('temperature',). A random half
+        of `fit` fits them and the other half calibrates the sets, with and without each of them, as
+        <label> and <label>_<method>; so these differ by it alone, and coverage stays exact.
       groups: the entry of the data set with the group of an example, an integer from 0; for
         by='group', and for coverage within groups.
       corrupted: dict(severities=..., kinds=...) adds `conformal/<label>/severity_<s>/<metric>`,
@@ -68,19 +69,19 @@ def conformal(
     """
     specs = labelled(methods, alpha, groups)
     severities = corruptions_of(corrupted)
-    map_spec = None if posthoc is None else spec_of(posthoc, "posthoc")
-    if map_spec is not None:
-        fit_of(map_spec, np.log(np.full((1, 2, 2), 0.5)), np.array([0, 1]), "posthoc")
-    ends = [""] if map_spec is None else ["", f"_{map_spec['name']}"]
+    named = (posthoc,) if isinstance(posthoc, str) else posthoc or ()
+    map_specs = maps_of(named, "posthoc") if len(named) else {}
+    ends = ["", *(f"_{name}" for name in map_specs)]
 
     def fit_all(held_out: Predictions) -> tuple[dict[str, Fitted], np.ndarray]:
         """label -> (spec, predictor, map of log p before it), and the examples that calibrate."""
         used, maps = np.random.default_rng([seed, 1]).permutation(len(held_out.y)), [None]
-        if map_spec is not None:
+        if map_specs:
             if len(used) < 2:
                 raise ValueError("fit: a single example, which cannot be halved; unset posthoc")
             first, used = np.split(used, [len(used) // 2])
-            maps.append(fit_of(map_spec, held_out.log_p[:, first], held_out.y[first], "posthoc"))
+            of_first = held_out.log_p[:, first], held_out.y[first]
+            maps += [fit_of(spec, *of_first, "posthoc") for spec in map_specs.values()]
         u = np.random.default_rng([seed, 2]).random(len(used))
         of_groups = groups_of(held_out, groups)
         of_used = None if of_groups is None else of_groups[used]
@@ -108,7 +109,8 @@ def conformal(
         for label, (spec, predictor, map_) in predictors.items():
             yield from fitted.arrays_of("conformal", label, spec, predictor)
             if map_ is not None:
-                yield from fitted.arrays_of("posthoc", f"before_{label}", map_spec, map_)
+                name = max((n for n in map_specs if label.endswith(f"_{n}")), key=len)
+                yield from fitted.arrays_of("posthoc", f"before_{label}", map_specs[name], map_)
             yield keys.join("conformal", label, "calibration_examples"), float(len(used))
             infinite = np.isinf(predictor.quantile).mean()
             yield keys.join("conformal", label, "unbounded"), float(infinite)

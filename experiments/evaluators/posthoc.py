@@ -69,13 +69,14 @@ def posthoc(
         held_out = calibration_data(predict, fit, data)
         calibrators: dict[str, Any] = {UNCALIBRATED: lambda log_p: log_p}
         for label, spec in specs.items():
-            calibrators[label] = calibrator = fit_of(spec, held_out.log_p, held_out.y)
-            yield from numbers_of(label, calibrator)
-            yield from fitted.arrays_of("posthoc", label, spec, calibrator)
+            calibrators[label] = fit_of(spec, held_out.log_p, held_out.y)
+            yield from fitted.arrays_of("posthoc", label, spec, calibrators[label])
         p = predict(data)
         for label, calibrator in calibrators.items():
             for name, value in measured(calibrator(p.log_p), p.y, bins).items():
                 yield keys.join("posthoc", label, name), value
+            if label != UNCALIBRATED:
+                yield from numbers_of(label, calibrator)
         for severity in severities:
             yield from _under_corruption(predict, calibrators, severity)
 
@@ -106,23 +107,25 @@ def posthoc(
     return Evaluator(run, "classification", yields, read, check)
 
 
-def labelled(methods: Sequence[Any]) -> dict[str, dict[str, Any]]:
+def labelled(methods: Sequence[Any], field: str = "methods") -> dict[str, dict[str, Any]]:
     """label -> spec of each method, all of whose fields are tried on a few examples.
+
+    A method is in a list, not in a dict of the config, where a dict with a name is a data set.
 
     Raises:
       ValueError: none, an unknown method or field, or two of one label.
     """
     if isinstance(methods, str | Mapping) or not methods:
-        raise ValueError(f"methods: {methods!r}; a list of names or dicts, such as ['temperature']")
+        raise ValueError(f"{field}: {methods!r}; a list of names or dicts, such as ['temperature']")
     specs: dict[str, dict[str, Any]] = {}
     for i, method in enumerate(methods):
-        spec = spec_of(method, f"methods[{i}]")
+        spec = spec_of(method, f"{field}[{i}]")
         of = spec.get("of", "mixture")
         own = spec["name"] if of == "mixture" else f"{spec['name']}_{of}"
         label = spec.pop("label", own)
         if label in specs or label == UNCALIBRATED:
-            raise ValueError(f"methods[{i}].label: {label!r} is taken; give another one")
-        _tried(spec, f"methods[{i}]")
+            raise ValueError(f"{field}[{i}].label: {label!r} is taken; give another one")
+        _tried(spec, f"{field}[{i}]")
         specs[label] = spec
     return specs
 

@@ -11,7 +11,7 @@ from experiments.reports import datasets
 from experiments.reports.study import Column, Row, Study, numbers
 from experiments.reports.tables import pretty
 from experiments.runtime import keys, segments, storage
-from experiments.runtime.keys import named
+from experiments.runtime.keys import named, split
 from experiments.runtime.workdir import CONFIG, difference, read_config, read_json, readable
 from experiments.runtime.writers import METRICS, read_metrics
 
@@ -220,19 +220,31 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
                     if key := places.get((name, f"{metric}_{score}")):
                         ood.append(Column(key, f"{name} {name_of} {by}", "%", better, 2))
                 break
-    sets = []
-    for key in keys:
-        method = named(key, "conformal")
-        if method and "/" not in method[0] and method[1] in ("coverage", "size"):
-            unit = "%" if method[1] == "coverage" else ""
-            # Neither is best by itself: smaller sets of less coverage are no better.
-            sets.append(Column(key, f"{method[0].upper()} {method[1]}", unit, None, 2))
-    columns = [c for c in (*COLUMNS, *ood, *sets, *COSTS) if c.key in keys]
+    columns = [c for c in (*COLUMNS, *_of_methods(keys), *ood, *COSTS) if c.key in keys]
     seeds = {
         run.config["seed"] for group in groups.values() for run in group if "seed" in run.config
     }
     config = {label: group[0].config for label, group in groups.items()}
     return Study(title, columns, rows, config=config, seeds=sorted(seeds))
+
+
+def _of_methods(keys: Iterable[str]) -> list[Column]:
+    """A column for each calibrated value and each kind of set, named after its method."""
+    kinds = {
+        ("posthoc", "nll"): ("NLL after {}", "nats", "lower", 4),
+        ("posthoc", "ece"): ("ECE after {}", "%", "lower", 2),
+        ("conformal", "coverage"): ("Coverage of {} sets", "%", None, 2),
+        ("conformal", "size"): ("Size of {} sets", "", None, 2),
+    }
+    columns = []
+    for key in keys:
+        group, *label, metric = split(key)
+        if (group, metric) in kinds and len(label) == 1 and label[0] != "uncalibrated":
+            header, *rest = kinds[group, metric]
+            name = pretty(label[0])
+            name = name[0].lower() + name[1:] if group == "posthoc" else name
+            columns.append(Column(key, header.format(name), *rest))
+    return columns
 
 
 def read_run(run: Any, problems: list[str] | None = None) -> Run | None:

@@ -19,6 +19,7 @@ from experiments.experiment.build import setup
 from experiments.experiment.results import write_results
 from experiments.prediction import fitted
 from experiments.prediction.predictor import Predictor
+from experiments.reports.runs import Run, study_of
 from experiments.runtime import keys, storage
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json
@@ -104,7 +105,7 @@ def test_sets_with_and_without_temperature(predictor, by_hand, tmp_path):
         data=TEST,
         fit=FIT,
         methods=("lac", dict(name="aps", randomised=False), dict(name="lac", by="class")),
-        posthoc="temperature",
+        posthoc=("temperature", dict(name="vector", label="scaled")),
         corrupted=dict(severities=(5,), kinds=("contrast",)),
     )
     log_p, y = by_hand(FIT)
@@ -135,7 +136,11 @@ def test_sets_with_and_without_temperature(predictor, by_hand, tmp_path):
     np.testing.assert_allclose(
         again(before(test)[0]).sum(1).mean(), numbers["conformal/aps_temperature/size"]
     )
+    before = fitted.read(folder, "posthoc", "before_lac_scaled")
+    assert before.calibrator.weights.shape == (8,)
     assert read_json(folder / "metrics.json") == numbers
+    columns = [c.header for c in study_of([Run("a", {}, numbers)], "").columns]
+    assert {"Coverage of LAC sets", "Size of APS temperature sets"} <= set(columns)
 
 
 def test_calibration_in_detail(predictor, by_hand):
@@ -316,7 +321,8 @@ def test_examples_in_common_are_counted(caplog):
         (dict(name="conformal", methods=("split",)), r"methods\[0\]\.name: 'split' is for targets"),
         (dict(name="conformal", alpha=1.5), r"alpha: 1.5"),
         (dict(name="conformal", methods=(dict(name="lac", by="group"),)), r"needs `groups`"),
-        (dict(name="conformal", posthoc="tmperature"), r"posthoc\.name: no file 'tmperature'"),
+        (dict(name="conformal", posthoc="tmperature"), r"posthoc\[0\]\.name: no file 'tmperature'"),
+        (dict(name="conformal", posthoc=dict(name="vector")), r"posthoc: .* a list of names"),
     ],
 )
 def test_wrong_fields_are_refused_before_anything_runs(change, message):

@@ -90,7 +90,7 @@ def test_the_gradient_is_zero_at_the_optimum(method):
     log_p, labels = drawn(2, B=500, K=6)
     fitted = method(log_p, labels)
     # Of the intercepts: mean calibrated probability - frequency + 2 penalty c.
-    penalty = (1e-3 if method is vector else 1e-2) / 6
+    penalty = (0.01 if method is vector else 0.1) / 6
     q = np.exp(fitted(log_p))
     gradient = q.mean(0) - np.bincount(labels, minlength=6) / 500 + 2 * penalty * fitted.intercepts
     assert fitted.converged and np.abs(gradient).max() < 1e-9
@@ -101,8 +101,9 @@ def test_strong_penalties_leave_a_temperature_or_nothing():
     np.testing.assert_allclose(vector(log_p, labels, 1e9, 1e9)(log_p), log_p, atol=1e-6)
     scaled = temperature(log_p, labels)(log_p)
     # Near to optimal is the temperature's family: one factor, no intercept.
-    assert nll(dirichlet(log_p, labels)(log_p), labels) <= nll(scaled, labels) + 1e-3
-    assert nll(vector(log_p, labels)(log_p), labels) <= nll(scaled, labels) + 1e-3
+    matrix = dirichlet(log_p, labels, 1e-3, 1e-3, 1e-4)
+    assert nll(matrix(log_p), labels) <= nll(scaled, labels) + 1e-4
+    assert nll(vector(log_p, labels, 1e-4)(log_p), labels) <= nll(scaled, labels) + 1e-4
 
 
 def test_newton_reaches_the_minimum_of_a_quadratic_function():

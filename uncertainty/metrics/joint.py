@@ -64,9 +64,9 @@ def dyadic_nll(log_p: ArrayLike, labels: ArrayLike, tau: int = 10, epistemic: An
     if not pairs:
         raise ValueError("log_p: one example, but pairs are needed")
     first, second = of_labels[:, : 2 * pairs : 2], of_labels[:, 1 : 2 * pairs : 2]
-    total = 0.0
+    total, zero = 0.0, np.zeros_like(first)  # 0 * -inf is NaN
     for n in range(_whole("tau", tau) + 1):
-        together = (n * first if n else 0.0) + ((tau - n) * second if n < tau else 0.0)
+        together = (n * first if n else zero) + ((tau - n) * second if n < tau else zero)
         total += math.comb(tau, n) / 2**tau * of_blocks(together)
     return total
 

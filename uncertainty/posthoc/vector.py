@@ -30,8 +30,8 @@ class Vector(NamedTuple):
 def vector(
     log_p: ArrayLike,
     labels: ArrayLike,
-    weight_penalty: float = 1e-3,
-    intercept_penalty: float = 1e-3,
+    weight_penalty: float = 0.01,
+    intercept_penalty: float = 0.01,
 ) -> Vector:
     """The factors and intercepts with the lowest NLL and penalty, by Newton's method.
 
