@@ -4,11 +4,11 @@
     python -m experiments.evaluate --workdir runs/ensemble --data digits:validation
     python -m experiments.evaluate --workdir runs/ensemble --name mnist \\
         --data '{"name": "idx", "path": "mnist", "split": "test"}'
-    python -m experiments.evaluate --workdir runs/seed0 --workdir runs/seed1 --predictions
+    python -m experiments.evaluate --workdir runs/seed0 --workdir runs/seed1 --save_predictions
 
 Several workdirs are evaluated as one ensemble of all their members, by the evaluators of the first;
-the results go to the first workdir too. `--predictions` also writes the members' predictions for
-each data set, as files for other libraries (`experiment/exported.py`).
+the results go to the first workdir too. `--save_predictions` also writes the members' predictions
+on all these data, as one file for `experiments.score` and others' libraries (docs/predictions.md).
 """
 
 import logging
@@ -69,7 +69,7 @@ def evaluate(
       name: of the folder.
       show: whether to print the metrics.
       others: workdir -> further run, whose members join those of this one; costs are summed.
-      predictions: whether to write the members' predictions for each data set, see `exported`.
+      predictions: whether to write the members' predictions, see `exported.export_all`.
 
     Returns:
       The metrics, and the reason for each evaluator that failed.
@@ -113,9 +113,17 @@ def evaluate(
             print_metrics(metrics)  # printed before they are saved, which may fail
         write_results(folder, metrics, arrays, sets, members)
     if predictions:
-        from experiments.experiment.exported import export_all
+        from experiments.experiment.exported import digest, export_all
 
-        failures |= export_all(predict, reads, folder / "predictions", members)
+        for member, run in zip(members, runs.values(), strict=True):
+            member |= dict(config=digest(run.config), seed=run.config["seed"])
+        failures |= export_all(
+            predict,
+            built,
+            folder / "predictions.npz",
+            validation=experiment.config["data"].get("validation"),
+            noted=dict(runs=members),
+        )
     return metrics, failures
 
 
@@ -303,7 +311,9 @@ if __name__ == "__main__":
     DATA = flags.DEFINE_string("data", None, "Other data: NAME[:SPLIT] or a dict of its fields.")
     NAME = flags.DEFINE_string("name", None, "The folder below WORKDIR/evaluation for the results.")
     PREDICTIONS = flags.DEFINE_bool(
-        "predictions", False, "Also write the members' predictions, as NumPy archives."
+        "save_predictions", False, "Also write the members' predictions, as predictions.npz."
     )
+    for alias in ("save-predictions", "predictions"):
+        flags.DEFINE_alias(alias, PREDICTIONS.name)
     flags.mark_flags_as_required(["workdir"])
     program.run(main)

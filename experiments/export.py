@@ -29,8 +29,7 @@ from experiments.data.images import BYTES
 from experiments.data.source import Source
 from experiments.data.splits import UNBOUNDED
 from experiments.experiment.build import Experiment
-from experiments.experiment.exported import COMBINED
-from experiments.prediction import standalone
+from experiments.prediction import archive, standalone
 from experiments.runtime import execution, storage
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.workdir import jsonable
@@ -168,7 +167,7 @@ def export(
         platforms=list(platforms),
         class_names=source.class_names,
         data=source.name,
-        combined=COMBINED[task],
+        combined=archive.ENSEMBLE[task],
         jax=jax.__version__,
         **(noted or {}),
     )

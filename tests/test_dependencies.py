@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "predictive": {"types"},
     "likelihoods": {"types", "predictive"},
     "metrics": {"metrics"},
+    "posthoc": {"posthoc"},
+    "conformal": {"conformal"},
     "layers": {"types", "rules", "cpu", "layers"},
     "backbones": {"types", "rules", "layers", "backbones"},
     "heads": {"types", "layers", "heads"},
@@ -69,7 +71,7 @@ HEAVY = (
 )
 PROGRAMS = [
     f"experiments.{p}"
-    for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report", "compile")
+    for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report", "score", "compile")
 ]
 
 
@@ -177,6 +179,8 @@ ROOMS = (
     "evaluators",
     "experiment",
     "reports",
+    "scoring",
+    "score",
     "evaluate",
     "stage",
     "planning",

@@ -11,6 +11,8 @@ The text between two comments is replaced:
     -->
     <!-- end -->
 
+Between `<!-- glossary -->` and `<!-- end -->` are the definitions of all metrics.
+
 `rows` is a regular expression that is searched in the names of rows; `columns` are keys of columns,
 each with an optional new header. Both default to all. Bold marks the best of all rows, shown or
 not.
@@ -24,10 +26,13 @@ import sys
 from collections.abc import Sequence
 
 from experiments.reports.formats import escape_markdown, origin, read_study
+from experiments.reports.glossary import to_markdown
 from experiments.reports.layout import layout
 from experiments.runtime import project, storage
 
 BLOCK = re.compile(r"(<!-- table: (?P<path>\S+)\n(?P<fields>.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
+
+GLOSSARY = re.compile(r"(<!-- glossary -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def files(root: pathlib.Path = project.ROOT) -> list[pathlib.Path]:
@@ -50,6 +55,7 @@ def rendered(text: str, file: pathlib.Path, root: pathlib.Path = project.ROOT) -
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"{file}: table {match['path']}: {error}") from error
 
+    text = GLOSSARY.sub(lambda match: f"{match[1]}\n{to_markdown()}\n\n{match[2]}", text)
     return BLOCK.sub(replaced, text)
 
 

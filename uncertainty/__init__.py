@@ -18,6 +18,8 @@ The public modules; importing this package imports none of them:
     predictive     the integral over u and the mean over members
     stages steps after training, such as laplace and swag
     metrics metrics of predictions, in NumPy without JAX
+    posthoc        calibration of predictions on held-out examples, such as temperature scaling
+    conformal      sets and intervals with finite-sample coverage
     layers         layers that replace Flax's in a backbone
     restore        checkpoints of other layouts
     rules values for parameters by regular expressions over their paths

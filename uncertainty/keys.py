@@ -20,6 +20,7 @@ class Use(enum.IntEnum):
     AFTER = 0x61667465  # a stage of further training
     SWAG = 0x73776167  # draws of SWAG; of each of them:
     LOW_RANK = 0x72616E6B  # its low-rank part
+    FUNCTIONS = 0x66756E63  # draws of functions for joint predictions
     # of a particle's key of a step
     NOISE = 0x6E6F6973  # of a sampler
     INPUTS = 0x6F626A65  # where an objective moves the inputs

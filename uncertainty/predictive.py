@@ -79,6 +79,41 @@ def log_expectation(
     return jax.lax.scan(add, start, jnp.arange(chunks))[0] - jnp.log(samples)
 
 
+def functions(
+    latent: Latent, whitened: jax.Array, key: jax.Array, draws: int
+) -> tuple[jax.Array, Latent]:
+    """Draws of functions: the epistemic part of u, with its correlation between inputs.
+
+    f_s(x) = sqrt(epistemic(x)) w(x) . z_s / |w(x)|, z_s ~ N(0, I_m), which are the same for all
+    inputs: the law of a linear map's posterior, f = beta . phi(x), of which w = F phi
+    (`layers/posterior.py`) has the correlations, and `epistemic` the scale that the head gave it.
+
+    Args:
+      latent: with an epistemic part.
+      whitened: w, [M, B, m], or [M, B, K, m] of each class.
+      key: of z; equal keys are equal functions, at whichever inputs.
+      draws: S.
+
+    Returns:
+      mean [S, M, B, K] of each function, and the latent with the rest of the variance, which is
+      noise of its own for each input.
+
+    Raises:
+      ValueError: the latent has no epistemic part.
+    """
+    if latent.epistemic is None or latent.variance is None:
+        raise ValueError("latent: no epistemic part, so there are no functions to draw")
+    length = jnp.sqrt(jnp.sum(whitened**2, axis=-1, keepdims=True))
+    unit = whitened / jnp.maximum(length, jnp.finfo(whitened.dtype).tiny)
+    z = jax.random.normal(key, (draws, unit.shape[-1], latent.mean.shape[-1]), unit.dtype)
+    axes = "mbf,sfk->smbk" if unit.ndim == 3 else "mbkf,sfk->smbk"
+    deviation = jnp.sqrt(latent.epistemic) * jnp.einsum(axes, unit, z)
+    rest = latent.replace(
+        variance=jnp.maximum(latent.variance - latent.epistemic, 0.0), epistemic=None
+    )
+    return latent.mean + deviation, rest
+
+
 def mean_field(latent: Latent, factor: float) -> Latent:
     """A point that replaces u, mean / sqrt(1 + factor diag(Sigma)).
 

@@ -29,6 +29,14 @@ class Reads(NamedTuple):
     labels: str  # the use of its labels, see `data.source.load`
 
 
+class Predicted(NamedTuple):
+    """A data set whose predictions an evaluator's numbers follow from."""
+
+    name: str  # in a file of predictions, see `prediction/archive.py`
+    data: Data
+    labels: str = labels_lib.ALIKE  # the use of its labels, see `data.source.load`
+
+
 class Evaluator(NamedTuple):
     """An evaluator of a config, with its fields bound."""
 
@@ -39,6 +47,8 @@ class Evaluator(NamedTuple):
     data: tuple[Reads, ...] = ()
     # Raises ValueError for training data that do not fit its fields.
     check: Callable[[Source], None] = lambda source: None
+    # The sets that a file of predictions needs for the same numbers; none if they follow from more.
+    predicted: Callable[["Predictor"], Iterator[Predicted]] = lambda predict: iter(())
 
 
 def reads(field: str, data: Any, labels: str = labels_lib.ALIKE) -> tuple[Reads, ...]:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.evaluators import Data, Evaluator, reads
+from experiments.evaluators import Data, Evaluator, Predicted, reads
 from uncertainty import metrics
 
 if TYPE_CHECKING:
+    from experiments.prediction.predictions import Summary
     from experiments.prediction.predictor import Predictor
 
 
@@ -29,18 +30,33 @@ def classification(data: Data, bins: int = 15) -> Evaluator:
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
         p = predict.summary(data, bins=bins)
-        yield from metrics.of_tally(p.tally, p.confidence, p.correct).items()
-        mean = np.mean(np.exp(p.examples["log_p_label"], dtype=np.float64))
-        yield "classification/nll_of_mean", -np.log(mean)
-        for key, value in p.examples.items():
-            yield f"test/{key}", value
-        if p.source.shape in ((1,), (2,)):
-            yield "test/x", p.source.gather(np.arange(len(p.source)))["x"]
+        yield from measured(p)
+        source = predict.source(data)
+        if source.shape in ((1,), (2,)):
+            yield "test/x", source.gather(np.arange(len(source)))["x"]
         yield "cost/predict_ms_per_example", 1e3 * p.seconds / len(p.correct)
 
     names = metrics.evaluate_classification(np.log(np.full((2, 2, 2), 0.5)), np.arange(2), bins)
     yields = {*names, "classification/nll_of_mean", "cost/predict_ms_per_example"}
-    return Evaluator(run, "classification", yields, reads("data", data))
+    return Evaluator(
+        run,
+        "classification",
+        yields,
+        reads("data", data),
+        predicted=lambda predict: iter([Predicted("test", data)]),
+    )
+
+
+def measured(test: "Summary") -> Iterator[tuple[str, Any]]:
+    """The metrics of a labelled set, and its arrays per example."""
+    yield from metrics.of_tally(test.tally, test.confidence, test.correct).items()
+    with np.errstate(divide="ignore"):  # infinite if every label has the probability 0
+        yield (
+            "classification/nll_of_mean",
+            -np.log(np.mean(np.exp(test.examples["log_p_label"], dtype=np.float64))),
+        )
+    for key, value in test.examples.items():
+        yield f"test/{key}", value
 
 
 def check_bins(bins: int) -> None:

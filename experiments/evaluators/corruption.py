@@ -1,18 +1,19 @@
 """Accuracy and calibration under corruptions of growing severity."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.data import corruptions
 from experiments.data.source import Source
-from experiments.evaluators import Data, Evaluator, reads
+from experiments.evaluators import Data, Evaluator, Predicted, reads
 from experiments.evaluators.classification import check_bins
 from experiments.runtime import keys
 from uncertainty import metrics
 
 if TYPE_CHECKING:
+    from experiments.prediction.predictions import Summary
     from experiments.prediction.predictor import Predictor
 
 SHOWN = {"accuracy": "classification", "nll": "classification", "ece": "calibration"}
@@ -40,20 +41,21 @@ def corruption(
     _check_some("kinds", kinds, None)
     _check_some("severities", severities, None)
 
-    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+    def corrupted(predict: "Predictor") -> Iterator[tuple[str, int, Source]]:
         clean = predict.source(data)
-        values: dict[str, list[float]] = {name: [] for name in SHOWN}
         for kind in kinds or corruptions.kinds_for(clean):
             for severity in severities:
-                corrupted = corruptions.corrupted(clean, kind, severity)
-                p = predict.summary(corrupted, bins=bins, scores=False)
-                result = metrics.of_tally(p.tally, p.confidence, p.correct)
-                for name, group in SHOWN.items():
-                    value = result[f"{group}/{name}"]
-                    values[name].append(value)
-                    yield keys.join("corruption", kind, str(severity), name), value
-        for name, each in values.items():
-            yield f"corruption/{name}", float(np.mean(each))
+                yield kind, severity, corruptions.corrupted(clean, kind, severity)
+
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        return measured(
+            (kind, str(severity), predict.summary(source, bins=bins, scores=False))
+            for kind, severity, source in corrupted(predict)
+        )
+
+    def predicted(predict: "Predictor") -> Iterator[Predicted]:
+        for kind, severity, source in corrupted(predict):
+            yield Predicted(keys.join("corruption", kind, str(severity)), source)
 
     def check(source: Source) -> None:
         available = corruptions.kinds_for(source)
@@ -67,7 +69,24 @@ def corruption(
         for severity in severities
         for name in SHOWN
     }
-    return Evaluator(run, "classification", yields, reads("data", data), check)
+    return Evaluator(run, "classification", yields, reads("data", data), check, predicted)
+
+
+def measured(sets: Iterable[tuple[str, str, "Summary"]]) -> Iterator[tuple[str, Any]]:
+    """The metrics of each corrupted set, and their means.
+
+    Args:
+      sets: (kind, severity, summary).
+    """
+    values: dict[str, list[float]] = {name: [] for name in SHOWN}
+    for kind, severity, p in sets:
+        result = metrics.of_tally(p.tally, p.confidence, p.correct)
+        for name, group in SHOWN.items():
+            value = result[f"{group}/{name}"]
+            values[name].append(value)
+            yield keys.join("corruption", kind, severity, name), value
+    for name, each in values.items():
+        yield f"corruption/{name}", float(np.mean(each))
 
 
 def _check_some(field: str, values: Sequence[Any] | None, valid: Sequence[Any] | None) -> None:

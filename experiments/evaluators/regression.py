@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.evaluators import Data, Evaluator, reads
+from experiments.evaluators import Data, Evaluator, Predicted, reads
 from uncertainty import metrics
 
 if TYPE_CHECKING:
@@ -28,11 +28,7 @@ def regression(data: Data, grid: Data | None = None) -> Evaluator:
         if p.variance is None:
             raise ValueError("regression: the likelihood is for classes")
         y = p.y[:, None] if p.y.ndim == 1 else p.y
-        mean, variance, y = as_stored(p.source, p.mean, p.variance, y)
-        yield from metrics.evaluate_regression(mean, variance, y).items()
-        yield "test/mean", mean
-        yield "test/variance", variance
-        yield "test/y", y
+        yield from measured(*as_stored(p.source, p.mean, p.variance, y))
         if p.source.shape in ((1,), (2,)):
             yield "test/x", p.source.gather(np.arange(len(p.source)))["x"]
         if grid is not None:
@@ -45,7 +41,21 @@ def regression(data: Data, grid: Data | None = None) -> Evaluator:
 
     names = metrics.evaluate_regression(*np.ones((2, 2, 2, 1)), np.ones((2, 1)))
     yields = {*names, "cost/predict_ms_per_example"}
-    return Evaluator(run, "regression", yields, reads("data", data) + reads("grid", grid))
+    return Evaluator(
+        run,
+        "regression",
+        yields,
+        reads("data", data) + reads("grid", grid),
+        predicted=lambda predict: iter([Predicted("test", data)]),
+    )
+
+
+def measured(mean: np.ndarray, variance: np.ndarray, y: np.ndarray) -> Iterator[tuple[str, Any]]:
+    """The metrics of mean and variance [M, B, K] for targets y [B, K], and these arrays."""
+    yield from metrics.evaluate_regression(mean, variance, y).items()
+    yield "test/mean", mean
+    yield "test/variance", variance
+    yield "test/y", y
 
 
 def as_stored(

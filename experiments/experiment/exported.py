@@ -1,197 +1,211 @@
-"""Predictions as files for other libraries: self-describing NumPy archives.
+"""Writes the members' predictions of a run as one NumPy archive, see docs/predictions.md.
 
-with np.load("test.npz") as file:
+with np.load("predictions.npz") as file:
     log_p, y = file["log_p"], file["y"]          # [members, examples, classes], [examples]
-    about = json.loads(file["metadata.json"])    # axes, units, class names, the data, the runs
+    outside = file["ood/svhn/log_p"]             # of another set
+    about = json.loads(file["metadata.json"])    # axes, class names, the data, the runs
 p = np.exp(log_p).mean(axis=0)                   # what the ensemble predicts
 """
 
 import contextlib
+import hashlib
 import json
 import pathlib
-import re
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.data import labels as labels_lib
-from experiments.data.source import Source
-from experiments.evaluators import Reads
+from experiments.evaluators import Evaluator, Predicted
+from experiments.evaluators.regression import as_stored
 from experiments.experiment.results import reported
+from experiments.prediction import archive
 from experiments.prediction.predictions import Predictions
 from experiments.prediction.predictor import Predictor
 from experiments.prediction.reading import Data, described, key_of_data
 from experiments.runtime import storage
 from experiments.runtime.workdir import jsonable
 
-METADATA = "metadata.json"
-STORED = "in the unit that y is stored in"
-# Task -> array -> its axes and meaning.
-ARRAYS = {
-    "classification": {
-        "log_p": ("members examples classes", "log p_m(y = k | x) of each member m, in nats"),
-        "y": ("examples", "the label 0, 1, ..., an index into class_names"),
-    },
-    "regression": {
-        "mean": ("members examples outputs", "mean of y of each member, normalised"),
-        "variance": ("members examples outputs", "variance of y of each member, normalised"),
-        "y": ("examples outputs", "the target, normalised"),
-        "y_mean": ("outputs", f"0 of the normalised y, {STORED}"),
-        "y_std": ("outputs", f"1 of the normalised y, {STORED}"),
-    },
-}
-COMBINED = {
-    "classification": "p(y | x) = mean over members of exp(log_p)",
-    "regression": "p(y | x) = mean over members of N(mean, variance); as it is stored, y is "
-    "y * y_std + y_mean, with mean * y_std + y_mean and variance * y_std**2",
-}
-
 
 def export_all(
     predict: Predictor,
-    reads: Mapping[str, Reads],
-    folder: storage.Path,
-    runs: Sequence[Mapping[str, Any]],
+    evaluators: Mapping[str, Evaluator],
+    file: storage.Path,
+    *,
+    validation: Data | None = None,
+    noted: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Writes one file for each data set of the evaluators whose labels are the model's or unused.
+    """Writes every set that the evaluators' numbers follow from, and the validation set.
+
+    Each array is written to a disk batch by batch, so predictions are not held in memory.
 
     Args:
       predict: of one run or of several.
-      reads: by the paths of the sets in sets.json; files are named after the data.
-      folder: of the files.
-      runs: of the members, in order: workdir, step.
+      evaluators: by their names in the config.
+      file: NAME.npz, replaced as a whole if it exists; its folder is created.
+      validation: the run's validation data.
+      noted: further metadata, such as the members' `runs`, in order.
 
     Returns:
       What failed -> the reason.
     """
     failures: dict[str, str] = {}
-    paths: dict[tuple[str, str], list[str]] = {}  # data set -> its paths
-    for path, read in reads.items():
-        paths.setdefault((key_of_data(read.data), read.labels), []).append(path)
-    names: set[str] = set()
-    for (key, labels), of_set in paths.items():
-        if labels == labels_lib.OWN:
-            continue
-        with reported(f"predictions of {of_set[0]}", failures):
-            data = reads[of_set[0]].data
-            name = re.sub(r"[^\w.-]+", "-", predict.source(data, labels).title).strip("-.")
-            name = f"{name}-{zlib.crc32(key.encode()):08x}" if name in names else name
-            names.add(name)
-            export(predict, data, labels, folder / f"{name}.npz", dict(sets=of_set, runs=runs))
+    written: dict[str, str] = {}  # set -> which data it is
+    about: dict[str, Any] = {}
+    with _folder(file) as folder:
+        sets = list(_sets(predict, evaluators, validation, failures))
+        sets.sort(key=lambda item: item[1].name != archive.TEST)
+        for evaluator, predicted in sets:
+            name, key = predicted.name, f"{key_of_data(predicted.data)} {predicted.labels}"
+            inside = name == archive.INSIDE
+            if written.get(archive.TEST if inside else name) == key:
+                continue
+            with reported(f"predictions of {evaluator}: {name}", failures):
+                if name in written:
+                    raise ValueError("another evaluator has other data of this name")
+                about[name] = export(predict, predicted, folder)
+                written[name] = key
+        if folder is not None and about:
+            _pack(folder, _metadata(predict, about) | dict(noted or {}), file)
     return failures
 
 
-def export(
+def _sets(
     predict: Predictor,
-    data: Data,
-    labels: str,
-    file: storage.Path,
-    noted: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes the predictions of a data set atomically, without holding them in memory.
+    evaluators: Mapping[str, Evaluator],
+    validation: Data | None,
+    failures: dict[str, str],
+) -> Iterator[tuple[str, Predicted]]:
+    for key, evaluator in evaluators.items():
+        with reported(f"predictions of {key}", failures):
+            for predicted in evaluator.predicted(predict):
+                yield key, predicted
+    if validation is not None:
+        yield "data.validation", Predicted(archive.VALIDATION, validation)
 
-    Args:
-      predict: of one run or of several.
-      data: a data set's spec, or its examples.
-      labels: the use of its labels, see `data.source.load`; unused ones are left out.
-      file: NAME.npz, replaced if it exists; its folder is created.
-      noted: further metadata, such as the members' `runs`, in order.
-    """
-    source = predict.source(data, labels)
-    with contextlib.ExitStack() as stack:
-        folder = None
-        if jax.process_index() == 0:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            local = isinstance(file, pathlib.Path)
-            temporary = tempfile.TemporaryDirectory(
-                dir=str(file.parent) if local else None, prefix=f".{file.stem}."
-            )
-            folder = pathlib.Path(stack.enter_context(temporary))
-        arrays: dict[str, np.ndarray] = {}  # on disk
 
-        def write(part: Predictions, start: int) -> None:
-            if folder is None:
-                return
-            if start == 0:  # restarts if members have to be left out
-                arrays.clear()
-            for name, (value, axis) in _arrays_of(part).items():
-                size = value.shape[axis]
-                if start == 0:
-                    shape = (*value.shape[:axis], len(source), *value.shape[axis + 1 :])
-                    path = folder / f"{name}.npy"
-                    arrays[name] = np.lib.format.open_memmap(path, "w+", value.dtype, shape)
-                arrays[name][(slice(None),) * axis + (slice(start, start + size),)] = value
+@contextlib.contextmanager
+def _folder(file: storage.Path) -> Iterator[pathlib.Path | None]:
+    """A temporary folder beside the file, on this machine; None where nothing is written."""
+    if jax.process_index():
+        yield None
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = str(file.parent) if isinstance(file, pathlib.Path) else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{file.stem}.") as made:
+        yield pathlib.Path(made)
+
+
+def export(predict: Predictor, predicted: Predicted, folder: pathlib.Path | None) -> dict[str, Any]:
+    """Writes the arrays of a set as `folder`/SET/NAME.npy; returns its metadata."""
+    source = predict.source(predicted.data, predicted.labels)
+    arrays: dict[str, np.ndarray] = {}  # on disk
+    batches: list[int] = []
+
+    def write(part: Predictions, start: int) -> None:
+        if start == 0:  # restarts if members have to be left out
+            arrays.clear()
+            batches.clear()
+        batches.append(len(part.y))
+        for name, (value, axis) in _arrays_of(part).items() if folder else ():
             if start == 0:
-                arrays["run"] = part.run
+                shape = (*value.shape[:axis], len(source), *value.shape[axis + 1 :])
+                path = folder / f"{archive.joined(predicted.name, name)}.npy"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                arrays[name] = np.lib.format.open_memmap(path, "w+", value.dtype, shape)
+            at = (slice(None),) * axis + (slice(start, start + value.shape[axis]),)
+            arrays[name][at] = value
+        if start == 0 and folder:
+            path = folder / f"{archive.joined(predicted.name, 'run')}.npy"
+            np.save(path, part.run)
+            arrays["run"] = part.run
 
-        predict.over(source, write)
-        if folder is not None:
-            if source.task == "regression":
-                arrays |= _units(source)
-            _pack(folder, arrays, _metadata(source, arrays) | dict(noted or {}), file)
-
-
-def _arrays_of(part: Predictions) -> dict[str, tuple[np.ndarray, int]]:
-    """The arrays of a batch for the file, each with its axis of examples."""
-    source = part.source
-    values = {name: part._asdict()[name] for name in ARRAYS[source.task] if name in part._fields}
-    y = values.pop("y")
-    arrays = {name: (np.asarray(value, np.float32), 1) for name, value in values.items()}
-    if source.labelled:
-        arrays["y"] = (y[:, None] if source.task == "regression" and y.ndim == 1 else y, 0)
-    entries = {k: (v, 0) for k, v in part.entries.items() if not v.dtype.hasobject}
-    return arrays | {name: item for name, item in entries.items() if name not in arrays}
-
-
-def _units(source: Source) -> dict[str, np.ndarray]:
-    """`y_mean` and `y_std` [K]."""
-    K = source.outputs
-    if source.y_mean is None:
-        return dict(y_mean=np.zeros(K, np.float32), y_std=np.ones(K, np.float32))
-    return dict(y_mean=source.y_mean, y_std=source.y_std)
-
-
-def _metadata(source: Source, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The content of `metadata.json`."""
-    descriptions = {**ARRAYS[source.task], "run": ("members", "which of `runs` a member is of")}
+    predict.over(source, write)
+    if folder and source.shape in ((1,), (2,)):
+        arrays["x"] = source.gather(np.arange(len(source)))["x"]
+        np.save(folder / f"{archive.joined(predicted.name, 'x')}.npy", arrays["x"])
+    for array in arrays.values():
+        if isinstance(array, np.memmap):
+            array.flush()
+    whole = source.transform is None
     return dict(
-        format=1,
-        task=source.task,
-        data=described(source),
-        order="examples are in the order of the data set",
-        class_names=source.class_names,
+        **(described(source) if whole else dict(name=source.title, examples=len(source))),
+        batches=batches,  # sums over these are those of the evaluation, to the last bit
         arrays={
             name: dict(
                 shape=array.shape,
                 dtype=str(array.dtype),
-                axes=descriptions.get(name, ("examples", ""))[0].split(),
-                meaning=descriptions.get(name, ("", "an entry of the data set"))[1],
+                axes=_axes(name, array),
+                meaning=archive.ARRAYS.get(name, ("", "an entry of the data set"))[1],
             )
             for name, array in arrays.items()
         },
-        ensemble=COMBINED[source.task],
     )
 
 
-def _pack(
-    folder: pathlib.Path,
-    arrays: Mapping[str, np.ndarray],
-    metadata: Mapping[str, Any],
-    file: storage.Path,
-) -> None:
-    """Packs the arrays of a folder, and those in memory, into one archive."""
-    with storage.whole(file) as half, zipfile.ZipFile(half, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(METADATA, json.dumps(jsonable(metadata), indent=2))
-        for name, array in arrays.items():
-            path = folder / f"{name}.npy"
-            if isinstance(array, np.memmap):
-                array.flush()
-            else:
-                np.save(path, array)
-            archive.write(path, path.name)
-            path.unlink()
+def _axes(name: str, array: np.ndarray) -> list[str]:
+    axes = archive.ARRAYS.get(name, ("examples", ""))[0].split()
+    return [*axes, "outputs"] if name == "y" and array.ndim == 2 else axes
+
+
+def _arrays_of(part: Predictions) -> dict[str, tuple[np.ndarray, int]]:
+    """The arrays of a batch for the file, each with its axis of examples."""
+    source, y = part.source, part.y
+    arrays: dict[str, tuple[np.ndarray, int]]
+    if part.log_p is None:
+        y = y[:, None] if y.ndim == 1 else y
+        mean, variance, y = as_stored(source, part.mean, part.variance, y)
+        arrays = dict(mean=(mean, 1), variance=(variance, 1))
+    else:
+        latents = dict(log_p=part.log_p, logits=part.mean, epistemic=part.epistemic)
+        arrays = {
+            name: (np.asarray(value, np.float32), 1)
+            for name, value in latents.items()
+            if value is not None
+        }
+    if source.labelled:
+        arrays["y"] = (y, 0)
+    for name, value in part.entries.items():
+        if name == "group" or not (value.dtype.hasobject or _reserved(name)):
+            arrays[name] = (value, 0)
+    return arrays
+
+
+def _reserved(name: str) -> bool:
+    return (
+        "/" in name or name.startswith(archive.SCORE) or name in {*archive.ARRAYS, *archive.UNITS}
+    )
+
+
+def _metadata(predict: Predictor, sets: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `metadata.json`."""
+    source = predict.runs[0].experiment.source
+    return dict(
+        format=archive.FORMAT,
+        task=source.task,
+        ensemble=archive.ENSEMBLE[source.task],
+        normalised=all(run.likelihood.normalised for run in predict.runs),
+        class_names=source.class_names,
+        order="examples are in the order of the data set",
+        sets=sets,
+    )
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """A text that is equal for equal configs."""
+    text = json.dumps(jsonable(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _pack(folder: pathlib.Path, metadata: Mapping[str, Any], file: storage.Path) -> None:
+    """Packs the arrays of a folder into one archive."""
+    with storage.whole(file) as half, zipfile.ZipFile(half, "w", zipfile.ZIP_STORED) as packed:
+        packed.writestr(archive.METADATA, json.dumps(jsonable(metadata), indent=2))
+        for name in metadata["sets"]:
+            for array in metadata["sets"][name]["arrays"]:
+                path = folder / f"{archive.joined(name, array)}.npy"
+                packed.write(path, path.relative_to(folder).as_posix())
+                path.unlink()

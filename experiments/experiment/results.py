@@ -13,13 +13,14 @@ import numpy as np
 
 from experiments.data.derived import path_of
 from experiments.data.source import Source
-from experiments.runtime import storage
+from experiments.runtime import keys, storage
 from experiments.runtime.workdir import read_json, write_json
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
 
 SETS = "sets.json"  # the data of an evaluation: name, examples, digest
+FITS = f"{keys.FITTED}.npz"  # what evaluators fitted, `prediction.fitted`
 RUNS = "runs.json"  # the runs of the members, if there are several: workdir, step
 
 
@@ -60,11 +61,21 @@ def write_results(
     sets: Mapping[str, Mapping[str, Any]],
     runs: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes metrics.json, scores.npz and sets.json atomically; for several runs RUNS too."""
+    """Writes metrics.json, scores.npz and sets.json atomically; for several runs RUNS too.
+
+    What was fitted (`prediction.fitted`) is in a file of its own.
+    """
+    of_fits = {key: arrays[key] for key in arrays if keys.split(key)[0] == keys.FITTED}
+    scores = {key: array for key, array in arrays.items() if key not in of_fits}
     try:
         with storage.whole(directory / "scores.npz") as half:
+            if of_fits:
+                with storage.whole(directory / FITS) as other, other.open("wb") as file:
+                    np.savez_compressed(file, **of_fits)
+            else:
+                (directory / FITS).unlink(missing_ok=True)
             with half.open("wb") as file:
-                np.savez_compressed(file, **arrays)
+                np.savez_compressed(file, **scores)
             write_json(directory / SETS, sets)
             (directory / RUNS).unlink(missing_ok=True)
             if len(runs) > 1:

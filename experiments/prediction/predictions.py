@@ -1,5 +1,6 @@
 """Types of predictions for a data set, and functions that join their parts."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.source import Source
+from uncertainty import metrics
 from uncertainty.metrics import streaming
 
 
@@ -26,15 +28,59 @@ class Predictions(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The inputs of classification metrics for a source: sums, and arrays [B] per example."""
+    """The inputs of classification metrics for a data set: sums, and arrays [B] per example."""
 
     tally: streaming.Accumulator | None  # None if labels are unused
     confidence: np.ndarray
     correct: np.ndarray
     examples: dict[str, np.ndarray]  # `metrics.per_example`
     scores: dict[str, np.ndarray]  # `metrics.ood_scores`
-    source: Source
-    seconds: float
+    seconds: float = 0.0
+
+
+def summary(
+    log_p: np.ndarray,
+    y: np.ndarray | None = None,
+    logits: np.ndarray | None = None,
+    epistemic: np.ndarray | None = None,
+    *,
+    bins: int = 15,
+    scores: bool = True,
+    normalised: bool = True,
+    seconds: float = 0.0,
+) -> Summary:
+    """The summary of predictions, of whatever origin.
+
+    Args:
+      log_p: [M, B, K] log-probabilities of each member.
+      y: [B] integers, or None without labels.
+      logits, epistemic: [M, B, K], for the scores that need them, see `metrics.ood_scores`.
+      bins: of the calibration errors.
+      scores: whether to add `metrics.ood_scores` and `metrics.per_example`.
+      normalised: whether rows of probabilities have to sum to 1.
+      seconds: of computing the predictions.
+
+    Raises:
+      ValueError: see `metrics.evaluate_classification`.
+    """
+    none = np.zeros(0)
+    sums = (None, none, none) if y is None else streaming.tally(log_p, y, bins, normalised)
+    examples = metrics.per_example(log_p, y) if scores else {}
+    of_ood = metrics.ood_scores(log_p, logits, epistemic) if scores else {}
+    return Summary(*sums, examples, of_ood, seconds)
+
+
+def merged(parts: Sequence[Summary]) -> Summary:
+    """The summary of a data set from those of its parts, in order."""
+    tallies = [part.tally for part in parts]
+    return Summary(
+        tally=None if tallies[0] is None else functools.reduce(streaming.merge, tallies),
+        confidence=np.concatenate([part.confidence for part in parts]),
+        correct=np.concatenate([part.correct for part in parts]),
+        examples={k: np.concatenate([p.examples[k] for p in parts]) for k in parts[0].examples},
+        scores={k: np.concatenate([p.scores[k] for p in parts]) for k in parts[0].scores},
+        seconds=sum(part.seconds for part in parts),
+    )
 
 
 class Features(NamedTuple):

@@ -1,6 +1,5 @@
 """Predictions of the members of one or several trained states for whole data sets."""
 
-import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,12 +17,13 @@ from experiments.prediction.predictions import (
     Sown,
     Summary,
     joined,
+    merged,
     side_by_side,
+    summary,
 )
 from experiments.prediction.reading import Data, Reader, check_alike, key_of_data
 from experiments.prediction.trained import Function, Part, Run, Trained, aligned
-from uncertainty import metrics, rules
-from uncertainty.metrics import streaming
+from uncertainty import rules
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
@@ -119,32 +119,14 @@ class Predictor:
             return self._summaries[memo]
         source = self.source(data, labels)
         self._require_classes(source)
-        labelled = source.labelled
         normalised = all(run.likelihood.normalised for run in self.runs)
+        options = dict(bins=bins, scores=scores, normalised=normalised)
 
-        def part_of(p: Predictions, start: int) -> tuple:
-            examples, of_ood = {}, {}
-            if scores:
-                examples = metrics.per_example(p.log_p, p.y if labelled else None)
-                of_ood = metrics.ood_scores(p.log_p, p.mean, p.epistemic)
-            none = np.zeros(0)
-            sums = (
-                streaming.tally(p.log_p, p.y, bins, normalised) if labelled else (None, none, none)
-            )
-            return *sums, examples, of_ood, p.seconds
+        def part_of(p: Predictions, start: int) -> Summary:
+            y = p.y if source.labelled else None
+            return summary(p.log_p, y, p.mean, p.epistemic, **options, seconds=p.seconds)
 
-        tallies, confidence, correct, examples, of_ood, seconds = zip(
-            *self.over(source, part_of), strict=True
-        )
-        result = Summary(
-            tally=functools.reduce(streaming.merge, tallies) if labelled else None,
-            confidence=np.concatenate(confidence),
-            correct=np.concatenate(correct),
-            examples={key: np.concatenate([e[key] for e in examples]) for key in examples[0]},
-            scores={key: np.concatenate([s[key] for s in of_ood]) for key in of_ood[0]},
-            source=source,
-            seconds=sum(seconds),
-        )
+        result = merged(self.over(source, part_of))
         if isinstance(data, Mapping):
             self._summaries[memo] = result
         return result

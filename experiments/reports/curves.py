@@ -159,7 +159,7 @@ def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure
     labels = [text(row.label, 32) for row in rows]
     titles = [c.title for c in columns]
     lines = sum(1 + label.count("\n") for label in labels)
-    figure, axes = wrapped(titles, 2.4, 0.8 + 0.13 * (len(rows) + lines), fill=28, sharey=True)
+    figure, axes = wrapped(titles, 2.4, 0.8 + 0.13 * (len(rows) + lines), fill=24, sharey=True)
     places = np.arange(len(rows))
     for ax, column in zip(axes, columns, strict=True):
         for place, row in zip(places, rows, strict=True):

@@ -164,7 +164,7 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
             "confidence",
             plots.confidence_histogram(pairs, style=style),
             "Confidence of right (filled) and wrong (outlined) predictions. Look at the wrong ones "
-            "near 1: these are the errors that no threshold on the confidence finds."
+            "near 100 %: these are the errors that no threshold on the confidence finds."
             + " Examples of all seeds."
             * several,
         )

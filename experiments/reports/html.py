@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from experiments.reports.figures import Entry, figures
+from experiments.reports.glossary import definition, definitions
 from experiments.reports.layout import layout, transpose
 from experiments.reports.runs import Run, by_label, by_task, read_run, study_of
 from experiments.reports.study import Study, machine, one_line, round_pair, summarise
@@ -55,6 +56,8 @@ figure img { max-width: 100%; height: auto; }
 figcaption { text-align: left; max-width: 46rem; margin: .5rem auto 0; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
+dl { margin: .5rem 0; font-size: .875rem; }
+dd { margin: 0 0 .35rem 1rem; color: var(--faint); }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
@@ -75,6 +78,7 @@ def write_report(
     study: Study | None = None,
     command: str = "",
     problems: list[str] | None = None,
+    sections: Sequence[tuple[str, str]] = (),
 ) -> storage.Path:
     """Writes the page and, in `<its name>_figures/` beside it, every figure as a PNG.
 
@@ -90,6 +94,7 @@ def write_report(
       command: that made the report; by default the study's.
       problems: lines on what is not shown, printed at the top; damaged files, and figures that need
         them, add further lines. Without it a damaged file raises ValueError.
+      sections: headings and their HTML, after the table.
 
     Raises:
       ValueError: no runs; a workdir without a required file; runs that share a label but differ in
@@ -108,15 +113,17 @@ def write_report(
     folder = path.parent / f"{path.stem}_figures"
 
     entries = figures(groups, *studies, problems=problems)
-    sections = []
+    shown = []
     for section, group in itertools.groupby(entries, lambda entry: entry.section):
         parts = [figure_part(entry, folder) for entry in group]
-        sections.append((section, "\n".join(parts)))
+        shown.append((section, "\n".join(parts)))
     if groups:
-        sections.append(("Runs", _runs(groups)))
+        shown.append(("Runs", _runs(groups)))
     lines = "".join(f'<p class="failed">{escape(one_line(line))}</p>' for line in problems or ())
-    sections = [("Summary", lines + "\n".join(map(study_table, studies))), *sections]
-    storage.write(path, page(title, studies[0].hardware, command, sections))
+    summary = lines + "\n".join(map(study_table, studies))
+    summary += definitions(column.key for one in studies for column in one.columns)
+    parts = [("Summary", summary), *sections, *shown]
+    storage.write(path, page(title, studies[0].hardware, command, parts))
     return path
 
 
@@ -185,7 +192,8 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
             " ± ".join(filter(None, round_pair(c.mean, c.error, 5))) if c else "" for c in cells
         ]
         rows.append(
-            f"<tr><th>{escape(one_line(key))}</th>{''.join(f'<td>{t}</td>' for t in texts)}</tr>"
+            f'<tr><th title="{escape(definition(key))}">{escape(one_line(key))}</th>'
+            f"{''.join(f'<td>{t}</td>' for t in texts)}</tr>"
         )
     head = "".join(f"<th>{escape(one_line(label))}</th>" for label in groups)
     parts = [

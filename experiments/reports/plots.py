@@ -39,7 +39,7 @@ def reliability_diagram(
     style = style or looks(methods)
     figure, axes = panels(2, 1, 4.6, 2.5, sharex=True, height_ratios=(3, 1))
     curve, counts = axes[:, 0]
-    curve.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="calibrated")
+    curve.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1, label="calibrated")
     for label, seeds in methods.items():
         count, mean, accuracy, edges = reliability_bins(
             *map(np.concatenate, zip(*seeds, strict=True)), bins
@@ -48,11 +48,12 @@ def reliability_diagram(
         x, y = mean[used], accuracy[used]
         error = np.stack([y, -y]) + np.array([[-1], [1]]) * wilson(y, count[used])
         name = f"{text(label)}, ECE {100 * np.mean([ece(*seed, bins) for seed in seeds]):.2f} %"
-        curve.errorbar(x, y, np.maximum(error, 0), label=name, elinewidth=0.9, **style[label])
-        counts.stairs(count, edges, color=style[label]["color"], linewidth=1.4)
-    curve.set(ylabel="accuracy", xlim=(0, 1.01), ylim=(-0.02, 1.02))
+        error = 100 * np.maximum(error, 0)
+        curve.errorbar(100 * x, 100 * y, error, label=name, elinewidth=0.9, **style[label])
+        counts.stairs(count, 100 * edges, color=style[label]["color"], linewidth=1.4)
+    curve.set(ylabel="accuracy (%)", xlim=(0, 101), ylim=(-2, 102))
     figure.legend(*curve.get_legend_handles_labels(), loc="outside upper center")
-    counts.set(xlabel="confidence", ylabel="examples", yscale="log", ylim=(0.7, None))
+    counts.set(xlabel="confidence (%)", ylabel="examples", yscale="log", ylim=(0.7, None))
     return figure
 
 
@@ -74,14 +75,15 @@ def confidence_histogram(
     """Numbers of right and wrong predictions by confidence, a panel per method, log scale."""
     style = style or looks(methods)
     figure, axes = wrapped(methods, 2.6, 2.2, sharey=True)
-    edges = np.linspace(0, 1, bins + 1)
+    edges = np.linspace(0, 100, bins + 1)
     for ax, (label, seeds) in zip(axes, methods.items(), strict=True):
         confidence, correct = map(np.concatenate, zip(*seeds, strict=True))
         right = np.asarray(correct, bool)
         color = style[label]["color"]
-        ax.hist(confidence[right], edges, color=color, alpha=0.45, label="right")
-        ax.hist(confidence[~right], edges, histtype="step", color="black", label="wrong")
-        ax.set(yscale="log", xlabel="confidence", ylim=(0.7, None))
+        percent = 100 * confidence
+        ax.hist(percent[right], edges, color=color, alpha=0.45, label="right")
+        ax.hist(percent[~right], edges, histtype="step", color="black", label="wrong")
+        ax.set(yscale="log", xlabel="confidence (%)", ylim=(0.7, None))
         ax.legend(loc="upper left")
     axes[0].set_ylabel("examples")
     return figure

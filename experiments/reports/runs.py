@@ -11,7 +11,7 @@ from experiments.reports import datasets
 from experiments.reports.study import Column, Row, Study, numbers
 from experiments.reports.tables import pretty
 from experiments.runtime import keys, segments, storage
-from experiments.runtime.keys import named
+from experiments.runtime.keys import named, split
 from experiments.runtime.workdir import CONFIG, difference, read_config, read_json, readable
 from experiments.runtime.writers import METRICS, read_metrics
 
@@ -173,18 +173,19 @@ def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 COLUMNS = (  # of a study made from runs alone; those without a value are left out
     Column("classification/accuracy", "Accuracy", "%", "higher", 2),
-    Column("classification/nll", "NLL", "", "lower", 4),
+    Column("classification/nll", "NLL", "nats", "lower", 4),
     Column("classification/brier", "Brier", "", "lower", 4),
     Column("calibration/ece", "ECE", "%", "lower", 2),
-    Column("regression/nll", "NLL", "", "lower", 4),
+    Column("regression/nll", "NLL", "nats", "lower", 4),
     Column("regression/rmse", "RMSE", "", "lower", 4),
     Column("regression/crps", "CRPS", "", "lower", 4),
     Column("regression/coverage_0.9", "90 % coverage", "%", None, 1),
     Column("selective/aurc", "AURC", "%", "lower", 3),
     Column("corruption/accuracy", "Corrupted accuracy", "%", "higher", 2),
-    Column("corruption/nll", "Corrupted NLL", "", "lower", 4),
+    Column("corruption/nll", "Corrupted NLL", "nats", "lower", 4),
     Column("corruption/ece", "Corrupted ECE", "%", "lower", 2),
 )
+OF_OOD = (("aupr_out", "AUPR", "higher"), ("fpr95", "FPR95", "lower"))
 COSTS = (
     Column("cost/parameters", "Parameters", "M", None, 3),
     Column("cost/train_seconds", "Training", "s", None, 1),
@@ -213,15 +214,37 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     for name in dict.fromkeys(of[0] for of in places if of):
         for score in ("entropy", "max_probability"):  # the first that exists
             if key := places.get((name, f"auroc_{score}")):
-                header = f"{name} AUROC by {pretty(score).lower()}"
-                ood.append(Column(key, header, "%", "higher", 2))
+                by = f"by {pretty(score).lower()}"
+                ood.append(Column(key, f"{name} AUROC {by}", "%", "higher", 2))
+                for metric, name_of, better in OF_OOD:
+                    if key := places.get((name, f"{metric}_{score}")):
+                        ood.append(Column(key, f"{name} {name_of} {by}", "%", better, 2))
                 break
-    columns = [c for c in (*COLUMNS, *ood, *COSTS) if c.key in keys]
+    columns = [c for c in (*COLUMNS, *_of_methods(keys), *ood, *COSTS) if c.key in keys]
     seeds = {
         run.config["seed"] for group in groups.values() for run in group if "seed" in run.config
     }
     config = {label: group[0].config for label, group in groups.items()}
     return Study(title, columns, rows, config=config, seeds=sorted(seeds))
+
+
+def _of_methods(keys: Iterable[str]) -> list[Column]:
+    """A column for each calibrated value and each kind of set, named after its method."""
+    kinds = {
+        ("posthoc", "nll"): ("NLL after {}", "nats", "lower", 4),
+        ("posthoc", "ece"): ("ECE after {}", "%", "lower", 2),
+        ("conformal", "coverage"): ("Coverage of {} sets", "%", None, 2),
+        ("conformal", "size"): ("Size of {} sets", "", None, 2),
+    }
+    columns = []
+    for key in keys:
+        group, *label, metric = split(key)
+        if (group, metric) in kinds and len(label) == 1 and label[0] != "uncalibrated":
+            header, *rest = kinds[group, metric]
+            name = pretty(label[0])
+            name = name[0].lower() + name[1:] if group == "posthoc" else name
+            columns.append(Column(key, header.format(name), *rest))
+    return columns
 
 
 def read_run(run: Any, problems: list[str] | None = None) -> Run | None:

@@ -22,11 +22,24 @@ GROUPS = {
     "ood": "Out of distribution",
     "corruption": "Corruption",
     "selective": "Selective prediction",
+    "posthoc": "Post-hoc calibration",
+    "conformal": "Conformal sets",
+    "intervals": "Conformal intervals",
+    "joint": "Joint predictions",
     "cost": "Cost",
 }
-ACRONYMS = "NLL ECE MCE RMSE MAE CRPS AUROC AUPR FPR95 AURC KL OOD FLOPs"
+ACRONYMS = (
+    "NLL ECE MCE AUGRC LAC APS RAPS SAPS CQR RMSE MAE CRPS AUROC AUPR FPR95 AURC KL OOD FLOPs"
+)
 ACRONYMS = {word.lower(): word for word in ACRONYMS.split(" ")}
 PERCENT = {"accuracy", "error", "ece", "mce", "auroc", "aupr", "fpr95", "coverage", "disagreement"}
+PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence"}
+# The columns of groups with a line for each method; metrics.json has all.
+OF_METHODS = {
+    "posthoc": ("accuracy", "nll", "brier", "ece", "smooth_ece", "temperature"),
+    "conformal": ("coverage", "size", "empty", "worst_class_coverage", "worst_group_coverage"),
+    "intervals": ("coverage", "width", "worst_group_coverage"),
+}
 NATS = {"nll", "entropy", "information", "kl", "loss"}
 
 
@@ -95,6 +108,9 @@ def print_metrics(
         if group in ("ood", "corruption"):
             _matrix(table, heading, entries, group)
             continue
+        if group in OF_METHODS:
+            _methods(table, heading, entries, OF_METHODS[group])
+            continue
         _heading(table, heading)
         for parts, value in entries.items():
             digits, unit = human(parts[-1], value)
@@ -135,6 +151,28 @@ def _matrix(
     for label, line in sorted(lines.items(), key=lambda item: _severity_order(item[0])):
         means = [human(m, sum(line[m]) / len(line[m]))[0] if m in line else "" for m in columns]
         table.add_row(Text("  " + one_line(label)), *means)
+
+
+def _methods(
+    table: Table,
+    heading: str,
+    entries: Mapping[tuple[str, ...], float],
+    columns: Iterable[str],
+) -> None:
+    """Lines are methods, also under corruptions of a severity; columns are some metrics."""
+    lines: dict[tuple[str, ...], dict[str, float]] = {}
+    for (*path, metric), value in entries.items():
+        lines.setdefault(tuple(path), {})[metric] = value
+    shown = [m for m in columns if any(m in line for line in lines.values())]
+    units = {m: human(m, 0.5)[1] for m in shown}
+    _heading(table, heading, [f"{pretty(m)} {units[m]}".strip() for m in shown])
+    for path, line in lines.items():
+        texts = [human(m, line[m])[0] if m in line else "" for m in shown]
+        if any(texts):
+            label = ", ".join(
+                [pretty(path[0]) if path else "", *map(str.lower, map(pretty, path[1:]))]
+            )
+            table.add_row(Text("  " + one_line(label)), *texts)
 
 
 def _severity_order(label: str) -> tuple[int, str]:

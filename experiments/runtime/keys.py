@@ -9,6 +9,8 @@ import re
 import urllib.parse
 from collections.abc import Collection
 
+FITTED = "fitted"  # the first part of names of arrays that are not metrics: `prediction.fitted`
+
 # The separator, the escape, NUL (ends a name in a zip archive), and surrogates (not UTF-8).
 _RESERVED = re.compile(r"[/%\x00-\x1f\x7f\ud800-\udfff]")
 

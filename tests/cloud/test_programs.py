@@ -181,13 +181,15 @@ def test_what_follows_training(programs, whole, bucket, tmp_path):
     assert result.code == 0, result.output
     assert read_metrics(second / METRICS) == read_metrics(whole[0] / METRICS)
     data = json.dumps(dict(name="npz", path=f"{bucket}/own.npz", split="test"))
-    result = programs("evaluate", "--workdir", second, "--data", data, "--predictions")
+    result = programs("evaluate", "--workdir", second, "--data", data, "--save-predictions")
     assert result.code == 0 and f"results: {second}/evaluation/npz-own-test" in result.output
     names = storage.find(second / "evaluation" / "npz-own-test")
-    assert {"metrics.json", "sets.json", "scores.npz"} < set(names)
-    (path,) = (n for n in names if n.startswith("predictions/"))
-    with (second / "evaluation/npz-own-test" / path).open() as file, np.load(file) as archive:
+    assert {"metrics.json", "sets.json", "scores.npz", "predictions.npz"} < set(names)
+    path = second / "evaluation" / "npz-own-test" / "predictions.npz"
+    with path.open() as file, np.load(file) as archive:
         assert archive["log_p"].shape[1:] == (40, 8)
+    result = programs("score", path)
+    assert result.code == 0 and "Accuracy" in result.output, result.output
     result = programs("evaluate", "--workdir", second)
     assert result.code == 0, result.output
     result = programs("evaluate", "--workdir", first, "--workdir", second)

@@ -1,7 +1,5 @@
 """Functions over data, several runs as one ensemble, and files of predictions: all by NumPy."""
 
-import functools
-import itertools
 import json
 import tracemalloc
 
@@ -14,6 +12,7 @@ import scipy.special
 from experiments.data.description import write_description
 from experiments.data.source import load
 from experiments.evaluate import evaluate, open_run, restore
+from experiments.evaluators import Predicted
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
@@ -23,9 +22,11 @@ from experiments.prediction.predictor import Predictor
 from experiments.prediction.trained import Part, Trained, aligned
 from experiments.runtime.checkpoint import Checkpoints, of_training
 from experiments.runtime.workdir import read_json, write_json
+from experiments.scoring.checks import Options
+from experiments.scoring.files import read
+from experiments.scoring.measure import score
 from uncertainty import metrics
 from uncertainty.build import ConfigError
-from uncertainty.metrics import streaming
 
 CLASSES, K, D, N = (0, 1, 2), 3, 64, 121  # digits: the last batch of 50 has 21
 TEST = dict(name="digits", split="test", classes=CLASSES)
@@ -41,6 +42,8 @@ def config_of(seed=0, size=2, batch=50, train=None, **sections):
     config.evaluators = dict(
         test=dict(name="classification", data=TEST),
         ood=dict(name="ood", data=TEST, sets=dict(a=dict(name="digits", classes=(8, 9)))),
+        detail=dict(name="calibration", data=TEST, classes=False),
+        shift=dict(name="corruption", data=TEST, kinds=("contrast",), severities=(2, 5)),
     )
     for section, value in sections.items():
         config[section] = value
@@ -192,43 +195,44 @@ def test_joined_runs_are_one_ensemble_of_all_members(joined):
     assert runs == [dict(workdir=".", step=3), dict(workdir="../b", step=5)]
 
 
-def test_predictions_in_a_file_give_the_metrics_back(joined):
+def test_scores_of_a_file_are_the_metrics_of_the_evaluation(joined):
+    """To the last bit, as sums are over the same parts."""
     folder, states, found = joined
-    results = folder / "a" / "evaluation" / "both" / "predictions"
-    assert {file.name for file in results.iterdir()} == {"digits-test.npz", "digits-train.npz"}
-    with np.load(results / "digits-test.npz") as file:
+    path = folder / "a" / "evaluation" / "both" / "predictions.npz"
+    with np.load(path) as file:
         log_p, y, run = (file[name] for name in ("log_p", "y", "run"))
         about = json.loads(file["metadata.json"])
+        outside = load(dict(name="digits", classes=(8, 9)))
+        assert "ood/a/y" not in file and file["ood/a/log_p"].shape == (3, len(outside), K)
     assert log_p.dtype == np.float32 and log_p.shape == (3, N, K)
     np.testing.assert_array_equal(y, load(TEST).y)
     np.testing.assert_allclose(log_p, members(states, load(TEST)), rtol=1e-4, atol=1e-5)
-    # Sums of the same parts, cut where a batch of either run ends, are the same sums.
-    cuts = sorted({*range(0, N, 50), *range(0, N, 32), N})
-    parts = [streaming.tally(log_p[:, i:j], y[i:j], 15, True) for i, j in itertools.pairwise(cuts)]
-    tallies, *of_examples = zip(*parts, strict=True)
-    total = functools.reduce(streaming.merge, tallies)
-    again = metrics.of_tally(total, *map(np.concatenate, of_examples))
-    assert {name: found[name] for name in again} == again
+    (scored,) = score(read(str(path)), "both", Options())
+    assert scored.metrics == {k: v for k, v in found.items() if not k.startswith("cost/")}
+    with np.load(path.parent / "scores.npz") as arrays:
+        assert scored.arrays.keys() == set(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(scored.arrays[name], array)
     assert run.tolist() == [0, 0, 1] and about["runs"][1]["workdir"] == "../b"
-    assert sorted(about["sets"]) == ["ood", "test"]
-    assert about["arrays"]["log_p"] | dict(meaning="") == dict(
+    sets = ["corruption/contrast/2", "corruption/contrast/5", "ood/a", "test"]
+    assert sorted(about["sets"]) == sets and next(iter(about["sets"])) == "test"
+    assert about["sets"]["test"]["arrays"]["log_p"] | dict(meaning="") == dict(
         shape=[3, N, K], dtype="float32", axes=["members", "examples", "classes"], meaning=""
     )
-    noted = read_json(results.parent / "sets.json")["test"]
-    assert about["data"] == noted and about["data"]["digest"] == load(TEST).digest()
+    noted = read_json(path.parent / "sets.json")["test"]
+    assert noted.items() <= about["sets"]["test"].items()
+    assert noted["digest"] == load(TEST).digest()
     assert about["class_names"] == [str(k) for k in CLASSES]
-    with np.load(results / "digits-train.npz") as file:
-        outside = load(dict(name="digits", classes=(8, 9)))
-        assert "y" not in file and file["log_p"].shape == (3, len(outside), K)
-        assert json.loads(file["metadata.json"])["sets"] == ["ood.a"]
 
 
 @pytest.mark.slow
 def test_the_program_joins_workdirs_and_names_those_that_do_not_fit(joined, programs, tmp_path):
     folder, _, expected = joined
     a, b = folder / "a", folder / "b"
-    twice = ["--workdir", f"{b}/../b", "--workdir", f"{a}/"]  # counts once
-    code, output = programs("evaluate", "--workdir", a, "--workdir", b, *twice, "--predictions")
+    twice = ["--workdir", f"{b}/../b", "--workdir", f"{a}/", "--save_predictions"]
+    code, output = programs(
+        "evaluate", "--workdir", a, "--workdir", b, *twice, "--save_predictions"
+    )
     assert code == 0, output
     results = a / "evaluation" / "test-with-b"
     assert output.splitlines()[-1] == f"results: {results}"
@@ -237,10 +241,7 @@ def test_the_program_joins_workdirs_and_names_those_that_do_not_fit(joined, prog
     for name in values:
         if "_ms_" not in name:  # on another number of devices, so to rounding
             assert values[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
-    assert {file.name for file in (results / "predictions").iterdir()} == {
-        "digits-test.npz",
-        "digits-train.npz",
-    }
+    assert (results / "predictions.npz").is_file()
     made(tmp_path / "other", **DIFFERENT["mean"])
     code, output = programs("evaluate", "--workdir", a, "--workdir", tmp_path / "other")
     message = f"error: workdir: {tmp_path / 'other'} cannot be joined with {a}: `mean` of its"
@@ -253,13 +254,13 @@ def test_a_file_is_written_without_its_predictions_in_memory(tmp_path):
     predict = Predictor(experiment, experiment.init())
     x = np.tile(load(TEST).x, (160, 1, 1, 1))
     source = experiment.source.with_entries(x=x, y=np.arange(len(x), dtype=np.int32) % K)
-    export(predict, TEST, "alike", tmp_path / "compiled.npz")
+    export(predict, Predicted("test", TEST), tmp_path / "compiled")
     tracemalloc.start()
-    export(predict, source, "alike", tmp_path / "test.npz")
+    export(predict, Predicted("test", source), tmp_path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    with np.load(tmp_path / "test.npz") as file:
-        assert file["log_p"].shape == (32, len(x), K) and peak < file["log_p"].nbytes / 4
+    log_p = np.load(tmp_path / "log_p.npy", mmap_mode="r")
+    assert log_p.shape == (32, len(x), K) and peak < log_p.nbytes / 4
 
 
 def test_joined_features_and_what_is_of_one_run_alone(joined):
@@ -311,9 +312,8 @@ def test_a_frozen_member_is_left_out_of_all(tmp_path):
     p = both(TEST)
     np.testing.assert_array_equal(p.log_p, sound[[0, 1, 3]])
     assert p.run.tolist() == [0, 0, 1]
-    export(both, TEST, "alike", tmp_path / "test.npz")
-    with np.load(tmp_path / "test.npz") as file:
-        np.testing.assert_array_equal(file["log_p"], p.log_p)
+    export(both, Predicted("test", TEST), tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "log_p.npy"), p.log_p)
     break_first(both.runs[0])
     with pytest.raises(FloatingPointError, match="member 0, 2 are not finite"):
         both(TEST)
@@ -355,7 +355,8 @@ def test_results_of_several_runs_have_a_place_of_their_own(joined, tmp_path):
 
 
 @pytest.mark.slow
-def test_regression_in_a_file_is_in_units_that_give_the_metrics_back(tmp_path):
+def test_scores_of_targets_are_those_of_the_evaluation(tmp_path):
+    """Targets that are standardised in training are stored as the data set has them."""
     data = dict(name="diabetes", split="test")
     spec = dict(
         train=dict(name="diabetes"),
@@ -371,16 +372,11 @@ def test_regression_in_a_file_is_in_units_that_give_the_metrics_back(tmp_path):
         experiment, tmp_path / "a", others=others, name="both", show=False, predictions=True
     )
     assert not failures
-    with np.load(
-        tmp_path / "a" / "evaluation" / "both" / "predictions" / "diabetes-test.npz"
-    ) as file:
-        mean, variance, y, shift, scale = (
-            np.asarray(file[k], np.float64) for k in ("mean", "variance", "y", "y_mean", "y_std")
-        )
+    path = tmp_path / "a" / "evaluation" / "both" / "predictions.npz"
+    with np.load(path) as file:
+        mean, y = file["mean"], file["y"]
     assert mean.shape[0] == 4 and len({*mean[:, 0, 0]}) == 4
     stored = load(dict(data, standardise=False)).y
-    np.testing.assert_allclose(y * scale + shift, stored, rtol=1e-5)
-    again = metrics.evaluate_regression(
-        mean * scale + shift, variance * scale**2, y * scale + shift
-    )
-    assert {name: found[name] for name in again} == again
+    np.testing.assert_allclose(y.ravel(), stored.ravel(), rtol=1e-5)
+    (scored,) = score(read(str(path)), "both", Options())
+    assert scored.metrics == {k: v for k, v in found.items() if not k.startswith("cost/")}

@@ -10,6 +10,7 @@ from experiments import evaluators
 from experiments.data import labels
 from experiments.data.source import load
 from experiments.evaluators import Evaluator, build, build_all, check_data
+from experiments.reports.glossary import definition, to_markdown
 from experiments.runtime import keys
 from uncertainty.build import ConfigError
 
@@ -49,13 +50,19 @@ def test_nothing_is_declared_that_no_cell_has(records):
 
 TEST = dict(name="digits", split="test")
 # The fields that each evaluator needs.
+FIT = dict(name="digits", split="validation")
 MINIMAL = {
+    "calibration": dict(data=TEST),
     "classification": dict(data=TEST),
+    "conformal": dict(data=TEST, fit=FIT),
     "corruption": dict(data=TEST, severities=(5,)),
     "few_shot": dict(sets=dict(a=dict(train=TEST, test=TEST))),
     "flops": {},
+    "intervals": dict(data=dict(name="cubic"), fit=dict(name="cubic", split="validation")),
+    "joint": dict(data=TEST),
     "ood": dict(data=TEST, sets=dict(a=dict(name="noise", shape=(8, 8, 1)))),
     "posterior": dict(reference="file.npz", data=dict(name="x_sin_x", split="grid")),
+    "posthoc": dict(data=TEST, fit=FIT),
     "regression": dict(data=dict(name="cubic")),
     "routing": dict(data=TEST),
     "uncertainty_map": dict(data=dict(name="rings"), groups=dict(a=dict(name="rings"))),
@@ -75,6 +82,18 @@ def test_every_file_makes_an_evaluator_of_its_name():
     assert read["a_few_shot"] == ["sets.a.train", "sets.a.test"]
     assert read["a_ood"] == ["data", "sets.a"] and read["a_flops"] == []
     assert [r.labels for r in built["a_uncertainty_map"].data] == [labels.ALIKE, labels.UNUSED]
+
+
+def test_every_metric_has_a_definition(records):
+    built = build_all({f"a_{kind}": dict(name=kind, **fields) for kind, fields in MINIMAL.items()})
+    declared = set().union(*(evaluator.yields for evaluator in built.values()))
+    found = {key for record, _ in records for key in record["metrics"]}
+    corrupted = "conformal/aps_temperature/severity_5/size"
+    assert [k for k in {*declared, *found, *OF_THE_RUN, corrupted} if not definition(k)] == []
+    assert definition(corrupted).endswith("Under corruption: the mean over kinds")
+    assert definition("ood/a%2Fb/auroc_entropy").endswith("Score: entropy of the mixture")
+    assert definition("classification/precision") == definition("unknown/nll") == ""
+    assert "|" not in to_markdown().replace("\\|", "").replace("| ", "").replace(" |", "")
 
 
 @pytest.mark.parametrize("kind", [k for k, f in MINIMAL.items() if "data" in f])

@@ -41,14 +41,14 @@ def test_reliability_diagram():
             means.append(sum(confidence[k] for k in inside) / len(inside))
             accuracies.append(sum(bool(correct[k]) for k in inside) / len(inside))
         line = curve.containers[i].lines[0]
-        np.testing.assert_allclose(np.asarray(line.get_xdata(), float), means)
-        np.testing.assert_allclose(np.asarray(line.get_ydata(), float), accuracies)
+        np.testing.assert_allclose(np.asarray(line.get_xdata(), float) / 100, means)
+        np.testing.assert_allclose(np.asarray(line.get_ydata(), float) / 100, accuracies)
         bars = curve.containers[i].lines[2][0].get_segments()
         for bar, accuracy, n in zip(bars, accuracies, numbers, strict=True):
             confidence_level = stats.norm.cdf(1) - stats.norm.cdf(-1)
             test = stats.binomtest(round(accuracy * n), n)
             interval = test.proportion_ci(confidence_level, method="wilson")
-            np.testing.assert_allclose(bar[:, 1], interval, rtol=1e-6)
+            np.testing.assert_allclose(bar[:, 1] / 100, interval, rtol=1e-6)
         np.testing.assert_allclose(counts.patches[i].get_data().values, numbers)
         ece = np.mean([loop_ece(*seed, 5) for seed in seeds])
         assert f"{label}, ECE {100 * ece:.2f} %" in names
@@ -58,7 +58,7 @@ def test_reliability_diagram_of_one_example():
     figure = plots.reliability_diagram({"one": [(np.array([1.0]), np.array([True]))]})
     assert figure.legends[0].get_texts()[1].get_text() == "one, ECE 0.00 %"
     (bar,) = figure.axes[0].containers[0].lines[2][0].get_segments()
-    np.testing.assert_allclose(bar, [[1, 0.5], [1, 1]])  # one success: Wilson's is [1/2, 1]
+    np.testing.assert_allclose(bar, [[100, 50], [100, 100]])  # one success: Wilson's is [1/2, 1]
 
 
 def test_confidence_histogram_counts_right_and_wrong():

@@ -110,7 +110,7 @@ def test_text_is_escaped_and_configs_are_folded(written):
     _, text = written
     assert "<title>A &lt; B</title>" in text
     assert "&lt;b&gt;&amp;" in text and "<b>&" not in text
-    assert text.count("<details>") == 3  # all metrics, and the config of two methods
+    assert text.count("<details>") == 4  # definitions, all metrics, the config of two methods
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from uncertainty.layers import double_float
 from uncertainty.types import Collections
 
 CURVATURES = ("gaussian", "softmax", "sigmoid")
+FUNCTIONS = "functions"  # the collection of F phi, mutable only where functions are drawn
 BLOCKS = 4  # of a triangular factor: 5/8 of the products of a full one
 
 
@@ -137,6 +138,8 @@ class LinearPosterior(nn.Module):
             factor = inverse_factor(sums)
         else:
             return None
+        if changes(FUNCTIONS):  # for draws of f that agree at all inputs: `predictive.functions`
+            self.put_variable(FUNCTIONS, "whitened", whitened(phi, factor))
         return quadratic(phi, factor)
 
     def _gram(self, phi: jax.Array, mean: jax.Array) -> jax.Array:
@@ -261,6 +264,12 @@ def inverse_triangle(L: jax.Array) -> jax.Array:
     if cpu.enabled():
         return triangle.inverse(L)
     return jax.lax.linalg.triangular_solve(L, jnp.eye(len(L)), left_side=True, lower=True)
+
+
+def whitened(phi: jax.Array, factor: jax.Array) -> jax.Array:
+    """F phi, [M, B, m] or [M, B, K, m]: with z ~ N(0, I_m), z . F phi has the posterior's law."""
+    product = jnp.einsum("...ij,nbj->nb...i", factor, phi, precision=jax.lax.Precision.HIGHEST)
+    return product
 
 
 def quadratic(phi: jax.Array, factor: jax.Array) -> jax.Array:

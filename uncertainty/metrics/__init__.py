@@ -5,9 +5,13 @@ labels [B]. They take NumPy or JAX arrays, and compute and return NumPy float64.
 predicts the mixture: the mean of its members' probabilities.
 
     classification  accuracy, NLL, Brier score and its decomposition
-    calibration     reliability bins; ECE with bins of equal width or mass, class-wise ECE
+    calibration     reliability bins; ECE with bins of equal width or mass, class-wise, adaptive,
+                    debiased, maximum; by group
+    smooth          smooth ECE
     information     entropy, mutual information, disagreement, pairwise KL
-    selective       risk-coverage curve and the area under it
+    selective       risk-coverage curve, the areas under it, coverage at a risk
+    joint           likelihood of several labels together
+    sets            coverage and size of prediction sets
     scores          out-of-distribution scores
     ranking         AUROC, AUPR, FPR95 of any score
     regression      NLL, RMSE, CRPS, interval coverage of Gaussian mixtures

@@ -82,6 +82,22 @@ def brier(log_p: ArrayLike, labels: ArrayLike) -> float:
     return _mean(chunk, log_p, labels)
 
 
+def briers(log_p: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """The Brier score of each example, [B]; its mean is `brier`."""
+    log_p, labels = checked(log_p, labels)
+    score = np.empty(len(labels))
+
+    def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> int:
+        at = places(y, x.shape[2])
+        p = probabilities(x)
+        p.ravel()[at] = np.expm1(at_labels(x, at)).mean(0)  # as in `squared_error`
+        score[s] = np.einsum("bk,bk->b", p, p)
+        return 0
+
+    over(chunk, log_p, labels)
+    return score
+
+
 def _mean(chunk: Callable, log_p: ArrayLike, labels: ArrayLike) -> float:
     log_p, labels = checked(log_p, labels)
     return np.float64(over(chunk, log_p, labels) / len(labels))

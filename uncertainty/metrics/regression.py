@@ -12,7 +12,12 @@ from uncertainty.metrics._arrays import log_mean_exp
 
 def nll(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
     """-mean_b log mean_m prod_k N(y_bk; mean_mbk, variance_mbk), in nats per example."""
-    return -log_mean_exp(_log_density(*_checked(mean, variance, y))).mean()
+    return nlls(mean, variance, y).mean()
+
+
+def nlls(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """The negative log-likelihood of each example, [B]; its mean is `nll`."""
+    return -log_mean_exp(_log_density(*_checked(mean, variance, y)))
 
 
 def member_nll(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
@@ -102,13 +107,18 @@ def crps(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> float:
 
     with mean mu and variance v, in the units of y (Grimit et al., 2006).
     """
+    return np.mean(crps_of_targets(mean, variance, y))
+
+
+def crps_of_targets(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """The continuous ranked probability score of each example and target, [B, K]; see `crps`."""
     mean, variance, y = _checked(mean, variance, y)
     M = len(mean)
     spread = _mean_absolute(0.0, 2 * variance).sum(0)
     for m in range(1, M):  # each unordered pair once
         pairs = _mean_absolute(mean[m] - mean[:m], variance[m] + variance[:m])
         spread += 2 * pairs.sum(0)
-    return np.mean(_mean_absolute(y - mean, variance).mean(0) - spread / (2 * M**2))
+    return _mean_absolute(y - mean, variance).mean(0) - spread / (2 * M**2)
 
 
 def _mean_absolute(d: ArrayLike, v: np.ndarray) -> np.ndarray:

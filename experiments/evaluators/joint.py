@@ -1,0 +1,117 @@
+"""Joint predictions: the likelihood of several labels together."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.evaluators import Data, Evaluator, reads
+from uncertainty import predictive
+from uncertainty.keys import Use, fold
+from uncertainty.layers.posterior import FUNCTIONS
+from uncertainty.metrics import joint as joint_lib
+from uncertainty.types import Latent
+
+if TYPE_CHECKING:
+    from experiments.prediction.predictor import Predictor
+    from experiments.prediction.trained import Trained
+
+
+def joint(data: Data, tau: int = 10, draws: int = 100, seed: int = 0) -> Evaluator:
+    """`joint/dyadic_nll` and `joint/nll` of tau inputs, in nats, and both divided by tau.
+
+    Also `joint/dyadic_gain`, by how much the dyadic value is below tau times the NLL: 0 if the
+    members agree or there is one. Examples are shuffled first, as many sets are sorted.
+
+    Members that are points are functions as they are. Of heads with a posterior over the last layer
+    functions are drawn, each the same at all inputs; noise (heteroscedastic heads) is averaged at
+    each input by itself. Masks of MC dropout are an example's own here, so those members are no
+    functions, and their values are those of independent labels up to the noise of few masks.
+
+    Args:
+      data: the test source's spec.
+      tau: inputs of one joint prediction.
+      draws: of functions for each member, where they are drawn.
+      seed: of the order of the examples.
+
+    Raises:
+      ValueError: tau or draws below 1.
+    """
+    for name, value in dict(tau=tau, draws=draws).items():
+        if value < 1:
+            raise ValueError(f"{name}: {value!r}; a whole number from 1")
+
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        p = predict(data)
+        order = np.random.default_rng(seed).permutation(len(p.y))
+        log_p, y = p.log_p, p.y
+        if p.epistemic is not None:
+            noisy = bool(np.any(p.latent_variance > p.epistemic * (1 + 1e-5)))
+            parts = [of_functions(one, p.source, draws, noisy) for one in predict.runs]
+            of_labels = np.concatenate(parts)  # [functions, B]
+            other = np.log1p(-np.minimum(np.exp(of_labels), 1 - 1e-12))
+            log_p, y = np.stack([of_labels, other], -1), np.zeros(len(y), np.int32)
+        log_p, y = log_p[:, order], y[order]
+        dyadic, blocks = joint_lib.dyadic_nll(log_p, y, tau), joint_lib.joint_nll(log_p, y, tau)
+        pairs = 2 * (len(y) // 2)
+        marginal = joint_lib.joint_nll(log_p[:, :pairs], y[:pairs], 1)
+        yield "joint/dyadic_nll", dyadic
+        yield "joint/dyadic_nll_per_input", dyadic / tau
+        yield "joint/dyadic_gain", tau * marginal - dyadic
+        yield "joint/nll", blocks
+        yield "joint/nll_per_input", blocks / tau
+        yield "joint/functions", float(len(log_p))
+
+    names = (
+        "dyadic_nll",
+        "dyadic_nll_per_input",
+        "dyadic_gain",
+        "nll",
+        "nll_per_input",
+        "functions",
+    )
+    yields = {f"joint/{name}" for name in names}
+    return Evaluator(run, "classification", yields, reads("data", data))
+
+
+def of_functions(trained: "Trained", source: Any, draws: int, noisy: bool) -> np.ndarray:
+    """log p(y | x, f) of functions f drawn from the posteriors of all members, [functions, B].
+
+    Without noise u is a point given f, so that nothing is left to average.
+    """
+    model = trained.experiment.model
+
+    def fn(particle: Any, batch: Any) -> jax.Array:
+        params, collections, key = particle
+        latent, changed, _ = model.forward(
+            params,
+            collections,
+            batch["x"],
+            key,
+            train=False,
+            mutable=(FUNCTIONS,),
+            mask=batch.get("mask"),
+        )
+        leaves = jax.tree.leaves(changed.get(FUNCTIONS, {}))
+        if latent.epistemic is None or len(leaves) != 1:
+            raise ValueError(
+                f"joint: the members are Gaussians over u with {len(leaves)} posteriors of a last "
+                "layer, from which functions cannot be drawn; 1 is needed"
+            )
+        means, rest = predictive.functions(latent, leaves[0], fold(key, Use.FUNCTIONS), draws)
+
+        def one(arguments: tuple) -> jax.Array:
+            mean, key = arguments
+            latent = rest.replace(mean=mean) if noisy else Latent(mean=mean)
+            log_p = model.likelihood.log_probs(latent, key)
+            at = jnp.broadcast_to(batch["y"][:, None], (*log_p.shape[:-1], 1))
+            return jnp.take_along_axis(log_p, at, axis=-1)[..., 0]
+
+        keys = jax.random.split(fold(key, Use.NOISE), draws)
+        return jax.lax.map(one, (means, keys))  # [S, M, B]
+
+    parts = trained.map(fn, source, particles=True, axis=3, entries=("x", "y"))
+    out = np.concatenate([np.asarray(part.out, np.float64) for part in parts], axis=3)
+    return out.reshape(-1, out.shape[-1])

@@ -1,0 +1,210 @@
+"""One line of definition for every metric: for the report, and for docs/metrics.md.
+
+A name is looked up in order; `*` stands for any text, such as the name of a data set, a class, or
+the label of a method in a config.
+"""
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+
+RANKS = {
+    "auroc": "P(score out > score in) + P(equal) / 2",
+    "aupr_out": "Average precision with OOD examples as the positives",
+    "aupr_in": "Average precision with in-distribution examples as the positives",
+    "fpr95_in": "Share of OOD examples accepted at the threshold that accepts 95 % of the others",
+    "fpr95": "Share of in-distribution examples rejected where 95 % of the OOD ones are",
+    "ratio": "Mean over the OOD set divided by that over the test set",
+}
+SCORES = {
+    "entropy": "entropy of the mixture",
+    "max_probability": "1 - the largest probability of the mixture",
+    "mutual_information": "mutual information of label and member",
+    "probability_std": "standard deviation of the probabilities over members, mean over classes",
+    "max_logit": "minus the largest mean logit",
+    "dempster_shafer": "K / (K + sum_k exp(u_k)), mean over members",
+    "epistemic_variance": "epistemic variance of the latents, mean over members and classes",
+    "noise_std": "standard deviation of the latents' noise",
+    "epistemic_std": "standard deviation of the latents that more data would reduce",
+}
+OF_SETS = {
+    "coverage": "Share of examples whose set has the label",
+    "size": "Mean number of classes in a set",
+    "empty": "Share of empty sets",
+    "single": "Share of sets with one class",
+    "whole": "Share of sets with all classes",
+    "class_coverage_gap": "Mean over classes of |coverage of the class - (1 - alpha)|",
+    "worst_class_coverage": "Smallest coverage of a class",
+    "size_coverage_violation": "Largest |coverage - (1 - alpha)| over strata of set sizes (SSCV)",
+    "group_coverage_gap": "Mean over groups of |coverage of the group - (1 - alpha)|",
+    "worst_group_coverage": "Smallest coverage of a group",
+    "expected_low": "Lower end of the 95 % range of the coverage of a valid method",
+    "expected_high": "Upper end of the 95 % range of the coverage of a valid method",
+    "calibration_examples": "Held-out examples that set the threshold",
+    "unbounded": "Share of infinite thresholds, for want of calibration examples: whole sets",
+}
+ERRORS = {
+    "accuracy": "Share of examples whose most probable class is the label; ties: the first",
+    "nll": "-mean log p(label) of the mixture",
+    "brier": "Mean over examples of sum_k (p_k - [k is the label])^2, from 0 to 2",
+    "ece": "sum_j n_j / B |confidence_j - accuracy_j| over bins of equal width of the confidence",
+    "ece_mass": "ECE over bins with equal numbers of examples",
+    "ece_classwise": "Mean over classes of the ECE of p_k against the rest, bins of equal width",
+    "smooth_ece": "Integral of the kernel-smoothed |accuracy - confidence|, whose bandwidth is its "
+    "value",
+}
+# Group -> pattern of a name in it -> definition.
+ENTRIES: Mapping[str, Mapping[str, str]] = {
+    "classification": {
+        **{name: ERRORS[name] for name in ("accuracy", "nll", "brier")},
+        "member_nll": "Mean of the members' own NLLs; at least the NLL of the mixture",
+        "nll_of_mean": "-log of the mean over examples of p(label); never above the NLL",
+    },
+    "calibration": {
+        **{name: ERRORS[name] for name in ("ece", "ece_mass", "ece_classwise", "smooth_ece")},
+        "ece_adaptive": "Mean over classes of the ECE of p_k in bins of equal mass (ACE)",
+        "debiased_error": "Root of sum_j n_j / B [(confidence_j - accuracy_j)^2 - its variance], "
+        "bins of equal mass",
+        "mce": "Largest |confidence_j - accuracy_j| over bins of equal width",
+        "mce_mass": "Largest |confidence_j - accuracy_j| over bins of equal mass",
+        "brier_uncertainty": "Brier score of the classes' frequencies as forecast",
+        "brier_resolution": "How far the frequencies in bins are from the overall ones; higher is "
+        "better",
+        "brier_reliability": "Mean squared distance of forecasts and frequencies in bins",
+        "class/*/ece": "ECE of p_k of this class against the rest",
+        "class/*/ece_low": "Lower end of its bootstrap interval",
+        "class/*/ece_high": "Upper end of its bootstrap interval",
+        "group/*/examples": "Examples of this group",
+        "group/*/accuracy": "Accuracy within this group",
+        "group/*/overconfidence": "Mean confidence minus accuracy within this group",
+        "group/*/ece": "ECE within this group",
+        "worst_group_ece": "Largest ECE of a group",
+        "worst_group_accuracy": "Smallest accuracy of a group",
+    },
+    "selective": {
+        "aurc": "Mean over k of the error rate among the k most confident examples",
+        "excess_aurc": "AURC minus that of the best order of the same answers",
+        "augrc": "Mean over k of the errors among the k most confident examples, divided by B",
+        "coverage_at_*_error": "Largest share of most confident examples with this error rate",
+    },
+    "uncertainty": {
+        "entropy": "Mean entropy of the mixture",
+        "mutual_information": "Entropy of the mixture minus the members' mean entropy",
+        "disagreement": "Probability that two members differ in their most probable class",
+        "pairwise_kl": "Mean KL divergence between two members",
+    },
+    "regression": {
+        "nll": "-mean log density of the targets under the mixture, in the stored units",
+        "member_nll": "Mean of the members' own NLLs",
+        "rmse": "Root mean squared error of the mixture's mean, in the stored units",
+        "crps": "Continuous ranked probability score of the mixture, in the stored units",
+        "calibration": "Mean over levels of |coverage - level| of central intervals",
+        "coverage_*": "Share of targets in the mixture's central interval of this level",
+        "width_*": "Mean width of the mixture's central interval of this level, in stored units",
+    },
+    "intervals": {
+        "*/coverage": "Share of targets within the interval",
+        "*/width": "Mean width of the interval, in the stored units",
+        "*/worst_group_coverage": OF_SETS["worst_group_coverage"],
+        "*/expected_low": OF_SETS["expected_low"],
+        "*/expected_high": OF_SETS["expected_high"],
+    },
+    "posthoc": {
+        **{f"*/{name}": f"After calibration: {text}" for name, text in ERRORS.items()},
+        "*/temperature": "Fitted temperature; above 1 the model was too confident",
+        "*/at_bound": "1 if the best temperature lies outside of the allowed range",
+        "*/converged": "1 if the gradient is 0 at the fitted parameters",
+        "*/floor": "Least probability of a class before normalisation",
+    },
+    "conformal": {f"*/{name}": text for name, text in OF_SETS.items()},
+    "joint": {
+        "dyadic_nll": "-log of the mean over functions of the joint probability of tau labels "
+        "that are drawn from a pair of examples",
+        "dyadic_nll_per_input": "The same divided by tau",
+        "dyadic_gain": "tau times the NLL minus the dyadic one: what joint predictions know more",
+        "nll": "-log of the mean over functions of the joint probability of tau labels",
+        "nll_per_input": "The same divided by tau",
+        "functions": "Members, or draws of functions of all of them",
+    },
+    "corruption": {
+        "*accuracy": "Accuracy on corrupted examples; the mean over kinds and severities",
+        "*nll": "NLL on corrupted examples; the mean over kinds and severities",
+        "*ece": "ECE on corrupted examples; the mean over kinds and severities",
+    },
+    "few_shot": {
+        "*_shot_error": "Error of a linear probe of the features with so many examples per class",
+        "*_shot_log2_l2": "Its chosen penalty, as a power of 2",
+        "error": "Mean over numbers of examples per class and sets",
+    },
+    "posterior": {
+        "*mean_error": "Mean over points of |difference of the means of f| to the reference",
+        "*std_error": "Mean over points of |difference of the standard deviations of f|",
+        "*std_ratio": "Mean over points of the standard deviation of f over the reference's",
+        "*w1": "Mean over points of the Wasserstein-1 distance of the marginals of f",
+    },
+    "routing": {
+        "*/dropped": "Share of tokens that no expert had room for",
+        "*/load_max": "Load of the busiest expert over the mean load",
+        "*/load_min": "Load of the least busy expert over the mean load",
+        "*/mutual_information": "Mutual information of expert and class",
+    },
+    "cost": {
+        "parameters": "Parameters of all particles",
+        "step": "Steps of training",
+        "train_seconds": "Seconds of training",
+        "train_ms_per_example": "Milliseconds of training for one example",
+        "predict_ms_per_example": "Milliseconds of prediction for one example, all members",
+        "train_flops_per_example": "FLOPs of training for one example",
+        "predict_flops_per_example": "FLOPs of prediction for one example, all members",
+    },
+}
+_RANKED = re.compile(rf"({'|'.join(RANKS)})_(.+)")
+
+
+def definition(key: str) -> str:
+    """The definition of a metric by its stored name; empty for unknown ones."""
+    group, _, name = key.partition("/")
+    last = name.rpartition("/")[2]
+    if group in ("ood", "map"):
+        if match := _RANKED.fullmatch(last):
+            rank, score = match.groups()
+            return f"{RANKS[rank]}. Score: {SCORES.get(score, score.replace('_', ' '))}"
+        return f"Mean {SCORES[last]}" if last in SCORES else ""
+    entries = ENTRIES.get(group, {})
+    plain = re.sub(r"/severity_\d+/", "/", name) if group in ("posthoc", "conformal") else name
+    text = entries.get(plain) or next(
+        (text for pattern, text in entries.items() if fnmatch.fnmatchcase(plain, pattern)), ""
+    )
+    return f"{text}. Under corruption: the mean over kinds" if text and plain != name else text
+
+
+def definitions(keys: Iterable[str]) -> str:
+    """Those of several metrics as a folded list in HTML; empty if there are none."""
+    items = [(key, definition(key)) for key in dict.fromkeys(keys)]
+    lines = "".join(
+        f"<dt><code>{escape(key)}</code></dt><dd>{escape(text)}.</dd>"
+        for key, text in items
+        if text
+    )
+    return f"<details><summary>What the metrics are</summary><dl>{lines}</dl></details>" * bool(
+        lines
+    )
+
+
+def to_markdown() -> str:
+    """All definitions as tables in Markdown, one for each group."""
+    parts = []
+    for group, entries in ENTRIES.items():
+        rows = [f"| `{group}/{name}` | {_cell(text)} |" for name, text in entries.items()]
+        parts.append(
+            "\n".join([f"### {group}", "", "| name | definition |", "| --- | --- |", *rows])
+        )
+    rows = [f"| `ood/*/{rank}_<score>` | {_cell(text)} |" for rank, text in RANKS.items()]
+    rows += [f"| `<score>` = `{score}` | {_cell(text)} |" for score, text in SCORES.items()]
+    parts.append("\n".join(["### ood, map", "", "| name | definition |", "| --- | --- |", *rows]))
+    return "\n\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

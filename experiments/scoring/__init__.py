@@ -1,0 +1,1 @@
+"""Scores of predictions in files, of whatever origin: see docs/predictions.md."""

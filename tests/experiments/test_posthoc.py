@@ -1,0 +1,330 @@
+"""Post-hoc and conformal evaluators against the library's functions on predictions by hand."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from configs.tabular import diabetes
+from experiments import evaluators
+from experiments.data.description import read_description
+from experiments.data.overlap import require_apart, share
+from experiments.data.source import load
+from experiments.evaluators.joint import of_functions
+from experiments.experiment.build import setup
+from experiments.experiment.results import write_results
+from experiments.prediction import fitted
+from experiments.prediction.predictor import Predictor
+from experiments.reports.runs import Run, study_of
+from experiments.runtime import keys, storage
+from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.workdir import read_config, read_json
+from uncertainty import metrics
+from uncertainty.build import ConfigError
+from uncertainty.conformal.aps import aps
+from uncertainty.conformal.lac import lac
+from uncertainty.conformal.split import split
+from uncertainty.metrics import calibration, joint
+from uncertainty.metrics.sets import evaluate_sets
+from uncertainty.metrics.smooth import smooth_ece
+from uncertainty.posthoc.temperature import temperature
+
+SEEN = tuple(range(8))
+TRAIN, FIT, TEST = (
+    dict(name="digits", split=s, classes=SEEN) for s in ("train", "validation", "test")
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def predictor(digits):
+    experiment = setup(read_config(digits), read_description(digits))
+    return Predictor(experiment, Checkpoints(digits, read_only=True).restore(experiment.shapes)[0])
+
+
+@pytest.fixture(scope="module")
+def by_hand(predictor):
+    """spec -> log p [2, B, 8] and labels."""
+    return lambda spec: (predictor.log_probs(spec), predictor.source(spec).y)
+
+
+def run(predictor, **spec):
+    evaluator = evaluators.build("e", spec)
+    values = dict(evaluator.run(predictor))
+    numbers = {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
+    assert all(keys.among(key, evaluator.yields) for key in numbers)
+    return numbers, {k: v for k, v in values.items() if k not in numbers}
+
+
+def test_calibrated_metrics_stand_beside_the_uncalibrated(predictor, by_hand, tmp_path):
+    methods = ("temperature", dict(name="temperature", of="members"), "vector")
+    severe = dict(severities=(5,), kinds=("contrast", "gaussian_noise"))
+    numbers, arrays = run(
+        predictor, name="posthoc", data=TEST, fit=FIT, methods=methods, corrupted=severe
+    )
+    log_p, y = by_hand(FIT)
+    pooled = special.logsumexp(log_p.astype(np.float64), 0) - np.log(2)
+    own = temperature(pooled, y)
+    test, labels = by_hand(TEST)
+    np.testing.assert_allclose(numbers["posthoc/temperature/temperature"], own.temperature)
+    after = own(special.logsumexp(test.astype(np.float64), 0) - np.log(2))[None]
+    for predictions, label in ((test, "uncalibrated"), (after, "temperature")):
+        expected = metrics.evaluate_classification(predictions, labels)
+        for name in ("classification/nll", "calibration/ece", "classification/accuracy"):
+            key = f"posthoc/{label}/{name.partition('/')[2]}"
+            np.testing.assert_allclose(numbers[key], expected[name], rtol=1e-6)
+    mean = np.mean([temperature(m, y).temperature for m in log_p])
+    np.testing.assert_allclose(numbers["posthoc/temperature_members/temperature"], mean)
+    nll = numbers["posthoc/uncalibrated/severity_5/nll"]
+    assert nll > 2 * numbers["posthoc/uncalibrated/nll"]
+
+    # Saved beside the results, and read again.
+    folder = storage.path(tmp_path / "test")
+    write_results(folder, numbers, arrays, {})
+    assert not np.load(folder / "scores.npz").files
+    again = fitted.read(folder, "posthoc", "temperature")
+    np.testing.assert_allclose(again(test), after, rtol=1e-12)
+    members = fitted.read(folder, "posthoc", "temperature_members")(test)
+    np.testing.assert_allclose(members[1], temperature(log_p[1], y)(test[1]), rtol=1e-12)
+    with pytest.raises(ConfigError, match=r"no 'temp' of posthoc; did you mean 'temperature'"):
+        fitted.read(folder, "posthoc", "temp")
+    write_results(folder, numbers, {}, {})
+    with pytest.raises(ConfigError, match=r"fitted\.npz: missing"):
+        fitted.read(folder, "posthoc", "temperature")
+
+
+def test_sets_with_and_without_temperature(predictor, by_hand, tmp_path):
+    numbers, arrays = run(
+        predictor,
+        name="conformal",
+        data=TEST,
+        fit=FIT,
+        methods=("lac", dict(name="aps", randomised=False), dict(name="lac", by="class")),
+        posthoc=("temperature", dict(name="vector", label="scaled")),
+        corrupted=dict(severities=(5,), kinds=("contrast",)),
+    )
+    log_p, y = by_hand(FIT)
+    first, used = np.split(np.random.default_rng([0, 1]).permutation(len(y)), [len(y) // 2])
+
+    def pool(members):
+        return special.logsumexp(members.astype(np.float64), 0) - np.log(2)
+
+    scale = temperature(pool(log_p[:, first]), y[first])
+    test, labels = by_hand(TEST)
+    for label, map_ in (("aps", lambda x: x), ("aps_temperature", scale)):
+        sets = aps(map_(pool(log_p))[used], y[used], randomised=False)
+        expected = evaluate_sets(sets(map_(pool(test))), labels, 0.1)
+        for name, value in expected.items():
+            np.testing.assert_allclose(numbers[f"conformal/{label}/{name}"], value)
+    low, high = (numbers[f"conformal/lac/expected_{end}"] for end in ("low", "high"))
+    assert low < 0.9 < high
+    assert numbers["conformal/lac/coverage"] > numbers["conformal/lac/severity_5/coverage"]
+    # Seven or eight examples calibrate some classes, too few for 90 %.
+    smallest = np.bincount(y[used], minlength=8)
+    assert numbers["conformal/lac_by_class/unbounded"] == np.mean(smallest < 9)
+    assert "conformal/lac_by_class/expected_low" not in numbers
+
+    folder = storage.path(tmp_path / "test")
+    write_results(folder, numbers, arrays, {})
+    again = fitted.read(folder, "conformal", "aps_temperature")
+    before = fitted.read(folder, "posthoc", "before_aps_temperature")
+    np.testing.assert_allclose(
+        again(before(test)[0]).sum(1).mean(), numbers["conformal/aps_temperature/size"]
+    )
+    before = fitted.read(folder, "posthoc", "before_lac_scaled")
+    assert before.calibrator.weights.shape == (8,)
+    assert read_json(folder / "metrics.json") == numbers
+    columns = [c.header for c in study_of([Run("a", {}, numbers)], "").columns]
+    assert {"Coverage of LAC sets", "Size of APS temperature sets"} <= set(columns)
+
+
+def test_calibration_in_detail(predictor, by_hand):
+    numbers, arrays = run(predictor, name="calibration", data=TEST, risks=(0.02,), resamples=50)
+    log_p, y = by_hand(TEST)
+    p = np.exp(log_p.astype(np.float64)).mean(0)
+    confidence, correct = p.max(-1), p.argmax(-1) == y
+    np.testing.assert_allclose(
+        numbers["calibration/smooth_ece"], smooth_ece(confidence, correct), rtol=1e-4
+    )
+    errors = calibration.classwise(log_p, y)
+    for k in range(8):
+        low, value, high = (
+            numbers[f"calibration/class/{k}/{name}"] for name in ("ece_low", "ece", "ece_high")
+        )
+        np.testing.assert_allclose(value, errors[k], rtol=1e-6)
+        assert low <= high
+    assert numbers["selective/coverage_at_0.02_error"] >= (p.max(-1) > 0.99).mean()
+    assert arrays["calibration/rejected"].shape == y.shape
+    with pytest.raises(ValueError, match=r"groups: digits\[test\] has no entry 'group'"):
+        run(predictor, name="calibration", data=TEST, groups="group")
+    for fields, message in (
+        (dict(risks=(2.0,)), r"e\.risks: \(2\.0,\)"),
+        (dict(resamples=1), r"e\.resamples, level: 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluators.build("e", dict(name="calibration", data=TEST) | fields)
+
+
+def test_groups_calibrate_and_are_reported_apart(predictor, tmp_path):
+    spec = {}
+    for part in ("validation", "test"):
+        source = load(dict(TEST, split=part))
+        group = np.arange(len(source)) % 2
+        spec |= {f"x_{part}": source.x, f"y_{part}": source.y, f"group_{part}": group}
+    np.savez(tmp_path / "grouped.npz", **spec)
+    grouped = dict(name="npz", path=str(tmp_path / "grouped.npz"), entries=("group",))
+    fit, test = (dict(grouped, split=part) for part in ("validation", "test"))
+    numbers, _ = run(
+        predictor,
+        name="conformal",
+        data=test,
+        fit=fit,
+        groups="group",
+        methods=("lac", dict(name="lac", by="group")),
+    )
+    log_p, y = predictor.log_probs(fit), predictor.source(fit).y
+    pooled = special.logsumexp(log_p.astype(np.float64), 0) - np.log(2)
+    fitted_sets = lac(pooled, y, by="group", groups=np.arange(len(y)) % 2)
+    log_p, y = predictor.log_probs(test), predictor.source(test).y
+    groups = np.arange(len(y)) % 2
+    sets = fitted_sets(special.logsumexp(log_p.astype(np.float64), 0) - np.log(2), groups=groups)
+    for name, value in evaluate_sets(sets, y, 0.1, groups).items():
+        np.testing.assert_allclose(numbers[f"conformal/lac_by_group/{name}"], value)
+    numbers, _ = run(predictor, name="calibration", data=test, groups="group", classes=False)
+    assert numbers["calibration/group/0/examples"] == (groups == 0).sum()
+    correct = np.exp(log_p).mean(0).argmax(-1) == y
+    accuracy = [correct[groups == g].mean() for g in (0, 1)]
+    np.testing.assert_allclose(numbers["calibration/worst_group_accuracy"], min(accuracy))
+
+
+def test_joint_predictions_of_points_and_of_functions(predictor, digits):
+    numbers, _ = run(predictor, name="joint", data=TEST, tau=4)
+    p = predictor(TEST)
+    order = np.random.default_rng(0).permutation(len(p.y))
+    expected = joint.dyadic_nll(p.log_p[:, order], p.y[order], 4)
+    np.testing.assert_allclose(numbers["joint/dyadic_nll"], expected, rtol=1e-6)
+    assert numbers["joint/functions"] == 2 and numbers["joint/dyadic_gain"] > 0
+
+    # The same networks with a posterior over the last layer, of which functions are drawn.
+    config = read_config(digits)
+    config |= dict(
+        head=dict(name="laplace.Laplace", outputs=8, curvature="softmax"),
+        stages=[dict(name="laplace")],
+    )
+    experiment = setup(config, read_description(digits))
+    state = Checkpoints(digits, read_only=True).restore(predictor.runs[0].experiment.shapes)[0]
+    shapes = experiment.final_shapes.collections
+    factor = jax.tree.map(lambda s: jnp.broadcast_to(0.3 * jnp.eye(s.shape[-1]), s.shape), shapes)
+    state = state.replace(collections=factor, opt_state=())
+    wide = Predictor(experiment, state)
+    q = wide(TEST)
+    assert q.epistemic is not None
+    numbers, _ = run(wide, name="joint", data=TEST, tau=4, draws=60)
+    assert numbers["joint/functions"] == 120
+    # Marginally these functions are the averages that the likelihood made; jointly they are not.
+    of_labels = of_functions(wide.runs[0], q.source, 60, noisy=False)
+    assert of_labels.shape == (120, len(q.y))
+    own = special.logsumexp(of_labels, 0) - np.log(120)
+    mixed = special.logsumexp(q.log_p, 0)[np.arange(len(q.y)), q.y] - np.log(2)
+    np.testing.assert_allclose(own.mean(), mixed.mean(), rtol=0.05)
+    assert numbers["joint/dyadic_gain"] > 0
+    with pytest.raises(ValueError, match="averages over a Gaussian"):
+        joint.dyadic_nll(q.log_p, q.y, epistemic=q.epistemic)
+
+
+@pytest.fixture(scope="module")
+def of_targets():
+    config = diabetes.get_config()
+    config.mesh = dict(data=1)
+    config.evaluators = {}
+    experiment = setup(config)
+    return Predictor(experiment, experiment.init())
+
+
+def test_intervals_of_targets(of_targets):
+    data, fit = (dict(name="diabetes", split=s) for s in ("test", "validation"))
+    numbers, arrays = run(of_targets, name="intervals", data=data, fit=fit, alpha=0.2)
+    p, q = of_targets(fit), of_targets(data)
+    unit = float(np.squeeze(q.source.y_std))
+    mean, y = p.mean.astype(np.float64).mean(0), p.y
+    low, high = split(mean, y, alpha=0.2)(q.mean.astype(np.float64).mean(0))
+    hit = ((low <= q.y) & (q.y <= high)).mean()
+    np.testing.assert_allclose(numbers["intervals/split/coverage"], hit)
+    np.testing.assert_allclose(
+        numbers["intervals/split/width"], unit * (high - low)[0, 0], rtol=1e-5
+    )
+    own = metrics.regression.interval_coverage(q.mean, q.variance, q.y, [0.8])
+    np.testing.assert_allclose(numbers["intervals/predicted/coverage"], own[0])
+    for name in ("split", "scaled", "cqr"):
+        # Untrained networks: only what is calibrated covers.
+        assert abs(numbers[f"intervals/{name}/coverage"] - 0.8) < 0.15
+        ends = (numbers[f"intervals/{name}/expected_{end}"] for end in ("low", "high"))
+        low, high = ends
+        assert low < 0.8 < high
+    assert any(key.startswith("fitted/conformal/cqr/") for key in arrays)
+    with pytest.raises(ConfigError, match=r"e\.by_group: true needs `groups`"):
+        evaluators.build("e", dict(name="intervals", data=data, fit=fit, by_group=True))
+    with pytest.raises(ConfigError, match=r"e\.methods: .* some of 'predicted'"):
+        evaluators.build("e", dict(name="intervals", data=data, fit=fit, methods=("lac",)))
+
+
+@pytest.mark.parametrize("name", ["posthoc", "conformal"])
+def test_examples_that_are_not_held_out_are_refused(predictor, name):
+    training = load(TRAIN)
+    for fit, message in (
+        (dict(TRAIN), r"fit: .* is the training data"),
+        (dict(TEST), r"fit: 100% of the 32\d examples of digits\[test\] .* test data"),
+        (dict(TEST, split="test[:50%]"), r"fit: 100% of .* test data of this evaluator"),
+    ):
+        evaluator = evaluators.build("e", dict(name=name, data=TEST, fit=fit))
+        with pytest.raises(ValueError, match=message):
+            list(evaluator.run(predictor))
+    inside = evaluators.build("e", dict(name=name, data=TEST, fit=dict(TRAIN, split="train[80%:]")))
+    with pytest.raises(ValueError, match=r"fit: 100% of .* in digits\[train\], the training data"):
+        inside.check(training)
+    evaluators.build("e", dict(name=name, data=TEST, fit=FIT)).check(training)
+
+
+def test_examples_in_common_are_counted(caplog):
+    test, other = load(TEST), load(FIT)
+    assert share(test, other) == 0.0 and share(test, test) == 1.0
+    mixed = dataclasses.replace(
+        other, entries=dict(x=np.concatenate([other.x[:30], test.x[:10]]), y=other.y[:40])
+    )
+    assert share(mixed, test) == 0.25
+    with caplog.at_level(logging.WARNING):
+        require_apart("fit", mixed, test, "the test data")
+    assert "fit: 25.0 % of the examples" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(name="posthoc", methods=("temp",)), r"e\.methods\[0\]\.name: no file 'temp'"),
+        (dict(name="posthoc", methods=()), r"e\.methods: \(\); a list"),
+        (dict(name="posthoc", methods="vector"), r"e\.methods: 'vector' is a str"),
+        (
+            dict(name="posthoc", methods=(dict(name="vector", of="joint"),)),
+            r"methods\[0\]\.of: 'joint' is for 'temperature'",
+        ),
+        (
+            dict(name="posthoc", methods=(dict(name="temperature", minimum=2.0),)),
+            r"methods\[0\]: minimum, maximum: 2.0",
+        ),
+        (dict(name="posthoc", methods=("vector", "vector")), r"methods\[1\]\.label: 'vector'"),
+        (dict(name="posthoc", corrupted=dict(severities=(6,))), r"corrupted: .* from 1 to 5"),
+        (dict(name="conformal", methods=("split",)), r"methods\[0\]\.name: 'split' is for targets"),
+        (dict(name="conformal", alpha=1.5), r"alpha: 1.5"),
+        (dict(name="conformal", methods=(dict(name="lac", by="group"),)), r"needs `groups`"),
+        (dict(name="conformal", posthoc="tmperature"), r"posthoc\[0\]\.name: no file 'tmperature'"),
+        (dict(name="conformal", posthoc=dict(name="vector")), r"posthoc: .* a list of names"),
+    ],
+)
+def test_wrong_fields_are_refused_before_anything_runs(change, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluators.build("e", dict(data=TEST, fit=FIT) | change)

@@ -1,0 +1,107 @@
+"""Directional quantile regions of several targets (Kong & Mizera 2012; Feldman et al. 2023,
+"Calibrated multiple-output quantile regression with representation learning").
+
+    R(x) = {y : v . y >= low_v(x) for all directions v},   s(x, y) = max_v [low_v(x) - v . y]
+    C(x) = {y : v . y >= low_v(x) - q for all v}
+
+low_v(x) is a low quantile of v . y given x, so R is an intersection of half-spaces, convex and of
+any orientation, unlike a box of intervals; all half-spaces move by one number.
+
+Difference from Feldman et al.: their score is the distance to points of a grid inside R, which
+fits regions that a network has bent; ours is exact for half-spaces, in any number of targets.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from uncertainty.conformal import _targets
+
+
+class Regions(NamedTuple):
+    """Regions of `regions`."""
+
+    quantile: np.ndarray  # [1, 1], [G, 1] by group
+    by: Any  # [], an index into `_quantile.BY`
+    directions: np.ndarray  # [D, K], of length 1
+
+    def __call__(self, low: ArrayLike, groups: Any = None) -> np.ndarray:
+        """The bounds [B, D] of v . y from below, from the predicted quantiles [B, D]."""
+        low = _targets.checked("low", low)
+        return low - _targets.limits(self.quantile, self.by, groups, len(low))
+
+    def contains(self, low: ArrayLike, y: ArrayLike, groups: Any = None) -> np.ndarray:
+        """Whether y [B, K] lies in the regions of the predicted quantiles low [B, D], [B]."""
+        bounds = self(low, groups)
+        return (_targets.checked("y", y) @ self.directions.T >= bounds - 1e-12).all(-1)
+
+
+def spread(count: int) -> np.ndarray:
+    """`count` directions of the plane at equal angles, [count, 2]."""
+    angles = 2 * np.pi * np.arange(count) / count
+    return np.stack([np.cos(angles), np.sin(angles)], -1)
+
+
+def regions(
+    low: ArrayLike,
+    directions: ArrayLike,
+    y: ArrayLike,
+    alpha: float = 0.1,
+    by: str = "none",
+    groups: Any = None,
+) -> Regions:
+    """Calibrates by how much the half-spaces move.
+
+    Args:
+      low: [B, D] predicted quantiles of v . y of held-out examples. Of a mixture of Gaussians they
+        are those of the mixture with the means v . mean and the variances v^2 . variance
+        (`metrics.regression.quantile`).
+      directions: [D, K] vectors v of length 1, on all sides of 0, or regions have no end; for two
+        targets `spread`.
+      y: [B, K] targets, in comparable units.
+      alpha, by, groups: as for `split`.
+
+    Raises:
+      ValueError: see `split`; directions of another length.
+    """
+    low, y = _targets.checked("low", low), _targets.checked("y", y)
+    v = _targets.checked("directions", directions, (low.shape[1], y.shape[1]))
+    if not np.allclose(np.linalg.norm(v, axis=-1), 1):
+        raise ValueError("directions: vectors of length 1 are expected")
+    if len(low) != len(y):
+        raise ValueError(f"low, y: {len(low)} and {len(y)} examples")
+    scores = (low - y @ v.T).max(-1, keepdims=True)
+    return Regions(*_targets.fit(scores, alpha, by, groups), v)
+
+
+def areas(directions: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Areas [B] of {y : v . y >= bound for all v} in the plane; bounds [B, D].
+
+    Half-planes cut one after the other from a square that contains every bounded region.
+    """
+    result = np.empty(len(bounds))
+    for b, limits in enumerate(bounds):
+        size = 1e3 * (np.abs(limits).max() + 1)
+        polygon = size * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+        for v, limit in zip(directions, limits, strict=True):
+            polygon = _cut(polygon, v, limit)
+            if not len(polygon):
+                break
+        x, y = polygon.T if len(polygon) else (np.zeros(1), np.zeros(1))
+        result[b] = 0.5 * abs(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+    return result
+
+
+def _cut(polygon: np.ndarray, v: np.ndarray, limit: float) -> np.ndarray:
+    """The part of a convex polygon [N, 2] in a half-plane."""
+    inside = polygon @ v - limit
+    corners = []
+    for i in range(len(polygon)):
+        j = (i + 1) % len(polygon)
+        if inside[i] >= 0:
+            corners.append(polygon[i])
+        if inside[i] * inside[j] < 0:
+            share = inside[i] / (inside[i] - inside[j])
+            corners.append(polygon[i] + share * (polygon[j] - polygon[i]))
+    return np.array(corners)
