@@ -4,6 +4,14 @@ import os
 import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# The package of the programs and configs: '' in a checkout, 'uncertainty.' where it is installed.
+PARENT = __name__.removesuffix("experiments.runtime.project")
+
+
+def name(module: str) -> str:
+    """The full name of a module of the project, such as `configs.tables`; others unchanged."""
+    first = module.partition(".")[0]
+    return PARENT + module if first in ("experiments", "configs") else module
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
