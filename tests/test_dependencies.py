@@ -32,6 +32,9 @@ MAY_IMPORT = {
     "inference": {"types", "keys", "likelihoods", "optimisers", "cpu", "inference"},
     "stages": {"types", "keys", "layers", "optimisers", "inference", "stages"},
     "specs": set(),  # finds all else by name
+    "own": {"types", "model", "ensembles"},
+    "distributions": {"metrics"},
+    "fit": {"types", "rules", "distributions"},
     "build": {"types", "model", "optimisers", "specs"},
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output

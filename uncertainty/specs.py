@@ -2,8 +2,9 @@
 
 `name='file.Attr'` in the section `heads` is `uncertainty/heads/file.py`, attribute `Attr`; a bare
 `name='file'` is `file.file`. There is nothing to register: `name='package.module:Attr'` is a part
-of any package that can be imported. A nested dict with a `name` makes a factory: of an initialiser if the field ends in `_init`, else of a part in the section given by
-NESTED, else of a layer of `uncertainty/layers`.
+of any package that can be imported. A nested dict with a `name` makes a factory: of an initialiser
+if the field ends in `_init`, else of a part in the section given by NESTED, else of a layer of
+`uncertainty/layers`.
 """
 
 import collections.abc as abc
@@ -107,13 +108,11 @@ def resolve(section: str, name: Any, field: str) -> Callable:
         files = _files(package, section in NESTED_FOLDERS)
         if file not in files:
             folder = section.replace(".", "/")
-            own = ""
+            hint = nearest(file, files)
             if "." in attribute:
-                path, _, last = name.rpartition(".")
-                own = f"; a part of your own package is {f'{path}:{last}'!r}"
-            raise ConfigError(
-                f"{field}.name: no file {file!r} in uncertainty/{folder}; {nearest(file, files)}{own}"
-            )
+                path = ":".join(name.rsplit(".", 1))
+                hint += f"; a part of your own package is {path!r}"
+            raise ConfigError(f"{field}.name: no file {file!r} in uncertainty/{folder}; {hint}")
         module = importlib.import_module(files[file])
         attribute = attribute or file
     else:

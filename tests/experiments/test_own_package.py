@@ -104,9 +104,7 @@ def test_a_table_by_path(package, tmp_path):
         assert table.config(row, 3)["head"]["name"] == "own_parts.parts:Head"
     own = cells.Cells(str(cells.project.own("configs/tables/digits.py")), tmp_path, tmp_path, {})
     assert own.name == own.given == "digits"
-    with pytest.raises(
-        ConfigError, match="would share the results of the project's table 'digits'"
-    ):
+    with pytest.raises(ConfigError, match=r"would share the results of .* table 'digits'"):
         cells.project_name("elsewhere/digits.py")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from uncertainty.ensembles.replace import is_field
+from uncertainty.ensembles.replace import is_field, told
 from uncertainty.ensembles.single import Single
 from uncertainty.layers.dropout import Dropout
 from uncertainty.types import Backbone, Head, Network
@@ -29,7 +29,8 @@ def mc_dropout(backbone: Backbone, head: Head, size: int, rate: float) -> Networ
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
     dropout = functools.partial(Dropout, rate=rate, members=size)
-    return Single(with_dropout(backbone, dropout, "mc_dropout"), head, size)
+    dropped = with_dropout(backbone, dropout, "mc_dropout")
+    return Single(told(dropped, 1, size), head, size)
 
 
 def with_dropout(backbone: Backbone, dropout: Callable[..., nn.Module], ensemble: str) -> Backbone:
