@@ -181,6 +181,7 @@ ROOMS = (
     "experiment",
     "reports",
     "evaluate",
+    "runs",
     "stage",
     "planning",
     "train",

@@ -168,7 +168,8 @@ def predict(
     joined = [np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)]
     if likelihood.log_probs is None:
         return Gaussians(*joined)
-    return Classes(*joined, normalised=likelihood.normalised)
+    (log_p,) = joined
+    return Classes(log_p, normalised=likelihood.normalised)
 
 
 def start_from(

@@ -115,6 +115,44 @@ def made(dataset: Any, name: str) -> Dataset:
     return dataset_of(splits, splits.__getitem__, None if real else 0)
 
 
+def of_array(x: Any, like: Source, name: str = "x") -> Source:
+    """Inputs x [N, ...] without labels, read as the training data were.
+
+    Args:
+      x: as the training data are stored: before scaling and normalisation, in their type and axis
+        order. Tables may be any real numbers.
+      like: the training data.
+      name: for messages.
+
+    Raises:
+      ValueError: another shape or type, no examples, or values that are not finite or outside the
+        range of the training images.
+    """
+    x = np.asarray(x)
+    channels = like.reading.get("channels")
+    shape = like.shape
+    if channels == "first" and len(shape) == 3:
+        shape = shape[-1:] + shape[:-1]
+    sizes = ", ".join(map(str, shape))
+    if x.shape[1:] != shape or not x.ndim:
+        hint = "; x[None] for a single example" if x.shape == shape else ""
+        raise ValueError(
+            f"{name}: shape {x.shape}; [B, {sizes}] is needed, as {like.name} is stored{hint}"
+        )
+    stored = np.dtype(like.x.dtype)
+    _check_inputs(name, x)
+    is_image = len(shape) == 3
+    of_kind = x.dtype == stored if stored.kind == "u" else x.dtype.kind == "f"
+    if not (of_kind or (stored.kind == "f" and not is_image)):
+        raise ValueError(
+            f"{name}: {x.dtype}; {stored} is needed, as {like.name} is stored (before any scaling)"
+        )
+    dataset = Dataset(lambda split: {"x": x}, like.classes, reading=like.reading)
+    source = _source(name, dataset, like, labels.UNUSED, channels=channels if is_image else None)
+    check(source)
+    return source
+
+
 def check_name(name: str, data_dir: str | None, field: str) -> Callable:
     """The function that makes the Dataset `name`.
 
