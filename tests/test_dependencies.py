@@ -191,6 +191,7 @@ ROOMS = (
     "report",
     "compile",
     "export",
+    "cli",
 )
 
 

@@ -70,9 +70,10 @@ def function_of(file: str, field: str, name: str) -> Callable:
     Raises:
       ConfigError: no such file or module, or it fails or has no such function.
     """
+    project.alias()
     location = project.find(file)
     if not location.is_file() and "/" not in file and not file.endswith(".py") and "." in file:
-        return imported(project.name(file), field, name)
+        return imported(file, field, name)
     if not location.is_file():
         files = location.parent.glob("*.py")
         near = [str(p) for p in files if f"def {name}(".encode() in p.read_bytes()]

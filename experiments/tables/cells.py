@@ -42,7 +42,7 @@ def table_of(name: str) -> dict[str, Any]:
         return config_lib.function_of(name, "table", "get_table")()
     if "." in name or ":" in name:
         return imported(name, "table", "get_table")()
-    tables = importlib.import_module(project.name(TABLES))
+    tables = importlib.import_module(TABLES)
     names = [m.name for m in pkgutil.iter_modules(tables.__path__)]
     if name not in names:
         raise ConfigError(f"table: no {name!r}; {nearest(name, names)}")
