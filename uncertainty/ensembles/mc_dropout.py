@@ -20,6 +20,10 @@ def mc_dropout(backbone: Backbone, head: Head, size: int, rate: float) -> Networ
     Differences from the paper: the masks of one evaluation are drawn from the particle's key, so a
     prediction is a function of the checkpoint.
 
+    Args:
+      size: masks at prediction, the members.
+      rate: probability of a zero.
+
     Raises:
       ValueError: `rate` outside (0, 1), `size` below 1, or a backbone that has dropout already or
         does not support it (for a backbone without layers, when traced).
