@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "specs": set(),  # finds all else by name
     "own": {"types", "model", "ensembles"},
     "distributions": {"metrics"},
-    "fit": {"types", "rules", "distributions"},
+    "in_memory": {"types", "rules", "distributions"},
     "build": {"types", "model", "optimisers", "specs"},
 }
 OUTSIDE = {"jax", "flax", "optax", "numpy", "scipy"}  # libraries without input or output

@@ -15,9 +15,9 @@ from uncertainty.ensembles.batch_ensemble import batch_ensemble
 from uncertainty.ensembles.mc_dropout import mc_dropout
 from uncertainty.ensembles.packed import packed
 from uncertainty.ensembles.single import single
-from uncertainty.fit import fit, in_order, predict, run_stage, shuffled, start_from
 from uncertainty.heads.dense import Dense
 from uncertainty.heads.laplace import Laplace
+from uncertainty.in_memory import fit, in_order, predict, run_stage, shuffled, start_from
 from uncertainty.inference.executors import mapping
 from uncertainty.inference.particles import particles
 from uncertainty.likelihoods import gaussian, softmax
