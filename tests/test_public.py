@@ -84,7 +84,13 @@ def test_tutorials_run(file, tmp_path):
     flags = os.environ.get("XLA_FLAGS", "").replace(
         "--xla_force_host_platform_device_count=8", "--xla_force_host_platform_device_count=1"
     )
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path), XLA_FLAGS=flags)
+    cache = dict(
+        JAX_COMPILATION_CACHE_DIR=str(ROOT / ".cache" / "jax"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+    )
+    environment = dict(
+        os.environ, PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path), XLA_FLAGS=flags, **cache
+    )
     done = subprocess.run(
         [sys.executable, str(file)],
         cwd=tmp_path,
