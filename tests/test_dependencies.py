@@ -72,7 +72,16 @@ HEAVY = (
 )
 PROGRAMS = [
     f"experiments.{p}"
-    for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report", "compile")
+    for p in (
+        "train",
+        "evaluate",
+        "stage",
+        "reproduce",
+        "quickstart",
+        "report",
+        "compile",
+        "describe",
+    )
 ]
 
 
