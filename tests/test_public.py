@@ -3,11 +3,12 @@
 import ast
 import doctest
 import importlib
-import os
 import pathlib
 import pkgutil
-import subprocess
+import re
+import runpy
 import sys
+import tempfile
 
 import pytest
 
@@ -80,25 +81,17 @@ def test_tutorials_import_what_is_public(file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
-def test_tutorials_run(file, tmp_path):
-    flags = os.environ.get("XLA_FLAGS", "").replace(
-        "--xla_force_host_platform_device_count=8", "--xla_force_host_platform_device_count=1"
-    )
-    cache = dict(
-        JAX_COMPILATION_CACHE_DIR=str(ROOT / ".cache" / "jax"),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
-    )
-    environment = dict(
-        os.environ, PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path), XLA_FLAGS=flags, **cache
-    )
-    done = subprocess.run(
-        [sys.executable, str(file)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
+def test_tutorials_run(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    finally:
+        sys.modules.pop("mine", None)  # a package that a tutorial writes
+    printed = capsys.readouterr().out
+    accuracies = [float(text) for text in re.findall(r"accuracy (0\.\d+)", printed)]
+    if file.stem == "your_own_model":
+        assert len(accuracies) == 5 and min(accuracies) > 0.85, printed
+    else:
+        assert "heteroscedastic.Heteroscedastic" in printed and "Accuracy" in printed

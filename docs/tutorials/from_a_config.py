@@ -32,11 +32,10 @@ def program(name, *words):
 
 
 # %% [markdown]
-# Which parts there are, and what their fields mean:
+# Which parts there are; `describe heads.sngp` lists the fields of one, and what they mean:
 
 # %%
 print(program("describe", "heads"))
-print(program("describe", "heads.heteroscedastic.rank"))
 
 # %% [markdown]
 # ## A config and parts of your own
