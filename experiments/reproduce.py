@@ -28,6 +28,7 @@ import argparse
 import logging
 import pathlib
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     try:
         overrides = config_lib.assignments(args.set)
+        bring(args.table, args.results)
         cells = Cells(args.table, args.results, args.workdir, overrides, args.round)
         if args.cell:
             return run_cell(cells, args)
@@ -101,6 +103,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cell", help=argparse.SUPPRESS)  # file for the reason of a failure
     add("--round", help=argparse.SUPPRESS)  # folder of a round of --fresh
     return parser.parse_args(argv)
+
+
+def bring(table: str, results: str) -> None:
+    """Copies a table's finished cells that an installed copy comes with, unless there are some."""
+    own, here = project.own(f"results/{table}"), pathlib.Path(results) / table
+    if results == "results" == project.default(results) and own.is_dir() and not here.exists():
+        logger.info("%s: the finished cells that come with the project", here)
+        shutil.copytree(own, here)
 
 
 def run(cells: Cells, args: argparse.Namespace) -> Outcome:

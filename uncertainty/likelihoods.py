@@ -91,6 +91,9 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
     Labels are real, [B, K] or (K = 1) [B], in the units of the data after normalisation. With a
     head that predicts its own variance (`mean_variance`) set `noise_std=0`.
 
+    Args:
+      noise_std: standard deviation of the noise, in the units of the normalised targets.
+
     Raises:
       ValueError: a negative noise_std; in `nll`, 0 if the latents have no variance.
     """

@@ -101,7 +101,8 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
                 ),
                 mutable=["intermediates"],
             )
-        (phi,) = captured["intermediates"]["backbone"]["__call__"]
+        # The last is the backbone's own, after those of modules that share its scope.
+        phi = captured["intermediates"]["backbone"]["__call__"][-1]
         return phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)  # packed: [M, 1, B, D]
 
     return Model(init, forward, likelihood, features, **_declared(network))

@@ -26,7 +26,12 @@ def gaussian(scale: float = 1.0, rules: Rules = ()) -> Prior:
 
 
 def laplace(scale: float = 1.0, rules: Rules = ()) -> Prior:
-    """w ~ Laplace(0, scale): -log p(w) = sum |w| / scale + constant. Arguments as `gaussian`'s."""
+    """w ~ Laplace(0, scale): -log p(w) = sum |w| / scale + constant. Arguments as `gaussian`'s.
+
+    Args:
+      scale: mean of |w|.
+      rules: pairs (path pattern, scale) for parameters with another one.
+    """
     return _prior(scale, rules, jnp.abs, jax.random.laplace)
 
 

@@ -1,9 +1,10 @@
 """Builds objects from names and fields; every error names its field.
 
 `name='file.Attr'` in the section `heads` is `uncertainty/heads/file.py`, attribute `Attr`; a bare
-`name='file'` is `file.file`. There is nothing to register. A nested dict with a `name` makes a
-factory: of an initialiser if the field ends in `_init`, else of a part in the section given by
-NESTED, else of a layer of `uncertainty/layers`.
+`name='file'` is `file.file`. There is nothing to register: `name='package.module:Attr'` is a part
+of any package that can be imported. A nested dict with a `name` makes a factory: of an initialiser
+if the field ends in `_init`, else of a part in the section given by NESTED, else of a layer of
+`uncertainty/layers`.
 """
 
 import collections.abc as abc
@@ -44,23 +45,74 @@ def nearest(word: str, valid: typing.Iterable[str]) -> str:
     return f"{hint}(valid: {', '.join(valid)})"
 
 
+def is_path(name: Any) -> bool:
+    """Whether a name is that of a part of another package, 'package.module:Attr'."""
+    return isinstance(name, str) and ":" in name
+
+
+def imported(name: str, field: str, attribute: str = "") -> Callable:
+    """The class or function of 'package.module:Attr', or `attribute` of 'package.module'.
+
+    Raises:
+      ConfigError: the module cannot be imported, or it has no such attribute; the message says what
+        was tried.
+    """
+    path, colon, given = name.partition(":")
+    attribute = given if colon else attribute
+    words = [*path.split("."), *attribute.split(".")]
+    if not all(word.isidentifier() for word in words):
+        raise ConfigError(f"{field}: {name!r}; a part of your own package is 'package.module:Name'")
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        missing = str(error.name)
+        if path != missing and not path.startswith(f"{missing}."):
+            raise ConfigError(f"{field}: {name!r}: importing {path!r} failed: {error}") from error
+        raise ConfigError(
+            f"{field}: {name!r}: there is no module {missing!r}; its package has to be "
+            "installed, or its folder be on PYTHONPATH or the current one"
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"{field}: {name!r}: importing {path!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    target: Any = module
+    for word in attribute.split("."):
+        if not hasattr(target, word):
+            valid = [key for key, value in vars(module).items() if callable(value)]
+            raise ConfigError(
+                f"{field}: {name!r}: {path!r} ({getattr(module, '__file__', 'no file')}) has "
+                f"no {attribute!r}; " + nearest(attribute, [v for v in valid if v[0] != "_"])
+            )
+        target = getattr(target, word)
+    if not callable(target):
+        raise ConfigError(
+            f"{field}: {name!r} is a {type(target).__name__}; a class or function is needed"
+        )
+    return target
+
+
 def resolve(section: str, name: Any, field: str) -> Callable:
-    """The class or function `name` in `uncertainty/<section>`.
+    """The class or function `name` in `uncertainty/<section>`, or 'package.module:Attr'.
 
     Raises:
       ConfigError: there is no such file or attribute; the message lists the nearest names.
     """
     if not isinstance(name, str):
         raise ConfigError(f"{field}.name: {name!r} is not a name")
+    if is_path(name):
+        return imported(name, f"{field}.name")
     package = importlib.import_module(f"uncertainty.{section}")
     if hasattr(package, "__path__"):
         file, _, attribute = name.partition(".")
         files = _files(package, section in NESTED_FOLDERS)
         if file not in files:
             folder = section.replace(".", "/")
-            raise ConfigError(
-                f"{field}.name: no file {file!r} in uncertainty/{folder}; " + nearest(file, files)
-            )
+            hint = nearest(file, files)
+            if "." in attribute:
+                path = ":".join(name.rsplit(".", 1))
+                hint += f"; a part of your own package is {path!r}"
+            raise ConfigError(f"{field}.name: no file {file!r} in uncertainty/{folder}; {hint}")
         module = importlib.import_module(files[file])
         attribute = attribute or file
     else:

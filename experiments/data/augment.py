@@ -88,6 +88,9 @@ def mixup(batch: Batch, draw: Draw, *, alpha: float = 0.2, classes: int) -> Batc
     batch. The order of the examples is random already, so the pairs are as uniform, and both
     examples of a pair are in the same process. Each example draws its own w.
 
+    Args:
+      alpha: of the distribution of w; small values keep most examples nearly as they are.
+
     Raises:
       ValueError: this process holds an odd number of examples.
     """

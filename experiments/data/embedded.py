@@ -1,7 +1,7 @@
 """Data sets that need no file: generated, or inside scikit-learn.
 
-Each function makes a Dataset of all its splits; scikit-learn's sets are split by a permutation
-that depends on `seed` alone. Images are float32 in [0, 1].
+Each function makes a Dataset of all its splits. What is drawn, and the permutation by which
+scikit-learn's sets are split, depend on `seed` alone. Images are float32 in [0, 1].
 """
 
 import functools
@@ -59,7 +59,11 @@ def diabetes(seed: int = 0) -> Dataset:
 
 
 def two_moons(noise: float = 0.1, seed: int = 0) -> Dataset:
-    """Two interleaved half circles in the plane; train 1,500, test 500 points."""
+    """Two interleaved half circles in the plane; train 1,500, test 500 points.
+
+    Args:
+      noise: standard deviation of a point's distance from its half circle.
+    """
     import sklearn.datasets
 
     sizes = {"train": 1500, "test": 500}

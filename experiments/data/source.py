@@ -14,8 +14,9 @@ from experiments.data.labelled import labelled, with_noise
 from experiments.data.normalisation import per_example, statistics_of
 from experiments.data.own import OWN
 from experiments.data.splits import Dataset, Range
+from experiments.data.splits import dataset as dataset_of
 from uncertainty.build import ConfigError, nearest
-from uncertainty.specs import check_fields
+from uncertainty.specs import check_fields, imported, is_path
 
 
 def load(
@@ -28,7 +29,8 @@ def load(
 
     Args:
       spec: `name`, the fields of that set (arguments of the function of this name in `embedded` or
-        `files`, of `from_tfds.tfds` for any other name), and for every set
+        `files`, of 'package.module:function' in a package of your own, see `made`, and of
+        `from_tfds.tfds` for any other name), and for every set
         split: 'train' by default; slices and sums as in tfds.
         classes: keep these classes only, relabelled 0, 1, ... in the order given.
         mean, std: numbers or one per channel or feature, subtracted and divided by.
@@ -56,13 +58,13 @@ def load(
         range.
     """
     function, name, fields, common = check_spec(spec, field)
-    arguments = {} if name in OWN else {"name": name}
+    arguments = {"name": name} if of_tfds(name) else {}
     reading = {} if like is None else like.reading
-    if name not in OWN:
+    if of_tfds(name):
         fields = {k: v for k, v in reading.items() if k in ("resize", "size")} | fields
     try:
         try:
-            dataset = function(**arguments, **fields)
+            dataset = made(function(**arguments, **fields), name)
         except TypeError as error:
             raise ConfigError(f"{name}({fields}): {error}") from error
         try:
@@ -80,6 +82,77 @@ def load(
     return source
 
 
+def of_tfds(name: str) -> bool:
+    """Whether a data set of this name is one of tfds."""
+    return name not in OWN and not is_path(name)
+
+
+def made(dataset: Any, name: str) -> Dataset:
+    """The Dataset that a function has made, or that of its dict split -> {"x": ..., "y": ...}.
+
+    In a dict, y of whole numbers are the labels of classes, and others are regression targets.
+
+    Raises:
+      ConfigError: it is neither.
+    """
+    if isinstance(dataset, Dataset):
+        return dataset
+    if not isinstance(dataset, Mapping) or not dataset:
+        raise ConfigError(
+            f"name: {name!r} returns a {type(dataset).__name__}; a Dataset, or a dict "
+            '{"train": {"x": ..., "y": ...}, ...} is needed'
+        )
+    splits: dict[str, dict[str, np.ndarray]] = {}
+    for split, entries in dataset.items():
+        if not isinstance(entries, Mapping) or "x" not in entries:
+            raise ConfigError(f"name: {name!r}: split {split!r} is not a dict with 'x'")
+        splits[split] = {key: np.asarray(value) for key, value in entries.items()}
+        sizes = {key: len(value) if value.ndim else 0 for key, value in splits[split].items()}
+        if len(set(sizes.values())) > 1:
+            raise ConfigError(f"name: {name!r}: entries of {split!r} differ in length: {sizes}")
+    labels = [entries["y"] for entries in splits.values() if "y" in entries]
+    real = any(y.dtype.kind not in "iu" for y in labels)
+    return dataset_of(splits, splits.__getitem__, None if real else 0)
+
+
+def of_array(x: Any, like: Source, name: str = "x") -> Source:
+    """Inputs x [N, ...] without labels, read as the training data were.
+
+    Args:
+      x: as the training data are stored: before scaling and normalisation, in their type and axis
+        order. Tables may be any real numbers.
+      like: the training data.
+      name: for messages.
+
+    Raises:
+      ValueError: another shape or type, no examples, or values that are not finite or outside the
+        range of the training images.
+    """
+    x = np.asarray(x)
+    channels = like.reading.get("channels")
+    shape = like.shape
+    if channels == "first" and len(shape) == 3:
+        shape = shape[-1:] + shape[:-1]
+    sizes = ", ".join(map(str, shape))
+    if x.shape[1:] != shape or not x.ndim:
+        hint = "; x[None] for a single example" if x.shape == shape else ""
+        raise ValueError(
+            f"{name}: shape {x.shape}; [B, {sizes}] is needed, as {like.name} is stored{hint}"
+        )
+    stored = np.dtype(like.x.dtype)
+    _check_inputs(name, x)
+    is_image = len(shape) == 3
+    of_kind = x.dtype == stored if stored.kind == "u" else x.dtype.kind == "f"
+    if not (of_kind or (stored.kind == "f" and not is_image)):
+        raise ValueError(
+            f"{name}: {x.dtype}; {stored} is needed, as {like.name} is stored (before any scaling)"
+        )
+    dataset = Dataset(lambda split: {"x": x}, like.classes, reading=like.reading)
+    source = _source(name, dataset, like, labels.UNUSED, channels=channels if is_image else None)
+    check(source)
+    return source
+
+
 def check_name(name: str, data_dir: str | None, field: str) -> Callable:
     """The function that makes the Dataset `name`.
 
@@ -88,6 +161,8 @@ def check_name(name: str, data_dir: str | None, field: str) -> Callable:
     """
     if name in OWN:
         return OWN[name]
+    if is_path(name):
+        return imported(name, field)
     from experiments.data import from_tfds  # imported only for sets of tfds
 
     from_tfds.check_name(name, data_dir, field)
@@ -117,7 +192,7 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
         )
     common = {key: fields.pop(key) for key in COMMON if key in fields}
     function = check_name(name, fields.get("data_dir"), f"{field}.name")
-    supplied = () if name in OWN else ("name",)
+    supplied = ("name",) if of_tfds(name) else ()
     check_fields(function, fields, f"{field}.", given=supplied, also=COMMON)
     return function, name, fields, common
 

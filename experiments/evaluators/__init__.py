@@ -1,4 +1,5 @@
-"""Evaluators: `name='file'` in a config is the function `file` of `file.py` here.
+"""Evaluators: `name='file'` in a config is the function `file` of `file.py` here, and
+`name='package.module:function'` one of your own package.
 
 It takes the fields of the config and returns an `Evaluator`; for a wrong value it raises ValueError
 with the field's name first. There is nothing to register.
@@ -13,7 +14,7 @@ from experiments.data import labels as labels_lib
 from experiments.data.derived import key_of
 from experiments.data.source import Source, check_spec, load
 from uncertainty.build import ConfigError, nearest
-from uncertainty.specs import check_fields, check_types
+from uncertainty.specs import check_fields, check_types, imported, is_path
 
 if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
@@ -86,9 +87,13 @@ def build(name: str, spec: Any, task: str | None = None) -> Evaluator:
     field = f"evaluators.{name}"
     files = [module.name for module in pkgutil.iter_modules(__path__)]
     kind = spec.get("name") if isinstance(spec, Mapping) else spec
-    if not isinstance(spec, Mapping) or kind not in files:
+    own = is_path(kind)
+    if not isinstance(spec, Mapping) or not (own or kind in files):
         raise ConfigError(f"{field}.name: no evaluator {kind!r}; {nearest(str(kind), files)}")
-    make = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
+    if own:
+        make = imported(kind, f"{field}.name")
+    else:
+        make = getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
     fields = {key: value for key, value in spec.items() if key != "name"}
     check_fields(make, fields, f"{field}.")
     check_types(make, fields, field)
@@ -96,6 +101,11 @@ def build(name: str, spec: Any, task: str | None = None) -> Evaluator:
         evaluator: Evaluator = make(**fields)
     except ValueError as error:
         raise ConfigError(f"{field}.{error}") from error
+    if not isinstance(evaluator, Evaluator):
+        raise ConfigError(
+            f"{field}.name: {kind!r} returns a {type(evaluator).__name__}; an "
+            "`experiments.evaluators.Evaluator` is needed"
+        )
     for read in evaluator.data:
         if isinstance(read.data, Mapping):
             check_spec(read.data, f"{field}.{read.field}")

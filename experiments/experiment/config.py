@@ -1,16 +1,16 @@
 """Configs: loading, overrides from the command line, and the checks that build nothing."""
 
 import ast
+import contextlib
 import functools
 import importlib.util
 import inspect
 import json
 import logging
-import pathlib
 import re
 import shlex
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -24,6 +24,7 @@ from experiments.runtime import project
 from experiments.runtime.workdir import renamed
 from uncertainty import build
 from uncertainty.build import ConfigError, nearest
+from uncertainty.specs import imported
 
 logger = logging.getLogger(__name__)
 
@@ -45,21 +46,48 @@ _AT_LEAST = {
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of `configs/file.py` or `configs/file.py:arg`, with dotted names overridden.
 
-    A file that does not exist here is looked up in the project.
+    A file that does not exist here is looked up in the project. 'package.module' and
+    'package.module:arg' are modules of a package of your own, or of the project.
 
     Raises:
       ConfigError: a file that is missing, not a config, or that raises (with the line); an override
         in a section that the config lacks, or a name whose part lacks fields of the section.
     """
     file, _, arg = path.partition(":")
-    location = project.find(file)
-    if not location.is_file():
-        files = location.parent.glob("*.py")
-        near = [str(p) for p in files if b"def get_config(" in p.read_bytes()]
-        raise ConfigError(f"config: no file {file!r}" + (f"; {nearest(file, near)}" * bool(near)))
-    config = _run_file(file, location, arg)
+    config = _called(file, function_of(file, "config", "get_config"), arg)
     apply(config, overrides or {})
     return config
+
+
+def function_of(file: str, field: str, name: str) -> Callable:
+    """The function `name` of 'folder/file.py' or of 'package.module', from any directory.
+
+    Args:
+      file: a file, here or in the project, or a module.
+      field: what it is, for messages.
+      name: such as 'get_config'.
+
+    Raises:
+      ConfigError: no such file or module, or it fails or has no such function.
+    """
+    project.alias()
+    location = project.find(file)
+    if not location.is_file() and "/" not in file and not file.endswith(".py") and "." in file:
+        return imported(file, field, name)
+    if not location.is_file():
+        files = location.parent.glob("*.py")
+        near = [str(p) for p in files if f"def {name}(".encode() in p.read_bytes()]
+        raise ConfigError(f"{field}: no file {file!r}" + (f"; {nearest(file, near)}" * bool(near)))
+    if location.suffix != ".py":
+        raise ConfigError(f"{field}: {file} is not a Python file")
+    spec = importlib.util.spec_from_file_location(f"{field}_file", location)
+    module = importlib.util.module_from_spec(spec)
+    with _reported(file, field, str(location)):
+        spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{field}: {file} has no function {name}")
+    return function
 
 
 def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
@@ -76,32 +104,32 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
             _check_renamed(config, name, former, overrides)
 
 
-def _run_file(file: str, location: pathlib.Path, arg: str) -> ConfigDict:
+def _called(file: str, get_config: Callable, arg: str) -> ConfigDict:
     """The result of a file's `get_config`."""
-    if location.suffix != ".py":
-        raise ConfigError(f"config: {file} is not a Python file")
-    spec = importlib.util.spec_from_file_location("config_file", location)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        if not callable(get_config):
-            raise ConfigError(f"config: {file} has no function get_config")
-        if arg and not inspect.signature(get_config).parameters:
-            raise ConfigError(f"config: {file} takes no options, but has {arg!r} after it")
+    if arg and not inspect.signature(get_config).parameters:
+        raise ConfigError(f"config: {file} takes no options, but has {arg!r} after it")
+    with _reported(file, "config", inspect.getsourcefile(get_config) or ""):
         config = get_config(arg) if arg else get_config()
-    except ConfigError:
-        raise
-    except SyntaxError as error:
-        raise ConfigError(f"config: {error.filename}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f.lineno for f in frames if f.filename == str(location)]
-        where = f", line {lines[-1]}" * bool(lines)
-        raise ConfigError(f"config: {file}{where}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"config: get_config of {file} returns {config!r:.80}, not a ConfigDict")
     return config
+
+
+@contextlib.contextmanager
+def _reported(file: str, field: str, location: str) -> Iterator[None]:
+    """Errors of a user's file as ConfigErrors with its line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        where = f"{error.filename}, line {error.lineno}"
+        raise ConfigError(f"{field}: {where}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == location]
+        where = f", line {lines[-1]}" * bool(lines)
+        raise ConfigError(f"{field}: {file}{where}: {type(error).__name__}: {error}") from error
 
 
 def _name_at(config: ConfigDict, name: str) -> str | None:

@@ -112,7 +112,7 @@ def run_child(
     command: Sequence[str], environment: Mapping[str, str], timeout: float
 ) -> tuple[int | None, str]:
     """The exit code of a process and what it printed; None if it was stopped after `timeout`."""
-    path = os.pathsep.join([str(project.ROOT), environment.get("PYTHONPATH", "")]).strip(os.pathsep)
+    path = os.pathsep.join([str(project.PATH), environment.get("PYTHONPATH", "")]).strip(os.pathsep)
     with (
         tempfile.TemporaryFile() as output,
         subprocess.Popen(

@@ -20,6 +20,7 @@ import itertools
 import json
 import logging
 import os
+import pathlib
 import resource
 import signal
 import socket
@@ -35,6 +36,7 @@ import jax
 import numpy as np
 from absl import flags
 
+import uncertainty
 from experiments.runtime import execution, project
 from experiments.runtime.lock import SILENCE
 from experiments.runtime.program import REPORTED, code_of
@@ -51,7 +53,7 @@ GRACE = 3.0  # seconds for a process to report its own error before that of anot
 MEETING = 300.0  # seconds for all processes to start
 PATIENCE = 3600.0  # seconds to wait for a process that reads its data
 ROOT = "uncertainty/"  # prefix of our keys in the store
-PACKAGES = ("uncertainty", "jax", "jaxlib", "flax", "optax", "numpy")
+PACKAGES = ("scalable-uncertainty", "jax", "jaxlib", "flax", "optax", "numpy")
 
 # Outlives its parent by the number of seconds written to its standard input or, if the parent is
 # killed, by the time that the others need to notice (the third argument).
@@ -233,10 +235,11 @@ def any_signal(stop: Stop) -> str | None:
 @functools.cache
 def code() -> dict[str, str]:
     """The versions of packages, and a digest of the sources of this project."""
-    root, packages = project.ROOT, ("uncertainty", "experiments")
-    sources = [path for name in packages for path in (root / name).rglob("*.py")]
+    library = pathlib.Path(uncertainty.__file__).parent  # has the programs too, where installed
+    folders = (project.ROOT / "experiments", library)
+    sources = {path: folder.parent for folder in folders for path in folder.rglob("*.py")}
     digest = hashlib.sha256()
-    for path in sorted(sources):
+    for path, root in sorted(sources.items()):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     versions = {f"code.{name}": version(name) for name in PACKAGES}

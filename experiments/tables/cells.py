@@ -21,6 +21,7 @@ from experiments.runtime import keys, project, storage, writers
 from experiments.runtime.workdir import MAY_CHANGE, read_json, same_but_for
 from experiments.tables.records import Records, slug
 from uncertainty.build import ConfigError, nearest
+from uncertainty.specs import imported
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +33,46 @@ OF_A_RUN = {"cost/parameters", "cost/train_seconds", "cost/train_ms_per_example"
 
 
 def table_of(name: str) -> dict[str, Any]:
-    """The table of `configs/tables/<name>.py`.
+    """The table of `configs/tables/<name>.py`, of a file, or of 'package.module[:function]'.
 
     Raises:
       ConfigError: there is no such table.
     """
-    names = [m.name for m in pkgutil.iter_modules(importlib.import_module(TABLES).__path__)]
+    if name.endswith(".py"):
+        return config_lib.function_of(name, "table", "get_table")()
+    if "." in name or ":" in name:
+        return imported(name, "table", "get_table")()
+    tables = importlib.import_module(TABLES)
+    names = [m.name for m in pkgutil.iter_modules(tables.__path__)]
     if name not in names:
         raise ConfigError(f"table: no {name!r}; {nearest(name, names)}")
-    return importlib.import_module(f"{TABLES}.{name}").get_table()
+    return importlib.import_module(f"{tables.__name__}.{name}").get_table()
+
+
+def project_name(name: str) -> str:
+    """A table of `configs/tables` by its name, also if its file is given; others unchanged.
+
+    Raises:
+      ConfigError: another file or module whose results would be those of a table of the project.
+    """
+    own = project.own("configs/tables")
+    if name.endswith(".py") and project.find(name).resolve().parent == own.resolve():
+        return pathlib.PurePath(name).stem
+    if folder_of(name) != name and (own / f"{folder_of(name)}.py").is_file():
+        raise ConfigError(
+            f"table: {name!r} would share the results of the project's table {folder_of(name)!r}; "
+            "give it another name"
+        )
+    return name
+
+
+def folder_of(name: str) -> str:
+    """The folder of a table's results and runs: its name, that of its file or of its module."""
+    if name.endswith(".py"):
+        return pathlib.PurePath(name).stem
+    module, _, function = name.partition(":")
+    last = module.rpartition(".")[2]
+    return last if function in ("", "get_table") else f"{last}-{slug(function)}"
 
 
 def name_of(row: Mapping[str, Any]) -> str:
@@ -74,7 +106,8 @@ class Cells:
         overrides: Mapping[str, Any],
         round: str | storage.Path | None = None,
     ):
-        self.name, self.table = name, table_of(name)
+        name = project_name(name)
+        self.name, self.given, self.table = folder_of(name), name, table_of(name)
         self.overrides = overrides
         self._configs: dict[tuple[str, int], dict[str, Any]] = {}
         self.round = storage.path(round) if round else None
@@ -92,8 +125,8 @@ class Cells:
             if all(refused):
                 raise ConfigError(refused[0])
         self.variant = self._variant()
-        self.results = storage.path(results) / name / self.variant
-        self.workdir = storage.path(workdir) / name / self.variant
+        self.results = storage.path(results) / self.name / self.variant
+        self.workdir = storage.path(workdir) / self.name / self.variant
         self.records = Records(self.results, list(slugs))
 
     @staticmethod

@@ -3,6 +3,7 @@
 import functools
 
 from uncertainty.ensembles.mc_dropout import with_dropout
+from uncertainty.ensembles.replace import told
 from uncertainty.ensembles.single import Single
 from uncertainty.layers.masksembles import Masksembles
 from uncertainty.types import Backbone, Head, Network
@@ -31,4 +32,4 @@ def masksembles(backbone: Backbone, head: Head, size: int, scale: float = 2.0) -
             "backbone.experts.dropout: missing; masks belong to examples, but an expert processes "
             "tokens of many; set 0.0 for experts without masks"
         )
-    return Single(masked, head, size)
+    return Single(told(masked, 1, size), head, size)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from uncertainty.ensembles.replace import is_field
+from uncertainty.ensembles.replace import is_field, told
 from uncertainty.ensembles.single import Single
 from uncertainty.layers.dropout import Dropout
 from uncertainty.types import Backbone, Head, Network
@@ -20,6 +20,10 @@ def mc_dropout(backbone: Backbone, head: Head, size: int, rate: float) -> Networ
     Differences from the paper: the masks of one evaluation are drawn from the particle's key, so a
     prediction is a function of the checkpoint.
 
+    Args:
+      size: masks at prediction, the members.
+      rate: probability of a zero.
+
     Raises:
       ValueError: `rate` outside (0, 1), `size` below 1, or a backbone that has dropout already or
         does not support it (for a backbone without layers, when traced).
@@ -29,7 +33,8 @@ def mc_dropout(backbone: Backbone, head: Head, size: int, rate: float) -> Networ
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
     dropout = functools.partial(Dropout, rate=rate, members=size)
-    return Single(with_dropout(backbone, dropout, "mc_dropout"), head, size)
+    dropped = with_dropout(backbone, dropout, "mc_dropout")
+    return Single(told(dropped, 1, size), head, size)
 
 
 def with_dropout(backbone: Backbone, dropout: Callable[..., nn.Module], ensemble: str) -> Backbone:

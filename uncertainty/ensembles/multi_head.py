@@ -19,7 +19,11 @@ class MultiHead(Network):
 
 
 def multi_head(backbone: Backbone, head: Head, size: int) -> Network:
-    """`size` heads, initialised independently, trained on the mean of their losses."""
+    """`size` heads, initialised independently, trained on the mean of their losses.
+
+    Args:
+      size: M.
+    """
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
     return MultiHead(backbone, head, size)

@@ -41,6 +41,7 @@ def members(
 ) -> Network:
     """`Members` whose dense and convolution layers at the paths `where` are wrapped."""
     backbone = replace(backbone, ("dense", "conv"), wrap, where)
+    backbone = told(backbone, size, size * fields.get("samples", 1))
     return Members(backbone, replace(head, ("dense",), wrap, where), size, where, **fields)
 
 
@@ -64,6 +65,13 @@ def replace(part: Part, fields: Sequence[str], wrap: Wrap, where: str) -> Part:
 
     own: dict[str, Any] = {f: chosen(getattr(part, f)) for f in fields if is_field(part, f)}
     return part.clone(**own)
+
+
+def told(backbone: Backbone, training: int, prediction: int) -> Backbone:
+    """The backbone, whose field `members` gets M in training and at prediction, if it has one."""
+    if not is_field(backbone, "members"):
+        return backbone
+    return backbone.clone(members=(training, prediction))
 
 
 def is_field(part: nn.Module, name: str) -> bool:

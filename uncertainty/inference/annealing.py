@@ -18,6 +18,10 @@ Annealing = Callable[[jax.Array], jax.Array]
 def linear(steps: int, start: float = 0.0) -> Annealing:
     """a(t) = start + (1 - start) t / steps.
 
+    Args:
+      steps: of the ramp, after which a is 1.
+      start: a(0).
+
     Raises:
       ValueError: fewer than one step, or a start outside [0, 1].
     """
@@ -30,6 +34,10 @@ def linear(steps: int, start: float = 0.0) -> Annealing:
 def hyperbolic(steps: int, power: float = 10.0) -> Annealing:
     """a(t) = tanh((1.3 t / steps)^power), a switch shortly before `steps`.
 
+    Args:
+      steps: of the ramp, after which a is 1.
+      power: the larger, the sharper the switch.
+
     Raises:
       ValueError: fewer than one step, or a power that is not positive.
     """
@@ -39,6 +47,11 @@ def hyperbolic(steps: int, power: float = 10.0) -> Annealing:
 
 def cyclical(steps: int, cycles: int = 5, power: float = 10.0) -> Annealing:
     """a(t) = (mod(t, steps / cycles) / (steps / cycles))^power, back to 0 with each cycle.
+
+    Args:
+      steps: of all cycles, after which a is 1.
+      cycles: their number.
+      power: the larger, the later in a cycle a grows.
 
     Raises:
       ValueError: fewer than one step or cycle, or a power that is not positive.

@@ -17,6 +17,9 @@ Context = Callable[[Batch, jax.Array], jax.Array]
 def perturbed(std: float = 0.075) -> Context:
     """x + N(0, std^2), new at each step; std in units of x.
 
+    Args:
+      std: of the noise, in units of x.
+
     Raises:
       ValueError: a std that is not positive.
     """

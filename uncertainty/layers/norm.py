@@ -23,6 +23,7 @@ class BatchNorm(nn.BatchNorm):
     Attributes:
       momentum: weight of the old average in a step (PyTorch's is 1 - momentum).
       epsilon: added to the variance.
+      force_float32_reductions: whether statistics are float32 for any type of x.
       Others as in `flax.linen.BatchNorm`.
     """
 

@@ -28,6 +28,10 @@ def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransfor
     """Stochastic gradient descent with heavy-ball or Nesterov momentum, not dampened.
 
     m <- g + momentum m; the direction is m, or g + momentum m with the new m (Nesterov).
+
+    Args:
+      momentum: weight of the former m.
+      nesterov: whether to look ahead with the new m.
     """
     if not 0 <= momentum < 1 or (nesterov and not momentum):
         raise ValueError(f"momentum: {momentum!r} must be in [0, 1), and not 0 with nesterov")
@@ -35,7 +39,12 @@ def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransfor
 
 
 def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015). TensorFlow's default is eps=1e-7."""
+    """Adam (Kingma & Ba 2015). TensorFlow's default is eps=1e-7.
+
+    Args:
+      b1, b2: decay of the averages of g and of g^2.
+      eps: added to the root of the second.
+    """
     return _bounded_by(eps, optax.scale_by_adam(b1, b2, eps))
 
 
@@ -44,12 +53,21 @@ adamw = adam
 
 
 def lion(b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
-    """Lion (Chen et al. 2023)."""
+    """Lion (Chen et al. 2023).
+
+    Args:
+      b1, b2: decay of the average of g in the direction, and of the one that is kept.
+    """
     return Bounded(*optax.scale_by_lion(b1, b2))
 
 
 def rmsprop(decay: float = 0.9, eps: float = 1e-8) -> optax.GradientTransformation:
-    """RMSProp (Hinton 2012)."""
+    """RMSProp (Hinton 2012).
+
+    Args:
+      decay: of the average of g^2.
+      eps: added to its root.
+    """
     return _bounded_by(eps, optax.scale_by_rms(decay, eps))
 
 

@@ -18,18 +18,32 @@ from uncertainty.optimisers.cycles import share
 
 
 def constant(total_steps: int, warmup_steps: int = 0) -> optax.Schedule:
-    """1 throughout."""
+    """1 throughout.
+
+    Args:
+      warmup_steps: of the linear warm-up before it.
+    """
     return _after_warmup(optax.constant_schedule(1.0), total_steps, warmup_steps)
 
 
 def cosine(total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> optax.Schedule:
-    """Half a cosine from 1 down to `final` (Loshchilov & Hutter 2017, without restarts)."""
+    """Half a cosine from 1 down to `final` (Loshchilov & Hutter 2017, without restarts).
+
+    Args:
+      warmup_steps: of the linear warm-up before it.
+      final: the last value.
+    """
     steps = max(total_steps - warmup_steps, 1)
     return _after_warmup(optax.cosine_decay_schedule(1.0, steps, final), total_steps, warmup_steps)
 
 
 def linear(total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> optax.Schedule:
-    """A straight line from 1 down to `final`."""
+    """A straight line from 1 down to `final`.
+
+    Args:
+      warmup_steps: of the linear warm-up before it.
+      final: the last value.
+    """
     steps = max(total_steps - warmup_steps, 1)
     return _after_warmup(optax.linear_schedule(1.0, final, steps), total_steps, warmup_steps)
 
@@ -40,7 +54,13 @@ def step(
     boundaries: Sequence[float] = (0.3, 0.6, 0.8),
     factor: float = 0.2,
 ) -> optax.Schedule:
-    """Times `factor` at each of `boundaries`, given as fractions of the whole run in (0, 1)."""
+    """Times `factor` at each of `boundaries`, given as fractions of the whole run in (0, 1).
+
+    Args:
+      warmup_steps: of the linear warm-up before it.
+      boundaries: fractions of the whole run in (0, 1).
+      factor: at each of them.
+    """
     if not all(0 < b < 1 for b in boundaries):
         raise ValueError(f"boundaries: {tuple(boundaries)}; fractions of the run in (0, 1)")
     # Exact in decimal: 0.575 of 100 steps is 57.5, not 57.49999999999999.
@@ -62,6 +82,11 @@ def cyclical(
     Source: Loshchilov & Hutter 2017, with restarts; Zhang et al. 2020, "Cyclical stochastic
     gradient MCMC", eq. 1, whose noise begins only in the later part of each cycle. If `cycles` does
     not divide the steps, cycle c starts at the first step from c total_steps / cycles on.
+
+    Args:
+      warmup_steps: of the linear warm-up before it.
+      cycles: their number in a run.
+      final: the last value of each.
     """
     if not 1 <= cycles <= total_steps:
         raise ValueError(f"cycles: {cycles}; between 1 and the {total_steps} steps")

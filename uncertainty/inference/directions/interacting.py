@@ -101,7 +101,7 @@ def interacting(
       transport: K and F of the kernel -> A and B.
       over, target, accumulate, objective, own_examples: see `independent`.
       kernel: of `inference/kernels`.
-      space: see above.
+      space: one of SPACES, see above.
       values: the function values: 'logits', the latents' means, or 'probabilities'.
       per_layer: a kernel for each layer by itself, in weight space.
       weight_kernel: of the weights in 'functional_repulsion'; None for `kernel`.

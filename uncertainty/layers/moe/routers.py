@@ -28,13 +28,15 @@ KERNEL_INIT = nn.initializers.variance_scaling(
 
 
 class _Router(nn.Module, kw_only=True):
-    """Attributes:
-    num_experts: E / M, of each member.
-    members: M.
-    group_size: examples whose tokens are routed together; None for the whole batch. In training it
-      must divide a larger batch; at prediction, if it does not, the largest size that divides the
-      batch is used. Groups are consecutive examples, so predictions for a set are equal for all
-      batch sizes that are multiples of `group_size`, and for no others.
+    """The fields of every router.
+
+    Attributes:
+      num_experts: E / M, of each member.
+      members: M.
+      group_size: examples whose tokens are routed together; None for the whole batch. In training
+        it must divide a larger batch; at prediction, if it does not, the largest size that divides
+        the batch is used. Groups are consecutive examples, so predictions for a set are equal for
+        all batch sizes that are multiples of `group_size`, and for no others.
     """
 
     num_experts: int

@@ -1,0 +1,97 @@
+"""The public API: what is exported, its doctests, and that tutorials need nothing else."""
+
+import ast
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+import runpy
+import sys
+import tempfile
+
+import pytest
+
+import uncertainty
+from uncertainty import metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+# Public modules, of which names without a leading underscore are public too.
+MODULES = ("uncertainty.priors", "experiments.experiment.base")
+PUBLIC = {
+    "uncertainty": set(uncertainty.__all__),
+    "uncertainty.metrics": set(metrics.__all__),
+    "experiments": {"load_run", "Run"},
+}
+
+
+def test_every_export_is_what_type_checkers_see():
+    """The imports under TYPE_CHECKING, __all__, and the objects themselves agree."""
+    tree = ast.parse((ROOT / "uncertainty" / "__init__.py").read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {a.name: node.module for node in checked.body for a in node.names}
+    assert sorted(seen) == sorted(uncertainty.__all__) == sorted(set(uncertainty.__all__))
+    for name, module in seen.items():
+        value = getattr(uncertainty, name)
+        assert value is getattr(importlib.import_module(module), name)
+        assert value.__doc__, name
+    assert set(uncertainty.__all__) <= set(dir(uncertainty))
+    files = {module.name for module in pkgutil.iter_modules(uncertainty.__path__)}
+    assert not files & seen.keys()  # an import of a file would take its export's place
+    with pytest.raises(AttributeError, match="no attribute 'softmaxx'"):
+        uncertainty.softmaxx  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["own", "distributions", pytest.param("in_memory")])
+def test_doctests(name):
+    module = importlib.import_module(f"uncertainty.{name}")
+    failed, count = doctest.testmod(module)
+    assert count >= 2 and not failed
+
+
+@pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
+def test_tutorials_import_what_is_public(file):
+    texts = [file.read_text(encoding="utf-8")]
+    for node in ast.walk(ast.parse(texts[0])):  # files that a tutorial writes
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and "import" in node.value
+        ):
+            texts.append(node.value)
+    for text in texts:
+        try:
+            tree = ast.parse(text)
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            assert not {n.split(".")[0] for n in names} & {"uncertainty", "experiments", "configs"}
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            if node.module.split(".")[0] in ("uncertainty", "experiments", "configs"):
+                public = PUBLIC.get(node.module, set())
+                for alias in node.names:
+                    is_public = alias.name in public or (
+                        node.module in MODULES and alias.name[0] != "_"
+                    )
+                    assert is_public, f"{file.name} imports {alias.name} of {node.module}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
+def test_tutorials_run(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    finally:
+        sys.modules.pop("mine", None)  # a package that a tutorial writes
+    printed = capsys.readouterr().out
+    accuracies = [float(text) for text in re.findall(r"accuracy (0\.\d+)", printed)]
+    if file.stem == "your_own_model":
+        assert len(accuracies) == 5 and min(accuracies) > 0.85, printed
+    else:
+        assert "heteroscedastic.Heteroscedastic" in printed and "Accuracy" in printed
