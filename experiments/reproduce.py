@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = f"{outcome.read} read from {cells.records.path}"
     advice = "; --fresh runs all again" * (outcome.read > 0 and not args.fresh)
     print(f"cells:  {source}, {outcome.ran} run, {outcome.failed()} failed{advice}")
-    print(f"table:  {cells.results}/table.md, .tex, .json")
+    print(f"table:  {cells.results}/table.md, .tex, .csv, .json")
     if report:
         print(f"report: {report}")
     return 1 if outcome.failures or problems else 0
