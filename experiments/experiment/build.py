@@ -205,8 +205,7 @@ def setup(
 
 def read(config: Mapping[str, Any]) -> Data:
     """All data of training, see `load_data`; warns of likely mistakes."""
-    if config["logging"]["tensorboard"]:
-        writers.require_tensorboard()
+    writers.require(config["logging"])
     data = load_data(config)
     warn_of_data(config, data.train)
     if data.validation is None and build.stages_ask(config, "num_validation"):
