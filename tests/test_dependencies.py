@@ -69,7 +69,7 @@ HEAVY = (
 )
 PROGRAMS = [
     f"experiments.{p}"
-    for p in ("train", "evaluate", "stage", "reproduce", "quickstart", "report", "compile")
+    for p in ("train", "evaluate", "stage", "reproduce", "sweep", "quickstart", "report", "compile")
 ]
 
 
@@ -182,6 +182,8 @@ ROOMS = (
     "planning",
     "train",
     "tables",
+    "sweeps",
+    "sweep",
     "reproduce",
     "quickstart",
     "report",

@@ -131,11 +131,7 @@ def setup(
       ValueError: data that cannot be trained on.
     """
     execution.prepare()
-    config = {
-        "pretrained": {},
-        "objective": {},
-        **config_lib.plain(config),
-    }  # older runs have neither
+    config = full(config)
     config_lib.check(config)
     network = build.network(config)
     model = build.model(config, network)
@@ -201,6 +197,11 @@ def setup(
         shardings=shardings,
         final_shapes=final,
     )
+
+
+def full(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as a run has it: plain, with the sections that older runs do not have."""
+    return {"pretrained": {}, "objective": {}, **config_lib.plain(config)}
 
 
 def read(config: Mapping[str, Any]) -> Data:

@@ -120,13 +120,14 @@ def write_report(
     return path
 
 
-def study_table(study: Study) -> str:
+def study_table(study: Study, by_row: bool = False) -> str:
     """The study as an HTML table with its notes, published values below ours.
 
-    With many more columns than rows it is transposed: one line per metric.
+    With many more columns than rows it is transposed, one line per metric, unless it has to have
+    a line for each row.
     """
     shown = layout(study)
-    if len(shown.heads) > max(7, len(shown.lines)):
+    if not by_row and len(shown.heads) > max(7, len(shown.lines)):
         shown = transpose(shown)
     head = ["<th></th>"]
     for column, compared in zip(shown.heads, shown.compared, strict=True):

@@ -194,7 +194,9 @@ def check_wandb(value: Any) -> None:
         raise ConfigError(f"config.logging.wandb: {value!r}; true, false or fields such as {such}")
     for field in value:
         if field not in WANDB:
-            raise ConfigError(f"config.logging.wandb.{field}: no such field; {nearest(field, WANDB)}")
+            raise ConfigError(
+                f"config.logging.wandb.{field}: no such field; {nearest(field, WANDB)}"
+            )
 
 
 NEEDED = {  # fields of `logging` -> packages, and the extra that has them

@@ -109,6 +109,10 @@ class Records:
         entry = Entry(json.dumps(jsonable(record), allow_nan=False), "", record)
         self._write({(slug(record["row"]), record["seed"]): entry})
 
+    def refresh(self) -> None:
+        """The next look is at the file, in a bucket too."""
+        self._looked = -math.inf
+
     def convert(self) -> None:
         """Moves the files of an earlier version into `runs.jsonl`; damaged ones stay."""
         self._write({})

@@ -55,7 +55,8 @@ def study(cells: Cells, failures: dict[str, dict[str, list[int]]]) -> Study:
         title=cells.table["title"],
         columns=cells.table["columns"],
         rows=rows,
-        command=shlex.join(["python", "-m", "experiments.reproduce", cells.name, *overrides]),
+        command=cells.table.get("command")
+        or shlex.join(["python", "-m", "experiments.reproduce", cells.name, *overrides]),
         config={name_of(row): row["config"] for row in cells.table["rows"]},
         seeds=sorted(all_seeds),
         hardware={name: _joined([h[name] for h in ran_on if name in h]) for name in known},

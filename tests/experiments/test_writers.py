@@ -140,7 +140,9 @@ def level_db_records(log):
 
 def test_wandb_has_the_records_of_a_run_and_of_its_continuation(tmp_path, monkeypatch):
     if not importlib.util.find_spec("wandb"):
-        with pytest.raises(ConfigError, match=r"wandb: True needs wandb.*pip install '\.\[wandb\]'"):
+        with pytest.raises(
+            ConfigError, match=r"wandb: True needs wandb.*pip install '\.\[wandb\]'"
+        ):
             Writer(tmp_path, wandb=True)
         return
     from wandb.proto import wandb_internal_pb2
