@@ -5,6 +5,7 @@ with the field's name first. There is nothing to register.
 """
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,6 +98,57 @@ def build(name: str, spec: Any, task: str | None = None) -> Evaluator:
             f"{field}.name: {kind!r} is for {evaluator.task}, the training data for {task}{hint}"
         )
     return evaluator
+
+
+# Field of an evaluator that may be left out -> field of the config's `data` that it is then.
+SHARED = {"data": "test", "sets": "ood", "ood": "ood"}
+
+
+def with_shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose evaluators have the test and OOD sets of its `data` written out.
+
+    An evaluator without the field `data` gets `data.test`; one with OOD sets (`sets` beside `data`,
+    or `ood`) that are left out gets `data.ood`. Both then leave `data`.
+
+    Raises:
+      ConfigError: `data.test` or `data.ood` is set, but every evaluator that could read it has a
+        set of its own, so that it would change nothing.
+    """
+    data, specs = config.get("data"), config.get("evaluators")
+    given = {name for name in SHARED.values() if isinstance(data, Mapping) and name in data}
+    if not given or not isinstance(specs, Mapping):
+        return dict(config)
+    filled, used, ignored = {}, set(), {}
+    for key, spec in specs.items():
+        filled[key] = spec
+        make = _function(spec)
+        if make is None:
+            continue  # refused later, or left out
+        valid = set(inspect.signature(make).parameters)
+        for field, name in SHARED.items():
+            if name not in given or field not in valid or (field == "sets" and "data" not in valid):
+                continue
+            if field in spec:
+                ignored.setdefault(name, f"evaluators.{key}.{field}")
+            elif data[name] is not None:
+                filled[key] = {**filled[key], field: data[name]}
+                used.add(name)
+    for name, field in ignored.items():
+        if name not in used and data[name] is not None:
+            raise ConfigError(
+                f"config.data.{name}: nothing reads it, as {field} is set; set that to null, or "
+                f"leave data.{name} out"
+            )
+    rest = {name: value for name, value in data.items() if name not in given}
+    return {**config, "data": rest, "evaluators": filled}
+
+
+def _function(spec: Any) -> Callable[..., Evaluator] | None:
+    """The function of an evaluator, or None if there is none of its name."""
+    kind = spec.get("name") if isinstance(spec, Mapping) else None
+    if kind not in [module.name for module in pkgutil.iter_modules(__path__)]:
+        return None
+    return getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
 
 
 def build_all(specs: Mapping[str, Any], task: str | None = None) -> dict[str, Evaluator]:

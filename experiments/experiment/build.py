@@ -129,10 +129,16 @@ def setup(
     Raises:
       ConfigError: a wrong config; the message names the field, the value and what is allowed.
       ValueError: data that cannot be trained on.
+
+    With `head.outputs=None` the data are read first, and the experiment's config has the number.
     """
     execution.prepare()
     config = full(config)
     config_lib.check(config)
+    data = None
+    if asks_outputs(config):
+        data = read(config) if noted is None else described(config, *noted)
+        config = {**config, "head": {**config["head"], "outputs": data.train.outputs}}
     network = build.network(config)
     model = build.model(config, network)
     optimiser, learning_rate = build.optimiser(config), build.schedule(config)
@@ -143,7 +149,8 @@ def setup(
     execution.check_executor(executor, trial, mesh)
     check_batches(config, mesh)
 
-    data = read(config) if noted is None else described(config, *noted)
+    if data is None:
+        data = read(config) if noted is None else described(config, *noted)
     source = data.train
     num_examples = data.num_examples if len(source) else 1
     try:
@@ -197,6 +204,12 @@ def setup(
         shardings=shardings,
         final_shapes=final,
     )
+
+
+def asks_outputs(config: Mapping[str, Any]) -> bool:
+    """Whether the head has as many outputs as the data have classes or targets: `outputs=None`."""
+    head = config["head"]
+    return isinstance(head, Mapping) and "outputs" in head and head["outputs"] is None
 
 
 def full(config: Mapping[str, Any]) -> dict[str, Any]:

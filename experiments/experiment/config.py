@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from experiments.data import assignment, source
 from experiments.data.derived import derived
 from experiments.data.splits import check_names
+from experiments.evaluators import with_shared
 from experiments.experiment.base import base
 from experiments.experiment.load import STREAM
 from experiments.runtime import project, writers
@@ -290,9 +291,12 @@ def assignments(items: Sequence[str], prefix: str = "") -> dict[str, str]:
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
     """The config as nested dicts of plain values, with current field names and full data sets.
 
-    See `runtime/workdir.py`, RENAMED, and `data/derived.py`.
+    See `runtime/workdir.py`, RENAMED, `evaluators.with_shared` and `data/derived.py`.
+
+    Raises:
+      ConfigError: see `evaluators.with_shared`.
     """
-    return derived(renamed(_plain(config)))
+    return derived(with_shared(renamed(_plain(config))))
 
 
 def _plain(config: ConfigDict | Mapping) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def selected(cells: Cells, select: Select, seeds: Sequence[int]) -> Selection:
     of: dict[str, list[datasets.Evaluated]] = {}
     for (row, _), record in records.items():
         of.setdefault(row, []).append(
-            datasets.evaluated(record["config"], record["metrics"], record.get("sets"))
+            datasets.evaluated(
+                record["config"], record["metrics"], record.get("sets"), record.get("trained")
+            )
         )
     if len(set(datasets.partition(list(of.values())))) > 1:
         return Selection(None, {row: "evaluated on other data than others" for row in rows})

@@ -45,6 +45,7 @@ HYPER = {
     "inference.prior.scale": "prior_scale",
 }
 RULES = ("weight_decay", "l2")
+SPAN = 1e8  # most that a value may be of another: factors are in single precision
 
 
 def train_together(cells: Cells, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int],
@@ -130,9 +131,9 @@ def _rest(config: Mapping[str, Any]) -> str:
 
 
 def _shape(rules: Sequence[Any]) -> list[Any]:
-    """Rules over their largest number, so that equal shapes differ by a factor."""
-    largest = max((number for _, number in rules), default=0) or 1
-    return [[pattern, float(f"{number / largest:.9g}")] for pattern, number in rules]
+    """Rules over their largest number, so that equal shapes differ by a factor, which may be 0."""
+    largest = max((number for _, number in rules), default=0)
+    return [[p, float(f"{number / largest:.9g}") if largest else 1.0] for p, number in rules]
 
 
 def joint(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -155,6 +156,8 @@ def joint(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         if not all(isinstance(size, int | float) for size in sizes):
             return None
         largest = int(np.argmax(sizes))
+        if min((size for size in sizes if size), default=1) < sizes[largest] / SPAN:
+            return None
         base[name] = own[largest]
         factors = sizes if name == "label_smoothing" else [s / sizes[largest] for s in sizes]
         if not all(f > 0 or (f == 0 and name in (*RULES, "label_smoothing")) for f in factors):

@@ -17,8 +17,9 @@ from typing import Any
 from experiments import evaluate, evaluators, stage, train
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
+from experiments.reports import datasets
 from experiments.runtime import keys, project, storage, writers
-from experiments.runtime.workdir import MAY_CHANGE, read_json, same_but_for
+from experiments.runtime.workdir import DATA, MAY_CHANGE, read_json, same_but_for
 from experiments.tables.claims import Claims
 from experiments.tables.records import Records, slug
 from uncertainty.build import ConfigError, nearest
@@ -316,6 +317,7 @@ class Cells:
                 metrics=metrics,
                 failures=failures,
                 sets=sets,
+                trained=datasets.training(directory / DATA),
                 config_file=row["config"],
                 config=config,
                 hardware=writers.hardware(),

@@ -46,7 +46,10 @@ def study(cells: Cells, failures: dict[str, dict[str, list[int]]]) -> Study:
                 published=row.get("published", {}),
                 note="; ".join(filter(None, [row.get("note", ""), *sorted(notes)])),
                 failed="; ".join(f"{seeds_in_words(of)}: {why}" for why, of in reasons.items()),
-                data=[evaluated(r["config"], r["metrics"], r.get("sets")) for r in records],
+                data=[
+                    evaluated(r["config"], r["metrics"], r.get("sets"), r.get("trained"))
+                    for r in records
+                ],
             )
         )
     known = sorted({name for h in ran_on for name in h})
