@@ -4,8 +4,10 @@ It takes the fields of the config and returns an `Evaluator`; for a wrong value 
 with the field's name first. There is nothing to register.
 """
 
+import functools
 import importlib
 import inspect
+import logging
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +20,8 @@ from uncertainty.specs import check_fields, check_types
 
 if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
+
+logger = logging.getLogger(__name__)
 
 Data = Mapping[str, Any] | Source  # the spec of a data set, or its examples
 
@@ -110,9 +114,7 @@ def with_shared(config: Mapping[str, Any]) -> dict[str, Any]:
     An evaluator without the field `data` gets `data.test`; one with OOD sets (`sets` beside `data`,
     or `ood`) that are left out gets `data.ood`. Both then leave `data`.
 
-    Raises:
-      ConfigError: `data.test` or `data.ood` is set, but every evaluator that could read it has a
-        set of its own, so that it would change nothing.
+    A warning is logged where every evaluator that could read one of them has a set of its own.
     """
     data, specs = config.get("data"), config.get("evaluators")
     given = {name for name in SHARED.values() if isinstance(data, Mapping) and name in data}
@@ -128,19 +130,21 @@ def with_shared(config: Mapping[str, Any]) -> dict[str, Any]:
         for field, name in SHARED.items():
             if name not in given or field not in valid or (field == "sets" and "data" not in valid):
                 continue
-            if field in spec:
+            if spec.get(field) is not None:
                 ignored.setdefault(name, f"evaluators.{key}.{field}")
             elif data[name] is not None:
                 filled[key] = {**filled[key], field: data[name]}
                 used.add(name)
     for name, field in ignored.items():
         if name not in used and data[name] is not None:
-            raise ConfigError(
-                f"config.data.{name}: nothing reads it, as {field} is set; set that to null, or "
-                f"leave data.{name} out"
-            )
+            _warn_once(f"config.data.{name}: nothing reads it, as {field} is set")
     rest = {name: value for name, value in data.items() if name not in given}
     return {**config, "data": rest, "evaluators": filled}
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def _function(spec: Any) -> Callable[..., Evaluator] | None:

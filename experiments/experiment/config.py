@@ -292,9 +292,6 @@ def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
     """The config as nested dicts of plain values, with current field names and full data sets.
 
     See `runtime/workdir.py`, RENAMED, `evaluators.with_shared` and `data/derived.py`.
-
-    Raises:
-      ConfigError: see `evaluators.with_shared`.
     """
     return derived(with_shared(renamed(_plain(config))))
 

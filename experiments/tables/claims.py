@@ -52,7 +52,7 @@ class Claims:
         """Why another process failed at the cell since this one began; None if none did."""
         place = self.folder / name / FAILED
         try:
-            if self._began is None or written(place) < self._began:
+            if self._began is None or written(place) <= self._began:
                 return None
             return read_json(place, {"reason": str})["reason"]
         except FileNotFoundError:

@@ -23,8 +23,15 @@ from uncertainty.build import ConfigError
 
 DIGITS = "configs/digits/mlp.py"
 TEST = 'evaluators={"test": {"name": "classification", "data": {"split": "test"}}}'
-FIELDS = ("steps=12", "batch_size=32", TEST, "backbone.widths=[8]", "logging.every=4",
-          "mesh={'data': 1}")  # fmt: skip
+FIELDS = (
+    "steps=12",
+    "optimiser.schedule.warmup_steps=2",
+    "batch_size=32",
+    "backbone.widths=[8]",
+    "logging.every=4",
+    "mesh={'data': 1}",
+    TEST,
+)
 SMALL = ["--config", DIGITS, *(word for field in FIELDS for word in ("--set", field))]
 
 
