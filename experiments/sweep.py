@@ -36,7 +36,7 @@ from experiments.sweeps.spec import Sweep
 from experiments.tables import launch
 from experiments.tables.cells import Cells, name_of
 from experiments.tables.run import Outcome, reproduce, rows_of
-from experiments.tables.summary import seeds_in_words, study
+from experiments.tables.summary import seeds_in_words
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         cells.check_columns()
         spec.note(sweep, workdir)
-        outcome, problems = run(cells, sweep, args)
-        shown = outcome.study
-        problems += show(cells, shown, sweep, select, report=args.shard.count == 1)
+        outcome = run(cells, sweep, args)
+        problems = show(cells, outcome.study, sweep, select, report=args.shard.count == 1)
     except Interrupted as message:
         logger.warning("%s. The same command resumes.", message)
         return message.code
@@ -145,19 +144,17 @@ def command_of(sweep: Sweep, args: argparse.Namespace) -> str:
     return shlex.join(["python", "-m", "experiments.sweep", *words])
 
 
-def run(cells: Cells, sweep: Sweep, args: argparse.Namespace) -> tuple[Outcome, list[str]]:
-    """Runs the cells here or by a launcher; and lines on what went wrong beside them."""
+def run(cells: Cells, sweep: Sweep, args: argparse.Namespace) -> Outcome:
+    """Runs the cells here or by a launcher."""
     workdir = storage.path(args.workdir)
     again = launch.python("sweep")
     again += ["--file", str(workdir.absolute() / spec.FILE), "--workdir", str(workdir.absolute())]
     again += ["--together", str(args.together)] + ["--isolate"] * args.isolate
     again += ["--rows", args.rows] if args.rows else []
-    rows, problems = rows_of(cells, args.rows), []
+    rows = rows_of(cells, args.rows)
     if args.launcher:
-        cells.claims.begin()
-        before = len(cells.finished())
-        problems = launch.launch(cells, again, args, len(rows) * len(sweep.seeds))
-        return after(cells, rows, sweep.seeds, before), problems
+        jobs = [(row, seed) for row in rows for seed in sweep.seeds]
+        return launch.launched(cells, again, args, jobs)
     logger.info("results and runs go to %s", workdir)
     if not args.isolate and args.together > 1:
         from experiments.sweeps.together import train_together
@@ -169,20 +166,7 @@ def run(cells: Cells, sweep: Sweep, args: argparse.Namespace) -> tuple[Outcome, 
     alone = [word for word in again if word != "--isolate"]
     return reproduce(
         cells, rows=args.rows, isolate=alone if args.isolate else None, shard=args.shard
-    ), problems
-
-
-def after(cells: Cells, rows: Sequence, seeds: Sequence[int], before: int) -> Outcome:
-    """What workers have done."""
-    failures: dict[str, dict[str, list[int]]] = {}
-    cells.records.refresh()
-    finished = cells.finished()
-    for row in rows:
-        for seed in seeds:
-            if (name_of(row), seed) not in finished:
-                why = cells.claims.failed(cells.key(row, seed)) or "no worker has finished it"
-                failures.setdefault(why, {}).setdefault(name_of(row), []).append(seed)
-    return Outcome(study(cells, failures), before, len(finished) - before, failures)
+    )
 
 
 def show(

@@ -183,16 +183,16 @@ def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 COLUMNS = (  # of a study made from runs alone; those without a value are left out
     Column("classification/accuracy", "Accuracy", "%", "higher", 2),
-    Column("classification/nll", "NLL", "", "lower", 4),
+    Column("classification/nll", "NLL", "nats", "lower", 4),
     Column("classification/brier", "Brier", "", "lower", 4),
     Column("calibration/ece", "ECE", "%", "lower", 2),
-    Column("regression/nll", "NLL", "", "lower", 4),
-    Column("regression/rmse", "RMSE", "", "lower", 4),
-    Column("regression/crps", "CRPS", "", "lower", 4),
+    Column("regression/nll", "NLL", "nats", "lower", 4),
+    Column("regression/rmse", "RMSE", "units of y", "lower", 4),
+    Column("regression/crps", "CRPS", "units of y", "lower", 4),
     Column("regression/coverage_0.9", "90 % coverage", "%", None, 1),
     Column("selective/aurc", "AURC", "%", "lower", 3),
     Column("corruption/accuracy", "Corrupted accuracy", "%", "higher", 2),
-    Column("corruption/nll", "Corrupted NLL", "", "lower", 4),
+    Column("corruption/nll", "Corrupted NLL", "nats", "lower", 4),
     Column("corruption/ece", "Corrupted ECE", "%", "lower", 2),
 )
 COSTS = (

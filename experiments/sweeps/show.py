@@ -89,7 +89,7 @@ def lines_of(study: Study, select: Select, chosen: Selection, sweep: Sweep) -> l
     """Sentences on the choice, and the command that trains it."""
     column = column_of(study, select)
     name = column.header.removeprefix("Validation ")
-    unit = (column.scale, column.unit or ("nats" if name == "NLL" else ""), column.digits)
+    unit = (column.scale, column.unit, column.digits)
     lines = selection_lib.sentences(chosen, name, unit)
     for row, reason in list(chosen.left_out.items())[:10]:
         lines.append(f"Not among those: {row}: {reason}.")
@@ -149,8 +149,7 @@ def write(
     )
     fields = [axis.field for axis in sweep.axes]
     name = column.header.removeprefix("Validation ")
-    unit = column.unit or ("nats" if name == "NLL" else "")
-    label = f"{name} ({unit})" if unit else name
+    label = f"{name} ({column.unit})" if column.unit else name
     above = "".join(f"<p>{escape(line)}</p>" for line in lines)
     above += f"<p>To train it: <code>{escape(command)}</code></p>" * bool(command)
     sections = [("Selection", above)]

@@ -18,8 +18,9 @@ from typing import Any
 from experiments.experiment import config as config_lib
 from experiments.runtime import storage
 from experiments.runtime.progress import Progress
-from experiments.tables.cells import Cells
-from experiments.tables.run import Shard
+from experiments.tables.cells import Cells, name_of
+from experiments.tables.run import Outcome, Shard
+from experiments.tables.summary import study
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -96,15 +97,47 @@ class Worker:
         return submitit.helpers.DelayedSubmission(Worker(self.command))
 
 
-def launch(cells: Cells, command: Sequence[str], args: argparse.Namespace, count: int) -> list[str]:
-    """Starts the workers, waits for them, and returns a line on each that failed.
-
-    Ctrl-C cancels them; what they have finished stays, and the same command resumes.
+def launched(
+    cells: Cells,
+    command: Sequence[str],
+    args: argparse.Namespace,
+    jobs: Sequence[tuple[dict[str, Any], int]],
+) -> Outcome:
+    """What becomes of cells that workers run.
 
     Args:
       cells: of the table.
       command: that runs its cells here, to which a shard is added.
       args: with the flags of `add_arguments`.
+      jobs: rows and seeds.
+
+    Raises:
+      ConfigError: a resource that the launcher does not know.
+    """
+    cells.claims.begin()
+    before = {(name_of(row), seed) for row, seed in jobs} & cells.finished().keys()
+    ended = run_workers(cells, command, args, len(jobs))
+    cells.records.refresh()
+    now = cells.finished()
+    failures: dict[str, dict[str, list[int]]] = {}
+    for row, seed in jobs:
+        if (name_of(row), seed) not in now:
+            why = cells.claims.failed(cells.key(row, seed))
+            why = why or "; ".join(["no worker has finished it", *ended])
+            failures.setdefault(why, {}).setdefault(name_of(row), []).append(seed)
+    ran = len(jobs) - len(before) - sum(len(s) for of in failures.values() for s in of.values())
+    return Outcome(study(cells, failures), len(before), ran, failures)
+
+
+def run_workers(
+    cells: Cells, command: Sequence[str], args: argparse.Namespace, count: int
+) -> list[str]:
+    """Starts the workers, waits for them, and returns a line on each that failed.
+
+    Ctrl-C cancels them; what they have finished stays, and the same command resumes.
+
+    Args:
+      cells, command, args: see `launched`.
       count: cells to run, for the progress.
     """
     import submitit
