@@ -50,7 +50,7 @@ def reliability_diagram(
         error = np.maximum(np.stack([y, -y]) + np.array([[-1], [1]]) * wilson(y, n), 0)
         name = f"{text(label)}, ECE {100 * np.mean([ece(*seed, bins) for seed in seeds]):.2f} %"
         bars = dict(elinewidth=0.9, **style[label])
-        curve.errorbar(100 * x, 100 * y, 100 * error, alpha=0.3, **bars)
+        curve.errorbar(100 * x, 100 * y, 100 * error, alpha=0.3, **bars | {"linestyle": "none"})
         y = np.where(n < FEW, np.nan, y)
         curve.errorbar(100 * x, 100 * y, 100 * error, label=name, **bars)
         counts.stairs(count, 100 * edges, color=style[label]["color"], linewidth=1.4)

@@ -151,7 +151,11 @@ def _short(fields: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def text_of(value: Any) -> str:
-    """A value in a label: long ones by their name or a checksum."""
+    """A value in a label: a single rule by its number, long ones by their name or a checksum."""
+    if isinstance(value, list | tuple) and len(value) == 1:
+        (only,) = value
+        if isinstance(only, list | tuple) and len(only) == 2 and isinstance(only[0], str):
+            return text_of(only[1])
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, int | float):

@@ -12,7 +12,7 @@ import pathlib
 import pkgutil
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments import evaluate, evaluators, stage, train
 from experiments.experiment import config as config_lib
@@ -20,9 +20,11 @@ from experiments.experiment.base import base
 from experiments.reports import datasets
 from experiments.runtime import keys, project, storage, writers
 from experiments.runtime.workdir import DATA, MAY_CHANGE, read_json, same_but_for
-from experiments.tables.claims import Claims
 from experiments.tables.records import Records, slug
 from uncertainty.build import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from experiments.tables.claims import Claims
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,7 @@ class Cells:
         self.overrides = overrides
         self._configs: dict[tuple[str, int], dict[str, Any]] = {}
         self.round = storage.path(round) if round else None
+        self._claims: Claims | None = None
         slugs: dict[str, str] = {}
         for row in self.table["rows"]:
             if (other := slugs.setdefault(slug(name_of(row)), name_of(row))) != name_of(row):
@@ -332,15 +335,15 @@ class Cells:
         """The name of a cell's claim."""
         return f"{slug(name_of(row))}-seed{seed}"
 
-    @functools.cached_property
-    def _claims(self) -> dict[storage.Path, Claims]:
-        return {}
-
     @property
-    def claims(self) -> Claims:
+    def claims(self) -> "Claims":
         """Those of the present round."""
+        from experiments.tables.claims import Claims
+
         folder = (self.round or self.workdir) / "claims"
-        return self._claims.setdefault(folder, Claims(folder))
+        if self._claims is None or self._claims.folder != folder:
+            self._claims = Claims(folder)
+        return self._claims
 
     def _mark(self, row: Mapping[str, Any], seed: int) -> storage.Path:
         """The file that marks a cell of a round as recorded."""

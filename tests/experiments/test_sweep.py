@@ -44,6 +44,7 @@ def test_a_grid_is_all_combinations():
     expected = [(x, y, 0.5) for x in (1, 2) for y in (None, "t")]
     assert [tuple(one.values()) for one in made] == expected
     assert space.labels(made)[1] == "a.x=1, b.x=t, c=0.5"
+    assert space.labels([{"a.decay": [[".*kernel", 0.01]]}]) == ["decay=0.01"]
     assert space.labels([{"a.rate": 1e-5}, {"a.rate": 1e20}]) == ["rate=1e-05", "rate=1e20"]
 
 
@@ -379,13 +380,13 @@ def test_two_processes_share_the_cells_and_run_none_twice(programs, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_of_submitit_or_how_to_get_them(tmp_path, capsys):
+def test_workers_of_submitit_or_how_to_get_them(programs, tmp_path):
     asked = [*SMALL, "--sweep", "backbone.activation=['relu', 'tanh']", "--seeds", "0"]
-    arguments = [*asked, "--workdir", tmp_path, "--launcher", "local", "--workers", 2]
+    workers = ["--launcher", "local", "--workers", "2", "--resource", "timeout_min=5"]
+    code, output = programs("sweep", *asked, "--workdir", str(tmp_path), *workers)
     if not importlib.util.find_spec("submitit"):
-        assert run(*arguments) == 2
-        assert "pip install '.[slurm]'" in capsys.readouterr().err
+        assert code == 2 and "pip install '.[slurm]'" in output
         return
-    assert run(*arguments, "--resource", "timeout_min=5") == 0, capsys.readouterr()
-    assert "0 read, 2 run, 0 failed" in capsys.readouterr().out
+    assert code == 0, output
+    assert "0 read, 2 run, 0 failed" in output
     assert len(metrics_of(tmp_path)) == 2 and (tmp_path / "report.html").is_file()
