@@ -38,7 +38,8 @@ from experiments.experiment.results import (
 from experiments.runtime import storage, writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import Progress, setup_logging
-from experiments.runtime.workdir import CONFIG, DATA, read_config
+from experiments.runtime.workdir import CONFIG, read_config
+from experiments.runtime.workdir import DATA as DATA_FILE
 from uncertainty.build import ConfigError
 from uncertainty.types import State
 
@@ -110,7 +111,7 @@ def evaluate(
             from experiments.reports import datasets
             from experiments.reports.tables import print_metrics
 
-            path = workdir / DATA
+            path = workdir / DATA_FILE
             noted = datasets.training(path) if path.is_file() else None
             of = datasets.evaluated(experiment.config, metrics, sets, noted)
             print_sets(sets, step, datasets.trained_words([of]), datasets.mismatches([of]))
