@@ -39,6 +39,7 @@ from experiments.runtime import storage, writers
 from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import Progress, setup_logging
 from experiments.runtime.workdir import CONFIG, read_config
+from experiments.runtime.workdir import DATA as DATA_FILE
 from uncertainty.build import ConfigError
 from uncertainty.types import State
 
@@ -107,9 +108,13 @@ def evaluate(
         noted = {path: predict.reader.noted(read.data) for path, read in reads.items()}
         sets = {path: one for path, one in noted.items() if one}
         if show:
+            from experiments.reports import datasets
             from experiments.reports.tables import print_metrics
 
-            print_sets(sets, step)
+            path = workdir / DATA_FILE
+            noted = datasets.training(path) if path.is_file() else None
+            of = datasets.evaluated(experiment.config, metrics, sets, noted)
+            print_sets(sets, step, datasets.trained_words([of]), datasets.mismatches([of]))
             print_metrics(metrics)  # printed before they are saved, which may fail
         write_results(folder, metrics, arrays, sets, members)
     if predictions:

@@ -37,7 +37,7 @@ from experiments.experiment import config as config_lib
 from experiments.runtime import project, storage
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Interrupted, status
-from experiments.tables import check
+from experiments.tables import check, launch
 from experiments.tables.cells import Cells, name_of
 from experiments.tables.render import render
 from experiments.tables.run import Outcome, reproduce, rows_of, seeds_of_table
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = config_lib.assignments(args.set)
         bring(args.table, args.results)
         cells = Cells(args.table, args.results, args.workdir, overrides, args.round)
+        launch.check(args)
         if args.cell:
             return run_cell(cells, args)
         rows_of(cells, args.rows)
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = f"{outcome.read} read from {cells.records.path}"
     advice = "; --fresh runs all again" * (outcome.read > 0 and not args.fresh)
     print(f"cells:  {source}, {outcome.ran} run, {outcome.failed()} failed{advice}")
-    print(f"table:  {cells.results}/table.md, .tex, .json")
+    print(f"table:  {cells.results}/table.md, .tex, .csv, .json")
     if report:
         print(f"report: {report}")
     return 1 if outcome.failures or problems else 0
@@ -100,6 +101,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workdir", default=runs, help=f"where the runs go (default: {runs})")
     add("--results", default=results, help=f"where the table goes (default: {results})")
     add("--isolate", action="store_true", help="each cell in its own process")
+    launch.add_arguments(parser)
     add("--cell", help=argparse.SUPPRESS)  # file for the reason of a failure
     add("--round", help=argparse.SUPPRESS)  # folder of a round of --fresh
     return parser.parse_args(argv)
@@ -122,8 +124,18 @@ def run(cells: Cells, args: argparse.Namespace) -> Outcome:
     command += ["--workdir", str(args.workdir), "--results", str(args.results)]
     command += ["--round", str(cells.round)] if cells.round else []
     command += [word for item in args.set for word in ("--set", item)]
-    isolate = command if args.isolate else None
-    outcome = reproduce(cells, rows=args.rows, seeds=args.seeds, isolate=isolate)
+    if args.launcher:
+        jobs = [(row, seed) for row in rows_of(cells, args.rows)
+                for seed in seeds_of_table(cells, args.seeds)]  # fmt: skip
+        chosen = ["--rows", args.rows] if args.rows else []
+        chosen += ["--seeds", ",".join(map(str, args.seeds))] if args.seeds else []
+        chosen += ["--isolate"] * args.isolate + ["--no-report"]
+        outcome = launch.launched(cells, [*command, *chosen], args, jobs)
+    else:
+        isolate = command if args.isolate else None
+        outcome = reproduce(
+            cells, rows=args.rows, seeds=args.seeds, isolate=isolate, shard=args.shard
+        )
     if cells.round and not outcome.failures:
         cells.end_round()
     return outcome

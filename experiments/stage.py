@@ -126,6 +126,7 @@ def run_stage(
                 before + done,
                 prefix=f"{name}/",
                 tensorboard=config["logging"]["tensorboard"],
+                wandb=config["logging"].get("wandb", False),
             )
         ) as writer,
         contextlib.closing(checkpoints),

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 # Fields that may differ between the processes of one run.
-OWN = ("pretrained.path", "logging.tensorboard", "logging.profile")
+OWN = ("pretrained.path", "logging.tensorboard", "logging.wandb*", "logging.profile")
 
 
 def train(
@@ -131,7 +131,12 @@ def _train(experiment: Experiment, workdir: storage.Path, stop: Stop, overview: 
     ahead = experiment.data.depth(experiment.shapes.key.shape[0])
     with (
         contextlib.closing(
-            writers.Writer(workdir, start, tensorboard=logging_["tensorboard"])
+            writers.Writer(
+                workdir,
+                start,
+                tensorboard=logging_["tensorboard"],
+                wandb=logging_.get("wandb", False),
+            )
         ) as writer,
         contextlib.closing(writers.Profile(workdir, logging_["profile"])) as profile,
         contextlib.closing(checkpoints),

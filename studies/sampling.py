@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figure = save_png(
             picture(density, distances.draws, first_seed), folder / "particles.png", 120
         )
-        print(f"table:  {folder}/table.md, .tex, .json\nfigure: {figure}")
+        print(f"table:  {folder}/table.md, .tex, .csv, .json\nfigure: {figure}")
         status |= any(row.failed for row in study.rows)
     return status
 

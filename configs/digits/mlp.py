@@ -15,10 +15,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = parse_arg(arg, size=1)
     config = base()
     seen, held_out = tuple(range(8)), (8, 9)
-    test = dict(split="test")  # of the same set, restricted to the same classes
-
     config.data.train = dict(name="digits", split="train", classes=seen)
-    config.data.validation = dict(split="validation")
+    config.data.validation = dict(split="validation")  # of the same classes of the same set
+    config.data.test = dict(split="test")  # of all evaluators
     config.batch_size = 64
 
     config.backbone = dict(name="mlp.MLP", widths=(128, 128))
@@ -36,11 +35,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation.batch_size = 200
     config.evaluation.every = 200
     config.evaluators = dict(
-        test=dict(name="classification", data=test),
-        corruption=dict(name="corruption", data=test),
+        test=dict(name="classification"),
+        corruption=dict(name="corruption"),
         ood=dict(
             name="ood",
-            data=test,
             sets=dict(
                 held_out=dict(name="digits", split="train+validation+test", classes=held_out),
                 noise=dict(name="noise", shape=(8, 8, 1), split="test"),

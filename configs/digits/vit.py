@@ -34,5 +34,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.evaluators.flops = dict(name="flops")
     if "experts" in config.backbone:
-        config.evaluators.routing = dict(name="routing", data=config.evaluators.test.data)
+        config.evaluators.routing = dict(name="routing")
     return shrink(config, depth=2) if arg.runlocal else config

@@ -163,7 +163,10 @@ def cubic(seed: int = 0) -> Dataset:
 
 
 def noise(
-    shape: Sequence[int], size: int = 1000, distribution: str = "uniform", seed: int = 0
+    shape: Sequence[int] | None = None,
+    size: int = 1000,
+    distribution: str = "uniform",
+    seed: int = 0,
 ) -> Dataset:
     """Inputs without structure, as out-of-distribution data: U(0, 1) or N(0, 1), all of class 0.
 
@@ -171,12 +174,14 @@ def noise(
     give `mean` and `std` in the spec.
 
     Args:
-      shape: of one example, such as (28, 28, 1).
+      shape: of one example, such as (28, 28, 1); by default that of the training data.
       size: number of examples; the only split is 'test'.
       distribution: 'uniform' or 'normal'.
     """
     if distribution not in ("uniform", "normal"):
         raise ValueError(f"distribution: {distribution!r}; 'uniform' or 'normal' is needed")
+    if shape is None:
+        raise ValueError("shape: missing; there are no training data whose shape it could have")
     rng = np.random.default_rng(seed)
     draw = rng.random if distribution == "uniform" else rng.standard_normal
     require_memory(8 * size * math.prod(shape), f"noise of shape {tuple(shape)} and size {size}")

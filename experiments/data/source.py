@@ -46,8 +46,9 @@ def load(
       field: where the spec stands in the config, for messages.
       like: the training data of the model that these examples are for. What the spec leaves open is
         read as they were: mean and std, the range of images of the same type, the size of tfds
-        images and the channel axis. Targets are always normalised like the training targets, as the
-        model predicts them. Differences that the spec asks for are listed in `Source.notes`.
+        images, the channel axis and the shape of generated sets. Targets are always normalised like
+        the training targets, as the model predicts them. Differences that the spec asks for are
+        listed in `Source.notes`.
       labels: 'own' for the set's own labels, if it has any; 'alike' if they have to match the
         model's labels or targets; 'unused' if they may be of any kind or missing, as for
         out-of-distribution data, and are left out.
@@ -62,6 +63,8 @@ def load(
     reading = {} if like is None else like.reading
     if of_tfds(name):
         fields = {k: v for k, v in reading.items() if k in ("resize", "size")} | fields
+    if like is not None and "shape" in inspect.signature(function).parameters:
+        fields = {"shape": tuple(like.shape)} | fields  # of generated sets
     try:
         try:
             dataset = made(function(**arguments, **fields), name)

@@ -5,7 +5,10 @@ It takes the fields of the config and returns an `Evaluator`; for a wrong value 
 with the field's name first. There is nothing to register.
 """
 
+import functools
 import importlib
+import inspect
+import logging
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +21,8 @@ from uncertainty.specs import check_fields, check_types, imported, is_path
 
 if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
+
+logger = logging.getLogger(__name__)
 
 Data = Mapping[str, Any] | Source  # the spec of a data set, or its examples
 
@@ -117,6 +122,57 @@ def build(name: str, spec: Any, task: str | None = None) -> Evaluator:
             f"{field}.name: {kind!r} is for {evaluator.task}, the training data for {task}{hint}"
         )
     return evaluator
+
+
+# Field of an evaluator that may be left out -> field of the config's `data` that it is then.
+SHARED = {"data": "test", "sets": "ood", "ood": "ood"}
+
+
+def with_shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose evaluators have the test and OOD sets of its `data` written out.
+
+    An evaluator without the field `data` gets `data.test`; one with OOD sets (`sets` beside `data`,
+    or `ood`) that are left out gets `data.ood`. Both then leave `data`.
+
+    A warning is logged where every evaluator that could read one of them has a set of its own.
+    """
+    data, specs = config.get("data"), config.get("evaluators")
+    given = {name for name in SHARED.values() if isinstance(data, Mapping) and name in data}
+    if not given or not isinstance(specs, Mapping):
+        return dict(config)
+    filled, used, ignored = {}, set(), {}
+    for key, spec in specs.items():
+        filled[key] = spec
+        make = _function(spec)
+        if make is None:
+            continue  # refused later, or left out
+        valid = set(inspect.signature(make).parameters)
+        for field, name in SHARED.items():
+            if name not in given or field not in valid or (field == "sets" and "data" not in valid):
+                continue
+            if spec.get(field) is not None:
+                ignored.setdefault(name, f"evaluators.{key}.{field}")
+            elif data[name] is not None:
+                filled[key] = {**filled[key], field: data[name]}
+                used.add(name)
+    for name, field in ignored.items():
+        if name not in used and data[name] is not None:
+            _warn_once(f"config.data.{name}: nothing reads it, as {field} is set")
+    rest = {name: value for name, value in data.items() if name not in given}
+    return {**config, "data": rest, "evaluators": filled}
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
+def _function(spec: Any) -> Callable[..., Evaluator] | None:
+    """The function of an evaluator, or None if there is none of its name."""
+    kind = spec.get("name") if isinstance(spec, Mapping) else None
+    if kind not in [module.name for module in pkgutil.iter_modules(__path__)]:
+        return None
+    return getattr(importlib.import_module(f"{__name__}.{kind}"), kind)
 
 
 def build_all(specs: Mapping[str, Any], task: str | None = None) -> dict[str, Evaluator]:

@@ -24,12 +24,14 @@ def base() -> ConfigDict:
                 augment=(),
                 streams=dict(),  # name -> spec: further data in each batch
                 # validation: a spec; particles: the examples of each particle (data/assignment.py)
+                # test: a spec, that of evaluators without `data`; ood: name -> spec, those of
+                # evaluators without `sets`
             ),
             batch_size=128,  # of all devices and processes together
             # features, members, latent, likelihood
             backbone=dict(name="mlp.MLP"),
             ensemble=dict(name="single"),
-            head=dict(name="dense.Dense", outputs=10),
+            head=dict(name="dense.Dense", outputs=10),  # outputs=None: those of the data
             likelihood=dict(name="softmax"),
             objective=dict(),  # of uncertainty/objectives; empty: the likelihood
             # parameters

@@ -129,14 +129,16 @@ def setup(
     Raises:
       ConfigError: a wrong config; the message names the field, the value and what is allowed.
       ValueError: data that cannot be trained on.
+
+    With `head.outputs=None` the data are read first, and the experiment's config has the number.
     """
     execution.prepare()
-    config = {
-        "pretrained": {},
-        "objective": {},
-        **config_lib.plain(config),
-    }  # older runs have neither
+    config = full(config)
     config_lib.check(config)
+    data = None
+    if asks_outputs(config):
+        data = read(config) if noted is None else described(config, *noted)
+        config = {**config, "head": {**config["head"], "outputs": data.train.outputs}}
     network = build.network(config)
     model = build.model(config, network)
     optimiser, learning_rate = build.optimiser(config), build.schedule(config)
@@ -147,7 +149,8 @@ def setup(
     execution.check_executor(executor, trial, mesh)
     check_batches(config, mesh)
 
-    data = read(config) if noted is None else described(config, *noted)
+    if data is None:
+        data = read(config) if noted is None else described(config, *noted)
     source = data.train
     num_examples = data.num_examples if len(source) else 1
     try:
@@ -203,10 +206,20 @@ def setup(
     )
 
 
+def asks_outputs(config: Mapping[str, Any]) -> bool:
+    """Whether the head has as many outputs as the data have classes or targets: `outputs=None`."""
+    head = config["head"]
+    return isinstance(head, Mapping) and "outputs" in head and head["outputs"] is None
+
+
+def full(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as a run has it: plain, with the sections that older runs do not have."""
+    return {"pretrained": {}, "objective": {}, **config_lib.plain(config)}
+
+
 def read(config: Mapping[str, Any]) -> Data:
     """All data of training, see `load_data`; warns of likely mistakes."""
-    if config["logging"]["tensorboard"]:
-        writers.require_tensorboard()
+    writers.require(config["logging"])
     data = load_data(config)
     warn_of_data(config, data.train)
     if data.validation is None and build.stages_ask(config, "num_validation"):

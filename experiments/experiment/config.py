@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 from experiments.data import assignment, source
 from experiments.data.derived import derived
 from experiments.data.splits import check_names
+from experiments.evaluators import with_shared
 from experiments.experiment.base import base
 from experiments.experiment.load import STREAM
-from experiments.runtime import project
+from experiments.runtime import project, writers
 from experiments.runtime.workdir import renamed
 from uncertainty import build
 from uncertainty.build import ConfigError, nearest
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 _NAMED = {"backbone", "ensemble", "head", "likelihood", "objective"}  # may be a name alone
 # Checked where they are used.
 _OPEN = {"mesh", "evaluators", "inference", "optimiser", "pretrained", *_NAMED}
-_OPTIONAL = {"data": ("particles", "streams", "validation")}
+_OPTIONAL = {"data": ("particles", "streams", "validation"), "logging": ("wandb",)}
 _AT_LEAST = {
     "steps": 1,
     "batch_size": 1,
@@ -318,9 +319,9 @@ def assignments(items: Sequence[str], prefix: str = "") -> dict[str, str]:
 def plain(config: ConfigDict | Mapping) -> dict[str, Any]:
     """The config as nested dicts of plain values, with current field names and full data sets.
 
-    See `runtime/workdir.py`, RENAMED, and `data/derived.py`.
+    See `runtime/workdir.py`, RENAMED, `evaluators.with_shared` and `data/derived.py`.
     """
-    return derived(renamed(_plain(config)))
+    return derived(with_shared(renamed(_plain(config))))
 
 
 def _plain(config: ConfigDict | Mapping) -> dict[str, Any]:
@@ -390,6 +391,7 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"config.on_fault: {config['on_fault']!r}; 'stop' or 'freeze'")
     if not isinstance(logging["tensorboard"], bool):
         raise ConfigError(f"config.logging.tensorboard: {logging['tensorboard']!r}; true or false")
+    writers.check_wandb(logging.get("wandb", False))
     steps = logging["profile"]
     if not (isinstance(steps, list | tuple) and all(isinstance(s, int) for s in steps)) or not (
         len(steps) == 0 or (len(steps) == 2 and 0 <= steps[0] <= steps[1])

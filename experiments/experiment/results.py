@@ -31,15 +31,29 @@ def path_in(evaluator: str, field: str) -> str:
     return path_of(evaluator, first) + dot + rest
 
 
-def print_sets(sets: Mapping[str, Mapping[str, Any]], step: int) -> None:
-    """Prints the evaluated data: a line for each set, with differences from the training data."""
+def print_sets(
+    sets: Mapping[str, Mapping[str, Any]],
+    step: int,
+    trained: str = "",
+    mismatches: Sequence[str] = (),
+) -> None:
+    """Prints the evaluated data: a line for each set, with differences from the training data.
+
+    Args:
+      sets: of sets.json.
+      step: that was evaluated.
+      trained: name and size of the training data.
+      mismatches: sentences on sets that are not parts of the training data's set.
+    """
     lines: dict[str, list[str]] = {}
     for path, noted in sets.items():
         notes = "".join(f"; {note}" for note in noted.get("notes", ()))
         lines.setdefault(f"{noted['name']}, {noted['examples']:,} examples{notes}", []).append(path)
-    print(f"Step {step:,} on")
+    print(f"Step {step:,}, trained on {trained}, on" if trained else f"Step {step:,} on")
     for text, paths in lines.items():
         print(f"  {', '.join(paths)}: {text}")
+    for sentence in mismatches:
+        logger.warning("%s", sentence)
 
 
 @contextlib.contextmanager

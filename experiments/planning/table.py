@@ -229,8 +229,8 @@ def numbers(
 
 
 def write(table: Table, folder: storage.Path, page: storage.Path, command: str) -> None:
-    """Writes table.md, .tex and .json into the folder of the records, and the page; over sizes of
-    slices also bounds.png."""
+    """Writes table.md, .tex, .csv and .json into the folder of the records, and the page; over
+    sizes of slices also bounds.png."""
     if not records(folder):
         return
     title, rows, _ = table

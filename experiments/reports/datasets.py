@@ -2,10 +2,13 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.data.derived import path_of, specs
+from experiments.data.derived import path_of, same_set, specs
+from experiments.runtime import storage
+from experiments.runtime.workdir import read_json
 
 # Fields of a spec that change how examples are read, not which examples they are.
 READING = set(
@@ -29,18 +32,89 @@ class Evaluated(NamedTuple):
     # 'test' of the evaluator test's `data`, 'ood.mnist' of `sets`, 'map.ood.ring' of other fields
     sets: Mapping[str, Data]  # identified by digests; empty if not recorded
     specs: Mapping[str, Data]  # identified by their specs in the config
+    trained: Data | None = None  # the training data, if recorded with their size
+    others: tuple[str, ...] = ()  # paths of `sets` that are not parts of the training data's set
 
 
 def evaluated(
     config: Mapping[str, Any],
     metrics: Iterable[str],
     sets: Mapping[str, Mapping[str, Any]] | None = None,
+    trained: Mapping[str, Any] | None = None,
 ) -> Evaluated:
-    """From a run's config, the names of its metrics, and its sets.json, see `check_sets`."""
+    """The data sets of a run.
+
+    Args:
+      config: of the run.
+      metrics: their names.
+      sets: of its sets.json, see `check_sets`.
+      trained: the record of its training data, with `name`, `examples` and `digest`.
+    """
     groups = {key.partition("/")[0] for key in metrics}
     task = next((task for task in ("classification", "regression") if task in groups), "")
     noted = {k: Data(s["name"], s["examples"], s["digest"]) for k, s in (sets or {}).items()}
-    return Evaluated(config.get("seed"), task, noted, dict(_specs(config.get("evaluators"))))
+    specs_ = dict(_specs(config.get("evaluators")))
+    if trained is None:
+        return Evaluated(config.get("seed"), task, noted, specs_)
+    data = Data(*(trained[field] for field in ("name", "examples", "digest")))
+    return Evaluated(config.get("seed"), task, noted, specs_, data, others(config, noted, data))
+
+
+# Evaluators whose `data` are points to look at, which no model is trained on.
+POINTS = ("posterior", "uncertainty_map")
+
+
+def others(config: Mapping[str, Any], sets: Mapping[str, Data], trained: Data) -> tuple[str, ...]:
+    """The paths of the sets that should be parts of the training data's set, and are of another.
+
+    These are the `data` of evaluators; sets that are meant to be out of distribution are not.
+    """
+    train = config.get("data", {}).get("train", {})
+    found = []
+    for path, data in sets.items():
+        fields = (config.get("evaluators") or {}).get(path)
+        spec = fields.get("data") if isinstance(fields, Mapping) else None
+        if path in ("data", "validation") and spec is None:  # of `evaluate --data`, of a sweep
+            alike = _set_of(data.name) == _set_of(trained.name)
+        elif isinstance(spec, Mapping) and fields.get("name") not in POINTS:
+            alike = same_set(spec, train)
+        else:
+            continue
+        found += [] if alike else [path]
+    return tuple(found)
+
+
+def _set_of(name: str) -> str:
+    """'digits' of 'digits[test]' and of 'digits/train[:9]'."""
+    return re.split(r"[\[/]", name, maxsplit=1)[0].strip()
+
+
+def mismatches(runs: Sequence[Evaluated]) -> list[str]:
+    """Sentences on sets that are not parts of the set that the runs were trained on."""
+    paths: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for path in run.others:
+            words = (sized(run.sets[path]), sized(run.trained))
+            paths.setdefault(words, []).append(path)
+    return [
+        f"{', '.join(dict.fromkeys(of))}: {there} is another set than the training data, {here}"
+        for (there, here), of in paths.items()
+    ]
+
+
+def sized(data: Data) -> str:
+    """'digits[test], 360 examples'."""
+    if data.examples is None:
+        return data.name
+    return f"{data.name}, {data.examples:,} example{'s' * (data.examples != 1)}"
+
+
+def trained_words(runs: Iterable[Evaluated]) -> str:
+    """'digits[train], 1,150 examples': the training data of runs, if all have a record of them."""
+    runs = list(runs)
+    if not runs or any(run.trained is None for run in runs):
+        return ""
+    return " or ".join(dict.fromkeys(sized(run.trained) for run in runs))
 
 
 def check_sets(sets: Any) -> dict[str, dict[str, Any]]:
@@ -56,6 +130,15 @@ def check_sets(sets: Any) -> dict[str, dict[str, Any]]:
         ):
             raise ValueError(f"{path!r}: {of!r} has no name, number of examples and digest")
     return dict(sets)
+
+
+def training(path: storage.Path) -> dict[str, Any] | None:
+    """Name, size and digest of the training data in a run's data.json; None in older ones."""
+    noted = read_json(path, {"name": str})
+    kinds = dict(examples=int, digest=str)
+    if not all(isinstance(noted.get(field), kind) for field, kind in kinds.items()):
+        return None
+    return {field: noted[field] for field in ("name", *kinds)}
 
 
 def _specs(evaluators: Any) -> Iterable[tuple[str, Data]]:

@@ -1,5 +1,6 @@
 """The figures of a report, with captions that say what to look at."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,12 +9,14 @@ import numpy as np
 from experiments.reports import (
     costs,
     curves,
+    datasets,
     maps,
     plots,
     posteriors,
     regression_figures,
     routing_figures,
 )
+from experiments.reports.layout import comparable
 from experiments.reports.runs import Run
 from experiments.reports.study import Study, one_line
 from experiments.reports.style import looks
@@ -29,6 +32,7 @@ CORRUPTION = {
 }
 
 
+MARK = " · "  # in a heading, before the sets
 FIRST = " First seed of each method."
 
 
@@ -55,9 +59,10 @@ def figures(
     """
     style = looks([*(row.label for study in studies for row in study.rows), *groups])
     seed = FIRST * any(len(runs) > 1 for runs in groups.values())
+    alike = [part for study in studies for part in by_data(study)]
     parts = {
         f"comparison{i or ''}": _comparison(study, style, f"_{i + 1}" * (i > 0))
-        for i, study in enumerate(studies)
+        for i, study in enumerate(alike)
     }
     parts |= dict(
         classification=_classification(groups, style),
@@ -80,6 +85,44 @@ def figures(
             )
 
 
+def heading(section: str, groups: Mapping[str, Sequence[Run]], out: bool = False) -> str:
+    """A section with the names and sizes of its sets: 'Calibration · digits[test], 360 examples'.
+
+    Args:
+      section: its name.
+      groups: the runs of each label.
+      out: whether out-of-distribution sets are meant too.
+    """
+    tests: dict[str, None] = {}
+    outside: dict[str, None] = {}
+    for run in (run for runs in groups.values() for run in runs):
+        of = run.evaluated()
+        for path, data in (of.sets or of.specs).items():
+            if path in ("test", "data"):
+                tests[datasets.sized(data)] = None
+            elif path.startswith("ood."):
+                outside[datasets.sized(data)] = None
+    if not tests:
+        return section
+    words = next(iter(tests)) if len(tests) == 1 else f"different sets: {'; '.join(tests)}"
+    words += f" against {'; '.join(outside)}" * (out and bool(outside))
+    return f"{section}{MARK}{words}"
+
+
+def by_data(study: Study) -> list[Study]:
+    """The study, or one for each part of its rows that were evaluated on the same data."""
+    numbers = comparable(study)
+    keys = [(row.group, number) for row, number in zip(study.rows, numbers, strict=True)]
+    groups = {group for group, _ in keys}
+    if len(set(keys)) == len(groups):
+        return [study]
+    parts = [
+        [row for row, own in zip(study.rows, numbers, strict=True) if own == number]
+        for number in sorted(set(numbers))
+    ]
+    return [dataclasses.replace(study, rows=rows) for rows in parts]
+
+
 def _comparison(study: Study, style: Mapping, suffix: str) -> Iterator[Entry]:
     if sum(bool(row.results) for row in study.rows) > 1:
         caption = "One seed of each method: small differences may be chance."
@@ -88,6 +131,8 @@ def _comparison(study: Study, style: Mapping, suffix: str) -> Iterator[Entry]:
                 "Mean over seeds; bars are standard errors. Differences within the bars may be "
                 "chance."
             )
+        if apart := datasets.described([run for row in study.rows for run in row.data]):
+            caption += f" Evaluated on {apart}."
         if any(row.published for row in study.rows):
             caption += " Hollow diamonds are published values."
         yield Entry("Comparison", f"comparison{suffix}", curves.comparison(study, style), caption)
@@ -113,7 +158,7 @@ def _corruption(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iterator
         names = {place[1] for place in places if place}
         metrics = {name: look for name, look in CORRUPTION.items() if name in names}
         yield Entry(
-            "Corruption",
+            heading("Corruption", groups),
             "corruption",
             curves.corruption_curves(shifted, metrics, style),
             "Mean over kinds of corruption by severity; severity 0 is the clean test set, bars are "
@@ -152,15 +197,16 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
     }
     if pairs:
         yield Entry(
-            "Calibration",
+            heading("Calibration", groups),
             "reliability",
             plots.reliability_diagram(pairs, style=style),
-            "Accuracy against confidence in 15 bins of equal width, with Wilson intervals of one "
-            "standard error. Below the diagonal a model is overconfident, above it underconfident; "
-            "weigh each bin by its count, which stands below." + pooled.format("legend"),
+            "Accuracy against confidence in 15 bins of equal width, with Wilson intervals of 95 % "
+            f"for the examples of one seed. Bins of fewer than {plots.FEW} examples are faint. "
+            "Below the diagonal a model is overconfident, above it underconfident; the counts "
+            "stand below." + pooled.format("legend"),
         )
         yield Entry(
-            "Calibration",
+            heading("Calibration", groups),
             "confidence",
             plots.confidence_histogram(pairs, style=style),
             "Confidence of right (filled) and wrong (outlined) predictions. Look at the wrong ones "
@@ -181,16 +227,18 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
         methods = {k: v for k, v in methods.items() if all(s and np.ptp(s[0]) > 1e-6 for s in v)}
         if methods:
             yield Entry(
-                "Out of distribution",
+                heading("Out of distribution", groups, out=True),
                 name,
                 plots.ood_histograms(methods, f"{score.replace('_', ' ')} (nats)", style),
                 f"Densities of {title} on the test set and on other data (vertical axis in square "
                 "roots). The less the two overlap, the better OOD data are detected; the "
-                "AUROC is 50 % for chance." + pooled.format("title"),
+                "AUROC is 50 % for chance; AUPR has the other data as positives, and FPR95 is the "
+                "share of the test set that is taken for other data where 95 % of those are found."
+                + pooled.format("title"),
             )
     if pairs:
         yield Entry(
-            "Selective prediction",
+            heading("Selective prediction", groups),
             "risk_coverage",
             plots.risk_coverage_curves(pairs, style),
             "Error among the examples that are kept when the least confident ones are handed on; "
@@ -285,9 +333,10 @@ def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) 
                     s["test/y"].ravel(), *moments, x, grid
                 )
     lines = {label: p for label, p in methods.items() if p.x is not None}
+    section = heading("Regression", groups)
     if lines:
         yield Entry(
-            "Regression",
+            section,
             "band",
             regression_figures.predictive_band(lines, style),
             "Predictive mean with one and two standard deviations (noise and disagreement "
@@ -296,9 +345,24 @@ def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) 
         )
     if methods:
         yield Entry(
-            "Regression",
+            section,
             "intervals",
             regression_figures.interval_calibration(methods, style),
             "Targets that fall into the central intervals of the predictive mixture. Below the "
             "diagonal the intervals are too narrow, above it too wide." + seed,
+        )
+        yield Entry(
+            section,
+            "predicted",
+            regression_figures.predicted_against_true(methods, style),
+            "Predictive mean against the target, both in the units in which y is stored; bars are "
+            "one predictive standard deviation. On the dotted line a prediction is right." + seed,
+        )
+        yield Entry(
+            section,
+            "sharpness",
+            regression_figures.sharpness(methods, style),
+            "Sharpness: predictive standard deviations of all examples, in the units in which y is "
+            "stored; dashed lines are each method's RMSE. Further left is sharper, which is better "
+            "only as far as intervals stay calibrated." + seed,
         )

@@ -1,6 +1,8 @@
-"""A study as Markdown, LaTeX and JSON."""
+"""A study as Markdown, LaTeX, CSV and JSON."""
 
+import csv
 import dataclasses
+import io
 import json
 import re
 from typing import Any
@@ -119,6 +121,37 @@ def to_latex(study: Study) -> str:
 """
 
 
+def to_csv(study: Study) -> str:
+    """The table for spreadsheets and data frames: numbers in the units shown, not rounded.
+
+    A line for each row: group, row, number of seeds, and for each column its mean, its standard
+    error (empty with one seed) and, where any row has one, the published value. An empty cell has
+    no number. `to_json` also has the values of each seed.
+    """
+    names = [f"{c.header} ({c.unit})" if c.unit else c.header for c in study.columns]
+    # Two columns may show one header, such as the NLL of two data sets.
+    names = [
+        name if names.count(name) == 1 else f"{name} [{column.key}]"
+        for name, column in zip(names, study.columns, strict=True)
+    ]
+    compared = [any(c.key in row.published for row in study.rows) for c in study.columns]
+    head = ["group", "row", "seeds"]
+    for name, published in zip(names, compared, strict=True):
+        head += [name, f"{name}: standard error"] + [f"{name}: published"] * published
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(one_line, head))
+    for row in study.rows:
+        line: list[Any] = [one_line(row.group), one_line(row.label), len(row.results)]
+        for column, published in zip(study.columns, compared, strict=True):
+            entry = summarise(values_of(row, column.key))
+            numbers = (entry.mean, entry.error) if entry else (None, None)
+            line += [None if n is None else float(n * column.scale) for n in numbers]
+            line += [row.published.get(column.key, (None,))[0]] * published
+        writer.writerow(line)
+    return stream.getvalue()
+
+
 def to_json(study: Study) -> str:
     """All numbers of a study: per seed, mean, standard error, n, published with its source.
 
@@ -179,7 +212,7 @@ def says_the_same(study: Study, folder: str | storage.Path, name: str) -> bool:
     A file that cannot be read counts as different.
     """
     folder = storage.path(folder)
-    if not all((folder / (name + suffix)).is_file() for suffix in (".md", ".tex", ".json")):
+    if not all((folder / (name + suffix)).is_file() for suffix in FORMS):
         return False
 
     def numbers(content: dict[str, Any]) -> dict[str, Any]:
@@ -194,13 +227,16 @@ def says_the_same(study: Study, folder: str | storage.Path, name: str) -> bool:
 
 
 def write_study(study: Study, folder: str | storage.Path, name: str) -> list[storage.Path]:
-    """Writes `name`.md, .tex and .json into the folder, which is created; returns their paths."""
+    """Writes the study in all `FORMS` into the folder, which is created; returns their paths."""
     folder = storage.path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {".md": to_markdown(study), ".tex": to_latex(study), ".json": to_json(study)}
-    for suffix, text in texts.items():
-        storage.write(folder / (name + suffix), text)
-    return [folder / (name + suffix) for suffix in texts]
+    for suffix, form in FORMS.items():
+        storage.write(folder / (name + suffix), form(study))
+    return [folder / (name + suffix) for suffix in FORMS]
+
+
+# Suffix of a file -> its text; the last is read again by `says_the_same`.
+FORMS = {".md": to_markdown, ".tex": to_latex, ".csv": to_csv, ".json": to_json}
 
 
 def origin(study: Study, shown: Layout) -> list[str]:

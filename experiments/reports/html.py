@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from experiments.reports.figures import Entry, figures
+from experiments.reports.figures import MARK, Entry, figures
 from experiments.reports.glossary import definition, definitions
 from experiments.reports.layout import layout, transpose
 from experiments.reports.runs import Run, by_label, by_task, read_run, study_of
@@ -31,6 +31,7 @@ body { margin: 0 auto; max-width: 1140px; padding: 2rem 1.25rem 4rem; background
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .9rem; padding-bottom: .3rem;
   border-bottom: 1px solid var(--line); }
+h2 small { color: var(--faint); font-size: .8rem; font-weight: 400; margin-left: .4rem; }
 a { color: var(--accent); text-decoration: none; }
 .meta, .notes, figcaption, .caption { color: var(--faint); font-size: .875rem; }
 .meta p, .notes li { margin: .15rem 0; }
@@ -127,13 +128,14 @@ def write_report(
     return path
 
 
-def study_table(study: Study) -> str:
+def study_table(study: Study, by_row: bool = False) -> str:
     """The study as an HTML table with its notes, published values below ours.
 
-    With many more columns than rows it is transposed: one line per metric.
+    With many more columns than rows it is transposed, one line per metric, unless it has to have
+    a line for each row.
     """
     shown = layout(study)
-    if len(shown.heads) > max(7, len(shown.lines)):
+    if not by_row and len(shown.heads) > max(7, len(shown.lines)):
         shown = transpose(shown)
     head = ["<th></th>"]
     for column, compared in zip(shown.heads, shown.compared, strict=True):
@@ -230,7 +232,7 @@ def page(
       title: the heading.
       hardware: of the results, from `writers.hardware`; empty for this machine's.
       command: that made the page.
-      sections: headings and their HTML.
+      sections: headings and their HTML; what follows `MARK` in a heading is small.
       ran: what happened there; 'Run on' by default.
     """
     there = dict(hardware) or this_machine()
@@ -242,11 +244,14 @@ def page(
     lines = "".join(f"<p>{escape(one_line(m))}</p>" for m in meta if m)
     if command:
         lines += f"<p><code>{escape(one_line(command))}</code></p>"
-    ids = {name: name.lower().replace(" ", "-") for name, _ in sections}
-    links = "".join(f'<a href="#{ids[name]}">{escape(name)}</a>' for name, _ in sections)
+    parts = [(*name.partition(MARK)[::2], content) for name, content in sections]
+    ids = {name: name.lower().replace(" ", "-") for name, _, _ in parts}
+    links = "".join(f'<a href="#{ids[name]}">{escape(name)}</a>' for name, _, _ in parts)
     body = "\n".join(
-        f'<section id="{ids[name]}"><h2>{escape(name)}</h2>\n{content}</section>'
-        for name, content in sections
+        f'<section id="{ids[name]}"><h2>{escape(name)}'
+        + f" <small>{escape(one_line(data))}</small>" * bool(data)
+        + f"</h2>\n{content}</section>"
+        for name, data, content in parts
     )
     title = escape(one_line(title))
     return (

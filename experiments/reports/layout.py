@@ -114,12 +114,15 @@ def _data(study: Study) -> tuple[str, ...]:
     runs: dict[str, list[datasets.Evaluated]] = {}
     for row in study.rows:
         runs.setdefault(row.group, []).extend(row.data)
-    texts = {group: datasets.described(of) for group, of in runs.items()}
-    texts = {group: text for group, text in texts.items() if text}
+    texts = {}
+    for group, of in runs.items():
+        if text := datasets.described(of):
+            trained = datasets.trained_words(of)
+            texts[group] = f"trained on {trained}; " * bool(trained) + f"evaluated on {text}."
     if len(set(texts.values())) == 1:
-        return (one_line(f"Evaluated on {next(iter(texts.values()))}."),)
+        texts = {"": next(iter(texts.values()))}
     return tuple(
-        one_line(f"{f'{group}: e' if group else 'E'}valuated on {text}.")
+        one_line(f"{group}: {text}" if group else f"{text[:1].upper()}{text[1:]}")
         for group, text in texts.items()
     )
 
@@ -139,6 +142,7 @@ def _warnings(study: Study, numbers: Sequence[int]) -> tuple[str, ...]:
             )
             sentences.append(f"Different data: no best is marked across these rows. {words}.")
     for row in study.rows:
+        sentences += [f"{row.label}: {text}." for text in datasets.mismatches(row.data)]
         if paths := datasets.changed(row.data):
             sentences.append(
                 f"{row.label}: its seeds were evaluated on different examples of "

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.reports.style import GREY, Look, looks, panels, styled, text, wrapped
 from uncertainty.metrics.calibration import gap, reliability_bins, width_sums
-from uncertainty.metrics.ranking import auroc
+from uncertainty.metrics.ranking import ranking
 from uncertainty.metrics.selective import aurc, risk_coverage
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ Scores = tuple[np.ndarray, Mapping[str, np.ndarray]]  # of the test set [B], OOD
 def reliability_diagram(
     methods: Mapping[str, Sequence[Pair]], bins: int = 15, style: Mapping[str, Look] | None = None
 ) -> "Figure":
-    """Accuracy against confidence in bins of equal width, with the examples per bin below.
+    """Accuracy against confidence in bins of equal width, with the examples per bin below; in %.
 
-    Bars are Wilson's (1927) intervals of one standard error, which are valid in bins of few
-    examples; empty bins are left out.
+    Bars are Wilson's (1927) intervals of 95 %, which are valid in bins of few examples; of several
+    seeds, which share their examples, for the number of examples of one. Bins of fewer than `FEW`
+    of these are faint, empty bins are left out.
 
     Args:
       methods: label -> (confidence, correct) of each seed.
@@ -45,11 +46,13 @@ def reliability_diagram(
             *map(np.concatenate, zip(*seeds, strict=True)), bins
         )
         used = count > 0
-        x, y = mean[used], accuracy[used]
-        error = np.stack([y, -y]) + np.array([[-1], [1]]) * wilson(y, count[used])
+        x, y, n = mean[used], accuracy[used], count[used] / len(seeds)
+        error = np.maximum(np.stack([y, -y]) + np.array([[-1], [1]]) * wilson(y, n), 0)
         name = f"{text(label)}, ECE {100 * np.mean([ece(*seed, bins) for seed in seeds]):.2f} %"
-        error = 100 * np.maximum(error, 0)
-        curve.errorbar(100 * x, 100 * y, error, label=name, elinewidth=0.9, **style[label])
+        bars = dict(elinewidth=0.9, **style[label])
+        curve.errorbar(100 * x, 100 * y, 100 * error, alpha=0.3, **bars | {"linestyle": "none"})
+        y = np.where(n < FEW, np.nan, y)
+        curve.errorbar(100 * x, 100 * y, 100 * error, label=name, **bars)
         counts.stairs(count, 100 * edges, color=style[label]["color"], linewidth=1.4)
     curve.set(ylabel="accuracy (%)", xlim=(0, 101), ylim=(-2, 102))
     figure.legend(*curve.get_legend_handles_labels(), loc="outside upper center")
@@ -62,27 +65,31 @@ def ece(confidence: np.ndarray, correct: np.ndarray, bins: int) -> float:
     return gap(*width_sums(confidence, correct, bins)[1:], len(confidence))
 
 
+FEW = 20  # examples of a bin, fewer of which are faint
+Z = 1.959963984540054  # of 95 %
+
+
 def wilson(rate: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Ends of Wilson's interval of one standard error for a rate over n examples: [2, ...]."""
-    middle, half = rate + 0.5 / n, np.sqrt(rate * (1 - rate) / n + 0.25 / n**2)
-    return np.stack([middle - half, middle + half]) / (1 + 1 / n)
+    """Ends of Wilson's interval of 95 % for a rate over n examples: [2, ...]."""
+    middle = rate + Z**2 / (2 * n)
+    half = Z * np.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2))
+    return np.stack([middle - half, middle + half]) / (1 + Z**2 / n)
 
 
 @styled
 def confidence_histogram(
     methods: Mapping[str, Sequence[Pair]], bins: int = 30, style: Mapping[str, Look] | None = None
 ) -> "Figure":
-    """Numbers of right and wrong predictions by confidence, a panel per method, log scale."""
+    """Numbers of right and wrong predictions by confidence in %, a panel per method, log scale."""
     style = style or looks(methods)
     figure, axes = wrapped(methods, 2.6, 2.2, sharey=True)
     edges = np.linspace(0, 100, bins + 1)
     for ax, (label, seeds) in zip(axes, methods.items(), strict=True):
         confidence, correct = map(np.concatenate, zip(*seeds, strict=True))
-        right = np.asarray(correct, bool)
+        confidence, right = 100 * confidence, np.asarray(correct, bool)
         color = style[label]["color"]
-        percent = 100 * confidence
-        ax.hist(percent[right], edges, color=color, alpha=0.45, label="right")
-        ax.hist(percent[~right], edges, histtype="step", color="black", label="wrong")
+        ax.hist(confidence[right], edges, color=color, alpha=0.45, label="right")
+        ax.hist(confidence[~right], edges, histtype="step", color="black", label="wrong")
         ax.set(yscale="log", xlabel="confidence (%)", ylim=(0.7, None))
         ax.legend(loc="upper left")
     axes[0].set_ylabel("examples")
@@ -121,7 +128,7 @@ def ood_histograms(
     ]
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    figure, axes = panels(len(methods), len(sets), 2.9, 2.1, sharex=True, sharey="row")
+    figure, axes = panels(len(methods), len(sets), 2.9, 2.3, sharex=True, sharey="row")
     for row, (label, seeds) in zip(axes, methods.items(), strict=True):
         for ax, name in zip(row, sets, strict=True):
             pairs = [(inside, out[name]) for inside, out in seeds if name in out]
@@ -132,8 +139,12 @@ def ood_histograms(
             ax.hist(inside, edges, density=True, color=GREY, alpha=0.4, label="test set")
             color = style[label]["color"]
             ax.hist(outside, edges, density=True, color=color, alpha=0.5, label=text(name))
-            area = np.mean([auroc(*pair) for pair in pairs])
-            title = text(f"{name}: AUROC {100 * area:.1f} %", 36)
+            ranks = [ranking(*pair) for pair in pairs]
+            area, precision, fpr = (
+                100 * np.mean([of[key] for of in ranks]) for key in ("auroc", "aupr_out", "fpr95")
+            )
+            title = text(f"{name}: AUROC {area:.1f} %", 36)
+            title += f"\nAUPR {precision:.1f} %, FPR95 {fpr:.1f} %"
             ax.set_title(f"{text(label, 36)}\n{title}")
             ax.legend()
             ax.set_yscale("function", functions=(np.sqrt, np.square))

@@ -1,4 +1,4 @@
-"""Figures of predictions over one input, and of regression intervals."""
+"""Figures of regression: predictions over one input and against the targets, and intervals."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -76,4 +76,57 @@ def interval_calibration(
     ax.set(xlabel="central interval (%)", ylabel="targets inside (%)", xlim=(0, 100))
     ax.set_ylim(0, 100)
     ax.legend(loc="upper left")
+    return figure
+
+
+POINTS = 2000  # most that are drawn
+
+
+@styled
+def predicted_against_true(
+    methods: Mapping[str, Prediction], style: Mapping[str, Look] | None = None
+) -> "Figure":
+    """The predictive mean against the target, with one standard deviation, in units of y.
+
+    Of more than `POINTS` examples every k-th is drawn; the RMSE is that of all.
+    """
+    style = style or looks(methods)
+    figure, axes = wrapped(methods, 2.9, 2.8, most=3, sharex=True, sharey=True)
+    for ax, (label, p) in zip(axes, methods.items(), strict=True):
+        mean, variance = p.moments()
+        some = slice(None, None, -(-len(mean) // POINTS))
+        look = dict(color=style[label]["color"], linestyle="none", marker=".", markersize=3)
+        bars = np.sqrt(variance[some])
+        ax.errorbar(p.y[some], mean[some], bars, elinewidth=0.5, capsize=0, alpha=0.5, **look)
+        ends = [min(p.y.min(), mean.min()), max(p.y.max(), mean.max())]
+        ax.plot(ends, ends, color=GREY, linestyle=":", linewidth=1)
+        rmse = np.sqrt(np.mean((mean - p.y) ** 2))
+        ax.set_title(f"{text(label, 32)}\nRMSE {rmse:.3g}")
+        ax.set_xlabel("target (units of y)")
+    axes[0].set_ylabel("predictive mean (units of y)")
+    return figure
+
+
+@styled
+def sharpness(
+    methods: Mapping[str, Prediction], style: Mapping[str, Look] | None = None, bins: int = 30
+) -> "Figure":
+    """How wide predictions are: the predictive standard deviations of all examples, in units of y.
+
+    The dashed line of a method is its RMSE: calibrated predictions are as wide as they err.
+    """
+    style = style or looks(methods)
+    figure, axes = panels(1, 1, 4.6, 2.8)
+    ax = axes[0, 0]
+    widths = {label: np.sqrt(p.moments()[1]) for label, p in methods.items()}
+    low, high = (f(w) for f, w in ((min, map(np.min, widths.values())),
+                                   (max, map(np.max, widths.values()))))  # fmt: skip
+    edges = np.linspace(low, high if high > low * (1 + 1e-9) else low + 1, bins + 1)
+    for label, p in methods.items():
+        color, mean = style[label]["color"], p.moments()[0]
+        name = f"{text(label)}, mean {widths[label].mean():.3g}"
+        ax.hist(widths[label], edges, histtype="step", linewidth=1.4, color=color, label=name)
+        ax.axvline(np.sqrt(np.mean((mean - p.y) ** 2)), color=color, linestyle="--", linewidth=0.9)
+    ax.set(xlabel="predictive standard deviation (units of y)", ylabel="examples")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center")
     return figure

@@ -12,7 +12,14 @@ from experiments.reports.study import Column, Row, Study, numbers
 from experiments.reports.tables import pretty
 from experiments.runtime import keys, segments, storage
 from experiments.runtime.keys import named, split
-from experiments.runtime.workdir import CONFIG, difference, read_config, read_json, readable
+from experiments.runtime.workdir import (
+    CONFIG,
+    DATA,
+    difference,
+    read_config,
+    read_json,
+    readable,
+)
 from experiments.runtime.writers import METRICS, read_metrics
 
 # Fields of a config that do not change the method.
@@ -30,10 +37,11 @@ class Run:
     missing: tuple[str, ...] = ()  # files whose figures are left out
     damaged: tuple[str, ...] = ()  # why some of these cannot be read
     sets: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of sets.json
+    trained: dict[str, Any] | None = None  # of data.json
 
     def evaluated(self) -> datasets.Evaluated:
         """The data sets of the evaluation."""
-        return datasets.evaluated(self.config, self.metrics, self.sets)
+        return datasets.evaluated(self.config, self.metrics, self.sets, self.trained)
 
 
 def load_run(workdir: str | storage.Path, label: str | None = None, name: str = "test") -> Run:
@@ -74,6 +82,7 @@ def load_run(workdir: str | storage.Path, label: str | None = None, name: str = 
         (folder / "scores.npz", read_scores),
         (workdir / METRICS, read_history),
         (folder / "sets.json", lambda path: datasets.check_sets(read_json(path))),
+        (workdir / DATA, datasets.training),
     ):
         contents[path.name] = None
         if path.is_file() or (path.name == METRICS and segments.segments(path)):
@@ -92,6 +101,7 @@ def load_run(workdir: str | storage.Path, label: str | None = None, name: str = 
         missing,
         tuple(damaged),
         contents["sets.json"] or {},
+        contents[DATA],
     )
 
 
@@ -177,8 +187,8 @@ COLUMNS = (  # of a study made from runs alone; those without a value are left o
     Column("classification/brier", "Brier", "", "lower", 4),
     Column("calibration/ece", "ECE", "%", "lower", 2),
     Column("regression/nll", "NLL", "nats", "lower", 4),
-    Column("regression/rmse", "RMSE", "", "lower", 4),
-    Column("regression/crps", "CRPS", "", "lower", 4),
+    Column("regression/rmse", "RMSE", "units of y", "lower", 4),
+    Column("regression/crps", "CRPS", "units of y", "lower", 4),
     Column("regression/coverage_0.9", "90 % coverage", "%", None, 1),
     Column("selective/aurc", "AURC", "%", "lower", 3),
     Column("corruption/accuracy", "Corrupted accuracy", "%", "higher", 2),

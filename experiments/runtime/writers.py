@@ -1,4 +1,4 @@
-"""The output of a run: metrics.jsonl, TensorBoard files, a parameter table, a profile."""
+"""The output of a run: metrics.jsonl, TensorBoard files, W&B, a parameter table, a profile."""
 
 import atexit
 import contextlib
@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import platform
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,16 @@ import jax
 import numpy as np
 
 from experiments.runtime import segments, storage
-from experiments.runtime.workdir import from_jsonable, jsonable, mismatch
-from uncertainty.build import ConfigError
+from experiments.runtime.workdir import (
+    CONFIG,
+    from_jsonable,
+    jsonable,
+    mismatch,
+    read_config,
+    read_json,
+    write_json,
+)
+from uncertainty.build import ConfigError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +37,8 @@ TIMING = ("seconds", "steps_per_second")  # clock readings; all else is equal in
 
 
 class Writer:
-    """Appends one JSON object per line to `workdir/metrics.jsonl`, and optionally to TensorBoard.
+    """Appends one JSON object per line to `workdir/metrics.jsonl`, and on request to TensorBoard
+    and W&B.
 
     On a disk a record reaches the operating system before `write` returns, so it survives if the
     process is killed; in a bucket it does so at the next `flush`, or some seconds later
@@ -40,13 +50,14 @@ class Writer:
       start: the step that the run resumes from: records of later steps are dropped, damaged ones
         too. 0 drops all records.
       tensorboard: also write TensorBoard files to `workdir/tensorboard`.
+      wandb: also write to W&B: True, or fields of `WANDB`.
       prefix: of the names that are written, such as 'swag/'.
 
     Attributes:
       seconds: the last 'seconds' with this prefix in the remaining records, or 0: time so far.
 
     Raises:
-      ConfigError: TensorBoard files are requested but TensorFlow is not installed.
+      ConfigError: the packages of TensorBoard files or of W&B are requested, but not installed.
       ValueError: the existing records cannot be read.
     """
 
@@ -56,19 +67,22 @@ class Writer:
         start: int = 0,
         *,
         tensorboard: bool = False,
+        wandb: bool | Mapping[str, Any] = False,
         prefix: str = "",
     ):
         workdir = storage.path(workdir)
         self.path, self.prefix = workdir / METRICS, prefix
-        self._lines = self._summaries = None
+        self._lines, self._others = None, []
         previous = read_metrics(self.path, start) if start else []
         seconds = f"{prefix}seconds"
         self.seconds = next((r[seconds] for r in reversed(previous) if seconds in r), 0.0)
         if jax.process_index() != 0:
             return
+        require(dict(tensorboard=tensorboard, wandb=wandb))
         if tensorboard:
-            require_tensorboard()
-            self._summaries = Summaries(workdir / "tensorboard")
+            self._others.append(Summaries(workdir / "tensorboard"))
+        if wandb is not False:
+            self._others.append(Wandb(workdir, {} if wandb is True else wandb))
         self._lines = segments.opened(self.path, "".join(map(_line, previous)))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -89,8 +103,9 @@ class Writer:
         except OSError as error:
             reason = f"could not write step {step} to {self.path}: {error.strerror}"
             raise OSError(error.errno, reason) from error
-        if self._summaries is not None:
-            self._summaries.write(int(step), dict(_scalars(metrics)))
+        scalars = dict(_scalars(metrics)) if self._others else {}
+        for other in self._others:
+            other.write(int(step), scalars)
 
     def flush(self) -> None:
         """Returns once all records are where a kill does not reach them.
@@ -98,13 +113,13 @@ class Writer:
         Raises:
           OSError: they cannot be written.
         """
-        for file in (self._lines, self._summaries):
+        for file in (self._lines, *self._others):
             if file is not None:
                 file.flush()
 
     def close(self) -> None:
         """Closes the files."""
-        for file in (self._lines, self._summaries):
+        for file in (self._lines, *self._others):
             if file is not None:
                 file.close()
 
@@ -130,14 +145,76 @@ class Summaries:
         self._folder.close()
 
 
-def require_tensorboard() -> None:
-    """Raises ConfigError if TensorBoard files cannot be written; imports nothing."""
-    missing = [name for name in ("tensorflow", "tensorboard") if not importlib.util.find_spec(name)]
-    if missing:
-        raise ConfigError(
-            f"config.logging.tensorboard: True needs {' and '.join(missing)}, which is not "
-            "installed: pip install '.[tensorflow]'"
+WANDB = ("project", "entity", "name", "group", "job_type", "tags", "notes", "mode")
+
+
+class Wandb:
+    """A run at Weights & Biases, one for each workdir: what resumes goes on with the same run.
+
+    `mode='offline'`, or WANDB_MODE=offline, sends nothing: `wandb sync` does so later, from
+    `workdir/wandb`. Records of steps that W&B has already are not sent again.
+
+    Args:
+      workdir: of the run; its config is shown there.
+      fields: of `wandb.init`, those of `WANDB`; by default the project 'uncertainty' and the name
+        of the workdir.
+    """
+
+    def __init__(self, workdir: storage.Path, fields: Mapping[str, Any]):
+        import wandb
+
+        noted = workdir / "wandb.json"
+        if not noted.is_file():
+            write_json(noted, {"id": secrets.token_hex(4)})
+        local = isinstance(workdir, pathlib.Path)
+        self._run = wandb.init(
+            **{"project": "uncertainty", "name": workdir.absolute().name, **fields},
+            id=read_json(noted, {"id": str})["id"],
+            resume="allow",
+            dir=str(workdir) if local else None,
+            config=read_config(workdir) if (workdir / CONFIG).is_file() else None,
         )
+
+    def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._run.log({name: value.item() for name, value in scalars.items()}, step=step)
+
+    def flush(self) -> None:
+        """Nothing: wandb has a process of its own that writes each record."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def check_wandb(value: Any) -> None:
+    """Raises ConfigError unless a value of `logging.wandb` is a bool, or fields of `WANDB`."""
+    if isinstance(value, bool):
+        return
+    if not isinstance(value, Mapping):
+        such = '{"project": "digits", "mode": "offline"}'
+        raise ConfigError(f"config.logging.wandb: {value!r}; true, false or fields such as {such}")
+    for field in value:
+        if field not in WANDB:
+            raise ConfigError(
+                f"config.logging.wandb.{field}: no such field; {nearest(field, WANDB)}"
+            )
+
+
+NEEDED = {  # fields of `logging` -> packages, and the extra that has them
+    "tensorboard": (("tensorflow", "tensorboard"), "tensorflow"),
+    "wandb": (("wandb",), "wandb"),
+}
+
+
+def require(logging: Mapping[str, Any]) -> None:
+    """Raises ConfigError if what a config's `logging` asks for is missing; imports nothing."""
+    for field, (packages, extra) in NEEDED.items():
+        asked = logging.get(field, False)
+        missing = [name for name in packages if not importlib.util.find_spec(name)]
+        if asked is not False and missing:
+            raise ConfigError(
+                f"config.logging.{field}: {asked} needs {' and '.join(missing)}, which is not "
+                f"installed: pip install '.[{extra}]'"
+            )
 
 
 def read_metrics(path: str | storage.Path, last: float = math.inf) -> list[dict[str, Any]]:

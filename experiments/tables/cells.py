@@ -12,20 +12,25 @@ import pathlib
 import pkgutil
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments import evaluate, evaluators, stage, train
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
+from experiments.reports import datasets
 from experiments.runtime import keys, project, storage, writers
-from experiments.runtime.workdir import MAY_CHANGE, read_json, same_but_for
+from experiments.runtime.workdir import DATA, MAY_CHANGE, read_json, same_but_for
 from experiments.tables.records import Records, slug
 from uncertainty.build import ConfigError, nearest
 from uncertainty.specs import imported
 
+if TYPE_CHECKING:
+    from experiments.tables.claims import Claims
+
 logger = logging.getLogger(__name__)
 
 TABLES = "configs.tables"
+VALIDATION = "validation"  # the evaluation and the metrics that a choice is made by
 UNFINISHED = "unfinished"  # a file that marks an unfinished round
 
 # Metrics that `evaluate` adds to those of evaluators.
@@ -80,6 +85,27 @@ def name_of(row: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, [row.get("group", ""), row["label"]]))
 
 
+def validation_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec of a config's validation data.
+
+    Raises:
+      ConfigError: there are none.
+    """
+    spec = config["data"].get("validation")
+    if not spec:
+        raise ConfigError(
+            "config.data.validation: missing; the choice is made on validation data, such as "
+            "{'split': 'validation'} or {'split': 'train[80%:]'} beside train[:80%]"
+        )
+    return spec
+
+
+def sets_of(directory: storage.Path, name: str) -> dict[str, Any]:
+    """The data sets of an evaluation."""
+    path = directory / "evaluation" / name / "sets.json"
+    return read_json(path) if path.is_file() else {}
+
+
 class Cells:
     """The cells of a table: their configs, runs and records.
 
@@ -92,6 +118,10 @@ class Cells:
       workdir: the folder of the runs, with their checkpoints.
       overrides: dotted config fields to set in every row that has a section for them.
       round: the folder of a round of new runs, see `begin_round`; None for the table's own runs.
+      table: the table itself, by default that of this name in `configs/tables`.
+
+    A row may have `set`, a dict of dotted config fields to their values. With `validated` in the
+    table, cells are evaluated on `data.validation` too, as metrics `validation/...`.
 
     Raises:
       ConfigError: an unknown table, two rows with the same files, an override for which no row has
@@ -105,12 +135,17 @@ class Cells:
         workdir: str | storage.Path,
         overrides: Mapping[str, Any],
         round: str | storage.Path | None = None,
+        table: Mapping[str, Any] | None = None,
     ):
-        name = project_name(name)
-        self.name, self.given, self.table = folder_of(name), name, table_of(name)
+        if table is None:
+            name, table, folder = project_name(name), table_of(name), folder_of(name)
+        else:
+            folder = ""
+        self.name, self.given, self.table = folder or name, name, table
         self.overrides = overrides
         self._configs: dict[tuple[str, int], dict[str, Any]] = {}
         self.round = storage.path(round) if round else None
+        self._claims: Claims | None = None
         slugs: dict[str, str] = {}
         for row in self.table["rows"]:
             if (other := slugs.setdefault(slug(name_of(row)), name_of(row))) != name_of(row):
@@ -125,15 +160,16 @@ class Cells:
             if all(refused):
                 raise ConfigError(refused[0])
         self.variant = self._variant()
-        self.results = storage.path(results) / self.name / self.variant
-        self.workdir = storage.path(workdir) / self.name / self.variant
+        self.results = storage.path(results) / folder / self.variant
+        self.workdir = storage.path(workdir) / folder / self.variant
         self.records = Records(self.results, list(slugs))
 
     @staticmethod
     def _load(row: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
         """The config of a row; its file is looked up in the project, from any working directory."""
         file, colon, arg = row["config"].partition(":")
-        return config_lib.load(f"{project.own(file)}{colon}{arg}", overrides)
+        path = f"{project.own(file)}{colon}{arg}"
+        return config_lib.load(path, {**row.get("set", {}), **overrides})
 
     @classmethod
     def _refused(cls, row: Mapping[str, Any], name: str, value: Any) -> str | None:
@@ -189,6 +225,10 @@ class Cells:
                 for config in (config_lib.plain(self._load(row, {})), self.config(row, 0)):
                     for name, spec in config["evaluators"].items():
                         names |= evaluators.build(name, spec).yields if spec is not None else set()
+                    if task := self.table.get("validated"):
+                        spec = dict(name=task, data=validation_of(config))
+                        own = evaluators.build("validation", spec).yields
+                        names |= {f"{VALIDATION}/{name}" for name in own}
             except ConfigError:  # `run` reports it
                 unknown = True
         for column in self.table["columns"]:
@@ -288,14 +328,34 @@ class Cells:
         experiment = train.train(config, directory, overview=False)
         stage.run(experiment, directory)
         metrics, failures = evaluate.evaluate(experiment, directory, show=False)
-        sets = directory / "evaluation" / "test" / "sets.json"
+        sets = sets_of(directory, "test")
+        if task := self.table.get("validated"):
+            spec = dict(name=task, data=validation_of(experiment.config))
+            on_validation, why = evaluate.evaluate(
+                experiment, directory, specs={VALIDATION: spec}, name=VALIDATION, show=False
+            )
+            evaluate.report(why)
+            own = sets_of(directory, VALIDATION)[VALIDATION]
+            for path, other in sets.items():
+                if other["digest"] == own["digest"]:
+                    raise ValueError(
+                        f"data.validation: has the examples of {path}, {other['name']}; what is "
+                        "chosen on them would be reported on them too"
+                    )
+            sets[VALIDATION] = own
+            metrics |= {
+                f"{VALIDATION}/{key}": value
+                for key, value in on_validation.items()
+                if not key.startswith("cost/")
+            }
         self.records.put(
             dict(
                 row=name_of(row),
                 seed=seed,
                 metrics=metrics,
                 failures=failures,
-                sets=read_json(sets) if sets.is_file() else {},
+                sets=sets,
+                trained=datasets.training(directory / DATA),
                 config_file=row["config"],
                 config=config,
                 hardware=writers.hardware(),
@@ -305,6 +365,20 @@ class Cells:
         )
         if self.round is not None:
             self._mark(row, seed).touch()
+
+    def key(self, row: Mapping[str, Any], seed: int) -> str:
+        """The name of a cell's claim."""
+        return f"{slug(name_of(row))}-seed{seed}"
+
+    @property
+    def claims(self) -> "Claims":
+        """Those of the present round."""
+        from experiments.tables.claims import Claims
+
+        folder = (self.round or self.workdir) / "claims"
+        if self._claims is None or self._claims.folder != folder:
+            self._claims = Claims(folder)
+        return self._claims
 
     def _mark(self, row: Mapping[str, Any], seed: int) -> storage.Path:
         """The file that marks a cell of a round as recorded."""

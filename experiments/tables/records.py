@@ -1,8 +1,9 @@
 """The finished cells of a table: `runs.jsonl`, a line for each row and seed.
 
-A line is one JSON object: row, seed, metrics, failures, sets, config_file, config, hardware,
-versions, run. Lines are in the order of the table's rows and of the seeds. `cat a.jsonl >> b.jsonl`
-merges the cells of two machines: if a cell has two lines, the later one counts.
+A line is one JSON object: row, seed, metrics, failures, sets, trained, config_file, config,
+hardware, versions, run. Lines are in the order of the table's rows and of the seeds.
+`cat a.jsonl >> b.jsonl` merges the cells of two machines: if a cell has two lines, the later one
+counts.
 
 Earlier versions kept a file for each cell in a folder `runs`. These files are read if `runs.jsonl`
 has no line for the cell; the next write moves them into it.
@@ -108,6 +109,10 @@ class Records:
         """
         entry = Entry(json.dumps(jsonable(record), allow_nan=False), "", record)
         self._write({(slug(record["row"]), record["seed"]): entry})
+
+    def refresh(self) -> None:
+        """The next look is at the file, in a bucket too."""
+        self._looked = -math.inf
 
     def convert(self) -> None:
         """Moves the files of an earlier version into `runs.jsonl`; damaged ones stay."""
@@ -226,4 +231,6 @@ def checked(record: Any) -> dict[str, Any]:
         raise ValueError(f"'run' is {run!r}, which is not a folder below that of the runs")
     numbers(record["metrics"])
     datasets.check_sets(record.get("sets", {}))
+    if record.get("trained") is not None:
+        datasets.check_sets({"trained": record["trained"]})
     return record

@@ -1,4 +1,4 @@
-"""Prints a table and writes its files: Markdown, LaTeX, JSON, constraints and a report."""
+"""Prints a table and writes its files: Markdown, LaTeX, CSV, JSON, constraints and a report."""
 
 import logging
 from typing import Any
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 def render(
     cells: Cells, outcome: Outcome, report: bool = True
 ) -> tuple[storage.Path | None, list[str]]:
-    """Prints the table, writes it as Markdown, LaTeX and JSON, and a report of the runs.
+    """Prints the table, writes it as Markdown, LaTeX, CSV and JSON, and a report of the runs.
 
     Files that would differ only in the command and in current failures are not rewritten; none is
     rewritten while a record is damaged.

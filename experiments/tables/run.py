@@ -1,5 +1,6 @@
 """Runs the unfinished cells of a table, here or each in its own process."""
 
+import dataclasses
 import logging
 import math
 import re
@@ -7,7 +8,7 @@ import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.reports.study import Study, one_line
@@ -18,6 +19,28 @@ from experiments.tables.summary import study
 from uncertainty.build import ConfigError
 
 logger = logging.getLogger(__name__)
+
+
+PAUSE = 2.0  # seconds between looks at the cells of other processes
+
+
+class Shard(NamedTuple):
+    """The place of one of several processes: it begins with its part, and then helps the others."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> "Shard":
+        """'I/N', with I from 0 to N - 1.
+
+        Raises:
+          ConfigError: another form.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if not found or not int(found[1]) < int(found[2]):
+            raise ConfigError(f"--shard: {text!r}; I/N is needed, with I from 0 to N - 1")
+        return cls(int(found[1]), int(found[2]))
 
 
 class Outcome(NamedTuple):
@@ -41,14 +64,18 @@ def reproduce(
     rows: str = "",
     seeds: Sequence[int] | None = None,
     isolate: Sequence[str] | None = None,
+    shard: Shard = Shard(),  # noqa: B008  (immutable)
 ) -> Outcome:
-    """Runs the unfinished cells.
+    """Runs the unfinished cells, and waits for those that other processes run meanwhile.
+
+    Several processes, on machines that share the folders, divide the cells among them (`claims`).
 
     Args:
       cells: of the table.
       rows: a regex; only rows whose name it matches are run. All are shown.
       seeds: run only these seeds; by default the table's.
       isolate: the command that runs one cell in its own process, or None for this process.
+      shard: where among the cells this process begins.
 
     Raises:
       ConfigError: `rows` matches no row, or nothing fills a column.
@@ -56,34 +83,95 @@ def reproduce(
     """
     jobs = [(row, seed) for seed in seeds_of_table(cells, seeds) for row in rows_of(cells, rows)]
     cells.check_columns()
-    failures: dict[str, dict[str, list[int]]] = {}
-    read = ran = 0
+    first = len(jobs) * shard.index // shard.count
+    rotated = [*jobs[first:], *jobs[:first]]
+    cells.claims.begin()
+    done = Tally()
     with Progress(len(jobs), cells.name, unit="cell", show=isolate is None) as progress:
-        for i, (row, seed) in enumerate(jobs):
-            name = f"{name_of(row)}, seed {seed}"
-            progress.update(i, f"{read} read, {ran} run, {i - read - ran} failed · {name}")
+        left = rotated
+        while left:
+            elsewhere = []
+            for row, seed in left:
+                name = f"{name_of(row)}, seed {seed}"
+                progress.update(done.all(), f"{done} · {name}")
+                if not one(cells, row, seed, isolate, done, (name, len(jobs))):
+                    elsewhere.append((row, seed))
+            if elsewhere and len(elsewhere) == len(left):
+                waiting = f"{len(elsewhere)} run by other processes"
+                progress.update(done.all(), f"{done} · {waiting}")
+                time.sleep(PAUSE)
+            left = elsewhere
+        progress.update(len(jobs), str(done))
+    return Outcome(study(cells, done.failures), done.read, done.ran, done.failures)
+
+
+@dataclasses.dataclass
+class Tally:
+    """What became of the cells so far."""
+
+    read: int = 0
+    ran: int = 0
+    failed: int = 0
+    failures: dict[str, dict[str, list[int]]] = dataclasses.field(default_factory=dict)
+
+    def fail(self, reason: str, row: Mapping[str, Any], seed: int) -> None:
+        self.failed += 1
+        self.failures.setdefault(reason, {}).setdefault(name_of(row), []).append(seed)
+
+    def all(self) -> int:
+        return self.read + self.ran + self.failed
+
+    def __str__(self) -> str:
+        return f"{self.read} read, {self.ran} run, {self.failed} failed"
+
+
+def one(
+    cells: Cells,
+    row: dict[str, Any],
+    seed: int,
+    isolate: Sequence[str] | None,
+    done: Tally,
+    named: tuple[str, int],
+) -> bool:
+    """Runs a cell unless it is finished; False if another process runs it at present."""
+    name, count = named
+    key = cells.key(row, seed)
+    try:
+        if cells.done(row, seed):
+            done.read += 1
+            return True
+        with cells.claims.claim(key) as mine:
+            if not mine:
+                return False
+            if (reason := cells.claims.failed(key)) is not None:
+                done.fail(reason, row, seed)
+                return True
+            cells.records.refresh()
+            if cells.done(row, seed):  # meanwhile
+                done.read += 1
+                return True
             try:
-                if cells.done(row, seed):
-                    read += 1
-                    continue
                 if isolate is None:
                     cells.run(row, seed)
                 else:
-                    logger.info("%s (%d of %d)", name, i + 1, len(jobs))
-                    run_alone(
-                        [*isolate, "--rows", f"^{re.escape(name_of(row))}$", "--seeds", str(seed)]
-                    )
-                ran += 1
+                    logger.info("%s (%d of %d)", name, done.all() + 1, count)
+                    chosen = ["--rows", f"^{re.escape(name_of(row))}$", "--seeds", str(seed)]
+                    run_alone([*isolate, *chosen])
             except Interrupted:
                 raise
-            except Exception as error:  # the other cells still run
-                reason = one_line(error) or type(error).__name__
-                level = logging.DEBUG if reason in failures else logging.ERROR
-                logger.log(level, "%s: %s", name, reason)
-                logger.debug("%s", traceback.format_exc())
-                failures.setdefault(reason, {}).setdefault(name_of(row), []).append(seed)
-        progress.update(len(jobs), f"{read} read, {ran} run, {len(jobs) - read - ran} failed")
-    return Outcome(study(cells, failures), read, ran, failures)
+            except Exception as error:
+                cells.claims.fail(key, one_line(error) or type(error).__name__)
+                raise
+        done.ran += 1
+    except Interrupted:
+        raise
+    except Exception as error:  # the other cells still run
+        reason = one_line(error) or type(error).__name__
+        level = logging.DEBUG if reason in done.failures else logging.ERROR
+        logger.log(level, "%s: %s", name, reason)
+        logger.debug("%s", traceback.format_exc())
+        done.fail(reason, row, seed)
+    return True
 
 
 def rows_of(cells: Cells, pattern: str) -> list[dict[str, Any]]:

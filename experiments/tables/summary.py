@@ -46,7 +46,10 @@ def study(cells: Cells, failures: dict[str, dict[str, list[int]]]) -> Study:
                 published=row.get("published", {}),
                 note="; ".join(filter(None, [row.get("note", ""), *sorted(notes)])),
                 failed="; ".join(f"{seeds_in_words(of)}: {why}" for why, of in reasons.items()),
-                data=[evaluated(r["config"], r["metrics"], r.get("sets")) for r in records],
+                data=[
+                    evaluated(r["config"], r["metrics"], r.get("sets"), r.get("trained"))
+                    for r in records
+                ],
             )
         )
     known = sorted({name for h in ran_on for name in h})
@@ -55,7 +58,8 @@ def study(cells: Cells, failures: dict[str, dict[str, list[int]]]) -> Study:
         title=cells.table["title"],
         columns=cells.table["columns"],
         rows=rows,
-        command=shlex.join(["python", "-m", "experiments.reproduce", cells.given, *overrides]),
+        command=cells.table.get("command")
+        or shlex.join(["python", "-m", "experiments.reproduce", cells.given, *overrides]),
         config={name_of(row): row["config"] for row in cells.table["rows"]},
         seeds=sorted(all_seeds),
         hardware={name: _joined([h[name] for h in ran_on if name in h]) for name in known},

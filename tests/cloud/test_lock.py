@@ -11,6 +11,7 @@ import pytest
 
 from experiments.runtime import lock, storage
 from experiments.runtime.lock import Lock, exclusive
+from experiments.tables.claims import Claims
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +135,17 @@ def test_it_beats(folder):
             assert time.monotonic() < end
             time.sleep(0.05)
     assert json.loads((folder / ".locks/00000001.json").read_bytes())["state"] == "released"
+
+
+def test_the_claim_of_a_cell_is_taken_over_from_a_worker_that_is_gone(folder):
+    claims, others = Claims(folder / "claims"), Claims(folder / "claims")
+    claims.begin()
+    with claims.claim("a") as mine, others.claim("a") as other:
+        assert (mine, other) == (True, False)
+    held_by(folder / "claims" / "b", host="gone", machine="elsewhere")
+    began = time.monotonic()
+    with claims.claim("b") as mine:
+        assert mine and time.monotonic() - began > lock.STALE / 2
+        time.sleep(1.1)  # some servers know the time in seconds
+        claims.fail("b", "why")
+    assert claims.failed("b") == "why" and claims.failed("a") is others.failed("b") is None

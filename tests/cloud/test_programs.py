@@ -235,7 +235,7 @@ def test_tables(bucket, capsys):
         assert f"cells:  {count} read from {bucket}/r/digits/" in output.out
     names = storage.find(bucket / "r")
     assert {n.rpartition("/")[2] for n in names if ".locks" not in n} == {
-        "runs.jsonl", "table.md", "table.tex", "table.json", "constraints.txt",
+        "runs.jsonl", "table.md", "table.tex", "table.csv", "table.json", "constraints.txt",
     }  # fmt: skip
     (place,) = (n for n in names if n.endswith("runs.jsonl"))
     (record,) = map(json.loads, (bucket / "r" / place).read_text().splitlines())

@@ -90,6 +90,7 @@ REFUSED = {  # overrides -> what the message says, in this order
     "on_fault": ("ignore", "config.on_fault: 'ignore'", "'stop' or 'freeze'"),
     "logging.every": ("often", "config.logging.every: 'often'"),
     "logging.tensorboard": ("maybe", "config.logging.tensorboard: 'maybe'"),
+    "logging.wandb": ("maybe", "config.logging.wandb: 'maybe'"),
     "logging.profile": ((7, 3), "config.logging.profile: (7, 3)"),
     "checkpoint.keep": (0, "config.checkpoint.keep: 0"),
     "evaluation.every": (-1, "config.evaluation.every: -1"),

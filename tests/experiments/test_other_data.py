@@ -141,8 +141,10 @@ def test_the_sets_are_noted_and_shown(digits, capsys):
     assert sets["test"]["examples"] == len(
         load(dict(name="digits", split="test", classes=range(8)))
     )
-    print_sets(sets, 300)
-    assert "ood, test: digits[test], 323 examples" in capsys.readouterr().out
+    print_sets(sets, 300, "digits[train], 955 examples")
+    output = capsys.readouterr().out
+    assert "ood, test: digits[test], 323 examples" in output
+    assert "Step 300, trained on digits[train], 955 examples, on\n" in output
 
 
 BEFORE = {
@@ -203,6 +205,44 @@ def test_one_override_sets_all_data(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         setup(config)
     assert "evaluators.test.data reads digits, but data.train reads npz" in caplog.text
+
+
+def test_test_and_ood_sets_and_outputs_are_said_once(tmp_path, caplog):
+    """For data of one's own: five classes of rows, with a split of another name."""
+    x, y = np.random.default_rng(0).random((50, 3)).astype(np.float32), np.arange(50) % 5
+    names = ("train", "validation", "holdout")
+    np.savez(
+        tmp_path / "own.npz", **{f"{a}_{n}": v for a, v in (("x", x), ("y", y)) for n in names}
+    )
+    own = dict(name="npz", path=str(tmp_path / "own.npz"), range="unbounded")
+    fields = {
+        "data.train": own,
+        "data.test": dict(split="holdout"),
+        "data.ood": dict(noise=dict(name="noise", split="test"), rest=dict(split="validation")),
+        "head.outputs": None,
+        "evaluators.corruption": None,
+        "evaluators.ood.sets": None,
+        "mesh": dict(data=1),
+        "batch_size": 10,
+    }
+    config = config_lib.load("configs/digits/mlp.py", fields)
+    with caplog.at_level(logging.WARNING):
+        experiment = setup(config)
+    made, holdout = experiment.config, own | dict(split="holdout")
+    assert made["head"]["outputs"] == 5
+    assert made["evaluators"]["test"]["data"] == made["evaluators"]["ood"]["data"] == holdout
+    assert made["evaluators"]["ood"]["sets"]["rest"] == own | dict(split="validation")
+    assert set(made["data"]) == {"train", "validation", "augment", "streams"}
+    assert experiment.final_shapes.params["head"]["kernel"].shape[-1] == 5
+    noise = load(made["evaluators"]["ood"]["sets"]["noise"], like=experiment.source)
+    assert noise.shape == (3,)
+    with pytest.raises(ValueError, match="shape: missing"):
+        load(dict(name="noise", split="test"))
+    assert "nothing reads it" not in caplog.text
+    fields["evaluators.test.data"] = fields["evaluators.ood.data"] = dict(split="validation")
+    with caplog.at_level(logging.WARNING):
+        config_lib.plain(config_lib.load("configs/digits/mlp.py", fields))
+    assert "config.data.test: nothing reads it, as evaluators." in caplog.text
 
 
 def test_label_noise_belongs_to_the_part_that_has_it():

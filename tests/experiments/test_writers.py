@@ -8,6 +8,7 @@ import platform
 import re
 import resource
 import signal
+import struct
 import subprocess
 import sys
 
@@ -120,6 +121,56 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read_metrics(writer.path) == [{"step": 1, "loss": 1.0}]
+
+
+def level_db_records(log):
+    """The records of W&B's file: a header of 7 bytes, then LevelDB's log format."""
+    place, block, data = 7, 1 << 15, b""
+    while place + 7 <= len(log):
+        if block - place % block < 7:  # no header fits into what is left of a block
+            place += block - place % block
+            continue
+        size, kind = struct.unpack("<HB", log[place + 4 : place + 7])
+        data += log[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield data
+            data = b""
+
+
+def test_wandb_has_the_records_of_a_run_and_of_its_continuation(tmp_path, monkeypatch):
+    if not importlib.util.find_spec("wandb"):
+        with pytest.raises(
+            ConfigError, match=r"wandb: True needs wandb.*pip install '\.\[wandb\]'"
+        ):
+            Writer(tmp_path, wandb=True)
+        return
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 3}))
+    fields = dict(mode="offline", project="p", tags=["t"])
+    for start in (0, 2):
+        writer = Writer(tmp_path, start, wandb=fields)
+        writer.write(start + 1, {"loss": np.float32(0.5), "members": np.array([1.0, 2.0])})
+        writer.write(start + 2, {"loss": 1 / (start + 2), "note": "text"})
+        writer.close()
+    runs, steps = [], {}
+    for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
+        for data in level_db_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "run":
+                runs.append(record.run)
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                values = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+                steps[record.history.step.num] = values
+    assert {run.run_id for run in runs} == {json.loads((tmp_path / "wandb.json").read_text())["id"]}
+    assert runs[0].project == "p" and list(runs[0].tags) == ["t"]
+    assert '"3"' in str(runs[0].config) or "3" in [u.value_json for u in runs[0].config.update]
+    assert sorted(steps) == [1, 2, 3, 4] and steps[4]["loss"] == 0.25 and "note" not in steps[4]
+    assert (steps[3]["members/0"], steps[3]["members/1"]) == (1.0, 2.0)
 
 
 def test_tensorboard_files_or_how_to_get_them(tmp_path):

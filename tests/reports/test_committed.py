@@ -32,6 +32,7 @@ def test_tables_are_rendered_to_the_same_bytes(folder):
     texts = {
         "table.md": formats.to_markdown(made),
         "table.tex": formats.to_latex(made),
+        "table.csv": formats.to_csv(made),
         "table.json": formats.to_json(made),
         "constraints.txt": constraints.text_of(cells.finished().values()),
     }

@@ -174,3 +174,56 @@ def test_a_page_has_a_table_for_each_task(tmp_path):
     assert summary.count("<table") == 2 and summary.count("Accuracy") == 1
     names = {p.stem for p in (tmp_path / "page_figures").iterdir()}
     assert {"comparison", "comparison_2"} <= names
+
+
+def test_a_row_of_another_set_than_it_was_trained_on_says_so_with_both_sizes():
+    trained = dict(name="digits[train]", examples=955, digest="t")
+    config = dict(seed=0, data=dict(train=dict(name="digits", split="train")))
+    sets = {
+        "test": dict(name="mnist[test]", examples=10_000, digest="m"),
+        "ood.far": dict(name="noise[test]", examples=1_000, digest="n"),
+        "map": dict(name="grid", examples=9, digest="g"),
+    }
+    fields = dict(
+        test=dict(name="classification", data=dict(name="mnist", split="test")),
+        ood=dict(name="ood", data=dict(name="digits"), sets=dict(far=dict(name="noise"))),
+        map=dict(name="uncertainty_map", data=dict(name="other")),
+    )
+    other = datasets.evaluated(
+        config | dict(evaluators=fields), ["classification/nll"], sets, trained
+    )
+    assert other.others == (
+        "test",
+    )  # neither what is meant to be another set nor points to look at
+    (warning,) = layout(study([other])).warnings
+    expected = (
+        "mnist[test], 10,000 examples is another set than the training data, digits[train], 955"
+    )
+    assert f"row 0: test: {expected} examples." in warning
+    (above,) = layout(study([other])).data
+    assert above.startswith(
+        "Trained on digits[train], 955 examples; evaluated on mnist[test], 10,000"
+    )
+    alike = fields | dict(test=dict(name="classification", data=dict(name="digits", split="test")))
+    same = datasets.evaluated(
+        config | dict(evaluators=alike), ["classification/nll"], sets, trained
+    )
+    assert same.others == () and layout(study([same])).warnings == ()
+    of_another = datasets.Data("mnist[test]", 5, "x")  # of `evaluate --data`
+    assert datasets.others(config, {"data": of_another}, same.trained) == ("data",)
+    part = datasets.Data("digits[validation]", 5, "x")
+    assert datasets.others(config, {"data": part}, same.trained) == ()
+
+
+def test_figures_do_not_compare_rows_of_different_data():
+    from experiments.reports.figures import by_data, heading
+
+    made = study([run("a")], [run("b")], [run("a")])
+    assert [[row.label for row in part.rows] for part in by_data(made)] == [
+        ["row 0", "row 2"],
+        ["row 1"],
+    ]
+    assert by_data(study([run("a")], [run("a")]))[0].rows == study([run("a")], [run("a")]).rows
+    groups = study([run("a")], [run("b")], groups=["x", "y"])  # they are apart anyway
+    assert by_data(groups) == [groups]
+    assert heading("Calibration", {}) == "Calibration"

@@ -1,5 +1,6 @@
-"""Markdown, LaTeX and JSON hold the same numbers as the study."""
+"""Markdown, LaTeX, CSV and JSON hold the same numbers as the study."""
 
+import csv
 import json
 import math
 import re
@@ -149,6 +150,38 @@ def test_json_holds_every_value_of_every_seed(study):
 def test_json_writes_what_is_not_finite(tmp_path):
     study = Study("", COLUMNS[1:2], [Row("a", [{"classification/nll": math.nan}])])
     paths = formats.write_study(study, tmp_path / "new", "table")
-    assert [p.name for p in paths] == ["table.md", "table.tex", "table.json"]
-    content = read_json(paths[2])
+    assert [p.name for p in paths] == ["table.md", "table.tex", "table.csv", "table.json"]
+    content = read_json(paths[-1])
     assert math.isnan(content["rows"][0]["cells"]["classification/nll"]["mean"])
+
+
+def test_csv_has_the_numbers_of_the_seeds_in_the_units_of_the_table(study, tmp_path):
+    _, _, path, _ = formats.write_study(study, tmp_path, "table")
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["row"] for line in lines] == [plain(row.label) for row in study.rows]
+    for row, line in zip(study.rows, lines, strict=True):
+        assert int(line["seeds"]) == len(row.results)
+        for name, key, scale in (
+            ("Accuracy (%)", "classification/accuracy", 100),
+            ("NLL", "classification/nll", 1),
+        ):
+            values = [scale * result[key] for result in row.results]
+            if not values:
+                assert line[name] == line[f"{name}: standard error"] == ""
+                continue
+            np.testing.assert_allclose(float(line[name]), np.mean(values))
+            if len(values) > 1:
+                error = np.std(values, ddof=1) / len(values) ** 0.5
+                np.testing.assert_allclose(float(line[f"{name}: standard error"]), error)
+            published = row.published.get(key, ("",))[0]
+            assert line.get(f"{name}: published", "") == str(published)
+
+
+def test_csv_tells_columns_of_one_header_apart():
+    columns = [Column("a/nll", "NLL"), Column("b/nll", "NLL")]
+    text = formats.to_csv(Study("", columns, [Row('a "b", c', [{"a/nll": 1.0}], group="g")]))
+    head, line = csv.reader(text.splitlines())
+    assert head[3:] == ["NLL [a/nll]", "NLL [a/nll]: standard error",
+                        "NLL [b/nll]", "NLL [b/nll]: standard error"]  # fmt: skip
+    assert line == ["g", 'a "b", c', "1", "1.0", "", "", ""]

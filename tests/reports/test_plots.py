@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from experiments.reports import curves, plots, regression_figures, style
 from experiments.reports.study import Column, Row, Study
@@ -40,15 +40,23 @@ def test_reliability_diagram():
             numbers.append(len(inside))
             means.append(sum(confidence[k] for k in inside) / len(inside))
             accuracies.append(sum(bool(correct[k]) for k in inside) / len(inside))
-        line = curve.containers[i].lines[0]
-        np.testing.assert_allclose(np.asarray(line.get_xdata(), float) / 100, means)
-        np.testing.assert_allclose(np.asarray(line.get_ydata(), float) / 100, accuracies)
-        bars = curve.containers[i].lines[2][0].get_segments()
+        faint, solid = curve.containers[2 * i : 2 * i + 2]
+        np.testing.assert_allclose(np.asarray(faint.lines[0].get_xdata(), float) / 100, means)
+        np.testing.assert_allclose(np.asarray(faint.lines[0].get_ydata(), float) / 100, accuracies)
+        enough = np.array(numbers) / len(seeds) >= plots.FEW
+        shown = np.isfinite(np.asarray(solid.lines[0].get_ydata(), float))
+        np.testing.assert_array_equal(shown, enough)
+        bars = faint.lines[2][0].get_segments()
         for bar, accuracy, n in zip(bars, accuracies, numbers, strict=True):
-            confidence_level = stats.norm.cdf(1) - stats.norm.cdf(-1)
-            test = stats.binomtest(round(accuracy * n), n)
-            interval = test.proportion_ci(confidence_level, method="wilson")
-            np.testing.assert_allclose(bar[:, 1] / 100, interval, rtol=1e-6)
+            one = n / len(seeds)  # the examples of a seed are those of the others
+            if one.is_integer() and (accuracy * one).is_integer():
+                test = stats.binomtest(round(accuracy * one), round(one))
+                interval = test.proportion_ci(0.95, method="wilson")
+                np.testing.assert_allclose(bar[:, 1] / 100, interval, rtol=1e-6)
+            low, high = bar[:, 1] / 100  # its ends p are at |accuracy - p| = z sqrt(p (1 - p) / n)
+            for end in (low, high):
+                z = abs(accuracy - end) / np.sqrt(end * (1 - end) / one)
+                np.testing.assert_allclose(z, stats.norm.ppf(0.975), rtol=1e-6)
         np.testing.assert_allclose(counts.patches[i].get_data().values, numbers)
         ece = np.mean([loop_ece(*seed, 5) for seed in seeds])
         assert f"{label}, ECE {100 * ece:.2f} %" in names
@@ -58,7 +66,8 @@ def test_reliability_diagram_of_one_example():
     figure = plots.reliability_diagram({"one": [(np.array([1.0]), np.array([True]))]})
     assert figure.legends[0].get_texts()[1].get_text() == "one, ECE 0.00 %"
     (bar,) = figure.axes[0].containers[0].lines[2][0].get_segments()
-    np.testing.assert_allclose(bar, [[100, 50], [100, 100]])  # one success: Wilson's is [1/2, 1]
+    z = stats.norm.ppf(0.975)  # one success: Wilson's is [1 / (1 + z^2), 1]
+    np.testing.assert_allclose(bar, [[100, 100 / (1 + z**2)], [100, 100]])
 
 
 def test_confidence_histogram_counts_right_and_wrong():
@@ -81,8 +90,11 @@ def test_ood_histograms():
     labels = np.r_[np.zeros(200), np.ones(300)]
     for title, out in zip(titles, (outside, outside + 1), strict=False):
         area = roc_auc_score(labels, np.r_[inside, out])
-        assert title.endswith(f"AUROC {100 * area:.1f} %")
-    assert titles[2] == "b\nmnist: AUROC 75.0 %" and len(titles) == 3  # b has no kmnist
+        precision = 100 * average_precision_score(labels, np.r_[inside, out])
+        false, true, _ = roc_curve(labels, np.r_[inside, out])
+        fpr = 100 * false[(true >= 0.95).argmax()]
+        assert f"AUROC {100 * area:.1f} %\nAUPR {precision:.1f} %, FPR95 {fpr:.1f} %" in title
+    assert titles[2].startswith("b\nmnist: AUROC 75.0 %\n") and len(titles) == 3  # b has no kmnist
     for container in figure.axes[0].containers:
         assert np.isclose(sum(p.get_height() * p.get_width() for p in container), 1)
 
@@ -226,6 +238,22 @@ def test_interval_calibration_of_one_gaussian():
     for level, observed in zip(line.get_xdata(), line.get_ydata(), strict=True):
         low, high = stats.norm.interval(level / 100, p.mean[0], np.sqrt(p.variance[0]))
         assert observed == pytest.approx(100 * np.mean((low <= p.y) & (p.y <= high)))
+
+
+def test_predictions_against_targets_and_their_widths_in_units_of_y():
+    p = prediction(members=3, n=100)
+    p = p._replace(variance=RNG.uniform(0.1, 2, p.variance.shape))
+    mean, variance = p.mean.mean(0), p.variance.mean(0) + p.mean.var(0)
+    ax = regression_figures.predicted_against_true({"a": p}).axes[0]
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_data(), [p.y, mean])
+    segments = np.array(ax.containers[0].lines[2][0].get_segments())
+    np.testing.assert_allclose(np.ptp(segments[..., 1], axis=1), 2 * np.sqrt(variance))
+    rmse = np.sqrt(np.mean((p.y - mean) ** 2))
+    assert ax.get_title().endswith(f"RMSE {rmse:.3g}") and "units of y" in ax.get_xlabel()
+    ax = regression_figures.sharpness({"a": p}, bins=10).axes[0]
+    heights = np.histogram(np.sqrt(variance), 10)[0]
+    np.testing.assert_array_equal(ax.patches[0].get_xy()[1:-1:2, 1], heights)
+    assert ax.lines[0].get_xdata()[0] == pytest.approx(rmse)
 
 
 def test_looks_tell_many_methods_apart():

@@ -139,7 +139,7 @@ def test_regression_runs(tmp_path):
     ]
     path = write_report(tmp_path / "page.html", runs)
     pngs = {p.stem for p in (tmp_path / "page_figures").iterdir()}
-    assert pngs == {"comparison", "band", "intervals", "training"}
+    assert pngs == {"comparison", "band", "intervals", "predicted", "sharpness", "training"}
     assert "First seed" not in path.read_text()
 
 

@@ -176,3 +176,19 @@ def test_there_is_a_prior_to_scale():
 def test_particles_that_interact_have_one_posterior():
     with pytest.raises(ValueError, match="hyper: particles that interact"):
         run(size=2, hyper=dict(prior_scale=[1.0]), direction=svgd.svgd)
+
+
+def test_particles_that_share_random_numbers_differ_by_their_hyper_parameters_alone():
+    """Particle p of six is particle p mod 2 of a run of two with its learning rate."""
+    rates = [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    together, _ = run(size=6, hyper=dict(learning_rate=rates), distinct=2, executor="vmap")
+    for p, factor in enumerate(rates):
+        alone, _ = run(size=2, rate=0.02 * factor, executor="vmap")
+        np.testing.assert_allclose(together[p], alone[p % 2], rtol=1e-5, atol=1e-7)
+    for fields, message in (
+        (dict(distinct=0, hyper=dict(learning_rate=rates)), "distinct: 0"),
+        (dict(distinct=2), "need lists of hyper-parameters"),
+        (dict(distinct=2, hyper=dict(learning_rate=dict(low=1.0, high=2.0))), "need lists"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(size=6, **fields)

@@ -42,6 +42,7 @@ def particles(
     likelihood_temperature: float = 1.0,
     collect: Sequence[int] | MovingAverage = (),
     hyper: Mapping[str, Any] | None = None,
+    distinct: int | None = None,
     num_examples: int | None = None,
     objective: Objective = LIKELIHOOD,
     own_examples: bool = False,
@@ -70,6 +71,9 @@ def particles(
         steps after which a sample is kept, over which predictions average, or a moving average.
       hyper: hyper-parameters that differ between particles, see `inference/hyper.py`: name ->
         values dealt to the particles in turn, or dict(low=, high=) to sample log-uniformly.
+      distinct: how many particles have random numbers of their own; particle p begins with the
+        parameters of particle p mod `distinct` and draws what it draws, so that particles differ by
+        their listed hyper-parameters alone (common random numbers). None: all of them.
       num_examples: N, the size of the training set; experiments fill it in.
       objective: to minimise, see `uncertainty/objectives`; the likelihood by default. Its own
         parameters are in `State.params` as `objective`, its slow copies in `State.slow`.
@@ -81,7 +85,8 @@ def particles(
       B] of each particle's examples if there are labels, and those of the objective.
 
     Raises:
-      ValueError: size or accumulate below 1, an unknown executor, a temperature below 0 (or 0, of
+      ValueError: size, accumulate or distinct below 1, `distinct` without `hyper`, with one that is
+        sampled or with `own_examples`, an unknown executor, a temperature below 0 (or 0, of
         the likelihood), a prior or a sampler without `num_examples`, a sampler with a direction
         that has no diffusion, `hyper` with particles that interact or sample, or that nothing
         reads, a sampler with an objective that has parameters of its own, or an optimiser that
@@ -138,13 +143,17 @@ def particles(
         raise ValueError("hyper: particles that interact or sample share one posterior")
     scales = ("prior_scale",) if prior is not None else ()
     hypers.check(hyper or {}, ("learning_rate", *scales, *decays, *objective.reads))
+    _check_distinct(distinct, hyper or {}, own_examples)
     factors = [name for name in hypers.DECAYS if name in (hyper or {})]  # of the optimiser
     init_one = jax.jit(model.init)
 
     def init(key: jax.Array, x: jax.Array) -> State:
         # One compiled init, called P times: faster to compile than init mapped over P.
-        keys = [jax.random.fold_in(key, p) for p in range(size)]
-        return start(keys, [init_one(k, x) for k in keys], x)
+        own = min(size, distinct or size)
+        keys = [jax.random.fold_in(key, p) for p in range(own)]
+        initial = [init_one(k, x) for k in keys]
+        deal = [p % own for p in range(size)]
+        return start([keys[p] for p in deal], [initial[p] for p in deal], x)
 
     @jax.jit  # one small program instead of one for each shape
     def start(keys: list[jax.Array], initial: list[tuple], x: jax.Array) -> State:
@@ -244,6 +253,20 @@ def particles(
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
 
     return Inference(init, update, predict, separable, own_examples, restart)
+
+
+def _check_distinct(distinct: int | None, hyper: Mapping[str, Any], own_examples: bool) -> None:
+    if distinct is None:
+        return
+    if distinct < 1:
+        raise ValueError(f"distinct: {distinct} particles; at least 1")
+    if not hyper or any(isinstance(values, Mapping) for values in hyper.values()):
+        raise ValueError(
+            f"distinct: {distinct}; particles with the same random numbers need lists of "
+            "hyper-parameters to differ in"
+        )
+    if own_examples:
+        raise ValueError(f"distinct: {distinct}; particles that share them see the same examples")
 
 
 def guarded(finite: jax.Array, moved: Callable[[], Any], before: Any) -> Any:
