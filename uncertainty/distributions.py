@@ -23,7 +23,8 @@ class Classes:
     Attributes:
       log_p: log p_m(y = k | x) of each member, [M, B, K] in nats.
       conformal: (log_p [B, K] of the mixture, alpha) -> bool [B, K], the sets of a conformal method
-        that is fitted on held-out examples; None without one.
+        that is fitted on held-out examples; None without one. Of a method fit(log_p, labels, alpha)
+        -> sets it is `lambda log_p, alpha: fit(held_out.mixture, labels, alpha)(log_p)`.
       normalised: whether probabilities sum to 1; with the likelihood `sigmoid` they do not, as
         each class is by itself.
       class_names: of the K classes, if the data set has them.
