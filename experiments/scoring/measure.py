@@ -12,8 +12,9 @@ from experiments.prediction import archive
 from experiments.prediction.predictions import Summary, merged, summary
 from experiments.runtime import keys
 from experiments.scoring import calibrate
-from experiments.scoring.checks import Options, Part, checked, task_of
+from experiments.scoring.checks import checked, task_of
 from experiments.scoring.files import File
+from experiments.scoring.parts import Options, Part
 from uncertainty.metrics import regression as of_targets
 from uncertainty.metrics import resampling
 from uncertainty.metrics.classification import briers
