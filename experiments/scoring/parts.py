@@ -67,11 +67,8 @@ def check_finite(name: str, values: np.ndarray, least: float = -np.inf) -> None:
     if bad.any():
         at = np.unravel_index(bad.argmax(), bad.shape)
         last = "output" if name in ("mean", "variance", "y") else "class"
-        axes = ("member", "example", last)[-values.ndim :]
-        if values.ndim == 1:
-            axes = ("example",)
-        if name == "y":
-            axes = ("example", last)
+        axes = ("example", last) if name == "y" else ("member", "example", last)[-values.ndim :]
+        axes = ("example",) if values.ndim == 1 else axes
         place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, at, strict=True))
         needed = "finite numbers" if np.isinf(least) else "positive and finite numbers"
         raise ValueError(f"{name}: {values[at]:.6g} at {place}; {needed} are expected")
