@@ -128,9 +128,9 @@ def run(options: argparse.Namespace, command: str) -> None:
     """
     from experiments.runtime import storage
     from experiments.scoring import calibrate, compare, output
-    from experiments.scoring.checks import Options
     from experiments.scoring.files import read
     from experiments.scoring.measure import score
+    from experiments.scoring.parts import Options
     from uncertainty.specs import nearest
 
     reading = Options(options.tolerance, options.floor, options.independent)

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.evaluators import conformal as evaluator
 from experiments.prediction import archive
-from experiments.scoring.checks import Part
+from experiments.scoring.parts import Part
 from uncertainty.metrics.sets import coverage_range, evaluate_sets
 from uncertainty.posthoc import of_ensemble
 from uncertainty.specs import resolve

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.prediction import archive
-from experiments.scoring.measure import Frame, Scored
+from experiments.scoring.scored import Frame, Scored
 from uncertainty.metrics import resampling
 
 # Metrics that resampling inflates, see `resampling.interval`.

@@ -21,7 +21,7 @@ from experiments.runtime import storage
 from experiments.runtime.workdir import jsonable
 from experiments.scoring.compare import Comparison, Interval, by_label, of
 from experiments.scoring.forest import differences
-from experiments.scoring.measure import Scored
+from experiments.scoring.scored import Scored
 
 
 def runs_of(scored: Sequence[Scored]) -> list[Run]:

@@ -22,9 +22,9 @@ from experiments.prediction.predictor import Predictor
 from experiments.prediction.trained import Part, Trained, aligned
 from experiments.runtime.checkpoint import Checkpoints, of_training
 from experiments.runtime.workdir import read_json, write_json
-from experiments.scoring.checks import Options
 from experiments.scoring.files import read
 from experiments.scoring.measure import score
+from experiments.scoring.parts import Options
 from uncertainty import metrics
 from uncertainty.build import ConfigError
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from experiments.scoring.checks import Options, checked
+from experiments.scoring.checks import checked
 from experiments.scoring.files import File
+from experiments.scoring.parts import Options
 from tests.scoring.made import K, labels, logits, probs
 
 Y = labels()

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from experiments.prediction import archive
-from experiments.scoring.checks import Options, checked
+from experiments.scoring.checks import checked
 from experiments.scoring.files import read
+from experiments.scoring.parts import Options
 from tests.scoring.made import K, labels, probs, saved, table
 
 Y = labels()

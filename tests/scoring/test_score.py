@@ -11,10 +11,10 @@ import pytest
 from experiments import score as program
 from experiments.runtime import keys
 from experiments.scoring.calibrate import Method, fitted, halves, methods
-from experiments.scoring.checks import Options, Part
 from experiments.scoring.compare import Resampling, compare, difference, partition
 from experiments.scoring.files import read
 from experiments.scoring.measure import score
+from experiments.scoring.parts import Options, Part
 from tests.scoring.made import labels, probs, saved
 from uncertainty import metrics
 from uncertainty.metrics import classification
