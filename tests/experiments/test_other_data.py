@@ -244,7 +244,11 @@ def test_test_and_ood_sets_and_outputs_are_said_once(tmp_path, caplog):
     fields["evaluators.test.data"] = fields["evaluators.ood.data"] = dict(split="validation")
     with caplog.at_level(logging.WARNING):
         config_lib.plain(config_lib.load("configs/digits/mlp.py", fields))
+        config_lib.plain(
+            config_lib.load("configs/digits/mlp.py", fields | {"evaluators.ood": None})
+        )
     assert "config.data.test: nothing reads it, as evaluators." in caplog.text
+    assert "config.data.ood: nothing reads it; add" in caplog.text
 
 
 def test_label_noise_belongs_to_the_part_that_has_it():
