@@ -158,6 +158,8 @@ def with_shared(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, field in ignored.items():
         if name not in used and data[name] is not None:
             _warn_once(f"config.data.{name}: nothing reads it, as {field} is set")
+    if data.get("ood") is not None and not {"ood"} & {*used, *ignored}:
+        _warn_once("config.data.ood: nothing reads it; add evaluators.ood={'name': 'ood'}")
     rest = {name: value for name, value in data.items() if name not in given}
     return {**config, "data": rest, "evaluators": filled}
 

@@ -2,6 +2,7 @@
 
 import logging
 
+import jax
 import numpy as np
 import pytest
 
@@ -214,7 +215,7 @@ def test_test_and_ood_sets_and_outputs_are_said_once(tmp_path, caplog):
     np.savez(
         tmp_path / "own.npz", **{f"{a}_{n}": v for a, v in (("x", x), ("y", y)) for n in names}
     )
-    own = dict(name="npz", path=str(tmp_path / "own.npz"), range="unbounded")
+    own = dict(name="npz", path=str(tmp_path / "own.npz"))
     fields = {
         "data.train": own,
         "data.test": dict(split="holdout"),
@@ -233,7 +234,8 @@ def test_test_and_ood_sets_and_outputs_are_said_once(tmp_path, caplog):
     assert made["evaluators"]["test"]["data"] == made["evaluators"]["ood"]["data"] == holdout
     assert made["evaluators"]["ood"]["sets"]["rest"] == own | dict(split="validation")
     assert set(made["data"]) == {"train", "validation", "augment", "streams"}
-    assert experiment.final_shapes.params["head"]["kernel"].shape[-1] == 5
+    leaves = jax.tree.leaves(experiment.final_shapes.params["head"])
+    assert {leaf.shape[-1] for leaf in leaves} == {5}
     noise = load(made["evaluators"]["ood"]["sets"]["noise"], like=experiment.source)
     assert noise.shape == (3,)
     with pytest.raises(ValueError, match="shape: missing"):
@@ -242,7 +244,11 @@ def test_test_and_ood_sets_and_outputs_are_said_once(tmp_path, caplog):
     fields["evaluators.test.data"] = fields["evaluators.ood.data"] = dict(split="validation")
     with caplog.at_level(logging.WARNING):
         config_lib.plain(config_lib.load("configs/digits/mlp.py", fields))
+        config_lib.plain(
+            config_lib.load("configs/digits/mlp.py", fields | {"evaluators.ood": None})
+        )
     assert "config.data.test: nothing reads it, as evaluators." in caplog.text
+    assert "config.data.ood: nothing reads it; add" in caplog.text
 
 
 def test_label_noise_belongs_to_the_part_that_has_it():
