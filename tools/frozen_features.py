@@ -112,7 +112,7 @@ def network(weights: pathlib.Path, depth: int) -> tuple[Compute, dict[str, np.nd
 
 
 def resized(x: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, 1 or 3] as [N, 32, 32, 3], bilinear (with antialiasing, as Pillow has it)."""
+    """Images [N, H, W, 1 or 3] as [N, 32, 32, 3], bilinear, antialiased as by Pillow."""
     from PIL import Image
 
     x = np.repeat(x, 3 // x.shape[-1], axis=-1)
@@ -136,7 +136,10 @@ def sets(data: pathlib.Path) -> Iterator[tuple[str, Callable[[], Mapping[str, np
     for name in ("cifar100", "gtsrb", "dtd"):
         file = data / ("cifar100_test.npz" if name == "cifar100" else f"{name}.npz")
         if file.is_file():
-            yield name, lambda file=file: dict(x=resized(load_npz(storage.path(str(file)))["x_test"]))
+            yield (
+                name,
+                lambda file=file: dict(x=resized(load_npz(storage.path(str(file)))["x_test"])),
+            )
     if (data / "mnist").is_dir():
         yield "mnist", lambda: dict(x=resized(idx(str(data / "mnist")).read("test")["x"]))
 
@@ -178,7 +181,9 @@ def corrupted(
                 changed = cifar_c.corrupt(units, kind, severity, textures=str(frost))
                 images = np.rint(255 * changed).astype(np.uint8)
             part = features(out, name, images, compute)
-            which = {k: np.full(len(x), v) for k, v in dict(corruption=number, severity=severity).items()}
+            which = {
+                k: np.full(len(x), v) for k, v in dict(corruption=number, severity=severity).items()
+            }
             parts.append({**part, "y": y, **which})
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 

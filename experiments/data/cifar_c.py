@@ -5,8 +5,8 @@ benchmark and the 4 of `EXTRA`. Each is a pure function of (kind, severity, exam
 clipped to [0, 1] and rounded down to multiples of 1 / 255, as the published arrays are. They are
 made anew, not read: random numbers differ from the published ones, and so do these details:
 
-- elastic_transform, defocus_blur and the blurs are SciPy's, which agree with OpenCV's up to its rounding of
-  coordinates to 1 / 32 pixel and of images of bytes;
+- elastic_transform, defocus_blur and the blurs are SciPy's, which agree with OpenCV's up to its
+  rounding of coordinates to 1 / 32 pixel and of images of bytes;
 - motion_blur and the motion of snow follow ImageMagick's formula (offsets rounded to pixels,
   edges repeated);
 - the distances of spatter's water are exact, where OpenCV approximates them by a 5 x 5 mask;
@@ -89,7 +89,12 @@ def _textures(given: str | Mapping[str, np.ndarray] | None) -> list[np.ndarray]:
     names = [f"frost{i}" for i in range(1, 6)]  # the published code draws no sixth
     for name in names:
         array = arrays.get(name)
-        if array is None or array.dtype != np.uint8 or array.ndim != 3 or min(array.shape[:2]) <= SIDE:
+        if (
+            array is None
+            or array.dtype != np.uint8
+            or array.ndim != 3
+            or min(array.shape[:2]) <= SIDE
+        ):
             raise ConfigError(f"textures: {name!r} has to be uint8 [H, W, 3], larger than 32 x 32")
     return [arrays[name] for name in names]
 
@@ -347,21 +352,24 @@ def canny(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """
     dy, dx = (scipy.ndimage.sobel(image, axis, mode="nearest") for axis in (0, 1))
     size = np.pad(np.abs(dx) + np.abs(dy), 1)
-    shift = {d: size[1 + d[0] : size.shape[0] - 1 + d[0], 1 + d[1] : size.shape[1] - 1 + d[1]]
-             for d in ((0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, 1), (-1, 1), (1, -1))}  # fmt: skip
+    H, W = image.shape
+
+    def beside(row: int, column: int) -> np.ndarray:
+        return size[1 + row : 1 + row + H, 1 + column : 1 + column + W]
+
     middle, tangent = size[1:-1, 1:-1], np.tan(np.pi / 8)
     flat, steep = np.abs(dy) < tangent * np.abs(dx), np.abs(dx) < tangent * np.abs(dy)
     same = dx * dy >= 0
     largest = np.where(
         flat,
-        (middle > shift[0, -1]) & (middle >= shift[0, 1]),
+        (middle > beside(0, -1)) & (middle >= beside(0, 1)),
         np.where(
             steep,
-            (middle > shift[-1, 0]) & (middle >= shift[1, 0]),
+            (middle > beside(-1, 0)) & (middle >= beside(1, 0)),
             np.where(
                 same,
-                (middle > shift[-1, -1]) & (middle > shift[1, 1]),
-                (middle > shift[-1, 1]) & (middle > shift[1, -1]),
+                (middle > beside(-1, -1)) & (middle > beside(1, 1)),
+                (middle > beside(-1, 1)) & (middle > beside(1, -1)),
             ),
         ),
     )
@@ -390,7 +398,10 @@ _ALL = {
     "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
     "impulse_noise": (impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
     "defocus_blur": (defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
-    "glass_blur": (glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
+    "glass_blur": (
+        glass_blur,
+        ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+    ),
     "motion_blur": (motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
     "zoom_blur": (zoom_blur, (5, 10, 15, 20, 25)),  # hundredths
     "snow": (

@@ -73,9 +73,7 @@ class ResNet(ConvModule, Backbone):
         if self.width is not None and self.width < 1:
             raise ValueError(f"width: {self.width}; allowed None, or at least 1")
         if self.shortcuts not in ("projection", "zero_padding"):
-            raise ValueError(
-                f"shortcuts: {self.shortcuts!r}; allowed 'projection', 'zero_padding'"
-            )
+            raise ValueError(f"shortcuts: {self.shortcuts!r}; allowed 'projection', 'zero_padding'")
         super().__post_init__()
 
     @property

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from uncertainty.layers.norm import BatchNorm
 
-
 PADDINGS = ("SAME", "symmetric")
 
 
