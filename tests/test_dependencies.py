@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "predictive": {"types"},
     "likelihoods": {"types", "predictive"},
     "metrics": {"metrics"},
+    "posthoc": {"posthoc"},
+    "conformal": {"conformal"},
     "layers": {"types", "rules", "cpu", "layers"},
     "backbones": {"types", "rules", "layers", "backbones"},
     "heads": {"types", "layers", "heads"},

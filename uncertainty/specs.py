@@ -83,6 +83,8 @@ def _files(package: types.ModuleType, folders: bool) -> dict[str, str]:
     """File -> module of a package; with `folders`, including its subfolders."""
     files: dict[str, str] = {}
     for entry in pkgutil.iter_modules(package.__path__):
+        if entry.name.startswith("_"):
+            continue
         module = f"{package.__name__}.{entry.name}"
         if not entry.ispkg:
             files[entry.name] = module

@@ -32,6 +32,46 @@ def aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
     return risk_coverage(confidence, correct)[1].mean()
 
 
+def augrc(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Area under the generalised risk-coverage curve (Traub et al. 2024): mean_k errors_k / B.
+
+    errors_k are those among the k most confident examples. Every error counts once for each
+    coverage at which it is accepted, so unlike in `aurc` the few most confident ones have no larger
+    weight. 0 without errors; about r / 2 at an error rate r if the order is random.
+    """
+    _, errors = most_confident_first(*checked_pair(confidence, correct))
+    return float(errors.mean() / len(errors))
+
+
+def accuracy_rejection(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The accuracy of the rest if the least confident share is rejected (Nadeem et al. 2009).
+
+    Ties as in `risk_coverage`.
+
+    Returns:
+      rejected: shares 0, 1 / B, ..., (B - 1) / B, [B].
+      accuracy: [B].
+    """
+    coverage, risk = risk_coverage(confidence, correct)
+    return 1 - coverage[::-1], 1 - risk[::-1]
+
+
+def coverage_at_risk(confidence: ArrayLike, correct: ArrayLike, risk: float = 0.01) -> float:
+    """The largest coverage with an error rate of at most `risk`, 0 if there is none.
+
+    It is read from the same examples that it is about, so on others the rate may be above `risk`:
+    a threshold with a guarantee needs held-out examples (Geifman & El-Yaniv 2017).
+
+    Raises:
+      ValueError: a risk outside [0, 1].
+    """
+    if not 0 <= risk <= 1:
+        raise ValueError(f"risk: {risk!r}; a rate from 0 to 1 is expected")
+    coverage, rates = risk_coverage(confidence, correct)
+    allowed = np.flatnonzero(rates <= risk + 1e-12)
+    return float(coverage[allowed[-1]]) if len(allowed) else 0.0
+
+
 def excess_aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
     """`aurc` minus its minimum over all orders of the same answers; 0 if errors come last.
 
