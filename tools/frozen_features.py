@@ -13,15 +13,17 @@ The data are what of these lies in `--data`:
 
 Writes, in `--out`:
 
-    train.npz      x [50000, 64] float32, y, and y of CIFAR-10N: aggregate, random1, ..., worst
-    test.npz       x, y, logits of the released last layer, human: the votes of CIFAR-10H
-    corrupted.npz  x, y, corruption [N] (its number in cifar_c.KINDS) and severity [N]: the first
-                   2,000 test images under all corruptions of CIFAR-10-C at severities 1, 3 and 5
-    cifar100.npz, gtsrb.npz, dtd.npz, mnist.npz  x
+    train.npz      x_train [50000, 64] float32, y_train, and labels of CIFAR-10N: aggregate_train,
+                   random1_train, ..., worst_train
+    test.npz       x_test, y_test, human_test: the votes of CIFAR-10H
+    corrupted.npz  x_test, y_test, corruption_test (a number in cifar_c.KINDS), severity_test: the
+                   first 2,000 test images under all corruptions of CIFAR-10-C, severities 1, 3, 5
+    cifar100.npz, gtsrb.npz, dtd.npz, mnist.npz  x_test
     head.npz       the last layer: head/logits/kernel [64, 10], head/logits/bias [10]
 
-A set with `x` has also `stage1` [N, 16] and `stage2` [N, 32], the means over space of the earlier
-stages' outputs. Parts of at most 10,000 images are kept in `parts/`, so an interrupted run resumes.
+Beside each x are also logits [N, 10] of the released last layer, and stage1 [N, 16] and stage2
+[N, 32], the means over space of the earlier stages' outputs. Parts of at most 10,000 images are kept
+in `parts/`, so an interrupted run resumes.
 """
 
 import pathlib
@@ -144,8 +146,9 @@ def sets(data: pathlib.Path) -> Iterator[tuple[str, Callable[[], Mapping[str, np
         yield "mnist", lambda: dict(x=resized(idx(str(data / "mnist")).read("test")["x"]))
 
 
-def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an npz file under its name once it is whole."""
+def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray], split: str = "") -> None:
+    """Writes an npz file under its name once it is whole; arrays' names end in the split."""
+    arrays = {f"{key}_{split}" if split else key: array for key, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, **arrays)
@@ -198,13 +201,13 @@ def main(_) -> None:
             continue
         arrays = read()
         result = features(out, name, arrays["x"], compute)
-        save(out / f"{name}.npz", {**arrays, **result})
+        save(out / f"{name}.npz", {**arrays, **result}, "train" if name == "train" else "test")
         if "y" in arrays:
             accuracy = np.mean(result["logits"].argmax(1) == arrays["y"])
             print(f"{name}: accuracy {100 * accuracy:.2f} %", flush=True)
     if not FLAGS.only or "corrupted" in FLAGS.only:
         result = corrupted(out, readers_of["test"](), data / "frost.npz", compute)
-        save(out / "corrupted.npz", result)
+        save(out / "corrupted.npz", result, "test")
     print(f"written to {out}")
 
 

@@ -25,7 +25,7 @@ NOISY = dict(
 )
 
 
-def cifar_binary(path: str, labels: str = "fine", human: str | None = None) -> Dataset:
+def cifar_binary(path: str, y: str = "fine", human: str | None = None) -> Dataset:
     """CIFAR-10 or CIFAR-100 from the folder of the binary version: uint8 [N, 32, 32, 3].
 
     Splits: 'train' 50,000 and 'test' 10,000, in the official order, as far as the files are there.
@@ -33,7 +33,7 @@ def cifar_binary(path: str, labels: str = "fine", human: str | None = None) -> D
     Args:
       path: a folder with data_batch_1.bin ... and test_batch.bin (CIFAR-10), or train.bin and
         test.bin (CIFAR-100).
-      labels: 'fine'; for CIFAR-100 also 'coarse'; with `human` also 'aggregate', 'random1',
+      y: the labels: 'fine'; for CIFAR-100 also 'coarse'; with `human` also 'aggregate', 'random1',
         'random2', 'random3' and 'worst' of CIFAR-10N, for the training images. Test labels stay.
       human: of CIFAR-10, an npz file. 'counts' [10000, 10] are the votes of CIFAR-10H (Peterson et
         al. 2019) and become the entry `human` of 'test'; 'clean_label', 'aggre_label',
@@ -54,26 +54,26 @@ def cifar_binary(path: str, labels: str = "fine", human: str | None = None) -> D
     if not splits:
         raise ConfigError(f"path: {folder} has no files like test_batch.bin or test.bin")
     allowed = (*names, *(NOISY if human else ()))
-    if labels not in allowed:
-        raise ConfigError(f"labels: {labels!r}; {nearest(labels, allowed)}")
+    if y not in allowed:
+        raise ConfigError(f"y: {y!r}; {nearest(y, allowed)}")
     if human and classes != 10:
         raise ConfigError(f"human: {human!r}; CIFAR-10 alone has human labels, {folder} has 100")
     of_people = _human(human) if human else {}
 
     def read(split: str) -> Arrays:
         rows = np.concatenate([_rows(folder / file, len(names)) for file in splits[split]])
-        y = rows[:, names.index(labels) if labels in names else 0].astype(np.int64)
+        labels = rows[:, names.index(y) if y in names else 0].astype(np.int64)
         x = rows[:, len(names) :].reshape(-1, *SHAPE).transpose(0, 2, 3, 1)
-        entries = dict(x=np.ascontiguousarray(x), y=y)
+        entries = dict(x=np.ascontiguousarray(x), y=labels)
         if human and split == "test":
-            entries["human"] = _same_number(of_people, "counts", y, human).astype(np.float32)
-        if labels in NOISY and split == "train":
-            if (_same_number(of_people, "clean_label", y, human) != y).any():
+            entries["human"] = _same_number(of_people, "counts", labels, human).astype(np.float32)
+        if y in NOISY and split == "train":
+            if (_same_number(of_people, "clean_label", labels, human) != labels).any():
                 raise ValueError(f"{human}: 'clean_label' differs from the labels of the images")
-            entries["y"] = _same_number(of_people, NOISY[labels], y, human).astype(np.int64)
+            entries["y"] = _same_number(of_people, NOISY[y], labels, human).astype(np.int64)
         return entries
 
-    return dataset(splits, read, 20 if labels == "coarse" else classes)
+    return dataset(splits, read, 20 if y == "coarse" else classes)
 
 
 def _human(path: str) -> Mapping[str, np.ndarray]:

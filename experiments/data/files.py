@@ -44,7 +44,7 @@ def npz(
     num_classes: int | None = None,
     seed: int | None = None,
     entries: Sequence[str] = (),
-    labels: str = "y",
+    y: str = "y",
 ) -> Dataset:
     """A folder of pairs (kmnist-test-imgs.npz, kmnist-test-labels.npz), or one npz file.
 
@@ -60,7 +60,7 @@ def npz(
         file at random; by default they are in the stored order.
       entries: names of further arrays with one row per example: ('group',) reads 'group' beside
         'x', 'group_train' beside 'x_train' and so on.
-      labels: the name of the array that is y, in a file with several: 'worst' reads 'worst' beside
+      y: the name of the array that is y, in a file with several: 'worst' reads 'worst' beside
         'x', 'worst_train' beside 'x_train' and so on.
 
     Raises:
@@ -72,8 +72,8 @@ def npz(
     entries = check_names(entries)
     location = storage.path(path).expanduser()
     if location.is_dir():
-        if entries or labels != "y":
-            field = f"entries: {entries}" if entries else f"labels: {labels!r}"
+        if entries or y != "y":
+            field = f"entries: {entries}" if entries else f"y: {y!r}"
             raise ConfigError(
                 f"{field}, but a folder has files of images and labels only; other arrays need "
                 "one npz file"
@@ -81,9 +81,9 @@ def npz(
         pairs = _pairs(path, ("images", "imgs"), "npz", "kmnist-test-imgs.npz")
         reads = {n: (lambda n=n: _read(pairs[n], _only_array)) for n in pairs}
     else:
-        reads = _arrays_of(location, entries, labels)
-    targets = [arrays["y"] for arrays in (read() for read in reads.values()) if "y" in arrays]
-    real = bool(targets) and targets[0].dtype.kind == "f"
+        reads = _arrays_of(location, entries, y)
+    labels = [arrays["y"] for arrays in (read() for read in reads.values()) if "y" in arrays]
+    real = bool(labels) and labels[0].dtype.kind == "f"
     if real and num_classes is None:
         return dataset(reads, lambda name: _in_order(reads[name](), seed), None)
 
@@ -247,7 +247,7 @@ def _only_array(path: storage.Path) -> np.ndarray:
 
 
 def _arrays_of(
-    path: storage.Path, entries: Sequence[str], labels: str
+    path: storage.Path, entries: Sequence[str], y: str
 ) -> dict[str, Callable[[], Arrays]]:
     arrays = load_npz(path)
     reads = {}
@@ -255,12 +255,12 @@ def _arrays_of(
         suffix = key.removeprefix("x")
         if not re.fullmatch(r"x(_\w+)?", key) and not (suffix != key and "y" + suffix in arrays):
             continue
-        labelled = labels != "y" or "y" + suffix in arrays
-        names = dict(x="x", **(dict(y=labels) if labelled else {}), **{e: e for e in entries})
+        labelled = y != "y" or "y" + suffix in arrays
+        names = dict(x="x", **(dict(y=y) if labelled else {}), **{e: e for e in entries})
         for name, array in names.items():
             if array + suffix not in arrays:
                 raise ConfigError(
-                    f"{'labels' if name == 'y' else 'entries'}: {path} has no array "
+                    f"{'y' if name == 'y' else 'entries'}: {path} has no array "
                     f"{array + suffix!r} beside {key!r}; {nearest(array + suffix, arrays)}"
                 )
         try:

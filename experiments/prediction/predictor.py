@@ -23,7 +23,10 @@ from experiments.prediction.predictions import (
 from experiments.prediction.reading import Data, Reader, check_alike, key_of_data
 from experiments.prediction.trained import Function, Part, Run, Trained, aligned
 from uncertainty import metrics, rules
+from uncertainty.heads.dense import Dense
+from uncertainty.heads.laplace import Laplace
 from uncertainty.metrics import streaming
+from uncertainty.ood import LastLayer
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
@@ -241,6 +244,17 @@ class Predictor:
             of_runs.append(np.concatenate(phi))
         y = np.concatenate([part.examples["y"] for part in parts])
         return Features(of_runs[0] if len(of_runs) == 1 else np.concatenate(of_runs, axis=1), y)
+
+    def last_layer(self) -> LastLayer | None:
+        """The dense last layer of a single network with the features as its input, or None."""
+        (run, *others), state = self.runs, self.runs[0].state
+        head = run.experiment.network.head
+        if others or state.samples is not None or not isinstance(head, Dense | Laplace):
+            return None
+        kernel, bias = (np.asarray(state.params["head"]["logits"][k]) for k in ("kernel", "bias"))
+        if kernel.ndim != 3 or len(kernel) != 1:  # particles, or layers of several members
+            return None
+        return LastLayer(kernel[0], bias[0])
 
     def _only(self) -> Trained:
         if len(self.runs) > 1:
