@@ -51,18 +51,18 @@ def get_table() -> dict[str, Any]:
         dict(key="classification/accuracy", header="Accuracy", unit="%", better="higher", digits=2),
         dict(key="classification/nll", header="NLL", better="lower", digits=4),
         dict(key="calibration/ece", header="ECE", better="lower", digits=4),
-        dict(key="calibrated/temperature", header="T", digits=2),
-        dict(key="calibrated/nll", header="NLL at T", better="lower", digits=4),
-        dict(key="calibrated/ece", header="ECE at T", better="lower", digits=4),
+        dict(key="halves/temperature", header="T", digits=2),
+        dict(key="halves/nll", header="NLL at T", better="lower", digits=4),
+        dict(key="halves/ece", header="ECE at T", better="lower", digits=4),
         dict(key="human/nll", header="Human NLL", better="lower", digits=4),
         dict(key="human/kl", header="Human KL", better="lower", digits=4),
-        dict(key="calibrated/human_kl", header="Human KL at T", better="lower", digits=4),
+        dict(key="halves/human_kl", header="Human KL at T", better="lower", digits=4),
         dict(key="human/spearman", header="Rank corr. with human H", better="higher", digits=3),
         dict(key="human/auroc", header="AUROC human doubt", better="higher", digits=3),
-        dict(key="conformal/lac/size", header="LAC 90 % size", better="lower", digits=3),
-        dict(key="conformal/lac/coverage", header="its coverage", unit="%", digits=1),
-        dict(key="conformal/aps/size_raw", header="APS size", better="lower", digits=3),
-        dict(key="conformal/aps/size", header="APS size at T", better="lower", digits=3),
+        dict(key="halves/lac/size", header="LAC 90 % size", better="lower", digits=3),
+        dict(key="halves/lac/coverage", header="its coverage", unit="%", digits=1),
+        dict(key="halves/aps/size_raw", header="APS size", better="lower", digits=3),
+        dict(key="halves/aps/size", header="APS size at T", better="lower", digits=3),
         dict(
             key="corruption/accuracy", header="Corrupted acc.", unit="%", better="higher", digits=1
         ),
@@ -78,10 +78,6 @@ def get_table() -> dict[str, Any]:
         )
         for score, of_score in SCORES.items()
         for name, title in SETS.items()
-    ]
-    columns += [
-        dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
-        dict(key="cost/predict_ms_per_example", header="Predict", unit="ms/example", digits=3),
     ]
     return dict(
         title="CIFAR-10: heads on the features of a frozen ResNet-56",

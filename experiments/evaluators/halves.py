@@ -33,12 +33,12 @@ def halves(
     it is not in, and metrics are of all examples together. The two calibrators differ, so that the
     result is that of the method with half of the data, not of one calibrator.
 
-      calibrated/nll, brier, ece      after calibration; the accuracy is unchanged by a temperature
-      calibrated/temperature          the mean of the two temperatures, if there is one
-      calibrated/human_nll, human_kl  against the votes, see `evaluators/human.py`
-      conformal/NAME/size, coverage   of sets from the calibrated probabilities, 1 - alpha nominal
-      conformal/NAME/size_raw         of sets from the probabilities as they are
-      conformal/NAME/coverage_class   the lowest coverage of a class
+      halves/nll, brier, ece      after calibration; the accuracy is unchanged by a temperature
+      halves/temperature          the mean of the two temperatures, if there is one
+      halves/human_nll, human_kl  against the votes, see `evaluators/human.py`
+      halves/NAME/size, coverage   of sets from the calibrated probabilities, 1 - alpha nominal
+      halves/NAME/size_raw         of sets from the probabilities as they are
+      halves/NAME/coverage_class   the lowest coverage of a class
 
     The sets' thresholds are from the half that the calibrator was fitted to, too: with one number
     fitted to thousands of examples, that breaks the exchangeability of the two halves by little.
@@ -77,13 +77,13 @@ def halves(
             temperatures.append(getattr(calibrator, "temperature", np.nan))
         values = metrics.evaluate_classification(calibrated[None], y, bins)
         for name, key in SHOWN.items():
-            yield f"calibrated/{name}", values[key]
-        yield "calibrated/temperature", float(np.mean(temperatures))
+            yield f"halves/{name}", values[key]
+        yield "halves/temperature", float(np.mean(temperatures))
         if human is not None:
             q = shares(p.entries.get(human), K, human)
             of_people = against(calibrated, q)
             for name in ("nll", "kl"):
-                yield f"calibrated/human_{name}", of_people[f"human/{name}"]
+                yield f"halves/human_{name}", of_people[f"human/{name}"]
         u = np.random.Generator(philox(seed, SPLIT, stage=2)).random(B)
         for name, make in conformal.items():
             for kind in ("_raw", ""):
@@ -92,16 +92,16 @@ def halves(
                     q = after if not kind else log_p
                     half = _called(make, log_p=q[held], labels=y[held], alpha=alpha, u=u[held])
                     inside[other] = half(q[other], u=u[other])
-                yield keys.join("conformal", name, f"size{kind}"), inside.sum(1).mean()
+                yield keys.join("halves", name, f"size{kind}"), inside.sum(1).mean()
             hit = inside[np.arange(B), y]
-            yield keys.join("conformal", name, "coverage"), hit.mean()
+            yield keys.join("halves", name, "coverage"), hit.mean()
             worst = min(hit[y == k].mean() for k in np.unique(y))
-            yield keys.join("conformal", name, "coverage_class"), worst
+            yield keys.join("halves", name, "coverage_class"), worst
 
-    yields = {f"calibrated/{name}" for name in (*SHOWN, "temperature")}
-    yields |= {f"calibrated/human_{name}" for name in ("nll", "kl") if human is not None}
+    yields = {f"halves/{name}" for name in (*SHOWN, "temperature")}
+    yields |= {f"halves/human_{name}" for name in ("nll", "kl") if human is not None}
     yields |= {
-        keys.join("conformal", name, key)
+        keys.join("halves", name, key)
         for name in conformal
         for key in ("size", "size_raw", "coverage", "coverage_class")
     }

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.data.source import Source
 from experiments.evaluators import Data, Evaluator, reads
 from uncertainty import metrics
 
@@ -38,11 +37,8 @@ def human(data: Data, entry: str = "human") -> Evaluator:
         q = shares(p.entries.get(entry), p.log_p.shape[-1], entry)
         yield from against(mixture(p.log_p), q).items()
 
-    def check(source: Source) -> None:
-        del source
-
     names = against(np.log(np.full((2, 2), 0.5)), np.eye(2))
-    return Evaluator(run, "classification", set(names), reads("data", data), check)
+    return Evaluator(run, "classification", set(names), reads("data", data))
 
 
 def mixture(log_p: np.ndarray) -> np.ndarray:
