@@ -22,8 +22,8 @@ Writes, in `--out`:
     head.npz       the last layer: head/logits/kernel [64, 10], head/logits/bias [10]
 
 Beside each x are also logits [N, 10] of the released last layer, and stage1 [N, 16] and stage2
-[N, 32], the means over space of the earlier stages' outputs. Parts of at most 10,000 images are kept
-in `parts/`, so an interrupted run resumes.
+[N, 32], the means over space of the earlier stages' outputs. Parts of at most 10,000 images are
+kept in `parts/`, so an interrupted run resumes.
 """
 
 import pathlib

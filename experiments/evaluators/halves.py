@@ -33,12 +33,12 @@ def halves(
     it is not in, and metrics are of all examples together. The two calibrators differ, so that the
     result is that of the method with half of the data, not of one calibrator.
 
-      halves/nll, brier, ece      after calibration; the accuracy is unchanged by a temperature
-      halves/temperature          the mean of the two temperatures, if there is one
+      halves/nll, brier, ece      after calibration; a temperature leaves the accuracy unchanged
+      halves/temperature          the mean of the two temperatures; NaN for another method
       halves/human_nll, human_kl  against the votes, see `evaluators/human.py`
-      halves/NAME/size, coverage   of sets from the calibrated probabilities, 1 - alpha nominal
-      halves/NAME/size_raw         of sets from the probabilities as they are
-      halves/NAME/coverage_class   the lowest coverage of a class
+      halves/NAME/size, coverage  of sets from the calibrated probabilities, 1 - alpha nominal
+      halves/NAME/size_raw        of sets from the probabilities as they are
+      halves/NAME/coverage_class  the lowest coverage of a class
 
     The sets' thresholds are from the half that the calibrator was fitted to, too: with one number
     fitted to thousands of examples, that breaks the exchangeability of the two halves by little.

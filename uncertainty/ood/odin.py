@@ -34,7 +34,10 @@ def odin(
         raise ValueError(f"epsilon: {epsilon!r}; allowed from 0")
 
     def log_confidence(x: jax.Array) -> jax.Array:
-        return jax.nn.log_softmax(logits(x) / temperature, axis=-1).max(-1)
+        u = logits(x) / temperature
+        # Not max(-1) of log_softmax: XLA's CPU compiler without optimisation has NaN gradients there.
+        top = jax.nn.one_hot(u.argmax(-1), u.shape[-1], dtype=u.dtype)
+        return (top * u).sum(-1) - jax.nn.logsumexp(u, axis=-1)
 
     gradient = jax.grad(lambda x: log_confidence(x).sum())(x)
     return -jnp.exp(log_confidence(x + epsilon * jnp.sign(gradient)))
