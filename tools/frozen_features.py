@@ -17,7 +17,8 @@ Writes, in `--out`:
                    random1_train, ..., worst_train
     test.npz       x_test, y_test, human_test: the votes of CIFAR-10H
     corrupted.npz  x_test, y_test, corruption_test (a number in cifar_c.KINDS), severity_test: the
-                   first 2,000 test images under all corruptions of CIFAR-10-C, severities 1, 3, 5
+                   first images of the test set (`--corrupted`, 2,000) under all corruptions of
+                   CIFAR-10-C at severities 1, 3 and 5
     cifar100.npz, gtsrb.npz, dtd.npz, mnist.npz  x_test
     head.npz       the last layer: head/logits/kernel [64, 10], head/logits/bias [10]
 
@@ -46,7 +47,7 @@ from uncertainty.rules import path_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the weights expect
 PART, BATCH = 10_000, 250  # images
-CORRUPTED, SEVERITIES = 2_000, (1, 3, 5)
+SEVERITIES = (1, 3, 5)
 Compute = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 FLAGS = flags.FLAGS
@@ -55,6 +56,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("data", None, "The folder of the data.", required=True)
     flags.DEFINE_string("out", "~/frozen_cifar10", "The folder to write to.")
     flags.DEFINE_integer("depth", 56, "Of the network.")
+    flags.DEFINE_integer("corrupted", 2_000, "How many test images to corrupt.", lower_bound=1)
     flags.DEFINE_list("only", [], "Names of sets; by default all.")
 
 
@@ -155,35 +157,43 @@ def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray], split: str = "") 
     partial.rename(path)
 
 
-def features(out: pathlib.Path, name: str, x: np.ndarray, compute: Compute) -> dict:
-    """The features of a set, in parts that are kept."""
+def features(
+    out: pathlib.Path, name: str, count: int, images: Callable[[], np.ndarray], compute: Compute
+) -> dict[str, np.ndarray]:
+    """The features of `count` images, in parts that are kept; images are read only if needed."""
     parts = []
-    for start in range(0, len(x), PART):
-        file = out / "parts" / f"{name}-{start}.npz"
-        if not file.is_file():
-            save(file, compute(x[start : start + PART]))
-            print(f"{name}: {min(start + PART, len(x)):,} of {len(x):,}", flush=True)
-        parts.append(load_npz(storage.path(str(file))))
+    for start in range(0, count, PART):
+        file, size = out / "parts" / f"{name}-{start}.npz", min(PART, count - start)
+        part = load_npz(storage.path(str(file))) if file.is_file() else None
+        if part is None or len(part["x"]) < size:
+            part = compute(images()[start : start + size])
+            save(file, part)
+            print(f"{name}: {start + size:,} of {count:,}", flush=True)
+        parts.append({key: array[:size] for key, array in part.items()})
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def corrupted(
-    out: pathlib.Path, test: Mapping[str, np.ndarray], frost: pathlib.Path, compute: Compute
+    out: pathlib.Path,
+    test: Mapping[str, np.ndarray],
+    count: int,
+    frost: pathlib.Path,
+    compute: Compute,
 ) -> dict[str, np.ndarray]:
-    """The features of the corrupted test images."""
+    """The features of the first test images, corrupted."""
     from experiments.data import cifar_c
 
-    x, y = (test[key][:CORRUPTED] for key in ("x", "y"))
+    x, y = (test[key][:count] for key in ("x", "y"))
     parts = []
     for number, kind in enumerate(cifar_c.KINDS):
         for severity in SEVERITIES:
-            name = f"{kind}_{severity}"
-            images = x
-            if not (out / "parts" / f"{name}-0.npz").is_file():
+
+            def images(kind=kind, severity=severity) -> np.ndarray:
                 units = x.astype(np.float32) / 255
                 changed = cifar_c.corrupt(units, kind, severity, textures=str(frost))
-                images = np.rint(255 * changed).astype(np.uint8)
-            part = features(out, name, images, compute)
+                return np.rint(255 * changed).astype(np.uint8)
+
+            part = features(out, f"{kind}_{severity}", len(x), images, compute)
             which = {
                 k: np.full(len(x), v) for k, v in dict(corruption=number, severity=severity).items()
             }
@@ -200,13 +210,14 @@ def main(_) -> None:
         if FLAGS.only and name not in FLAGS.only:
             continue
         arrays = read()
-        result = features(out, name, arrays["x"], compute)
+        result = features(out, name, len(arrays["x"]), lambda x=arrays["x"]: x, compute)
         save(out / f"{name}.npz", {**arrays, **result}, "train" if name == "train" else "test")
         if "y" in arrays:
             accuracy = np.mean(result["logits"].argmax(1) == arrays["y"])
             print(f"{name}: accuracy {100 * accuracy:.2f} %", flush=True)
     if not FLAGS.only or "corrupted" in FLAGS.only:
-        result = corrupted(out, readers_of["test"](), data / "frost.npz", compute)
+        test = readers_of["test"]()
+        result = corrupted(out, test, FLAGS.corrupted, data / "frost.npz", compute)
         save(out / "corrupted.npz", result, "test")
     print(f"written to {out}")
 
