@@ -35,7 +35,7 @@ def odin(
 
     def log_confidence(x: jax.Array) -> jax.Array:
         u = logits(x) / temperature
-        # Not max(-1) of log_softmax: XLA's CPU compiler without optimisation has NaN gradients there.
+        # Not the max of log_softmax: unoptimised, XLA's CPU compiler makes NaN of its gradient.
         top = jax.nn.one_hot(u.argmax(-1), u.shape[-1], dtype=u.dtype)
         return (top * u).sum(-1) - jax.nn.logsumexp(u, axis=-1)
 
