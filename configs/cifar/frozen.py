@@ -29,7 +29,8 @@ integrated by 64 draws:
 Nothing is tuned: the fields of `gp`, `het` and `hetsngp` are those of noisy_fashion_mnist.py, rates
 and sizes were set once.
 
-Table: python -m experiments.reproduce cifar10_frozen
+Tables: python -m experiments.reproduce cifar10_frozen, with clean labels
+        python -m experiments.reproduce cifar10n_frozen
 """
 
 from ml_collections import ConfigDict
