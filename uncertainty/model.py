@@ -124,6 +124,7 @@ def _declared(network: nn.Module) -> dict[str, Any]:
         batch_dependent=network.backbone.batch_dependent,
         sharding=network.backbone.sharding,
         posterior=network.head.posterior,
+        affine=network.head.affine,
         variational=network.variational,
     )
 

@@ -128,6 +128,11 @@ class Head(nn.Module):
         """The posterior of its last layer, if it has one."""
         return None
 
+    @property
+    def affine(self) -> str | None:
+        """The submodule whose kernel and bias map features to the mean, if the mean is affine."""
+        return None
+
 
 class Network(nn.Module):
     """x [B, ...] -> Latent [M, B, K], called as `network(x, train=...)`; made by ensembles."""
@@ -160,6 +165,7 @@ class Model(NamedTuple):
     batch_dependent: bool = False
     sharding: Rules = ()
     posterior: Posterior | None = None
+    affine: str | None = None
     variational: bool = False
 
 

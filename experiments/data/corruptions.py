@@ -18,6 +18,9 @@ those of CIFAR-10-C (Hendrycks & Dietterich 2019), where brightness is added to 
 rather than to each channel. Blur is 1 to 6 pixels there at 224 and .4 to 1 at 32; here it grows
 with the root of the side: .4 to 1 pixels at 8, .7 to 1.9 at 28, 2.1 to 5.4 at 224.
 
+`cifar_c` has the 19 corruptions of CIFAR-10-C itself, for images of its size: another family of
+other constants, which evaluators take by `family="cifar_c"`.
+
 For tables [B, D] there is gaussian_noise alone, with std c times that of each feature in training;
 c = .1 .2 .4 .7 1.
 """
@@ -27,22 +30,35 @@ import dataclasses
 import numpy as np
 import scipy.ndimage
 
-from experiments.data import images
+from experiments.data import cifar_c, images
 from experiments.data.order import CORRUPT, philox
 from experiments.data.source import Source
 from uncertainty.build import ConfigError, nearest
 
+FAMILIES = OWN, CIFAR_C = "own", "cifar_c"
 TABULAR_NOISE = (0.1, 0.2, 0.4, 0.7, 1.0)
 
 
-def corrupted(source: Source, kind: str, severity: int) -> Source:
+def corrupted(
+    source: Source, kind: str, severity: int, family: str = OWN, textures: str | None = None
+) -> Source:
     """The same examples, corrupted before they are normalised.
 
+    Args:
+      source: the clean examples.
+      kind, severity: of the corruption.
+      family: 'own', those above, or 'cifar_c'.
+      textures: see `cifar_c.corrupt`.
+
     Raises:
-      ConfigError: an unknown kind or severity, or one that does not apply to these data.
+      ConfigError: an unknown family, kind or severity, or one that does not apply to these data.
     """
     std = 1 if source.std is None else source.std
-    _constant(kind, severity, len(source.shape))
+    kinds_for(source, family)
+    if family == OWN:
+        _constant(kind, severity, len(source.shape))
+    else:
+        cifar_c.check(kind, severity, source.shape)
     if len(source.shape) == 3 and not source.in_unit_range:
         raise ConfigError(
             f"corruption: {source.name} has images of any value; corruptions need "
@@ -50,6 +66,8 @@ def corrupted(source: Source, kind: str, severity: int) -> Source:
         )
 
     def transform(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        if family != OWN:
+            return cifar_c.corrupt(x, kind, severity, indices=indices, textures=textures)
         return corrupt(x, kind, severity, indices=indices, std=std)
 
     name = f"{source.name}, {kind} {severity}"
@@ -92,8 +110,16 @@ def corrupt(
     return np.clip(out, 0, 1).astype(np.float32, copy=False)
 
 
-def kinds_for(source: Source) -> tuple[str, ...]:
-    """The kinds of corruption that apply to its examples."""
+def kinds_for(source: Source, family: str = OWN) -> tuple[str, ...]:
+    """The kinds of corruption of a family that apply to its examples.
+
+    Raises:
+      ConfigError: an unknown family.
+    """
+    if family not in FAMILIES:
+        raise ConfigError(f"family: {family!r}; {nearest(family, FAMILIES)}")
+    if family != OWN:
+        return cifar_c.KINDS
     return IMAGE if len(source.shape) == 3 else TABULAR
 
 

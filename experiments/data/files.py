@@ -44,6 +44,7 @@ def npz(
     num_classes: int | None = None,
     seed: int | None = None,
     entries: Sequence[str] = (),
+    y: str = "y",
 ) -> Dataset:
     """A folder of pairs (kmnist-test-imgs.npz, kmnist-test-labels.npz), or one npz file.
 
@@ -59,6 +60,8 @@ def npz(
         file at random; by default they are in the stored order.
       entries: names of further arrays with one row per example: ('group',) reads 'group' beside
         'x', 'group_train' beside 'x_train' and so on.
+      y: the name of the array that is y, in a file with several: 'worst' reads 'worst' beside
+        'x', 'worst_train' beside 'x_train' and so on.
 
     Raises:
       ConfigError: the file or an array in it is missing.
@@ -69,15 +72,16 @@ def npz(
     entries = check_names(entries)
     location = storage.path(path).expanduser()
     if location.is_dir():
-        if entries:
+        if entries or y != "y":
+            field = f"entries: {entries}" if entries else f"y: {y!r}"
             raise ConfigError(
-                f"entries: {entries}, but a folder has files of images and labels "
-                "only; further entries need one npz file"
+                f"{field}, but a folder has files of images and labels only; other arrays need "
+                "one npz file"
             )
         pairs = _pairs(path, ("images", "imgs"), "npz", "kmnist-test-imgs.npz")
         reads = {n: (lambda n=n: _read(pairs[n], _only_array)) for n in pairs}
     else:
-        reads = _arrays_of(location, entries)
+        reads = _arrays_of(location, entries, y)
     labels = [arrays["y"] for arrays in (read() for read in reads.values()) if "y" in arrays]
     real = bool(labels) and labels[0].dtype.kind == "f"
     if real and num_classes is None:
@@ -211,7 +215,7 @@ def _files(folder: storage.Path, prefixes, words, ending: str) -> list[storage.P
     return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
-def _load_npz(path: storage.Path) -> dict[str, np.ndarray]:
+def load_npz(path: storage.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ConfigError(
             f"path: there is no file {path}; an npz file or a folder of them is needed"
@@ -236,27 +240,31 @@ def _load_npz(path: storage.Path) -> dict[str, np.ndarray]:
 
 
 def _only_array(path: storage.Path) -> np.ndarray:
-    arrays = _load_npz(path)
+    arrays = load_npz(path)
     if len(arrays) != 1:
         raise ValueError(f"{path}: one array is needed, it has {sorted(arrays)}")
     return next(iter(arrays.values()))
 
 
-def _arrays_of(path: storage.Path, entries: Sequence[str]) -> dict[str, Callable[[], Arrays]]:
-    arrays = _load_npz(path)
+def _arrays_of(
+    path: storage.Path, entries: Sequence[str], y: str
+) -> dict[str, Callable[[], Arrays]]:
+    arrays = load_npz(path)
     reads = {}
     for key in arrays:
         suffix = key.removeprefix("x")
         if not re.fullmatch(r"x(_\w+)?", key) and not (suffix != key and "y" + suffix in arrays):
             continue
-        names = ("x", *(["y"] if "y" + suffix in arrays else []), *entries)
-        if missing := [name + suffix for name in names if name + suffix not in arrays]:
-            raise ConfigError(
-                f"entries: {path} has no array {missing[0]!r} beside {key!r}; "
-                + nearest(missing[0], arrays)
-            )
+        labelled = y != "y" or "y" + suffix in arrays
+        names = dict(x="x", **(dict(y=y) if labelled else {}), **{e: e for e in entries})
+        for name, array in names.items():
+            if array + suffix not in arrays:
+                raise ConfigError(
+                    f"{'y' if name == 'y' else 'entries'}: {path} has no array "
+                    f"{array + suffix!r} beside {key!r}; {nearest(array + suffix, arrays)}"
+                )
         try:
-            examples = _examples({name: arrays[name + suffix] for name in names})
+            examples = _examples({name: arrays[array + suffix] for name, array in names.items()})
         except ValueError as error:
             raise ValueError(f"{path}: {key} has {error}") from None
         reads[suffix.lstrip("_") or "train"] = lambda examples=examples: examples

@@ -2,12 +2,12 @@
 
 import inspect
 
-from experiments.data import embedded, files
+from experiments.data import cifar, embedded, files
 from experiments.data.splits import Dataset
 
 OWN = {
     name: function
-    for module in (embedded, files)
+    for module in (cifar, embedded, files)
     for name, function in vars(module).items()
     if inspect.isfunction(function)
     and function.__module__ == module.__name__

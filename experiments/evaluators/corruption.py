@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.data import corruptions
+from experiments.data import cifar_c, corruptions
 from experiments.data.source import Source
 from experiments.evaluators import Data, Evaluator, Predicted, reads
 from experiments.evaluators.classification import check_bins
 from experiments.runtime import keys
 from uncertainty import metrics
+from uncertainty.build import nearest
 
 if TYPE_CHECKING:
     from experiments.prediction.predictions import Summary
@@ -25,6 +26,8 @@ def corruption(
     kinds: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
     bins: int = 15,
+    family: str = corruptions.OWN,
+    textures: str | None = None,
 ) -> Evaluator:
     """Each metric for each kind and severity, and their plain mean over both.
 
@@ -33,19 +36,27 @@ def corruption(
       kinds: names in `experiments/data/corruptions.py`; by default all that apply to the data.
       severities: 1 (mild) to 5.
       bins: of the calibration error.
+      family: 'own', or 'cifar_c' for the 19 corruptions of CIFAR-10-C (`data/cifar_c.py`).
+      textures: a file with those of its 'frost'; without it, `kinds` has to leave 'frost' out.
 
     Raises:
-      ValueError: fewer than one bin, or no kind or severity.
+      ValueError: fewer than one bin, an unknown family, no kind or severity, or no textures.
     """
     check_bins(bins)
+    if family not in corruptions.FAMILIES:
+        raise ValueError(f"family: {family!r}; {nearest(family, corruptions.FAMILIES)}")
+    every = corruptions.IMAGE if family == corruptions.OWN else cifar_c.KINDS
+    if family == corruptions.CIFAR_C and textures is None and "frost" in (kinds or every):
+        raise ValueError("textures: None; 'frost' needs a file, or `kinds` without it")
     _check_some("kinds", kinds, None)
     _check_some("severities", severities, None)
 
     def corrupted(predict: "Predictor") -> Iterator[tuple[str, int, Source]]:
         clean = predict.source(data)
-        for kind in kinds or corruptions.kinds_for(clean):
+        for kind in kinds or corruptions.kinds_for(clean, family):
             for severity in severities:
-                yield kind, severity, corruptions.corrupted(clean, kind, severity)
+                source = corruptions.corrupted(clean, kind, severity, family, textures)
+                yield kind, severity, source
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
         return measured(
@@ -58,14 +69,14 @@ def corruption(
             yield Predicted(keys.join("corruption", kind, str(severity)), source)
 
     def check(source: Source) -> None:
-        available = corruptions.kinds_for(source)
+        available = corruptions.kinds_for(source, family)
         _check_some("kinds", kinds, available)
         _check_some("severities", severities, SEVERITIES)
-        corruptions.corrupted(source, available[0], 1)
+        corruptions.corrupted(source, available[0], 1, family)
 
     yields = {f"corruption/{name}" for name in SHOWN} | {
         keys.join("corruption", kind, str(severity), name)
-        for kind in kinds or corruptions.IMAGE
+        for kind in kinds or every
         for severity in severities
         for name in SHOWN
     }

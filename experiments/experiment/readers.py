@@ -53,7 +53,7 @@ def reading(path: Any, kind: str) -> Iterator[None]:
 
 
 def npz(path: Any) -> Checkpoint:
-    """A NumPy archive."""
+    """A NumPy archive; what PyTorch saved has to be written as one first."""
 
     def read(names: Collection[str]) -> dict[str, np.ndarray]:
         with reading(path, ".npz file"), path.open("rb") as file, np.load(file) as archive:
@@ -61,6 +61,12 @@ def npz(path: Any) -> Checkpoint:
 
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a directory, not an .npz file")
+    if path.suffix in (".pt", ".pth", ".th", ".bin"):
+        raise ConfigError(
+            f"pretrained.path: {path} is a file of PyTorch; an .npz file is needed: np.savez(FILE, "
+            "**{k: v.numpy() for k, v in state_dict.items()}), where a file of PyTorch's is read "
+            "by torch.load(path, weights_only=True, map_location='cpu')"
+        )
     shapes = {}
     with reading(path, ".npz file"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
@@ -214,4 +220,5 @@ READERS: dict[str, Callable[..., Checkpoint]] = {
     "vit": npz,
     "vmoe": released_vmoe,
     "transformers": npz,
+    "resnet": npz,
 }

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +25,9 @@ from experiments.prediction.reading import Data, Reader, check_alike, key_of_dat
 from experiments.prediction.trained import Function, Part, Run, Trained, aligned
 from uncertainty import rules
 from uncertainty.types import State
+
+if TYPE_CHECKING:
+    from uncertainty.ood import LastLayer
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -223,6 +226,21 @@ class Predictor:
             of_runs.append(np.concatenate(phi))
         y = np.concatenate([part.examples["y"] for part in parts])
         return Features(of_runs[0] if len(of_runs) == 1 else np.concatenate(of_runs, axis=1), y)
+
+    def last_layer(self) -> "LastLayer | None":
+        """The affine last layer of a single network with one member, or None."""
+        from uncertainty.ood import LastLayer
+
+        (run, *others), state = self.runs, self.runs[0].state
+        name = run.experiment.model.affine
+        if others or state.samples is not None or name is None:
+            return None
+        layer = {key: np.asarray(array) for key, array in state.params["head"][name].items()}
+        if {key: array.ndim for key, array in layer.items()} != dict(kernel=3, bias=2):
+            return None  # a layer of several members
+        if len(layer["kernel"]) > 1:  # particles
+            return None
+        return LastLayer(layer["kernel"][0], layer["bias"][0])
 
     def _only(self) -> Trained:
         if len(self.runs) > 1:

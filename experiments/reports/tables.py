@@ -20,6 +20,8 @@ GROUPS = {
     "calibration": "Calibration",
     "uncertainty": "Uncertainty (mean over examples)",
     "ood": "Out of distribution",
+    "human": "Against people's votes",
+    "halves": "Calibrated on the other half",
     "corruption": "Corruption",
     "selective": "Selective prediction",
     "posthoc": "Post-hoc calibration",

@@ -41,24 +41,29 @@ class ResNet(ConvModule, Backbone):
     (D = 64); 18, 34 (D = 512), 50 and 101 (D = 2048) the ImageNet networks. With `norm=None` the
     convolutions have biases, and at initialisation activations grow with each block.
 
-    Differences from the paper: CIFAR networks project their shortcuts as the ImageNet ones do
-    (option B: ResNet-20 has 272,474 parameters with its head, option A 269,722); bottlenecks have
-    their stride in the 3 x 3 convolution. Strided 3 x 3 convolutions and the pooling of the stem
-    use 'SAME' padding, as in uncertainty-baselines; PyTorch pads both sides.
+    Differences from the paper: CIFAR networks project their shortcuts as the ImageNet ones do,
+    unless `shortcuts` is 'zero_padding' (with their heads, ResNet-20 has 272,474 parameters by
+    option B and 269,722 by option A); bottlenecks have their stride in the 3 x 3 convolution.
+    Strided 3 x 3 convolutions and the pooling of the stem use 'SAME' padding, as in
+    uncertainty-baselines, unless `padding` is 'symmetric', as in PyTorch.
 
     Attributes:
       depth: number of convolutions between input and features, plus the dense head.
       width: filters of the first stage, doubled with each stage; None for the paper's.
+      shortcuts: where shapes change; 'projection', the paper's option B, or 'zero_padding', its
+        option A (see `BasicBlock`), which the CIFAR networks of the paper have.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      conv, norm, dropout, filterwise_dropout, dtype: see `ConvModule`. Dropout follows the
-        projections, and every ReLU except those that end a block.
+      conv, norm, dropout, filterwise_dropout, padding, dtype: see `ConvModule`. Dropout follows
+        the projections, and every ReLU except those that end a block.
 
     Raises:
-      ValueError: an unknown depth, a width below 1, or an input that is not images.
+      ValueError: an unknown depth, padding or kind of shortcut, a width below 1, or an input that
+        is not images.
     """
 
     depth: int = 20
     width: int | None = None
+    shortcuts: str = "projection"
     remat: bool = False
 
     def __post_init__(self):
@@ -67,6 +72,8 @@ class ResNet(ConvModule, Backbone):
             raise ValueError(f"depth: {self.depth}; allowed {allowed}")
         if self.width is not None and self.width < 1:
             raise ValueError(f"width: {self.width}; allowed None, or at least 1")
+        if self.shortcuts not in ("projection", "zero_padding"):
+            raise ValueError(f"shortcuts: {self.shortcuts!r}; allowed 'projection', 'zero_padding'")
         super().__post_init__()
 
     @property
@@ -87,7 +94,12 @@ class ResNet(ConvModule, Backbone):
         stem = Stem(features=width, imagenet=shape.imagenet, **self.layers, name="stem")
         x = stem(x.astype(self.dtype), train=train)
         for i, depth in enumerate(shape.stages):
-            block = functools.partial(shape.block, features=width * 2**i, **self.layers)
+            block = functools.partial(
+                shape.block,
+                features=width * 2**i,
+                zero_padding=self.shortcuts == "zero_padding",
+                **self.layers,
+            )
             strides = 1 if i == 0 else 2
             stage = Stage(block, depth, strides, self.remat, name=f"stage{i + 1}")
             x = stage(x, train=train)

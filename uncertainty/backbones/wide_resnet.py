@@ -30,7 +30,7 @@ class WideResNet(ConvModule, Backbone):
         convolution, which with `filterwise_dropout` is the "improved" Monte Carlo dropout of
         uncertainty-baselines.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      conv, norm, dropout, filterwise_dropout, dtype: see `ConvModule`.
+      conv, norm, dropout, filterwise_dropout, padding, dtype: see `ConvModule`.
 
     Raises:
       ValueError: an invalid depth, a multiplier or width below 1, or an input that is not images.

@@ -32,6 +32,11 @@ class Dense(Head):
             raise ValueError(f"outputs: {self.outputs}; at least 1 is needed")
         super().__post_init__()
 
+    @property
+    def affine(self) -> str:
+        """The layer of the mean."""
+        return "logits"
+
     @nn.compact
     def __call__(self, phi: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]
         affine = self.dense(

@@ -54,6 +54,11 @@ class Laplace(Head):
         """The posterior of the last layer."""
         return Posterior(self.curvature, self.noise, moving=self.momentum is not None)
 
+    @property
+    def affine(self) -> str:
+        """The layer of the mean."""
+        return "logits"
+
     @nn.compact
     def __call__(self, h: jax.Array, *, train: bool) -> Latent:  # [M or 1, B, D]
         h = h.astype(jnp.float32)

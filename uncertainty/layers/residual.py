@@ -10,6 +10,13 @@ import jax.numpy as jnp
 from uncertainty.layers.conv import Conv
 from uncertainty.layers.norm import BatchNorm
 
+PADDINGS = ("SAME", "symmetric")
+
+
+def pads(padding: str, size: int) -> Any:
+    """One of `PADDINGS` for a window of odd size, as convolutions and pooling take it."""
+    return "SAME" if padding == "SAME" else ((size // 2, size // 2),) * 2
+
 
 class ConvModule(nn.Module, kw_only=True):
     """Fields and steps shared by residual networks and their parts.
@@ -19,19 +26,31 @@ class ConvModule(nn.Module, kw_only=True):
       norm: factory of all normalisations; None for none, in which case convolutions have biases.
       dropout: factory, or None.
       filterwise_dropout: whether a mask drops whole filters; `dropout` then takes `broadcast_dims`.
+      padding: of strided convolutions and pooling; 'SAME', or 'symmetric' as in PyTorch: half the
+        window on every side, so that at even sizes the window's centre lies on pixels 0, 2, ...,
+        where 'SAME' has it on 1, 3, ....
       dtype: of computation.
+
+    Raises:
+      ValueError: another padding.
     """
 
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] | None = BatchNorm
     dropout: Callable[..., nn.Module] | None = None
     filterwise_dropout: bool = False
+    padding: str = "SAME"
     dtype: Any = "float32"
+
+    def __post_init__(self):
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding: {self.padding!r}; allowed {', '.join(map(repr, PADDINGS))}")
+        super().__post_init__()
 
     @property
     def layers(self) -> dict[str, Any]:
         """The fields above, to pass to a part."""
-        fields = ("conv", "norm", "dropout", "filterwise_dropout", "dtype")
+        fields = ("conv", "norm", "dropout", "filterwise_dropout", "padding", "dtype")
         return {field: getattr(self, field) for field in fields}
 
     @nn.nowrap
@@ -42,13 +61,13 @@ class ConvModule(nn.Module, kw_only=True):
         features: int,
         size: int = 3,
         strides: int = 1,
-        padding: Any = "SAME",
+        padding: str | None = None,
     ) -> jax.Array:
         return self.conv(
             features=features,
             kernel_size=(size, size),
             strides=(strides, strides),
-            padding=padding,
+            padding=pads(padding or self.padding, size),
             use_bias=self.norm is None,
             kernel_init=nn.initializers.he_normal(),
             dtype=self.dtype,
@@ -70,7 +89,7 @@ class ConvModule(nn.Module, kw_only=True):
 class Stem(ConvModule):
     """The layers before the first stage: CIFAR's 3 x 3, or ImageNet's 7 x 7 and pooling, both / 2.
 
-    ImageNet's pads its input by 3 on each side and its pooling as 'SAME'.
+    ImageNet's convolution pads its input by 3 on each side; `padding` is that of its pooling.
     """
 
     features: int
@@ -79,22 +98,24 @@ class Stem(ConvModule):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if self.imagenet:
-            x = self.convolve(x, "conv", self.features, 7, 2, ((3, 3), (3, 3)))
+            x = self.convolve(x, "conv", self.features, 7, 2, "symmetric")
         else:
             x = self.convolve(x, "conv", self.features)
         x = self.drop(nn.relu(self.normalise(x, "norm", train)), "dropout", train)
-        return nn.max_pool(x, (3, 3), (2, 2), "SAME") if self.imagenet else x
+        return nn.max_pool(x, (3, 3), (2, 2), pads(self.padding, 3)) if self.imagenet else x
 
 
 class BasicBlock(ConvModule):
     """relu(shortcut + norm(conv(relu(norm(conv(x)))))) with 3 x 3 convolutions (He et al. 2016a).
 
-    The shortcut is the identity if shapes agree, else a strided 1 x 1 convolution and a norm.
-    Dropout follows the inner ReLU and the projection.
+    The shortcut is the identity if shapes agree, else a strided 1 x 1 convolution and a norm, or
+    with `zero_padding` every `strides`-th pixel with channels of zeros on both sides, half of them
+    (rounded down) before the others. Dropout follows the inner ReLU and the projection.
     """
 
     features: int
     strides: int = 1
+    zero_padding: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -107,6 +128,9 @@ class BasicBlock(ConvModule):
     def shortcut(self, x: jax.Array, features: int, train: bool) -> jax.Array:
         if self.strides == 1 and x.shape[-1] == features:
             return x
+        if self.zero_padding:
+            x, more = x[..., :: self.strides, :: self.strides, :], features - x.shape[-1]
+            return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((more // 2, more - more // 2),))
         x = self.convolve(x, "shortcut", features, 1, self.strides)
         return self.drop(self.normalise(x, "shortcut_norm", train), "shortcut_dropout", train)
 

@@ -4,6 +4,7 @@
   vit            ViTs as vision_transformer (AugReg) and big_vision save them, scanned blocks too
   vmoe           V-MoE and E3 as google-research/vmoe releases them, or saves them in training
   transformers   ViTForImageClassification of the transformers library
+  resnet         ResNets with the names of torchvision, as most of PyTorch's for CIFAR have them too
 
 Biases are tiled over members, as BatchEnsemble needs; routers are reshaped, which turns a V-MoE
 into an E3. A hidden layer between features and head (`pre_logits`) needs
@@ -92,6 +93,33 @@ def _transformers() -> Rules:
     )
 
 
+def _torch_resnet() -> Rules:
+    """ResNets of torchvision, and of repositories for CIFAR that name their layers alike.
+
+    conv1, bn1, layer1.0.conv1, layer1.0.bn1, ..., fc; a projection is downsample or shortcut, the
+    last layer fc, linear or classifier. The network needs padding='symmetric'.
+    """
+    top = r"(?:module\.)?"  # of DataParallel
+    block, stage = top + r"layer(\d+)\.(\d+)\.", "backbone/stage{1}/block{2}/"
+    projection = block + r"(?:downsample|shortcut)\."
+    convs = [(top + "conv1", "backbone/stem/conv"), (projection + "0", stage + "shortcut")]
+    norms = [(top + "bn1", "backbone/stem/norm"), (projection + "1", stage + "shortcut_norm")]
+    for i in range(3):
+        convs.append((block + f"conv{i + 1}", stage + f"conv{i}"))
+        norms.append((block + f"bn{i + 1}", stage + f"norm{i}"))
+    last = top + r"(?:fc|linear|classifier)\."
+    parts = dict(weight="scale", bias="bias")
+    averages = dict(running_mean="mean", running_var="var")
+    return (
+        *((name + r"\.weight", to + "/kernel", ("transpose", 2, 3, 1, 0)) for name, to in convs),
+        *((n + r"\." + a, to + "/" + b) for n, to in norms for a, b in parts.items()),
+        *((n + r"\." + a, f"batch_stats/{to}/{b}") for n, to in norms for a, b in averages.items()),
+        (r".*\.num_batches_tracked", None),
+        (last + "weight", "head/logits/kernel", "transpose"),
+        (last + "bias", "head/logits/bias", "tile"),
+    )
+
+
 LAYOUTS: dict[str, Rules] = {
     "own": (
         ("routing/.*", None),  # counts of the last step
@@ -103,4 +131,5 @@ LAYOUTS: dict[str, Rules] = {
     "vit": _flax_vit(),
     "vmoe": _flax_vit(),
     "transformers": _transformers(),
+    "resnet": _torch_resnet(),
 }
