@@ -8,6 +8,7 @@ import scipy.optimize
 import scipy.stats
 from scipy import special
 
+from configs import openood
 from experiments.data import cifar_c
 from experiments.evaluators import build, halves
 from experiments.evaluators.human import against, shares
@@ -221,3 +222,14 @@ def test_wrong_scores_are_named(fields, message):
     spec = dict(name="ood", data=dict(split="test"), sets=dict(far=dict(split="test")))
     with pytest.raises(ConfigError, match=message):
         build("ood", spec | fields)
+
+
+@pytest.mark.parametrize("dataset", openood.SETS)
+def test_the_sets_of_openood_are_in_tfds(dataset):
+    test = dict(name="digits", split="test")
+    spec = openood.evaluator(dataset, test, size=32, scores=("energy",), fit=test)
+    evaluator = build("ood", spec)
+    named = {one.tfds for of in openood.SETS[dataset].values() for one in of.values()} - {None}
+    assert {read.data["name"] for read in evaluator.data} == named | {"digits"}
+    if dataset == "cifar10":
+        assert spec["groups"] == dict(far=("mnist", "svhn", "texture", "places365"))  # no TIN
