@@ -3,6 +3,7 @@
 from typing import Any
 
 ROWS = {  # label -> method of configs/cifar/frozen.py
+    "Released last layer": "released",
     "Dense": "dense",
     "MLP": "mlp",
     "Deep ensemble of MLPs (5)": "ensemble",
