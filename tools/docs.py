@@ -12,8 +12,8 @@ The text between two comments is replaced:
     <!-- end -->
 
 `rows` is a regular expression that is searched in the names of rows; `columns` are keys of columns,
-each with an optional new header. Both default to all. `transposed: yes` makes a line of each column.
-Bold marks the best of all rows, shown or not.
+each with an optional new header. Both default to all. `transposed: yes` makes a line of each
+column. Bold marks the best of all rows, shown or not.
 """
 
 import argparse
