@@ -14,8 +14,8 @@ The text between two comments is replaced:
 Between `<!-- glossary -->` and `<!-- end -->` are the definitions of all metrics.
 
 `rows` is a regular expression that is searched in the names of rows; `columns` are keys of columns,
-each with an optional new header. Both default to all. Bold marks the best of all rows, shown or
-not.
+each with an optional new header. Both default to all. `transposed: yes` makes a line of each
+column. Bold marks the best of all rows, shown or not.
 """
 
 import argparse
@@ -60,9 +60,16 @@ def rendered(text: str, file: pathlib.Path, root: pathlib.Path = project.ROOT) -
 
 
 def table(
-    path: str, file: pathlib.Path, root: pathlib.Path, rows: str = "", columns: str = ""
+    path: str,
+    file: pathlib.Path,
+    root: pathlib.Path,
+    rows: str = "",
+    columns: str = "",
+    transposed: str = "no",
 ) -> str:
     """The Markdown of one table, with a line that gives its origin."""
+    if transposed not in ("yes", "no"):
+        raise ValueError(f"transposed: {transposed!r}; yes or no")
     study = read_study(root / path)
     shown = layout(study)
     keys = [column.key for column in study.columns]
@@ -88,6 +95,9 @@ def table(
             bold = "**" * cells[i].best
             row += [bold + cells[i].ours() + bold, *([cells[i].published] * (i in compared))]
         text.append(row)
+    if transposed == "yes":
+        first, *rest = zip(head, *text[2:], strict=True)
+        text = [list(first), ["---", *["---:"] * len(lines)], *map(list, rest)]
     full_table = os.path.relpath(root / path, file.parent).replace(".json", ".md")
     numbers = sorted({cells[i].source for _, cells in lines for i in places if cells[i].source})
     published = [f"Published: {'; '.join(shown.notes[n - 1] for n in numbers)}."] if numbers else []

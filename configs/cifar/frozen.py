@@ -16,7 +16,8 @@ distances, so that distances of a GP on its features are those of the features, 
 Methods, 1,000 steps of 256 (five epochs) of Adam at 1e-3, cosine; latents that are not certain are
 integrated by 64 draws:
 
-    dense      a dense head, as the network's own
+    released   the network's own last layer, not trained further (one step at a rate of 0)
+    dense      a dense head, trained anew
     mlp        one hidden layer of 128
     ensemble   5 of these
     svgd       5 of these by SVGD, prior N(0, 1)
@@ -42,7 +43,18 @@ from experiments.experiment.base import base, parse_arg, shrink
 FOLDER = "~/frozen_cifar10"  # of the files that frozen_features writes
 CLASSES, FEATURES, TRAIN = 10, 64, 50_000
 LABELS = dict(clean="y", aggregate="aggregate", random1="random1", worst="worst")
-METHODS = ("dense", "mlp", "ensemble", "svgd", "dropout", "laplace", "gp", "het", "hetsngp")
+METHODS = (
+    "dense",
+    "released",
+    "mlp",
+    "ensemble",
+    "svgd",
+    "dropout",
+    "laplace",
+    "gp",
+    "het",
+    "hetsngp",
+)
 LAYERS = ("stage1", "stage2")  # features of earlier stages
 FITTED = (
     "mahalanobis",
@@ -78,6 +90,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.likelihood = dict(name="softmax", samples=64)
     config.steps = arg.steps
     config.optimiser = dict(name="adam", learning_rate=1e-3, schedule=dict(name="cosine"))
+    if arg.method == "released":
+        own = ((".*", "{0}"),)  # the file has this project's names
+        config.pretrained = dict(path=f"{FOLDER}/head.npz", layout="resnet", rules=own)
+        config.optimiser.learning_rate, config.steps = 0.0, 1
     if arg.method in ("ensemble", "svgd"):
         config.inference.size = 5
     if arg.method == "svgd":
@@ -98,7 +114,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation.batch_size = 2_000
 
     clean, full = arg.labels == "clean", not arg.runlocal  # stand-ins have no further entries
-    fitted = clean and arg.method == "dense"
+    fitted = clean and arg.method in ("dense", "released")
     layers = LAYERS if fitted and full else ()
     people = ("human",) if full else ()
     test = file("test", split="test", entries=(*people, *layers))

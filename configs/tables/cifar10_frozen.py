@@ -3,6 +3,7 @@
 from typing import Any
 
 ROWS = {  # label -> method of configs/cifar/frozen.py
+    "Released last layer": "released",
     "Dense": "dense",
     "MLP": "mlp",
     "Deep ensemble of MLPs (5)": "ensemble",
@@ -78,7 +79,7 @@ def get_table() -> dict[str, Any]:
     ]
     return dict(
         title="CIFAR-10: heads on the features of a frozen ResNet-56",
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),
         rows=[
             dict(label=label, config=f"{CONFIG}:method={method}") for label, method in ROWS.items()
         ],

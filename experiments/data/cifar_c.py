@@ -338,7 +338,8 @@ def _drops(liquid: np.ndarray) -> np.ndarray:
     distance = np.full_like(liquid, 20)
     if edges.any():
         distance = np.minimum(scipy.ndimage.distance_transform_edt(~edges), 20)
-    distance = equalised(np.floor(scipy.ndimage.uniform_filter(distance, 3, mode="mirror")))
+    mean = scipy.ndimage.uniform_filter(distance, 3, mode="mirror")
+    distance = equalised(np.floor(mean + 1e-6))  # not -1 for a mean of -1e-17
     relief = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
     distance = np.clip(scipy.ndimage.correlate(distance, relief, mode="mirror"), 0, 255)
     return liquid * scipy.ndimage.uniform_filter(distance, 3, mode="mirror")

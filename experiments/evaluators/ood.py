@@ -152,9 +152,10 @@ def _fitted(
 
     def outputs(data: Data, use: str = labels.UNUSED) -> Outputs:
         if id(data) not in computed:
-            p = predict(data, use)
+            source = predict.source(data, use)
+            p = predict(source, use)
             computed[id(data)] = Outputs(
-                features=predict.features(data).phi,
+                features=predict.features(source).phi,
                 logits=p.mean.mean(0, dtype=np.float64),
                 labels=p.y if use == labels.ALIKE else None,
                 layers=tuple(p.entries[name] for name in layers),

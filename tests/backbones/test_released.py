@@ -5,9 +5,12 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.experiment import readers
+from experiments.runtime import storage
 from uncertainty import build
 from uncertainty.backbones.resnet import ResNet
 from uncertainty.backbones.wide_resnet import WideResNet
+from uncertainty.build import ConfigError
 from uncertainty.restore.plan import plan
 from uncertainty.rules import path_of
 
@@ -140,3 +143,8 @@ def test_an_unknown_padding_or_shortcut_is_named():
         WideResNet(padding="valid")
     with pytest.raises(ValueError, match="shortcuts: 'A'; allowed 'projection', 'zero_padding'"):
         ResNet(shortcuts="A")
+
+
+def test_a_file_of_pytorch_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ConfigError, match=r"net.pth is a file of PyTorch; an .npz file is needed"):
+        readers.READERS["resnet"](storage.path(str(tmp_path / "net.pth")))

@@ -191,6 +191,9 @@ def test_drops_edges_and_histograms():
     order = np.argsort(values.ravel(), kind="stable")
     assert (np.diff(even.ravel()[order]) >= 0).all()
     np.testing.assert_array_equal(cifar_c.equalised(np.full((4, 4), 7.0)), np.full((4, 4), 7.0))
+    for seed in range(40):  # sums that cancel must not become negative distances
+        layer = np.random.default_rng(seed).random((32, 32)) > 0.7
+        assert (cifar_c._drops(255.0 * layer) > -1e-9).all()  # but for rounding
     mud = made("spatter", 5, GREY)
     brown = np.floor(np.array([63, 42, 20]) + 1e-6) / 255
     hit = np.abs(mud - 0.5).max(-1) > 0.02

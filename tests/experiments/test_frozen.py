@@ -8,6 +8,7 @@ import scipy.optimize
 import scipy.stats
 from scipy import special
 
+from configs import openood
 from experiments.data import cifar_c
 from experiments.evaluators import build, halves
 from experiments.evaluators.human import against, shares
@@ -37,8 +38,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frozen")
     files = {}
 
-    def save(name, x, y, **more):
-        np.savez(folder / f"{name}.npz", x=x, y=y, stage1=x[:, :2] ** 2, **more)
+    def save(name, x, y=None, **more):
+        labels = {} if y is None else {"y": y}
+        np.savez(folder / f"{name}.npz", x=x, stage1=x[:, :2] ** 2, **labels, **more)
         entries = ("stage1", *more)
         path = str(folder / f"{name}.npz")
         files[name] = dict(name="npz", path=path, num_classes=K, entries=entries)
@@ -49,7 +51,7 @@ def made(tmp_path_factory):
     save("test", x, y, votes=RNG.integers(0, 9, (N, K)) + 10 * np.eye(K, dtype=int)[y])
     which = dict(corruption=np.arange(N) % 2 * 4, severity=1 + np.arange(N) // 2 % 2 * 4)
     save("corrupted", x + RNG.normal(size=x.shape), y, **which)
-    save("outside", 3 * RNG.normal(size=(50, D)), np.zeros(50, int))
+    save("outside", 3 * RNG.normal(size=(50, D)))
 
     config = base()
     config.data.train = files["train"]
@@ -183,7 +185,7 @@ def test_fitted_scores_rank_sets(made):
     def outputs(name):
         a = arrays(made, name)
         last = made[2]
-        return Outputs(a["x"], a["x"] @ last.kernel + last.bias, a["y"], (a["stage1"],), last)
+        return Outputs(a["x"], a["x"] @ last.kernel + last.bias, a.get("y"), (a["stage1"],), last)
 
     for score, fit in (("layers_mahalanobis", layers_mahalanobis), ("vim", vim)):
         scorer = fit(outputs("train"), **({"dimensions": 2} if score == "vim" else {}))
@@ -221,3 +223,14 @@ def test_wrong_scores_are_named(fields, message):
     spec = dict(name="ood", data=dict(split="test"), sets=dict(far=dict(split="test")))
     with pytest.raises(ConfigError, match=message):
         build("ood", spec | fields)
+
+
+@pytest.mark.parametrize("dataset", openood.SETS)
+def test_the_sets_of_openood_are_in_tfds(dataset):
+    test = dict(name="digits", split="test")
+    spec = openood.evaluator(dataset, test, size=32, scores=("energy",), fit=test)
+    evaluator = build("ood", spec)
+    named = {one.tfds for of in openood.SETS[dataset].values() for one in of.values()} - {None}
+    assert {read.data["name"] for read in evaluator.data} == named | {"digits"}
+    if dataset == "cifar10":
+        assert spec["groups"] == dict(far=("mnist", "svhn", "texture", "places365"))  # no TIN
