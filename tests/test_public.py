@@ -83,6 +83,7 @@ def test_tutorials_import_what_is_public(file):
 @pytest.mark.parametrize("file", TUTORIALS, ids=lambda file: file.stem)
 def test_tutorials_run(file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XLA_FLAGS")  # the programs that it starts have the devices of a laptop
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
     try:

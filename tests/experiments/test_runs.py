@@ -33,9 +33,8 @@ def made(folder, train_data, head, likelihood, task, seed=0):
         return None
     experiment = evaluate.open_run(folder)  # on the devices here, as the program does
     evaluate.evaluate(experiment, folder, show=False, predictions=True)
-    (file,) = (folder / "evaluation" / "test" / "predictions").glob("*.npz")
-    with np.load(file) as arrays:
-        return {name: arrays[name] for name in arrays.files if name != "metadata.json"}
+    with np.load(folder / "evaluation" / "test" / "predictions.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +107,9 @@ def test_targets_are_in_their_units(runs):
     folder, predictions = runs
     predicted, file = load_run(folder / "table").predict(TABLE[40:]), predictions["table"]
     assert isinstance(predicted, Gaussians)
-    mean = file["mean"] * file["y_std"] + file["y_mean"]
+    mean = file["mean"]
     np.testing.assert_array_equal(predicted.member_mean, mean)
-    np.testing.assert_array_equal(predicted.member_variance, file["variance"] * file["y_std"] ** 2)
+    np.testing.assert_array_equal(predicted.member_variance, file["variance"])
     np.testing.assert_allclose(
         predicted.variance, predicted.member_variance.mean(0) + mean.var(0), rtol=1e-5
     )
