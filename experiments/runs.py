@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import evaluate
 from experiments.data.source import Source, of_array
+from experiments.evaluators.regression import as_stored
 from experiments.prediction.predictions import Predictions
 from experiments.prediction.predictor import Predictor
 from experiments.runtime import storage
@@ -73,10 +74,7 @@ class Run:
         if source.task == "classification":
             normalised = all(run.likelihood.normalised for run in self.predictor.runs)
             return Classes(*arrays, self.conformal, normalised, self.data.class_names)
-        mean, variance = arrays
-        if self.data.y_std is not None:
-            mean = mean * self.data.y_std + self.data.y_mean
-            variance = variance * self.data.y_std**2
+        mean, variance, _ = as_stored(self.data, *arrays, arrays[0])
         return Gaussians(mean, variance)
 
     def features(self, x: Any) -> np.ndarray:

@@ -26,6 +26,18 @@ SCORES = {
     "dempster_shafer": "K / (K + sum_k exp(u_k)), mean over members",
     "epistemic_variance": "epistemic variance of the latents, mean over members and classes",
     "noise_std": "standard deviation of the latents' noise",
+    "dice": "minus the log-sum-exp of logits by the most important weights",
+    "energy": "minus the log-sum-exp of the logits",
+    "grad_norm": "minus the norm of the gradient of the KL divergence from uniform",
+    "kl_matching": "least KL divergence from a class's mean prediction",
+    "knn": "distance to the k-th nearest training features, normalised",
+    "layers_mahalanobis": "sum of the Mahalanobis distances of several layers' features",
+    "mahalanobis": "Mahalanobis distance of the features to the nearest class mean",
+    "odin": "1 - the largest probability at a temperature, for an input moved towards confidence",
+    "react": "minus the log-sum-exp of logits of clipped features",
+    "relative_mahalanobis": "Mahalanobis distance minus that to the mean of all classes",
+    "residual": "norm of the features outside of their principal subspace",
+    "vim": "residual as a virtual logit, minus the log-sum-exp of the logits",
     "epistemic_std": "standard deviation of the latents that more data would reduce",
 }
 OF_SETS = {
@@ -118,6 +130,24 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/floor": "Least probability of a class before normalisation",
     },
     "conformal": {f"*/{name}": text for name, text in OF_SETS.items()},
+    "halves": {  # calibrated on one half of the data and measured on the other, in turn
+        **{name: f"After calibration: {ERRORS[name]}" for name in ("nll", "brier", "ece")},
+        "temperature": "Mean of the fitted temperatures of both halves",
+        "human_nll": "After calibration: mean NLL of people's votes",
+        "human_kl": "After calibration: mean KL divergence of the mixture from people's votes",
+        "*/size_raw": f"{OF_SETS['size']}, from probabilities as they are",
+        "*/size": f"{OF_SETS['size']}, after calibration",
+        "*/coverage": OF_SETS["coverage"],
+        "*/coverage_class": OF_SETS["worst_class_coverage"],
+    },
+    "human": {
+        "nll": "-sum_k q_k log p_k for the shares q of people's votes, mean over examples",
+        "kl": "sum_k q_k log(q_k / p_k), mean over examples",
+        "entropy": "Mean entropy of the votes, the least possible NLL",
+        "spearman": "Rank correlation of the entropies of the mixture and of the votes",
+        "auroc": "AUROC of the mixture's entropy for examples on which a tenth of the votes "
+        "or more differ from the most frequent class",
+    },
     "joint": {
         "dyadic_nll": "-log of the mean over functions of the joint probability of tau labels "
         "that are drawn from a pair of examples",
