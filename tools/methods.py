@@ -8,6 +8,7 @@ import functools
 import html
 import json
 import pathlib
+import posixpath
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -70,7 +71,7 @@ def page(part: describe.Part, used: Mapping[tuple[str, str], list]) -> str:
     section = describe.SECTIONS[part.section]
     lines = [
         f"# `{part.name}`",
-        f"*{escape_markdown(section.about[:1].upper() + section.about[1:])}*: a part of the section "
+        f"*{sentence(section.about)}*: a part of the section "
         f"[{part.section}](index.md) of a config.",
         body(part),
         "## In a config",
@@ -129,7 +130,7 @@ def display(text: str) -> str:
         text = text.replace(sign, shown)
     text = html.escape(text, quote=False)
     text = re.sub(r"(?<![A-Za-z])([A-Za-z]+)(?![A-Za-z])", lambda m: GREEK.get(m[1], m[1]), text)
-    index = r"(?:\{([^{}]*)\}|([\w'](?:[\w,']{0,2})(?!\w)))"
+    index = r"(?:\{([^{}]*)\}|(\w(?:,?\w){0,2}(?!\w)))"
     for mark, tag in (("_", "sub"), (r"\^", "sup"), ("_", "sub"), (r"\^", "sup")):
         text = re.sub(
             rf"(?<=[\w)\]|>∇∑∏]){mark}{index}",
@@ -139,10 +140,15 @@ def display(text: str) -> str:
     return f'<div class="equation">{text}</div>'
 
 
+ESCAPED = re.compile(r"([*_$\[\]])")
+
+
 def escaped(line: str) -> str:
     """A line of prose whose symbols are not Markdown, outside of backticks."""
     parts = re.split(r"(`[^`]*`)", line)
-    return "".join(p if p.startswith("`") else re.sub(r"([*_<>$\[\]])", r"\\\1", p) for p in parts)
+    return "".join(
+        p if p.startswith("`") else html.escape(ESCAPED.sub(r"\\\1", p), False) for p in parts
+    )
 
 
 def config_line(part: describe.Part) -> str:
@@ -156,14 +162,41 @@ def config_line(part: describe.Part) -> str:
 
 
 def fields(of: tuple[describe.Field, ...]) -> str:
-    lines = ["| field | type | default | |", "| --- | --- | --- | --- |"]
+    """A definition list, which a narrow screen shows whole."""
+    entries = []
     for field in of:
-        default = "*required*" if field.default is None else f"`{field.default}`" * bool(field.default)
-        text = cell(field.text)
-        if field.choices:
-            text += f" One of: {', '.join(f'`{c}`' for c in field.choices)}."
-        lines.append(f"| `{field.name}` | {cell(field.type)} | {default} | {text} |".replace("||", "| |"))
-    return "\n".join(lines) if of else "None."
+        kind = f": {escaped(field.type)}" * bool(field.type)
+        default = (
+            ", required" if field.default is None else f" = `{field.default}`" * bool(field.default)
+        )
+        choices = f" One of: {', '.join(f'`{c}`' for c in field.choices)}." * bool(field.choices)
+        entries.append(f"`{field.name}`{kind}{default}\n:   {escaped(field.text) or '-'}{choices}")
+    return "\n\n".join(entries)
+
+
+def sentence(about: str) -> str:
+    """With a capital, unless it begins with a formula."""
+    return escaped(about if "(" in about.split()[0] else about[:1].upper() + about[1:])
+
+
+def linked(text: str, used: Mapping[str, str], folder: str) -> str:
+    """A page on which code that is the name of a method links to its page."""
+
+    def link(match: re.Match) -> str:
+        path = used.get(match[1])
+        return f"[{match[0]}]({posixpath.relpath(path, folder)})" if path else match[0]
+
+    return re.sub(r"(?<!\[)`([\w.]+)`(?!\])", link, text)
+
+
+def places() -> dict[str, str]:
+    """Name -> path of the pages of methods whose names are unique."""
+    paths: dict[str, list[str]] = {}
+    for name in METHODS:
+        if name in describe.SECTIONS:
+            for part in describe.SECTIONS[name].parts():
+                paths.setdefault(part, []).append(f"docs/methods/{name}/{part}.md")
+    return {part: of[0] for part, of in paths.items() if len(of) == 1}
 
 
 def cell(text: str) -> str:
@@ -172,7 +205,7 @@ def cell(text: str) -> str:
 
 def contents(name: str, parts: list[describe.Part]) -> str:
     section = describe.SECTIONS[name]
-    lines = [f"# {name}", f"{escaped(section.about[:1].upper() + section.about[1:])}: `config.{section.place}`."]
+    lines = [f"# {name}", f"{sentence(section.about)}: `config.{section.place}`."]
     rows = ["| | |", "| --- | --- |"]
     rows += [f"| [`{p.name}`]({p.name}.md) | {cell(p.about)} |" for p in parts]
     return "\n\n".join([*lines, "\n".join(rows)]) + "\n"
@@ -180,7 +213,7 @@ def contents(name: str, parts: list[describe.Part]) -> str:
 
 def together(name: str, parts: list[describe.Part]) -> str:
     section = describe.SECTIONS[name]
-    lines = [f"# {name}", f"{escaped(section.about[:1].upper() + section.about[1:])}: `config.{section.place}`."]
+    lines = [f"# {name}", f"{sentence(section.about)}: `config.{section.place}`."]
     for part in parts:
         lines += [f"## `{part.name}`", body(part), fields(part.fields) if part.fields else ""]
     if parts[0].shared:
@@ -192,10 +225,10 @@ def index(made: Mapping[str, str]) -> str:
     lines = [
         "# Methods",
         "A method is a choice of one factor of",
-        "$$p(y \\mid x, D) = \\frac{1}{PM} \\sum_{p,m} E_{u \\sim N(\\mu_{pm}(x), \\Sigma_{pm}(x))}"
-        " [\\, p(y \\mid u) \\,]$$",
-        "with P particles that share nothing and M members that share parameters, so methods of different "
-        "sections combine. The same text is printed by `python -m experiments.describe`.",
+        "$$p(y \\mid x, D) = \\frac{1}{PM} \\sum_{p,m} E_u [\\, p(y \\mid u) \\,], "
+        "\\quad u \\sim N(\\mu_{pm}(x), \\Sigma_{pm}(x)),$$",
+        "with P particles that share nothing and M members that share parameters, so methods of "
+        "different sections combine. The same text is printed by `python -m experiments.describe`.",
     ]
     for title, chosen in (("Methods", True), ("Parts of methods, and data", False)):
         rows = ["| | | |", "| --- | --- | --- |"]
@@ -203,9 +236,7 @@ def index(made: Mapping[str, str]) -> str:
             if (name in METHODS) is not chosen or not (parts := section.parts()):
                 continue
             link = f"{name}/index.md" if chosen else f"{name}.md"
-            names = [
-                f"[`{p}`]({name}/{p}.md)" if chosen else f"`{p}`" for p in parts
-            ]
+            names = [f"[`{p}`]({name}/{p}.md)" if chosen else f"`{p}`" for p in parts]
             rows.append(f"| [{name}]({link}) | {cell(section.about)} | {', '.join(names)} |")
         lines += [f"## {title}", "\n".join(rows)]
     return "\n\n".join(lines) + "\n"

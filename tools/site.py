@@ -3,7 +3,7 @@
 Pages are the Markdown files of the repository, at their own paths, so that their links lead to the
 same places here and there, with the files that they link to. These are made when the site is built:
 
-    docs/methods      a page for each method, a page for each other section of parts (tools/methods.py)
+    docs/methods      a page for each method and for each section of other parts (tools/methods.py)
     docs/tutorials    scripts that are run, with what they print and draw (tools/tutorials.py)
     docs/api          the public names, from their docstrings
     docs/gallery.md   the figures of the results
@@ -53,6 +53,7 @@ DEVICES = [
     ("Buckets", "docs/cloud.md"),
     ("Large ensembles", "docs/scaling.md"),
 ]
+NAMING = ["docs/choose.md", "docs/posthoc.md", "docs/ood.md"]  # with links to the pages of methods
 PROJECT = [
     ("Contributing", "CONTRIBUTING.md"),
     ("Architecture", "ARCHITECTURE.md"),
@@ -89,7 +90,10 @@ def api() -> dict[str, str]:
         target = getattr(uncertainty, name)
         module = target.__module__.removeprefix("uncertainty.")
         groups.setdefault(module.split(".")[0], []).append(f"uncertainty.{module}.{name}")
-    listed = ["# API\n", f"What `import uncertainty` has; `{'`, `'.join(MODULES.split())}` are modules.\n"]
+    listed = [
+        "# API\n",
+        f"What `import uncertainty` has; `{'`, `'.join(MODULES.split())}` are modules.\n",
+    ]
     for group, names in sorted(groups.items()):
         bodies = (f"::: {name}\n" for name in sorted(names, key=str.lower))
         pages[f"docs/api/{group}.md"] = "\n".join([f"# {group}\n", *bodies])
@@ -155,15 +159,19 @@ def navigation(pages: dict[str, str], generated: dict[str, str]) -> list[Any]:
         paths.sort(key=lambda p: p not in first)
         return [titled(path, pages[path]) for path in paths]
 
-    scripts = [p for p in folder("tutorials")]
     return [
         {"Start": entries(START)},
-        {"Tutorials": [*scripts, {"Gallery": "docs/gallery.md"}]},
+        {"Tutorials": [*folder("tutorials"), {"Gallery": "docs/gallery.md"}]},
         {"Guide": entries(GUIDE)},
         {"TPU and GPU": entries(DEVICES)},
         {"Methods": methods.navigation(generated)},
-        {"Results": [*folder("results", ("docs/results/README.md",)), *entries([("Speed", "benchmarks/README.md")])]},
-        {"API": ["docs/api/index.md", *folder("api")[:-1]]},
+        {
+            "Results": [
+                *folder("results", ("docs/results/README.md",)),
+                *entries([("Speed", "benchmarks/README.md")]),
+            ]
+        },
+        {"API": folder("api", ("docs/api/index.md",))},
         {"Project": entries(PROJECT)},
     ]
 
@@ -173,6 +181,10 @@ def on_config(config: Any) -> Any:
     generated = {**methods.pages(), **tutorials.pages(), **api(), "docs/gallery.md": gallery(files)}
     texts = {path: file.read_text(encoding="utf-8") for path, file in files.items()}
     texts |= generated
+    at = methods.places()
+    for path in NAMING:
+        if path in texts:
+            texts[path] = methods.linked(texts[path], at, posixpath.dirname(path))
     config.nav = navigation(texts, generated)
     config.extra["pages"] = texts
     config.extra["binary"] = tutorials.figures()
