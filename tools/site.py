@@ -26,6 +26,7 @@ import uncertainty  # noqa: E402
 from tools import methods, tutorials  # noqa: E402
 
 LINK = re.compile(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)")
+TUTORIAL = re.compile(r"(\]\([^)]*tutorials/\w+)\.py\)")  # on the site its page
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 MATH = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
@@ -33,7 +34,7 @@ MATH = re.compile(
 START = [
     "README.md",
     ("Your own data", "docs/data.md"),
-    ("Your own model", "docs/tutorials/your_own_model.md"),
+    ("Your own model", "docs/your_own_model.md"),
     ("Predictions of any model", "docs/predictions.md"),
     ("Choose a method", "docs/choose.md"),
 ]
@@ -179,7 +180,10 @@ def navigation(pages: dict[str, str], generated: dict[str, str]) -> list[Any]:
 def on_config(config: Any) -> Any:
     files = committed()
     generated = {**methods.pages(), **tutorials.pages(), **api(), "docs/gallery.md": gallery(files)}
-    texts = {path: file.read_text(encoding="utf-8") for path, file in files.items()}
+    texts = {
+        path: TUTORIAL.sub(r"\1.md)", file.read_text(encoding="utf-8"))
+        for path, file in files.items()
+    }
     texts |= generated
     at = methods.places()
     for path in NAMING:
