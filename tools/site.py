@@ -160,10 +160,16 @@ def navigation(pages: dict[str, str], generated: dict[str, str]) -> list[Any]:
         paths.sort(key=lambda p: p not in first)
         return [titled(path, pages[path]) for path in paths]
 
+    listed = {item[1] for item in [*START[1:], *GUIDE, *DEVICES]}
+    further = [
+        titled(path, text)
+        for path, text in sorted(pages.items())
+        if re.fullmatch(r"docs/[\w-]+\.md", path) and path not in {*listed, "docs/gallery.md"}
+    ]
     return [
         {"Start": entries(START)},
         {"Tutorials": [*folder("tutorials"), {"Gallery": "docs/gallery.md"}]},
-        {"Guide": entries(GUIDE)},
+        {"Guide": [*entries(GUIDE), *further]},
         {"TPU and GPU": entries(DEVICES)},
         {"Methods": methods.navigation(generated)},
         {
