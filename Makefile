@@ -2,7 +2,8 @@
 # make test         all tests;  make test-fast  those that take seconds
 # make test-tpu     what the TPU compiler says, without a TPU (Linux; installs libtpu)
 # make test-cloud   workdirs in buckets, on servers of this machine
-# make lint         ruff;  make types  mypy on the library;  make docs  tables in the docs
+# make lint         ruff;  make types  mypy on the library
+# make docs         tables in the docs, and the site: build/site/index.html
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -42,6 +43,8 @@ types: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python -m tools.docs
 	$(BIN)/python -m benchmarks.page
+	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean:
-	rm -rf $(VENV) .cache runs/quickstart
+	rm -rf $(VENV) .cache build/site runs/quickstart
