@@ -59,7 +59,6 @@ LAYERS = ("stage1", "stage2")  # features of earlier stages
 FITTED = (
     "mahalanobis",
     "relative_mahalanobis",
-    "layers_mahalanobis",
     "knn",
     "energy",
     "react",
@@ -115,9 +114,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     clean, full = arg.labels == "clean", not arg.runlocal  # stand-ins have no further entries
     fitted = clean and arg.method in ("dense", "released")
-    layers = LAYERS if fitted and full else ()
     people = ("human",) if full else ()
-    test = file("test", split="test", entries=(*people, *layers))
+    test = file("test", split="test", entries=people)
     evaluators = dict(
         test=dict(name="classification", data=test),
         halves=dict(name="halves", data=test, sets=("lac", "aps"), human=(*people, None)[0]),
@@ -125,12 +123,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if people:
         evaluators["human"] = dict(name="human", data=test)
     if clean:
-        outside = {name: file(name, split="test", entries=layers) for name in OUTSIDE}
+        outside = {name: file(name, split="test", entries=()) for name in OUTSIDE}
         evaluators["ood"] = dict(name="ood", data=test, sets=outside)
     if fitted:
-        train = file("train", split="train", entries=layers)
         scores = FITTED if full else ("mahalanobis", "vim", "odin")
-        evaluators["ood"] |= dict(fit=train, scores=scores, layers=layers)
+        evaluators["ood"] |= dict(fit=file("train", split="train"), scores=scores)
+    if fitted and full:  # an evaluator of its own, so that all rows read the same test data
+        every = {name: file(name, split="test", entries=LAYERS) for name in ("test", *OUTSIDE)}
+        evaluators["layers"] = dict(
+            name="ood",
+            data=every.pop("test"),
+            sets=every,
+            fit=file("train", split="train", entries=LAYERS),
+            scores=("layers_mahalanobis",),
+            layers=LAYERS,
+        )
     if clean and full:
         data = file("corrupted", split="test", entries=("corruption", "severity"))
         evaluators["corrupted"] = dict(name="corrupted", data=data)
