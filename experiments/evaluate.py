@@ -145,6 +145,12 @@ def run_all(
             progress.update(i, key)
             with reported(key, failures):
                 for metric, value in evaluator.run(predict):
+                    before = metrics.get(metric)
+                    if before is not None and not np.isclose(before, value, equal_nan=True):
+                        raise ValueError(
+                            f"{metric}: {value}, but an evaluator before has {before}; results "
+                            "have one value for a name"
+                        )
                     (arrays if isinstance(value, np.ndarray) else metrics)[metric] = value
         progress.update(len(built), "")
     return metrics, arrays, failures

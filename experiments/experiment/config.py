@@ -129,7 +129,7 @@ def _reported(file: str, field: str, location: str) -> Iterator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if f.filename == location]
-        where = f", line {lines[-1]}" * bool(lines)
+        where = f", line {lines[-1]}" if lines else ""
         raise ConfigError(f"{field}: {file}{where}: {type(error).__name__}: {error}") from error
 
 

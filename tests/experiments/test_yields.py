@@ -6,7 +6,7 @@ import pkgutil
 
 import pytest
 
-from experiments import evaluators
+from experiments import evaluate, evaluators
 from experiments.data import labels
 from experiments.data.source import load
 from experiments.evaluators import Evaluator, build, build_all, check_data
@@ -104,6 +104,19 @@ def test_what_is_no_data_set_is_refused_by_its_field(kind):
     for value, message in ((5, "e.data: 5 is not a dict of fields"), ({}, "e.data.name: None is")):
         with pytest.raises(ConfigError, match=f"evaluators.{message}"):
             build("e", dict(MINIMAL[kind], name=kind, data=value))
+
+
+def test_two_values_of_one_name_are_reported():
+    def giving(value):
+        return Evaluator(lambda predict: iter([("x/y", value)]), None, {"x/y"})
+
+    metrics, _, failures = evaluate.run_all(
+        dict(a=giving(1.0), b=giving(1.0), c=giving(2.0)), None, ""
+    )
+    assert metrics == {"x/y": 1.0} and list(failures) == ["c"]
+    assert failures["c"].endswith(
+        "x/y: 2.0, but an evaluator before has 1.0; results have one value for a name"
+    )
 
 
 def test_data_are_read_once_and_every_fault_is_named():
