@@ -27,10 +27,8 @@ data, is evaluated again once the fields of those evaluators have changed.
 import argparse
 import logging
 import pathlib
-import re
 import shutil
 import sys
-import traceback
 from collections.abc import Sequence
 
 from experiments.experiment import config as config_lib
@@ -40,7 +38,14 @@ from experiments.runtime.termination import Interrupted, status
 from experiments.tables import check, launch
 from experiments.tables.cells import Cells, name_of
 from experiments.tables.render import render
-from experiments.tables.run import Outcome, reproduce, rows_of, seeds_of_table
+from experiments.tables.run import (
+    Outcome,
+    reproduce,
+    rows_of,
+    run_cell,
+    seeds_of,
+    seeds_of_table,
+)
 from experiments.tables.summary import seeds_in_words
 from uncertainty.build import ConfigError
 
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells = Cells(args.table, args.results, args.workdir, overrides, args.round)
         launch.check(args)
         if args.cell:
-            return run_cell(cells, args)
+            return run_cell(cells, args.rows, args.seeds, args.cell)
         rows_of(cells, args.rows)
         cells.check_columns()
         if args.check:
@@ -174,30 +179,10 @@ def run_check(committed: Cells, args: argparse.Namespace) -> int:
     return 1 if differing or outcome.failures else 0
 
 
-def run_cell(cells: Cells, args: argparse.Namespace) -> int:
-    """Runs the one cell of `--rows` and `--seeds`; a failure goes to the file `--cell`."""
-    (row,) = [r for r in cells.table["rows"] if re.search(args.rows, name_of(r))]
-    try:
-        cells.run(row, *args.seeds)
-    except Exception as error:
-        pathlib.Path(args.cell).write_text(str(error))
-        logger.debug("%s", traceback.format_exc())
-        return 1
-    return 0
-
-
 def print_failures(outcome: Outcome) -> None:
     for reason, rows in outcome.failures.items():
         where = "; ".join(f"{name}, {seeds_in_words(seeds)}" for name, seeds in rows.items())
         print(f"error: {where}: {reason}", file=sys.stderr)
-
-
-def seeds_of(text: str) -> list[int]:
-    """'0,1' as [0, 1]."""
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 0,1,2") from None
 
 
 if __name__ == "__main__":

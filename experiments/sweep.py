@@ -19,11 +19,8 @@ selected.json and report.html. docs/sweeps.md has more, on SLURM and Kubernetes 
 
 import argparse
 import logging
-import pathlib
-import re
 import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 
 from experiments.experiment import config as config_lib
@@ -35,7 +32,7 @@ from experiments.sweeps import spec
 from experiments.sweeps.spec import Sweep
 from experiments.tables import launch
 from experiments.tables.cells import Cells, name_of
-from experiments.tables.run import Outcome, reproduce, rows_of
+from experiments.tables.run import Outcome, reproduce, rows_of, run_cell, seeds_of
 from experiments.tables.summary import seeds_in_words
 from uncertainty.build import ConfigError
 
@@ -55,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table["command"] = command_of(sweep, args)
         cells = Cells("sweep", workdir, workdir / "runs", {}, table=table)
         if args.cell:
-            return run_cell(cells, args)
+            return run_cell(cells, args.rows, args.seeds, args.cell)
         for row in table["rows"]:
             if args.dry_run:
                 print(name_of(row))
@@ -100,7 +97,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help=text)
     add("--random", type=int, metavar="N", help="draw N settings; by default the grid of all")
     add("--random-seed", type=int, metavar="S", help="of the draws (default: 0)")
-    add("--seeds", type=_seeds, help="of each setting, such as 0,1,2 (default: 0,1,2)")
+    add("--seeds", type=seeds_of, help="of each setting, such as 0,1,2 (default: 0,1,2)")
     text = "the metric on validation data to select by (default: the task's NLL)"
     add("--select", metavar="KEY[:higher|lower]", help=text)
     text = f"most particles of one program; 1 trains each setting by itself (default: {MOST})"
@@ -187,25 +184,6 @@ def show(
         if report:
             show_lib.write(cells, shown, sweep, select, chosen)
     return cells.records.damaged()
-
-
-def run_cell(cells: Cells, args: argparse.Namespace) -> int:
-    """Runs the one cell of `--rows` and `--seeds`; a failure goes to the file `--cell`."""
-    (row,) = [r for r in cells.table["rows"] if re.search(args.rows, name_of(r))]
-    try:
-        cells.run(row, *args.seeds)
-    except Exception as error:
-        pathlib.Path(args.cell).write_text(str(error))
-        logger.debug("%s", traceback.format_exc())
-        return 1
-    return 0
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 0,1,2") from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Runs the unfinished cells of a table, here or each in its own process."""
 
+import argparse
 import dataclasses
 import logging
 import math
+import pathlib
 import re
 import subprocess
 import tempfile
@@ -188,6 +190,26 @@ def rows_of(cells: Cells, pattern: str) -> list[dict[str, Any]]:
         names = [name_of(row) for row in cells.table["rows"]]
         raise ConfigError(f"rows: {pattern!r} matches none of {names}")
     return selected
+
+
+def run_cell(cells: Cells, rows: str, seeds: Sequence[int], file: str) -> int:
+    """Runs the one cell of `rows` and `seeds`; the reason of a failure goes to the file."""
+    (row,) = [r for r in cells.table["rows"] if re.search(rows, name_of(r))]
+    try:
+        cells.run(row, *seeds)
+    except Exception as error:
+        pathlib.Path(file).write_text(str(error))
+        logger.debug("%s", traceback.format_exc())
+        return 1
+    return 0
+
+
+def seeds_of(text: str) -> list[int]:
+    """'0,1' as [0, 1]."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 0,1,2") from None
 
 
 def seeds_of_table(cells: Cells, seeds: Sequence[int] | None) -> tuple[int, ...]:
