@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import timing
-from uncertainty import cpu
+from experiments.runtime import execution
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
-from uncertainty.inference import executors
 from uncertainty.inference.particles import particles
 from uncertainty.likelihoods import softmax
 from uncertainty.model import from_network
@@ -42,10 +41,9 @@ class Ours:
         if calls:  # the same update inside a scan: the best a loop on the device could do
             self.batches = [batches] * BATCHES
             update = jax.jit(lambda s, b: jax.lax.scan(inference.update, s, b), donate_argnums=0)
-        elif name == "loop":
-            update = executors.Loop(inference, cpu.cores() if size >= cpu.cores() else 1)
         else:
-            update = jax.jit(inference.update, donate_argnums=0)
+            mesh, state = execution.make_mesh({}), self.init()
+            update = execution.update_of(inference, mesh, name, state, self.batches[0])
         self.update, self.state, self.done = update, self.init(), 0
 
     def step(self) -> Any:

@@ -18,7 +18,7 @@ matrices.
 from benchmarks import against_torch
 from uncertainty.backbones.lenet import LeNet5
 
-EXECUTORS = ("auto", "loop", "scan", "vmap")
+EXECUTORS = ("auto", "scan", "vmap")
 METHODS = ("loop", "loop, channels last", "vmap")
 
 

@@ -13,7 +13,7 @@ reads and writes 200,000 parameters in four arrays: 6 MB per member, 0.3 ms at 2
 from benchmarks import against_torch
 from uncertainty.backbones.mlp import MLP
 
-EXECUTORS = ("auto", "loop", "scan", "8 steps a call: vmap", "8 steps a call: scan")
+EXECUTORS = ("auto", "scan", "8 steps a call: vmap", "8 steps a call: scan")
 
 
 def main() -> None:

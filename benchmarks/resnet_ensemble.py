@@ -17,7 +17,7 @@ METHODS = ("loop", "loop, channels last")
 
 def main() -> None:
     arguments = against_torch.parse(
-        __doc__, ("auto", "loop"), METHODS, batch=64, size=4, steps=1, rounds=7
+        __doc__, ("auto",), METHODS, batch=64, size=4, steps=1, rounds=7
     )
     network = dict(name="resnet", depth=20)
     against_torch.compare("ResNet-20", ResNet(depth=20), network, (32, 32, 3), 0.8, arguments)

@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.svgd_opponents import compiled_bytes
 from benchmarks.timing import block, over
+from experiments.runtime import execution
 from uncertainty import build
 
 B, BATCHES, COMPARED = 128, 8, 3
@@ -55,14 +56,17 @@ class Ours:
         algorithm = build.inference(config, num_examples=1)
         self.batches = [{key: a[i] for key, a in batches.items()} for i in range(BATCHES)]
         self.state, self.done = algorithm.init(jax.random.key(0), batches["x"][0]), 0
-        update = jax.jit(algorithm.update, donate_argnums=0)
-        self.compiled = update.lower(self.state, self.batches[0]).compile()
+        mesh = execution.make_mesh({})
+        self.update = execution.update_of(algorithm, mesh, "auto", self.state, self.batches[0])
 
     def steps(self, number: int) -> Any:
         for _ in range(number):
-            self.state, metrics = self.compiled(self.state, self.batches[self.done % BATCHES])
+            self.state, metrics = self.update(self.state, self.batches[self.done % BATCHES])
             self.done += 1
         return self.state, metrics
+
+    def compiled(self) -> Any:
+        return self.update.trace(self.state, self.batches[0]).lower().compile()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Parameters as `svgd_opponents.py` names them, [P, ...]."""
@@ -112,7 +116,7 @@ class Comparison:
         checked.steps(COMPARED)
         n = sum(a[0].size for a in start.values())
         record["job"] = f"MLP of {n:,} parameters, batch {B}"
-        record["megabytes"][f"P = {P}: ours"] = compiled_bytes(ours.compiled) / 1e6
+        record["megabytes"][f"P = {P}: ours"] = compiled_bytes(ours.compiled()) / 1e6
         sides = {f"P = {P}: ours": block(lambda: ours.steps(steps), steps)}
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             file, out = (str(pathlib.Path(folder) / name) for name in ("start.npz", "end.npz"))

@@ -19,7 +19,7 @@ SIZE = dict(patch_size=4, depth=4, width=64, num_heads=2, mlp_dim=256)
 
 def main() -> None:
     arguments = against_torch.parse(
-        __doc__, ("auto", "loop", "scan"), ("loop",), batch=64, size=4, steps=2, rounds=10
+        __doc__, ("auto", "scan"), ("loop",), batch=64, size=4, steps=2, rounds=10
     )
     backbone, network = ViT(variant="tiny", **SIZE), dict(name="vit", heads=SIZE["num_heads"])
     against_torch.compare("ViT 4 x 64", backbone, network, (32, 32, 3), 1.0, arguments)

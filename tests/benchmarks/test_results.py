@@ -66,10 +66,10 @@ def test_a_ratio_is_the_time_of_the_reference_over_ours(name, row, theirs, ours)
 
 
 def test_goals_have_the_direction_of_ratios():
-    """A step of SVGD may take 1.25 times a deep ensemble's at P = 50, and takes 1.40."""
+    """A step of SVGD may take 1.25 times a deep ensemble's at P = 50."""
     row = ratio("SVGD and SGLD", "SVGD", "deep ensemble", "P = 50")
     assert row.goal == pytest.approx(1 / 1.25)
-    assert row.verdict() == "missed"
+    assert row._replace(ratios=(0.79, 0.79, None)).verdict() == "missed"
     assert row._replace(ratios=(0.81, 0.79, None)).verdict() == "met by the minimum"
     assert row._replace(ratios=(0.81, None, None)).verdict() == "met"
     assert row._replace(goal=None).verdict() == ""
