@@ -57,6 +57,10 @@ REFUSED = [
      r"ensemble: backbone: e3 needs experts, but this \w+ has none"),
     (dict(ensemble={"masksembles"}, backbone={"vmoe"}),
      r"ensemble: backbone\.experts\.dropout: missing; masks belong to examples"),
+    (dict(ensemble={"hypermodel"}, backbone={"resnet", "wide_resnet", "vmoe"}),
+     r"ensemble: the parameters of a hypermodel are a function of its index, but \w+ of backbone"),
+    (dict(ensemble={"hypermodel"}, head=GP),
+     r"ensemble: head: the posterior of \w+ belongs to one set of parameters"),
     (dict(ensemble={"rank1"}, inference=POSTERIOR),
      r"inference\.prior: defines a posterior over parameters, but ensemble 'rank1'"),
     (dict(objective=OWN_LOSS, inference=FUNCTIONS),
@@ -185,13 +189,17 @@ def test_every_network(backbone, ensemble):
             return variables, [model.forward(*variables, x, key, train=train) for train in modes]
 
         made = meant(
-            lambda f=both, x=batch["x"]: jax.eval_shape(f, x), backbone=backbone, ensemble=ensemble
+            lambda f=both, x=batch["x"]: jax.eval_shape(f, x),
+            backbone=backbone,
+            ensemble=ensemble,
+            head=head,
         )
         if made is None:
             continue
         (params, collections), passes = made
         assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}, head
-        assert {path.split("/")[0] for path in paths(params)} == {"backbone", "head"}, head
+        parts = {"backbone", "head"} | ({"epinet"} if ensemble == "epinet" else set())
+        assert {path.split("/")[0] for path in paths(params)} == parts, head
         assert {path.split("/")[-1] for path in paths(params)} <= LEARNED, head
         assert not {"params", "losses"} & set(collections), head
         likelihood = model_of(backbone, ensemble, head).likelihood

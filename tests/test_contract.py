@@ -46,8 +46,14 @@ ENSEMBLES = {
     "mimo": dict(name="mimo", size=2),
     "masksembles": dict(name="masksembles", size=3, scale=1.5),
     "packed": dict(name="packed", size=2, alpha=1.5),
+    "epinet": dict(name="epinet", size=2, training_size=2, index=4, widths=(5,),
+                   additive=dict(name="mlp.MLP", widths=(3,))),
+    "hypermodel": dict(name="hypermodel", size=2, training_size=2, index=3, prior_scale=0.5,
+                       prior=dict(name="mlp.MLP", widths=(3,))),
+    "randomised_prior": dict(name="randomised_prior", scale=1.5,
+                             prior=dict(name="mlp.MLP", widths=(3,))),
     "rank1": dict(name="rank1", size=2, num_examples=64, prior_scale=1.0),
-}
+}  # fmt: skip
 HEADS = {  # with the likelihood that it is for
     "dense": (dict(name="dense.Dense", outputs=K), dict(name="softmax")),
     "mean_variance": (
@@ -387,6 +393,9 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(ensemble=dict(name="batch_ensemble", size=3),
           backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
      "members: 4 of dropout, but an earlier part makes 3"),
+    (dict(ensemble=dict(name="epinet", size=2),
+          backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "epinet makes 2 members, but the backbone already makes 4"),
     (dict(ensemble=dict(name="mimo", size=2), backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
      "mimo makes 2 members, but the backbone already makes 4"),
     (dict(ensemble=dict(name="packed", size=2),

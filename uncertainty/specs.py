@@ -23,6 +23,8 @@ import flax.linen as nn
 # Where the name in a field of a part of a section is looked up.
 NESTED = {
     ("heads", "mean"): "heads",
+    ("ensembles", "additive"): "backbones",
+    ("ensembles", "prior"): "backbones",
     ("inference.directions", "kernel"): "inference.kernels",
     ("inference.directions", "weight_kernel"): "inference.kernels",
     ("inference.directions", "annealing"): "inference.annealing",

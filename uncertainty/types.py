@@ -145,6 +145,14 @@ class Network(nn.Module):
         """Whether the parameters define a posterior, whose KL to a prior is in the loss."""
         return False
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parts, such as 'backbone', whose parameters keep the values that they begin with.
+
+        They are then in the collection 'frozen', and training changes no collection.
+        """
+        return ()
+
 
 class Model(NamedTuple):
     """One network and its likelihood, as pure functions of the parameters.

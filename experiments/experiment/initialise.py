@@ -24,6 +24,7 @@ import numpy as np
 from experiments.experiment.readers import READERS, Checkpoint, patches_of
 from experiments.runtime import storage
 from uncertainty.build import ConfigError, nearest
+from uncertainty.model import FROZEN
 from uncertainty.restore.plan import Move, plan
 from uncertainty.rules import path_of
 from uncertainty.specs import check_fields
@@ -97,6 +98,10 @@ def load(
 
     new = jax.tree_util.tree_map_with_path(filled, tree)
     params = {key: new[key] for key in state.params}
+    collections = {
+        name: {part: new[part] for part in value} if name == FROZEN else new[name]
+        for name, value in state.collections.items()
+    }
     kept = sorted(_targets(state.params).keys() - moves.keys())
     logger.info(
         "%d arrays of %s; as initialised: %s",
@@ -113,7 +118,7 @@ def load(
         )
     return state.replace(
         params=params,
-        collections={key: new[key] for key in state.collections},
+        collections=collections,
         opt_state=jax.vmap(optimiser.init)(params),
     )
 
@@ -144,8 +149,12 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
 
 
 def _tree(state: State) -> dict[str, Any]:
-    """Parameters and collections; paths of the latter begin with the collection's name."""
-    return {**state.params, **state.collections}
+    """Parameters and collections; paths of the latter begin with the collection's name.
+
+    Parameters that are not trained have their paths in the network, as those that are.
+    """
+    collections = dict(state.collections)
+    return {**state.params, **collections.pop(FROZEN, {}), **collections}
 
 
 def _targets(tree: Any) -> dict[str, tuple[int, ...]]:
