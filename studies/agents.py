@@ -30,7 +30,9 @@ def _steps(setting: Setting) -> int:
 class Agent(NamedTuple):
     """A config, and what in it depends on the setting of a problem."""
 
-    config: Mapping[str, Any]  # without `steps`; `inference.size` is P
+    # Without `steps`; `inference.size` is P. A function if more than the two below depends on the
+    # temperature, which then has a program of its own.
+    config: Mapping[str, Any] | Callable[[Setting], Mapping[str, Any]]
     l2: Callable[[Setting], float] = _of_ensemble  # gradient of l2 / 2 |theta|^2, on all parameters
     prior: Callable[[Setting], float] = lambda setting: 1.0  # factor of fixed random functions
     steps: Callable[[Setting], int] = _steps
@@ -39,7 +41,10 @@ class Agent(NamedTuple):
 def agents(samples: int = 1_000, size: int = 100) -> dict[str, Agent]:
     """name -> Agent, with the settings of the authors' code as far as they are known to us.
 
-    Differences: dropout's and the hypermodel's L2 are those of the ensemble.
+    Differences: dropout's and the hypermodel's L2 are those of the ensemble. Masks of dropout
+    belong to an input: its repetitions in a joint prediction share them, but the inputs of a pair
+    do not. SVGD and SGLD are ours; their prior is the Gaussian whose MAP the ensemble finds,
+    N(0, 1 / (n l2)), and they have not been tuned.
 
     Args:
       samples: index samples, or masks, at prediction.
@@ -71,7 +76,30 @@ def agents(samples: int = 1_000, size: int = 100) -> dict[str, Agent]:
             steps=of_epinet,
         ),
         "epinet without prior": Agent(_config(epinet), _of_epinet, steps=of_epinet),
-    }
+        "SVGD of functions": Agent(
+            _posterior(size, dict(name="adam", learning_rate=1e-3),
+                       direction=dict(name="svgd", space="functions"))
+        ),
+        "SGLD": Agent(
+            _posterior(size // 10 or 1, dict(name="sgld", learning_rate=1e-3),
+                       collect=dict(name="after_burn_in", size=10, burn_in=0.5)),
+            steps=lambda setting: 20_000,
+        ),
+    }  # fmt: skip
+
+
+def _posterior(
+    size: int, optimiser: Mapping[str, Any], **inference: Any
+) -> Callable[[Setting], dict[str, Any]]:
+    """Configs whose prior is that of the ensemble's L2."""
+
+    def config(setting: Setting) -> dict[str, Any]:
+        scale = (setting.examples * _of_ensemble(setting)) ** -0.5
+        prior = dict(name="gaussian", scale=float(scale))
+        whole = dict(name="particles", size=size, executor="vmap", prior=prior, **inference)
+        return _config() | dict(optimiser=optimiser, inference=whole)
+
+    return config
 
 
 def _config(
@@ -90,6 +118,12 @@ def _config(
     )
 
 
+def config_of(agent: Agent, setting: Setting) -> dict[str, Any]:
+    """The config with which an agent solves a problem."""
+    config = agent.config(setting) if callable(agent.config) else agent.config
+    return {**config, "steps": agent.steps(setting)}
+
+
 def solve(
     agent: Agent, setting: Setting, problems: Problem, keys: jax.Array, l2: jax.Array, prior: Any
 ) -> tuple[jax.Array, jax.Array]:
@@ -99,7 +133,7 @@ def solve(
 
     Args:
       agent: the same for all.
-      setting: of one of them, for shapes and steps.
+      setting: of one of them, for shapes and the config.
       problems: with a leading G.
       keys: [G].
       l2, prior: [G], of `agent`.
@@ -110,7 +144,7 @@ def solve(
     Raises:
       ValueError: the agent's latents have a variance: they are no functions.
     """
-    config = {**agent.config, "steps": agent.steps(setting)}
+    config = config_of(agent, setting)
     model = build.model(config)
     inference = build.inference(config, model, num_examples=setting.examples)
     alone = {**config, "inference": {**config["inference"], "size": 1}}
@@ -120,9 +154,9 @@ def solve(
     def one(key: jax.Array, problem: Problem, l2: jax.Array, prior: jax.Array) -> tuple:
         begin, order, draws = jax.random.split(key, 3)
         state = initial(one_particle, begin, problem.x[:1], P)
-        state = state.replace(
-            hyper={"l2": jnp.full(P, l2)}, collections=scaled(state.collections, prior)
-        )
+        state = state.replace(collections=scaled(state.collections, prior))
+        if state.hyper is not None:
+            state = state.replace(hyper={"l2": jnp.full(P, l2)})
         state, finite = trained(inference, state, problem, order, config["steps"])
         latent = inference.predict(state, problem.pairs.reshape(-1, setting.inputs))
         if latent.variance is not None or latent.factors is not None:

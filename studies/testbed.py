@@ -55,9 +55,14 @@ COLUMNS = (
 )
 
 
-def groups(every: Sequence[Setting]) -> Iterator[list[Setting]]:
-    """Settings of equal shape, which is that of one program."""
-    for _, same in itertools.groupby(every, lambda s: (s.inputs, s.ratio)):
+def groups(every: Sequence[Setting], agent: Agent | None) -> Iterator[list[Setting]]:
+    """Settings of one program: those of equal shape, and of equal config of the agent."""
+    by_temperature = agent is not None and callable(agent.config)
+
+    def program(s: Setting) -> tuple[float, ...]:
+        return (s.inputs, s.ratio, s.temperature if by_temperature else 0.0)
+
+    for _, same in itertools.groupby(every, program):
         yield list(same)
 
 
@@ -175,24 +180,21 @@ def run(
             )
     done = {(n["agent"], n["inputs"], n["ratio"], n["temperature"], n["seed"]) for n in lines}
     path.parent.mkdir(parents=True, exist_ok=True)
-    for same in groups(every):
-        missing = {name: [s for s in same if (name, *s) not in done] for name in chosen}
-        for name, left in missing.items():
-            if not left:
-                continue
-            problems = made(left, options["tau"], options["pairs"], options["draws"])
-            found = measured(chosen[name], left, problems)
+    for name, agent in chosen.items():
+        for same in groups([s for s in every if (name, *s) not in done], agent):
+            problems = made(same, options["tau"], options["pairs"], options["draws"])
+            found = measured(agent, same, problems)
             new = [
                 dict(agent=name, **s._asdict(), marginal=float(found["marginal"][i]),
                      joint=float(found["joint"][i]), seconds=found["seconds"], **options)
-                for i, s in enumerate(left)
+                for i, s in enumerate(same)
             ]  # fmt: skip
-            with path.open("a") as file:  # in one write, so that a line is whole
+            with path.open("a") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in new))
             lines += new
             logger.info(
                 "%s, d = %d, n / d = %g: %d problems, marginal %.4f, joint %.4f, %.1f s each",
-                name, *left[0][:2], len(left), found["marginal"].mean(), found["joint"].mean(),
+                name, *same[0][:2], len(same), found["marginal"].mean(), found["joint"].mean(),
                 found["seconds"],
             )  # fmt: skip
     wanted = {(name, *s) for name in chosen for s in every}

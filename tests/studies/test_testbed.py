@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from studies import testbed
-from studies.agents import Agent, agents, initial, scaled, solve
+from studies.agents import agents, config_of, initial, scaled, solve
 from studies.problems import Setting, draw, joint_kl, marginal_kl, settings
 from uncertainty import build
 from uncertainty.rules import path_of
@@ -96,7 +96,7 @@ def test_problems_in_one_program_are_those_of_a_loop():
     assert together.shape == (2, 2, T, 2, 2) and finite.all()
 
     for g, setting in enumerate(few):  # by the config alone, step by step
-        config = dict(agent.config, steps=3)
+        config = config_of(agent, setting)
         config["ensemble"] = dict(name="randomised_prior", scale=float(agent.prior(setting)))
         config["optimiser"] = config["optimiser"] | dict(l2=(("", float(agent.l2(setting))),))
         config["inference"] = dict(name="particles", size=1)
@@ -113,23 +113,42 @@ def test_problems_in_one_program_are_those_of_a_loop():
             np.testing.assert_allclose(together[g, p], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_agents_can_be_built_and_only_their_priors_are_scaled():
-    for name, agent in agents(samples=3, size=2).items():
-        assert isinstance(agent, Agent) and agent.steps(SETTING) in (200, 1000), name
-        config = {**agent.config, "steps": 1}
-        config["inference"] = config["inference"] | dict(size=1)
-        inference = build.inference(config, num_examples=6)
-        x = jnp.ones((1, 2))
-        state = jax.eval_shape(
-            lambda key, i=inference, x=x: initial(i, key, x, 2), jax.random.key(0)
-        )
-        assert {a.shape[0] for a in jax.tree.leaves(state.params)} == {2}
-        ones = jax.tree.map(lambda a: np.ones(a.shape), state.collections)
-        after = jax.tree_util.tree_leaves_with_path(scaled(ones, 3.0))
-        of = {path_of(path).split("/")[-2]: a.max() for path, a in after}
-        with_prior = name in ("ensemble+", "hypermodel", "epinet")
-        assert of.get("logits") == (3.0 if with_prior else None), name
-        assert set(of.values()) <= {1.0, 3.0}
+@pytest.mark.slow
+@pytest.mark.parametrize("name", agents())
+def test_agents_predict_functions_and_only_their_priors_are_scaled(name):
+    agent = agents(samples=3, size=20)[name]
+    config = config_of(agent, SETTING)
+    config["inference"] = config["inference"] | dict(size=1)
+    inference = build.inference(config, num_examples=6)
+    x, key = jnp.ones((1, 2)), jax.random.key(0)
+    state = jax.eval_shape(lambda key: initial(inference, key, x, 2), key)
+    assert {a.shape[0] for a in jax.tree.leaves(state.params)} == {2}
+    assert state.key.shape == (2,) and state.step.shape == ()
+    ones = jax.tree.map(lambda a: np.ones(a.shape), state.collections)
+    after = jax.tree_util.tree_leaves_with_path(scaled(ones, 3.0))
+    of = {path_of(path).split("/")[-2]: a.max() for path, a in after}
+    assert of.get("logits") == (3.0 if name in ("ensemble+", "hypermodel", "epinet") else None)
+    assert set(of.values()) <= {1.0, 3.0}
+
+    problems = jax.eval_shape(lambda: testbed.made([SETTING] * 2, TAU, T, R))
+    keys, numbers = jax.random.split(key, 2), jnp.ones(2)
+    made = functools.partial(solve, agent, SETTING)
+    log_q, finite = jax.eval_shape(made, problems, keys, numbers, numbers)
+    members = {"mlp": 1, "dropout": 3, "hypermodel": 3, "epinet": 3, "epinet without prior": 3}
+    assert log_q.shape == (2, members.get(name, 20), T, 2, 2) and finite.shape == (2,)
+
+
+def test_a_program_has_one_shape_and_one_config():
+    every = settings([2], [1, 10], [0.1, 0.5], [0, 1])
+    of = agents()
+    assert [len(same) for same in testbed.groups(every, of["epinet"])] == [4, 4]
+    assert [len(same) for same in testbed.groups(every, None)] == [4, 4]
+    assert [len(same) for same in testbed.groups(every, of["SGLD"])] == [2, 2, 2, 2]
+    scales = [config_of(of["SGLD"], s)["inference"]["prior"]["scale"] for s in every]
+    assert scales[0] == scales[1] != scales[2]
+    # An L2 of c is a Gaussian prior of variance 1 / (n c).
+    l2 = of["ensemble"].l2(every[0])
+    assert scales[0] == pytest.approx((every[0].examples * l2) ** -0.5)
 
 
 def test_scores_are_ratios_to_the_mlp_whose_intervals_draw_networks():
