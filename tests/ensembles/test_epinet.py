@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uncertainty import build
+from experiments.experiment import initialise
+from experiments.experiment.readers import Checkpoint
+from uncertainty import build, rules
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.epinet import IndexedMLP, epinet
 from uncertainty.heads.dense import Dense
@@ -246,3 +248,20 @@ def test_a_prior_that_makes_members_is_refused():
     network = epinet(MLP((7,)), Dense(K), 2, additive=functools.partial(MLP, (2,), dropout=dropout))
     with pytest.raises(ValueError, match="prior: its backbone makes 4 members"):
         jax.eval_shape(functools.partial(network.init, train=False), key(0), X)
+
+
+@pytest.mark.parametrize("saved", ["", "frozen/"])
+def test_a_frozen_base_is_restored_from_a_plain_run_or_another_frozen_one(saved):
+    model = build.model(config(frozen=True))
+    params, collections = jax.eval_shape(model.init, key(0), X)
+    state = build.inference(config(frozen=True), model)
+    state = jax.eval_shape(state.init, key(0), X)
+    base = {rules.path_of(path): a.shape for path, a in
+            jax.tree_util.tree_leaves_with_path(collections["frozen"])}  # fmt: skip
+    checkpoint = Checkpoint({saved + path: shape for path, shape in base.items()}, dict)
+    moves = initialise.plan_of(
+        dict(path="run", layout="own"), build.network(CONFIG), (D,), checkpoint,
+        initialise._tree(state),
+    )  # fmt: skip
+    assert {path: move.source for path, move in moves.items()} == {p: saved + p for p in base}
+    assert set(params) == {"epinet"}  # which stays as initialised
