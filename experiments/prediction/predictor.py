@@ -103,6 +103,16 @@ class Predictor:
         self._require_classes(self.source(data, labels))
         return self(data, labels).log_p
 
+    def labelled(self, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """`log_probs` and the labels [B], which have to match the model's.
+
+        Raises:
+          ValueError: see `log_probs`.
+        """
+        self._require_classes(self.source(data))
+        p = self(data)
+        return p.log_p, p.y
+
     def summary(
         self, data: Data, labels: str = labels_lib.ALIKE, bins: int = 15, scores: bool = True
     ) -> Summary:

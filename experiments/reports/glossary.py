@@ -179,6 +179,34 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/load_min": "Load of the least busy expert over the mean load",
         "*/mutual_information": "Mutual information of expert and class",
     },
+    "simplicity": {
+        **{
+            f"{name}/{key}": f"{text}, {of}"
+            for name, of in dict(
+                standard="on the test set",
+                simple_randomised="the simple features being those of other examples",
+                complex_randomised="the other features being those of other examples",
+            ).items()
+            for key, text in dict(
+                accuracy="Accuracy of the mixture",
+                auc="Area under the ROC curve of each class against the others, mean over classes",
+                member_accuracy="Mean accuracy of the members",
+                member_auc="Mean over members of the area under the ROC curve",
+            ).items()
+        },
+        "complex_share": "Share of members above chance where simple features are those of other "
+        "examples: they use complex ones",
+    },
+    "cues": {
+        "used": "exp of the entropy of the shares of members by cue: the effective number of cues",
+        "none/share": "Share of members that are at chance on the set of every cue",
+        "diagonal/accuracy": "Accuracy of the mixture where all cues tell the same class",
+        "diagonal/member_accuracy": "Mean accuracy of members where all cues tell the same class",
+        "*/accuracy": "Accuracy of the mixture where the label is the value of this cue, and the "
+        "others are independent of it",
+        "*/member_accuracy": "Mean accuracy of members where the label is the value of this cue",
+        "*/share": "Share of members that are best on the set of this cue",
+    },
     "cost": {
         "parameters": "Parameters of all particles",
         "step": "Steps of training",
