@@ -87,6 +87,10 @@ OBJECTIVES = {
     "likelihood": dict(name="likelihood"),
     "label_smoothing": dict(name="label_smoothing", rate=0.2),
     "mean_teacher": dict(name="mean_teacher", weight=2.0, ramp_steps=10),
+    "divdis": dict(name="divdis", stream=None),
+    "d_bat": dict(name="d_bat", stream=None),
+    "disagreement": dict(name="disagreement", stream=None),
+    "negative_correlation": dict(name="negative_correlation"),
 }
 PRIOR = dict(name="gaussian", scale=2.0)
 
@@ -113,6 +117,7 @@ INFERENCE = {
     "kde": space("weights", "wgd", estimator="kde"),
     "sge": space("weights", "wgd", estimator="sge", kernel=dict(name="linear")),
     "ssge": space("functions", "wgd", estimator="ssge", function_prior=4),
+    "together": dict(name="particles", size=2, direction=dict(name="together")),
     "sgld": posterior(ALONE, 2),
     "psgld": posterior(ALONE, 2),
     "sghmc": posterior(ALONE, 2, accumulate=2),
@@ -124,6 +129,7 @@ INFERENCE = {
     "moving_average": dict(name="particles", size=2, direction=ALONE,
                            collect=dict(name="moving_average", decay=0.6)),
 }  # fmt: skip
+WITH = {"together": OBJECTIVES["negative_correlation"]}  # those that want an objective
 SAMPLERS = {  # those that want one in the place of an optimiser
     "sgld": dict(name="sgld", learning_rate=0.1),
     "psgld": dict(name="psgld", learning_rate=3e-3),
@@ -146,6 +152,7 @@ def config_of(backbone, ensemble, head, inference, **changes):
             inference=INFERENCE[inference],
             steps=60,
             optimiser=SAMPLERS.get(inference, dict(name="adam", learning_rate=1e-2)),
+            objective=WITH.get(inference, "likelihood"),
         )
         | changes
     )

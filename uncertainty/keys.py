@@ -30,6 +30,8 @@ class Use(enum.IntEnum):
     STREAM_VIEW = 0x73747276  # and at another stream
     OTHER_VIEW = 0x6F766965  # noise of the teacher's inputs
     CONSISTENCY = 0x636F6E73  # draws that make the probabilities of both
+    COMPARED = 0x636F6D70  # forward pass where functions are compared
+    ALIKE = 0x616C696B  # draws that make the probabilities of all of them
     # of particle 0's key of a step, for all particles
     POINTS = 0x706F696E  # context points
     DRAWS = 0x64726177  # draws that make probabilities

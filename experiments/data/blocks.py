@@ -43,6 +43,7 @@ def dominoes(
       agreement: the same in 'unlabelled': 1 / K is no correlation, 0 the reverse of training.
       unlabelled: the share of the hard set's training images that are in this split, and not in
         'train'; 0 for none.
+      seed: of all that is drawn.
 
     Raises:
       ValueError: a value out of range, different numbers of classes, sets that are not images in

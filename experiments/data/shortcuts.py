@@ -59,6 +59,7 @@ def linear_and_slabs(
         1 is the correlation of training, 0.5 none, 0 its reverse.
       size: examples of 'train' and of 'unlabelled'.
       test_size: of the other splits.
+      seed: of all that is drawn.
 
     Raises:
       ValueError: a value out of range.
@@ -139,6 +140,7 @@ def predictive_and_available(
       agreement: in 'unlabelled', P(both signs are equal); the label is the core's sign.
       size: examples of 'train' and of 'unlabelled'.
       test_size: of the other splits.
+      seed: of all that is drawn.
 
     Raises:
       ValueError: a value out of range.

@@ -48,6 +48,7 @@ def sprites(
       agreement: of the split 'unlabelled'.
       size: examples of 'train' and of 'unlabelled'.
       test_size: of the other splits.
+      seed: of all that is drawn.
 
     Raises:
       ValueError: a value out of range.

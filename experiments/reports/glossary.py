@@ -207,6 +207,15 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/member_accuracy": "Mean accuracy of members where the label is the value of this cue",
         "*/share": "Share of members that are best on the set of this cue",
     },
+    "disambiguation": {
+        "*/accuracy": "Accuracy of the member that is best on so many labelled examples of the "
+        "pool, those on which members differ most",
+        "*/random_accuracy": "The same with labels of random examples of the pool, mean over draws",
+        "best_member": "Largest accuracy of a member",
+        "worst_member": "Smallest accuracy of a member",
+        "mixture": "Accuracy of all members together",
+        "disagreement": "Share of pairs of members with different classes, on the pool",
+    },
     "cost": {
         "parameters": "Parameters of all particles",
         "step": "Steps of training",

@@ -8,6 +8,7 @@ from experiments.data.source import load
 from experiments.evaluate import evaluate
 from experiments.evaluators import build
 from experiments.evaluators.cues import shares
+from experiments.evaluators.disambiguation import differences, of_best
 from experiments.evaluators.simplicity import above_chance, auc
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
@@ -22,6 +23,7 @@ OTHERS = dict(
     simple_randomised=dict(DATA, split="simple_randomised"),
     complex_randomised=dict(DATA, split="complex_randomised"),
 )
+POOL = dict(DATA, split="unlabelled", agreement=0.7)
 CUES = dict(linear=OTHERS["complex_randomised"], slab=OTHERS["simple_randomised"])
 
 
@@ -39,6 +41,7 @@ def run(tmp_path_factory):
     config.evaluators = dict(
         simplicity=dict(name="simplicity", data=test, **OTHERS),
         cues=dict(name="cues", cues=CUES, diagonal=test),
+        disambiguation=dict(name="disambiguation", data=test, pool=POOL, labels=(3, 200)),
     )
     experiment = train(config_lib.plain(config), workdir)
     metrics, failures = evaluate(experiment, workdir, show=False)
@@ -80,6 +83,32 @@ def test_accuracies_and_areas_with_features_of_other_examples(run):
 
 
 @pytest.mark.slow
+def test_few_labels_choose_a_member(run):
+    _, metrics, predict = run
+    pool, test = load(POOL), load(dict(DATA, split="test"))
+    p = np.exp(predict(pool.x))
+    p /= p.sum(-1, keepdims=True)
+    tested = (predict(test.x).argmax(-1) == test.y).mean(1)
+    for n in (3, 200):
+        asked = np.argsort(-np.abs(p[0] - p[1]).sum(-1))[:n]
+        right = (p.argmax(-1) == pool.y)[:, asked].sum(1)
+        expected = tested[right == right.max()].mean()
+        np.testing.assert_allclose(metrics[f"disambiguation/{n}/accuracy"], expected)
+        assert tested.min() <= metrics[f"disambiguation/{n}/random_accuracy"] <= tested.max()
+    apart = np.mean(np.not_equal(*p.argmax(-1)))
+    np.testing.assert_allclose(metrics["disambiguation/disagreement"], apart, atol=1e-9)
+    assert metrics["disambiguation/best_member"] == tested.max()
+
+
+def test_differences_of_pairs_and_ties_of_members():
+    p = np.random.default_rng(0).dirichlet(np.ones(3), (5, 4))  # [M, B, K]
+    pairs = [np.abs(p[i] - p[j]).sum(-1) for j in range(5) for i in range(j)]
+    np.testing.assert_allclose(differences(p), np.mean(pairs, axis=0))
+    right = np.array([[1, 0, 1], [0, 1, 1], [0, 0, 1]])
+    assert of_best(right, np.array([0.9, 0.5, 0.1])) == pytest.approx(0.7)
+
+
+@pytest.mark.slow
 def test_figures_of_what_members_use(run):
     made = {entry.name: entry.figure for entry in figures({"two": [load_run(run[0])]})}
     points = made["simplicity"].axes[0].lines
@@ -108,7 +137,14 @@ def test_who_uses_what():
     assert above_chance(2, 900) == pytest.approx(0.5 + 3 * 0.5 / 30)
 
 
-def test_cues_that_are_refused():
+def test_what_is_refused():
+    for change, message in (
+        (dict(pool=DATA), "pool: is the test set"),
+        (dict(labels=()), r"labels: \[\], draws: 20"),
+        (dict(labels=(0,)), r"labels: \[0\], draws: 20"),
+    ):
+        with pytest.raises(ConfigError, match=f"evaluators.e.{message}"):
+            build("e", dict(name="disambiguation", data=DATA, pool=POOL) | change)
     with pytest.raises(ConfigError, match=r"evaluators.e.cues: \['none', 'slab'\]; two or more"):
         build("e", dict(name="cues", cues=dict(none=DATA, slab=DATA)))
     with pytest.raises(ConfigError, match=r"evaluators.e.cues.slab: 5 is not a dict of fields"):

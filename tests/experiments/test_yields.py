@@ -58,6 +58,7 @@ MINIMAL = {
     "corrupted": dict(data=TEST),
     "corruption": dict(data=TEST, severities=(5,)),
     "cues": dict(cues=dict(a=TEST, b=TEST), diagonal=TEST),
+    "disambiguation": dict(data=TEST, pool=FIT),
     "few_shot": dict(sets=dict(a=dict(train=TEST, test=TEST))),
     "flops": {},
     "halves": dict(data=TEST),

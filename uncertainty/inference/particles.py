@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from uncertainty import cpu
-from uncertainty.inference import executors, loss, samples
+from uncertainty.inference import executors, loss, samples, sharded
 from uncertainty.inference import hyper as hypers
 from uncertainty.inference.directions.independent import independent
 from uncertainty.inference.thinning import MovingAverage
@@ -117,7 +117,7 @@ def particles(
     separable = direct.separable
     ours = isinstance(optimiser, Transformation | SamplingTransformation)
     decays = optimiser.decays if ours else ()
-    if decays and (prior is not None or not separable):
+    if decays and (prior is not None or direct.posterior):
         stated = "prior" if prior is not None else "direction"
         raise ValueError(
             f"optimiser.{decays[0]}: changes the posterior that {stated} defines; set "
@@ -139,7 +139,7 @@ def particles(
             f"objective: {objective.name!r} has its own parameters, which have no posterior for a "
             "sampler"
         )
-    if hyper and (sampling or not separable):
+    if hyper and (sampling or direct.posterior):
         raise ValueError("hyper: particles that interact or sample share one posterior")
     scales = ("prior_scale",) if prior is not None else ()
     hypers.check(hyper or {}, ("learning_rate", *scales, *decays, *objective.reads))
@@ -228,7 +228,10 @@ def particles(
             & jnp.isfinite(jax.vmap(optax.global_norm)(watched))
         )
         before = (state.params, state.collections, state.opt_state, state.slow)
-        params, collections, opt_state, slow = guarded(metrics["finite"], moved, before)
+        trained = metrics["finite"]
+        if direct.active is not None:
+            trained &= sharded.own(direct.active(state.step, len(trained) * sharded.devices()))
+        params, collections, opt_state, slow = guarded(trained, moved, before)
         new = state.replace(
             step=state.step + 1,
             params=params,
@@ -252,7 +255,7 @@ def particles(
         latent = over(one)(samples.predicting(state), (x, mask))  # [P S, M, B, K]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
 
-    return Inference(init, update, predict, separable, own_examples, restart)
+    return Inference(init, update, predict, separable, own_examples, restart, direct.posterior)
 
 
 def _check_distinct(distinct: int | None, hyper: Mapping[str, Any], own_examples: bool) -> None:
