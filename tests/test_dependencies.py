@@ -276,6 +276,7 @@ ENGLISH = {
     "replace",
     "select",
     "single",
+    "together",
     "training",
 }
 RUNTIME = [

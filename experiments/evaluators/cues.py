@@ -25,7 +25,8 @@ def cues(cues: Mapping[str, Any], diagonal: Any = None) -> Evaluator:
     Yields, as `cues/<cue>/...`, `accuracy` of the mixture, `member_accuracy`, the mean over
     members, `share`, the share of members that use the cue (equal ones share a member), and the
     array `members` [M] of accuracies; `cues/none/share`; `cues/used`, exp of the entropy of the
-    shares, the effective number of cues; and `cues/diagonal/accuracy` where it is given.
+    shares of the members that use one, the effective number of cues; and
+    `cues/diagonal/accuracy` where it is given.
 
     Args:
       cues: name -> spec of its set, such as dict(split="off_colour") of `sprites`.
@@ -54,8 +55,7 @@ def cues(cues: Mapping[str, Any], diagonal: Any = None) -> Evaluator:
         share = shares(accuracy, np.array([chance[name] for name in cues]))
         for name, value in zip((*cues, NONE), share, strict=True):
             yield keys.join("cues", name, "share"), float(value)
-        used = share[share > 0]
-        yield "cues/used", float(np.exp(-np.sum(used * np.log(used))))
+        yield "cues/used", effective(share[:-1])
 
     yields = {keys.join("cues", n, k) for n in specs for k in ("accuracy", "member_accuracy")}
     yields |= {keys.join("cues", name, "share") for name in (*cues, NONE)} | {"cues/used"}
@@ -74,3 +74,11 @@ def shares(accuracy: np.ndarray, least: np.ndarray) -> np.ndarray:
     best = (above == above.max(0)) & (above >= 0)
     uses = best / np.maximum(best.sum(0), 1)
     return np.append(uses.mean(1), np.mean(~best.any(0)))
+
+
+def effective(share: np.ndarray) -> float:
+    """exp of the entropy of shares [C] over their sum; 0 if all are 0."""
+    if not share.any():
+        return 0.0
+    p = share[share > 0] / share.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))

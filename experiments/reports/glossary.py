@@ -198,7 +198,8 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "examples: they use complex ones",
     },
     "cues": {
-        "used": "exp of the entropy of the shares of members by cue: the effective number of cues",
+        "used": "exp of the entropy of the shares of cues among members that use one: the "
+        "effective number of cues",
         "none/share": "Share of members that are at chance on the set of every cue",
         "diagonal/accuracy": "Accuracy of the mixture where all cues tell the same class",
         "diagonal/member_accuracy": "Mean accuracy of members where all cues tell the same class",

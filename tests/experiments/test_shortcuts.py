@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from experiments.data.source import load
 from experiments.evaluate import evaluate
 from experiments.evaluators import build
-from experiments.evaluators.cues import shares
+from experiments.evaluators.cues import effective, shares
 from experiments.evaluators.disambiguation import differences, of_best
 from experiments.evaluators.simplicity import above_chance, auc
 from experiments.experiment import config as config_lib
@@ -134,6 +134,7 @@ def test_who_uses_what():
     # the third is at chance in the fourth member, though as good as the second
     np.testing.assert_allclose(shares(accuracy, least), np.array([1.5, 2.5, 0, 0]) / 4)
     np.testing.assert_allclose(shares(accuracy[:, :1] - 0.6, least), [0, 0, 0, 1])
+    assert [effective(np.array(s)) for s in ((0.2, 0, 0.2), (0, 0.3, 0), (0, 0, 0))] == [2, 1, 0]
     assert above_chance(2, 900) == pytest.approx(0.5 + 3 * 0.5 / 30)
 
 
