@@ -94,7 +94,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluators = dict(test=dict(name="classification", data=test))
     if arg.data in CUES:
         off = {cue: dict(split=f"off_{cue}") for cue in CUES[arg.data]}
-        config.evaluators.cues = dict(name="cues", cues=off, diagonal=test)
+        config.evaluators.cues = dict(name="cues", sets=off, diagonal=test)
     else:
         randomised = ("simple_randomised", "complex_randomised")
         config.evaluators.simplicity = dict(

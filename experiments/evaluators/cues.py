@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 NONE, DIAGONAL = "none", "diagonal"
 
 
-def cues(cues: Mapping[str, Any], diagonal: Any = None) -> Evaluator:
+def cues(sets: Mapping[str, Any], diagonal: Any = None) -> Evaluator:
     """Off-diagonal accuracy for every cue, and the share of members that use each.
 
     Source: Scimeca et al. 2022, "Which shortcut cues will DNNs choose?": in the set of a cue the
@@ -29,17 +29,17 @@ def cues(cues: Mapping[str, Any], diagonal: Any = None) -> Evaluator:
     `cues/diagonal/accuracy` where it is given.
 
     Args:
-      cues: name -> spec of its set, such as dict(split="off_colour") of `sprites`.
+      sets: cue -> spec of its set, such as dict(split="off_colour") of `sprites`.
       diagonal: spec of a test set in which all cues agree.
 
     Raises:
       ValueError: fewer than two cues, or one that is called 'none' or 'diagonal'.
     """
-    if len(cues) < 2 or {NONE, DIAGONAL} & set(cues):
+    if len(sets) < 2 or {NONE, DIAGONAL} & set(sets):
         raise ValueError(
-            f"cues: {sorted(cues)}; two or more, whose names are not {NONE!r} and {DIAGONAL!r}"
+            f"sets: {sorted(sets)}; two or more cues, whose names are not {NONE!r} and {DIAGONAL!r}"
         )
-    specs = dict(cues) | ({} if diagonal is None else {DIAGONAL: diagonal})
+    specs = dict(sets) | ({} if diagonal is None else {DIAGONAL: diagonal})
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
         of_members, chance = {}, {}
@@ -51,15 +51,15 @@ def cues(cues: Mapping[str, Any], diagonal: Any = None) -> Evaluator:
             yield keys.join("cues", name, "member_accuracy"), float(each.mean())
             yield keys.join("cues", name, "members"), each
             of_members[name], chance[name] = each, above_chance(log_p.shape[2], len(y))
-        accuracy = np.stack([of_members[name] for name in cues])
-        share = shares(accuracy, np.array([chance[name] for name in cues]))
-        for name, value in zip((*cues, NONE), share, strict=True):
+        accuracy = np.stack([of_members[name] for name in sets])
+        share = shares(accuracy, np.array([chance[name] for name in sets]))
+        for name, value in zip((*sets, NONE), share, strict=True):
             yield keys.join("cues", name, "share"), float(value)
         yield "cues/used", effective(share[:-1])
 
     yields = {keys.join("cues", n, k) for n in specs for k in ("accuracy", "member_accuracy")}
-    yields |= {keys.join("cues", name, "share") for name in (*cues, NONE)} | {"cues/used"}
-    read = reads_each("cues", cues) + reads(DIAGONAL, diagonal)
+    yields |= {keys.join("cues", name, "share") for name in (*sets, NONE)} | {"cues/used"}
+    read = reads_each("sets", sets) + reads(DIAGONAL, diagonal)
     return Evaluator(run, "classification", yields, read)
 
 

@@ -40,7 +40,7 @@ def run(tmp_path_factory):
     config.batch_size, config.steps, config.mesh = 100, 60, dict(data=1)
     config.evaluators = dict(
         simplicity=dict(name="simplicity", data=test, **OTHERS),
-        cues=dict(name="cues", cues=CUES, diagonal=test),
+        cues=dict(name="cues", sets=CUES, diagonal=test),
         disambiguation=dict(name="disambiguation", data=test, pool=POOL, labels=(3, 200)),
     )
     experiment = train(config_lib.plain(config), workdir)
@@ -146,7 +146,7 @@ def test_what_is_refused():
     ):
         with pytest.raises(ConfigError, match=f"evaluators.e.{message}"):
             build("e", dict(name="disambiguation", data=DATA, pool=POOL) | change)
-    with pytest.raises(ConfigError, match=r"evaluators.e.cues: \['none', 'slab'\]; two or more"):
-        build("e", dict(name="cues", cues=dict(none=DATA, slab=DATA)))
-    with pytest.raises(ConfigError, match=r"evaluators.e.cues.slab: 5 is not a dict of fields"):
-        build("e", dict(name="cues", cues=dict(linear=DATA, slab=5)))
+    with pytest.raises(ConfigError, match=r"evaluators.e.sets: \['none', 'slab'\]; two or more"):
+        build("e", dict(name="cues", sets=dict(none=DATA, slab=DATA)))
+    with pytest.raises(ConfigError, match=r"evaluators.e.sets.slab: 5 is not a dict of fields"):
+        build("e", dict(name="cues", sets=dict(linear=DATA, slab=5)))

@@ -57,7 +57,7 @@ MINIMAL = {
     "conformal": dict(data=TEST, fit=FIT),
     "corrupted": dict(data=TEST),
     "corruption": dict(data=TEST, severities=(5,)),
-    "cues": dict(cues=dict(a=TEST, b=TEST), diagonal=TEST),
+    "cues": dict(sets=dict(a=TEST, b=TEST), diagonal=TEST),
     "disambiguation": dict(data=TEST, pool=FIT),
     "few_shot": dict(sets=dict(a=dict(train=TEST, test=TEST))),
     "flops": {},
