@@ -87,6 +87,7 @@ OBJECTIVES = {
     "likelihood": dict(name="likelihood"),
     "label_smoothing": dict(name="label_smoothing", rate=0.2),
     "mean_teacher": dict(name="mean_teacher", weight=2.0, ramp_steps=10),
+    "dare": dict(name="dare", threshold=2.0),
     "divdis": dict(name="divdis", stream=None),
     "d_bat": dict(name="d_bat", stream=None),
     "disagreement": dict(name="disagreement", stream=None),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from experiments.data.derived import same_set
 from experiments.data.source import check_spec, load
 
 LMS = dict(name="linear_and_slabs", linear=1, slabs=(3, 5, 7), size=4000, test_size=3000)
@@ -241,6 +242,14 @@ def test_blocks_of_dominoes_apart(pair):
     for randomised, rows in ((simple, slice(0, 8)), (hard, slice(8, 16))):
         shown, before = randomised.x[:, rows, 4, 0], test.x[:, rows, 4, 0]
         assert sorted(shown.sum(1)) == sorted(before.sum(1)) and (shown != before).any()
+
+
+def test_dominoes_of_other_sets_are_another_set(pair):
+    assert same_set(pair, dict(pair, split="test", agreement=0.1))
+    for hard in (dict(pair["hard"], path="other.npz"), None):
+        assert not same_set(pair, dict(pair, hard=hard)) and not same_set(
+            dict(pair, hard=hard), pair
+        )
 
 
 @pytest.mark.parametrize("agreement", [0.0, 1.0])

@@ -17,6 +17,7 @@ from uncertainty.inference.directions.svgd import svgd
 from uncertainty.inference.directions.together import together
 from uncertainty.inference.particles import particles
 from uncertainty.objectives.d_bat import d_bat
+from uncertainty.objectives.dare import dare
 from uncertainty.objectives.disagreement import disagreement
 from uncertainty.objectives.divdis import divdis
 from uncertainty.objectives.label_smoothing import label_smoothing
@@ -288,6 +289,25 @@ def test_devices_do_not_change_particles():
         np.testing.assert_allclose(metrics[name], plain[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_weights_grow_where_the_data_are_fitted():
+    W = RNG.normal(size=(2, D, K)).astype(np.float32)
+    W[1] *= 0.1
+    x, y = np.asarray(BATCH["x"], np.float64), np.asarray(BATCH["y"])
+    nll = [-np.log(softmax(x @ w)[np.arange(B), y]).mean() for w in W.astype(np.float64)]
+    threshold = np.mean(nll)  # between the two
+    params = {"layer": {"kernel": W}}
+    g, _, metrics = direct(dare(threshold, 0.3), linear(), params, independent, size=2)
+    for p, w in enumerate(W.astype(np.float64)):
+        fits = float(nll[p] <= threshold)
+        logs = np.mean(np.log(w**2 + 1.1920929e-07))
+        np.testing.assert_allclose(metrics["loss"][p], nll[p] - 0.3 * fits * logs, rtol=1e-4)
+        assert (metrics["anti_regularised"][p], metrics["nll"].shape) == (fits, (2, 1, B))
+        np.testing.assert_allclose(metrics["log_square"][p], logs, rtol=1e-4)
+        expected = x.T @ (softmax(x @ w) - np.eye(K)[y]) / B - 0.6 * fits / w / w.size
+        np.testing.assert_allclose(kernel(g)[p], expected, rtol=2e-3, atol=1e-5)
+    assert sorted(metrics["anti_regularised"]) == [0, 1]
+
+
 W0 = {"layer": {"kernel": np.zeros((1, D, K), np.float32)}}
 
 
@@ -301,6 +321,7 @@ W0 = {"layer": {"kernel": np.zeros((1, D, K), np.float32)}}
         (lambda: d_bat(joint=True, steps_each=5), "steps_each: 5, but `joint` trains all"),
         (lambda: d_bat(steps_each=-1), "steps_each: -1; at least 0"),
         (lambda: disagreement("variance"), "kind: 'variance'; .*over functions is 'l2'"),
+        (lambda: dare(0.1, -1.0), "weight: -1.0; at least 0"),
         (lambda: negative_correlation(-0.1), "weight: -0.1; at least 0"),
         *(
             (lambda o=o: charged(o, likelihood=likelihoods.gaussian(noise_std=1.0)),
