@@ -40,7 +40,8 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       float32 for any dtype of the network. `features` is the output of its module `backbone`. At
       prediction both take `mask` [B], bool: examples where it is False are padding, which no other
       example's result depends on (`layers/moe/mask.py`), and whose own results are meaningless. In
-      training `forward` raises ValueError for a mask. Parameters of the parts that a network names
+      training `forward` raises ValueError for a mask. `embed` is `forward` in training with its
+      features; it is None for a network that mixes examples. Parameters of the parts that a network names
       as `frozen` are in the collection of that name; training then updates no collection.
 
     Raises:
@@ -93,7 +94,11 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
                 f"a {type(latent).__name__} of shape {tuple(shape)}; M is 1 for one "
                 "member"
             )
-        changed = dict(changed)
+        return finished(latent, dict(changed), collections)
+
+    def finished(
+        latent: Latent, changed: Collections, collections: Collections
+    ) -> tuple[Latent, Collections, jax.Array]:
         losses = jax.tree.leaves(changed.pop("losses", {}))
         latent = jax.tree.map(lambda a: a.astype(jnp.float32), latent)
         auxiliary = sum(map(jnp.mean, losses), start=jnp.zeros(()))
@@ -121,7 +126,50 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         phi = captured["intermediates"]["backbone"]["__call__"][-1]
         return phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)  # packed: [M, 1, B, D]
 
-    return Model(init, forward, likelihood, features, **_declared(network))
+    def embed(
+        params: Params,
+        collections: Collections,
+        x: jax.Array,
+        key: jax.Array,
+        weight: jax.Array | float = 0.0,
+    ) -> tuple[jax.Array, Latent, Collections, jax.Array]:
+        inside = False
+
+        def scaled(call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+            nonlocal inside
+            module = context.module
+            of_backbone = context.method_name == "__call__" and module.path == ("backbone",)
+            if inside or not of_backbone:  # a module of one's own shares the backbone's path
+                return call(*args, **kwargs)
+            inside = True
+            try:
+                phi = call(*args, **kwargs)
+            finally:
+                inside = False
+            module.sow("intermediates", "phi", phi)
+            constant = jax.lax.stop_gradient(phi)
+            if isinstance(weight, int | float) and weight == 0:
+                return constant
+            return constant + weight * (phi - constant)
+
+        with nn.intercept_methods(scaled):
+            latent, changed = network.apply(
+                variables(params, collections),
+                x,
+                train=True,
+                rngs=_rngs(key, *_STREAMS),
+                mutable=[*updated(collections), "intermediates"],
+            )
+        changed = dict(changed)
+        phi = changed.pop("intermediates")["backbone"]["phi"][-1]
+        phi = phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)
+        return phi, *finished(latent, changed, collections)
+
+    mixes = isinstance(network, Network) and network.mixes_examples
+    declared = _declared(network)
+    return Model(
+        init, forward, likelihood, features, **declared, embed=None if mixes else embed
+    )
 
 
 def count_parameters(state: State) -> int:

@@ -153,6 +153,11 @@ class Network(nn.Module):
         """
         return ()
 
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether in training a row of features is not that of one example, as with MIMO."""
+        return False
+
 
 class Model(NamedTuple):
     """One network and its likelihood, as pure functions of the parameters.
@@ -175,6 +180,11 @@ class Model(NamedTuple):
     posterior: Posterior | None = None
     affine: str | None = None
     variational: bool = False
+    # params, collections, x, key, weight=0 -> phi [M or 1, B, D] in training, latent, collections,
+    # auxiliary loss []; the gradient of the head with respect to phi has the factor `weight`
+    embed: Callable[..., tuple[jax.Array, Latent, Collections, jax.Array]] | None = None
+    # mean and std [H, W, C] by which images in [0, 1] were normalised; None if that is unknown
+    pixels: tuple[Any, Any] | None = None
 
 
 class Samples(flax.struct.PyTreeNode):
@@ -282,6 +292,7 @@ class Objective(NamedTuple):
     follow: Callable[[Any, Params, Params, jax.Array], Any] | None = None
     reads: tuple[str, ...] = ()  # which of `own.hyper` (`inference/hyper.py`)
     together: Together | None = None
+    whole: bool = False  # it compares the examples of a batch, which has to be in one part
 
 
 LIKELIHOOD = Objective()

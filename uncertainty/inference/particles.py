@@ -105,6 +105,11 @@ def particles(
     if (prior is not None or sampling) and num_examples is None:
         raise ValueError("num_examples: missing; a posterior needs the size of the data set")
     loss.check(objective)
+    if objective.whole and accumulate > 1:
+        raise ValueError(
+            f"accumulate: {accumulate} parts, but objective {objective.name!r} compares all "
+            "examples of a batch"
+        )
     over = executors.mapping(executor)
     target = Target(prior, num_examples, temperature, likelihood_temperature)
     direct = direction(
