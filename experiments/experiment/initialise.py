@@ -24,6 +24,7 @@ import numpy as np
 from experiments.experiment.readers import READERS, Checkpoint, patches_of
 from experiments.runtime import storage
 from uncertainty.build import ConfigError, nearest
+from uncertainty.inference.loss import NAME as OBJECTIVE
 from uncertainty.model import FROZEN
 from uncertainty.restore.plan import Move, plan
 from uncertainty.rules import path_of
@@ -184,12 +185,15 @@ def plan_of(
     # Other collections (counts, estimates, masks) are initialised if the file lacks them.
     required = ("backbone", "head", "batch_stats")
     optional = [path for path in targets if path.split("/")[0] not in required]
+    rules = list(spec.get("rules", ()))
+    if any(_of_objective(p) for p in checkpoint.shapes) and not any(map(_of_objective, targets)):
+        rules.append((f"{OBJECTIVE}/.*", None))  # such as a projector, of pre-training alone
     try:
         return plan(
             checkpoint.shapes,
             targets,
             spec["layout"],
-            rules=spec.get("rules", ()),
+            rules=rules,
             keep=spec.get("keep", ()),
             optional=optional,
             patches=patches_of(network, shape),
@@ -197,6 +201,11 @@ def plan_of(
         )
     except ValueError as error:
         raise ConfigError(f"pretrained: {spec['path']} ({spec['layout']}): {error}") from error
+
+
+def _of_objective(path: str) -> bool:
+    """Whether a parameter is one of the objective's own."""
+    return path.startswith(f"{OBJECTIVE}/")
 
 
 def _open(spec: Mapping[str, Any]) -> Checkpoint:
