@@ -36,20 +36,23 @@ def contrastive(
     projector: Callable[..., nn.Module] = Projector,
     predictor: Callable[..., nn.Module] = functools.partial(Projector, norm=LayerNorm),
 ) -> Objective:
-    """contrast L(p(phi(v_1)), p(phi(v_2))) + equivariance CE(h(phi(g v_3)), g) + nll(sg[phi(v_1)]).
+    """loss = contrast L(p(phi(v_1)), p(phi(v_2))) + equivariance CE(h(phi(g v_3)), g) + nll.
 
     v_1, v_2, ... are random views of the same images, phi their features, L a loss of their
     embeddings (`uncertainty/contrast.py`), p the projector. The network's head is an online linear
-    probe: it is trained by the nll of the labels, if there are some, on features as constants
-    (sg), so that a run of pre-training predicts classes, and another one may start from it.
+    probe: it is trained by the nll of the labels, if there are some, on the features of v_1 as
+    constants, so that a run of pre-training predicts classes, and another one may start from it.
 
     With `invariance` q each view is moved by an element g of a symmetry: with probability q one
     that is not the identity, all of these alike. With `equivariance` h predicts which element
-    moved a view of its own, v_3. So (Loh et al. 2023, "Multi-symmetry ensembles", and their code)
-    a baseline has neither, an invariant member q = 0.5, and an equivariant one the weight 0.4 of
-    E-SSL (Dangovski et al. 2022, "Equivariant contrastive learning"). These fields, and `contrast`,
-    are hyper-parameters of particles (`inference.hyper`), whose values replace them; particles
-    whose weight is 0 compute the term but neither learn from it nor keep batch statistics of it.
+    moved a view of its own, v_3: E-SSL (Dangovski et al. 2022, "Equivariant contrastive learning").
+
+    Source: Loh et al. 2023, "Multi-symmetry ensembles", and their code: a baseline has neither, an
+    invariant member q = 0.5, an equivariant one the weight 0.4.
+
+    These fields, and `contrast`, are hyper-parameters of particles (`inference.hyper`), whose
+    values replace them; particles whose weight is 0 compute the term but neither learn from it nor
+    keep batch statistics of it.
 
     Differences from their code: views of one size are one batch for normalisation; the order of
     the four changes of colour is drawn once for a batch. The default predictor ends in an affine
