@@ -146,7 +146,7 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
                 phi = call(*args, **kwargs)
             finally:
                 inside = False
-            module.sow("intermediates", "phi", phi)
+            module.sow("intermediates", "__phi__", phi)
             constant = jax.lax.stop_gradient(phi)
             if isinstance(weight, int | float) and weight == 0:
                 return constant
@@ -161,7 +161,7 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
                 mutable=[*updated(collections), "intermediates"],
             )
         changed = dict(changed)
-        phi = changed.pop("intermediates")["backbone"]["phi"][-1]
+        phi = changed.pop("intermediates")["backbone"]["__phi__"][-1]
         phi = phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)
         return phi, *finished(latent, changed, collections)
 
