@@ -35,9 +35,7 @@ from uncertainty import build, views
 SIDES = ("supervised", "InfoNCE", "InfoNCE, BYOL", "equivariant")
 REFERENCE = "supervised"
 PROJECTOR = dict(name="projector.Projector", widths=(256, 256, 128))
-PREDICTOR = dict(
-    name="projector.Projector", widths=(256, 128), norm=dict(name="norm.LayerNorm")
-)
+PREDICTOR = dict(name="projector.Projector", widths=(256, 128), norm=dict(name="norm.LayerNorm"))
 
 
 def objective(side: str, pixels: int) -> dict[str, Any]:

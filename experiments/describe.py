@@ -181,9 +181,7 @@ SECTIONS = {
         _functions("uncertainty.views"),
         ("x", "key"),
     ),
-    "symmetries": Section(
-        "of images", "objective.symmetry", _functions("uncertainty.symmetries")
-    ),
+    "symmetries": Section("of images", "objective.symmetry", _functions("uncertainty.symmetries")),
     "inference": Section(
         "where parameters come from",
         "inference",

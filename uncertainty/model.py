@@ -41,8 +41,8 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       prediction both take `mask` [B], bool: examples where it is False are padding, which no other
       example's result depends on (`layers/moe/mask.py`), and whose own results are meaningless. In
       training `forward` raises ValueError for a mask. `embed` is `forward` in training with its
-      features; it is None for a network that mixes examples. Parameters of the parts that a network names
-      as `frozen` are in the collection of that name; training then updates no collection.
+      features; it is None for a network that mixes examples. Parameters of the parts that a network
+      names as `frozen` are in the collection of that name; training then updates no collection.
 
     Raises:
       ValueError: a Network whose parts are not a `types.Backbone` and a `types.Head`, or whose
@@ -167,9 +167,7 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
 
     mixes = isinstance(network, Network) and network.mixes_examples
     declared = _declared(network)
-    return Model(
-        init, forward, likelihood, features, **declared, embed=None if mixes else embed
-    )
+    return Model(init, forward, likelihood, features, **declared, embed=None if mixes else embed)
 
 
 def count_parameters(state: State) -> int:

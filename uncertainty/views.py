@@ -147,9 +147,9 @@ def jitter(
 ) -> jax.Array:
     """Changes brightness, contrast, saturation and hue, in an order that is drawn for the batch.
 
-    Factors are uniform in 1 +- strength, the hue is turned by up to `hue` of a turn, either way, as by
-    torchvision's ColorJitter; the strengths are BYOL's. Images of one channel have neither saturation
-    nor hue.
+    Factors are uniform in 1 +- strength, the hue is turned by up to `hue` of a turn, either way, as
+    by torchvision's ColorJitter; the strengths are BYOL's. Images of one channel have neither
+    saturation nor hue.
 
     Args:
       brightness, contrast, saturation: strengths, at least 0.
@@ -221,9 +221,7 @@ def blur(
     return _with_probability(p, key_apply, _separable(x, weights(H), weights(W)), x)
 
 
-def solarise(
-    x: jax.Array, key: jax.Array, *, threshold: float = 0.5, p: float = 0.2
-) -> jax.Array:
+def solarise(x: jax.Array, key: jax.Array, *, threshold: float = 0.5, p: float = 0.2) -> jax.Array:
     """Inverts large values.
 
     Args:

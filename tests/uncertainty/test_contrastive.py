@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uncertainty import build, symmetries, views
 from uncertainty.ensembles.mimo import mimo
@@ -32,6 +32,7 @@ BATCH = dict(
     x2=RNG.normal(size=(B, SIDE, SIDE, 1)).astype(np.float32),
     y=np.arange(B) % K,
 )
+UNLABELLED = {name: BATCH[name] for name in ("x", "x2")}
 AS_THEY_ARE = dict(views=(), entries=("x", "x2"))
 PLAIN = functools.partial(Projector, widths=(4,), norm=None)  # one affine map
 
@@ -114,7 +115,9 @@ def test_the_loss_is_its_terms_in_numpy():
     nll = -log_softmax(affine(params["head"]["logits"], phi[::2]))[np.arange(B), BATCH["y"]]
     turned = np.stack([np.rot90(BATCH["x"], k, (1, 2)) for k in range(4)], axis=1)
     hidden = params["objective"]["predictor"]
-    u = affine(hidden["hidden"]["dense0"], numpy_features(params, turned.reshape(-1, SIDE, SIDE, 1)))
+    u = affine(
+        hidden["hidden"]["dense0"], numpy_features(params, turned.reshape(-1, SIDE, SIDE, 1))
+    )
     log_p = log_softmax(affine(hidden["logits"], u))
     k = np.tile(np.arange(4), B)
     expected = dict(
@@ -141,7 +144,7 @@ def test_the_head_is_a_probe_of_features_that_do_not_see_labels():
         jax.tree.map(np.testing.assert_array_equal, one[part], two[part])
     assert np.abs(one["head"]["logits"]["kernel"] - two["head"]["logits"]["kernel"]).max() > 1e-3
     # Without labels it is not trained, and the rest is.
-    after, metrics = jax.jit(made.update)(state, {k: BATCH[k] for k in ("x", "x2")})
+    after, metrics = jax.jit(made.update)(state, UNLABELLED)
     assert "nll" not in metrics and metrics["finite"].all()
     of_none = moved(state, after)
     assert not of_none["head"]["logits"]["kernel"].any()
@@ -246,7 +249,7 @@ def test_eight_devices_are_one(loss):
     )  # fmt: skip
     made, state = start(objective, network=model(pixels=(0.1, 0.5)))
     one, metrics = jax.jit(made.update)(state, BATCH)
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
     sharded = jax.device_put(BATCH, NamedSharding(mesh, PartitionSpec("data")))
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     eight, of_eight = jax.jit(made.update)(state, sharded)
@@ -284,7 +287,9 @@ def test_a_config_names_views_symmetries_and_factories():
             invariance=0.5,
             equivariance=0.1,
             projector=dict(name="projector.Projector", widths=[4], norm=None),
-            predictor=dict(name="projector.Projector", widths=[4], norm=dict(name="norm.LayerNorm")),
+            predictor=dict(
+                name="projector.Projector", widths=[4], norm=dict(name="norm.LayerNorm")
+            ),
         ),
         "objective",
     )  # fmt: skip
@@ -333,9 +338,9 @@ MIMO = functools.partial(model, functools.partial(mimo, size=2))
         (lambda: trace(contrastive()), "jitter, grey, solarise of `contrastive` need images"),
         (lambda: trace(contrastive(**AS_THEY_ARE), dict(x=BATCH["x"])),
          "entries: 'x2' is no entry of the batch, which has 'x'"),
-        (lambda: trace(contrastive("supervised", **AS_THEY_ARE), dict(x=BATCH["x"], x2=BATCH["x"])),
+        (lambda: trace(contrastive("supervised", **AS_THEY_ARE), UNLABELLED),
          "loss 'supervised' needs labels"),
-        (lambda: trace(contrastive(**AS_THEY_ARE, supervision=1.0), dict(x=BATCH["x"], x2=BATCH["x"])),
+        (lambda: trace(contrastive(**AS_THEY_ARE, supervision=1.0), UNLABELLED),
          "with supervision needs labels"),
         (lambda: trace(contrastive(**AS_THEY_ARE), {k: v[:1] for k, v in BATCH.items()}),
          "compares examples, but the batch has one"),
@@ -361,6 +366,7 @@ def test_what_cannot_be_says_why(make, why):
 
 def test_a_module_of_your_own_has_one_path_with_its_backbone():
     """The gradient of its features is whole, though its module shares the backbone's path."""
+
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):

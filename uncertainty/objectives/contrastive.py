@@ -17,6 +17,7 @@ from uncertainty.symmetries import Symmetry, rotations
 from uncertainty.types import Aux, Batch, Collections, Latent, Model, Objective, Own, Params
 
 LOSSES = ("info_nce", "nt_xent", "supervised")
+PREDICTOR = functools.partial(Projector, norm=LayerNorm)
 View = augmentations.View
 
 
@@ -34,7 +35,7 @@ def contrastive(
     predicted: Sequence[Any] | None = None,
     supervision: float = 0.0,
     projector: Callable[..., nn.Module] = Projector,
-    predictor: Callable[..., nn.Module] = functools.partial(Projector, norm=LayerNorm),
+    predictor: Callable[..., nn.Module] = PREDICTOR,
 ) -> Objective:
     """loss = contrast L(p(phi(v_1)), p(phi(v_2))) + equivariance CE(h(phi(g v_3)), g) + nll.
 
@@ -185,9 +186,7 @@ def contrastive(
         elif supervision:
             raise ValueError("objective: 'contrastive' with supervision needs labels, an entry 'y'")
         if "contrast" in weights:
-            z = [
-                run("projector", own, phi.reshape(len(phi), -1, phi.shape[-1])) for _, phi in phis
-            ]
+            z = [run("projector", own, phi.reshape(len(phi), -1, phi.shape[-1])) for _, phi in phis]
             order = [i for indices, _ in phis for i in indices]
             z = [a.reshape(len(a), B, -1, a.shape[-1]) for a in z]
             z = jnp.moveaxis(jnp.concatenate(z, axis=2), 2, 1)  # [M, V, B, D']
