@@ -41,6 +41,7 @@ from experiments.runtime.progress import Progress, setup_logging
 from experiments.runtime.workdir import CONFIG, read_config
 from experiments.runtime.workdir import DATA as DATA_FILE
 from uncertainty.build import ConfigError
+from uncertainty.model import count_parameters
 from uncertainty.types import State
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def cost(experiment: Experiment, state: State, workdir: storage.Path) -> dict[st
     Raises:
       ValueError: the records are damaged.
     """
-    costs = {"cost/parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
+    costs: dict[str, float] = {"cost/parameters": count_parameters(state)}
     records = writers.read_metrics(workdir / writers.METRICS)
     if seconds := [r["seconds"] for r in records if "seconds" in r]:
         costs["cost/train_seconds"] = max(seconds)

@@ -25,12 +25,17 @@ from tests.test_contract import (
 from uncertainty import build
 from uncertainty.inference import executors
 
-INTERACTING = {n for n in INFERENCE if INFERENCE[n]["direction"]["name"] != "independent"}
+INTERACTING = {
+    n for n in INFERENCE if INFERENCE[n]["direction"]["name"] not in ("independent", "together")
+}
 POSTERIOR = {n for n in INFERENCE if "prior" in INFERENCE[n]}
 SPACE = {n: INFERENCE[n]["direction"].get("space", "weights") for n in INFERENCE}
 FUNCTIONS = {n for n in INFERENCE if SPACE[n] != "weights"}
 OWN_LOSS = {  # objectives that are no loss of the latents
     name for name, spec in OBJECTIVES.items() if build.make("objectives", spec, "").loss is not None
+}
+COMPARING = {  # objectives that functions have together
+    name for name, spec in OBJECTIVES.items() if build.make("objectives", spec, "").together
 }
 GP = {"sngp", "hetsngp", "laplace"}  # heads that the stage laplace has something to do for
 WITH_NORM = {"resnet", "wide_resnet"}
@@ -57,6 +62,10 @@ REFUSED = [
      r"ensemble: backbone: e3 needs experts, but this \w+ has none"),
     (dict(ensemble={"masksembles"}, backbone={"vmoe"}),
      r"ensemble: backbone\.experts\.dropout: missing; masks belong to examples"),
+    (dict(ensemble={"hypermodel"}, backbone={"resnet", "wide_resnet", "vmoe"}),
+     r"ensemble: the parameters of a hypermodel are a function of its index, but \w+ of backbone"),
+    (dict(ensemble={"hypermodel"}, head=GP),
+     r"ensemble: head: the posterior of \w+ belongs to one set of parameters"),
     (dict(ensemble={"rank1"}, inference=POSTERIOR),
      r"inference\.prior: defines a posterior over parameters, but ensemble 'rank1'"),
     (dict(objective=OWN_LOSS, inference=FUNCTIONS),
@@ -65,6 +74,25 @@ REFUSED = [
      r"objective: 'label_smoothing' needs exclusive classes"),
     (dict(objective={"mean_teacher"}, head={"mean_variance"}),
      r"objective: 'mean_teacher' compares probabilities of classes"),
+    (dict(objective=COMPARING - {"negative_correlation"}, head={"mean_variance"}),
+     r"objective: '\w+' needs exclusive classes"),
+    (dict(objective=COMPARING, inference=FUNCTIONS),
+     r"objective: '\w+' compares functions itself, which space='\w+' does not allow"),
+    (dict(objective=COMPARING, inference={"accumulated"}),
+     r"accumulate: 2 parts, but objective '\w+' compares functions on the whole batch"),
+    (dict(objective=COMPARING, inference=set(INFERENCE) - {"together"},
+          ensemble={"single", "mc_dropout", "masksembles"}),
+     r"objective: '\w+' compares functions, but there is one"),
+    (dict(objective={"contrastive"}, ensemble={"mimo"}),
+     r"objective: 'contrastive' needs features of single examples"),
+    (dict(objective={"contrastive"}, inference={"accumulated", "sghmc"}),
+     r"accumulate: 2 parts, but objective 'contrastive' compares all examples"),
+    (dict(objective={"contrastive"}, inference=set(SAMPLERS)),
+     r"objective: 'contrastive' has its own parameters, which have no posterior"),
+    (dict(objective=set(OBJECTIVES) - COMPARING, inference={"together"}),
+     r"direction: 'together' needs an objective that compares functions"),
+    (dict(own={True}, inference={"together"}),
+     r"objective\.stream: None, but each particle has its own examples"),
     (dict(own={True}, context={False}, inference=FUNCTIONS),
      r"direction\.context: functions are compared on the batch, but each particle has its own"),
     (dict(own={True}, context={True}, inference={n for n in FUNCTIONS if SPACE[n] == "functions"
@@ -93,7 +121,7 @@ REFUSED = [
      r"weight_decay: .* it would change the sampler's posterior"),
     (dict(direction=INTERACTING, hyper={True}),
      r"hyper: particles that interact or sample share one posterior"),
-    (dict(direction=INTERACTING - {"svgd"}, sampler={"sgld", "psgld", "sghmc"}),
+    (dict(direction=INTERACTING - {"svgd"} | {"together"}, sampler={"sgld", "psgld", "sghmc"}),
      r"direction: this one has no diffusion for a sampler"),
     (dict(direction={"svgd"}, sampler={"psgld", "sghmc"}),
      r"direction: for particles that interact, 'sgld' is the only"),
@@ -185,13 +213,17 @@ def test_every_network(backbone, ensemble):
             return variables, [model.forward(*variables, x, key, train=train) for train in modes]
 
         made = meant(
-            lambda f=both, x=batch["x"]: jax.eval_shape(f, x), backbone=backbone, ensemble=ensemble
+            lambda f=both, x=batch["x"]: jax.eval_shape(f, x),
+            backbone=backbone,
+            ensemble=ensemble,
+            head=head,
         )
         if made is None:
             continue
         (params, collections), passes = made
         assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}, head
-        assert {path.split("/")[0] for path in paths(params)} == {"backbone", "head"}, head
+        parts = {"backbone", "head"} | ({"epinet"} if ensemble == "epinet" else set())
+        assert {path.split("/")[0] for path in paths(params)} == parts, head
         assert {path.split("/")[-1] for path in paths(params)} <= LEARNED, head
         assert not {"params", "losses"} & set(collections), head
         likelihood = model_of(backbone, ensemble, head).likelihood
@@ -319,7 +351,7 @@ def test_every_inference_with_examples_of_each_particles_own(name):
             assert shapes(after) == shapes(state) and metrics["nll"].shape == (P, 1, B)
 
 
-DIRECTIONS = ["particles", *sorted(INTERACTING - set(SAMPLERS))]
+DIRECTIONS = ["particles", "together", *sorted(INTERACTING - set(SAMPLERS))]
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -352,7 +384,7 @@ def test_no_posterior_has_decay_beside_it(direction, decay):
         config["inference"].pop("prior")  # then SVGD's and WGD's are flat, and others' are none
         if "function_prior" in config["inference"]["direction"]:
             continue  # which is drawn from the prior
-        if direction != "particles":
+        if direction != "particles" and (direction != "together" or sampler):
             meant(made, direction=direction, sampler=sampler, decay=decay)
         elif not (sampler and decay == "weight_decay"):
             made()

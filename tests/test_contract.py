@@ -46,8 +46,14 @@ ENSEMBLES = {
     "mimo": dict(name="mimo", size=2),
     "masksembles": dict(name="masksembles", size=3, scale=1.5),
     "packed": dict(name="packed", size=2, alpha=1.5),
+    "epinet": dict(name="epinet", size=2, training_size=2, index=4, widths=(5,),
+                   additive=dict(name="mlp.MLP", widths=(3,))),
+    "hypermodel": dict(name="hypermodel", size=2, training_size=2, index=3, prior_scale=0.5,
+                       prior=dict(name="mlp.MLP", widths=(3,))),
+    "randomised_prior": dict(name="randomised_prior", scale=1.5,
+                             prior=dict(name="mlp.MLP", widths=(3,))),
     "rank1": dict(name="rank1", size=2, num_examples=64, prior_scale=1.0),
-}
+}  # fmt: skip
 HEADS = {  # with the likelihood that it is for
     "dense": (dict(name="dense.Dense", outputs=K), dict(name="softmax")),
     "mean_variance": (
@@ -81,7 +87,17 @@ OBJECTIVES = {
     "likelihood": dict(name="likelihood"),
     "label_smoothing": dict(name="label_smoothing", rate=0.2),
     "mean_teacher": dict(name="mean_teacher", weight=2.0, ramp_steps=10),
-}
+    "dare": dict(name="dare", threshold=2.0),
+    "divdis": dict(name="divdis", stream=None),
+    "d_bat": dict(name="d_bat", stream=None),
+    "disagreement": dict(name="disagreement", stream=None),
+    "negative_correlation": dict(name="negative_correlation"),
+    "contrastive": dict(
+        name="contrastive", views=[["flip"], []], invariance=0.5, equivariance=0.4, elements=1,
+        symmetry="flip", projector=dict(name="projector.Projector", widths=(4,)),
+        predictor=dict(name="projector.Projector", widths=(4,)),
+    ),
+}  # fmt: skip
 PRIOR = dict(name="gaussian", scale=2.0)
 
 
@@ -107,6 +123,7 @@ INFERENCE = {
     "kde": space("weights", "wgd", estimator="kde"),
     "sge": space("weights", "wgd", estimator="sge", kernel=dict(name="linear")),
     "ssge": space("functions", "wgd", estimator="ssge", function_prior=4),
+    "together": dict(name="particles", size=2, direction=dict(name="together")),
     "sgld": posterior(ALONE, 2),
     "psgld": posterior(ALONE, 2),
     "sghmc": posterior(ALONE, 2, accumulate=2),
@@ -118,6 +135,7 @@ INFERENCE = {
     "moving_average": dict(name="particles", size=2, direction=ALONE,
                            collect=dict(name="moving_average", decay=0.6)),
 }  # fmt: skip
+WITH = {"together": OBJECTIVES["negative_correlation"]}  # those that want an objective
 SAMPLERS = {  # those that want one in the place of an optimiser
     "sgld": dict(name="sgld", learning_rate=0.1),
     "psgld": dict(name="psgld", learning_rate=3e-3),
@@ -140,6 +158,7 @@ def config_of(backbone, ensemble, head, inference, **changes):
             inference=INFERENCE[inference],
             steps=60,
             optimiser=SAMPLERS.get(inference, dict(name="adam", learning_rate=1e-2)),
+            objective=WITH.get(inference, "likelihood"),
         )
         | changes
     )
@@ -387,6 +406,9 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(ensemble=dict(name="batch_ensemble", size=3),
           backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
      "members: 4 of dropout, but an earlier part makes 3"),
+    (dict(ensemble=dict(name="epinet", size=2),
+          backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
+     "epinet makes 2 members, but the backbone already makes 4"),
     (dict(ensemble=dict(name="mimo", size=2), backbone=dict(name="mlp.MLP", dropout=MADE_ALREADY)),
      "mimo makes 2 members, but the backbone already makes 4"),
     (dict(ensemble=dict(name="packed", size=2),

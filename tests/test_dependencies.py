@@ -31,7 +31,10 @@ MAY_IMPORT = {
     "ensembles": {"types", "rules", "layers", "backbones", "ensembles"},
     "model": {"types", "layers", "predictive", "likelihoods"},
     "priors": {"types", "rules"},
-    "objectives": {"types", "keys", "objectives"},
+    "contrast": set(),
+    "views": set(),
+    "symmetries": {"views", "specs"},
+    "objectives": {"types", "keys", "layers", "contrast", "views", "symmetries", "objectives"},
     "inference": {"types", "keys", "likelihoods", "optimisers", "cpu", "inference"},
     "stages": {"types", "keys", "layers", "optimisers", "inference", "stages"},
     "specs": set(),  # finds all else by name
@@ -276,6 +279,7 @@ ENGLISH = {
     "replace",
     "select",
     "single",
+    "together",
     "training",
 }
 RUNTIME = [

@@ -168,7 +168,7 @@ def _check_posterior(
     """Refuses a posterior over parameters for an ensemble that has a variational posterior."""
     fields = dict(
         prior=spec_of(_section(config, "inference"), "inference").get("prior") is not None,
-        direction=not algorithm.separable,
+        direction=algorithm.posterior,
         optimiser=isinstance(optimiser, SamplingTransformation),
     )
     defining = [name for name, is_set in fields.items() if is_set]

@@ -30,6 +30,14 @@ class Use(enum.IntEnum):
     STREAM_VIEW = 0x73747276  # and at another stream
     OTHER_VIEW = 0x6F766965  # noise of the teacher's inputs
     CONSISTENCY = 0x636F6E73  # draws that make the probabilities of both
+    COMPARED = 0x636F6D70  # forward pass where functions are compared
+    ALIKE = 0x616C696B  # draws that make the probabilities of all of them
+    VIEWS = 0x76777320  # augmentation of views; that of the i-th has VIEWS + i
+    MOVES = 0x6D6F7665  # elements of a symmetry by which views are moved; the i-th has MOVES + i
+    SIZES = 0x73697A65  # forward pass of the views of one size; of the i-th size SIZES + i
+    ELEMENTS = 0x656C656D  # elements that are predicted
+    PREDICTED = 0x70726564  # augmentation of the images of which they are predicted
+    PREDICTION = 0x616E7377  # forward pass that predicts them
     # of particle 0's key of a step, for all particles
     POINTS = 0x706F696E  # context points
     DRAWS = 0x64726177  # draws that make probabilities

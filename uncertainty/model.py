@@ -17,8 +17,10 @@ from uncertainty.types import (
     Model,
     Network,
     Params,
+    State,
 )
 
+FROZEN = "frozen"  # collection of parameters that are not trained, see `Network.frozen`
 _STREAMS = ("dropout", "noise")  # every source of randomness in a forward pass
 
 
@@ -38,17 +40,32 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       float32 for any dtype of the network. `features` is the output of its module `backbone`. At
       prediction both take `mask` [B], bool: examples where it is False are padding, which no other
       example's result depends on (`layers/moe/mask.py`), and whose own results are meaningless. In
-      training `forward` raises ValueError for a mask.
+      training `forward` raises ValueError for a mask. `embed` is `forward` in training with its
+      features; it is None for a network that mixes examples. Parameters of the parts that a network
+      names as `frozen` are in the collection of that name; training then updates no collection.
 
     Raises:
       ValueError: a Network whose parts are not a `types.Backbone` and a `types.Head`, or whose
         parts have invalid fields.
     """
+    frozen = network.frozen if isinstance(network, Network) else ()
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Params, Collections]:
         collections = dict(network.init(_rngs(key, "params", *_STREAMS), x, train=False))
         collections.pop("losses", None)
-        return collections.pop("params"), collections
+        params = dict(collections.pop("params"))
+        if frozen:
+            collections[FROZEN] = {part: params.pop(part) for part in frozen if part in params}
+        return params, collections
+
+    def variables(params: Params, collections: Collections) -> dict[str, Any]:
+        if not frozen:
+            return {"params": params, **collections}
+        others = {name: value for name, value in collections.items() if name != FROZEN}
+        return {"params": {**params, **collections[FROZEN]}, **others}
+
+    def updated(collections: Collections) -> list[str]:
+        return [] if frozen else [*collections, "losses"]
 
     def forward(
         params: Params,
@@ -64,11 +81,11 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
             raise ValueError("mask: for prediction; in training every example counts")
         with only(mask):
             latent, changed = network.apply(
-                {"params": params, **collections},
+                variables(params, collections),
                 x,
                 train=train,
                 rngs=_rngs(key, *_STREAMS),
-                mutable=[*collections, "losses"] if train else list(mutable),
+                mutable=updated(collections) if train else list(mutable),
             )
         if not isinstance(latent, Latent) or latent.mean.ndim != 3:
             shape = getattr(latent, "shape", None) or latent.mean.shape
@@ -77,7 +94,11 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
                 f"a {type(latent).__name__} of shape {tuple(shape)}; M is 1 for one "
                 "member"
             )
-        changed = dict(changed)
+        return finished(latent, dict(changed), collections)
+
+    def finished(
+        latent: Latent, changed: Collections, collections: Collections
+    ) -> tuple[Latent, Collections, jax.Array]:
         losses = jax.tree.leaves(changed.pop("losses", {}))
         latent = jax.tree.map(lambda a: a.astype(jnp.float32), latent)
         auxiliary = sum(map(jnp.mean, losses), start=jnp.zeros(()))
@@ -92,7 +113,7 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
     ) -> jax.Array:
         with only(mask):
             _, captured = network.apply(
-                {"params": params, **collections},
+                variables(params, collections),
                 x,
                 train=False,
                 rngs=_rngs(key, *_STREAMS),
@@ -105,7 +126,54 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         phi = captured["intermediates"]["backbone"]["__call__"][-1]
         return phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)  # packed: [M, 1, B, D]
 
-    return Model(init, forward, likelihood, features, **_declared(network))
+    def embed(
+        params: Params,
+        collections: Collections,
+        x: jax.Array,
+        key: jax.Array,
+        weight: jax.Array | float = 0.0,
+    ) -> tuple[jax.Array, Latent, Collections, jax.Array]:
+        inside = False
+
+        def scaled(call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+            nonlocal inside
+            module = context.module
+            of_backbone = context.method_name == "__call__" and module.path == ("backbone",)
+            if inside or not of_backbone:  # a module of your own shares the backbone's path
+                return call(*args, **kwargs)
+            inside = True
+            try:
+                phi = call(*args, **kwargs)
+            finally:
+                inside = False
+            module.sow("intermediates", "__phi__", phi)
+            constant = jax.lax.stop_gradient(phi)
+            if isinstance(weight, int | float) and weight == 0:
+                return constant
+            return constant + weight * (phi - constant)
+
+        with nn.intercept_methods(scaled):
+            latent, changed = network.apply(
+                variables(params, collections),
+                x,
+                train=True,
+                rngs=_rngs(key, *_STREAMS),
+                mutable=[*updated(collections), "intermediates"],
+            )
+        changed = dict(changed)
+        phi = changed.pop("intermediates")["backbone"]["__phi__"][-1]
+        phi = phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)
+        return phi, *finished(latent, changed, collections)
+
+    mixes = isinstance(network, Network) and network.mixes_examples
+    declared = _declared(network)
+    return Model(init, forward, likelihood, features, **declared, embed=None if mixes else embed)
+
+
+def count_parameters(state: State) -> int:
+    """The numbers of parameters of all particles, those that are not trained included."""
+    fixed = [state.collections.get(name) for name in (FROZEN, "prior")]
+    return sum(leaf.size for leaf in jax.tree.leaves((state.params, fixed)))
 
 
 def _declared(network: nn.Module) -> dict[str, Any]:

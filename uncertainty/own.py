@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uncertainty.ensembles.epinet import Epinet
 from uncertainty.ensembles.replace import Members
 from uncertainty.ensembles.single import Single, single
 from uncertainty.model import from_network
@@ -395,6 +396,6 @@ def from_module(
         return model
     inner = network.backbone.clone(last=FOUND)
     # Members may be made by the last layer alone, and then share their features.
-    alone = isinstance(network, Single | Members)
+    alone = isinstance(network, Single | Members | Epinet)
     of_last = single(inner, Logits()) if alone else network.clone(backbone=inner)
     return model._replace(features=from_network(of_last, likelihood).features)

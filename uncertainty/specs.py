@@ -23,13 +23,18 @@ import flax.linen as nn
 # Where the name in a field of a part of a section is looked up.
 NESTED = {
     ("heads", "mean"): "heads",
+    ("ensembles", "additive"): "backbones",
+    ("ensembles", "prior"): "backbones",
     ("inference.directions", "kernel"): "inference.kernels",
     ("inference.directions", "weight_kernel"): "inference.kernels",
     ("inference.directions", "annealing"): "inference.annealing",
     ("inference.directions", "context"): "inference.context",
+    ("objectives", "views"): "views",
+    ("objectives", "predicted"): "views",
+    ("objectives", "symmetry"): "symmetries",
 }
 # Sections whose factories are called without fields.
-COMPLETE = ("inference.kernels", "inference.annealing", "inference.context")
+COMPLETE = ("inference.kernels", "inference.annealing", "inference.context", "symmetries")
 NESTED_FOLDERS = ("layers",)  # sections whose folders are searched too
 
 
@@ -200,10 +205,13 @@ def _parse(section: str, spec: Any, field: str, given: Mapping) -> tuple[Callabl
 
 def _nested(value: Any, field: str, section: str) -> Any:
     """Factories for nested specs; tuples for lists, since Flax modules must be hashable."""
+    place = section, field.rpartition(".")[2].partition("[")[0]
+    if isinstance(value, str) and place in NESTED:
+        value = {"name": value}
     if isinstance(value, Mapping) and "name" in value:
         if field.endswith("_init"):
             return _initialiser(value, field)
-        section = NESTED.get((section, field.rpartition(".")[2]), "layers")
+        section = NESTED.get(place, "layers")
         valid, required = signature(resolve(section, value["name"], field))
         for key in set(value) - valid - {"name"}:
             raise unknown_field(field, key, valid)

@@ -145,6 +145,19 @@ class Network(nn.Module):
         """Whether the parameters define a posterior, whose KL to a prior is in the loss."""
         return False
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parts, such as 'backbone', whose parameters keep the values that they begin with.
+
+        They are then in the collection 'frozen', and training changes no collection.
+        """
+        return ()
+
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether in training a row of features is not that of one example, as with MIMO."""
+        return False
+
 
 class Model(NamedTuple):
     """One network and its likelihood, as pure functions of the parameters.
@@ -167,6 +180,11 @@ class Model(NamedTuple):
     posterior: Posterior | None = None
     affine: str | None = None
     variational: bool = False
+    # params, collections, x, key, weight=0 -> phi [M or 1, B, D] in training, latent, collections,
+    # auxiliary loss []; the gradient of the head with respect to phi has the factor `weight`
+    embed: Callable[..., tuple[jax.Array, Latent, Collections, jax.Array]] | None = None
+    # mean and std [H, W, C] by which images in [0, 1] were normalised; None if that is unknown
+    pixels: tuple[Any, Any] | None = None
 
 
 class Samples(flax.struct.PyTreeNode):
@@ -207,6 +225,7 @@ class Inference(NamedTuple):
     own_examples: bool = False
     # Initialises again what is derived from a state's parameters; call it after replacing them.
     restart: Callable[[State], State] = lambda state: state
+    posterior: bool = False  # particles approximate a posterior together
 
 
 class Own(NamedTuple):
@@ -227,6 +246,22 @@ class Aux(NamedTuple):
     auxiliary: jax.Array | float = 0.0  # the network's auxiliary losses, to be added
 
 
+class Together(NamedTuple):
+    """A loss that N functions have together, by their predictions for the same inputs.
+
+    The functions are the M members of a network, each of which has 1 / M of the likelihood's loss;
+    or, with direction 'together', those of all particles, N = P M, and then each particle follows
+    the gradient of its own loss plus P times this one. So a weight means the same in both, and for
+    any P.
+    """
+
+    # likelihood, latent of the functions [N, B, K], key, step -> loss [], metrics []
+    loss: Callable[[Likelihood, Latent, jax.Array, jax.Array | int], tuple[jax.Array, Metrics]]
+    stream: str | None = None  # of the batch, with the inputs; None for the batch's own
+    # step -> the particle that is trained then, while all others stay as they are; None for all
+    turn: Callable[[jax.Array], jax.Array] | None = None
+
+
 class Objective(NamedTuple):
     """The loss of one particle, apart from its prior and its network's auxiliary losses.
 
@@ -238,6 +273,8 @@ class Objective(NamedTuple):
                [M, B]. For all directions.
       loss any other loss: model, params, collections, batch, key, own -> loss [], Aux. For
       directions that need no latents.
+
+    What functions have `together` is added to it, for directions in weight space.
 
     `own` is an `Own`. The objective may have its own parameters, which are trained with the
     network's and stored beside them as `objective`, and slow copies of parameters, which are stored
@@ -254,6 +291,8 @@ class Objective(NamedTuple):
     # slow copies, params, its own, step -> slow copies; called after each step with new parameters
     follow: Callable[[Any, Params, Params, jax.Array], Any] | None = None
     reads: tuple[str, ...] = ()  # which of `own.hyper` (`inference/hyper.py`)
+    together: Together | None = None
+    whole: bool = False  # it compares the examples of a batch, which has to be in one part
 
 
 LIKELIHOOD = Objective()
@@ -267,6 +306,9 @@ class Direction(NamedTuple):
     separable: bool = False  # particles do not interact
     # params, standard normal noise -> the noise of its diffusion, both [P, ...]: for samplers
     diffusion: Callable[[Params, Params], Params] | None = None
+    posterior: bool = False  # particles approximate a posterior together
+    # step, P -> whether each particle is trained, [P]; None for all of them
+    active: Callable[[jax.Array, int], jax.Array] | None = None
 
 
 class Stage(NamedTuple):

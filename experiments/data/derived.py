@@ -83,7 +83,15 @@ def path_of(evaluator: str, field: str) -> str:
 
 def same_set(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two specs read one data set, whichever parts of it."""
-    return all(str(a.get(key)) == str(b.get(key)) for key in SET)
+    made_of = {key for spec in (a, b) for key, value in spec.items() if _is_set(value)}
+    alike = all(str(a.get(key)) == str(b.get(key)) for key in SET)
+    return alike and all(
+        _is_set(a.get(key)) and _is_set(b.get(key)) and same_set(a[key], b[key]) for key in made_of
+    )
+
+
+def _is_set(value: Any) -> bool:
+    return isinstance(value, Mapping) and "name" in value
 
 
 def divided_otherwise(spec: Mapping[str, Any], train: Mapping[str, Any]) -> str | None:

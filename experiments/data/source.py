@@ -59,7 +59,6 @@ def load(
         range.
     """
     function, name, fields, common = check_spec(spec, field)
-    arguments = {"name": name} if of_tfds(name) else {}
     reading = {} if like is None else like.reading
     if of_tfds(name):
         fields = {k: v for k, v in reading.items() if k in ("resize", "size")} | fields
@@ -67,7 +66,7 @@ def load(
         fields = {"shape": tuple(like.shape)} | fields  # of generated sets
     try:
         try:
-            dataset = made(function(**arguments, **fields), name)
+            dataset = _dataset(function, name, fields, field)
         except TypeError as error:
             raise ConfigError(f"{name}({fields}): {error}") from error
         try:
@@ -83,6 +82,25 @@ def load(
     except MemoryError as error:
         raise ValueError(f"{field}: {name} does not fit in memory: {error}") from error
     return source
+
+
+def _dataset(function: Callable, name: str, fields: Mapping[str, Any], field: str) -> Dataset:
+    """The Dataset of a spec, and those of which it is made."""
+    fields = dict(fields)
+    for key in parts_of(function) & set(fields):
+        of_part, part, its_fields, _ = check_spec(fields[key], f"{field}.{key}")
+        fields[key] = _dataset(of_part, part, its_fields, f"{field}.{key}")
+    arguments = {"name": name} if of_tfds(name) else {}
+    return made(function(**arguments, **fields), name)
+
+
+def parts_of(function: Callable) -> set[str]:
+    """The fields of a data set that are data sets themselves, without a split: those of its type.
+
+    Such as the two sets of `blocks.dominoes`.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.annotation is Dataset}
 
 
 def of_tfds(name: str) -> bool:
@@ -197,6 +215,12 @@ def check_spec(spec: Mapping[str, Any], field: str = "data") -> tuple[Callable, 
     function = check_name(name, fields.get("data_dir"), f"{field}.name")
     supplied = ("name",) if of_tfds(name) else ()
     check_fields(function, fields, f"{field}.", given=supplied, also=COMMON)
+    for key in parts_of(function) & set(fields):
+        *_, of_all = check_spec(fields[key], f"{field}.{key}")
+        if of_all:
+            raise ConfigError(
+                f"{field}.{key}.{min(of_all)}: belongs to the whole, {name!r}, not to a part of it"
+            )
     return function, name, fields, common
 
 

@@ -1,14 +1,13 @@
 """The sections of every config with their defaults; the only module that configs import."""
 
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.data import embedded
 from experiments.data.derived import derived as derived
+from experiments.data.own import MADE_OF_OTHERS, needs_no_file
 from uncertainty.build import ConfigError
 
 
@@ -142,7 +141,7 @@ def shrink(
         if evaluator.name == "uncertainty_map":
             evaluator.points = 9
     seeds: dict[str, int] = {}  # one seed per set, so that its splits agree wherever it is used
-    embedded_set = inspect.isfunction(getattr(embedded, config.data.train.name, None))
+    embedded_set = needs_no_file(config.data.train.name)
     particles = config.data.get("particles") or {}
     sets = ConfigDict({str(i): spec for i, spec in enumerate(_field(particles, "sets") or ())})
     for section in (config.data, sets, *config.evaluators.values()):
@@ -190,15 +189,21 @@ _OF_ANY_SET = (
 
 
 def _stand_in(
-    section: ConfigDict, shape: Sequence[int], num_classes: int, seeds: dict[str, int]
+    section: ConfigDict,
+    shape: Sequence[int],
+    num_classes: int,
+    seeds: dict[str, int],
+    **fields: Any,
 ) -> None:
     """Replaces the sets in a section and its subsections, unless they are embedded."""
     for key, spec in section.items():
         if key == "particles" or not isinstance(spec, ConfigDict):
             continue
         if "name" not in spec:
-            _stand_in(spec, shape, num_classes, seeds)
-        elif not inspect.isfunction(getattr(embedded, spec.name, None)):
+            _stand_in(spec, shape, num_classes, seeds, **fields)
+        elif spec.name in MADE_OF_OTHERS:
+            _stand_in(spec, shape, num_classes, seeds, size=512)  # images of every class
+        elif not needs_no_file(spec.name):
             if not shape or not num_classes:
                 raise ValueError(f"shrink: {spec.name!r} needs a stand-in's shape and num_classes")
             seed = seeds.setdefault(spec.name, len(seeds))
@@ -207,6 +212,5 @@ def _stand_in(
                 common[field] = re.sub(
                     r"\[.*?\]", "", common[field]
                 )  # the stand-in is smaller than the slices
-            section[key] = dict(
-                name="stand_in", shape=tuple(shape), num_classes=num_classes, seed=seed, **common
-            )
+            common |= dict(shape=tuple(shape), num_classes=num_classes, seed=seed, **fields)
+            section[key] = dict(name="stand_in", **common)

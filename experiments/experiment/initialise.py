@@ -24,6 +24,8 @@ import numpy as np
 from experiments.experiment.readers import READERS, Checkpoint, patches_of
 from experiments.runtime import storage
 from uncertainty.build import ConfigError, nearest
+from uncertainty.inference.loss import NAME as OBJECTIVE
+from uncertainty.model import FROZEN
 from uncertainty.restore.plan import Move, plan
 from uncertainty.rules import path_of
 from uncertainty.specs import check_fields
@@ -97,6 +99,10 @@ def load(
 
     new = jax.tree_util.tree_map_with_path(filled, tree)
     params = {key: new[key] for key in state.params}
+    collections = {
+        name: {part: new[part] for part in value} if name == FROZEN else new[name]
+        for name, value in state.collections.items()
+    }
     kept = sorted(_targets(state.params).keys() - moves.keys())
     logger.info(
         "%d arrays of %s; as initialised: %s",
@@ -113,7 +119,7 @@ def load(
         )
     return state.replace(
         params=params,
-        collections={key: new[key] for key in state.collections},
+        collections=collections,
         opt_state=jax.vmap(optimiser.init)(params),
     )
 
@@ -144,8 +150,12 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
 
 
 def _tree(state: State) -> dict[str, Any]:
-    """Parameters and collections; paths of the latter begin with the collection's name."""
-    return {**state.params, **state.collections}
+    """Parameters and collections; paths of the latter begin with the collection's name.
+
+    Parameters that are not trained have their paths in the network, as those that are.
+    """
+    collections = dict(state.collections)
+    return {**state.params, **collections.pop(FROZEN, {}), **collections}
 
 
 def _targets(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -175,12 +185,15 @@ def plan_of(
     # Other collections (counts, estimates, masks) are initialised if the file lacks them.
     required = ("backbone", "head", "batch_stats")
     optional = [path for path in targets if path.split("/")[0] not in required]
+    rules = list(spec.get("rules", ()))
+    if any(_of_objective(p) for p in checkpoint.shapes) and not any(map(_of_objective, targets)):
+        rules.append((f"{OBJECTIVE}/.*", None))  # such as a projector, of pre-training alone
     try:
         return plan(
             checkpoint.shapes,
             targets,
             spec["layout"],
-            rules=spec.get("rules", ()),
+            rules=rules,
             keep=spec.get("keep", ()),
             optional=optional,
             patches=patches_of(network, shape),
@@ -188,6 +201,11 @@ def plan_of(
         )
     except ValueError as error:
         raise ConfigError(f"pretrained: {spec['path']} ({spec['layout']}): {error}") from error
+
+
+def _of_objective(path: str) -> bool:
+    """Whether a parameter is one of the objective's own."""
+    return path.startswith(f"{OBJECTIVE}/")
 
 
 def _open(spec: Mapping[str, Any]) -> Checkpoint:

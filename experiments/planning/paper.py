@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import assignment, embedded
+from experiments.data import assignment
 from experiments.data.description import Described
 from experiments.data.examples import Source
 from experiments.data.labels import ALIKE
+from experiments.data.own import needs_no_file
 from experiments.data.source import load
 from experiments.data.splits import positions
 from experiments.experiment.load import STREAM
@@ -86,7 +87,7 @@ def described(config: Mapping[str, Any], given: Shape | None = None) -> Describe
 
 def known_here(name: str) -> bool:
     """Whether the shape of a set need not be given."""
-    return callable(getattr(embedded, name, None)) or name in SETS
+    return needs_no_file(name) or name in SETS
 
 
 def source_of(
@@ -102,7 +103,7 @@ def source_of(
       ConfigError: a set of unknown shape, a split that it lacks.
     """
     name, split = str(spec["name"]), str(spec.get("split", "train"))
-    if callable(getattr(embedded, name, None)):
+    if needs_no_file(name):
         return load(spec, field, like)
     known = SETS.get(name)
     if known is None and given is None:

@@ -18,6 +18,7 @@ from experiments.planning import collectives, operations, traffic
 from experiments.prediction.trained import Trained
 from experiments.runtime import execution, project
 from uncertainty.build import ConfigError
+from uncertainty.model import count_parameters
 from uncertainty.types import State
 
 TRAIN, PREDICT = "train", "predict"
@@ -132,11 +133,6 @@ def bytes_of(tree: Any) -> int:
     return total
 
 
-def parameters(state: State) -> int:
-    """Of all particles."""
-    return sum(leaf.size for leaf in jax.tree.leaves(state.params))
-
-
 def report(experiment: Experiment, name: str, text: pathlib.Path | None = None) -> dict[str, Any]:
     """Compiles a program, and says what it takes on each device; SHAPES is traced alone.
 
@@ -152,7 +148,7 @@ def report(experiment: Experiment, name: str, text: pathlib.Path | None = None) 
     shared = dict(
         examples=made.examples,
         calls=made.calls,
-        parameters=parameters(made.state),
+        parameters=count_parameters(made.state),
         particles=made.state.key.shape[0],
         flops=made.calls * found.flops,
         unknown_loops=found.unknown_loops,

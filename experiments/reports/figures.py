@@ -15,6 +15,7 @@ from experiments.reports import (
     posteriors,
     regression_figures,
     routing_figures,
+    shortcut_figures,
 )
 from experiments.reports.layout import comparable
 from experiments.reports.runs import Run
@@ -69,6 +70,7 @@ def figures(
         posterior=_posteriors(groups, seed),
         map=_maps(groups, seed),
         routing=_routing(groups, seed),
+        shortcuts=_shortcuts(groups),
         corruption=_corruption(groups, style),
         regression=_regression(groups, style, seed),
         training=_training(groups, style, seed),
@@ -313,6 +315,31 @@ def _routing(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
             "of the least and of the most busy expert over the mean load, as means over particles "
             "and seeds. Look for rows that differ, which are experts that know their classes, and "
             "for columns that are dark throughout, which are experts without work." + seed,
+        )
+
+
+def _shortcuts(groups: Mapping[str, Sequence[Run]]) -> Iterator[Entry]:
+    metrics = {label: [run.metrics for run in runs] for label, runs in groups.items()}
+    arrays = {label: runs[0].scores for label, runs in groups.items()}
+    if tested := shortcut_figures.randomised(metrics, arrays):
+        yield Entry(
+            "Simple and complex features",
+            "simplicity",
+            shortcut_figures.simplicity(tested),
+            "Accuracy of the mixture on the test set, with the simple features of other examples, "
+            "and with all other features of other examples: means over seeds, with the members of "
+            "the first seed as faint points. A method that uses simple features alone is at chance "
+            "with other simple features, and as good as before with other complex ones.",
+        )
+    if cues := shortcut_figures.of_cues(metrics):
+        yield Entry(
+            "Cues",
+            "cues",
+            shortcut_figures.cues(cues),
+            "Left: accuracy of the mixture where the label is the value of one cue and the others "
+            "are independent of it; all cues tell the class in training. Right: the share of "
+            "members that are best on the set of each cue. Means over seeds. An ensemble whose "
+            "members all have one colour has a single opinion on what the class is.",
         )
 
 

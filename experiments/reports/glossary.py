@@ -167,6 +167,17 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*_shot_log2_l2": "Its chosen penalty, as a power of 2",
         "error": "Mean over numbers of examples per class and sets",
     },
+    "knn": {
+        "accuracy": "Accuracy of the vote of the nearest training examples, by the features of all "
+        "members",
+        "member_accuracy": "The same by the features of each member, mean over members",
+    },
+    "symmetry": {
+        "*/probe_accuracy": "Accuracy of a linear probe of which element moved an image, on frozen "
+        "features, mean over members",
+        "*/cosine": "Mean cosine of the features of an image and of the moved one, less their mean",
+        "*/agreement": "Share of moved images whose most probable class is that of the image",
+    },
     "posterior": {
         "*mean_error": "Mean over points of |difference of the means of f| to the reference",
         "*std_error": "Mean over points of |difference of the standard deviations of f|",
@@ -178,6 +189,44 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/load_max": "Load of the busiest expert over the mean load",
         "*/load_min": "Load of the least busy expert over the mean load",
         "*/mutual_information": "Mutual information of expert and class",
+    },
+    "simplicity": {
+        **{
+            f"{name}/{key}": f"{text}, {of}"
+            for name, of in dict(
+                standard="on the test set",
+                simple_randomised="the simple features being those of other examples",
+                complex_randomised="the other features being those of other examples",
+            ).items()
+            for key, text in dict(
+                accuracy="Accuracy of the mixture",
+                auc="Area under the ROC curve of each class against the others, mean over classes",
+                member_accuracy="Mean accuracy of the members",
+                member_auc="Mean over members of the area under the ROC curve",
+            ).items()
+        },
+        "complex_share": "Share of members above chance where simple features are those of other "
+        "examples: they use complex ones",
+    },
+    "cues": {
+        "used": "exp of the entropy of the shares of cues among members that use one: the "
+        "effective number of cues",
+        "none/share": "Share of members that are at chance on the set of every cue",
+        "diagonal/accuracy": "Accuracy of the mixture where all cues tell the same class",
+        "diagonal/member_accuracy": "Mean accuracy of members where all cues tell the same class",
+        "*/accuracy": "Accuracy of the mixture where the label is the value of this cue, and the "
+        "others are independent of it",
+        "*/member_accuracy": "Mean accuracy of members where the label is the value of this cue",
+        "*/share": "Share of members that are best on the set of this cue",
+    },
+    "disambiguation": {
+        "*/accuracy": "Accuracy of the member that is best on so many labelled examples of the "
+        "pool, those on which members differ most",
+        "*/random_accuracy": "The same with labels of random examples of the pool, mean over draws",
+        "best_member": "Largest accuracy of a member",
+        "worst_member": "Smallest accuracy of a member",
+        "mixture": "Accuracy of all members together",
+        "disagreement": "Share of pairs of members with different classes, on the pool",
     },
     "cost": {
         "parameters": "Parameters of all particles",

@@ -57,6 +57,8 @@ MINIMAL = {
     "conformal": dict(data=TEST, fit=FIT),
     "corrupted": dict(data=TEST),
     "corruption": dict(data=TEST, severities=(5,)),
+    "cues": dict(sets=dict(a=TEST, b=TEST), diagonal=TEST),
+    "disambiguation": dict(data=TEST, pool=FIT),
     "few_shot": dict(sets=dict(a=dict(train=TEST, test=TEST))),
     "flops": {},
     "halves": dict(data=TEST),
@@ -68,6 +70,7 @@ MINIMAL = {
     "posthoc": dict(data=TEST, fit=FIT),
     "regression": dict(data=dict(name="cubic")),
     "routing": dict(data=TEST),
+    "simplicity": dict(data=TEST, simple_randomised=TEST, complex_randomised=TEST),
     "uncertainty_map": dict(data=dict(name="rings"), groups=dict(a=dict(name="rings"))),
 }
 

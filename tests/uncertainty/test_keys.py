@@ -164,6 +164,9 @@ RUNS = {
         objective=dict(name="mean_teacher", stream="more"),
         ensemble=dict(name="mc_dropout", size=2, rate=0.5),
     ),
+    "together": config(
+        inference=inference(direction="together"), objective=dict(name="d_bat", stream="more")
+    ),
     "swag": config(
         inference=inference(),
         stages=[

@@ -25,6 +25,11 @@ class Mimo(Network):
     input_repetition: float
     batch_repetitions: int
 
+    @property
+    def mixes_examples(self) -> bool:
+        """True: features are of M examples."""
+        return True
+
     def __call__(self, x: jax.Array, *, train: bool) -> Latent:
         if x.ndim < 2:
             raise ValueError(f"x: shape {x.shape}; mimo joins its inputs on an axis after B")

@@ -20,6 +20,28 @@ def split(batch: Batch, own: bool) -> tuple[Batch, Batch]:
     return {name: value for name, value in batch.items() if name not in streams}, streams
 
 
+def points(batch: Batch, stream: str | None, field: str = "objective.stream") -> jax.Array:
+    """The inputs of a stream of the batch, or the batch's own.
+
+    Raises:
+      ValueError: there is no such stream, or each particle has its own examples.
+    """
+    if stream is None:
+        if "x" not in batch:
+            raise ValueError(
+                f"{field}: None, but each particle has its own examples; name a stream, whose "
+                "inputs all particles share"
+            )
+        return batch["x"]
+    streams = sorted(name for name, value in batch.items() if isinstance(value, Mapping))
+    if stream not in streams:
+        raise ValueError(
+            f"{field}: {stream!r} is no stream of the batch, which has "
+            + (", ".join(map(repr, streams)) or "none")
+        )
+    return batch[stream]["x"]
+
+
 def each(fn: Callable[[jax.Array], Any], batch: Batch, own: bool) -> Batch:
     """The batch, with `fn` applied to all arrays that lead with P."""
     mine, shared = split(batch, own)

@@ -7,6 +7,8 @@ A factor multiplies the config's value; a value replaces it.
   weight_decay     factor of every rule of `optimiser.weight_decay`
   l2               factor of every rule of `optimiser.l2`
   label_smoothing  value, in place of `objective.rate`
+  contrast, invariance, equivariance
+                   values, in place of the fields of objective 'contrastive'
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,9 @@ import jax.numpy as jnp
 from uncertainty.keys import Use
 
 DECAYS = ("weight_decay", "l2")
-HYPER = ("learning_rate", "prior_scale", *DECAYS, "label_smoothing")
+FROM_ZERO = (*DECAYS, "label_smoothing", "contrast", "invariance", "equivariance")
+HYPER = ("learning_rate", "prior_scale", *FROM_ZERO)
+LIMITS = {"label_smoothing": "below 1", "invariance": "at most 1"}
 
 
 def check(hyper: Mapping[str, Any], read: Sequence[str]) -> None:
@@ -39,17 +43,18 @@ def check(hyper: Mapping[str, Any], read: Sequence[str]) -> None:
         ranged = isinstance(values, Mapping)
         numbers = list(values.values()) if ranged else values
         listed = isinstance(numbers, list | tuple) and len(numbers) > 0
-        zero = name in (*DECAYS, "label_smoothing") and not ranged
+        zero = name in FROM_ZERO and not ranged
+        limit = LIMITS.get(name, "")
         fits = listed and all(
             isinstance(v, int | float)
             and (v > 0 or (zero and v == 0))
-            and (v < 1 or name != "label_smoothing")
+            and (not limit or v < 1 or (v == 1 and limit == "at most 1"))
             for v in numbers
         )
         ordered = not ranged or (set(values) == {"low", "high"} and values["low"] <= values["high"])
         if not (fits and ordered):
             which = "positive numbers" if not zero else "numbers from 0"
-            which += " and below 1" * (name == "label_smoothing")
+            which += f" and {limit}" if limit else ""
             raise ValueError(f"hyper.{name}: {values!r}; a list of {which}, or dict(low=, high=)")
 
 
@@ -58,6 +63,9 @@ _NEEDS = {
     "weight_decay": "needs rules to scale; set optimiser.weight_decay",
     "l2": "needs rules to scale; set optimiser.l2",
     "label_smoothing": "needs objective.name='label_smoothing'",
+    "contrast": "needs objective.name='contrastive'",
+    "invariance": "needs objective.invariance of 'contrastive', a number such as 0.5",
+    "equivariance": "needs objective.equivariance of 'contrastive', a number such as 0.4",
 }
 
 

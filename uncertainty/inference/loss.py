@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uncertainty.inference import examples
 from uncertainty.keys import Use, fold
 from uncertainty.types import (
     Aux,
@@ -12,6 +13,7 @@ from uncertainty.types import (
     Collections,
     Latent,
     Likelihood,
+    Metrics,
     Model,
     Objective,
     Own,
@@ -84,6 +86,15 @@ def total(
         )
         losses, nll = per_example(model.likelihood, objective, latent, batch, key_likelihood, state)
         loss, aux = jnp.mean(losses), Aux(collections, nll, {}, auxiliary)
+    if objective.together is not None:
+        if objective.together.turn is not None:
+            raise ValueError(
+                f"objective: {objective.name!r} trains functions in turn, but these are members of "
+                "one network; use inference.direction 'together'"
+            )
+        u = at_points(model, objective, weights, collections, batch, key)
+        value, more = together(model.likelihood, objective, u, fold(key, Use.ALIKE), state.step)
+        loss, aux = loss + value, aux._replace(metrics={**aux.metrics, **more})
     scale = state.hyper.get("prior_scale", 1.0)
     return loss + aux.auxiliary + target.potential(weights, scale), aux
 
@@ -126,6 +137,44 @@ def per_example(
     if objective.latents is None:
         return nll, nll
     return objective.latents(likelihood, latent, batch, key, state), nll
+
+
+def at_points(
+    model: Model,
+    objective: Objective,
+    params: Params,
+    collections: Collections,
+    batch: Batch,
+    key: jax.Array,
+) -> Latent:
+    """The latents [M, B, K] of one particle where functions are compared, in training.
+
+    What networks store meanwhile, such as batch statistics, is not kept.
+    """
+    stream = None if objective.together is None else objective.together.stream
+    x = examples.points(batch, stream)
+    return model.forward(params, collections, x, fold(key, Use.COMPARED), train=True)[0]
+
+
+def together(
+    likelihood: Likelihood,
+    objective: Objective,
+    latent: Latent,
+    key: jax.Array,
+    step: jax.Array | int,
+) -> tuple[jax.Array, Metrics]:
+    """The loss [] that functions have together, of their latents [N, B, K], and its metrics.
+
+    Raises:
+      ValueError: there is nothing to compare.
+    """
+    assert objective.together is not None
+    if len(latent.mean) < 2:
+        raise ValueError(
+            f"objective: {objective.name!r} compares functions, but there is one; use an ensemble "
+            "that has members in training, or inference.direction 'together' and two particles"
+        )
+    return objective.together.loss(likelihood, latent, key, step)
 
 
 def metrics(loss: jax.Array, aux: Aux) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from uncertainty import cpu
-from uncertainty.inference import executors, loss, samples
+from uncertainty.inference import executors, loss, samples, sharded
 from uncertainty.inference import hyper as hypers
 from uncertainty.inference.directions.independent import independent
 from uncertainty.inference.thinning import MovingAverage
@@ -105,6 +105,11 @@ def particles(
     if (prior is not None or sampling) and num_examples is None:
         raise ValueError("num_examples: missing; a posterior needs the size of the data set")
     loss.check(objective)
+    if objective.whole and accumulate > 1:
+        raise ValueError(
+            f"accumulate: {accumulate} parts, but objective {objective.name!r} compares all "
+            "examples of a batch"
+        )
     over = executors.mapping(executor)
     target = Target(prior, num_examples, temperature, likelihood_temperature)
     direct = direction(
@@ -117,7 +122,7 @@ def particles(
     separable = direct.separable
     ours = isinstance(optimiser, Transformation | SamplingTransformation)
     decays = optimiser.decays if ours else ()
-    if decays and (prior is not None or not separable):
+    if decays and (prior is not None or direct.posterior):
         stated = "prior" if prior is not None else "direction"
         raise ValueError(
             f"optimiser.{decays[0]}: changes the posterior that {stated} defines; set "
@@ -139,7 +144,7 @@ def particles(
             f"objective: {objective.name!r} has its own parameters, which have no posterior for a "
             "sampler"
         )
-    if hyper and (sampling or not separable):
+    if hyper and (sampling or direct.posterior):
         raise ValueError("hyper: particles that interact or sample share one posterior")
     scales = ("prior_scale",) if prior is not None else ()
     hypers.check(hyper or {}, ("learning_rate", *scales, *decays, *objective.reads))
@@ -228,7 +233,10 @@ def particles(
             & jnp.isfinite(jax.vmap(optax.global_norm)(watched))
         )
         before = (state.params, state.collections, state.opt_state, state.slow)
-        params, collections, opt_state, slow = guarded(metrics["finite"], moved, before)
+        trained = metrics["finite"]
+        if direct.active is not None:
+            trained &= sharded.own(direct.active(state.step, len(trained) * sharded.devices()))
+        params, collections, opt_state, slow = guarded(trained, moved, before)
         new = state.replace(
             step=state.step + 1,
             params=params,
@@ -252,7 +260,7 @@ def particles(
         latent = over(one)(samples.predicting(state), (x, mask))  # [P S, M, B, K]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
 
-    return Inference(init, update, predict, separable, own_examples, restart)
+    return Inference(init, update, predict, separable, own_examples, restart, direct.posterior)
 
 
 def _check_distinct(distinct: int | None, hyper: Mapping[str, Any], own_examples: bool) -> None:

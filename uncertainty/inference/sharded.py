@@ -94,6 +94,13 @@ def own(array: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(array, jax.lax.axis_index(AXIS) * size, size)
 
 
+def everyones(tree: Any) -> Any:
+    """All particles' part of a tree [P, ...], on every device: one all-gather."""
+    if devices() == 1:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, AXIS, tiled=True), tree)
+
+
 def mean(array: jax.Array) -> jax.Array:
     """The sum over the particles, [P, ...] -> [...]."""
     here = array.mean(0)

@@ -123,6 +123,7 @@ def _torch_resnet() -> Rules:
 LAYOUTS: dict[str, Rules] = {
     "own": (
         ("routing/.*", None),  # counts of the last step
+        ("frozen/(.*)", "{1}"),  # parameters that were not trained
         (".*/router/kernel", "{0}", "reshape"),
         ("backbone/position_embedding", "{0}", "positions"),
         (".*/bias", "{0}", "tile"),

@@ -26,7 +26,8 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
       over: executor that maps over the particles.
 
     Raises:
-      ValueError: the model has no batch normalisation, or the stage 'laplace' came before.
+      ValueError: the model has no batch normalisation or is frozen, or the stage 'laplace' came
+        before.
     """
 
     def forward(state: State, seen: jax.Array, x: jax.Array, filled: float) -> Collections:
@@ -45,6 +46,8 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
     def begin(state: State, x: jax.Array) -> Carry:
         if NAME not in state.collections:
             raise ValueError("batch_statistics: the model has no batch normalisation")
+        if "frozen" in state.collections:
+            raise ValueError("batch_statistics: the network is frozen, with its statistics")
         check_no_posterior(state)
         sums = jax.tree.map(jnp.zeros_like, samples.predicting(state)[1][NAME])
         return dict(sums=sums, count=jnp.zeros(jax.tree.leaves(sums)[0].shape[:1]))

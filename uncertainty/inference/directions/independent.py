@@ -43,7 +43,16 @@ def independent(
         It must divide the batch and its streams.
       objective: to minimise.
       own_examples: whether the batch is [P, B, ...], see `particles`.
+
+    Raises:
+      ValueError: several parts, and an objective that compares functions.
     """
+
+    if objective.together is not None and accumulate > 1:
+        raise ValueError(
+            f"accumulate: {accumulate} parts, but objective {objective.name!r} compares functions "
+            "on the whole batch"
+        )
 
     def update(
         model: Model, state: State, batch: Batch, keys: jax.Array

@@ -131,6 +131,11 @@ def interacting(
             f"objective: {objective.name!r} has its own parameters, which space={space!r} does "
             "not update; use space='weights' or direction 'independent'"
         )
+    if in_function_space and objective.together is not None:
+        raise ValueError(
+            f"objective: {objective.name!r} compares functions itself, which space={space!r} does "
+            "not allow; use space='weights' or direction 'independent'"
+        )
     if in_function_space and own_examples and context is None:
         raise ValueError(
             "direction.context: functions are compared on the batch, but each particle has its own "
@@ -295,7 +300,7 @@ def interacting(
     def _energy(params: Params) -> jax.Array:
         return jnp.asarray(target.potential(params), jnp.float32)
 
-    return Direction(in_functions if in_function_space else in_weights)
+    return Direction(in_functions if in_function_space else in_weights, posterior=True)
 
 
 def by_layer(step: Callable, params: Params, g: Params) -> Params:
