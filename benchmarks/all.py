@@ -29,7 +29,7 @@ from benchmarks.device.__main__ import NAMES
 
 ROOT = pathlib.Path(__file__).parent.parent
 LOGS = ROOT / "runs" / "benchmarks"
-CODE = ("uncertainty", "experiments", "configs")  # beside the benchmark's own files
+CODE = ("uncertainty", "experiments", "configs", "studies")  # beside the benchmark's own files
 TORCH, METRICS = ("torch",), ("torch", "torchmetrics", "torch_uncertainty", "pytorch_ood")
 NOT_MEASURED = {"all", "page", "rows"}  # modules of benchmarks
 PARTS = tuple(f"device/{part}" for part in NAMES)
@@ -97,6 +97,9 @@ JOBS = {
     "moe": Job("moe --choices 1 --save", ("moe_128",), 8),
     "moe_k2": Job("moe --choices 2 --save", ("moe_128_k2",), 8),
     "e3": Job("e3 --save", ("e3_128_32_1_05",), 1),
+    "epinet_training": Job("epinet training --save", ("epinet_training_resnet_20_32",), 2),
+    "epinet_prediction": Job("epinet prediction --save", ("epinet_prediction_resnet_20_128",), 2),
+    "testbed": Job("epinet testbed --save", ("epinet_testbed",), 3, TORCH),
     "vmoe": Job("vmoe --save", ("vmoe_128_32",), 8, needs="vmoe"),
     "metrics": Job("metrics", ("metrics",), 6, METRICS),
     "contrastive": Job("contrastive --save", ("contrastive_64",), 2),

@@ -27,6 +27,7 @@ SECTIONS = {  # beginning of a file's name -> section, in order
     "vmoe": "Experts",
     "moe": "Experts",
     "e3": "Experts",
+    "epinet": "Epinets and the testbed",
     "metrics": "Metrics",
     "contrastive": "Self-supervision",
     "tpu": "TPU, cycles by its compiler",
@@ -367,6 +368,21 @@ def _e3(record: Mapping[str, Any]) -> Making:
     yield from _of_times(record, "2 ViTs", record["flop_ratios"])
 
 
+def _epinet(record: Mapping[str, Any]) -> Making:
+    job, seconds = record["job"], record["seconds"]
+    if "base" not in seconds:  # the testbed, against the better of PyTorch's numbers of threads
+        for agent in dict.fromkeys(side.partition(": ")[0] for side in seconds):
+            theirs = [r for s, r in record["ratios"].items() if s.startswith(f"{agent}: ")]
+            best = {clock: min(r[clock] for r in theirs) for clock in CLOCKS}
+            yield f"{job}, {agent}", "one program", "PyTorch, one by one", best, None, None
+        return
+    yield from _of_times(record, "base", record["flop_ratios"])
+    for many in (side for side in seconds if side.endswith(" networks")):
+        for side in (side for side in seconds if side.startswith("epinet")):
+            ratios = {clock: seconds[many][clock] / seconds[side][clock] for clock in CLOCKS}
+            yield job, side, many, ratios, None, None
+
+
 MAKE: dict[str, Callable[[Mapping[str, Any]], Making]] = {
     "mlp": _ensembles,
     "lenet5": _ensembles,
@@ -382,6 +398,7 @@ MAKE: dict[str, Callable[[Mapping[str, Any]], Making]] = {
     "vmoe": _vmoe,
     "moe": _experts,
     "e3": _e3,
+    "epinet": _epinet,
     "metrics": _metrics,
     "contrastive": _contrastive,
     "tpu": _tpu,

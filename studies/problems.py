@@ -5,10 +5,11 @@ Source: Osband et al. 2022, "The Neural Testbed: evaluating joint predictions", 
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 WIDTH = 50  # of both hidden layers of the process
 CLASSES = 2
@@ -31,11 +32,11 @@ class Setting(NamedTuple):
 class Problem(NamedTuple):
     """A training set and pairs of test inputs, of one problem or, with a leading G, of several."""
 
-    x: jax.Array  # [n, d]
-    y: jax.Array  # [n]
-    pairs: jax.Array  # [T, 2, d], test inputs
-    log_p: jax.Array  # [T, 2, K], of the process at the pairs
-    counts: jax.Array  # [T, R, 2, K], how often each label was drawn at each input of a pair
+    x: Any  # [n, d]
+    y: Any  # [n]
+    pairs: Any  # [T, 2, d], test inputs
+    log_p: Any  # [T, 2, K], of the process at the pairs
+    counts: Any  # [T, R, 2, K], how often each label was drawn at each input of a pair
 
 
 def settings(
@@ -58,44 +59,54 @@ def settings(
     return every
 
 
-def draw(key: jax.Array, setting: Setting, tau: int, pairs: int, draws: int) -> Problem:
+def draw(setting: Setting, tau: int, pairs: int, draws: int) -> Problem:
     """A problem: a random network with two hidden ReLU layers, and labels drawn from it.
 
     Kernels are normal, truncated at two standard deviations, over sqrt(fan-in); biases of the first
     layer N(0, 1 / d), others 0; inputs N(0, I). A test draw is tau inputs, each one of a pair with
     equal chance, and a label for each.
 
+    A problem is a function of its setting, and those that differ in temperature alone have the same
+    network, inputs and random numbers.
+
     Args:
-      key: of the problem.
-      setting: its temperature may be traced; d and n / d are shapes.
+      setting: of the problem.
       tau: inputs of a joint prediction.
       pairs: T.
       draws: R of labels for each pair; the published number is 1.
     """
-    keys = iter(jax.random.split(key, 9))
     d, n = setting.inputs, setting.examples
+    rng, test = (np.random.default_rng((d, n, setting.seed, part)) for part in range(2))
+    sizes = (d, WIDTH, WIDTH, CLASSES)
+    kernels = [_truncated(rng, a, b) / a**0.5 for a, b in itertools.pairwise(sizes)]
+    bias = rng.normal(size=WIDTH) / d**0.5
 
-    def layer(inputs: int, outputs: int) -> jax.Array:
-        shape = (inputs, outputs)
-        return jax.random.truncated_normal(next(keys), -2.0, 2.0, shape) / inputs**0.5
+    def log_p(x: np.ndarray) -> np.ndarray:
+        h = np.maximum(x @ kernels[0] + bias, 0)
+        logits = np.maximum(h @ kernels[1], 0) @ kernels[2] / setting.temperature
+        return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
-    kernels = [layer(d, WIDTH), layer(WIDTH, WIDTH), layer(WIDTH, CLASSES)]
-    bias = jax.random.normal(next(keys), (WIDTH,)) / d**0.5
+    def labels(rng: np.random.Generator, log_p: np.ndarray) -> np.ndarray:
+        below = np.cumsum(np.exp(log_p), axis=-1)[..., :-1]
+        return (rng.random(log_p.shape[:-1])[..., None] > below).sum(-1)
 
-    def log_p(x: jax.Array) -> jax.Array:
-        h = jax.nn.relu(x @ kernels[0] + bias)
-        logits = jax.nn.relu(h @ kernels[1]) @ kernels[2]
-        return jax.nn.log_softmax(logits / setting.temperature)
-
-    x = jax.random.normal(next(keys), (n, d))
-    y = jax.random.categorical(next(keys), log_p(x))
-    anchors = jax.random.normal(next(keys), (pairs, 2, d))
+    x = rng.normal(size=(n, d))
+    y = labels(rng, log_p(x))
+    anchors = test.normal(size=(pairs, 2, d))
     of_anchors = log_p(anchors)
-    which = jax.random.randint(next(keys), (pairs, draws, tau), 0, 2)
-    chosen = jnp.take_along_axis(of_anchors[:, None], which[..., None], axis=2)
-    labels = jax.random.categorical(next(keys), chosen)
-    cells = jax.nn.one_hot(which, 2)[..., :, None] * jax.nn.one_hot(labels, CLASSES)[..., None, :]
-    return Problem(x, y, anchors, of_anchors, cells.sum(2))
+    which = test.integers(2, size=(pairs, draws, tau))
+    drawn = labels(test, np.take_along_axis(of_anchors[:, None], which[..., None], axis=2))
+    cells = np.eye(2)[which][..., :, None] * np.eye(CLASSES)[drawn][..., None, :]
+    real = [a.astype(np.float32) for a in (x, anchors, of_anchors, cells.sum(2))]
+    return Problem(real[0], y.astype(np.int32), *real[1:])
+
+
+def _truncated(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Normal numbers, those beyond two standard deviations drawn again."""
+    z = rng.normal(size=shape)
+    while (far := np.abs(z) > 2).any():
+        z[far] = rng.normal(size=far.sum())
+    return z
 
 
 def marginal_kl(log_q: jax.Array, log_p: jax.Array) -> jax.Array:

@@ -29,6 +29,7 @@ sooner = functools.partial(jax.random.key, impl="unsafe_rbg")  # keys whose draw
 BACKBONES = {
     "mlp": dict(name="mlp.MLP", widths=(16,), activation="silu"),  # no unit of which is ever dead
     "lenet": dict(name="lenet.LeNet5", padding="SAME"),
+    "conv_net": dict(name="conv_net.ConvNet", channels=(4, 6), kernel_sizes=3),
     "resnet": dict(name="resnet.ResNet", depth=8, width=4),
     "wide_resnet": dict(name="wide_resnet.WideResNet", depth=10, width_multiplier=1),
     "vit": dict(name="vit.ViT", variant="tiny", width=16, mlp_dim=32, depth=1),
@@ -401,6 +402,9 @@ IMPOSSIBLE = [  # changes to a config, and why it cannot be
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=0.0)), "rate: 0.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2, rate=1.0)), "rate: 1.0; a dropout rate lies"),
     (dict(ensemble=dict(name="mc_dropout", size=2)), "ensemble.rate: missing"),
+    (dict(ensemble=dict(name="mc_dropout", size=2, rate=0.1, shared=True),
+          backbone=BACKBONES["vmoe"]),
+     "shared: masks are shared by examples, but experts see slots"),
     (dict(ensemble=dict(name="batch_ensemble", size=2, where="conv")),
      "where: 'conv' matches the path of no layer that can make members"),
     (dict(ensemble=dict(name="batch_ensemble", size=3),

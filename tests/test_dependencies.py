@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "backbones": {"types", "rules", "layers", "backbones"},
     "heads": {"types", "layers", "heads"},
     "ensembles": {"types", "rules", "layers", "backbones", "ensembles"},
-    "model": {"types", "layers", "predictive", "likelihoods"},
+    "model": {"types", "keys", "layers", "predictive", "likelihoods"},
     "priors": {"types", "rules"},
     "contrast": set(),
     "views": set(),

@@ -9,8 +9,9 @@ What is public is `__all__` here, imported where it is asked for:
     your own model  from_module, call_of, OwnBackbone; from_network for one that returns a Latent
     in memory       fit, run_stage, predict, start_from; what they give: Classes, Gaussians
     parameters      particles, in the directions independent, svgd, wgd; samplers sgld, psgld, sghmc
-    members         batch_ensemble, mc_dropout, rank1, masksembles, mimo, multi_head, packed, e3
-    features        MLP, LeNet5, ResNet, WideResNet, ViT
+    members         batch_ensemble, mc_dropout, rank1, masksembles, mimo, multi_head, packed, e3;
+                    epinet, hypermodel, randomised_prior
+    features        MLP, LeNet5, ConvNet, ResNet, WideResNet, ViT
     latents         Dense, Heteroscedastic, HeteroscedasticXL, Laplace, MeanVariance, Sngp
     p(y | u)        softmax, sigmoid, gaussian
     objectives      label_smoothing, mean_teacher
@@ -35,6 +36,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uncertainty.backbones.conv_net import ConvNet
     from uncertainty.backbones.lenet import LeNet5
     from uncertainty.backbones.mlp import MLP
     from uncertainty.backbones.resnet import ResNet
@@ -43,11 +45,14 @@ if TYPE_CHECKING:
     from uncertainty.distributions import Classes, Gaussians
     from uncertainty.ensembles.batch_ensemble import batch_ensemble
     from uncertainty.ensembles.e3 import e3
+    from uncertainty.ensembles.epinet import epinet
+    from uncertainty.ensembles.hypermodel import hypermodel
     from uncertainty.ensembles.masksembles import masksembles
     from uncertainty.ensembles.mc_dropout import mc_dropout
     from uncertainty.ensembles.mimo import mimo
     from uncertainty.ensembles.multi_head import multi_head
     from uncertainty.ensembles.packed import packed
+    from uncertainty.ensembles.randomised_prior import randomised_prior
     from uncertainty.ensembles.rank1 import rank1
     from uncertainty.ensembles.single import single
     from uncertainty.heads.dense import Dense
@@ -95,6 +100,7 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
+    "backbones.conv_net": "ConvNet",
     "backbones.lenet": "LeNet5",
     "backbones.mlp": "MLP",
     "backbones.resnet": "ResNet",
@@ -103,11 +109,14 @@ _MODULES = {
     "distributions": "Classes Gaussians",
     "ensembles.batch_ensemble": "batch_ensemble",
     "ensembles.e3": "e3",
+    "ensembles.epinet": "epinet",
+    "ensembles.hypermodel": "hypermodel",
     "ensembles.masksembles": "masksembles",
     "ensembles.mc_dropout": "mc_dropout",
     "ensembles.mimo": "mimo",
     "ensembles.multi_head": "multi_head",
     "ensembles.packed": "packed",
+    "ensembles.randomised_prior": "randomised_prior",
     "ensembles.rank1": "rank1",
     "ensembles.single": "single",
     "heads.dense": "Dense",
@@ -148,6 +157,7 @@ __all__ = [
     "Backbone",
     "Classes",
     "ConfigError",
+    "ConvNet",
     "Dense",
     "Direction",
     "Gaussians",
@@ -176,10 +186,12 @@ __all__ = [
     "batch_statistics",
     "call_of",
     "e3",
+    "epinet",
     "fit",
     "from_module",
     "from_network",
     "gaussian",
+    "hypermodel",
     "imq",
     "independent",
     "label_smoothing",
@@ -197,6 +209,7 @@ __all__ = [
     "predict",
     "probability_product",
     "psgld",
+    "randomised_prior",
     "rank1",
     "rbf",
     "run_stage",

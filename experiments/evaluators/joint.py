@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.evaluators import Data, Evaluator, reads
-from uncertainty import predictive
 from uncertainty.keys import Use, fold
-from uncertainty.layers.posterior import FUNCTIONS
 from uncertainty.metrics import joint as joint_lib
+from uncertainty.model import functions
 from uncertainty.types import Latent
 
 if TYPE_CHECKING:
@@ -27,8 +26,9 @@ def joint(data: Data, tau: int = 10, draws: int = 100, seed: int = 0) -> Evaluat
 
     Members that are points are functions as they are. Of heads with a posterior over the last layer
     functions are drawn, each the same at all inputs; noise (heteroscedastic heads) is averaged at
-    each input by itself. Masks of MC dropout are an example's own here, so those members are no
-    functions, and their values are those of independent labels up to the noise of few masks.
+    each input by itself. Masks of MC dropout are an example's own, unless `ensemble.shared` is set,
+    so those members are no functions, and their values are those of independent labels up to the
+    noise of few masks.
 
     Args:
       data: the test source's spec.
@@ -85,22 +85,8 @@ def of_functions(trained: "Trained", source: Any, draws: int, noisy: bool) -> np
 
     def fn(particle: Any, batch: Any) -> jax.Array:
         params, collections, key = particle
-        latent, changed, _ = model.forward(
-            params,
-            collections,
-            batch["x"],
-            key,
-            train=False,
-            mutable=(FUNCTIONS,),
-            mask=batch.get("mask"),
-        )
-        leaves = jax.tree.leaves(changed.get(FUNCTIONS, {}))
-        if latent.epistemic is None or len(leaves) != 1:
-            raise ValueError(
-                f"joint: the members are Gaussians over u with {len(leaves)} posteriors of a last "
-                "layer, from which functions cannot be drawn; 1 is needed"
-            )
-        means, rest = predictive.functions(latent, leaves[0], fold(key, Use.FUNCTIONS), draws)
+        x, mask = batch["x"], batch.get("mask")
+        means, rest = functions(model, params, collections, x, key, draws, mask)
 
         def one(arguments: tuple) -> jax.Array:
             mean, key = arguments

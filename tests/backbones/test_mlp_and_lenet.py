@@ -134,3 +134,9 @@ def test_lenet_kernels_start_as_in_keras(initial_params):
 def test_mlp_kernels_start_he_normal(initial_params):
     kernel = initial_params(MLP(widths=(300,)), (1, 1, 200))["dense0"]["kernel"]
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 200), rtol=0.02)
+
+
+def test_biases_of_the_first_layer_may_start_otherwise(initial_params):
+    init = nn.initializers.truncated_normal(1.0)
+    params = initial_params(MLP((50, 40), input_bias_init=init), (1, 2, 3))
+    assert 0.6 < np.std(params["dense0"]["bias"]) < 1.1 and not params["dense1"]["bias"].any()

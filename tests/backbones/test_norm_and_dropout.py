@@ -87,6 +87,19 @@ def test_members_masks_are_independent():
     np.testing.assert_allclose(np.corrcoef(kept), np.eye(3), atol=6 / np.sqrt(kept.shape[1]))
 
 
+def test_shared_masks_are_of_members_and_not_of_examples():
+    """In parts and whole, so that members are functions; in training each example has its own."""
+    dropout = Dropout(0.5, members=3, shared=True)
+    rngs, x = dict(dropout=jax.random.key(0)), jnp.ones((1, 40, 100))
+    y = np.asarray(dropout.apply({}, x, train=False, rngs=rngs))
+    np.testing.assert_array_equal(y, np.broadcast_to(y[:, :1], y.shape))
+    np.testing.assert_array_equal(dropout.apply({}, x[:, :7], train=False, rngs=rngs), y[:, :7])
+    kept = (y[:, 0] != 0).astype(float)
+    assert (abs(np.corrcoef(kept) - np.eye(3)) < 6 / np.sqrt(100)).all()
+    trained = np.asarray(dropout.apply({}, x, train=True, rngs=rngs))
+    assert len(np.unique(trained[0] != 0, axis=0)) == 40
+
+
 def test_members_mask_does_not_depend_on_their_number():
     few, many = (
         Dropout(0.5, members=S).apply(

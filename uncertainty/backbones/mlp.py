@@ -22,6 +22,7 @@ class MLP(Backbone):
       activation: one of ACTIVATIONS, in `jax.nn`.
       kernel_init: initialiser of W; He et al. (2015) by default.
       bias_init: initialiser of b.
+      input_bias_init: that of the first layer; None for `bias_init`.
       dense: factory of the layers `dense0`, `dense1`, ...
       dropout: factory, or None.
       dtype: of computation and of the features; parameters are float32.
@@ -34,6 +35,7 @@ class MLP(Backbone):
     activation: str = "relu"
     kernel_init: Callable = nn.initializers.he_normal()
     bias_init: Callable = nn.initializers.zeros_init()
+    input_bias_init: Callable | None = None
     dense: Callable[..., nn.Module] = nn.Dense
     dropout: Callable[..., nn.Module] | None = None
     dtype: Any = "float32"
@@ -63,11 +65,12 @@ class MLP(Backbone):
             raise ValueError(f"x: shape {x.shape}; allowed [M or 1, B, F] or more axes")
         x = x.reshape(*x.shape[:2], -1).astype(self.dtype)
         for i, width in enumerate(self.widths):
+            first = None if i else self.input_bias_init
             x = self.dense(
                 features=width,
                 use_bias=True,
                 kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
+                bias_init=first or self.bias_init,
                 dtype=self.dtype,
                 name=f"dense{i}",
             )(x)

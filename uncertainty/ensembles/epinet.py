@@ -146,7 +146,8 @@ def epinet(
       inputs: whether the epinet also sees x, flattened, beside the features.
       prior_scale: factor of s_P, which is built like s_L; 0 for none.
       additive: factory of the backbones of p_1, ..., p_Z, each with an affine layer, such as
-        `dict(name="mlp.MLP", widths=(5, 5))`; None for no additive prior.
+        `dict(name="mlp.MLP", widths=(5, 5))`, or `dict(name="conv_net.ConvNet")` for images; None
+        for no additive prior.
       additive_scale: a; 0 for none.
       frozen: whether backbone and head keep the parameters that they begin with (`pretrained`, see
         docs/pretrained.md) and predict in training too. Their parameters are then in the

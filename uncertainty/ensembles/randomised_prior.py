@@ -45,8 +45,8 @@ def randomised_prior(
     regression, P draws of a Bayesian linear model's posterior. p is in the collection 'prior',
     where no optimiser, prior or kernel sees it.
 
-    The testbed's settings are a `scale` of 3 / sqrt(temperature), an L2 of
-    sqrt(temperature) d / N and P = 100.
+    The testbed's settings are a `scale` of 3 / sqrt(temperature), an L2 of sqrt(temperature) d / N
+    times |theta|^2, of which `optimiser.l2` is twice the factor, and P = 100.
 
     Args:
       backbone: its layers may make members, which then share p.

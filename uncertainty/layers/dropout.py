@@ -16,13 +16,15 @@ class Dropout(nn.Module):
     computed once. In training the leading axis does not change. Masks come from the rng stream
     'dropout'; initialisation draws none.
 
-    Differences from the paper: masks differ between the examples of a batch.
+    Differences from the paper: masks differ between the examples of a batch, unless `shared`.
 
     Attributes:
       rate: probability of a zero, 0 <= rate < 1.
       members: S, or None for ordinary dropout.
       broadcast_dims: axes along which a mask is constant; (-3, -2) drops whole filters of
         [M, B, H, W, C].
+      shared: whether at prediction a member's mask is the same for all examples, so that a member
+        is one function of x.
 
     Raises:
       ValueError: `rate` outside [0, 1), `members` below 1, or an earlier layer makes another number
@@ -32,6 +34,7 @@ class Dropout(nn.Module):
     rate: float
     members: int | None = None
     broadcast_dims: Sequence[int] = ()
+    shared: bool = False
 
     def __post_init__(self):
         if not 0 <= self.rate < 1:
@@ -51,5 +54,8 @@ class Dropout(nn.Module):
             if not train:
                 x = jnp.broadcast_to(x, (self.members, *x.shape[1:]))
         acts = (train or self.members is not None) and not self.is_initializing()
-        mask = nn.Dropout(self.rate, tuple(self.broadcast_dims), name="mask")
+        constant = tuple(self.broadcast_dims)
+        if self.shared and not train:
+            constant = (1, *constant)
+        mask = nn.Dropout(self.rate, constant, name="mask")
         return mask(x, deterministic=not acts)
