@@ -194,6 +194,8 @@ COLUMNS = (  # of a study made from runs alone; those without a value are left o
     Column("corruption/accuracy", "Corrupted accuracy", "%", "higher", 2),
     Column("corruption/nll", "Corrupted NLL", "nats", "lower", 4),
     Column("corruption/ece", "Corrupted ECE", "%", "lower", 2),
+    Column("corruption/rmse", "Corrupted RMSE", "units of y", "lower", 4),
+    Column("corruption/coverage_0.9", "Corrupted 90 % coverage", "%", None, 1),
 )
 OF_OOD = (("aupr_out", "AUPR", "higher"), ("fpr95", "FPR95", "lower"))
 COSTS = (
@@ -245,6 +247,10 @@ def _of_methods(keys: Iterable[str]) -> list[Column]:
         ("posthoc", "ece"): ("ECE after {}", "%", "lower", 2),
         ("conformal", "coverage"): ("Coverage of {} sets", "%", None, 2),
         ("conformal", "size"): ("Size of {} sets", "", None, 2),
+        ("intervals", "coverage"): ("Coverage of {} intervals", "%", None, 2),
+        ("intervals", "width"): ("Width of {} intervals", "units of y", None, 4),
+        ("regions", "coverage"): ("Coverage of {} regions", "%", None, 2),
+        ("regions", "volume"): ("Volume of {} regions", "", None, 4),
     }
     columns = []
     for key in keys:
@@ -252,7 +258,7 @@ def _of_methods(keys: Iterable[str]) -> list[Column]:
         if (group, metric) in kinds and len(label) == 1 and label[0] != "uncalibrated":
             header, *rest = kinds[group, metric]
             name = pretty(label[0])
-            name = name[0].lower() + name[1:] if group == "posthoc" else name
+            name = name if group == "conformal" or name[:2].isupper() else name[:1].lower() + name[1:]
             columns.append(Column(key, header.format(name), *rest))
     return columns
 

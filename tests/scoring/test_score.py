@@ -300,7 +300,7 @@ def test_the_program_names_what_is_wrong(tmp_path, capsys):
         ([a, "--resamples", "5"], "--resamples: 5; at least 100"),
         ([a, "--level", "95"], "--level: 95.0; a number between 0 and 1"),
         ([a, "--tolerance", "2"], "--tolerance: 2.0"),
-        ([a, "--conformal", "lack"], "--conformal: methods[0].name: no file 'lack'"),
+        ([a, "--conformal", "lack"], "--conformal: no method 'lack'"),
         ([a, "--conformal", "lac", "--alpha", "2"], "alpha"),
         ([a, "--rename", "y"], "--rename: 'y'; OLD=NEW"),
         ([a, "--labels", str(tmp_path / "y.npy")], "has `y`, so --labels does not apply"),

@@ -15,7 +15,7 @@ from uncertainty.conformal import _classes, _quantile
 
 
 class Raps(NamedTuple):
-    """Sets of `raps`."""
+    """Sets of `raps` and `aps`."""
 
     quantile: np.ndarray  # [1], [K] by class, [G] by group
     by: Any  # [], an index into `_quantile.BY`
