@@ -15,6 +15,7 @@ from uncertainty.metrics import regression as metrics
 from uncertainty.metrics import resampling
 
 LEVELS = (0.5, 0.9, 0.95)
+FAR = 5.0  # a ratio of errors to predicted standard deviations that is spoken of
 SHOWN = ("nll", "rmse", "crps", "coverage_0.9")  # of corrupted sets
 
 
@@ -63,8 +64,16 @@ class CollectedTargets:
         return items, statistics
 
     def notes(self) -> list[str]:
-        """What makes a number infinite: nothing, as variances are positive."""
-        return []
+        """Standardised errors that are far from 1, as of another unit or a standard deviation."""
+        p = self.apply(self.part)
+        total = p.variance.mean(0) + p.mean.var(0)
+        ratio = float(np.sqrt(np.mean((p.y - p.mean.mean(0)) ** 2 / total)))
+        if 1 / FAR <= ratio <= FAR:
+            return []
+        return [
+            f"targets are {ratio:.2g} predicted standard deviations away from the mean, and 1 if they "
+            "are as uncertain as they say: are mean and variance in the unit of y and its square?"
+        ]
 
 
 def _distance(p: Part) -> np.ndarray:

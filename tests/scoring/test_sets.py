@@ -202,7 +202,22 @@ def test_regions_of_several_outputs(tmp_path):
     assert one.metrics["regions/box/coverage"] == pytest.approx(hits.mean())
     area = np.prod((high - low + 2 * moved) * std, axis=1).mean()
     assert one.metrics["regions/box/volume"] == pytest.approx(area, rel=1e-6)
-    assert 0 < one.metrics["regions/directional/volume"] < area
+    # Directional ones: the mixture of v . z, for 16 directions at equal angles.
+    angles = 2 * np.pi * np.arange(16) / 16
+    v = np.stack([np.cos(angles), np.sin(angles)], -1)
+
+    def below(part):
+        mean, std = mixture(part)
+        means, variances = (part["mean"] - mean) / std, part["variance"] / std**2
+        low = regression.quantile(means @ v.T, variances @ (v**2).T, 0.1)
+        return low, (part["y"] - mean) / std @ v.T
+
+    low, at = below(parts["validation/"])
+    moved = quantile_by_hand((low - at).max(1), 0.2)
+    low, at = below(parts[""])
+    hits = (at >= low - moved).all(1)
+    assert one.metrics["regions/directional/coverage"] == pytest.approx(hits.mean())
+    assert 0.5 < one.metrics["regions/directional/volume"] / area < 1.2
     assert one.metrics["regions/box/severity_3/coverage"] < one.metrics["regions/box/coverage"]
     single, _ = file(tmp_path / "b.npz")
     with pytest.raises(ValueError, match="--conformal box: for several outputs, and y has one"):
@@ -296,3 +311,16 @@ def test_sets_of_other_units_members_or_outputs_are_refused(tmp_path):
     assert scaled.metrics[key.format("width")] == pytest.approx(
         10 * plain.metrics[key.format("width")]
     )
+
+
+@pytest.mark.slow
+def test_the_report_shows_the_coverage_under_shift(tmp_path, capsys):
+    path, _ = file(tmp_path / "a.npz")
+    out = tmp_path / "out"
+    options = ["--conformal", "split,cqr", "--posthoc", "variance_scale", "--out", str(out)]
+    assert program.main([path, *options, "--resamples", "100"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "CQR, severity 3" in printed and "a + variance_scale minus a" in printed
+    page = (out / "report.html").read_text()
+    assert "Coverage under shift" in page and "promises them this coverage" in page
+    assert (out / "report_figures" / "coverage.png").is_file()
