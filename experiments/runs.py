@@ -237,9 +237,7 @@ def _sets(folder: storage.Path, label: str, task: str) -> SavedSets:
     return SavedSets(label, saved, fitted.load(folder, "posthoc", before).fitted)
 
 
-def _check_saved(
-    folder: storage.Path, paths: list[storage.Path], steps: Mapping[str, int]
-) -> None:
+def _check_saved(folder: storage.Path, paths: list[storage.Path], steps: Mapping[str, int]) -> None:
     """Refuses results of another step, or of other members than these runs'."""
     again = " ".join(f"--workdir {path}" for path in paths)
     again = f"python -m experiments.evaluate {again}"

@@ -43,11 +43,11 @@ def parser() -> argparse.ArgumentParser:
     add = methods.add_argument
     add("--posthoc", default="", metavar="NAME,...",
         help="methods of uncertainty/posthoc, each a further row: fitted to the mixture on the set "
-        "`validation`; members:NAME fits each member; variance_scale is the one of regression")  # fmt: skip
+        "`validation`; members:NAME fits each member; of regression: variance_scale")  # fmt: skip
     add("--conformal", default="", metavar="NAME,...",
-        help="coverage and size of sets of uncertainty/conformal, corrupted sets too: lac, aps, ... of "
-        "classes; split, scaled, cqr, predicted, box, directional of regression; group:NAME and "
-        "class:NAME calibrate each of them alone")  # fmt: skip
+        help="coverage and size of sets of uncertainty/conformal, also on corrupted sets: lac, "
+        "aps, raps, saps of classes; split, scaled, cqr, predicted, box, directional of targets; "
+        "group:NAME and class:NAME calibrate each of these alone")  # fmt: skip
     add("--alpha", type=float, default=0.1, help="share of labels that sets may miss; default: "
         "%(default)s")  # fmt: skip
     add("--cross-fit", action="store_true",

@@ -136,8 +136,8 @@ class Gaussians:
 
     Attributes:
       member_mean, member_variance: of each member, [M, B, K], in the units of y.
-      conformal: alpha -> the ends of intervals, [B, K] each, of a conformal method that is fitted on
-        held-out examples; None without one.
+      conformal: alpha -> the ends of intervals, [B, K] each, of a conformal method that is fitted
+        on held-out examples; None without one.
       alpha: of `sets` where none is given.
     """
 
@@ -184,6 +184,7 @@ class Gaussians:
           ValueError: a level outside [0, 1].
         """
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
     def sets(
         self, alpha: float | None = None, **given: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -208,4 +209,3 @@ class Gaussians:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha: {alpha}; a number between 0 and 1, such as 0.1")
         return self.conformal(alpha, **given)
-

@@ -331,8 +331,8 @@ def _check_latents(inference: Inference, state: State, arrays: Mapping[str, np.n
         return
     if y.ndim != 1:
         raise ValueError(
-            f"data.y: shape {y.shape} of integers; class labels are [N], not one-hot, and targets of "
-            "regression are floats"
+            f"data.y: shape {y.shape} of integers; class labels are [N], not one-hot, and targets "
+            "of regression are floats"
         )
     least, most = int(y.min()), int(y.max())
     if least < 0 or most >= K:

@@ -115,8 +115,8 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
         K = latent.mean.shape[-1]
         if labels.shape[-1] != K:  # or one target would be that of all outputs
             raise ValueError(
-                f"labels: {labels.shape[-1]} targets for {K} outputs; [B, {K}] is needed (for classes "
-                "the likelihood is softmax)"
+                f"labels: {labels.shape[-1]} targets for {K} outputs; [B, {K}] is needed (for "
+                "classes the likelihood is softmax)"
             )
         residual = labels - latent.mean
         if (latent.factors is None and latent.projection is None) or K == 1:

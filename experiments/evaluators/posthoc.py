@@ -46,8 +46,8 @@ def posthoc(
     numbers of which a calibrator consists, such as `posthoc/temperature/temperature`. Calibrators
     are saved beside the results (`prediction.fitted`).
 
-    Of methods of targets (`variance_scale`) the NLL, CRPS, RMSE, calibration error, and coverage and
-    width of intervals of 90 %, in the stored units of y.
+    Of methods of targets (`variance_scale`) the NLL, CRPS, RMSE, calibration error, and coverage
+    and width of intervals of 90 %, in the stored units of y.
 
     Args:
       data: the test source's spec.

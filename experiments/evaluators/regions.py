@@ -37,8 +37,8 @@ def regions(
 
     `regions/<method>/` coverage, volume (the area of two targets, in the product of their stored
     units), expected_low and expected_high (between which the coverage of a valid method lies with
-    a probability of 95 %), unbounded (the share of thresholds that are infinite, as too few examples
-    calibrate them); with `groups` worst_group_coverage.
+    a probability of 95 %), unbounded (the share of thresholds that are infinite, as too few
+    examples calibrate them); with `groups` worst_group_coverage.
 
       directional  half-spaces in several directions, by `conformal.regions`
       box          the same in the directions of the axes alone: an interval of each target

@@ -176,9 +176,9 @@ def _corruption(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iterator
             "coverage",
             curves.coverage_curves(sets, style),
             "Coverage of conformal sets and intervals by the severity of corruption, mean over "
-            "kinds; severity 0 is the clean test set, bars are standard errors over seeds. The grey "
-            "band is where a valid method lies with a probability of 95 %, for examples that are "
-            "exchangeable with those that calibrated it: corrupted ones are not, and nothing "
+            "kinds; severity 0 is the clean test set, bars are standard errors over seeds. The "
+            "grey band is where a valid method lies with a probability of 95 %, for examples that "
+            "are exchangeable with those that calibrated it: corrupted ones are not, and nothing "
             "promises them this coverage.",
         )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from experiments.reports import datasets
 from experiments.reports.study import Column, Row, Study, numbers
 from experiments.reports.tables import pretty
-from experiments.runtime import keys, segments, storage
+from experiments.runtime import keys as keys_lib
+from experiments.runtime import segments, storage
 from experiments.runtime.keys import named, split
 from experiments.runtime.workdir import (
     CONFIG,
@@ -120,7 +121,7 @@ def read_scores(path: storage.Path) -> dict[str, np.ndarray]:
     for key, value in scores.items():
         if value.dtype.kind not in "biuf":
             raise ValueError(f"{key} is {value.dtype}, not numeric")
-        group, *name, kind = keys.split(key)
+        group, *name, kind = split(key)
         if group in ("test", "ood") and kind in PER_EXAMPLE:
             if value.ndim != 1:
                 raise ValueError(f"{key} has shape {value.shape}; one number per example is needed")
@@ -240,7 +241,7 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     return Study(title, columns, rows, config=config, seeds=sorted(seeds))
 
 
-def _of_methods(keys: Iterable[str]) -> list[Column]:
+def _of_methods(keys: Collection[str]) -> list[Column]:
     """A column for each calibrated value and each kind of set, named after its method."""
     kinds = {
         ("posthoc", "nll"): ("NLL after {}", "nats", "lower", 4),
@@ -258,8 +259,16 @@ def _of_methods(keys: Iterable[str]) -> list[Column]:
         if (group, metric) in kinds and len(label) == 1 and label[0] != "uncalibrated":
             header, *rest = kinds[group, metric]
             name = pretty(label[0])
-            name = name if group == "conformal" or name[:2].isupper() else name[:1].lower() + name[1:]
+            if group != "conformal" and not name[:2].isupper():  # no acronym
+                name = name[:1].lower() + name[1:]
             columns.append(Column(key, header.format(name), *rest))
+            worst = f"{group}/{keys_lib.join(label[0])}/severity_"
+            severities = [k[len(worst) : -len("/coverage")] for k in keys if k.startswith(worst)]
+            severities = [s for s in severities if s.isdecimal()] if metric == "coverage" else []
+            if severities:  # the promise is not for these, so what is covered stands beside
+                most = max(severities, key=int)
+                at = f"{header.format(name)} at severity {most}"
+                columns.append(Column(f"{worst}{most}/coverage", at, *rest))
     return columns
 
 

@@ -40,8 +40,16 @@ PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence
 # The columns of groups with a line for each method; metrics.json has all.
 OF_METHODS = {
     "posthoc": (
-        "accuracy", "nll", "brier", "ece", "smooth_ece", "temperature", "crps", "coverage_0.9",
-        "width_0.9", "scale",
+        "accuracy",
+        "nll",
+        "brier",
+        "ece",
+        "smooth_ece",
+        "temperature",
+        "crps",
+        "coverage_0.9",
+        "width_0.9",
+        "scale",
     ),
     "conformal": ("coverage", "size", "empty", "worst_class_coverage", "worst_group_coverage"),
     "intervals": ("coverage", "width", "worst_group_coverage"),

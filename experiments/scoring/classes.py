@@ -212,8 +212,8 @@ def _check_from_zero(log_p: np.ndarray, y: np.ndarray) -> None:
     given, less = (predicted == y).mean(), (predicted == y - 1).mean()
     if less > given + 0.3:
         raise ValueError(
-            f"y: no label is 0, and {less:.0%} of the labels less 1 are the predicted classes, of the "
-            f"labels as they are {given:.0%}; labels from 1? subtract 1"
+            f"y: no label is 0, and {less:.0%} of the labels less 1 are the predicted classes, but "
+            f"{given:.0%} of the labels as they are; labels from 1? subtract 1"
         )
 
 

@@ -71,8 +71,8 @@ class CollectedTargets:
         if 1 / FAR <= ratio <= FAR:
             return []
         return [
-            f"targets are {ratio:.2g} predicted standard deviations away from the mean, and 1 if they "
-            "are as uncertain as they say: are mean and variance in the unit of y and its square?"
+            f"targets are {ratio:.2g} predicted standard deviations away from the mean, where 1 is "
+            "calibrated: are mean and variance in the unit of y and its square?"
         ]
 
 

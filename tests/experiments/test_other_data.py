@@ -321,7 +321,8 @@ def test_files_of_one_folder_are_parts_of_one_set(tmp_path, caplog):
     rng = np.random.default_rng(0)
     for name in ("train", "val", "held_out", "fashion"):
         np.savez(tmp_path / f"{name}.npz", x=rng.random((60, 8, 8, 1)), y=np.arange(60) % 8)
-    own = {n: dict(name="npz", path=str(tmp_path / f"{n}.npz")) for n in ("train", "val", "held_out")}
+    names = ("train", "val", "held_out")
+    own = {n: dict(name="npz", path=str(tmp_path / f"{n}.npz")) for n in names}
     fields = {
         "data.train": own["train"],
         "data.validation": own["val"],

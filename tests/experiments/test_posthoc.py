@@ -386,11 +386,10 @@ def test_regions_and_a_scale_of_two_targets(of_pairs, tmp_path):
     write_results(folder, numbers, saved, {})
     assert fitted.read(folder, "conformal", "directional").directions.shape == (16, 2)
 
-    numbers, saved = run(predict, name="posthoc", methods=("variance_scale",), **{k: fields[k] for k in ("data", "fit")})
+    del fields["alpha"]
+    numbers, saved = run(predict, name="posthoc", methods=("variance_scale",), **fields)
     assert set(numbers) >= {"posthoc/uncalibrated/nll", "posthoc/variance_scale/scale"}
-    given = [
-        np.asarray(a, np.float64) for a in (p.mean * unit + shift, p.variance * unit**2)
-    ]
+    given = [np.asarray(a, np.float64) for a in (p.mean * unit + shift, p.variance * unit**2)]
     calibrator = variance_scale(*given, arrays["y_validation"])
     after = calibrator(q.mean * unit + shift, q.variance * unit**2)
     expected = metrics.regression.crps(*after, arrays["y_test"])
@@ -431,4 +430,3 @@ def test_regions_of_one_target_are_refused(of_targets):
     evaluator = evaluators.build("e", dict(name="regions", data=data, fit=fit))
     with pytest.raises(ValueError, match="has 1 target; regions are of several"):
         evaluator.check(of_targets.reader.like)
-

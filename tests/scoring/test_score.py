@@ -352,8 +352,6 @@ def test_numbers_that_cannot_be_meant_are_spoken_of(tmp_path):
     std = 0.01
     y = std * rng.normal(size=300)
     for variance, count in ((std**2, 0), (std, 1), (std**4, 1)):
-        (one,) = scored(
-            saved(tmp_path / "b.npz", mean=0 * y, variance=np.full(300, variance), y=y)
-        )
+        (one,) = scored(saved(tmp_path / "b.npz", mean=0 * y, variance=np.full(300, variance), y=y))
         said = [note for note in one.notes if "predicted standard deviations away" in note]
         assert len(said) == count, (variance, one.notes)

@@ -25,10 +25,11 @@ def targets(seed, B, K=1, M=2, wrong=1.0):
     mean = rng.normal(size=(1, B, K)) + 0.3 * rng.normal(size=(M, B, K))
     variance = np.exp(rng.normal(size=(1, B, K))) * np.ones((M, 1, 1))
     std = np.sqrt(variance.mean(0) + mean.var(0))
-    return dict(mean=mean, variance=variance, y=mean.mean(0) + wrong * std * rng.normal(size=(B, K)))
+    y = mean.mean(0) + wrong * std * rng.normal(size=(B, K))
+    return dict(mean=mean, variance=variance, y=y)
 
 
-def file(path, K=1, group=None, **more):
+def file(path, K=1, **more):
     """Test, validation and corrupted sets; y of the corrupted ones is that of the test set."""
     arrays = {}
     test = targets(0, 60, K)
@@ -68,9 +69,7 @@ def test_intervals_and_a_scale_by_hand(tmp_path):
 
     held_out = parts["validation/"]
     grid = np.geomspace(0.5, 5, 2000)
-    best = grid[
-        np.argmin([regression.nll(*stretched(held_out, s), held_out["y"]) for s in grid])
-    ]
+    best = grid[np.argmin([regression.nll(*stretched(held_out, s), held_out["y"]) for s in grid])]
     assert after.label == "a + variance_scale" and best > 1.5
     for one, s in ((plain, 1.0), (after, best)):
         found = regression.nll(*stretched(parts[""], s), parts[""]["y"])
@@ -101,6 +100,7 @@ def test_intervals_and_a_scale_by_hand(tmp_path):
             assert plain.metrics[f"{key}coverage"] == pytest.approx(coverage)
             assert plain.metrics[f"{key}width"] == pytest.approx(width)
     assert plain.metrics["intervals/scaled/severity_3/coverage"] < 0.6
+
     # CQR: quantiles of the mixture, by a root of its distribution function.
     def cdf(part, at):
         return stats.norm.cdf((at - part["mean"]) / np.sqrt(part["variance"])).mean(0)
@@ -172,7 +172,8 @@ def test_halves_of_targets_are_swapped(tmp_path):
     assert half.sum() == 30
     mean, _ = mixture(part)
     errors = np.abs(part["y"] - mean)[:, 0]
-    width = np.where(half, quantile_by_hand(errors[~half], 0.2), quantile_by_hand(errors[half], 0.2))
+    first, second = (quantile_by_hand(errors[of], 0.2) for of in (~half, half))
+    width = np.where(half, first, second)
     assert plain.metrics["intervals/split/coverage"] == pytest.approx((errors <= width).mean())
     # Each member's own scale, which has a closed form.
     variance = part["variance"].copy()
@@ -188,6 +189,7 @@ def test_halves_of_targets_are_swapped(tmp_path):
 def test_regions_of_several_outputs(tmp_path):
     path, parts = file(tmp_path / "a.npz", K=2)
     (one,) = scored(path, conformal=["box", "directional"], alpha=0.2)
+
     # The box: half-spaces along the axes, all moved by one number, in units of the mixture.
     def standard(part):
         mean, std = mixture(part)
@@ -279,7 +281,7 @@ def test_rules_that_do_not_exist(names, message):
 def test_methods_of_the_other_task_are_refused(tmp_path, capsys):
     path, _ = file(tmp_path / "a.npz")
     for option, message in (
-        (("--posthoc", "temperature"), "'temperature' is for classes, and these are predictions of"),
+        (("--posthoc", "temperature"), "'temperature' is for classes, and these are"),
         (("--conformal", "split,lac"), "--conformal: 'lac' is for classes"),
     ):
         assert program.main([path, *option]) == 2
@@ -290,7 +292,7 @@ def test_methods_of_the_other_task_are_refused(tmp_path, capsys):
 
 
 def test_sets_of_other_units_members_or_outputs_are_refused(tmp_path):
-    path, parts = file(tmp_path / "a.npz")
+    path, _ = file(tmp_path / "a.npz")
     with np.load(path) as opened:
         arrays = dict(opened)
     for change, message in (
@@ -298,7 +300,8 @@ def test_sets_of_other_units_members_or_outputs_are_refused(tmp_path):
           "validation/variance": arrays["validation/variance"][:1]},
          "validation: mean: 1 members, but the test set has 2"),
         ({f"validation/{k}": np.repeat(arrays[f"validation/{k}"], 2, -1)
-          for k in ("mean", "variance", "y")}, "validation: mean: 2 outputs, but the test set has 1"),
+          for k in ("mean", "variance", "y")},
+         "validation: mean: 2 outputs, but the test set has 1"),
     ):  # fmt: skip
         np.savez(tmp_path / "b.npz", **arrays | change)
         with pytest.raises(ValueError, match=message):
@@ -320,7 +323,8 @@ def test_the_report_shows_the_coverage_under_shift(tmp_path, capsys):
     options = ["--conformal", "split,cqr", "--posthoc", "variance_scale", "--out", str(out)]
     assert program.main([path, *options, "--resamples", "100"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "CQR, severity 3" in printed and "a + variance_scale minus a" in printed
+    assert "Coverage of CQR intervals at severity 3" in printed
+    assert "a + variance_scale minus a" in printed
     page = (out / "report.html").read_text()
     assert "Coverage under shift" in page and "promises them this coverage" in page
     assert (out / "report_figures" / "coverage.png").is_file()
