@@ -323,8 +323,8 @@ def test_the_report_shows_the_coverage_under_shift(tmp_path, capsys):
     options = ["--conformal", "split,cqr", "--posthoc", "variance_scale", "--out", str(out)]
     assert program.main([path, *options, "--resamples", "100"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Coverage of CQR intervals at severity 3" in printed
     assert "a + variance_scale minus a" in printed
     page = (out / "report.html").read_text()
+    assert "Coverage of CQR intervals at severity 3" in page
     assert "Coverage under shift" in page and "promises them this coverage" in page
     assert (out / "report_figures" / "coverage.png").is_file()
