@@ -149,7 +149,7 @@ def test_targets_are_in_their_units(runs):
 @pytest.mark.parametrize(
     ("name", "x", "message"),
     [
-        ("images", BYTES[:, 0], r"x: shape \(90, 6, 6\); \[B, 1, 6, 6\] is needed"),
+        ("images", BYTES[:, 0], r"x: shape \(120, 6, 6\); \[B, 1, 6, 6\] is needed"),
         ("images", np.moveaxis(BYTES, 1, -1), r"\[B, 1, 6, 6\] is needed, as npz"),
         ("images", BYTES[0], r"x\[None\] for a single example"),
         ("images", BYTES / np.float32(255), "x: float32; uint8 is needed"),
