@@ -337,7 +337,7 @@ def test_files_of_one_folder_are_parts_of_one_set(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         setup(config_lib.load("configs/digits/mlp.py", fields | {"data.test": other}))
     assert caplog.text.count("fashion.npz, but data.train reads npz") == 1
-    assert "evaluators.test.data, evaluators.corruption.data read npz" in caplog.text
+    assert "evaluators.corruption.data, evaluators.test.data read npz" in caplog.text
 
 
 @pytest.mark.parametrize(
