@@ -235,7 +235,7 @@ SECTIONS = {
         "calibration on held-out examples",
         "stages",
         _named("uncertainty.posthoc"),
-        ("log_p", "labels"),
+        ("log_p", "labels", "mean", "variance", "y"),
     ),
     "conformal": Section(
         "prediction sets", "stages", _named("uncertainty.conformal"), ("log_p", "labels")

@@ -5,21 +5,33 @@ from experiments import load_run
 run = load_run("runs/five")              # several workdirs are one ensemble
 predicted = run.predict(x)               # x as the run's data are stored
 predicted.probs, predicted.entropy, predicted.mutual_information
+
+run = load_run("runs/five", posthoc="temperature", conformal="lac")   # as its evaluators fitted
+predicted = run.predict(x)
+predicted.probs, predicted.sets()        # calibrated probabilities, conformal sets
 """
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from experiments import evaluate
 from experiments.data.source import Source, of_array
+from experiments.evaluators.conformal import mixture
+from experiments.evaluators.intervals import ARGUMENTS, ends_of, given_of
 from experiments.evaluators.regression import as_stored
+from experiments.experiment.results import RUNS
+from experiments.prediction import fitted
 from experiments.prediction.predictions import Predictions
 from experiments.prediction.predictor import Predictor
 from experiments.runtime import storage
 from experiments.runtime.progress import Progress
+from experiments.runtime.workdir import read_json
 from uncertainty.build import ConfigError
 from uncertainty.distributions import Classes, Gaussians, Sets
+from uncertainty.posthoc import OfMixture
 
 
 class Run:
@@ -28,11 +40,20 @@ class Run:
     Attributes:
       predictor: of data sets by their specs, as evaluators use it.
       steps: of the checkpoint of each workdir.
-      conformal: of the prediction sets, see `uncertainty.distributions.Classes`.
+      conformal: of the prediction sets, see `uncertainty.distributions.Classes`; or one that an
+        evaluation saved.
+      posthoc: the calibrator of the predictions that an evaluation saved.
     """
 
-    def __init__(self, predictor: Predictor, steps: dict[str, int], conformal: Sets | None):
-        self.predictor, self.steps, self.conformal = predictor, steps, conformal
+    def __init__(
+        self,
+        predictor: Predictor,
+        steps: dict[str, int],
+        conformal: "Sets | SavedSets | None" = None,
+        posthoc: fitted.Saved | None = None,
+    ):
+        self.predictor, self.steps = predictor, steps
+        self.conformal, self.posthoc = conformal, posthoc
 
     @property
     def data(self) -> Source:
@@ -54,7 +75,9 @@ class Run:
 
         Returns:
           For classes `Classes`: log_p [PM, B, K], probs, entropy, mutual_information, sets(alpha).
-          For regression `Gaussians`: mean, variance, quantile(level), in the units of y.
+          For regression `Gaussians`: mean, variance, quantile(level), sets(alpha), in the units of
+          y. All but the sets are of the predictions after post-hoc calibration, if there is one; of
+          the mixture calibrated log_p is [1, B, K].
 
         Raises:
           ValueError: another shape or type, or values that are not finite or out of range.
@@ -71,11 +94,31 @@ class Run:
 
             parts = self.predictor.over(source, part_of)
         arrays = [np.concatenate(each, axis=1) for each in zip(*parts, strict=True)]
+        calibrate = None if self.posthoc is None else self.posthoc.fitted
+        conformal: Any = self.conformal
+        alpha = 0.1
+        if isinstance(conformal, SavedSets):
+            alpha = conformal.alpha
         if source.task == "classification":
-            normalised = all(run.likelihood.normalised for run in self.predictor.runs)
-            return Classes(*arrays, self.conformal, normalised, self.data.class_names)
+            (log_p,) = arrays
+            if isinstance(conformal, SavedSets):
+                conformal = conformal.of_classes(log_p)
+            if calibrate is not None:
+                log_p = np.asarray(calibrate(log_p))
+            return Classes(
+                log_p,
+                conformal,
+                normalised=all(run.likelihood.normalised for run in self.predictor.runs),
+                class_names=self.data.class_names,
+                alpha=alpha,
+                pooled=isinstance(calibrate, OfMixture),
+            )
         mean, variance, _ = as_stored(self.data, *arrays, arrays[0])
-        return Gaussians(mean, variance)
+        if isinstance(conformal, SavedSets):
+            conformal = conformal.of_targets(mean, variance)
+        if calibrate is not None:
+            mean, variance = calibrate(mean, variance)
+        return Gaussians(mean, variance, conformal, alpha)
 
     def features(self, x: Any) -> np.ndarray:
         """phi(x) of all members side by side, [B, P M D]; those that members share appear once.
@@ -86,7 +129,47 @@ class Run:
         return self.predictor.features(of_array(x, self.data)).phi
 
 
-def load_run(*workdirs: str | storage.Path, conformal: Sets | None = None) -> Run:
+class SavedSets:
+    """A conformal predictor that an evaluation saved, and the map of probabilities before it."""
+
+    def __init__(self, label: str, saved: fitted.Saved, before: Any = None):
+        self.label, self.predictor, self.before = label, saved.fitted, before
+        self.alpha = float(saved.spec["alpha"])
+
+    def of_classes(self, log_p: np.ndarray) -> Sets:
+        """(unused, alpha) -> the sets for log_p [M, B, K] before post-hoc calibration."""
+
+        def sets(_: np.ndarray, alpha: float, **given: Any) -> np.ndarray:
+            self._check(alpha)
+            return self.predictor(mixture(log_p, self.before), **given)
+
+        return sets
+
+    def of_targets(self, mean: np.ndarray, variance: np.ndarray) -> Callable[..., tuple]:
+        """alpha -> the ends of intervals for moments [M, B, K] before post-hoc calibration."""
+        moments = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
+
+        def sets(alpha: float, **given: Any) -> tuple[np.ndarray, np.ndarray]:
+            self._check(alpha)
+            inputs = given_of(*moments, self.alpha, [self.label])
+            return ends_of(self.label, self.predictor, inputs, **given)
+
+        return sets
+
+    def _check(self, alpha: float) -> None:
+        if not math.isclose(alpha, self.alpha):
+            raise ValueError(
+                f"alpha: {alpha}, but {self.label!r} was calibrated for {self.alpha:g}; leave it "
+                "out, or set alpha of the evaluator and evaluate again"
+            )
+
+
+def load_run(
+    *workdirs: str | storage.Path,
+    conformal: Sets | str | None = None,
+    posthoc: str | None = None,
+    evaluation: str = "test",
+) -> Run:
     """The trained run of a workdir; several are one ensemble of all their members.
 
     Reads the config, the description of the training data and the newest checkpoint; the data
@@ -94,22 +177,83 @@ def load_run(*workdirs: str | storage.Path, conformal: Sets | None = None) -> Ru
 
     Args:
       workdirs: of `experiments.train`, also in buckets; one that is given twice counts once.
-      conformal: see `uncertainty.distributions.Classes`.
+      conformal: what makes the sets: the label of a conformal method that an evaluator of the run
+        fitted, such as 'lac' (also with a calibration before it, 'lac_temperature'), or 'cqr' of
+        intervals; or a function, see `uncertainty.distributions.Classes`. None for no sets.
+      posthoc: the label of a post-hoc method that an evaluator of the run fitted, such as
+        'temperature', to calibrate the predictions. None for predictions as they are.
+      evaluation: where both were saved, WORKDIR/evaluation/NAME; of several workdirs that of the
+        first, which has to be one of all of them together.
 
     Raises:
       ConfigError: no workdir, one without a checkpoint, or whose stages have not run; runs that
-        cannot be joined, as their data or tasks differ, or without classes or targets.
+        cannot be joined, as their data or tasks differ, or without classes or targets; a label that
+        was not saved, or for another step or other members.
     """
     if not workdirs:
         raise ConfigError("workdir: none is given")
     paths = [storage.path(workdir) for workdir in workdirs]
     places = [path.resolve() for path in paths]
+    unique = [p for i, p in enumerate(paths) if places.index(places[i]) == i]
     predictors, steps = {}, {}
-    for path in (p for i, p in enumerate(paths) if places.index(places[i]) == i):
+    for path in unique:
         experiment = evaluate.open_run(path)
         if experiment.source.task == "unlabelled":
             raise ConfigError(f"workdir: {path} was trained without labels, so it predicts none")
         state, steps[str(path)] = evaluate.restore(experiment, path)
         predictors[str(path)] = Predictor(experiment, state)
     joined = next(iter(predictors.values())) if len(predictors) == 1 else None
-    return Run(joined or Predictor.join(predictors), steps, conformal)
+    predictor = joined or Predictor.join(predictors)
+    folder = unique[0] / "evaluation" / evaluation
+    if posthoc is not None or isinstance(conformal, str):
+        _check_saved(folder, unique, steps)
+    task = predictor.reader.like.task
+    saved = None if posthoc is None else _calibrator(folder, posthoc)
+    sets: Any = conformal
+    if isinstance(conformal, str):
+        sets = _sets(folder, conformal, task)
+    return Run(predictor, steps, sets, saved)
+
+
+def _calibrator(folder: storage.Path, label: str) -> fitted.Saved:
+    if label.startswith("before_"):
+        raise ConfigError(
+            f"posthoc: {label!r} is fitted to a part of the held-out examples, for the sets of "
+            "that name alone"
+        )
+    return fitted.load(folder, "posthoc", label)
+
+
+def _sets(folder: storage.Path, label: str, task: str) -> SavedSets:
+    saved = fitted.load(folder, "conformal", label)
+    if task == "regression" and label not in ARGUMENTS:
+        raise ConfigError(
+            f"conformal: {label!r} is a region of several targets, which has no ends; "
+            f"prediction.fitted.read({str(folder)!r}, 'conformal', {label!r}) gives it"
+        )
+    before = f"before_{label}"
+    if before not in fitted.names(folder, "posthoc"):
+        return SavedSets(label, saved)
+    return SavedSets(label, saved, fitted.load(folder, "posthoc", before).fitted)
+
+
+def _check_saved(folder: storage.Path, paths: list[storage.Path], steps: Mapping[str, int]) -> None:
+    """Refuses results of another step, or of other members than these runs'."""
+    again = " ".join(f"--workdir {path}" for path in paths)
+    again = f"python -m experiments.evaluate {again}"
+    if not (folder / "metrics.json").is_file():
+        raise ConfigError(f"evaluation: {folder} has no results; {again} writes them")
+    noted = [run["workdir"] for run in read_json(folder / RUNS)] if (folder / RUNS).exists() else []
+    here = [storage.relative(path, paths[0]) for path in paths] if len(paths) > 1 else []
+    if noted != here:
+        raise ConfigError(
+            f"evaluation: the results in {folder} are of {len(noted) or 1} run"
+            f"{'s' * (len(noted) > 1)}, but {len(paths)} predict here, which need calibrators of "
+            f"their own; {again} writes a folder of theirs, to be named by evaluation="
+        )
+    step = read_json(folder / "metrics.json").get("cost/step")
+    if step != max(steps.values()):
+        raise ConfigError(
+            f"evaluation: {folder} is of step {step}, but the checkpoint of step "
+            f"{max(steps.values())}; {again} fits again"
+        )

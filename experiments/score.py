@@ -43,9 +43,11 @@ def parser() -> argparse.ArgumentParser:
     add = methods.add_argument
     add("--posthoc", default="", metavar="NAME,...",
         help="methods of uncertainty/posthoc, each a further row: fitted to the mixture on the set "
-        "`validation`; members:NAME fits each member")  # fmt: skip
+        "`validation`; members:NAME fits each member; of regression: variance_scale")  # fmt: skip
     add("--conformal", default="", metavar="NAME,...",
-        help="prediction sets of uncertainty/conformal for classes: coverage and size")  # fmt: skip
+        help="coverage and size of sets of uncertainty/conformal, also on corrupted sets: lac, "
+        "aps, raps, saps of classes; split, scaled, cqr, predicted, box, directional of targets; "
+        "group:NAME and class:NAME calibrate each of these alone")  # fmt: skip
     add("--alpha", type=float, default=0.1, help="share of labels that sets may miss; default: "
         "%(default)s")  # fmt: skip
     add("--cross-fit", action="store_true",
@@ -127,7 +129,7 @@ def run(options: argparse.Namespace, command: str) -> None:
       ValueError: wrong values in a file or an option; the message names both.
     """
     from experiments.runtime import storage
-    from experiments.scoring import calibrate, compare, output
+    from experiments.scoring import calibrate, compare, output, sets
     from experiments.scoring.files import read
     from experiments.scoring.measure import score
     from experiments.scoring.parts import Options
@@ -144,7 +146,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     methods = calibrate.methods(options.posthoc)
     conformal = [name.strip() for name in options.conformal.split(",") if name.strip()]
     if conformal:
-        calibrate.check_sets(conformal, options.alpha)
+        sets.rules(conformal, options.alpha)
     given = labelled(options.files)
     if options.baseline and options.baseline not in (names := [label for label, _ in given]):
         rows = [f"{name} + {m.label}" for name in names for m in methods]

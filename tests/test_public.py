@@ -3,17 +3,19 @@
 import ast
 import doctest
 import importlib
+import inspect
 import pathlib
 import pkgutil
 import re
 import runpy
 import sys
 import tempfile
+import typing
 
 import pytest
 
 import uncertainty
-from uncertainty import metrics
+from uncertainty import conformal, metrics, ood, posthoc
 
 ROOT = pathlib.Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
@@ -21,7 +23,7 @@ TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 MODULES = ("uncertainty.priors", "experiments.experiment.base", "experiments.evaluators")
 PUBLIC = {
     "uncertainty": set(uncertainty.__all__),
-    "uncertainty.metrics": set(metrics.__all__),
+    **{package.__name__: set(package.__all__) for package in (conformal, metrics, ood, posthoc)},
     "experiments": {"load_run", "Run"},
 }
 
@@ -43,7 +45,43 @@ def test_every_export_is_what_type_checkers_see():
         uncertainty.softmaxx  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["own", "distributions", pytest.param("in_memory")])
+@pytest.mark.parametrize("package", [conformal, ood, posthoc], ids=lambda p: p.__name__)
+def test_packages_export_the_method_of_each_file(package):
+    """As functions: a file of the same name must not take their place, in whatever order."""
+    files = {m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_"}
+    assert files <= set(package.__all__) <= set(dir(package))
+    assert package.__all__ == sorted(package.__all__, key=lambda name: (name.islower(), name))
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert callable(value) and value.__doc__, name
+        if name in files:
+            module = importlib.import_module(f"{package.__name__}.{name}")
+            assert value is getattr(module, name)
+            hints = typing.get_type_hints(value)
+            assert set(inspect.signature(value).parameters) | {"return"} == set(hints), name
+    assert set(package.__all__) - files == FURTHER[package.__name__]
+
+
+# What packages export besides.
+FURTHER = {
+    "uncertainty.conformal": {"areas", "spread", "volumes"},
+    "uncertainty.ood": {"LastLayer", "Outputs"},
+    "uncertainty.posthoc": {"OfMembers", "OfMixture", "of_ensemble"},
+}
+
+
+def test_modules_that_are_said_to_be_public_exist():
+    listed = re.findall(r"^    (\w+) {2,}\S", uncertainty.__doc__.split("modules below")[1], re.M)
+    assert {"metrics", "posthoc", "conformal", "ood", "layers"} <= set(listed)
+    for name in listed:
+        module = importlib.import_module(f"uncertainty.{name}")
+        public = [n for n in vars(module) if n[0] != "_"]
+        assert public or pkgutil.iter_modules(module.__path__), name
+
+
+@pytest.mark.parametrize(
+    "name", ["own", "distributions", "in_memory", "conformal", "ood", "posthoc"]
+)
 def test_doctests(name):
     module = importlib.import_module(f"uncertainty.{name}")
     failed, count = doctest.testmod(module)

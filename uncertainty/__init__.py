@@ -18,13 +18,16 @@ What is public is `__all__` here, imported where it is asked for:
     after training  laplace, swag, snapshots, select, batch_statistics
     types           Latent, Likelihood, Model, State, ...; parts derive from Backbone and Head
 
-and of the modules below, names without a leading underscore:
+and of the modules below, `__all__` or else the names without a leading underscore. A package whose
+files have a method each exports the methods (`from uncertainty.posthoc import temperature`); of the
+others the files are public, as names recur in them (`layers.packed.Dense`):
 
     build           any of these from a config (plain dicts)
     priors          p(theta)
     metrics         metrics of predictions, in NumPy without JAX
     posthoc         calibration of predictions on held-out examples, such as temperature scaling
     conformal       sets and intervals with finite-sample coverage
+    ood             out-of-distribution scores that are fitted to training data
     layers          layers that replace Flax's in a backbone
     optimisers      optimiser and schedules of configs
     restore         checkpoints of other layouts

@@ -7,7 +7,8 @@ import numpy as np
 
 from uncertainty.metrics import information, regression
 
-Sets = Callable[[np.ndarray, float], np.ndarray]  # log_p [B, K] of the mixture, alpha -> [B, K]
+Sets = Callable[..., np.ndarray]  # log_p [B, K] of the mixture, alpha -> [B, K]
+Ends = Callable[..., tuple[np.ndarray, np.ndarray]]  # alpha -> low and high, [B, K]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,12 +29,17 @@ class Classes:
       normalised: whether probabilities sum to 1; with the likelihood `sigmoid` they do not, as
         each class is by itself.
       class_names: of the K classes, if the data set has them.
+      alpha: of `sets` where none is given.
+      pooled: whether log_p is that of a mixture [1, B, K] whose members are gone, as after post-hoc
+        calibration of the mixture.
     """
 
     log_p: np.ndarray
     conformal: Sets | None = None
     normalised: bool = True
     class_names: tuple[str, ...] | None = None
+    alpha: float = 0.1
+    pooled: bool = False
 
     def __len__(self) -> int:
         return self.log_p.shape[1]
@@ -71,6 +77,7 @@ class Classes:
         Raises:
           ValueError: probabilities that do not sum to 1.
         """
+        self._require_members("mutual_information")
         return information.mutual_information(self._normalised("mutual_information"))
 
     @property
@@ -80,12 +87,18 @@ class Classes:
         Raises:
           ValueError: probabilities that do not sum to 1.
         """
+        self._require_members("expected_entropy")
         return information.expected_entropy(self._normalised("expected_entropy"))
 
-    def sets(self, alpha: float = 0.1) -> np.ndarray:
+    def sets(self, alpha: float | None = None, **given: np.ndarray) -> np.ndarray:
         """Which classes are in the set of each example, bool [B, K].
 
         On exchangeable data sets miss the label with probability at most alpha.
+
+        Args:
+          alpha: the share of misses; by default that of the method, or .1.
+          **given: what the method asks for besides: `u` [B], uniform draws, of a randomised one;
+            `groups` [B] of one with groups.
 
         Raises:
           ValueError: no conformal method is fitted, or alpha is outside (0, 1).
@@ -95,9 +108,17 @@ class Classes:
                 "sets: no conformal method is fitted on held-out examples, which their coverage "
                 "needs; give one by dataclasses.replace(predicted, conformal=...)"
             )
+        alpha = self.alpha if alpha is None else alpha
         if not 0 < alpha < 1:
             raise ValueError(f"alpha: {alpha}; a number between 0 and 1, such as 0.1")
-        return np.asarray(self.conformal(self.mixture, alpha), bool)
+        return np.asarray(self.conformal(self.mixture, alpha, **given), bool)
+
+    def _require_members(self, name: str) -> None:
+        if self.pooled:
+            raise ValueError(
+                f"{name}: these are the calibrated probabilities of the mixture, which has no "
+                "members; predict without post-hoc calibration, or calibrate members or jointly"
+            )
 
     def _normalised(self, name: str) -> np.ndarray:
         if not self.normalised:
@@ -115,10 +136,15 @@ class Gaussians:
 
     Attributes:
       member_mean, member_variance: of each member, [M, B, K], in the units of y.
+      conformal: alpha -> the ends of intervals, [B, K] each, of a conformal method that is fitted
+        on held-out examples; None without one.
+      alpha: of `sets` where none is given.
     """
 
     member_mean: np.ndarray
     member_variance: np.ndarray
+    conformal: Ends | None = None
+    alpha: float = 0.1
 
     def __len__(self) -> int:
         return self.member_mean.shape[1]
@@ -158,3 +184,28 @@ class Gaussians:
           ValueError: a level outside [0, 1].
         """
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def sets(
+        self, alpha: float | None = None, **given: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ends of the conformal interval of each target, [B, K] each.
+
+        On exchangeable data each misses its target with probability at most alpha; `interval` is
+        the mixture's own, which promises nothing.
+
+        Args:
+          alpha: the share of misses; by default that of the method, or .1.
+          **given: `groups` [B] of a method with groups.
+
+        Raises:
+          ValueError: no conformal method is fitted, or alpha is outside (0, 1).
+        """
+        if self.conformal is None:
+            raise ValueError(
+                "sets: no conformal method is fitted on held-out examples, which their coverage "
+                "needs; `interval` is the mixture's own"
+            )
+        alpha = self.alpha if alpha is None else alpha
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha: {alpha}; a number between 0 and 1, such as 0.1")
+        return self.conformal(alpha, **given)

@@ -330,10 +330,17 @@ def _check_latents(inference: Inference, state: State, arrays: Mapping[str, np.n
             )
         return
     if y.ndim != 1:
-        raise ValueError(f"data.y: shape {y.shape}; class labels [N], not one-hot")
+        raise ValueError(
+            f"data.y: shape {y.shape} of integers; class labels are [N], not one-hot, and targets "
+            "of regression are floats"
+        )
     least, most = int(y.min()), int(y.max())
     if least < 0 or most >= K:
-        raise ValueError(f"data.y: labels from {least} to {most}; the model has {K} classes")
+        hint = f"from 0 to {K - 1} are needed" if K > 1 else "two classes need two outputs"
+        raise ValueError(
+            f"data.y: labels from {least} to {most}; the model has {K} output{'s' * (K > 1)}, so "
+            f"{hint} (targets of regression are floats [N, {K}])"
+        )
     sums = np.abs(mean.sum(-1) - 1)
     if K > 1 and (mean >= 0).all() and (sums < 1e-3).all():
         raise ValueError(

@@ -95,7 +95,8 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
       noise_std: standard deviation of the noise, in the units of the normalised targets.
 
     Raises:
-      ValueError: a negative noise_std; in `nll`, 0 if the latents have no variance.
+      ValueError: a negative noise_std; in `nll`, 0 if the latents have no variance, or labels of
+        another number of targets.
     """
     if not noise_std >= 0:
         raise ValueError(f"noise_std: {noise_std!r} must not be negative")
@@ -112,6 +113,11 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
             )
         labels = labels[:, None] if labels.ndim == 1 else labels
         K = latent.mean.shape[-1]
+        if labels.shape[-1] != K:  # or one target would be that of all outputs
+            raise ValueError(
+                f"labels: {labels.shape[-1]} targets for {K} outputs; [B, {K}] is needed (for "
+                "classes the likelihood is softmax)"
+            )
         residual = labels - latent.mean
         if (latent.factors is None and latent.projection is None) or K == 1:
             variance = moments(latent)[1]

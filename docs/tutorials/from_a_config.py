@@ -103,5 +103,6 @@ for name, x in (("on the circle", near), ("far away", far)):
     print(name, predicted.labels, predicted.entropy.round(2), predicted.mutual_information.round(2))
 
 # %% [markdown]
-# Several workdirs are one ensemble: `load_run("run", "other")`. Sets of labels need a conformal
-# method that was fitted on held-out examples: `load_run(..., conformal=...)`.
+# Several workdirs are one ensemble: `load_run("run", "other")`. What the evaluators `posthoc` and
+# `conformal` of a config fitted on held-out examples is used if it is named:
+# `load_run("run", posthoc="temperature", conformal="lac")`.

@@ -1,6 +1,7 @@
 """Data sets that a config describes by their differences from the training data."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -92,6 +93,29 @@ def same_set(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 def _is_set(value: Any) -> bool:
     return isinstance(value, Mapping) and "name" in value
+
+
+# Words of a path that say which part of a set it is: `own-train.npz`, `held_out/x.npz`, `fold2`.
+PART = re.compile(
+    r"(train|valid|validation|val|dev|test|t10k|eval|evaluation|calib|calibration|fit|fold|part|split"
+    r"|hold|held|out|holdout|heldout|set)(ing|set|data)?\d*"
+)
+
+
+def parts_of_one(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two specs read one data set, or files whose paths differ by the part that they are.
+
+    `own/train.npz` and `own/test.npz` are parts of one set; `mnist.npz` and `fashion.npz` are not.
+    """
+    return all(_words(a, key) == _words(b, key) for key in SET)
+
+
+def _words(spec: Mapping[str, Any], key: str) -> list[str]:
+    value = str(spec.get(key))
+    if key != "path":
+        return [value]
+    words = re.split(r"[^a-z0-9]+", value.lower())
+    return [word for word in words if word and not PART.fullmatch(word)]
 
 
 def divided_otherwise(spec: Mapping[str, Any], train: Mapping[str, Any]) -> str | None:

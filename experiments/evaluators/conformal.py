@@ -14,6 +14,7 @@ from experiments.evaluators.posthoc import (
     corrupted_sources,
     corruptions_of,
     fit_of,
+    of_targets,
 )
 from experiments.evaluators.posthoc import labelled as maps_of
 from experiments.prediction import fitted
@@ -71,6 +72,9 @@ def conformal(
     severities = corruptions_of(corrupted)
     named = (posthoc,) if isinstance(posthoc, str) else posthoc or ()
     map_specs = maps_of(named, "posthoc") if len(named) else {}
+    for name, spec in map_specs.items():
+        if of_targets(spec):
+            raise ValueError(f"posthoc: {name!r} is for targets, and these are classes")
     ends = ["", *(f"_{name}" for name in map_specs)]
 
     def fit_all(held_out: Predictions) -> tuple[dict[str, Fitted], np.ndarray]:

@@ -11,12 +11,13 @@ from experiments.data.overlap import require_apart
 from experiments.data.source import Source, load
 from experiments.evaluators import Data, Evaluator, reads
 from experiments.evaluators.classification import check_bins
+from experiments.evaluators.regression import moments_of
 from experiments.prediction import fitted
 from experiments.runtime import keys
 from uncertainty import metrics
 from uncertainty import posthoc as methods_lib
 from uncertainty.metrics.smooth import smooth_ece
-from uncertainty.specs import make, spec_of
+from uncertainty.specs import make, resolve, signature, spec_of
 
 if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
@@ -45,13 +46,18 @@ def posthoc(
     numbers of which a calibrator consists, such as `posthoc/temperature/temperature`. Calibrators
     are saved beside the results (`prediction.fitted`).
 
+    Of methods of targets (`variance_scale`) the NLL, CRPS, RMSE, calibration error, and coverage
+    and width of intervals of 90 %, in the stored units of y.
+
     Args:
       data: the test source's spec.
       fit: the spec of the labelled examples on which calibrators are fitted. They may be neither
         training nor test examples, which is checked as far as examples can be compared.
-      methods: names or specs of `uncertainty/posthoc`, each also with
+      methods: names or specs of `uncertainty/posthoc`, all of classes or all of targets, each also
+        with
         of: 'mixture' (default), 'members' or 'joint', see `posthoc.of_ensemble`;
         label: in the results, by default the name, with `of` unless that is the mixture.
+        Targets are calibrated as the mixture.
       corrupted: dict(severities=..., kinds=...) of the evaluator `corruption` adds the means over
         the kinds, `posthoc/<label>/severity_<s>/<metric>`, as calibration on clean examples says
         nothing of others.
@@ -64,6 +70,8 @@ def posthoc(
     check_bins(bins)
     specs = labelled(methods)
     severities = corruptions_of(corrupted)
+    if any(of_targets(spec) for spec in specs.values()):
+        return _of_targets(data, fit, specs, severities)
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
         held_out = calibration_data(predict, fit, data)
@@ -107,6 +115,63 @@ def posthoc(
     return Evaluator(run, "classification", yields, read, check)
 
 
+OF_TARGETS = ("nll", "crps", "rmse", "calibration", "coverage_0.9", "width_0.9")
+
+
+def of_targets(spec: Mapping[str, Any], field: str = "methods") -> bool:
+    """Whether a method is of targets: a function of mean, variance and y."""
+    return "log_p" not in signature(resolve("posthoc", spec["name"], field))[0]
+
+
+def _of_targets(
+    data: Data, fit: Data, specs: Mapping[str, Any], severities: Sequence[int]
+) -> Evaluator:
+    """The evaluator of methods of targets."""
+    if not all(of_targets(spec) for spec in specs.values()):
+        raise ValueError(f"methods: {[*specs]}; all are of classes, or all of targets")
+    if severities:
+        raise ValueError("corrupted: corruptions are of images with classes; leave it out")
+
+    def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        held_out = moments_of(calibration_data(predict, fit, data), "posthoc")
+        mean, variance, y = moments_of(predict(data), "posthoc")
+        made = {UNCALIBRATED: (mean, variance)}
+        for label, spec in specs.items():
+            calibrator = fit_moments(spec, *held_out)
+            yield from fitted.arrays_of("posthoc", label, spec, calibrator)
+            made[label] = calibrator(mean, variance)
+            for name, value in calibrator._asdict().items():
+                yield keys.join("posthoc", label, name), float(np.mean(value))
+        for label, moments in made.items():
+            values = metrics.evaluate_regression(*moments, y)
+            for name in OF_TARGETS:
+                yield keys.join("posthoc", label, name), float(values[f"regression/{name}"])
+
+    def check(source: Source) -> None:
+        check_held_out(source, fit)
+
+    yields = {keys.join("posthoc", k, name) for k in (UNCALIBRATED, *specs) for name in OF_TARGETS}
+    for label, spec in specs.items():
+        numbers = _tried(spec)._asdict()
+        yields |= {keys.join("posthoc", label, name) for name in numbers}
+    read = reads("data", data) + reads("fit", fit)
+    return Evaluator(run, "regression", yields, read, check)
+
+
+def fit_moments(
+    spec: Mapping[str, Any],
+    mean: np.ndarray,
+    variance: np.ndarray,
+    y: np.ndarray,
+    field: str = "methods",
+) -> Any:
+    """The calibrator of a spec of targets, fitted to mean and variance [M, B, K] and y [B, K]."""
+    if spec.get("of", "mixture") != "mixture":
+        raise ValueError(f"{field}.of: {spec['of']!r}; targets are calibrated as the mixture")
+    fields = {key: value for key, value in spec.items() if key != "of"}
+    return make("posthoc", fields, field, mean=mean, variance=variance, y=y)
+
+
 def labelled(methods: Sequence[Any], field: str = "methods") -> dict[str, dict[str, Any]]:
     """label -> spec of each method, all of whose fields are tried on a few examples.
 
@@ -146,6 +211,9 @@ def fit_of(
 
 def _tried(spec: Mapping[str, Any], field: str = "methods") -> Any:
     """The calibrator of two members and four examples, which checks the fields."""
+    if of_targets(spec, field):
+        at = np.arange(8.0).reshape(2, 4, 1)
+        return fit_moments(spec, at, np.ones_like(at), at[0] + 1, field)
     p = np.array([[0.7, 0.3], [0.4, 0.6], [0.8, 0.2], [0.45, 0.55]])
     return fit_of(spec, np.log(np.stack([p, p])), np.array([0, 1, 1, 0]), field)
 

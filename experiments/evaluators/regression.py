@@ -9,6 +9,7 @@ from experiments.evaluators import Data, Evaluator, Predicted, reads
 from uncertainty import metrics
 
 if TYPE_CHECKING:
+    from experiments.prediction.predictions import Predictions
     from experiments.prediction.predictor import Predictor
 
 
@@ -66,3 +67,16 @@ def as_stored(
         return mean, variance, y
     shift, scale = (np.asarray(a, np.float64) for a in (source.y_mean, source.y_std))
     return mean * scale + shift, variance * scale**2, y * scale + shift
+
+
+def moments_of(p: "Predictions", evaluator: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and variance [M, B, K] and y [B, K], in stored units and float64.
+
+    Raises:
+      ValueError: predictions of classes.
+    """
+    if p.variance is None:
+        raise ValueError(f"{evaluator}: the likelihood is for classes")
+    y = p.y[:, None] if p.y.ndim == 1 else p.y
+    mean, variance, y = (np.asarray(a, np.float64) for a in (p.mean, p.variance, y))
+    return as_stored(p.source, mean, variance, y)

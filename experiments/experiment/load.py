@@ -8,7 +8,7 @@ import jax
 from jax.interpreters import partial_eval
 
 from experiments.data import assignment, labels
-from experiments.data.derived import SET, divided_otherwise, same_set
+from experiments.data.derived import SET, divided_otherwise, parts_of_one
 from experiments.data.examples import Source
 from experiments.data.loader import batches
 from experiments.data.source import load
@@ -180,18 +180,23 @@ def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
     others = {"data.validation": config["data"].get("validation")}
     for name, spec in config["evaluators"].items():
         others[f"evaluators.{name}.data"] = spec.get("data") if isinstance(spec, Mapping) else None
+    apart: dict[tuple[str, str], list[str]] = {}
     for field, spec in others.items():
-        if isinstance(spec, Mapping) and "name" in spec and not same_set(spec, train):
-            names = [" ".join(str(s[key]) for key in SET if key in s) for s in (spec, train)]
-            logger.warning(
-                "%s reads %s, but data.train reads %s; set %s={'split': '...'} for a split of the "
-                "training data's set",
-                field,
-                *names,
-                field,
-            )
+        if isinstance(spec, Mapping) and "name" in spec and not parts_of_one(spec, train):
+            words = (" ".join(str(s[key]) for key in SET if key in s) for s in (spec, train))
+            apart.setdefault(tuple(words), []).append(field)
         if isinstance(spec, Mapping) and (why := divided_otherwise(spec, train)):
             logger.warning("%s: %s", field, why)
+    for (there, here), fields in apart.items():
+        logger.warning(
+            "%s read%s %s, but data.train reads %s; set %s={'split': '...'} for a split of the "
+            "training data's set",
+            ", ".join(fields),
+            "s" * (len(fields) == 1),
+            there,
+            here,
+            fields[0],
+        )
     if config["batch_size"] > len(source):
         logger.warning(
             "batch_size: %d, but %s has %d examples, so batches repeat examples",

@@ -9,7 +9,7 @@ chosen = sets(log_p[0])                       # [B, K], bool
 import json
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,8 +44,25 @@ def arrays_of(
             yield keys.join(keys.FITTED, section, label, str(i), name), np.asarray(value)
 
 
+class Saved(NamedTuple):
+    """A calibrator or predictor, and the name and fields of its method in the config."""
+
+    fitted: Any
+    spec: Mapping[str, Any]
+
+
 def read(folder: str | storage.Path, section: str, label: str) -> Any:
-    """The calibrator or predictor `label` of the results in a folder.
+    """The calibrator or predictor `label` of the results in a folder; see `load`."""
+    return load(folder, section, label).fitted
+
+
+def names(folder: str | storage.Path, section: str) -> list[str]:
+    """The labels of the calibrators or predictors of the results in a folder."""
+    return [of[1] for of in _arrays(folder) if of[0] == section and of[-1] == "about"]
+
+
+def load(folder: str | storage.Path, section: str, label: str) -> Saved:
+    """The calibrator or predictor `label` of the results in a folder, and its spec.
 
     Args:
       folder: of the results, such as WORKDIR/evaluation/test.
@@ -55,6 +72,24 @@ def read(folder: str | storage.Path, section: str, label: str) -> Any:
     Raises:
       ConfigError: the folder has no such one; the message names those that it has.
     """
+    file, found = storage.path(folder) / FILE, _arrays(folder)
+    if (section, label, "about") not in found:
+        valid = names(folder, section)
+        raise ConfigError(f"{file}: no {label!r} of {section}; {nearest(label, valid)}")
+    about = json.loads(str(found[section, label, "about"]))
+    of = typing.get_type_hints(resolve(section, about["spec"]["name"], section))["return"]
+    parts = tuple(
+        of(**{name: found[section, label, str(i), name][()] for name in of._fields})
+        for i in range(about["parts"])
+    )
+    made: Any = parts[0]
+    if about["kind"] != "one":
+        made = posthoc.OfMixture(made) if about["kind"] == "mixture" else posthoc.OfMembers(parts)
+    return Saved(made, about["spec"])
+
+
+def _arrays(folder: str | storage.Path) -> dict[tuple[str, ...], np.ndarray]:
+    """(section, label, ...) -> array of what the evaluators of a folder's results fitted."""
     file = storage.path(folder) / FILE
     if not file.exists():
         raise ConfigError(
@@ -62,16 +97,4 @@ def read(folder: str | storage.Path, section: str, label: str) -> Any:
             f"dict(name='posthoc', ...), writes it"
         )
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
-        found = {keys.split(name)[1:]: archive[name] for name in archive.files}
-    if (section, label, "about") not in found:
-        names = [name[1] for name in found if name[0] == section and name[-1] == "about"]
-        raise ConfigError(f"{file}: no {label!r} of {section}; {nearest(label, names)}")
-    about = json.loads(str(found[section, label, "about"]))
-    of = typing.get_type_hints(resolve(section, about["spec"]["name"], section))["return"]
-    parts = tuple(
-        of(**{name: found[section, label, str(i), name][()] for name in of._fields})
-        for i in range(about["parts"])
-    )
-    if about["kind"] == "mixture":
-        return posthoc.OfMixture(parts[0])
-    return posthoc.OfMembers(parts) if about["kind"] == "members" else parts[0]
+        return {keys.split(name)[1:]: archive[name] for name in archive.files}

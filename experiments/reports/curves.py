@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.reports.study import Study, summarise, values_of
-from experiments.reports.style import Look, looks, panels, styled, text, wrapped
+from experiments.reports.style import GREY, Look, looks, panels, styled, text, wrapped
 from experiments.runtime import keys
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 300  # most points of a training curve; more are averaged in windows
+# Groups of a clean test set whose metrics have the names of corrupted ones.
+CLEAN = ("classification", "calibration", "regression")
 
 
 def smooth(steps: np.ndarray, values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +102,7 @@ def by_severity(metrics: Mapping[str, float], name: str) -> dict[int, float]:
     for key, value in metrics.items():
         if (place := severity_of(key)) and place[1] == name:
             by_severity.setdefault(place[0], []).append(value)
-    clean = [metrics.get(f"{group}/{name}") for group in ("classification", "calibration")]
+    clean = [metrics.get(f"{group}/{name}") for group in CLEAN]
     if by_severity and any(v is not None for v in clean):
         by_severity[0] = [v for v in clean if v is not None]
     return {severity: float(np.mean(by_severity[severity])) for severity in sorted(by_severity)}
@@ -141,6 +143,70 @@ def corruption_curves(
         ax.set(xlabel="severity (0: none)", ylabel=title)
         ax.set_xticks(sorted({int(x) for line in ax.lines for x in line.get_xdata()}))
     axes[0, 0].legend()
+    return figure
+
+
+SETS = ("conformal", "intervals", "regions")
+
+
+def shifted_sets(methods: Mapping[str, Sequence[Mapping[str, float]]]) -> list[tuple[str, str]]:
+    """(group, label) of every kind of set whose coverage under corruption is known."""
+    found: dict[tuple[str, str], None] = {}
+    for seeds in methods.values():
+        for key in (key for metrics in seeds for key in metrics):
+            if place := _coverage_of(key):
+                found[place[:2]] = None
+    return list(found)
+
+
+def _coverage_of(key: str) -> tuple[str, str, int] | None:
+    """('conformal', 'lac', 3) of 'conformal/lac/severity_3/coverage'; None for others."""
+    group, *names = keys.split(key)
+    if group not in SETS or len(names) != 3 or names[2] != "coverage":
+        return None
+    severity = names[1].removeprefix("severity_")
+    return (group, names[0], int(severity)) if severity.isdecimal() else None
+
+
+@styled
+def coverage_curves(
+    methods: Mapping[str, Sequence[Mapping[str, float]]],
+    style: Mapping[str, Look] | None = None,
+) -> "Figure":
+    """Coverage against the severity of corruption, a panel for each kind of set.
+
+    Args:
+      methods: label -> metrics of each seed.
+      style: label -> look; by place if None.
+    """
+    style = style or looks(methods)
+    kinds = shifted_sets(methods)
+    titles = [f"{group}: {name}" for group, name in kinds]
+    figure, axes = wrapped(titles, 2.9, 2.6, most=3, fill=32, sharey=True)
+    for ax, (group, name) in zip(axes, kinds, strict=True):
+        ends: list[list[float]] = [[], []]
+        for label, seeds in methods.items():
+            lines: dict[int, list[float]] = {}
+            for metrics in seeds:
+                clean = f"{group}/{keys.join(name)}"
+                for i, end in enumerate(("low", "high")):
+                    ends[i] += [metrics[k] for k in (f"{clean}/expected_{end}",) if k in metrics]
+                at = {key: _coverage_of(key) for key in metrics}
+                places = {key: of[2] for key, of in at.items() if of and of[:2] == (group, name)}
+                if places:
+                    for key, severity in {f"{clean}/coverage": 0, **places}.items():
+                        if key in metrics:
+                            lines.setdefault(severity, []).append(100 * metrics[key])
+            if lines:
+                cells = [summarise(lines[severity]) for severity in sorted(lines)]
+                means, errors = [c.mean for c in cells], [c.error or 0.0 for c in cells]
+                ax.errorbar(sorted(lines), means, errors, label=text(label), **style[label])
+        if ends[0]:
+            ax.axhspan(100 * min(ends[0]), 100 * max(ends[1]), color=GREY, alpha=0.25, linewidth=0)
+        ax.set(xlabel="severity (0: none)")
+        ax.set_xticks(sorted({round(x) for line in ax.lines for x in line.get_xdata()}))
+    axes[0].set_ylabel("coverage (%)")
+    axes[0].legend()
     return figure
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.data.derived import path_of, same_set, specs
+from experiments.data.derived import parts_of_one, path_of, specs
 from experiments.runtime import storage
 from experiments.runtime.workdir import read_json
 
@@ -77,7 +77,7 @@ def others(config: Mapping[str, Any], sets: Mapping[str, Data], trained: Data) -
         if path in ("data", "validation") and spec is None:  # of `evaluate --data`, of a sweep
             alike = _set_of(data.name) == _set_of(trained.name)
         elif isinstance(spec, Mapping) and fields.get("name") not in POINTS:
-            alike = same_set(spec, train)
+            alike = parts_of_one(spec, train)
         else:
             continue
         found += [] if alike else [path]

@@ -30,6 +30,9 @@ CORRUPTION = {
     "accuracy": ("accuracy (%)", 100.0),
     "nll": ("NLL (nats)", 1.0),
     "ece": ("ECE (%)", 100.0),
+    "rmse": ("RMSE (units of y)", 1.0),
+    "crps": ("CRPS (units of y)", 1.0),
+    "coverage_0.9": ("90 % coverage (%)", 100.0),
 }
 
 
@@ -164,8 +167,21 @@ def _corruption(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iterator
             "corruption",
             curves.corruption_curves(shifted, metrics, style),
             "Mean over kinds of corruption by severity; severity 0 is the clean test set, bars are "
-            "standard errors over seeds. Look at how fast the calibration error grows as the "
-            "accuracy falls: a model that knows what it does not know stays flat.",
+            "standard errors over seeds. Look at how fast the calibration error grows, or the "
+            "coverage falls, as the error grows: a model that knows what it does not know stays "
+            "flat.",
+        )
+    sets = {label: [run.metrics for run in runs] for label, runs in groups.items()}
+    if curves.shifted_sets(sets):
+        yield Entry(
+            heading("Coverage under shift", groups),
+            "coverage",
+            curves.coverage_curves(sets, style),
+            "Coverage of conformal sets and intervals by the severity of corruption, mean over "
+            "kinds; severity 0 is the clean test set, bars are standard errors over seeds. The "
+            "grey band is where a valid method lies with a probability of 95 %, for examples that "
+            "are exchangeable with those that calibrated it: corrupted ones are not, and nothing "
+            "promises them this coverage.",
         )
 
 

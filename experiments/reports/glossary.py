@@ -40,6 +40,7 @@ SCORES = {
     "vim": "residual as a virtual logit, minus the log-sum-exp of the logits",
     "epistemic_std": "standard deviation of the latents that more data would reduce",
 }
+INFINITE = "Share of infinite thresholds, for want of calibration examples"
 OF_SETS = {
     "coverage": "Share of examples whose set has the label",
     "size": "Mean number of classes in a set",
@@ -54,7 +55,7 @@ OF_SETS = {
     "expected_low": "Lower end of the 95 % range of the coverage of a valid method",
     "expected_high": "Upper end of the 95 % range of the coverage of a valid method",
     "calibration_examples": "Held-out examples that set the threshold",
-    "unbounded": "Share of infinite thresholds, for want of calibration examples: whole sets",
+    "unbounded": f"{INFINITE}: whole sets",
 }
 ERRORS = {
     "accuracy": "Share of examples whose most probable class is the label; ties: the first",
@@ -121,6 +122,16 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/worst_group_coverage": OF_SETS["worst_group_coverage"],
         "*/expected_low": OF_SETS["expected_low"],
         "*/expected_high": OF_SETS["expected_high"],
+        "*/unbounded": f"{INFINITE}: intervals without end",
+    },
+    "regions": {
+        "*/coverage": "Share of examples all of whose targets lie in the region",
+        "*/volume": "Mean volume of the region, of two targets its area, in the product of their "
+        "stored units",
+        "*/worst_group_coverage": OF_SETS["worst_group_coverage"],
+        "*/expected_low": OF_SETS["expected_low"],
+        "*/expected_high": OF_SETS["expected_high"],
+        "*/unbounded": f"{INFINITE}: regions without end",
     },
     "posthoc": {
         **{f"*/{name}": f"After calibration: {text}" for name, text in ERRORS.items()},
@@ -128,6 +139,12 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/at_bound": "1 if the best temperature lies outside of the allowed range",
         "*/converged": "1 if the gradient is 0 at the fitted parameters",
         "*/floor": "Least probability of a class before normalisation",
+        "*/crps": "After calibration: CRPS of the mixture, in the stored units",
+        "*/rmse": "After calibration: RMSE of the mixture's mean, in the stored units",
+        "*/calibration": "After calibration: mean over levels of |coverage - level| of intervals",
+        "*/coverage_0.9": "After calibration: share of targets in the central 90 % interval",
+        "*/width_0.9": "After calibration: mean width of the central 90 % interval",
+        "*/scale": "Fitted factor of the standard deviation; above 1 the model was too sure",
     },
     "conformal": {f"*/{name}": text for name, text in OF_SETS.items()},
     "halves": {  # calibrated on one half of the data and measured on the other, in turn
@@ -161,6 +178,10 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*accuracy": "Accuracy on corrupted examples; the mean over kinds and severities",
         "*nll": "NLL on corrupted examples; the mean over kinds and severities",
         "*ece": "ECE on corrupted examples; the mean over kinds and severities",
+        "*rmse": "RMSE on corrupted examples; the mean over kinds and severities",
+        "*crps": "CRPS on corrupted examples; the mean over kinds and severities",
+        "*coverage_0.9": "Share of targets in the mixture's central 90 % interval on corrupted "
+        "examples; the mean over kinds and severities",
     },
     "few_shot": {
         "*_shot_error": "Error of a linear probe of the features with so many examples per class",
@@ -238,6 +259,7 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "predict_flops_per_example": "FLOPs of prediction for one example, all members",
     },
 }
+SHIFTED = ("posthoc", "conformal", "intervals", "regions")  # groups with severities of corruption
 _RANKED = re.compile(rf"({'|'.join(RANKS)})_(.+)")
 
 
@@ -251,7 +273,7 @@ def definition(key: str) -> str:
             return f"{RANKS[rank]}. Score: {SCORES.get(score, score.replace('_', ' '))}"
         return f"Mean {SCORES[last]}" if last in SCORES else ""
     entries = ENTRIES.get(group, {})
-    plain = re.sub(r"/severity_\d+/", "/", name) if group in ("posthoc", "conformal") else name
+    plain = re.sub(r"/severity_[^/]+/", "/", name) if group in SHIFTED else name
     text = entries.get(plain) or next(
         (text for pattern, text in entries.items() if fnmatch.fnmatchcase(plain, pattern)), ""
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from experiments.reports import datasets
 from experiments.reports.study import Column, Row, Study, numbers
 from experiments.reports.tables import pretty
-from experiments.runtime import keys, segments, storage
+from experiments.runtime import keys as keys_lib
+from experiments.runtime import segments, storage
 from experiments.runtime.keys import named, split
 from experiments.runtime.workdir import (
     CONFIG,
@@ -120,7 +121,7 @@ def read_scores(path: storage.Path) -> dict[str, np.ndarray]:
     for key, value in scores.items():
         if value.dtype.kind not in "biuf":
             raise ValueError(f"{key} is {value.dtype}, not numeric")
-        group, *name, kind = keys.split(key)
+        group, *name, kind = split(key)
         if group in ("test", "ood") and kind in PER_EXAMPLE:
             if value.ndim != 1:
                 raise ValueError(f"{key} has shape {value.shape}; one number per example is needed")
@@ -194,6 +195,8 @@ COLUMNS = (  # of a study made from runs alone; those without a value are left o
     Column("corruption/accuracy", "Corrupted accuracy", "%", "higher", 2),
     Column("corruption/nll", "Corrupted NLL", "nats", "lower", 4),
     Column("corruption/ece", "Corrupted ECE", "%", "lower", 2),
+    Column("corruption/rmse", "Corrupted RMSE", "units of y", "lower", 4),
+    Column("corruption/coverage_0.9", "Corrupted 90 % coverage", "%", None, 1),
 )
 OF_OOD = (("aupr_out", "AUPR", "higher"), ("fpr95", "FPR95", "lower"))
 COSTS = (
@@ -238,13 +241,17 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     return Study(title, columns, rows, config=config, seeds=sorted(seeds))
 
 
-def _of_methods(keys: Iterable[str]) -> list[Column]:
+def _of_methods(keys: Collection[str]) -> list[Column]:
     """A column for each calibrated value and each kind of set, named after its method."""
     kinds = {
         ("posthoc", "nll"): ("NLL after {}", "nats", "lower", 4),
         ("posthoc", "ece"): ("ECE after {}", "%", "lower", 2),
         ("conformal", "coverage"): ("Coverage of {} sets", "%", None, 2),
         ("conformal", "size"): ("Size of {} sets", "", None, 2),
+        ("intervals", "coverage"): ("Coverage of {} intervals", "%", None, 2),
+        ("intervals", "width"): ("Width of {} intervals", "units of y", None, 4),
+        ("regions", "coverage"): ("Coverage of {} regions", "%", None, 2),
+        ("regions", "volume"): ("Volume of {} regions", "", None, 4),
     }
     columns = []
     for key in keys:
@@ -252,8 +259,16 @@ def _of_methods(keys: Iterable[str]) -> list[Column]:
         if (group, metric) in kinds and len(label) == 1 and label[0] != "uncalibrated":
             header, *rest = kinds[group, metric]
             name = pretty(label[0])
-            name = name[0].lower() + name[1:] if group == "posthoc" else name
+            if group != "conformal" and not name[:2].isupper():  # no acronym
+                name = name[:1].lower() + name[1:]
             columns.append(Column(key, header.format(name), *rest))
+            worst = f"{group}/{keys_lib.join(label[0])}/severity_"
+            severities = [k[len(worst) : -len("/coverage")] for k in keys if k.startswith(worst)]
+            severities = [s for s in severities if s.isdecimal()] if metric == "coverage" else []
+            if severities:  # the promise is not for these, so what is covered stands beside
+                most = max(severities, key=int)
+                at = f"{header.format(name)} at severity {most}"
+                columns.append(Column(f"{worst}{most}/coverage", at, *rest))
     return columns
 
 

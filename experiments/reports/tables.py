@@ -27,6 +27,7 @@ GROUPS = {
     "posthoc": "Post-hoc calibration",
     "conformal": "Conformal sets",
     "intervals": "Conformal intervals",
+    "regions": "Conformal regions",
     "joint": "Joint predictions",
     "cost": "Cost",
 }
@@ -38,9 +39,21 @@ PERCENT = {"accuracy", "error", "ece", "mce", "auroc", "aupr", "fpr95", "coverag
 PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence"}
 # The columns of groups with a line for each method; metrics.json has all.
 OF_METHODS = {
-    "posthoc": ("accuracy", "nll", "brier", "ece", "smooth_ece", "temperature"),
+    "posthoc": (
+        "accuracy",
+        "nll",
+        "brier",
+        "ece",
+        "smooth_ece",
+        "temperature",
+        "crps",
+        "coverage_0.9",
+        "width_0.9",
+        "scale",
+    ),
     "conformal": ("coverage", "size", "empty", "worst_class_coverage", "worst_group_coverage"),
     "intervals": ("coverage", "width", "worst_group_coverage"),
+    "regions": ("coverage", "volume", "worst_group_coverage"),
 }
 NATS = {"nll", "entropy", "information", "kl", "loss"}
 

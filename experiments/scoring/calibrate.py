@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.evaluators import conformal as evaluator
 from experiments.prediction import archive
 from experiments.scoring.parts import Part
-from uncertainty.metrics.sets import coverage_range, evaluate_sets
 from uncertainty.posthoc import of_ensemble
-from uncertainty.specs import resolve
+from uncertainty.specs import resolve, signature
 
 OF = ("mixture", "members")
 
@@ -26,6 +24,12 @@ class Method(NamedTuple):
     def label(self) -> str:
         """Of its row in a table."""
         return self.name + " of members" * (self.of == "members")
+
+    @property
+    def task(self) -> str:
+        """'classification', or 'regression' for one of targets."""
+        takes, _ = signature(resolve("posthoc", self.name, "--posthoc"))
+        return "classification" if "log_p" in takes else "regression"
 
 
 def methods(text: str) -> list[Method]:
@@ -74,6 +78,24 @@ def halves(part: Part, test: Part, seed: int) -> np.ndarray:
     return first[member]
 
 
+class Fold(NamedTuple):
+    """Examples to fit on, and which examples of a set that fit is for, [B] of bool."""
+
+    fit: Part
+    applies: Callable[[Part], np.ndarray]
+
+
+def folds(test: Part, validation: Part | None, seed: int) -> list[Fold]:
+    """The validation set for all examples; without one each half of the test set for the other."""
+    if validation is not None:
+        return [Fold(validation, lambda part: np.ones(part.examples, bool))]
+    half = halves(test, test, seed)
+    return [
+        Fold(test.only(~half), lambda part: halves(part, test, seed)),
+        Fold(test.only(half), lambda part: ~halves(part, test, seed)),
+    ]
+
+
 def fitted(
     method: Method, test: Part, validation: Part | None, seed: int
 ) -> Callable[[Part], Part]:
@@ -88,96 +110,48 @@ def fitted(
     Raises:
       ValueError: predictions that the method cannot be fitted to.
     """
-    fit = resolve("posthoc", method.name, "--posthoc")
-
-    def fit_on(log_p: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        try:
-            return of_ensemble(fit, log_p, y, method.of)
-        except ValueError as error:
-            raise ValueError(f"--posthoc {method.name}: {error}") from error
-
-    if validation is not None:
-        calibrator = fit_on(validation.log_p, validation.y)
-        return lambda part: _replaced(part, calibrator(part.log_p))
-    half = halves(test, test, seed)
-    pair = [fit_on(test.log_p[:, ~of], test.y[~of]) for of in (half, ~half)]
+    of = folds(test, validation, seed)
+    calibrators = [_fit(method, fold.fit) for fold in of]
 
     def calibrate(part: Part) -> Part:
-        of = halves(part, test, seed)
-        each = [calibrator(part.log_p) for calibrator in pair]
-        return _replaced(part, np.where(of[:, None], *each))
+        made = [calibrator(part) for calibrator in calibrators]
+        if len(of) == 1:
+            return made[0]
+        first = of[0].applies(part)[:, None]
+        arrays = {
+            name: np.where(first, *(getattr(one, name) for one in made))
+            for name in ("log_p", "mean", "variance")
+            if getattr(made[0], name) is not None
+        }
+        return made[0]._replace(**arrays)
 
     return calibrate
 
 
-def _replaced(part: Part, log_p: np.ndarray) -> Part:
-    """Calibrated predictions; latents and other scores are not of these."""
-    return part._replace(log_p=np.asarray(log_p), logits=None, epistemic=None, scores={})
-
-
-class Sets(NamedTuple):
-    """Conformal sets of a test set."""
-
-    label: str
-    chosen: np.ndarray  # [B, K], whether a class is in the set of an example
-    metrics: dict[str, float]
-
-
-def check_sets(names: Sequence[str], alpha: float) -> dict[str, dict[str, Any]]:
-    """The specs of conformal methods by their labels.
-
-    Raises:
-      ValueError: an unknown method, or a wrong alpha.
-    """
+def _fit(method: Method, held_out: Part) -> Callable[[Part], Part]:
+    """The calibrated predictions of a set, by a fit on held-out examples."""
+    fit = resolve("posthoc", method.name, "--posthoc")
     try:
-        return evaluator.labelled(names, alpha, None)
+        if method.task == "classification":
+            calibrator = of_ensemble(fit, held_out.log_p, held_out.y, method.of)
+            return lambda part: _replaced(part, log_p=np.asarray(calibrator(part.log_p)))
+        mean, variance = held_out.mean, held_out.variance
+        some = [slice(None)] if method.of == "mixture" else [[m] for m in range(len(mean))]
+        each = [(s, fit(mean[s], variance[s], held_out.y)) for s in some]
     except ValueError as error:
-        raise ValueError(f"--conformal: {error}") from error
+        raise ValueError(f"--posthoc {method.name}: {error}") from error
+
+    def moments(part: Part) -> Part:
+        parts = [calibrator(part.mean[s], part.variance[s]) for s, calibrator in each]
+        mean, variance = map(np.concatenate, zip(*parts, strict=True))
+        return _replaced(part, mean=mean, variance=variance)
+
+    return moments
 
 
-def conformal(
-    names: Sequence[str],
-    alpha: float,
-    test: Part,
-    validation: Part | None,
-    seed: int,
-) -> list[Sets]:
-    """Sets of each method of `uncertainty/conformal` for classes, of the mixture.
-
-    Args:
-      names: of the methods.
-      alpha: the share of labels that the sets may miss.
-      test: the test set.
-      validation: held-out examples; None to calibrate on each half of the test set, for the other.
-      seed: of the halves, and of the draws of randomised methods.
-
-    Raises:
-      ValueError: an unknown method or field, or wrong values.
-    """
-    specs = check_sets(names, alpha)
-    log_p, rng = evaluator.mixture(test.log_p), np.random.default_rng((seed, 3))
-    u = rng.random(test.examples)
-    every = np.ones(test.examples, bool)
-    if validation is None:
-        half = halves(test, test, seed)
-        parts = [(log_p[~of], test.y[~of], of) for of in (half, ~half)]
-    else:
-        parts = [(evaluator.mixture(validation.log_p), validation.y, every)]
-    made = []
-    for label, spec in specs.items():
-        chosen = np.zeros(log_p.shape, bool)
-        infinite = []
-        for of_fit, y, at in parts:
-            predictor = evaluator.fit_sets(spec, of_fit, y, rng.random(len(y)), None, "--conformal")
-            chosen[at] = predictor(log_p[at], u=u[at], groups=None)
-            infinite.append(np.isinf(predictor.quantile).mean())
-        metrics = evaluate_sets(chosen, test.y, alpha)
-        metrics["unbounded"] = float(np.mean(infinite))
-        if validation is not None:
-            low, high = coverage_range(validation.examples, test.examples, alpha)
-            metrics |= {"expected_low": float(low), "expected_high": float(high)}
-        made.append(Sets(label, chosen, metrics))
-    return made
+def _replaced(part: Part, **arrays: Any) -> Part:
+    """Calibrated predictions; latents and other scores are not of these."""
+    return part._replace(**arrays, logits=None, epistemic=None, scores={})
 
 
 def noted(names: Sequence[str], validation: Part | None) -> str:

@@ -36,6 +36,8 @@ def classes(
     said[0] += f"; {how}" if how else ""
     y, more = _labels(raw_y, log_p.shape, file.metadata.get("class_names"))
     said += more
+    if y is not None and name.partition("/")[0] != "ood":
+        _check_from_zero(log_p, y)
     if y is None and name.partition("/")[0] != "ood":
         raise ValueError("`y` is missing: the labels [B], integers from 0 (or --labels FILE)")
     logits = epistemic = None
@@ -196,6 +198,23 @@ def _auxiliary(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
         )
     check_finite(name, values)
     return values
+
+
+def _check_from_zero(log_p: np.ndarray, y: np.ndarray) -> None:
+    """Refuses labels from 1 that lack the last class, as their values alone are valid ones.
+
+    Raises:
+      ValueError: no label is 0, and those less 1 are predicted far better.
+    """
+    if y.min() < 1 or len(y) < 20:
+        return
+    predicted = np.exp(log_p.astype(np.float64)).mean(0).argmax(-1)
+    given, less = (predicted == y).mean(), (predicted == y - 1).mean()
+    if less > given + 0.3:
+        raise ValueError(
+            f"y: no label is 0, and {less:.0%} of the labels less 1 are the predicted classes, but "
+            f"{given:.0%} of the labels as they are; labels from 1? subtract 1"
+        )
 
 
 def _labels(

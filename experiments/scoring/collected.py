@@ -120,16 +120,24 @@ class Collected:
         ]
 
     def notes(self) -> list[str]:
-        """What makes a number infinite."""
-        log_p = self.test.examples["log_p_label"]
+        """What makes a number infinite, and an accuracy that is worse than guessing."""
+        log_p, lines = self.test.examples["log_p_label"], []
+        B, guess = len(log_p), 1 / self.part.shape[2]
+        accuracy = float(self.test.correct.mean())
+        if accuracy < guess - 3 * np.sqrt(guess * (1 - guess) / B):
+            lines.append(
+                f"the accuracy, {accuracy:.1%}, is below that of guessing, {guess:.1%}: are the "
+                "columns in the order of the labels 0, 1, ...?"
+            )
         zeros = int(np.isneginf(log_p).sum())
         if not zeros:
-            return []
+            return lines
         finite = log_p[np.isfinite(log_p)]
         others = f"; over the others it is {-finite.mean(dtype=np.float64):.4f}" * bool(len(finite))
         return [
+            *lines,
             f"the label has the probability 0 in {zeros:,} of {len(log_p):,} examples, so the NLL "
-            f"is infinite{others} (--floor 1e-6 raises such probabilities)"
+            f"is infinite{others} (--floor 1e-6 raises such probabilities)",
         ]
 
 

@@ -2,23 +2,26 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.evaluators import regression
 from experiments.prediction import archive
 from experiments.scoring import calibrate
 from experiments.scoring.checks import checked, task_of
 from experiments.scoring.collected import Collected
+from experiments.scoring.collected_targets import CollectedTargets
 from experiments.scoring.files import File
 from experiments.scoring.parts import Options, Part
-from experiments.scoring.scored import Frame, Scored, Statistic, mean_of
-from uncertainty.metrics import regression as of_targets
-from uncertainty.metrics import resampling
+from experiments.scoring.scored import Frame, Scored, Statistic
+from experiments.scoring.sets import Sets, rules
 
-LEVELS = (0.5, 0.9, 0.95)
+# Kinds of sets, beside the test set, that each task reads.
+READ = {
+    "classification": ("ood", "corruption", archive.INSIDE),
+    "regression": ("corruption",),
+}
 
 
 def score(
@@ -43,99 +46,84 @@ def score(
       bins: of the calibration errors.
       labels: `y` and `group` for a file without.
       methods: post-hoc methods.
-      conformal: methods of `uncertainty/conformal`, of the predictions as they are.
+      conformal: methods as `sets.rules` takes them, of the predictions as they are.
       alpha: the share of labels that their sets may miss.
       cross_fit: whether to fit methods on halves of the test set if there is no validation set.
       seed: of the halves.
 
     Raises:
-      ValueError: wrong values, see `checks.checked`; methods with nothing to be fitted on.
+      ValueError: wrong values, see `checks.checked`; methods with nothing to be fitted on, or of
+        another task.
     """
     notes: list[str] = list(file.notes)
     task = task_of(file)
+    chosen = rules(conformal, alpha) if conformal else []
+    for flag, each in (("--posthoc", methods), ("--conformal", chosen)):
+        for one in each:
+            if one.task != task:
+                kinds = {"classification": "classes", "regression": "targets"}
+                raise ValueError(
+                    f"{file.path}: {flag}: {one.name!r} is for {kinds[one.task]}, and these are "
+                    f"predictions of {kinds[task]}"
+                )
     test = checked(file, archive.TEST, options, notes, labels=labels)
-    if task == "regression":
-        if methods or conformal:
-            flag = "--posthoc" if methods else "--conformal"
-            raise ValueError(f"{file.path}: {flag}: the methods are of classes, not regression")
-        others = [name for name in file.sets if name != archive.TEST]
-        notes += [f"sets that are not read in regression: {', '.join(others)}"] * bool(others)
-        return [_regression(file, label, test, notes)]
     validation, said = None, []
-    if archive.VALIDATION in file.sets and (methods or conformal):
+    if archive.VALIDATION in file.sets and (methods or chosen):
         validation = checked(file, archive.VALIDATION, options, said, test=test)
         notes += _of_set(archive.VALIDATION, said, notes)
-    if (methods or conformal) and validation is None and not cross_fit:
+    if (methods or chosen) and validation is None and not cross_fit:
         flag = "--posthoc" if methods else "--conformal"
         raise ValueError(
             f"{file.path}: {flag}: there is no set `validation` to fit on; with --cross-fit "
             "each half of the test set is calibrated by a fit on the other"
         )
-    if line := calibrate.noted([*(m.label for m in methods), *conformal], validation):
+    if line := calibrate.noted([m.label for m in (*methods, *chosen)], validation):
         notes.append(line)
-    maps = {label: lambda part: part}
+    maps: dict[str, Callable[[Part], Part]] = {label: lambda part: part}
     for method in methods:
         maps[f"{label} + {method.label}"] = calibrate.fitted(method, test, validation, seed)
-    scored = _classes(file, maps, options, test, notes, bins)
-    for sets in calibrate.conformal(conformal, alpha, test, validation, seed) if conformal else ():
-        group = f"conformal/{sets.label}"
-        scored[0].metrics.update({f"{group}/{k}": v for k, v in sets.metrics.items()})
-        hits = sets.chosen[np.arange(test.examples), test.y]
-        for name, values in (("coverage", hits), ("size", sets.chosen.sum(1))):
-            scored[0].statistics.append(mean_of(f"{group}/{name}", values))
+    sets = Sets(chosen, alpha, test, validation, seed) if chosen else None
+    notes += sets.notes if sets else []
+    scored = _measured(file, maps, sets, options, test, notes, bins)
+    if sets:
+        metrics, statistics = sets.results()
+        scored[0].metrics.update(metrics)
+        scored[0].statistics.extend(statistics)
     return scored
 
 
-def _regression(file: File, label: str, test: Part, notes: list[str]) -> Scored:
-    items = list(regression.measured(test.mean, test.variance, test.y))
-    if test.x is not None:
-        items.append(("test/x", test.x))
-    at = test.mean, test.variance, test.y
-    distance = 2 * np.abs(of_targets.pit(*at) - 0.5)  # inside the central interval of a level above
-    means = {
-        "nll": of_targets.nlls(*at),
-        "member_nll": np.mean([of_targets.nlls(*of) for of in _members(test)], axis=0),
-        "crps": of_targets.crps_of_targets(*at).mean(1),
-        **{f"coverage_{level:g}": (distance <= level).mean(1) for level in LEVELS},
-    }
-    root = resampling.root_mean(((test.mean.mean(0) - test.y) ** 2).mean(1))
-    error = resampling.coverage_error(distance, np.arange(1, 20) / 20)
-    statistics = [mean_of(f"regression/{name}", values) for name, values in means.items()]
-    statistics += [
-        Statistic((archive.TEST,), lambda w: {"regression/rmse": root(w)}),
-        Statistic((archive.TEST,), lambda w: {"regression/calibration": error(w)}),
-    ]
-    frames = {archive.TEST: Frame(test.examples, test.y, test.group)}
-    sets = {archive.TEST: _noted(file, test)}
-    return _scored(file, label, label, sets, notes, items, statistics, frames)
-
-
-def _members(part: Part) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    for mean, variance in zip(part.mean, part.variance, strict=True):
-        yield mean[None], variance[None], part.y
-
-
-def _classes(
+def _measured(
     file: File,
     maps: Mapping[str, Callable[[Part], Part]],
+    conformal: Sets | None,
     options: Options,
     test: Part,
     notes: list[str],
     bins: int,
 ) -> list[Scored]:
     """The scores of each map of the predictions; each set is read once."""
+    task = task_of(file)
     independent = options.independent or file.metadata.get("normalised") is False
-    made = {label: Collected(test, apply, bins, not independent) for label, apply in maps.items()}
+    made: dict[str, Any] = {
+        label: Collected(test, apply, bins, not independent)
+        if task == "classification"
+        else CollectedTargets(test, apply)
+        for label, apply in maps.items()
+    }
     sets = {archive.TEST: _noted(file, test)}
-    skipped = [name for name in file.sets if name.partition("/")[0] not in ("ood", "corruption")]
-    order = [archive.INSIDE] * (archive.INSIDE in file.sets)
-    order += [name for name in file.sets if name not in skipped]
+    others = [name for name in file.sets if name not in (archive.TEST, archive.VALIDATION)]
+    order = [name for name in others if name.partition("/")[0] in READ[task]]
+    order.sort(key=lambda name: name != archive.INSIDE)
+    if unread := [name for name in others if name not in order]:
+        notes.append(f"sets that are not read in {task}: {', '.join(unread)}")
     corrupted = [name for name in order if name.startswith("corruption/")]
     for name in order:
         said: list[str] = []
         part = checked(file, name, options, said, test=test)
         for each in made.values():
             each.add(part)
+        if conformal and name in corrupted:
+            conformal.add(part)
         sets[name.replace("/", ".", 1)] = _noted(file, part)
         notes += _of_set(name, said, notes)
     if corrupted:

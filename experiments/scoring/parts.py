@@ -45,6 +45,16 @@ class Part(NamedTuple):
         """B."""
         return self.shape[1]
 
+    def only(self, rows: np.ndarray) -> "Part":
+        """Some of the examples, their predictions, labels and groups; rows [B] of bool."""
+        members = {k: getattr(self, k) for k in ("log_p", "mean", "variance")}
+        each = {k: getattr(self, k) for k in ("y", "group")}
+        return Part(
+            self.name,
+            **{k: None if a is None else a[:, rows] for k, a in members.items()},
+            **{k: None if a is None else a[rows] for k, a in each.items()},
+        )
+
 
 def shape_text(values: np.ndarray, last: str) -> str:
     """'[5 members, 100 examples, 10 classes]'."""

@@ -10,6 +10,8 @@ from experiments.scoring.parts import Options, Part, check_finite, shape_text
 def targets(
     name: str, arrays: dict[str, np.ndarray], file: File, options: Options, test: Part | None
 ) -> tuple[Part, list[str]]:
+    of_test = file.sets.get(archive.TEST, {})
+    arrays = {key: of_test[key]() for key in archive.UNITS if key in of_test} | arrays
     if "variance" not in arrays or "mean" not in arrays:
         have = next((key for key in ("std", *archive.MOMENTS) if key in arrays), "nothing")
         hint = "; the variance is std ** 2" if "std" in arrays else ""
@@ -27,6 +29,12 @@ def targets(
         raise ValueError(
             f"variance: {list(variance.shape)}; {list(mean.shape)} as `mean` is needed"
         )
+    if test is not None:
+        for what, here, there in zip(
+            ("members", "outputs"), mean.shape[::2], test.shape[::2], strict=True
+        ):
+            if here != there:
+                raise ValueError(f"mean: {here} {what}, but the test set has {there}")
     for key, values in (("mean", mean), ("variance", variance), ("y", y)):
         check_finite(key, values, 0.0 if key == "variance" else -np.inf)
     said = [f"mean and variance {shape_text(mean, 'output')}, {arrays['mean'].dtype}"]

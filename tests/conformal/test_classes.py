@@ -141,8 +141,9 @@ def test_empty_sets_get_the_most_probable_class_if_they_may_not_be_empty():
 )
 def test_refuses(change, message):
     log_p, labels, u = predictions(B=8)
-    with pytest.raises(ValueError, match=message):
-        aps(**dict(log_p=log_p, labels=labels, u=u) | change)
+    for method in (aps, raps, saps):
+        with pytest.raises(ValueError, match=message):
+            method(**dict(log_p=log_p, labels=labels, u=u) | change)
 
 
 def test_is_found_by_name():

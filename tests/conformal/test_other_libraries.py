@@ -1,14 +1,12 @@
-"""Numbers that MAPIE 1.6.0 and crepes 0.9.1 gave for the same examples.
+"""Numbers that MAPIE 1.6.0, crepes 0.9.1 and TorchCP 1.2.1 gave for the same examples.
 
-The definitions of RAPS and SAPS were compared with the source of TorchCP 1.2.1, whose u is 1 - u
-here.
+TorchCP's u is 1 - u here, but for the most probable class in its calibration of SAPS, which has u:
+its SAPS is compared by the scores of all classes.
 """
 
 import numpy as np
 
-from uncertainty.conformal.aps import aps
-from uncertainty.conformal.lac import lac
-from uncertainty.conformal.split import split
+from uncertainty.conformal import aps, lac, raps, saps, split
 
 
 def classes(seed, B):
@@ -31,6 +29,24 @@ def test_classes_of_mapie():
     # conformity_score='aps', random_state=0: quantiles_; its draws are subtracted.
     u = 1 - np.random.RandomState(0).uniform(size=200)
     np.testing.assert_allclose(aps(log_p, labels, u=u).quantile, 0.895162, atol=5e-7)
+
+
+def test_classes_of_torchcp():
+    log_p, labels = classes(0, 200)
+    test, _ = classes(1, 100)
+    # RAPS(randomized=False, penalty=.1, kreg=1) and SAPS(randomized=False, weight=.2): the 181st
+    # score of the labels, and the classes of the test examples with scores up to it. Their penalty
+    # is in float32.
+    fitted = raps(log_p, labels, randomised=False, penalty=0.1, free=1)
+    np.testing.assert_allclose(fitted.quantile, 1.1124208960169348, rtol=1e-7)
+    sets = fitted(test)
+    assert sets.sum() == 255
+    np.testing.assert_array_equal(sets[:3], [[1, 1, 0, 0, 1], [1, 0, 1, 1, 0], [1, 1, 0, 1, 0]])
+    fitted = saps(log_p, labels, randomised=False, penalty=0.2)
+    np.testing.assert_allclose(fitted.quantile, 1.0030791397065282, rtol=1e-7)
+    sets = fitted(test)
+    assert sets.sum() == 283
+    np.testing.assert_array_equal(sets[:3], [[1, 1, 1, 0, 1], [1, 0, 1, 1, 1], [1, 1, 0, 1, 0]])
 
 
 def test_targets_of_crepes():

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uncertainty.conformal.regions import areas, regions, spread
-from uncertainty.conformal.split import split
+from uncertainty.conformal import areas, regions, split, spread, volumes
 
 
 def correlated(rng, B):
@@ -65,3 +64,26 @@ def test_refuses(change, message):
     given = dict(low=np.zeros((3, 4)), directions=spread(4), y=np.zeros((3, 2)))
     with pytest.raises(ValueError, match=message):
         regions(**given | change)
+
+
+def test_directions_and_volumes_in_space():
+    for K, count in ((3, 6), (3, 14), (4, 16)):
+        v = spread(count, K)
+        assert v.shape == (count, K)
+        np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1)
+        np.testing.assert_array_equal(v[: 2 * K], np.concatenate([np.eye(K), -np.eye(K)]))
+    # On all sides: some direction is within a right angle of any vector, so that regions end.
+    any_vector = np.random.default_rng(0).normal(size=(1000, 3))
+    assert ((any_vector @ spread(8, 3).T).max(1) > 0).all()
+    bounds = np.array([[-1.0, -2, -3, 0, 0, -1], [1, 0, 0, 0, 0, 0]])  # the second is empty
+    np.testing.assert_allclose(volumes(spread(6, 3), bounds), [1 * 2 * 4, 0])
+    # An octahedron |x| + |y| + |z| <= 1 has the volume 4 / 3.
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T / np.sqrt(3)
+    v = np.concatenate([spread(6, 3), signs])
+    bounds = np.append(np.full(6, -1.0), np.full(8, -1 / np.sqrt(3)))[None]
+    np.testing.assert_allclose(volumes(v, bounds, draws=40_000), 4 / 3, rtol=0.03)
+    for count, K in ((2, 2), (5, 3), (4, 1)):
+        with pytest.raises(ValueError, match=f"directions: {count} of {K} targets"):
+            spread(count, K)
+    with pytest.raises(ValueError, match="those of all axes"):
+        volumes(signs, np.zeros((1, 8)))

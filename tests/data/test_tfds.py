@@ -13,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from experiments.data import overlap
 from experiments.data.loader import batches, epoch
 from experiments.data.records import Records
 from experiments.data.source import load
@@ -310,3 +311,23 @@ def test_other_files_are_refused_and_nothing_is_written(tmp_path):
     assert not target.exists()
     fashion.restore_files(source, target, known)
     assert gzip.decompress((target / "train-labels-idx1-ubyte.gz").read_bytes()) == b"something"
+
+
+def test_overlap_with_sets_on_disk_is_judged_by_a_sample(data_dir, monkeypatch):
+    monkeypatch.setattr(overlap, "SAMPLE", 25)
+    disk = {s: load(spec(data_dir, split=s, in_memory=0)) for s in ("train", "test")}
+    memory = {s: load(spec(data_dir, split=s)) for s in ("train", "test")}
+    share = overlap.share
+    assert share(memory["test"], disk["train"]) == share(disk["train"], memory["test"]) == 0
+    assert share(disk["test"], memory["test"]) == share(memory["test"], disk["test"]) == 1
+    # Half of 100 images are training images, 25 of which are read: half of them, times 50 / 100.
+    x = np.concatenate([memory["train"].x, 255 - memory["train"].x])
+    mixed = memory["train"].with_entries(x=x, y=np.zeros(100, np.int32))
+    assert share(mixed, disk["train"]) == 0.5
+    assert abs(share(disk["train"], mixed.with_entries(x=x[:25], y=np.zeros(25))) - 0.5) < 0.3
+    with pytest.raises(ValueError, match=r"fit: about 100% of the 20 examples of .* the test data"):
+        overlap.require_apart("fit", disk["test"], memory["test"], "the test data")
+    # Two sets on disk: equal ones by their name or digest, and no guess otherwise.
+    assert share(disk["train"], load(spec(data_dir, split="train", in_memory=0))) == 1
+    assert share(disk["train"], disk["test"]) is None
+    overlap.require_apart("fit", disk["test"], disk["train"], "the training data")

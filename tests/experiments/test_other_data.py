@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs.tabular import breast_cancer, diabetes
+from experiments.data.derived import parts_of_one
 from experiments.data.description import describe, read_description
 from experiments.data.source import load
 from experiments.evaluate import evaluate, parse_data
@@ -14,6 +15,7 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.build import setup
 from experiments.experiment.results import name_of, place, print_sets
 from experiments.prediction.reading import described
+from experiments.reports import datasets
 from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.train import train
 from uncertainty.build import ConfigError
@@ -312,3 +314,50 @@ def test_fields_of_another_kind_are_named(field):
     with pytest.raises(ConfigError) as error:
         setup(config)
     assert message in str(error.value)
+
+
+def test_files_of_one_folder_are_parts_of_one_set(tmp_path, caplog):
+    """Nothing is said of own/train.npz and own/test.npz; of another set once, with its readers."""
+    rng = np.random.default_rng(0)
+    for name in ("train", "val", "held_out", "fashion"):
+        np.savez(tmp_path / f"{name}.npz", x=rng.random((60, 8, 8, 1)), y=np.arange(60) % 8)
+    names = ("train", "val", "held_out")
+    own = {n: dict(name="npz", path=str(tmp_path / f"{n}.npz")) for n in names}
+    fields = {
+        "data.train": own["train"],
+        "data.validation": own["val"],
+        "data.test": own["held_out"],
+        "evaluators.ood": None,
+        "mesh": dict(data=1),
+    }
+    with caplog.at_level(logging.WARNING):
+        setup(config_lib.load("configs/digits/mlp.py", fields))
+    assert "reads" not in caplog.text
+    other = dict(name="npz", path=str(tmp_path / "fashion.npz"))
+    with caplog.at_level(logging.WARNING):
+        setup(config_lib.load("configs/digits/mlp.py", fields | {"data.test": other}))
+    assert caplog.text.count("fashion.npz, but data.train reads npz") == 1
+    assert "evaluators.corruption.data, evaluators.test.data read npz" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "other", "alike"),
+    [
+        ("own/train.npz", "own/test.npz", True),
+        ("own/digits-train.npz", "own/digits_holdout.npz", True),
+        ("own/training_set/x.npz", "own/test_set/x.npz", True),
+        ("own/train.npz", "other/test.npz", False),
+        ("mnist.npz", "fashion.npz", False),
+        ("mnist/train.npz", "kmnist/train.npz", False),
+        ("trainees.npz", "testimony.npz", False),
+    ],
+)
+def test_which_paths_are_parts_of_one_set(path, other, alike):
+    pair = [dict(name="npz", path=p, split="train") for p in (path, other)]
+    assert parts_of_one(*pair) == alike
+    assert not parts_of_one(pair[0], dict(pair[0], name="idx"))
+    config = dict(data=dict(train=pair[0]), evaluators=dict(test=dict(data=pair[1])))
+    sets = dict(test=datasets.Data("npz[test]", 5, "a"))
+    assert datasets.others(config, sets, datasets.Data("npz[train]", 9, "b")) == (
+        () if alike else ("test",)
+    )

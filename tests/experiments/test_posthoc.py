@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,11 @@ from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json
 from uncertainty import metrics
 from uncertainty.build import ConfigError
-from uncertainty.conformal.aps import aps
-from uncertainty.conformal.lac import lac
-from uncertainty.conformal.split import split
+from uncertainty.conformal import aps, lac, split
 from uncertainty.metrics import calibration, joint
 from uncertainty.metrics.sets import evaluate_sets
 from uncertainty.metrics.smooth import smooth_ece
-from uncertainty.posthoc.temperature import temperature
+from uncertainty.posthoc import temperature, variance_scale
 
 SEEN = tuple(range(8))
 TRAIN, FIT, TEST = (
@@ -328,3 +327,106 @@ def test_examples_in_common_are_counted(caplog):
 def test_wrong_fields_are_refused_before_anything_runs(change, message):
     with pytest.raises(ConfigError, match=message):
         evaluators.build("e", dict(data=TEST, fit=FIT) | change)
+
+
+@pytest.fixture(scope="module")
+def of_pairs(tmp_path_factory):
+    """Untrained networks of two correlated targets, in a file with three parts."""
+    rng = np.random.default_rng(0)
+    path, arrays = tmp_path_factory.mktemp("pairs") / "pairs.npz", {}
+    for part, B in (("train", 64), ("validation", 80), ("test", 70)):
+        x = rng.normal(size=(B, 10)).astype(np.float32)
+        common = rng.normal(size=(B, 1))
+        y = x[:, :2] + 3 * common + 0.3 * rng.normal(size=(B, 2))
+        arrays |= {f"x_{part}": x, f"y_{part}": 100 * y + 7}
+        arrays[f"group_{part}"] = np.arange(B) % 2
+    np.savez(path, **arrays)
+    own = dict(name="npz", path=str(path), entries=("group",), standardise=True)
+    config = diabetes.get_config()
+    config.mesh, config.evaluators = dict(data=1), {}
+    config.data.train = own | dict(split="train")
+    config.head.outputs, config.inference.size = 2, 2
+    experiment = setup(config)
+    parts = {part: own | dict(split=part) for part in ("validation", "test")}
+    return Predictor(experiment, experiment.init()), parts, arrays
+
+
+def test_regions_and_a_scale_of_two_targets(of_pairs, tmp_path):
+    predict, parts, arrays = of_pairs
+    fields = dict(data=parts["test"], fit=parts["validation"], alpha=0.2)
+    numbers, saved = run(predict, name="regions", groups="group", **fields)
+    p, q = (predict(parts[part]) for part in ("validation", "test"))
+    unit, shift = p.source.y_std, p.source.y_mean
+    pairs = []
+    for part, name in ((p, "validation"), (q, "test")):
+        mean, variance = part.mean * unit + shift, part.variance * unit**2
+        y = arrays[f"y_{name}"]
+        np.testing.assert_allclose(part.y * unit + shift, y, rtol=1e-5)
+        centre, std = mean.mean(0), np.sqrt(variance.mean(0) + mean.var(0))
+        z = (y - centre) / std
+        ends = [(metrics.regression.quantile(mean, variance, a) - centre) / std for a in (0.1, 0.9)]
+        pairs.append((z, *ends, std))
+    z, low, high, _ = pairs[0]
+    moved = np.sort(np.maximum(low - z, z - high).max(1))[math.ceil(81 * 0.8) - 1]
+    z, low, high, std = pairs[1]
+    hits = ((low - moved <= z) & (z <= high + moved)).all(1)
+    np.testing.assert_allclose(numbers["regions/box/coverage"], hits.mean())
+    area = np.prod((high - low + 2 * moved) * std, 1).mean()
+    np.testing.assert_allclose(numbers["regions/box/volume"], area, rtol=1e-4)
+    of_groups = min(hits[arrays["group_test"] == g].mean() for g in (0, 1))
+    np.testing.assert_allclose(numbers["regions/box/worst_group_coverage"], of_groups)
+    assert numbers["regions/directional/expected_low"] < 0.8
+    assert abs(numbers["regions/directional/coverage"] - 0.8) < 0.15
+    assert "regions/predicted/unbounded" not in numbers
+    columns = {c.header for c in study_of([Run("a", {}, numbers)], "").columns}
+    assert {"Coverage of box regions", "Volume of directional regions"} <= columns
+    by_group, _ = run(predict, name="regions", groups="group", by_group=True, **fields)
+    assert "regions/box/expected_low" not in by_group
+    folder = storage.path(tmp_path / "test")
+    write_results(folder, numbers, saved, {})
+    assert fitted.read(folder, "conformal", "directional").directions.shape == (16, 2)
+
+    del fields["alpha"]
+    numbers, saved = run(predict, name="posthoc", methods=("variance_scale",), **fields)
+    assert set(numbers) >= {"posthoc/uncalibrated/nll", "posthoc/variance_scale/scale"}
+    given = [np.asarray(a, np.float64) for a in (p.mean * unit + shift, p.variance * unit**2)]
+    calibrator = variance_scale(*given, arrays["y_validation"])
+    after = calibrator(q.mean * unit + shift, q.variance * unit**2)
+    expected = metrics.regression.crps(*after, arrays["y_test"])
+    np.testing.assert_allclose(numbers["posthoc/variance_scale/crps"], expected, rtol=1e-5)
+    write_results(folder, numbers, saved, {})
+    again = fitted.read(folder, "posthoc", "variance_scale")
+    np.testing.assert_allclose(again.scale, calibrator.scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(name="regions", methods=("cqr",)), r"e\.methods: .* some of 'predicted', 'box'"),
+        (dict(name="regions", directions=2), r"e\.directions: 2 of 2 targets; at least 3"),
+        (dict(name="regions", by_group=True), r"e\.by_group: true needs `groups`"),
+        (
+            dict(name="posthoc", methods=("variance_scale", "temperature")),
+            r"e\.methods: .* all are of classes, or all of targets",
+        ),
+        (
+            dict(name="posthoc", methods=("variance_scale",), corrupted={}),
+            r"e\.corrupted: corruptions are of images",
+        ),
+        (
+            dict(name="posthoc", methods=(dict(name="variance_scale", of="members"),)),
+            r"methods\[0\]\.of: 'members'; targets are calibrated as the mixture",
+        ),
+        (dict(name="conformal", posthoc="variance_scale"), r"posthoc: 'variance_scale' is for tar"),
+    ],
+)
+def test_wrong_fields_of_targets_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluators.build("e", dict(data=TEST, fit=FIT) | change)
+
+
+def test_regions_of_one_target_are_refused(of_targets):
+    data, fit = (dict(name="diabetes", split=s) for s in ("test", "validation"))
+    evaluator = evaluators.build("e", dict(name="regions", data=data, fit=fit))
+    with pytest.raises(ValueError, match="has 1 target; regions are of several"):
+        evaluator.check(of_targets.reader.like)

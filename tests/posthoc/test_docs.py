@@ -15,7 +15,8 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "posthoc.md"
 
 
 def test_examples():
-    config_block, reading, functions = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    config_block, reading, predicting, functions, of_targets = blocks
     config = base()
     exec(config_block, {"config": config})
     assert isinstance(config, ConfigDict)
@@ -27,4 +28,9 @@ def test_examples():
     names = dict(log_p_validation=log_p, labels=rng.integers(4, size=60), log_p_test=log_p[:5])
     exec(functions, names)
     assert names["chosen"].shape == (5, 4) and names["chosen"].any(1).all()
-    compile(reading, str(PAGE), "exec")  # needs a trained run, as in tests/experiments
+    for block in (reading, predicting):  # need a trained run, as in tests/experiments
+        compile(block, str(PAGE), "exec")
+    config = base()
+    exec(of_targets, {"config": config})
+    built = build_all(derived(plain(config))["evaluators"], "regression")
+    assert set(built) == {"scale", "intervals", "regions"}

@@ -196,3 +196,17 @@ def test_targets_and_members(outputs):
     np.testing.assert_allclose(stored.mean, mean)
     np.testing.assert_allclose(stored.variance, variance)
     np.testing.assert_allclose(stored.y, y)
+
+
+def test_labels_from_1_without_the_last_class_are_refused():
+    """Their values are valid ones: only the predictions show it."""
+    y = np.arange(30) % 3
+    p = np.full((1, 30, 4), 0.1)
+    p[0, np.arange(30), y] = 0.7
+    assert part(probs=p, y=y).y.tolist() == y.tolist()
+    with pytest.raises(
+        ValueError, match=r"no label is 0, and 100% of the labels less 1 .* 0% of the"
+    ):
+        part(probs=p, y=y + 1)
+    shifted = np.roll(p, 1, axis=-1)  # a model that says the same: class 0 has no example
+    assert part(probs=shifted, y=y + 1).y.tolist() == (y + 1).tolist()

@@ -300,7 +300,7 @@ def test_the_program_names_what_is_wrong(tmp_path, capsys):
         ([a, "--resamples", "5"], "--resamples: 5; at least 100"),
         ([a, "--level", "95"], "--level: 95.0; a number between 0 and 1"),
         ([a, "--tolerance", "2"], "--tolerance: 2.0"),
-        ([a, "--conformal", "lack"], "--conformal: methods[0].name: no file 'lack'"),
+        ([a, "--conformal", "lack"], "--conformal: no method 'lack'"),
         ([a, "--conformal", "lac", "--alpha", "2"], "alpha"),
         ([a, "--rename", "y"], "--rename: 'y'; OLD=NEW"),
         ([a, "--labels", str(tmp_path / "y.npy")], "has `y`, so --labels does not apply"),
@@ -336,3 +336,22 @@ def test_the_example_of_the_docs(tmp_path, monkeypatch, capsys):
     flags = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--workdir"}
     options = {flag for action in program.parser()._actions for flag in action.option_strings}
     assert flags - {"--save"} <= options  # --save_predictions is a flag of evaluate
+
+
+def test_numbers_that_cannot_be_meant_are_spoken_of(tmp_path):
+    """Columns in another order than the labels; variances that are standard deviations."""
+    y = labels(examples=200)
+    p = np.full((1, 200, 4), 0.1)
+    p[0, np.arange(200), y] = 0.7
+    right, wrong = (
+        scored(saved(tmp_path / "a.npz", probs=q, y=y))[0] for q in (p, p[..., [1, 2, 3, 0]])
+    )
+    assert not any("guessing" in note for note in right.notes)
+    assert "the accuracy, 0.0%, is below that of guessing, 25.0%" in wrong.notes[-1]
+    rng = np.random.default_rng(0)
+    std = 0.01
+    y = std * rng.normal(size=300)
+    for variance, count in ((std**2, 0), (std, 1), (std**4, 1)):
+        (one,) = scored(saved(tmp_path / "b.npz", mean=0 * y, variance=np.full(300, variance), y=y))
+        said = [note for note in one.notes if "predicted standard deviations away" in note]
+        assert len(said) == count, (variance, one.notes)

@@ -248,3 +248,14 @@ def test_out_of_range_is_refused_by_name(arguments):
 def test_mixture_is_the_mean_of_probabilities():
     p = np.random.default_rng(0).dirichlet(np.ones(4), size=(3, 6))
     np.testing.assert_allclose(np.exp(jax.jit(predictive.mixture)(np.log(p))), p.mean(0), rtol=1e-5)
+
+
+def test_one_target_is_not_that_of_all_outputs():
+    """Class labels [B] would broadcast to [B, K], as a regression of every output to the label."""
+    likelihood = likelihoods.gaussian()
+    latent = Latent(mean=jnp.zeros((1, 5, 3)))
+    for labels in (jnp.arange(5) % 3, jnp.ones((5, 1))):
+        with pytest.raises(ValueError, match=r"labels: 1 targets for 3 outputs; \[B, 3\]"):
+            likelihood.nll(latent, labels, jax.random.key(0))
+    one = Latent(mean=jnp.zeros((1, 5, 1)))
+    assert likelihood.nll(one, jnp.ones(5), jax.random.key(0)).shape == (1, 5)

@@ -375,8 +375,8 @@ def inference_of(module, likelihood=None):
     ("module", "data", "message"),
     [
         (Small(), dict(x=X, y=Y[1:]), "data.y: 39 entries for 40 examples"),
-        (Small(), dict(x=X, y=Y + 1), "labels from 1 to 3; the model has 3 classes"),
-        (Small(), dict(x=X, y=np.eye(3, dtype=int)[Y]), "not one-hot"),
+        (Small(), dict(x=X, y=Y + 1), "from 1 to 3; the model has 3 outputs, so from 0 to 2"),
+        (Small(), dict(x=X, y=np.eye(3, dtype=int)[Y]), "are \\[N\\], not one-hot"),
         (Small(), dict(x=np.where(X > 2, np.nan, X), y=Y), "x: of example .* is nan"),
         (Small(), dict(y=Y), "x is missing"),
         (Small(), dict(x=X[:0], y=Y[:0]), "at least one example"),

@@ -26,4 +26,31 @@ Targets:
 
 `by='class'` has one q for each class and `by='group'` for each group of examples (Mondrian; Vovk et
 al. 2005): coverage then holds within each of them. Predictors are NamedTuples of NumPy arrays.
+
+>>> import numpy as np
+>>> y = np.arange(1.0, 20.0)[:, None]  # 19 targets, predicted as 0
+>>> low, high = split(np.zeros((19, 1)), y, alpha=0.1)(np.zeros((1, 1)))
+>>> float(high[0, 0])  # the 18th smallest of 19 errors, as 20 x .9 = 18
+18.0
 """
+
+from uncertainty.conformal.aps import aps
+from uncertainty.conformal.cqr import cqr
+from uncertainty.conformal.lac import lac
+from uncertainty.conformal.raps import raps
+from uncertainty.conformal.regions import areas, regions, spread, volumes
+from uncertainty.conformal.saps import saps
+from uncertainty.conformal.split import split
+
+__all__ = [
+    "aps",
+    "areas",
+    "cqr",
+    "lac",
+    "raps",
+    "regions",
+    "saps",
+    "split",
+    "spread",
+    "volumes",
+]

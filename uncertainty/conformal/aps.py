@@ -7,28 +7,11 @@ the truth, coverage holds at each x (exactly, with random u). With u = 1 the set
 never split a class at random.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.conformal import _classes, _quantile
-
-
-class Aps(NamedTuple):
-    """Sets of `aps`."""
-
-    quantile: np.ndarray  # [1], [K] by class, [G] by group
-    by: Any  # [], an index into `_quantile.BY`
-    randomised: Any  # []
-    allow_empty: Any  # []
-
-    def __call__(self, log_p: ArrayLike, u: Any = None, groups: Any = None) -> np.ndarray:
-        """Whether each class is in the set, [B, K]; a randomised method needs u [B] in [0, 1]."""
-        p = _classes.probabilities(log_p)
-        scores, _ = _classes.cumulative(p, _classes.uniform(u, len(p), bool(self.randomised)))
-        filled = None if self.allow_empty else p
-        return _classes.sets(scores, self.quantile, self.by, groups, filled)
+from uncertainty.conformal.raps import Raps, raps
 
 
 def aps(
@@ -40,8 +23,8 @@ def aps(
     randomised: bool = True,
     allow_empty: bool = True,
     u: Any = None,
-) -> Aps:
-    """Calibrates the sum at which sets stop.
+) -> Raps:
+    """Calibrates the sum at which sets stop: `raps` without a penalty.
 
     Args:
       log_p, labels, alpha, by, groups, allow_empty: as for `lac`.
@@ -51,9 +34,4 @@ def aps(
     Raises:
       ValueError: see `lac`; or no u.
     """
-    p = _classes.probabilities(log_p)
-    scores, _ = _classes.cumulative(p, _classes.uniform(u, len(p), randomised))
-    quantile = _classes.fit(scores, labels, alpha, by, groups)
-    return Aps(
-        quantile, np.int64(_quantile.BY.index(by)), np.bool_(randomised), np.bool_(allow_empty)
-    )
+    return raps(log_p, labels, alpha, by, groups, randomised, allow_empty, 0.0, 0, u)

@@ -15,7 +15,7 @@ from uncertainty.conformal import _classes, _quantile
 
 
 class Raps(NamedTuple):
-    """Sets of `raps`."""
+    """Sets of `raps` and `aps`."""
 
     quantile: np.ndarray  # [1], [K] by class, [G] by group
     by: Any  # [], an index into `_quantile.BY`
@@ -64,6 +64,6 @@ def raps(
         raise ValueError(f"penalty, free: {penalty!r}, {free!r}; numbers from 0 are expected")
     p = _classes.probabilities(log_p)
     scores = _scores(p, _classes.uniform(u, len(p), randomised), penalty, free)
-    flags = np.int64(_quantile.BY.index(by)), np.bool_(randomised), np.bool_(allow_empty)
     quantile = _classes.fit(scores, labels, alpha, by, groups)
+    flags = np.int64(_quantile.BY.index(by)), np.bool_(randomised), np.bool_(allow_empty)
     return Raps(quantile, *flags, np.float64(penalty), np.int64(free))

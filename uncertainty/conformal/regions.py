@@ -37,10 +37,31 @@ class Regions(NamedTuple):
         return (_targets.checked("y", y) @ self.directions.T >= bounds - 1e-12).all(-1)
 
 
-def spread(count: int) -> np.ndarray:
-    """`count` directions of the plane at equal angles, [count, 2]."""
-    angles = 2 * np.pi * np.arange(count) / count
-    return np.stack([np.cos(angles), np.sin(angles)], -1)
+def spread(count: int, targets: int = 2, seed: int = 0) -> np.ndarray:
+    """`count` directions on all sides of 0, [count, targets].
+
+    Of the plane at equal angles. In more dimensions those of the axes first, each with its
+    opposite, and then of random rotations of the axes.
+
+    Args:
+      count: at least 3 in the plane, and 2 for each target in more dimensions.
+      targets: K, from 2.
+      seed: of the rotations.
+
+    Raises:
+      ValueError: too few directions to bound a region, or fewer than 2 targets.
+    """
+    least = 3 if targets == 2 else 2 * targets
+    if targets < 2 or count < least:
+        raise ValueError(f"directions: {count} of {targets} targets; at least {least} are needed")
+    if targets == 2:
+        angles = 2 * np.pi * np.arange(count) / count
+        return np.stack([np.cos(angles), np.sin(angles)], -1)
+    axes, rng = [np.eye(targets)], np.random.default_rng(seed)
+    while 2 * targets * len(axes) < count:
+        axes.append(np.linalg.qr(rng.normal(size=(targets, targets)))[0])
+    pairs = [part for of in axes for part in (of, -of)]
+    return np.concatenate(pairs)[:count]
 
 
 def regions(
@@ -91,6 +112,37 @@ def areas(directions: np.ndarray, bounds: np.ndarray) -> np.ndarray:
         x, y = polygon.T if len(polygon) else (np.zeros(1), np.zeros(1))
         result[b] = 0.5 * abs(x @ np.roll(y, -1) - y @ np.roll(x, -1))
     return result
+
+
+def volumes(
+    directions: np.ndarray, bounds: np.ndarray, draws: int = 2_000, seed: int = 0
+) -> np.ndarray:
+    """Volumes [B] of {y : v . y >= bound for all v}, in any number of targets; bounds [B, D].
+
+    The share of uniform draws in a box around the region that lie inside, times the volume of the
+    box; its relative standard error is sqrt((1 / share - 1) / draws). In the plane use `areas`.
+
+    Args:
+      directions: [D, K], with those of all axes and their opposites, which give the box.
+      bounds: [B, D].
+      draws: of each region.
+      seed: of the draws, the same ones for all regions.
+
+    Raises:
+      ValueError: the direction of an axis is missing.
+    """
+    K = directions.shape[1]
+    aligned = directions @ np.concatenate([np.eye(K), -np.eye(K)]).T > 1 - 1e-9  # [D, 2 K]
+    if not aligned.any(0).all():
+        raise ValueError("directions: those of all axes and their opposites are needed")
+    low, high = np.split(bounds[:, aligned.argmax(0)] * np.repeat([1, -1], K), 2, axis=1)
+    side = np.maximum(high - low, 0)
+    u = np.random.default_rng(seed).random((draws, K))
+    inside = [
+        ((start + u * size) @ directions.T >= limits).all(-1).mean()
+        for start, size, limits in zip(low, side, bounds, strict=True)
+    ]
+    return side.prod(-1) * np.array(inside)
 
 
 def _cut(polygon: np.ndarray, v: np.ndarray, limit: float) -> np.ndarray:

@@ -62,5 +62,6 @@ def saps(
         raise ValueError(f"penalty: {penalty!r}; a positive number is expected")
     p = _classes.probabilities(log_p)
     scores = _scores(p, _classes.uniform(u, len(p), randomised), penalty)
+    quantile = _classes.fit(scores, labels, alpha, by, groups)
     flags = np.int64(_quantile.BY.index(by)), np.bool_(randomised), np.bool_(allow_empty)
-    return Saps(_classes.fit(scores, labels, alpha, by, groups), *flags, np.float64(penalty))
+    return Saps(quantile, *flags, np.float64(penalty))

@@ -24,8 +24,41 @@ last layer itself take it from `Outputs.last`, and exist for a dense one alone.
 
 Scores without a fit (entropy, maximal logit, mutual information, the latents' variance, ...) are in
 `metrics/scores.py`.
+
+>>> import numpy as np
+>>> train = Outputs(features=np.array([[0.0, 1.0], [1.0, 0.0], [0.8, 0.2]]))
+>>> score = knn(train, k=1)
+>>> score(Outputs(features=np.array([[0.0, 2.0], [-1.0, 0.0]]))).round(3)
+array([0.   , 1.414])
 """
 
 from uncertainty.ood._outputs import LastLayer, Outputs
+from uncertainty.ood.dice import dice
+from uncertainty.ood.energy import energy
+from uncertainty.ood.grad_norm import grad_norm
+from uncertainty.ood.kl_matching import kl_matching
+from uncertainty.ood.knn import knn
+from uncertainty.ood.layers_mahalanobis import layers_mahalanobis
+from uncertainty.ood.mahalanobis import mahalanobis
+from uncertainty.ood.odin import odin
+from uncertainty.ood.react import react
+from uncertainty.ood.relative_mahalanobis import relative_mahalanobis
+from uncertainty.ood.residual import residual
+from uncertainty.ood.vim import vim
 
-__all__ = ["LastLayer", "Outputs"]
+__all__ = [
+    "LastLayer",
+    "Outputs",
+    "dice",
+    "energy",
+    "grad_norm",
+    "kl_matching",
+    "knn",
+    "layers_mahalanobis",
+    "mahalanobis",
+    "odin",
+    "react",
+    "relative_mahalanobis",
+    "residual",
+    "vim",
+]
