@@ -24,7 +24,6 @@ def get_table() -> dict[str, Any]:
         dict(key="cues/used", header="Cues in use", digits=2),
         dict(key="disambiguation/best_member", header="Best for orientation", **percent),
         dict(key="disambiguation/disagreement", header="Disagreement", **percent),
-        dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
     ]
     return dict(
         title="Which of four cues members use: LeNet5 on sprites of 16 x 16 pixels",

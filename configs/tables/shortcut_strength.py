@@ -8,12 +8,11 @@ METHODS = {
     "SVGD, weights": "method=svgd",
     "SVGD, functions, training points": "method=f_svgd",
     "SVGD, functions": "method=f_svgd,points=unlabelled",
-    "SVGD, functions, probabilities": "method=f_svgd,points=unlabelled,values=probabilities",
-    "SVGD, hybrid": "method=hybrid,points=unlabelled,values=probabilities",
-    "WGD, functions": "method=f_wgd,points=unlabelled",
-    "WGD, functions, probabilities": "method=f_wgd,points=unlabelled,values=probabilities",
+    "SVGD, functions, probabilities": "method=f_svgd,points=unlabelled,compared=probabilities",
+    "SVGD, hybrid": "method=hybrid,points=unlabelled,compared=probabilities",
+    "WGD, functions, probabilities": "method=f_wgd,points=unlabelled,compared=probabilities",
 }
-STRENGTHS = (1, 100, 1_000, 10_000, 100_000)
+STRENGTHS = (1, 1_000, 100_000)
 
 
 def get_table() -> dict[str, Any]:

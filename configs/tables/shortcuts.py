@@ -65,5 +65,4 @@ def columns() -> list[dict[str, Any]]:
         dict(key="cues/complex/share", header="Members that follow complex", **percent),
         dict(key="disambiguation/16/accuracy", header="Chosen by 16 labels", **percent),
         dict(key="disambiguation/disagreement", header="Disagreement", **percent),
-        dict(key="cost/train_seconds", header="Training", unit="s", digits=0),
     ]

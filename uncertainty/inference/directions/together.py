@@ -94,6 +94,8 @@ def together(
         (shared_part,) = pull(take(jax.tree.map(sharded.own, du)))
         g = jax.tree.map(jnp.add, g, shared_part)
         if here is not None:
+            mine = sharded.own(active(state.step, P))[here]  # not on devices without it
+            g = jax.tree.map(lambda a: jnp.where(mine, a, jnp.zeros_like(a)), g)
             g = _put(here, jax.tree.map(jnp.zeros_like, state.params), g)
             new = _put(here, state.collections, new)
             metrics = _for_all(trained(state.step, P) // len(keys), metrics, len(keys))
@@ -125,9 +127,7 @@ def _take(here: jax.Array | None, tree: Any) -> Any:
 
 def _put(here: jax.Array, tree: Any, one: Any) -> Any:
     """A tree [P, ...] with one particle [1, ...] replaced."""
-    return jax.tree.map(
-        lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, here, 0), tree, one
-    )
+    return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, here, 0), tree, one)
 
 
 def _for_all(device: jax.Array, metrics: Metrics, count: int) -> Metrics:
