@@ -19,7 +19,7 @@ from uncertainty.specs import (
     spec_of,
     unknown_field,
 )
-from uncertainty.types import Inference, Model, Stage
+from uncertainty.types import Inference, Model, Objective, Stage
 
 __all__ = [
     "ConfigError",
@@ -64,7 +64,7 @@ def model(config: Mapping[str, Any], flax_network: nn.Module | None = None) -> M
 
 
 def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
-    """The optax transformation of a config's `optimiser`, over its `steps`.
+    """The optax transformation of a config's `optimiser`, over the steps of one particle.
 
     Args:
       config: has both sections.
@@ -83,9 +83,8 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
             )
     if fields["name"] == "adamw" and not own.get("weight_decay"):
         raise ConfigError(f"{field}.weight_decay: adamw needs it, such as [['.*', 0.01]] for all")
-    total_steps = _section(config, "steps")
     schedule = make(
-        "optimisers.schedules", schedule_spec, f"{field}.schedule", total_steps=total_steps
+        "optimisers.schedules", schedule_spec, f"{field}.schedule", total_steps=_steps_each(config)
     )
     directions = signature(resolve("optimisers.optimiser", fields["name"], field))[0]
     for key in sorted(set(fields) - {"name"} - directions):
@@ -102,14 +101,15 @@ def optimiser(config: Mapping[str, Any], field: str = "optimiser") -> Any:
 
 def schedule(config: Mapping[str, Any]) -> Callable:
     """step -> learning rate, as the optimiser of this config uses it."""
-    spec = spec_of(_section(config, "optimiser"), "optimiser")
+    spec, each = spec_of(_section(config, "optimiser"), "optimiser"), _steps_each(config)
     multiple = make(
         "optimisers.schedules",
         spec.get("schedule", "constant"),
         "optimiser.schedule",
-        total_steps=_section(config, "steps"),
+        total_steps=each,
     )
-    return lambda step: spec["learning_rate"] * multiple(step)
+    own = (lambda step: step) if each == config["steps"] else (lambda step: step % each)
+    return lambda step: spec["learning_rate"] * multiple(own(step))
 
 
 def inference(
@@ -143,6 +143,7 @@ def inference(
             "inference.collect",
             total_steps=_section(config, "steps"),
         )
+    _check_turns(config, spec.get("size", 1))
     optimise, network = optimise or optimiser(config), network or model(config)
     arguments |= _learning(config)
     algorithm = _inference(spec, network, optimise, num_examples, **arguments)
@@ -150,12 +151,31 @@ def inference(
     return algorithm
 
 
+def _steps_each(config: Mapping[str, Any]) -> int:
+    """The steps in which one particle is trained: all, unless the objective trains them in turn."""
+    together = _objective(config).together
+    return (together and together.steps_each) or _section(config, "steps")
+
+
+def _check_turns(config: Mapping[str, Any], size: int) -> None:
+    """Refuses a number of steps in which not every particle is trained equally long."""
+    together, steps = _objective(config).together, _section(config, "steps")
+    if together and (each := together.steps_each) and size * each != steps:
+        raise ConfigError(
+            f"steps: {steps}, but objective.steps_each={each} trains {size} particles in "
+            f"{size * each} steps"
+        )
+
+
+def _objective(config: Mapping[str, Any]) -> Objective:
+    return make("objectives", config.get("objective") or "likelihood", "objective")
+
+
 def _learning(config: Mapping[str, Any]) -> dict[str, Any]:
     """The objective, and whether particles have their own examples, for training and stages."""
-    objective = make("objectives", config.get("objective") or "likelihood", "objective")
     particles = config.get("data", {}).get("particles", "shared")
     shared = spec_of(particles, "data.particles")["name"] == "shared"
-    return dict(objective=objective, own_examples=not shared)
+    return dict(objective=_objective(config), own_examples=not shared)
 
 
 def _check_posterior(

@@ -258,8 +258,9 @@ class Together(NamedTuple):
     # likelihood, latent of the functions [N, B, K], key, step -> loss [], metrics []
     loss: Callable[[Likelihood, Latent, jax.Array, jax.Array | int], tuple[jax.Array, Metrics]]
     stream: str | None = None  # of the batch, with the inputs; None for the batch's own
-    # step -> the particle that is trained then, while all others stay as they are; None for all
-    turn: Callable[[jax.Array], jax.Array] | None = None
+    # Particle p is trained in steps [p, p + 1) x steps_each, the last one from then on too, while
+    # all others stay as they are; 0 trains all at once.
+    steps_each: int = 0
 
 
 class Objective(NamedTuple):

@@ -2,79 +2,188 @@
 
     data      simple or available feature         other feature                     sets
     slabs     1 linear coordinate                 4 of 5 slabs each                 randomised
-    latents   large, predictivity 1               small, predictivity 1             shortcut, core
-    sprites   colour                              shape, scale, orientation         one for each cue
+    noisy     the same, wrong for 5 %             4 of 5 slabs each                 randomised
     mnist     digit                               garment below (Fashion-MNIST)     randomised
     dominoes  0 or 1 (MNIST)                      automobile or truck (CIFAR-10)    randomised
+    sprites   colour                              shape, scale, orientation         one for each cue
+    latents   large, predictivity 1               small, predictivity 1             shortcut, core
 
 In training all features tell the class, so that what a member uses is its own choice. `agreement`
 is the correlation of the features in the unlabelled stream: the share of its examples in which the
-simple feature tells the class too (on the diagonal, for sprites).
+simple feature tells the class too (on the diagonal, for sprites). By default features are
+independent there.
 
-    method    functions                 what makes them differ
-    single    one network
-    ensemble  `size` networks           their initial parameters
-    heads     `size` heads on a trunk   their initial parameters
-    divdis    `size` heads on a trunk   mutual information on the stream
-    d_bat     `size` networks           disagreement with those before, one after the other
-    joint     `size` networks           the same, all at once
-    l1        `size` networks           total variation on the stream
+    method          functions                 what makes them differ
+    single          one network
+    ensemble        `size` networks           their initial parameters
+    heads           `size` heads on a trunk   their initial parameters
+    batch_ensemble  `size` members            fast weights
+    vit             `size` ViTs               their initial parameters
+    e3              `size` members of a ViT   routers, each with two experts
+    svgd            `size` networks           repulsion of the weights
+    f_svgd          `size` networks           repulsion of the functions at `points`
+    hybrid          `size` networks           the same; gradients are shared by likeness of weights
+    f_wgd           `size` networks           the same; gradients are not shared
+    divdis          `size` heads on a trunk   mutual information on the stream
+    d_bat           `size` networks           disagreement with those before, one after the other
+    joint           `size` networks           the same, all at once
+    l1              `size` networks           total variation on the stream
+    control         one network               nothing; in its training data one feature alone tells
 
-MLP 100-100 for tables; a small ResNet (depth 8, width 16) for images. Adam 1e-3, constant; batches
-of 128, and as many unlabelled examples; 2,000 steps of each network. Weights are the defaults of
-the published codes, others are ours; nothing here is tuned. Data are read from files of the sets'
-names in tfds; `data.train.simple` and `data.train.hard` take other readers.
-Hardware and time: not measured yet.
+`points` are the training batch, or the unlabelled stream, as many; `compared` is what.
+`strength` multiplies the repulsion, whose factor in the posterior is 1 / N: it is the temperature,
+with a prior N(0, strength), so that the weight of the prior stays. The control shows what can be
+learned of the feature `cue` of sprites, and of the complex one of all others.
+
+MLP 100-100 for tables; a ResNet (depth 8, width 16) or a ViT (width 32, depth 2) for images. Adam
+1e-3, constant (ViT: 3e-3, cosine); batches of 128, and as many unlabelled examples; 2,000 steps of
+each network. With `small`, images have half as many pixels a side, networks are MLPs 64-64 and for
+sprites LeNet5 with widths (8, 16, 32, 64), batches 64, rates 3e-3, and steps as in SMALL.
+Weights of DivDis and D-BAT are the defaults of the published codes, others are ours. Nothing is
+tuned but the strength, in configs/tables/shortcut_strength.py. Data are tfds sets, or, in the
+folder `files`, mnist and fashion_mnist as IDX and cifar10 in the binary form.
+Hardware and time: one CPU core, 4 to 20 s for a run with `small`; the others are not measured.
 Command: python -m experiments.train --config configs/toys/shortcuts.py:data=slabs,method=d_bat \\
     --workdir runs/shortcuts
+Tables: python -m experiments.reproduce shortcuts (and shortcut_cues, shortcut_strength,
+    shortcut_agreement)
 """
 
 from ml_collections import ConfigDict
 
+from configs.small_images.vit import set_method
 from experiments.experiment.base import base, parse_arg, shrink
 
 SLABS = dict(name="linear_and_slabs", linear=1, slabs=(5,) * 4, size=20_000, test_size=5_000)
-LATENTS = dict(
-    name="predictive_and_available", predictivity=(1.0, 1.0), amplification=4.0, dimensions=20
+CUES = ("colour", "shape", "scale", "orientation")
+DATA = dict(
+    slabs=SLABS,
+    noisy=SLABS | dict(noise=0.1),
+    mnist=dict(
+        name="dominoes", simple=dict(name="mnist"), hard=dict(name="fashion_mnist"), unlabelled=0.2
+    ),
+    dominoes=dict(
+        name="dominoes",
+        simple=dict(name="mnist"),
+        hard=dict(name="cifar10"),
+        simple_classes=(0, 1),
+        hard_classes=(1, 9),
+        unlabelled=0.2,
+    ),
+    sprites=dict(name="sprites", cues=CUES, size=4_000, test_size=1_000),
+    latents=dict(
+        name="predictive_and_available", predictivity=(1.0, 1.0), amplification=4.0, dimensions=20
+    ),
 )
-SPRITES = dict(name="sprites", size=4_000, test_size=1_000)
-MNIST = dict(
-    name="dominoes", simple=dict(name="mnist"), hard=dict(name="fashion_mnist"), unlabelled=0.2
+CLASSES = dict(slabs=2, noisy=2, mnist=10, dominoes=2, sprites=4, latents=2)
+TABLES = ("slabs", "noisy", "latents")
+INDEPENDENT = dict(slabs=0.5, noisy=0.5, mnist=0.1, dominoes=0.5, sprites=0.0, latents=0.5)
+OFF = dict(latents=("shortcut", "core"), sprites=CUES)  # sets with off-diagonal splits
+SMALL = dict(slabs=1_500, noisy=1_500, mnist=600, dominoes=400, sprites=400)  # steps
+PATCH = dict(mnist=14, dominoes=16, sprites=8)  # side of the ViT's patches
+TOGETHER, REPULSIVE = ("d_bat", "joint", "l1"), ("svgd", "f_svgd", "hybrid", "f_wgd")
+METHODS = (
+    "single",
+    "ensemble",
+    "heads",
+    "batch_ensemble",
+    "vit",
+    "e3",
+    *REPULSIVE,
+    "divdis",
+    *TOGETHER,
+    "control",
 )
-DOMINOES = dict(
-    name="dominoes",
-    simple=dict(name="mnist"),
-    hard=dict(name="cifar10"),
-    simple_classes=(0, 1),
-    hard_classes=(1, 9),
-    unlabelled=0.2,
-)
-DATA = dict(slabs=SLABS, latents=LATENTS, sprites=SPRITES, mnist=MNIST, dominoes=DOMINOES)
-CLASSES = dict(slabs=2, latents=2, sprites=4, mnist=10, dominoes=2)
-CUES = dict(
-    latents=("shortcut", "core"), sprites=("colour", "shape", "scale", "orientation")
-)  # of the sets with off-diagonal splits; others are randomised
-METHODS = ("single", "ensemble", "heads", "divdis", "d_bat", "joint", "l1")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`data`: one of DATA; `method`: one of METHODS; `size`: functions; `agreement`: see above."""
-    arg = parse_arg(arg, data=tuple(DATA), method=METHODS, size=2, agreement=0.0)
+    """`data`: one of DATA; `method`: one of METHODS; `size`: functions; `agreement`: see above, -1
+    for independent features; `strength`, `points`, `compared`: of repulsion; `cue`: of the control on
+    sprites; `small`, `files`: see above."""
+    arg = parse_arg(
+        arg,
+        data=tuple(DATA),
+        method=METHODS,
+        size=4,
+        agreement=-1.0,
+        strength=1.0,
+        points=("batch", "unlabelled"),
+        compared=("logits", "probabilities"),
+        cue=("shape", *(cue for cue in CUES if cue != "shape")),
+        small=False,
+        files="",
+    )
     config = base()
-    config.data.train = dict(DATA[arg.data], split="train")
-    config.batch_size = 128
+    config.data.train = train_data(arg)
+    agreement = INDEPENDENT[arg.data] if arg.agreement < 0 else arg.agreement
+    unlabelled = dict(split="unlabelled", agreement=agreement)
 
-    tables = arg.data in ("slabs", "latents")
-    config.backbone = dict(name="mlp.MLP", widths=(100, 100))
-    if not tables:
-        config.backbone = dict(name="resnet.ResNet", depth=8, width=16)
+    images = arg.data not in TABLES
+    config.batch_size = 64 if arg.small else 128
+    config.steps = SMALL.get(arg.data, 2_000) if arg.small else 2_000
+    config.optimiser = dict(name="adam", learning_rate=3e-3 if arg.small else 1e-3)
+    config.logging.every = 200
     config.head = dict(name="dense.Dense", outputs=CLASSES[arg.data])
+    config.backbone = backbone(arg, images)
+    set_members(config, arg)
+    if arg.method in ("divdis", *TOGETHER):
+        config.data.streams = dict(unlabelled=dict(unlabelled, batch_size=config.batch_size))
+    elif arg.method in REPULSIVE and arg.points == "unlabelled":
+        config.data.streams = dict(context=dict(unlabelled, batch_size=config.batch_size))
+    set_evaluators(config, arg, unlabelled)
+    shape = (32, 32, 3) if arg.data == "dominoes" else (28, 28, 1)
+    return shrink(config, shape, 10) if arg.runlocal else config
+
+
+def train_data(arg: ConfigDict) -> dict:
+    """The training data, those of the control included."""
+    data = dict(DATA[arg.data], split="train")
+    if arg.files and arg.data in ("mnist", "dominoes"):
+        hard = dict(name="idx", path=f"{arg.files}/fashion_mnist")
+        if arg.data == "dominoes":
+            hard = dict(name="cifar_binary", path=f"{arg.files}/cifar10")
+        data |= dict(simple=dict(name="idx", path=f"{arg.files}/mnist"), hard=hard)
+    if arg.small:
+        data |= dict(sprites=dict(side=16)).get(arg.data, dict(pool=2) if "hard" in data else {})
+    if arg.method == "control":
+        if arg.data == "sprites":  # the label of this split is the value of the last cue
+            others = tuple(cue for cue in CUES if cue != arg.cue)
+            data |= dict(cues=(*others, arg.cue), split="unlabelled")
+        elif arg.data == "latents":
+            data |= dict(predictivity=(0.5, 1.0))
+        else:
+            data |= dict(correlation=1 / CLASSES[arg.data]) if "hard" in data else dict(noise=1.0)
+    return data
+
+
+def backbone(arg: ConfigDict, images: bool) -> dict:
+    """The features of the method on these data."""
+    if arg.method in ("vit", "e3"):
+        if not images:
+            raise ValueError(f"method={arg.method}: for images, and data={arg.data} are tables")
+        side = PATCH[arg.data] // (2 if arg.small else 1)
+        return dict(name="vit.ViT", variant="tiny", patch_size=side, pooling="gap")
+    if images and not arg.small:
+        return dict(name="resnet.ResNet", depth=8, width=16)
+    if arg.data == "sprites":
+        return dict(name="lenet.LeNet5", padding="SAME", widths=(8, 16, 32, 64))
+    return dict(name="mlp.MLP", widths=(64, 64) if arg.small else (100, 100))
+
+
+def set_members(config: ConfigDict, arg: ConfigDict) -> None:
+    """What the functions are, and what makes them differ."""
     if arg.method in ("heads", "divdis"):
         config.ensemble = dict(name="multi_head", size=arg.size)
-    elif arg.method != "single":
+    elif arg.method == "batch_ensemble":
+        config.ensemble = dict(name="batch_ensemble", size=arg.size)
+    elif arg.method == "e3":
+        set_method(config, ConfigDict(dict(method="e3", k=1, members=arg.size)), blocks=(1,))
+    elif arg.method not in ("single", "control"):
         config.inference.size = arg.size
-    config.steps = 2_000
-    if arg.method in ("d_bat", "joint", "l1"):
+    if arg.method in ("vit", "e3"):
+        schedule = dict(name="cosine", warmup_steps=50)
+        config.optimiser = dict(name="adam", learning_rate=3e-3, schedule=schedule, clip=1.0)
+    if arg.method in TOGETHER:
         config.inference.direction = dict(name="together")
     config.objective = dict(
         divdis=dict(name="divdis"),
@@ -82,29 +191,40 @@ def get_config(arg: str | None = None) -> ConfigDict:
         joint=dict(name="d_bat", joint=True),
         l1=dict(name="disagreement", kind="l1"),
     ).get(arg.method, dict())
-    if config.objective:
-        unlabelled = dict(split="unlabelled", agreement=arg.agreement, batch_size=128)
-        config.data.streams = dict(unlabelled=unlabelled)
     if arg.method == "d_bat":
         config.steps = arg.size * config.steps
-    config.optimiser = dict(name="adam", learning_rate=1e-3)
-    config.logging.every = 200
+    if arg.method in REPULSIVE:
+        space = dict(
+            svgd=dict(name="svgd"),
+            f_svgd=dict(name="svgd", space="functions"),
+            hybrid=dict(name="svgd", space="functional_repulsion"),
+            f_wgd=dict(name="wgd", space="functions"),
+        )[arg.method]
+        if arg.method != "svgd":
+            space |= dict(values=arg.compared)
+            space |= dict(context=dict(name="other")) if arg.points == "unlabelled" else {}
+        config.inference.direction = space
+        config.inference.prior = dict(name="gaussian", scale=arg.strength**0.5)
+        config.inference.temperature = arg.strength
 
+
+def set_evaluators(config: ConfigDict, arg: ConfigDict, unlabelled: dict) -> None:
+    """What members use, and the one that 16 labels choose, where features are apart."""
     test = dict(split="test")
     config.evaluators = dict(test=dict(name="classification", data=test))
-    if arg.data in CUES:
-        off = {cue: dict(split=f"off_{cue}") for cue in CUES[arg.data]}
+    if arg.data in OFF:
+        off = {cue: dict(split=f"off_{cue}") for cue in OFF[arg.data]}
         config.evaluators.cues = dict(name="cues", sets=off, diagonal=test)
+        apart = off["core" if arg.data == "latents" else CUES[-1]]
     else:
-        randomised = ("simple_randomised", "complex_randomised")
+        simple, others = (dict(split=f"{name}_randomised") for name in ("simple", "complex"))
         config.evaluators.simplicity = dict(
-            name="simplicity", data=test, **{name: dict(split=name) for name in randomised}
+            name="simplicity", data=test, simple_randomised=simple, complex_randomised=others
         )
-    if config.objective:
+        config.evaluators.cues = dict(name="cues", sets=dict(simple=others, complex=simple))
+        apart = simple
+    if arg.method not in ("single", "control"):
+        pool = unlabelled | dict(split="unlabelled[:2000]")
         config.evaluators.disambiguation = dict(
-            name="disambiguation",
-            data=off["core"] if arg.data == "latents" else test,
-            pool=dict(split="unlabelled", agreement=arg.agreement),
-            labels=(4, 16),
+            name="disambiguation", data=apart, pool=pool, labels=(4, 16)
         )
-    return shrink(config, (28, 28, 1), 10) if arg.runlocal else config

@@ -17,6 +17,7 @@ def dominoes(
     correlation: float = 1.0,
     agreement: float = 0.5,
     unlabelled: float = 0.0,
+    pool: int = 1,
     seed: int = 0,
 ) -> Dataset:
     """An image of the simple set above one of the hard set, of paired classes: [2 H, W, C].
@@ -43,6 +44,7 @@ def dominoes(
       agreement: the same in 'unlabelled': 1 / K is no correlation, 0 the reverse of training.
       unlabelled: the share of the hard set's training images that are in this split, and not in
         'train'; 0 for none.
+      pool: images are means over squares of so many pixels, [2 H / pool, W / pool, C].
       seed: of all that is drawn.
 
     Raises:
@@ -51,6 +53,8 @@ def dominoes(
     """
     check_probability("correlation", correlation)
     check_probability("agreement", agreement)
+    if pool < 1:
+        raise ValueError(f"pool: {pool} pixels; at least 1")
     if not 0 <= unlabelled < 1:
         raise ValueError(f"unlabelled: {unlabelled}; a share from 0, below 1")
 
@@ -98,7 +102,7 @@ def dominoes(
         if name in RANDOMISED:
             other = rng_of(seed, name).permutation(len(y))
             above, x = (above[other], x) if name == RANDOMISED[0] else (above, x[other])
-        return {"x": stacked(above, x), "y": y}
+        return {"x": pooled(stacked(above, x), pool), "y": y}
 
     names = ("train", "validation", "test", *RANDOMISED)
     return lazily((*names, *(("unlabelled",) if unlabelled else ())), make, 0)
@@ -121,3 +125,14 @@ def stacked(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         rows = slice(i * H + top, i * H + top + block.shape[1])
         image[:, rows, left : left + block.shape[2]] = block
     return image
+
+
+def pooled(image: np.ndarray, pool: int) -> np.ndarray:
+    """Means over squares of `pool` pixels of images [N, H, W, C], in their type."""
+    if pool == 1:
+        return image
+    N, H, W, C = image.shape
+    if H % (2 * pool) or W % pool:
+        raise ValueError(f"pool: {pool}; it has to divide the sides of blocks, {H // 2} and {W}")
+    mean = image.reshape(N, H // pool, pool, W // pool, pool, C).mean((2, 4), dtype=np.float32)
+    return np.rint(mean).astype(np.uint8) if image.dtype == np.uint8 else mean

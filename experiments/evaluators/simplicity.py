@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
 
 SETS = ("standard", "simple_randomised", "complex_randomised")
-NUMBERS = ("accuracy", "auc", "member_accuracy", "member_auc")
+NUMBERS = ("accuracy", "auc", "member_accuracy", "member_auc", "best_member")
+SHARES = {"simple_randomised": "complex_share", "complex_randomised": "simple_share"}
 
 
 def simplicity(data: Data, simple_randomised: Data, complex_randomised: Data) -> Evaluator:
@@ -23,11 +24,13 @@ def simplicity(data: Data, simple_randomised: Data, complex_randomised: Data) ->
     `standard`: only simple features are used.
 
     Yields, for each of `standard` and the other two, `simplicity/<set>/accuracy` and `auc` of the
-    mixture, means over members of both as `member_accuracy` and `member_auc`, and the members'
-    accuracies as the array `members` [M]. The AUC is the mean over classes of P(p_k of an example
-    of class k is larger than p_k of another), ties half.
+    mixture, means over members of both as `member_accuracy` and `member_auc`, the accuracy of the
+    best member as `best_member`, and the members' accuracies as the array `members` [M]. The AUC is
+    the mean over classes of P(p_k of an example of class k is larger than p_k of another), ties
+    half.
     `simplicity/complex_share` is the share of members that use complex features: their accuracy on
-    `simple_randomised` is more than three standard deviations above 1 / K.
+    `simple_randomised` is more than three standard deviations above 1 / K. `simple_share` is the
+    same of simple features, on `complex_randomised`; a member may use both.
 
     Args:
       data: spec of the test set.
@@ -42,21 +45,16 @@ def simplicity(data: Data, simple_randomised: Data, complex_randomised: Data) ->
             log_p, y = predict.labelled(spec)
             for key, value in measured(log_p, y).items():
                 yield f"simplicity/{name}/{key}", value
-            if name == "simple_randomised":
-                K = log_p.shape[2]
+            if name in SHARES:
                 of_members = np.mean(log_p.argmax(2) == y, axis=1)
-                share = np.mean(of_members > above_chance(K, len(y)))
-                yield "simplicity/complex_share", float(share)
+                share = np.mean(of_members > above_chance(log_p.shape[2], len(y)))
+                yield f"simplicity/{SHARES[name]}", float(share)
 
     yields = {f"simplicity/{name}/{key}" for name in SETS for key in NUMBERS}
+    yields |= {f"simplicity/{name}" for name in SHARES.values()}
     fields = ("data", *SETS[1:])
     read = sum((reads(f, spec) for f, spec in zip(fields, specs.values(), strict=True)), ())
-    return Evaluator(
-        run,
-        "classification",
-        yields | {"simplicity/complex_share"},
-        read,
-    )
+    return Evaluator(run, "classification", yields, read)
 
 
 def measured(log_p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
@@ -68,6 +66,7 @@ def measured(log_p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
         auc=auc(p.mean(0), y),
         member_accuracy=float(of_members.mean()),
         member_auc=float(np.mean([auc(one, y) for one in p])),
+        best_member=float(of_members.max()),
         members=of_members,
     )
 

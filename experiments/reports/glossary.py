@@ -224,10 +224,13 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
                 auc="Area under the ROC curve of each class against the others, mean over classes",
                 member_accuracy="Mean accuracy of the members",
                 member_auc="Mean over members of the area under the ROC curve",
+                best_member="Accuracy of the best member",
             ).items()
         },
         "complex_share": "Share of members above chance where simple features are those of other "
         "examples: they use complex ones",
+        "simple_share": "Share of members above chance where complex features are those of other "
+        "examples: they use simple ones",
     },
     "cues": {
         "used": "exp of the entropy of the shares of cues among members that use one: the "

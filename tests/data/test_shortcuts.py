@@ -233,6 +233,14 @@ def test_dominoes_pair_images_of_one_class(pair):
     assert (two.x[:, 12, 4, 0] == 100 + two.y).all()
 
 
+def test_pooled_dominoes_are_means_of_squares(pair):
+    full, half = load(pair), load(dict(pair, pool=2))
+    assert half.shape == (8, 4, 3) and half.x.dtype == np.uint8 and (half.y == full.y).all()
+    a = full.x.astype(float)
+    mean = sum(a[:, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+    assert np.abs(half.x - mean).max() <= 0.5
+
+
 def test_blocks_of_dominoes_apart(pair):
     test, simple, hard = (
         load(dict(pair, split=s)) for s in ("test", "simple_randomised", "complex_randomised")
@@ -280,6 +288,8 @@ def test_unlabelled_dominoes_are_not_training_images(pair, agreement):
         (dict(simple=dict(name="iris")), "simple: images with labels, in memory, are needed"),
         (dict(hard_classes=(0, 1, 7)), "hard: class 7 has no images in 'train'"),
         (dict(unlabelled=1.0), "unlabelled: 1.0; a share"),
+        (dict(pool=3), "pool: 3; it has to divide the sides of blocks, 8 and 8"),
+        (dict(pool=0), "pool: 0 pixels; at least 1"),
         (dict(simple="mnist"), r"data\.simple: 'mnist' is not a dict of fields"),
     ],
 )

@@ -67,13 +67,14 @@ def test_accuracies_and_areas_with_features_of_other_examples(run):
             auc=roc_auc_score(y, p.mean(0)[:, 1]),
             member_accuracy=members.mean(),
             member_auc=np.mean([roc_auc_score(y, one[:, 1]) for one in p]),
+            best_member=members.max(),
         )
         for key, value in of[name].items():
             np.testing.assert_allclose(metrics[f"simplicity/{name}/{key}"], value, atol=1e-5)
         np.testing.assert_allclose(load_run(workdir).scores[f"simplicity/{name}/members"], members)
     assert of["standard"]["accuracy"] > 0.99 and of["complex_randomised"]["auc"] > 0.99
     assert abs(of["simple_randomised"]["auc"] - 0.5) < 0.06
-    assert metrics["simplicity/complex_share"] == 0
+    assert (metrics["simplicity/complex_share"], metrics["simplicity/simple_share"]) == (0, 1)
     for name, spec in CUES.items():
         named = next(key for key, other in OTHERS.items() if other == spec)
         assert metrics[f"cues/{name}/accuracy"] == metrics[f"simplicity/{named}/accuracy"]

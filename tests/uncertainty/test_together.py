@@ -262,6 +262,9 @@ def test_particles_in_turn_are_those_of_the_paper():
             state, metrics = update(state, BATCH)
             np.testing.assert_array_equal(kernel(state)[1 - p], before[1 - p])
             assert np.asarray(metrics["finite"]).all()
+            np.testing.assert_array_equal(metrics["nll"][0], metrics["nll"][1])
+            alone = -np.log(softmax(np.asarray(x) @ before[p])[np.arange(B), np.asarray(y)])
+            np.testing.assert_allclose(metrics["nll"][p, 0], alone, rtol=1e-4)  # of the trained one
             move, opt = by_hand.update(jax.grad(loss)(W), opt, W)
             W = W + move
         np.testing.assert_allclose(kernel(state)[p], W, rtol=1e-4, atol=1e-6)
@@ -269,6 +272,28 @@ def test_particles_in_turn_are_those_of_the_paper():
     assert [int(c) for c in jax.tree.leaves(state.opt_state) if c.dtype == jnp.int32 for c in c[:1]]
     state, _ = update(state, BATCH)  # the last particle goes on after its turn
     np.testing.assert_array_equal(kernel(state)[0], np.asarray(earlier[0], np.float64))
+
+
+def test_particles_in_turn_have_schedules_of_their_own():
+    rates = dict(name="sgd", learning_rate=0.5, schedule=dict(name="cosine"))
+    alone = dict(steps=4, optimiser=rates)
+    turns = dict(alone, steps=8, objective=dict(name="d_bat", steps_each=4))
+    for step in range(8):
+        assert build.schedule(turns)(step) == build.schedule(alone)(step % 4)
+    moves = []
+    for config in (alone, turns):
+        made, w = build.optimiser(config), jnp.ones(())
+        state = made.init(w)
+        moves.append([])
+        for _ in range(4):
+            move, state = made.update(w, state, w)
+            moves[-1].append(float(move))
+    assert moves[0] == moves[1] and moves[0][3] > moves[0][0] / 3
+    for steps, size in ((9, 2), (4, 2), (8, 1)):
+        particles = dict(name="particles", size=size)
+        message = f"steps: {steps}, but objective.steps_each=4 trains {size} particles in "
+        with pytest.raises(build.ConfigError, match=message):
+            build.inference(dict(turns, steps=steps, inference=particles))
 
 
 @pytest.mark.slow

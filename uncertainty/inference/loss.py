@@ -87,7 +87,7 @@ def total(
         losses, nll = per_example(model.likelihood, objective, latent, batch, key_likelihood, state)
         loss, aux = jnp.mean(losses), Aux(collections, nll, {}, auxiliary)
     if objective.together is not None:
-        if objective.together.turn is not None:
+        if objective.together.steps_each:
             raise ValueError(
                 f"objective: {objective.name!r} trains functions in turn, but these are members of "
                 "one network; use inference.direction 'together'"

@@ -28,7 +28,7 @@ def d_bat(
     For the sequence of the paper, train particles (direction 'together') with `steps_each`:
     particle p is trained in steps [p, p + 1) x steps_each with an optimiser and a schedule of its
     own, and then stays. The number of steps of training is then P x steps_each. Earlier ones
-    predict as in training, not as in evaluation, as there.
+    predict as in training here; in the code, as in evaluation.
 
     The metric `disagreement` is the mean over m >= 1 of exp(-mean_j A_jm), from 0 to 1.
 
@@ -70,5 +70,4 @@ def d_bat(
         disagreement = jnp.mean(jnp.exp(-of_earlier[1:]))
         return weight * jnp.mean(of_earlier), dict(disagreement=disagreement)
 
-    turn = (lambda step: step // steps_each) if steps_each else None
-    return Objective("d_bat", together=Together(loss, stream, turn))
+    return Objective("d_bat", together=Together(loss, stream, steps_each))

@@ -1,6 +1,8 @@
 """Particles that share a part of their loss, which compares what they predict."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ def together(
     latents [P, M, B, K] alone, each computes T, and pulls dT/df of its own particles back.
 
     If the objective trains particles in turn, the others keep parameters, optimiser state and
-    collections; their gradients are computed nevertheless.
+    collections, and take part by a forward pass alone. Metrics are those of the one in training.
 
     Args:
       over, target, accumulate, objective, own_examples: see `independent`. With examples of its own
@@ -58,13 +60,17 @@ def together(
             f"accumulate: {accumulate} parts, but objective {objective.name!r} compares functions "
             "on the whole batch"
         )
-    each = objective._replace(together=None)
+    each, steps_each = objective._replace(together=None), shared.steps_each
     alone = independent(over, target, accumulate, each, own_examples).update
 
     def update(
         model: Model, state: State, batch: Batch, keys: jax.Array
     ) -> tuple[Params, Collections, Metrics]:
-        g, collections, metrics = alone(model, state, batch, keys)
+        P = len(keys) * sharded.devices()
+        here = _here(trained(state.step, P), len(keys)) if steps_each else None
+        take = functools.partial(_take, here)
+        own = take(state.replace(step=None, opt_state=None, samples=None)).replace(step=state.step)
+        g, new, metrics = alone(model, own, examples.each(take, batch, own_examples), take(keys))
         visible = examples.split(batch, own_examples)[1]
 
         def one(particle: tuple, visible: Batch) -> Latent:
@@ -73,10 +79,11 @@ def together(
             return loss.at_points(model, objective, weights, collections, visible, key)
 
         latent, pull = jax.vjp(
-            lambda params: over(one)((params, state.collections, keys), visible), state.params
+            lambda params: over(one)((params, own.collections, take(keys)), visible), own.params
         )
+        if here is not None:
+            latent = over(one)((state.params, state.collections, keys), visible)
         key = fold(sharded.first(keys), Use.ALIKE)
-        P = len(keys) * sharded.devices()
 
         def of_all(latent: Latent) -> tuple[jax.Array, Metrics]:
             joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
@@ -84,13 +91,46 @@ def together(
             return P * value, metrics
 
         (value, more), du = jax.value_and_grad(of_all, has_aux=True)(sharded.everyones(latent))
-        (shared_part,) = pull(jax.tree.map(sharded.own, du))
+        (shared_part,) = pull(take(jax.tree.map(sharded.own, du)))
         g = jax.tree.map(jnp.add, g, shared_part)
+        if here is not None:
+            mine = sharded.own(active(state.step, P))[here]  # not on devices without it
+            g = jax.tree.map(lambda a: jnp.where(mine, a, jnp.zeros_like(a)), g)
+            g = _put(here, jax.tree.map(jnp.zeros_like, state.params), g)
+            new = _put(here, state.collections, new)
+            metrics = _for_all(trained(state.step, P) // len(keys), metrics, len(keys))
         everyone = {name: jnp.broadcast_to(a, keys.shape) for name, a in more.items()}
-        return g, collections, {**metrics, **everyone, "loss": metrics["loss"] + value / P}
+        return g, new, {**metrics, **everyone, "loss": metrics["loss"] + value / P}
+
+    def trained(step: jax.Array, P: int) -> jax.Array:
+        """The particle whose turn it is."""
+        return jnp.minimum(step // steps_each, P - 1)
 
     def active(step: jax.Array, P: int) -> jax.Array:
-        assert shared is not None and shared.turn is not None
-        return jnp.arange(P) == jnp.minimum(shared.turn(step), P - 1)
+        return jnp.arange(P) == trained(step, P)
 
-    return Direction(update, active=active if shared.turn is not None else None)
+    return Direction(update, active=active if steps_each else None)
+
+
+def _here(p: jax.Array, count: int) -> jax.Array:
+    """The place of particle p among the `count` of this device, or the nearest to it."""
+    first = jax.lax.axis_index(sharded.AXIS) * count if sharded.devices() > 1 else 0
+    return jnp.clip(p - first, 0, count - 1)
+
+
+def _take(here: jax.Array | None, tree: Any) -> Any:
+    """One particle of a tree [P, ...], as [1, ...]; all of them for None."""
+    if here is None:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, here, 1), tree)
+
+
+def _put(here: jax.Array, tree: Any, one: Any) -> Any:
+    """A tree [P, ...] with one particle [1, ...] replaced."""
+    return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, here, 0), tree, one)
+
+
+def _for_all(device: jax.Array, metrics: Metrics, count: int) -> Metrics:
+    """The metrics [1, ...] of one device, as those of the `count` particles of each."""
+    each = jax.tree.map(lambda a: a[device], sharded.everyones(metrics))
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape)), each)
