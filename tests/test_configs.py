@@ -58,6 +58,8 @@ TRACED = [
     ("toys/shortcuts.py", "data=slabs,method=d_bat"),
     ("toys/shortcuts.py", "data=latents,method=joint"),
     ("toys/shortcuts.py", "data=dominoes,method=single"),
+    ("small_images/multi_symmetry.py", "method=pretrain"),
+    ("small_images/multi_symmetry.py", "images=cifar10,method=probe,base"),
     ("toys/rings.py", "method=sngp"),
     ("digits/lenet5.py", "heads=3"),
     ("digits/lenet5.py", "ensemble=batch_ensemble"),

@@ -24,6 +24,7 @@ and of the modules below, names without a leading underscore:
     metrics         metrics of predictions, in NumPy without JAX
     posthoc         calibration of predictions on held-out examples, such as temperature scaling
     conformal       sets and intervals with finite-sample coverage
+    combining       members of several runs, chosen by held-out examples
     layers          layers that replace Flax's in a backbone
     optimisers      optimiser and schedules of configs
     restore         checkpoints of other layouts

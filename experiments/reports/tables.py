@@ -28,6 +28,8 @@ GROUPS = {
     "conformal": "Conformal sets",
     "intervals": "Conformal intervals",
     "joint": "Joint predictions",
+    "kinds": "Kinds of members",
+    "combination": "Combined members",
     "cost": "Cost",
 }
 ACRONYMS = (
@@ -35,12 +37,13 @@ ACRONYMS = (
 )
 ACRONYMS = {word.lower(): word for word in ACRONYMS.split(" ")}
 PERCENT = {"accuracy", "error", "ece", "mce", "auroc", "aupr", "fpr95", "coverage", "disagreement"}
-PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence"}
+PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence", "inconsistency", "won", "share"}
 # The columns of groups with a line for each method; metrics.json has all.
 OF_METHODS = {
     "posthoc": ("accuracy", "nll", "brier", "ece", "smooth_ece", "temperature"),
     "conformal": ("coverage", "size", "empty", "worst_class_coverage", "worst_group_coverage"),
     "intervals": ("coverage", "width", "worst_group_coverage"),
+    "combination": ("accuracy", "nll", "brier", "ece", "smooth_ece", "members"),
 }
 NATS = {"nll", "entropy", "information", "kl", "loss"}
 
