@@ -139,7 +139,7 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
             nonlocal inside
             module = context.module
             of_backbone = context.method_name == "__call__" and module.path == ("backbone",)
-            if inside or not of_backbone:  # a module of one's own shares the backbone's path
+            if inside or not of_backbone:  # a module of your own shares the backbone's path
                 return call(*args, **kwargs)
             inside = True
             try:

@@ -2,7 +2,7 @@
 
 A symmetry is what a network may be told to be invariant to, or to keep: `rotations()` in Python,
 `dict(name="rotations")` or `"rotations"` in a config, `dict(name="package.module:function")` for a
-function of one's own that returns a `Symmetry`. All are groups except `grey`, `colour` (but for its
+function of your own that returns a `Symmetry`. All are groups except `grey`, `colour` (but for its
 hue alone) and `scale`, which lose a part of the image, and `own`, as far as its functions are none.
 """
 
@@ -37,7 +37,7 @@ class Symmetry(NamedTuple):
 
     name: str
     elements: tuple[Transformation, ...]  # the first is the identity
-    in_units: bool = False  # whether they are of images in [0, 1], before these are normalised
+    in_units: bool = False  # whether they need images in [0, 1], before these are normalised
 
     @property
     def size(self) -> int:
@@ -211,12 +211,12 @@ def scale(factors: Sequence[float] = (1.0, 0.75, 0.5)) -> Symmetry:
     return Symmetry("scale", (_identity, *(enlarged(f) for f in factors[1:])))
 
 
-def own(functions: Sequence[Any], in_units: bool = False) -> Symmetry:
-    """The identity, and functions of images [B, H, W, C] of one's own.
+def own(functions: Sequence[Any], in_units: bool = True) -> Symmetry:
+    """The identity, and functions of images [B, H, W, C] of your own.
 
     Args:
       functions: each a function in JAX, or its name 'package.module:function'.
-      in_units: whether they take images in [0, 1]; otherwise they get normalised ones.
+      in_units: False if they are the same for images of any range, as moving pixels is.
 
     Raises:
       ValueError: no functions, or one that is not found.

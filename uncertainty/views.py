@@ -7,6 +7,7 @@ for each image. Those that are not in IN_UNITS are the same for normalised image
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 __all__ = ("blur", "crop", "flip", "grey", "jitter", "solarise")
 
 IN_UNITS = ("grey", "jitter", "solarise")  # which need to know 0 and 1
+TRIES = 10  # draws of a crop
 SIDE = 224  # of the images that published strengths of blur are for
 LUMA = (0.299, 0.587, 0.114)
 
@@ -52,7 +54,7 @@ def apply(view: View, x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def needs_units(view: View) -> list[str]:
-    """The names of augmentations of a view that need images in [0, 1]; those of one's own do."""
+    """The names of augmentations of a view that need images in [0, 1]; those of your own do."""
     names = []
     for augmentation in view:
         function = getattr(augmentation, "func", augmentation)
@@ -92,28 +94,34 @@ def crop(
     height, width = (H, W) if size is None else (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
         raise ValueError(f"size: {size}; at least 1")
+    return resample(x, boxes(key, B, H, W, scale, ratio), (height, width), method)
+
+
+def boxes(
+    key: jax.Array, B: int, H: int, W: int, scale: Sequence[float], ratio: Sequence[float]
+) -> jax.Array:
+    """Random parts of images, as `crop` draws them: top, left, height and width [B, 4]."""
     low, high = _ordered("scale", scale)
     if not 0 < low <= high <= 1:
         raise ValueError(f"scale: {tuple(scale)}; shares of the area, above 0 and at most 1")
     narrow, wide = _ordered("ratio", ratio)
     if not narrow > 0:
         raise ValueError(f"ratio: {tuple(ratio)}; positive numbers")
-    tries = 10
     keys = jax.random.split(key, 3)
-    area = H * W * jax.random.uniform(keys[0], (B, tries), minval=low, maxval=high)
-    logs = jnp.log(jnp.asarray([narrow, wide]))
-    aspect = jnp.exp(jax.random.uniform(keys[1], (B, tries), minval=logs[0], maxval=logs[1]))
+    area = H * W * jax.random.uniform(keys[0], (B, TRIES), minval=low, maxval=high)
+    logs = math.log(narrow), math.log(wide)
+    aspect = jnp.exp(jax.random.uniform(keys[1], (B, TRIES), minval=logs[0], maxval=logs[1]))
     w, h = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
     fits = (w >= 1) & (w <= W) & (h >= 1) & (h <= H)
     first = jnp.argmax(fits, axis=1)[:, None]
     sides = jnp.stack([jnp.take_along_axis(a, first, axis=1)[:, 0] for a in (h, w)], axis=1)
-    whole = jnp.asarray([min(H, round(W / narrow)), min(W, round(H * wide))], x.dtype)
-    any_fits = jnp.any(fits, axis=1, keepdims=True)
-    sides = jnp.where(any_fits, sides, whole)
-    room = jnp.asarray([H, W]) - sides
+    some = jnp.any(fits, axis=1, keepdims=True)
+    whole = jnp.asarray([min(H, round(W / narrow)), min(W, round(H * wide))], jnp.float32)
+    sides = jnp.where(some, sides, whole)
+    room = jnp.asarray([H, W], jnp.float32) - sides
     at = jnp.floor(jax.random.uniform(keys[2], (B, 2)) * (room + 1))
-    corner = jnp.where(any_fits, jnp.minimum(at, room), jnp.floor(room / 2))
-    return resample(x, jnp.concatenate([corner, sides], axis=1), (height, width), method)
+    corner = jnp.where(some, jnp.minimum(at, room), jnp.floor(room / 2))
+    return jnp.concatenate([corner, sides], axis=1)
 
 
 def flip(x: jax.Array, key: jax.Array, *, p: float = 0.5) -> jax.Array:
@@ -134,9 +142,9 @@ def jitter(
 ) -> jax.Array:
     """Changes brightness, contrast, saturation and hue, in an order that is drawn for the batch.
 
-    Factors are uniform in 1 +- strength, the hue is turned by a share of +- `hue` of a turn; as
-    torchvision's ColorJitter, whose defaults in BYOL these are. Images of one channel have neither
-    saturation nor hue.
+    Factors are uniform in 1 +- strength, the hue is turned by up to `hue` of a turn, either way, as by
+    torchvision's ColorJitter; the strengths are BYOL's. Images of one channel have neither saturation
+    nor hue.
 
     Args:
       brightness, contrast, saturation: strengths, at least 0.

@@ -63,6 +63,25 @@ class Data(NamedTuple):
         counts = assignment.counts(self.particles, self._sources(), self.seed)
         return counts.pop() if len(counts) == 1 else None
 
+    @property
+    def pixels(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean and std by which training images in [0, 1] are normalised, [C] or [H, W, C].
+
+        None if they are not in [0, 1], or if particles have sets that differ in it.
+        """
+        sources = self._sources()
+        if not all(source.in_unit_range for source in sources):
+            return None
+        each = [
+            tuple(
+                _of_channels(np.full(source.shape, default, np.float32) if a is None else a)
+                for a, default in ((source.mean, 0), (source.std, 1))
+            )
+            for source in sources
+        ]
+        same = all(np.array_equal(a, b) for one in each for a, b in zip(one, each[0], strict=True))
+        return each[0] if same else None
+
     def _sources(self) -> Sequence[Source]:
         return self.sets or (self.train,)
 
@@ -143,6 +162,11 @@ def _shapes(
         key: jax.ShapeDtypeStruct((*lead, *shape), dtype)
         for key, (shape, dtype) in entry_forms.items()
     }
+
+
+def _of_channels(value: np.ndarray) -> np.ndarray:
+    """A value of each pixel and channel, [H, W, C], or [C] where it is that of all pixels."""
+    return value[0, 0] if (value == value[:1, :1]).all() else value
 
 
 def seed_of(seed: int, name: str) -> int:

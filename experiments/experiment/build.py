@@ -143,8 +143,8 @@ def setup(
     model = build.model(config, network)
     optimiser, learning_rate = build.optimiser(config), build.schedule(config)
     executor = config["inference"].get("executor", "auto")
-    infer = functools.partial(build.inference, config, model, optimise=optimiser)
-    trial = infer(num_examples=1)  # raises what does not depend on the data before they are read
+    infer = functools.partial(build.inference, config, optimise=optimiser)
+    trial = infer(model, num_examples=1)  # raises what does not depend on data before they are read
     mesh = execution.make_mesh(config["mesh"], devices)
     execution.check_executor(executor, trial, mesh)
     check_batches(config, mesh)
@@ -153,8 +153,9 @@ def setup(
         data = read(config) if noted is None else described(config, *noted)
     source = data.train
     num_examples = data.num_examples if len(source) else 1
+    model = model._replace(pixels=data.pixels)
     try:
-        inference = infer(num_examples=num_examples)
+        inference = infer(model, num_examples=num_examples)
     except ConfigError as error:
         if num_examples is not None:
             raise

@@ -30,6 +30,7 @@ import numpy as np
 from experiments.experiment.readers import READERS, Checkpoint, patches_of
 from experiments.runtime import storage
 from uncertainty.build import ConfigError, nearest
+from uncertainty.inference.loss import NAME as OBJECTIVE
 from uncertainty.model import FROZEN
 from uncertainty.restore.plan import Move, plan
 from uncertainty.rules import path_of
@@ -39,7 +40,6 @@ from uncertainty.types import State
 logger = logging.getLogger(__name__)
 
 EACH = "each"
-OBJECTIVE = "objective/"  # what the paths of an objective's own parameters begin with
 
 
 def check(
@@ -256,13 +256,13 @@ def plan_of(
     # Other collections (counts, estimates, masks) are initialised if the file lacks them.
     required = ("backbone", "head", "batch_stats")
     optional = [path for path in targets if path.split("/")[0] not in required]
-    rules, shapes = spec.get("rules", ()), checkpoint.shapes
-    named = OBJECTIVE in str(rules) or any(path.startswith(OBJECTIVE) for path in targets)
-    if not named:
-        shapes = {name: of for name, of in shapes.items() if not name.startswith(OBJECTIVE)}
+    rules = list(spec.get("rules", ()))
+    lost = any(map(_of_objective, checkpoint.shapes)) and not any(map(_of_objective, targets))
+    if lost and OBJECTIVE not in str(rules):
+        rules.append((f"{OBJECTIVE}/.*", None))  # such as a projector, of pre-training alone
     try:
         return plan(
-            shapes,
+            checkpoint.shapes,
             targets,
             spec["layout"],
             rules=rules,
@@ -273,6 +273,11 @@ def plan_of(
         )
     except ValueError as error:
         raise ConfigError(f"pretrained: {spec['path']} ({spec['layout']}): {error}") from error
+
+
+def _of_objective(path: str) -> bool:
+    """Whether a parameter is one of the objective's own."""
+    return path.startswith(f"{OBJECTIVE}/")
 
 
 def _open(spec: Mapping[str, Any]) -> Checkpoint:

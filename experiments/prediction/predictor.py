@@ -228,14 +228,22 @@ class Predictor:
 
         Labels are those of the source itself; features that members share appear once.
         """
+        each, y = self.member_features(data)
+        return Features(each[0] if len(each) == 1 else np.concatenate(each, axis=1), y)
+
+    def member_features(self, data: Data) -> tuple[list[np.ndarray], np.ndarray]:
+        """Features [B, D] of each member of each particle and run, and labels as in `features`.
+
+        Members that share features appear once.
+        """
         source = self.source(data, labels_lib.OWN)
-        of_runs = []
+        each: list[np.ndarray] = []
         for run in self.runs:
             parts = list(run.features(source))  # [P S, M, B, D]
-            phi = [np.moveaxis(p.out, 2, 0).reshape(p.size, -1) for p in parts]
-            of_runs.append(np.concatenate(phi))
+            phi = np.concatenate([part.out for part in parts], axis=2)
+            each += list(phi.reshape(-1, *phi.shape[2:]))
         y = np.concatenate([part.examples["y"] for part in parts])
-        return Features(of_runs[0] if len(of_runs) == 1 else np.concatenate(of_runs, axis=1), y)
+        return each, y
 
     def last_layer(self) -> "LastLayer | None":
         """The affine last layer of a single network with one member, or None."""

@@ -167,6 +167,17 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*_shot_log2_l2": "Its chosen penalty, as a power of 2",
         "error": "Mean over numbers of examples per class and sets",
     },
+    "knn": {
+        "accuracy": "Accuracy of the vote of the nearest training examples, by the features of all "
+        "members",
+        "member_accuracy": "The same by the features of each member, mean over members",
+    },
+    "symmetry": {
+        "*/probe_accuracy": "Accuracy of a linear probe of which element moved an image, on frozen "
+        "features, mean over members",
+        "*/cosine": "Mean cosine of the features of an image and of the moved one, less their mean",
+        "*/agreement": "Share of moved images whose most probable class is that of the image",
+    },
     "posterior": {
         "*mean_error": "Mean over points of |difference of the means of f| to the reference",
         "*std_error": "Mean over points of |difference of the standard deviations of f|",

@@ -42,9 +42,14 @@ HYPER = {
     "optimiser.weight_decay": "weight_decay",
     "optimiser.l2": "l2",
     "objective.rate": "label_smoothing",
+    "objective.contrast": "contrast",
+    "objective.invariance": "invariance",
+    "objective.equivariance": "equivariance",
     "inference.prior.scale": "prior_scale",
 }
 RULES = ("weight_decay", "l2")
+CONTRASTIVE = dict.fromkeys(("contrast", "invariance", "equivariance"), "contrastive")
+VALUES = {"label_smoothing": "label_smoothing"} | CONTRASTIVE  # not factors: of which objective
 SPAN = 1e8  # most that a value may be of another: factors are in single precision
 
 
@@ -114,7 +119,7 @@ def _values(config: Mapping[str, Any]) -> dict[str, Any]:
             section = section.get(part) if isinstance(section, Mapping) else None
         if section is None or isinstance(section, Mapping):
             continue
-        if name == "label_smoothing" and config["objective"].get("name") != "label_smoothing":
+        if name in VALUES and config["objective"].get("name") != VALUES[name]:
             continue
         if name == "prior_scale" and config["inference"]["prior"].get("rules"):
             continue  # the factor would be that of the rules too
@@ -159,8 +164,8 @@ def joint(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         if min((size for size in sizes if size), default=1) < sizes[largest] / SPAN:
             return None
         base[name] = own[largest]
-        factors = sizes if name == "label_smoothing" else [s / sizes[largest] for s in sizes]
-        if not all(f > 0 or (f == 0 and name in (*RULES, "label_smoothing")) for f in factors):
+        factors = sizes if name in VALUES else [s / sizes[largest] for s in sizes]
+        if not all(f > 0 or (f == 0 and name in (*RULES, *VALUES)) for f in factors):
             return None  # it is refused where it stands, or stands for no step at all
         hyper[name] = [float(factor) for factor in factors for _ in range(n)]
     merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in first.items()}

@@ -259,6 +259,9 @@ def test_only_what_particles_may_have_is_put_together():
     smoothing = {"objective": {"name": "label_smoothing", "rate": 0.1}}
     made = configs(("objective.rate", [0.0, 0.2]), **smoothing)
     assert joint(made)["inference"]["hyper"] == {"label_smoothing": [0.0, 0.2]}
+    views = {"objective": {"name": "contrastive", "invariance": 0.5, "equivariance": 0.4}}
+    made = configs(("objective.invariance", [0.0, 0.5]), **views)
+    assert joint(made)["inference"]["hyper"] == {"invariance": [0.0, 0.5]}
     gaussian = {"inference.prior": {"name": "gaussian", "scale": 1.0}, "optimiser.weight_decay": []}
     made = configs(("inference.prior.scale", [0.5, 2.0]), **gaussian)
     assert joint(made)["inference"]["hyper"] == {"prior_scale": [0.25, 1.0]}

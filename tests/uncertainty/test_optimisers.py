@@ -280,3 +280,43 @@ def test_a_rule_that_matches_no_parameter_is_refused_at_init(field):
     made = optimisers.optimiser(optimisers.sgd(), 0.1, **{field: [("kernal", 0.1)]})
     with pytest.raises(ValueError, match=rf"{field}\[0\]: 'kernal' matches no parameter"):
         made.init(float32(tree(0)))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_is_its_ratio_of_norms_by_hand(nesterov):
+    """The rate, of a schedule, multiplies the momentum; biases are not scaled; decay is coupled."""
+    memory_of, theta = {}, {path: np.asarray(a) for path, a in flat(tree(0)).items()}
+    for i in range(STEPS):
+        for path, g in flat(gradients(i)).items():
+            kernel = path.endswith("kernel")
+            g = g + (0.1 * theta[path] if kernel else 0)
+            if kernel:
+                g = 0.02 * np.linalg.norm(theta[path]) / (np.linalg.norm(g) + 1e-3) * g
+            m = memory_of[path] = g + 0.9 * memory_of.get(path, 0)
+            theta[path] = theta[path] - 0.5 / (1 + i) * (g + 0.9 * m if nesterov else m)
+    lars = optimisers.lars(0.9, trust_coefficient=0.02, eps=1e-3, nesterov=nesterov)
+    made = optimisers.optimiser(lars, 0.5, lambda i: 1 / (1 + i), l2=(("kernel", 0.1),))
+    close(run(made), theta)
+
+
+def test_lars_at_a_constant_rate_is_that_of_optax():
+    kernels = lambda tree: jax.tree_util.tree_map_with_path(  # noqa: E731
+        lambda path, _: "kernel" in str(path), tree
+    )
+    theirs = optax.lars(0.3, 0.05, kernels, trust_ratio_mask=kernels, momentum=0.8)
+    ours = optimisers.optimiser(optimisers.lars(0.8), 0.3, l2=(("kernel", 0.05),))
+    close(run(ours), flat(run(theirs)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        (dict(trust_coefficient=0.0), "trust_coefficient: 0.0"),
+        (dict(eps=-1.0), "eps: -1.0"),
+        (dict(momentum=1.0), "momentum: 1.0"),
+        (dict(exclude="("), "exclude: .* not a regular expression"),
+    ],
+)
+def test_fields_of_lars_that_cannot_be(fields, why):
+    with pytest.raises(ValueError, match=why):
+        optimisers.lars(**fields)

@@ -73,7 +73,7 @@ def contrastive(
       equivariance: weight of the prediction; None leaves it out, and its predictor.
       elements: how many elements of the symmetry move each v_3, drawn without replacement; None for
         all of them.
-      predicted: augmentations of v_3; None for those of v_1, drawn anew, or entry 1 as it is.
+      predicted: augmentations of v_3, a view of the first entry; None for those of v_1, drawn anew.
       supervision: factor of the nll's gradient with respect to the features; 1 trains the network
         by its labels too, with `contrast=None` by these alone and by the symmetry.
       projector, predictor: factories of p and of the hidden layers of h, features
@@ -188,7 +188,7 @@ def contrastive(
             order = [i for indices, _ in phis for i in indices]
             z = [a.reshape(len(a), B, -1, a.shape[-1]) for a in z]
             z = jnp.moveaxis(jnp.concatenate(z, axis=2), 2, 1)  # [M, V, B, D']
-            z = z[:, jnp.argsort(jnp.asarray(order))]
+            z = z[:, jnp.asarray(sorted(range(len(order)), key=order.__getitem__))]
             compare = _loss(loss, temperature, compared, y)
             out = jax.tree.map(jnp.mean, jax.vmap(compare)(z))
             value += weights["contrast"] * out.loss
@@ -361,8 +361,8 @@ def _check(
     least = 2 if contrast is not None and loss != "supervised" else 1
     if number < least:
         raise ValueError(f"views: {number}; at least {least}")
-    if not 1 <= compared <= number:
-        raise ValueError(f"compared: {compared}; from 1 to the number of views, {number}")
+    if compared < 1:
+        raise ValueError(f"compared: {compared}; at least 1")
     for field, value in dict(contrast=contrast, equivariance=equivariance).items():
         if value is not None and not value >= 0:
             raise ValueError(f"{field}: {value}; at least 0, or None")

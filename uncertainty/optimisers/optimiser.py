@@ -4,6 +4,7 @@ The samplers of `uncertainty/optimisers/samplers.py` take the place of a directi
 """
 
 import math
+import re
 from collections.abc import Callable
 
 import jax
@@ -21,7 +22,7 @@ from uncertainty.optimisers.samplers import (
 )
 
 # The names in configs; `optimiser` uses them.
-__all__ = ("adam", "adamw", "lion", "psgld", "rmsprop", "sgd", "sghmc", "sgld")
+__all__ = ("adam", "adamw", "lars", "lion", "psgld", "rmsprop", "sgd", "sghmc", "sgld")
 
 
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
@@ -50,6 +51,46 @@ def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.Gradien
 
 # AdamW (Loshchilov & Hutter 2019) is Adam with the field `weight_decay`, which is required.
 adamw = adam
+
+
+def lars(
+    momentum: float = 0.9,
+    trust_coefficient: float = 1e-3,
+    eps: float = 0.0,
+    nesterov: bool = False,
+    exclude: str = "(^|/)(bias|scale)$",
+) -> optax.GradientTransformation:
+    """LARS (You et al. 2017): momentum of c |w| / (|g| + eps) g, for each array w.
+
+    Coupled decay, which is in g and its norm, is the field `l2`; to spare biases and scales it
+    needs a rule such as `[("kernel", 1e-6)]`. The learning rate follows the momentum, as in
+    PyTorch's implementations of self-supervised methods; in `optax.lars` and the paper it precedes
+    it, which is the same for a constant rate.
+
+    Args:
+      momentum: weight of the former direction.
+      trust_coefficient: c.
+      eps: added to the norm.
+      nesterov: see `sgd`.
+      exclude: regular expression for paths of arrays whose gradient is not scaled.
+
+    Raises:
+      ValueError: a coefficient that is not positive, a negative eps, another momentum, or not a
+        regular expression.
+    """
+    if not trust_coefficient > 0:
+        raise ValueError(f"trust_coefficient: {trust_coefficient}; a positive number")
+    if not eps >= 0:
+        raise ValueError(f"eps: {eps}; at least 0")
+    rules.check([(exclude, None)], "exclude")
+
+    def scaled(params: optax.Params) -> optax.Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: re.search(exclude, rules.path_of(path)) is None, params
+        )
+
+    ratio = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps)
+    return optax.chain(optax.masked(ratio, scaled), sgd(momentum, nesterov))
 
 
 def lion(b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
