@@ -81,7 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.train = dict(
         name="turned",
         images=dict(name=arg.images),
-        classes=setting.turned if arg.turned == "some" else (),
+        turned_classes=setting.turned if arg.turned == "some" else (),
         reduce=setting.reduce,
         split=f"train[:{setting.examples}]",
     )
@@ -132,6 +132,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluators = dict(
         test=dict(name="classification", data=test),
         kinds=dict(name="kinds", data=test, kinds=kinds, counts=(2,), classes=True),
+        symmetry=dict(
+            name="symmetry_probe",
+            train=dict(split=config.data.train.split, turned_classes=()),
+            data=dict(split="test", turned_classes=()),
+            symmetry="rotations",
+            examples=1_000,
+            kinds=kinds,
+        ),
         combination=dict(
             name="combination",
             data=test,

@@ -20,7 +20,6 @@ def get_table() -> dict[str, Any]:
     """Rows, columns and seeds; nothing is published for these data."""
     columns = [
         *quality("classification", "of all"),
-        dict(key="symmetry/rotations/accuracy", header="Rotation probe", unit="%", digits=1),
     ]
     for kind in KINDS:
         of = f"kinds/{kind}"
@@ -29,6 +28,10 @@ def get_table() -> dict[str, Any]:
                  better="higher", digits=2),
             dict(key=f"{of}/member_nll", header=f"NLL, {kind}", better="lower", digits=4),
             dict(key=f"{of}/classes_won", header=f"Classes won, {kind}", unit="%", digits=0),
+            dict(key=f"symmetry/rotations/{kind}/probe_accuracy", header=f"Rotation probe, {kind}",
+                 unit="%", digits=1),
+            dict(key=f"symmetry/rotations/{kind}/cosine", header=f"Cosine of rotations, {kind}",
+                 digits=3),
         ]  # fmt: skip
     for metric, (a, b) in itertools.product(METRICS, COUPLES):
         of = dict(key=f"kinds/{a}+{b}/{metric['key']}", header=f"{metric['header']}, {a}+{b}")

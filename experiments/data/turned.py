@@ -8,7 +8,9 @@ from experiments.data.generated import lazily, rng_of
 from experiments.data.splits import Arrays, Dataset
 
 
-def turned(images: Dataset, classes: Sequence[int], reduce: int = 1, seed: int = 0) -> Dataset:
+def turned(
+    images: Dataset, turned_classes: Sequence[int], reduce: int = 1, seed: int = 0
+) -> Dataset:
     """The images of a set, those of some classes turned by 0, 90, 180 or 270 degrees.
 
     Each angle has the probability 1/4, is drawn once for each image and stays. So the orientation
@@ -20,7 +22,7 @@ def turned(images: Dataset, classes: Sequence[int], reduce: int = 1, seed: int =
 
     Args:
       images: spec of a set, such as dict(name="fashion_mnist"); without a split.
-      classes: labels of the turned classes; with none all images are upright.
+      turned_classes: their labels; with none all images are upright.
       reduce: side of the blocks of pixels of which the means are taken, so that images are smaller.
       seed: of the angles.
 
@@ -41,9 +43,9 @@ def turned(images: Dataset, classes: Sequence[int], reduce: int = 1, seed: int =
             raise ValueError(f"images: {side} x {x.shape[2]} pixels; squares alone can be turned")
         if side % reduce:
             raise ValueError(f"reduce: blocks of {reduce} pixels do not divide {side}")
-        if missing := sorted(set(classes) - set(np.unique(y).tolist())):
-            raise ValueError(f"classes: {missing[0]} has no images in {name!r}")
-        turns = np.where(np.isin(y, list(classes)), rng_of(seed, name).integers(0, 4, len(y)), 0)
+        if missing := sorted(set(turned_classes) - set(np.unique(y).tolist())):
+            raise ValueError(f"turned_classes: {missing[0]} has no images in {name!r}")
+        turns = np.where(np.isin(y, list(turned_classes)), rng_of(seed, name).integers(0, 4, len(y)), 0)
         x = _means(x, reduce)
         out = x.copy()
         for quarter in (1, 2, 3):

@@ -20,20 +20,20 @@ def numbered(tmp_path):
 def test_some_classes_are_turned(numbered):
     spec, arrays = numbered
     for split in ("train", "test"):
-        source = load(dict(spec, classes=(0, 2), entries=("turns",), split=split))
+        source = load(dict(spec, turned_classes=(0, 2), entries=("turns",), split=split))
         turns = source.entries["turns"]
         assert (turns[source.y == 1] == 0).all() and set(turns) == {0, 1, 2, 3}
         for x, before, n in zip(source.x, arrays[f"x_{split}"], turns, strict=True):
             for _ in range(n):  # by the definition: row i becomes a column, from the right
                 before = np.stack([before[:, 5 - i] for i in range(6)])
             np.testing.assert_array_equal(x, before)
-        part = load(dict(spec, classes=(0, 2), split=f"{split}[5:9]"))
+        part = load(dict(spec, turned_classes=(0, 2), split=f"{split}[5:9]"))
         np.testing.assert_array_equal(part.x, source.x[5:9])
-    other = load(dict(spec, classes=(0, 2), seed=1))
-    assert not np.array_equal(other.x, load(dict(spec, classes=(0, 2))).x)
-    plain = load(dict(spec, classes=()))
+    other = load(dict(spec, turned_classes=(0, 2), seed=1))
+    assert not np.array_equal(other.x, load(dict(spec, turned_classes=(0, 2))).x)
+    plain = load(dict(spec, turned_classes=()))
     np.testing.assert_array_equal(plain.x, arrays["x_train"])
-    small = load(dict(spec, classes=(), reduce=3)).x
+    small = load(dict(spec, turned_classes=(), reduce=3)).x
     assert small.shape == (40, 2, 2, 1) and small.dtype == np.uint8
     np.testing.assert_array_equal(
         small[7, 1, 0, 0], np.rint(arrays["x_train"][7, 3:, :3].mean(dtype=np.float64))
@@ -43,11 +43,11 @@ def test_some_classes_are_turned(numbered):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(classes=(5,)), "classes: 5 has no images in 'train'"),
-        (dict(classes=(), reduce=4), "reduce: blocks of 4 pixels do not divide 6"),
-        (dict(classes=(), reduce=0), "reduce: 0; at least 1"),
-        (dict(classes=(), images=dict(name="iris")), "images: images with labels, in memory"),
-        (dict(classes=(), split="validation"), "split: 'validation' does not exist"),
+        (dict(turned_classes=(5,)), "turned_classes: 5 has no images in 'train'"),
+        (dict(turned_classes=(), reduce=4), "reduce: blocks of 4 pixels do not divide 6"),
+        (dict(turned_classes=(), reduce=0), "reduce: 0; at least 1"),
+        (dict(turned_classes=(), images=dict(name="iris")), "images: images with labels, in memory"),
+        (dict(turned_classes=(), split="validation"), "split: 'validation' does not exist"),
     ],
 )
 def test_turned_images_refuse(numbered, change, message):
