@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     add("--counts", default="2", metavar="N,...",
         help="compare kinds at these numbers of members; default: %(default)s")  # fmt: skip
     add("--tolerance", type=float, default=0.01, metavar="E",
-        help="rows that sum to 1 within E are divided by their sum; default: %(default)s")  # fmt: skip
+        help="rows that sum to 1 within E are divided by their sum; default: "
+        "%(default)s")  # fmt: skip
     add("--bins", type=int, default=15, help="of calibration errors; default: %(default)s")
     return made
 
@@ -90,7 +91,8 @@ def specs_of(options: argparse.Namespace, members: int) -> dict[str, dict[str, A
     try:
         return labelled(specs, "--methods")
     except ValueError as error:
-        raise ValueError(f"--methods: {error}" if "--methods" not in str(error) else error) from error
+        named = "" if "--methods" in str(error) else "--methods: "
+        raise ValueError(f"{named}{error}") from error
 
 
 def counts_of(text: str) -> list[int]:

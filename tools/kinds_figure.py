@@ -1,4 +1,4 @@
-"""Draws accuracy against disagreement of pairs of kinds of members, a panel for each row of a table.
+"""Draws accuracy against disagreement of pairs of kinds of members, a panel for each row.
 
     python -m tools.kinds_figure multi_symmetry --rows 'Fine-tuned'
 

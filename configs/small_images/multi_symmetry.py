@@ -26,10 +26,10 @@ the probability are the paper's, the temperature that of E-SSL's code for CIFAR-
 tuned. Fashion-MNIST is reduced to 14 x 14 pixels, by means, so that it runs on a CPU. The setting
 of CIFAR-10 is for a GPU, and has not been run.
 
-Command: python -m experiments.train --config configs/small_images/multi_symmetry.py:method=pretrain \\
-    --workdir runs/multi_symmetry/turned-pre-trained/seed0
-Then: python -m experiments.train --config configs/small_images/multi_symmetry.py:method=fine_tune \\
-    --workdir runs/tuned
+Command: python -m experiments.train --workdir runs/multi_symmetry/turned-pre-trained/seed0 \\
+    --config configs/small_images/multi_symmetry.py:method=pretrain
+Then: python -m experiments.train --workdir runs/tuned \\
+    --config configs/small_images/multi_symmetry.py:method=fine_tune
 Table: python -m experiments.reproduce multi_symmetry
 """
 

@@ -68,6 +68,7 @@ def get_table() -> dict[str, Any]:
 def quality(group: str, of: str) -> list[dict[str, Any]]:
     """The columns of accuracy and NLL of a group of metrics."""
     return [
-        dict(key=f"{group}/accuracy", header=f"Accuracy, {of}", unit="%", better="higher", digits=2),
+        dict(key=f"{group}/accuracy", header=f"Accuracy, {of}", unit="%", better="higher",
+             digits=2),
         dict(key=f"{group}/nll", header=f"NLL, {of}", better="lower", digits=4),
-    ]
+    ]  # fmt: skip

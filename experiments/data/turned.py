@@ -45,7 +45,7 @@ def turned(
             raise ValueError(f"reduce: blocks of {reduce} pixels do not divide {side}")
         if missing := sorted(set(turned_classes) - set(np.unique(y).tolist())):
             raise ValueError(f"turned_classes: {missing[0]} has no images in {name!r}")
-        turns = np.where(np.isin(y, list(turned_classes)), rng_of(seed, name).integers(0, 4, len(y)), 0)
+        turns = rng_of(seed, name).integers(0, 4, len(y)) * np.isin(y, list(turned_classes))
         x = _means(x, reduce)
         out = x.copy()
         for quarter in (1, 2, 3):

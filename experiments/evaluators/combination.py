@@ -33,10 +33,10 @@ def combination(
 
     Yields `combination/<label>/...`, and likewise of `all`: accuracy, NLL, Brier score, ECE, ECE in
     bins of equal mass, class-wise and smooth ECE on the test set; `members`, how many different
-    members count; and with `kinds` the share of each, `combination/<label>/share/<kind>`: of `greedy`
-    how often its members were chosen, of `winners` on how many classes they are used, of `gate`
-    their mean weight. Combinations are saved beside the results (`prediction.fitted`). The members
-    may be those of several runs (`experiments.evaluate` with several workdirs).
+    members count; and with `kinds` the share of each, `combination/<label>/share/<kind>`: of
+    `greedy` how often its members were chosen, of `winners` on how many classes they are used, of
+    `gate` their mean weight. Combinations are saved beside the results (`prediction.fitted`). The
+    members may be those of several runs (`experiments.evaluate` with several workdirs).
 
     Args:
       data: the test source's spec.

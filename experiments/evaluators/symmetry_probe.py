@@ -98,9 +98,9 @@ def symmetry_probe(
         yield keys.join("symmetry", name, "members"), np.asarray(accuracy)
         yield keys.join("symmetry", name, "cosine"), float(np.mean(cosine))
         particles = sum(len(of.state.key) for of in predict.runs)
-        of = [kinds[p % len(kinds)] for p in range(particles) for _ in range(M // particles) if kinds]
-        for kind in dict.fromkeys(of):
-            at = np.asarray(of) == kind
+        of = np.repeat([kinds[p % len(kinds)] for p in range(particles) if kinds], M // particles)
+        for kind in dict.fromkeys(of.tolist()):
+            at = of == kind
             for metric, values in dict(probe_accuracy=accuracy, cosine=cosine).items():
                 mean = float(np.mean(np.asarray(values)[at]))
                 yield keys.join("symmetry", name, kind, metric), mean

@@ -352,9 +352,9 @@ def _kinds(groups: Mapping[str, Sequence[Run]]) -> Iterator[Entry]:
             "Kinds of members",
             "kinds",
             kinds_figures.kinds(tested),
-            "Accuracy of mixtures of two members against how often their classes differ, by the kinds "
-            "of both; pairs of one kind are hollow. Large points are means over seeds, small ones "
-            "seeds. Pairs further up at equal accuracies of their members gain more from differing.",
+            "Accuracy of mixtures of two members against how often their classes differ, by the "
+            "kinds of both; pairs of one kind are hollow. Large points are means over seeds, small "
+            "ones seeds. Where members are equally accurate, pairs that differ more gain more.",
         )
 
 

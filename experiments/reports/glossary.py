@@ -191,11 +191,12 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/mutual_information": "Mutual information of expert and class",
     },
     "kinds": {
-        "*/disagreement": "P(the most probable classes of two members of these kinds differ), mean over "
-        "pairs of different members",
-        "*/error_inconsistency": "P(exactly one of two members of these kinds is right), mean over pairs "
-        "of different members",
-        "*/accuracy_*": "Accuracy of the mixture of so many members, half of each kind, mean over choices",
+        "*/disagreement": "P(the most probable classes of two members of these kinds differ), mean "
+        "over pairs",
+        "*/error_inconsistency": "P(exactly one of two members of these kinds is right), mean over "
+        "pairs",
+        "*/accuracy_*": "Accuracy of the mixture of so many members, half of each kind, mean over "
+        "choices",
         "*/nll_*": "NLL of the mixture of so many members, half of each kind, mean over choices",
         "*/member_accuracy": "Mean accuracy of the members of this kind",
         "*/member_nll": "Mean NLL of the members of this kind",

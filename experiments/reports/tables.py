@@ -37,7 +37,8 @@ ACRONYMS = (
 )
 ACRONYMS = {word.lower(): word for word in ACRONYMS.split(" ")}
 PERCENT = {"accuracy", "error", "ece", "mce", "auroc", "aupr", "fpr95", "coverage", "disagreement"}
-PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence", "inconsistency", "won", "share"}
+PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence"}
+PERCENT |= {"inconsistency", "won", "share"}
 # The columns of groups with a line for each method; metrics.json has all.
 OF_METHODS = {
     "posthoc": ("accuracy", "nll", "brier", "ece", "smooth_ece", "temperature"),

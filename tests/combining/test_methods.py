@@ -96,8 +96,9 @@ def test_winners_by_a_loop():
             of = y == k if k < 3 else np.ones(60, bool)
             nll = [losses(log_p[:, of], y[of], [m])[0] for m in range(4)]
             error = [losses(log_p[:, of], y[of], [m])[1] for m in range(4)]
-            order = zip(error, nll, strict=True) if by == "accuracy" else zip(nll, error, strict=True)
-            assert found.members[k] == min(range(4), key=list(order).__getitem__)
+            both = (error, nll) if by == "accuracy" else (nll, error)
+            order = list(zip(*both, strict=True))
+            assert found.members[k] == min(range(4), key=order.__getitem__)
             expected = np.full(4, np.nan) if k == 3 else 1 - np.array(error)
             if k == 3 or by == "accuracy":
                 np.testing.assert_allclose(found.scores[:, k], expected)
@@ -119,7 +120,8 @@ def test_constant_weights_are_those_of_expectation_maximisation():
         w = (posterior / posterior.sum(0)).mean(1)
     found = gate(log_p, y, 0.0, constant=True)
     np.testing.assert_allclose(found.shares, w, atol=2e-4)
-    np.testing.assert_allclose(np.exp(found(log_p)[0]), np.tensordot(found.shares, np.exp(log_p), 1))
+    mixture = np.tensordot(found.shares, np.exp(log_p), 1)
+    np.testing.assert_allclose(np.exp(found(log_p)[0]), mixture)
 
 
 def test_a_gate_is_a_minimum_of_its_loss():

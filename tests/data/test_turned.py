@@ -46,7 +46,7 @@ def test_some_classes_are_turned(numbered):
         (dict(turned_classes=(5,)), "turned_classes: 5 has no images in 'train'"),
         (dict(turned_classes=(), reduce=4), "reduce: blocks of 4 pixels do not divide 6"),
         (dict(turned_classes=(), reduce=0), "reduce: 0; at least 1"),
-        (dict(turned_classes=(), images=dict(name="iris")), "images: images with labels, in memory"),
+        (dict(turned_classes=(), images=dict(name="iris")), "images: images with labels"),
         (dict(turned_classes=(), split="validation"), "split: 'validation' does not exist"),
     ],
 )
