@@ -26,9 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         study = read_study(folder / "table.json")
         named = {": ".join(filter(None, (row.group, row.label))): row for row in study.rows}
-        metrics = {
-            name: row.results for name, row in named.items() if re.search(args.rows, name)
-        }
+        metrics = {name: row.results for name, row in named.items() if re.search(args.rows, name)}
         if not (methods := kinds_figures.of_kinds(metrics)):
             raise ValueError(f"--rows: {args.rows!r} matches no row with pairs of kinds")
     except (ValueError, OSError) as error:

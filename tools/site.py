@@ -55,7 +55,8 @@ DEVICES = [
     ("Buckets", "docs/cloud.md"),
     ("Large ensembles", "docs/scaling.md"),
 ]
-NAMING = ["docs/choose.md", "docs/posthoc.md", "docs/combining.md", "docs/ood.md"]  # with links to the pages of methods
+# Pages with links to the pages of methods.
+NAMING = ["docs/choose.md", "docs/posthoc.md", "docs/combining.md", "docs/ood.md"]
 PROJECT = [
     ("Contributing", "CONTRIBUTING.md"),
     ("Architecture", "ARCHITECTURE.md"),

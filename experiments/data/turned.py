@@ -53,9 +53,7 @@ def turned(
         return {**entries, "x": out, "turns": turns.astype(np.int32)}
 
     made = lazily(("train", "validation", "test"), make, images.classes)
-    return made._replace(
-        range=images.range, class_names=images.class_names, reading=images.reading
-    )
+    return made._replace(range=images.range, class_names=images.class_names, reading=images.reading)
 
 
 def _means(x: np.ndarray, n: int) -> np.ndarray:

@@ -81,9 +81,7 @@ def check(kinds: Sequence[str], counts: Sequence[int]) -> None:
         raise ValueError(f"counts: {list(counts)}; whole numbers from 1")
 
 
-def of_members(
-    kinds: Sequence[str], run: np.ndarray | None, particles: Sequence[int]
-) -> list[str]:
+def of_members(kinds: Sequence[str], run: np.ndarray | None, particles: Sequence[int]) -> list[str]:
     """The kind of each member.
 
     Args:

@@ -87,7 +87,9 @@ def symmetry_probe(
                 for part in (slice(apart, None), slice(apart))
             )
             test = np.concatenate([phi_test[k][m] for k in range(G)])
-            y, y_chosen, y_test = (np.repeat(np.arange(G), len(a) // G) for a in (fit, chosen, test))
+            y, y_chosen, y_test = (
+                np.repeat(np.arange(G), len(a) // G) for a in (fit, chosen, test)
+            )
             of_chosen, of_tested = probe(fit, y, G, [chosen, test])
             i = best_l2({"held_out": (of_chosen == y_chosen).mean(1)})
             accuracy.append(float(np.mean(of_tested[i] == y_test)))

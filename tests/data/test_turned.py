@@ -20,7 +20,7 @@ def numbered(tmp_path):
 def test_some_classes_are_turned(numbered):
     spec, arrays = numbered
     for split in ("train", "test"):
-        source = load(dict(spec, turned_classes=(0, 2), entries=("turns",), split=split))
+        source = load(dict(spec, turned_classes=(0, 2), split=split))
         turns = source.entries["turns"]
         assert (turns[source.y == 1] == 0).all() and set(turns) == {0, 1, 2, 3}
         for x, before, n in zip(source.x, arrays[f"x_{split}"], turns, strict=True):

@@ -26,9 +26,7 @@ class Gate(NamedTuple):
         return special.logsumexp(g[..., None] + log_p, axis=0)[None]
 
 
-def gate(
-    log_p: ArrayLike, labels: ArrayLike, l2: float = 1e-3, constant: bool = False
-) -> Gate:
+def gate(log_p: ArrayLike, labels: ArrayLike, l2: float = 1e-3, constant: bool = False) -> Gate:
     """p(y | x) = sum_m g_m(x) p_m(y | x), g(x) = softmax(a + W q(x)), q = 1/M sum_m p_m(. | x).
 
     a [M] and W [M, K] minimise the NLL of held-out examples plus l2 (|a|^2 + |W|^2), from 0, where

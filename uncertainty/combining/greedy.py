@@ -17,7 +17,7 @@ class Greedy(NamedTuple):
     scores: Any  # [S], NLL in nats or accuracy of the mixture after each addition
     pool: Any  # [], members that there were to choose from
 
-    
+    @property
     def shares(self) -> np.ndarray:
         """How often each member was chosen, over S, [M]."""
         return np.bincount(self.members, minlength=int(self.pool)) / len(self.members)

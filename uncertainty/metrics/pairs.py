@@ -23,8 +23,8 @@ def disagreement(log_p: ArrayLike) -> np.ndarray:
 def error_inconsistency(log_p: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """P(exactly one of both is right), [M, M].
 
-    Source: Gontijo-Lopes et al. 2022, "No one representation to rule them all". Whoever knew which of
-    a pair to follow would have the accuracy (accuracy_i + accuracy_j + error_inconsistency_ij) / 2.
+    Source: Gontijo-Lopes et al. 2022, "No one representation to rule them all". Whoever knew which
+    of a pair to follow would be right with P = (accuracy_i + accuracy_j + inconsistency_ij) / 2.
     """
     log_p, labels = checked(log_p, labels)
     return over(lambda _, x, y: _differ(_top(x) == y), log_p, labels) / log_p.shape[1]
