@@ -240,6 +240,12 @@ SECTIONS = {
     "conformal": Section(
         "prediction sets", "stages", _named("uncertainty.conformal"), ("log_p", "labels")
     ),
+    "combining": Section(
+        "members chosen by held-out examples",
+        "evaluators.combination.methods",
+        _named("uncertainty.combining"),
+        ("log_p", "labels"),
+    ),
     "layers": Section(
         "layers in a field of a backbone", "backbone.*", _of_kind("uncertainty.layers", nn.Module)
     ),

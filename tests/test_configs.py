@@ -59,6 +59,8 @@ TRACED = [
     ("toys/shortcuts.py", "data=slabs,method=d_bat"),
     ("toys/shortcuts.py", "data=latents,method=joint"),
     ("toys/shortcuts.py", "data=dominoes,method=single"),
+    ("small_images/multi_symmetry.py", "method=pretrain"),
+    ("small_images/multi_symmetry.py", "images=cifar10,method=probe,base"),
     ("toys/rings.py", "method=sngp"),
     ("digits/contrastive.py", "members=eq,loss=supervised,symmetry=half_swap"),
     ("digits/lenet5.py", "heads=3"),

@@ -22,7 +22,7 @@ from tools import docs
 # The sections of which each part has a page; those of the others have one page together.
 METHODS = (
     "inference", "directions", "ensembles", "heads", "likelihoods", "objectives", "optimisers",
-    "stages", "posthoc", "conformal", "ood",
+    "stages", "posthoc", "conformal", "combining", "ood",
 )  # fmt: skip
 COLUMNS = 7  # of a table on a method's page
 EXAMPLES = {

@@ -43,6 +43,7 @@ GUIDE = [
     ("Configs", "docs/configs.md"),
     ("Sweeps", "docs/sweeps.md"),
     ("Post-hoc calibration, sets", "docs/posthoc.md"),
+    ("Combining members", "docs/combining.md"),
     ("Out of distribution", "docs/ood.md"),
     ("Metrics", "docs/metrics.md"),
     ("Pretrained checkpoints", "docs/pretrained.md"),
@@ -55,14 +56,15 @@ DEVICES = [
     ("Buckets", "docs/cloud.md"),
     ("Large ensembles", "docs/scaling.md"),
 ]
-NAMING = ["docs/choose.md", "docs/posthoc.md", "docs/ood.md"]  # with links to the pages of methods
+# Pages with links to the pages of methods.
+NAMING = ["docs/choose.md", "docs/posthoc.md", "docs/combining.md", "docs/ood.md"]
 PROJECT = [
     ("Contributing", "CONTRIBUTING.md"),
     ("Architecture", "ARCHITECTURE.md"),
     ("Changelog", "CHANGELOG.md"),
 ]
 # Public modules whose names are not all in `uncertainty`.
-MODULES = "build priors metrics layers optimisers posthoc conformal ood restore rules"
+MODULES = "build priors metrics layers optimisers posthoc conformal combining ood restore rules"
 
 
 def committed() -> dict[str, pathlib.Path]:

@@ -28,6 +28,7 @@ others the files are public, as names recur in them (`layers.packed.Dense`):
     posthoc         calibration of predictions on held-out examples, such as temperature scaling
     conformal       sets and intervals with finite-sample coverage
     ood             out-of-distribution scores that are fitted to training data
+    combining       members of several runs, chosen by held-out examples
     layers          layers that replace Flax's in a backbone
     optimisers      optimiser and schedules of configs
     restore         checkpoints of other layouts

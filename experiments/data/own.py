@@ -27,7 +27,7 @@ GENERATED = {
     "predictive_and_available": "shortcuts",
     "sprites": "sprites",
 }
-MADE_OF_OTHERS = {"dominoes": "blocks"}
+MADE_OF_OTHERS = {"dominoes": "blocks", "turned": "turned"}
 
 
 class _Sets(Mapping[str, Callable[..., Dataset]]):

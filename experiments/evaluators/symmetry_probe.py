@@ -1,7 +1,7 @@
 """What features and predictions keep of a symmetry of images, such as their rotation."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from experiments.data import labels
 from experiments.data.source import Source
 from experiments.evaluators import Data, Evaluator, reads
+from experiments.evaluators.kinds import check as check_kinds
 from experiments.runtime import keys
 from uncertainty import specs
 from uncertainty.metrics.few_shot import best_l2, probe
@@ -27,6 +28,7 @@ def symmetry_probe(
     examples: int = 2_000,
     held_out: float = 0.25,
     seed: int = 0,
+    kinds: Sequence[str] = (),
 ) -> Evaluator:
     """A linear probe of which element of a symmetry moved an image, on frozen features.
 
@@ -38,7 +40,8 @@ def symmetry_probe(
     (those that share features count once), and the array `members` [M] of it; `cosine`, the mean
     over members, test images and elements but the identity of the cosine of phi(x) and phi(g x),
     both less the mean of all: 1 for invariant features; and `agreement`, the share of (x, g) whose
-    most probable class is that of x, mean over members, in runs that learn classes.
+    most probable class is that of x, mean over members, in runs that learn classes. With `kinds`,
+    `<kind>/probe_accuracy` and `<kind>/cosine` are means over the members of each kind.
 
     Args:
       train, data: images; no labels are read.
@@ -46,10 +49,11 @@ def symmetry_probe(
       examples: the most images of each set, drawn at random.
       held_out: the share of the training images that chooses l2.
       seed: of the draws.
+      kinds: names of the particles' kinds, see the evaluator `kinds`.
 
     Raises:
-      ValueError: no symmetry, fewer than 2 examples, a share outside (0, 1); when run, images that
-        the elements do not apply to.
+      ValueError: no symmetry, fewer than 2 examples, a share outside (0, 1), wrong kinds; when run,
+        images that the elements do not apply to.
     """
     moves = specs.make("symmetries", symmetry, "symmetry")
     if not isinstance(moves, Symmetry):
@@ -58,6 +62,8 @@ def symmetry_probe(
         raise ValueError(f"examples: {examples}; at least 2")
     if not 0 < held_out < 1:
         raise ValueError(f"held_out: {held_out}; a share, above 0 and below 1")
+    if kinds:
+        check_kinds(kinds, ())
     G = moves.size
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
@@ -93,6 +99,13 @@ def symmetry_probe(
         yield keys.join("symmetry", name, "probe_accuracy"), float(np.mean(accuracy))
         yield keys.join("symmetry", name, "members"), np.asarray(accuracy)
         yield keys.join("symmetry", name, "cosine"), float(np.mean(cosine))
+        particles = sum(len(of.state.key) for of in predict.runs)
+        of = np.repeat([kinds[p % len(kinds)] for p in range(particles) if kinds], M // particles)
+        for kind in dict.fromkeys(of.tolist()):
+            at = of == kind
+            for metric, values in dict(probe_accuracy=accuracy, cosine=cosine).items():
+                mean = float(np.mean(np.asarray(values)[at]))
+                yield keys.join("symmetry", name, kind, metric), mean
         if predict.reader.like.task != "classification":
             return
         classes = [predict.log_probs(source, labels.UNUSED).argmax(2) for source in of_test]
@@ -107,6 +120,7 @@ def symmetry_probe(
 
     numbers = ("probe_accuracy", "cosine", "agreement")
     yields = {keys.join("symmetry", moves.name, number) for number in numbers}
+    yields |= {keys.join("symmetry", moves.name, kind, n) for kind in kinds for n in numbers[:2]}
     read = reads("train", train, labels.UNUSED) + reads("data", data, labels.UNUSED)
     return Evaluator(run, None, yields, read, check)
 

@@ -202,6 +202,8 @@ def _stand_in(
         if "name" not in spec:
             _stand_in(spec, shape, num_classes, seeds, **fields)
         elif spec.name in MADE_OF_OTHERS:
+            if "split" in spec:
+                spec.split = re.sub(r"\[.*?\]", "", spec.split)
             _stand_in(spec, shape, num_classes, seeds, size=512)  # images of every class
         elif not needs_no_file(spec.name):
             if not shape or not num_classes:

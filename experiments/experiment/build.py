@@ -215,7 +215,17 @@ def asks_outputs(config: Mapping[str, Any]) -> bool:
 
 def full(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as a run has it: plain, with the sections that older runs do not have."""
-    return {"pretrained": {}, "objective": {}, **config_lib.plain(config)}
+    made = {"pretrained": {}, "objective": {}, **config_lib.plain(config)}
+    spec = made["pretrained"]
+    if isinstance(spec, Mapping) and "path" in spec:  # {seed} in a path is that of the run
+        spec = {**spec, "path": _seeded(spec["path"], made.get("seed"))}
+    return {**made, "pretrained": spec}
+
+
+def _seeded(path: Any, seed: Any) -> Any:
+    if isinstance(path, list | tuple):
+        return [_seeded(one, seed) for one in path]
+    return path.replace("{seed}", str(seed)) if isinstance(path, str) else path
 
 
 def read(config: Mapping[str, Any]) -> Data:

@@ -6,13 +6,19 @@
         rules=(("pre_logits/.*", None),),  # before the layout's own; see restore/plan.py
         keep=("head/",), # stays as initialised, different in each particle
         grid=(14, 14), # rows and columns of patches in the file, if its positions are ambiguous
+        particle=1,  # of a run with several, layout 'own', for all particles
     )
+
+`particle="each"` is particle p for particle p, and a list names one for each; `path` may be a list
+of a file for each particle too. {seed} in a path is the config's seed. An objective's own
+parameters in a run, such as a projector, are dropped where the new objective has none.
 
 Buckets need the extra of their scheme (`gcs`, `s3`). Only a new run reads the file; resuming and
 evaluation do not need it.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +38,8 @@ from uncertainty.specs import check_fields
 from uncertainty.types import State
 
 logger = logging.getLogger(__name__)
+
+EACH = "each"
 
 
 def check(
@@ -55,7 +63,7 @@ def check(
     """
     _check_spec(spec)
     try:
-        checkpoint = _open(spec)
+        opened = [(one, _open(one)) for one in sources(spec, shapes.key.shape[0])]
     except OSError as error:
         if required:
             raise ConfigError(
@@ -64,13 +72,16 @@ def check(
             ) from error
         logger.warning("pretrained.path: %s; not needed to resume", error)
         return
-    plan_of(spec, network, shape, checkpoint, _tree(shapes))
+    tree = _tree(shapes)
+    for one, checkpoint in opened:
+        plan_of(one, network, shape, checkpoint, tree)
 
 
 def load(
     spec: Mapping[str, Any], network: nn.Module, shape: Sequence[int], state: State, optimiser: Any
 ) -> State:
-    """A state at step 0 with the checkpoint's arrays, the same in each particle.
+    """A state at step 0 with the checkpoint's arrays, the same in each particle or those of its own
+    source (`sources`).
 
     Args:
       spec: the config's `pretrained`.
@@ -83,19 +94,21 @@ def load(
       ConfigError: the checkpoint does not fit, or is not finite.
       OSError: the checkpoint cannot be read.
     """
-    tree, checkpoint = _tree(state), _open(spec)
-    moves = plan_of(spec, network, shape, checkpoint, tree)
-    arrays = checkpoint.read({move.source for move in moves.values()})
-    for name, array in arrays.items():
-        if not np.isfinite(array.astype(np.float32)).all():
-            raise ConfigError(f"pretrained.path: {name} of {spec['path']} is not finite")
+    tree, P = _tree(state), state.key.shape[0]
+    given = sources(spec, P)
+    read = [_read(one, network, shape, tree) for one in given]
 
     def filled(key: tuple, old: jax.Array) -> jax.Array:
-        move = moves.get(path_of(key))
-        if move is None:
+        path, shape = path_of(key), old.shape[1:]
+        if not any(path in moves for moves, _ in read):
             return old
-        new = move(arrays[move.source], old.shape[1:]).astype(old.dtype)
-        return jnp.broadcast_to(jnp.asarray(new), old.shape)
+        new = [
+            jnp.asarray(moves[path](arrays[moves[path].source], shape)).astype(old.dtype)
+            if path in moves
+            else old[p]
+            for p, (moves, arrays) in enumerate(read)
+        ]
+        return jnp.stack(new) if len(new) > 1 else jnp.broadcast_to(new[0], old.shape)
 
     new = jax.tree_util.tree_map_with_path(filled, tree)
     params = {key: new[key] for key in state.params}
@@ -103,19 +116,20 @@ def load(
         name: {part: new[part] for part in value} if name == FROZEN else new[name]
         for name, value in state.collections.items()
     }
-    kept = sorted(_targets(state.params).keys() - moves.keys())
-    logger.info(
-        "%d arrays of %s; as initialised: %s",
-        len(arrays),
-        spec["path"],
-        ", ".join(kept) or "nothing",
-    )
-    if len(state.key) > 1 and all((a == a[:1]).all() for a in jax.tree.leaves(params)):
+    for one, (moves, arrays) in zip(given, read, strict=True):
+        kept = sorted(_targets(state.params).keys() - moves.keys())
+        logger.info(
+            "%d arrays of %s; as initialised: %s",
+            len(arrays),
+            one["path"] if len(given) == 1 else f"{one['path']}, particle {one['particle']}",
+            ", ".join(kept) or "nothing",
+        )
+    if P > 1 and all((a == a[:1]).all() for a in jax.tree.leaves(params)):
         logger.warning(
             "pretrained: all %d particles start from the same parameters and differ by "
             "noise alone; name a layer in `keep` that is initialised with random "
             "numbers",
-            len(state.key),
+            P,
         )
     return state.replace(
         params=params,
@@ -124,12 +138,59 @@ def load(
     )
 
 
+def _read(
+    spec: Mapping[str, Any], network: nn.Module, shape: Sequence[int], tree: Any
+) -> tuple[dict[str, Move], dict[str, np.ndarray]]:
+    """The plan and the arrays of one source.
+
+    Raises:
+      ConfigError: it does not fit, or is not finite.
+    """
+    checkpoint = _open(spec)
+    moves = plan_of(spec, network, shape, checkpoint, tree)
+    arrays = checkpoint.read({move.source for move in moves.values()})
+    for name, array in arrays.items():
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise ConfigError(f"pretrained.path: {name} of {spec['path']} is not finite")
+    return moves, arrays
+
+
+def sources(spec: Mapping[str, Any], particles: int) -> list[dict[str, Any]]:
+    """One spec for all particles, or one for each: with a single path, and at most one particle.
+
+    Args:
+      spec: the config's `pretrained`.
+      particles: of the run.
+
+    Raises:
+      ConfigError: a list that does not have one entry for each particle.
+    """
+    path, particle = spec["path"], spec.get("particle")
+    particle = list(range(particles)) if particle == EACH else particle
+    given = {
+        field: list(value)
+        for field, value in dict(path=path, particle=particle).items()
+        if isinstance(value, list | tuple)
+    }
+    for field, values in given.items():
+        if len(values) != particles:
+            raise ConfigError(
+                f"pretrained.{field}: {values}; one for each of the {particles} particles of the "
+                "run (inference.size), or one for all"
+            )
+    common = dict(spec, path=path, particle=particle)
+    return [
+        common | {field: values[p] for field, values in given.items()}
+        for p in range(particles if given else 1)
+    ]
+
+
 def _pretrained(
-    path: str,
+    path: Any,
     layout: str,
     rules: Sequence[Any] = (),
     keep: Sequence[str] = (),
-    particle: int | None = None,
+    particle: Any = None,
     grid: Sequence[int] | None = None,
 ) -> None:
     """The fields of `pretrained`; `particle` is for the layout 'own', if the run has several."""
@@ -141,8 +202,18 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"pretrained.layout: {spec['layout']!r}; {nearest(spec['layout'], READERS)}"
         )
-    if spec.get("particle") is not None and spec["layout"] != "own":
-        raise ConfigError(f"pretrained.particle: {spec['particle']!r}; for layout 'own' only")
+    path, particle = spec["path"], spec.get("particle")
+    paths = path if isinstance(path, list | tuple) else [path]
+    if not paths or not all(one and isinstance(one, str | os.PathLike) for one in paths):
+        raise ConfigError(f"pretrained.path: {path!r}; a path, or a list of one for each particle")
+    chosen = particle if isinstance(particle, list | tuple) else [particle]
+    if particle not in (None, EACH) and not all(type(p) is int for p in chosen):
+        raise ConfigError(
+            f"pretrained.particle: {particle!r}; a number, a list of one for each particle, or "
+            f"{EACH!r}"
+        )
+    if particle is not None and spec["layout"] != "own":
+        raise ConfigError(f"pretrained.particle: {particle!r}; for layout 'own' only")
     grid = spec.get("grid")
     pair = isinstance(grid, list | tuple) and len(grid) == 2
     if grid is not None and not (pair and all(type(n) is int and n > 0 for n in grid)):
@@ -171,7 +242,7 @@ def plan_of(
     checkpoint: Checkpoint,
     tree: Any,
 ) -> dict[str, Move]:
-    """`uncertainty.restore.plan.plan` of a spec, for a tree of parameters and collections.
+    """`uncertainty.restore.plan.plan` of one source, for a tree of parameters and collections.
 
     Raises:
       ConfigError: the checkpoint does not fit.
@@ -186,7 +257,8 @@ def plan_of(
     required = ("backbone", "head", "batch_stats")
     optional = [path for path in targets if path.split("/")[0] not in required]
     rules = list(spec.get("rules", ()))
-    if any(_of_objective(p) for p in checkpoint.shapes) and not any(map(_of_objective, targets)):
+    lost = any(map(_of_objective, checkpoint.shapes)) and not any(map(_of_objective, targets))
+    if lost and OBJECTIVE not in str(rules):
         rules.append((f"{OBJECTIVE}/.*", None))  # such as a projector, of pre-training alone
     try:
         return plan(

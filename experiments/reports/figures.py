@@ -10,6 +10,7 @@ from experiments.reports import (
     costs,
     curves,
     datasets,
+    kinds_figures,
     maps,
     plots,
     posteriors,
@@ -74,6 +75,7 @@ def figures(
         map=_maps(groups, seed),
         routing=_routing(groups, seed),
         shortcuts=_shortcuts(groups),
+        kinds=_kinds(groups),
         corruption=_corruption(groups, style),
         regression=_regression(groups, style, seed),
         training=_training(groups, style, seed),
@@ -356,6 +358,19 @@ def _shortcuts(groups: Mapping[str, Sequence[Run]]) -> Iterator[Entry]:
             "are independent of it; all cues tell the class in training. Right: the share of "
             "members that are best on the set of each cue. Means over seeds. An ensemble whose "
             "members all have one colour has a single opinion on what the class is.",
+        )
+
+
+def _kinds(groups: Mapping[str, Sequence[Run]]) -> Iterator[Entry]:
+    metrics = {label: [run.metrics for run in runs] for label, runs in groups.items()}
+    if tested := kinds_figures.of_kinds(metrics):
+        yield Entry(
+            "Kinds of members",
+            "kinds",
+            kinds_figures.kinds(tested),
+            "Accuracy of mixtures of two members against how often their classes differ, by the "
+            "kinds of both; pairs of one kind are hollow. Large points are means over seeds, small "
+            "ones seeds. Where members are equally accurate, pairs that differ more gain more.",
         )
 
 

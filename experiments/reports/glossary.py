@@ -211,6 +211,24 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/load_min": "Load of the least busy expert over the mean load",
         "*/mutual_information": "Mutual information of expert and class",
     },
+    "kinds": {
+        "*/disagreement": "P(the most probable classes of two members of these kinds differ), mean "
+        "over pairs",
+        "*/error_inconsistency": "P(exactly one of two members of these kinds is right), mean over "
+        "pairs",
+        "*/accuracy_*": "Accuracy of the mixture of so many members, half of each kind, mean over "
+        "choices",
+        "*/nll_*": "NLL of the mixture of so many members, half of each kind, mean over choices",
+        "*/member_accuracy": "Mean accuracy of the members of this kind",
+        "*/member_nll": "Mean NLL of the members of this kind",
+        "*/classes_won": "Share of classes whose mean member accuracy is highest with this kind",
+        "*/class/*/accuracy": "Mean accuracy of the members of this kind on examples of this class",
+    },
+    "combination": {
+        **{f"*/{name}": f"Of combined members: {text}" for name, text in ERRORS.items()},
+        "*/members": "Different members that count",
+        "*/share/*": "Share of members of this kind, by how much they count",
+    },
     "simplicity": {
         **{
             f"{name}/{key}": f"{text}, {of}"

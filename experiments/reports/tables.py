@@ -29,6 +29,8 @@ GROUPS = {
     "intervals": "Conformal intervals",
     "regions": "Conformal regions",
     "joint": "Joint predictions",
+    "kinds": "Kinds of members",
+    "combination": "Combined members",
     "cost": "Cost",
 }
 ACRONYMS = (
@@ -37,6 +39,7 @@ ACRONYMS = (
 ACRONYMS = {word.lower(): word for word in ACRONYMS.split(" ")}
 PERCENT = {"accuracy", "error", "ece", "mce", "auroc", "aupr", "fpr95", "coverage", "disagreement"}
 PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence"}
+PERCENT |= {"inconsistency", "won", "share"}
 # The columns of groups with a line for each method; metrics.json has all.
 OF_METHODS = {
     "posthoc": (
@@ -54,6 +57,7 @@ OF_METHODS = {
     "conformal": ("coverage", "size", "empty", "worst_class_coverage", "worst_group_coverage"),
     "intervals": ("coverage", "width", "worst_group_coverage"),
     "regions": ("coverage", "volume", "worst_group_coverage"),
+    "combination": ("accuracy", "nll", "brier", "ece", "smooth_ece", "members"),
 }
 NATS = {"nll", "entropy", "information", "kl", "loss"}
 

@@ -607,3 +607,93 @@ def release_shapes(size, experts, members, hidden, tokens=None, classes=1000):
             router = (D, members, 8 // members) if members else (D, 8)
             found[block + "Moe/Router/dense/kernel"] = router
     return found | {f"{n}/{p}": (D,) for n in norms for p in ("scale", "bias")}
+
+
+@pytest.mark.slow
+def test_particles_of_particles_and_of_several_runs(trained, tmp_path):
+    """Particle p of particle p, of a chosen one, or of a run of its own."""
+    workdir, state = trained
+    kernel = np.asarray(state.params["head"]["logits"]["kernel"])
+    single = setup(digits(inference=dict(name="particles", size=1), seed=5))
+    other = saved(tmp_path, single, single.init()).params["head"]["logits"]["kernel"]
+
+    def begin(**spec):
+        spec = dict(path=str(workdir), layout="own") | spec
+        return setup(digits(pretrained=spec)).init().params["head"]["logits"]["kernel"]
+
+    np.testing.assert_array_equal(begin(particle="each"), kernel)
+    np.testing.assert_array_equal(begin(particle=[1, 0]), kernel[::-1])
+    both = begin(path=[str(workdir), str(tmp_path)], particle=[1, 0])
+    np.testing.assert_array_equal(both, np.stack([kernel[1], other[0]]))
+    seeded = begin(path=str(tmp_path.parent / (tmp_path.name[:-1] + "{seed}")))
+    np.testing.assert_array_equal(seeded, np.stack([other[0]] * 2))
+    for spec, message in (
+        (dict(particle=[0]), r"pretrained\.particle: \[0\]; one for each of the 2 particles"),
+        (dict(path=[str(workdir)] * 3), r"pretrained\.path: .*one for each of the 2 particles"),
+        (dict(particle="all"), r"pretrained\.particle: 'all'; a number, a list .* or 'each'"),
+        (dict(particle=[0, 2]), r"pretrained\.particle: 2; .* has 2 particles"),
+        (dict(path=[]), r"pretrained\.path: \[\]; a path, or a list"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            begin(**spec)
+
+
+@pytest.mark.slow
+def test_a_probe_of_a_run_trains_its_head_alone(trained, tmp_path):
+    """The backbone stays that of the run, and what the head gets are its features at prediction."""
+    workdir, state = trained
+    spec = dict(path=str(workdir), layout="own", particle="each", keep=("head/",))
+    probe = digits(pretrained=spec, ensemble=dict(name="single", frozen=True), seed=3)
+    begun = setup(probe).init().params
+    experiment = train.train(probe, tmp_path / "probe")
+    after, _ = Checkpoints(tmp_path / "probe", read_only=True).restore(experiment.shapes)
+    assert set(after.params) == {"head"}
+    frozen = after.collections["frozen"]["backbone"]
+    jax.tree.map(np.testing.assert_array_equal, frozen, state.params["backbone"])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), begun["head"], after.params["head"])
+    assert min(jax.tree.leaves(moved)) > 0
+    x = random(3, *experiment.source.shape)
+    source = setup(digits())
+    for p in range(2):
+        one = jax.tree.map(lambda a, p=p: a[p], (after.params, after.collections, after.key))
+        of_run = jax.tree.map(lambda a, p=p: a[p], (state.params, state.collections, state.key))
+        np.testing.assert_allclose(
+            experiment.model.features(*one[:2], x, one[2]),
+            source.model.features(*of_run[:2], x, of_run[2]),
+            atol=1e-6,
+        )
+    # The same with a whole network: frozen in place of one that may move.
+    assert_equal = functools.partial(np.testing.assert_allclose, atol=1e-6)
+    whole = setup(digits(pretrained={**spec, "path": str(tmp_path / "probe"), "keep": ()}))
+    jax.tree.map(assert_equal, whole.init().params["backbone"], state.params["backbone"])
+
+
+@pytest.mark.slow
+def test_a_run_without_labels_is_fine_tuned_particle_by_particle(tmp_path):
+    """Its projector and predictor are dropped, unless the new run has them too."""
+    small = dict(name="projector.Projector", widths=(4, 3))
+    objective = dict(
+        name="contrastive", views=((), ({"name": "flip"},)), projector=small, predictor=small,
+        invariance=0.5, equivariance=0.4,
+    )  # fmt: skip
+    hyper = dict(equivariance=(0.4, 0.0), invariance=(0.0, 0.5))
+    backbone = dict(name="resnet.ResNet", depth=8, width=4)
+    inference = config()["inference"]
+    source = dict(
+        backbone=backbone, objective=objective, inference=dict(inference, size=2, hyper=hyper)
+    )
+    pretraining = setup(config(**source))
+    state = pretraining.init()
+    state = saved(tmp_path, pretraining, jax.tree.map(lambda a: a, state))
+    assert set(state.params["objective"]) == {"projector", "predictor"}
+    spec = dict(path=str(tmp_path), layout="own", particle="each")
+    tuned = dict(backbone=backbone, inference=dict(inference, size=2))
+    for rules in ((), (("objective/.*", None),)):
+        experiment = setup(config(**tuned, pretrained=dict(spec, rules=rules)))
+        begun = experiment.init()
+        assert set(begun.params) == {"backbone", "head"} and begun.hyper is None
+        of_network = {name: state.params[name] for name in begun.params}
+        jax.tree.map(np.testing.assert_array_equal, begun.params, of_network)
+        jax.tree.map(np.testing.assert_array_equal, begun.collections, state.collections)
+    again = setup(config(**source, pretrained=spec)).init()
+    jax.tree.map(np.testing.assert_array_equal, again.params, state.params)

@@ -54,6 +54,7 @@ FIT = dict(name="digits", split="validation")
 MINIMAL = {
     "calibration": dict(data=TEST),
     "classification": dict(data=TEST),
+    "combination": dict(data=TEST, fit=FIT),
     "conformal": dict(data=TEST, fit=FIT),
     "corrupted": dict(data=TEST),
     "corruption": dict(data=TEST, severities=(5,)),
@@ -65,6 +66,7 @@ MINIMAL = {
     "human": dict(data=TEST),
     "intervals": dict(data=dict(name="cubic"), fit=dict(name="cubic", split="validation")),
     "joint": dict(data=TEST),
+    "kinds": dict(data=TEST, kinds=("a", "b"), classes=True),
     "ood": dict(data=TEST, sets=dict(a=dict(name="noise", shape=(8, 8, 1)))),
     "posterior": dict(reference="file.npz", data=dict(name="x_sin_x", split="grid")),
     "posthoc": dict(data=TEST, fit=FIT),

@@ -1,0 +1,1 @@
+"""Members of several runs or files, as one pool to combine."""
