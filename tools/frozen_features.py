@@ -1,6 +1,7 @@
 """Features of a released ResNet for CIFAR-10, computed once, for runs that train heads alone.
 
     python -m tools.frozen_features --weights resnet56.npz --data DIR [--out DIR] [--depth 56]
+    python -m tools.frozen_features --join DIR,DIR,... --out DIR
 
 The weights are an npz file with the names of PyTorch (`layout="resnet"`) of a network of He et al.
 (2016a) with option-A shortcuts, whose inputs are x / 255, normalised by ImageNet's mean and std.
@@ -25,11 +26,15 @@ Writes, in `--out`:
 Beside each x are also logits [N, 10] of the released last layer, and stage1 [N, 16] and stage2
 [N, 32], the means over space of the earlier stages' outputs. Parts of at most 10,000 images are
 kept in `parts/`, so an interrupted run resumes.
+
+`--join` puts what several such folders have side by side, for an ensemble of their networks: x
+[N, 64 M] and logits [N, 10 M], and in head.npz the last layers as those of M members, whose kernels
+[64 M, 10] are 0 but for the features of their own network.
 """
 
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +53,14 @@ from uncertainty.rules import path_of
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the weights expect
 PART, BATCH = 10_000, 250  # images
 SEVERITIES = (1, 3, 5)
+HEAD = "head.npz"
 Compute = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 FLAGS = flags.FLAGS
 if __name__ == "__main__":
-    flags.DEFINE_string("weights", None, "An npz file, see above.", required=True)
-    flags.DEFINE_string("data", None, "The folder of the data.", required=True)
+    flags.DEFINE_string("weights", None, "An npz file, see above.")
+    flags.DEFINE_string("data", None, "The folder of the data.")
+    flags.DEFINE_list("join", [], "Folders that this program wrote, in place of weights and data.")
     flags.DEFINE_string("out", "~/frozen_cifar10", "The folder to write to.")
     flags.DEFINE_integer("depth", 56, "Of the network.")
     flags.DEFINE_integer("corrupted", 2_000, "How many test images to corrupt.", lower_bound=1)
@@ -201,10 +208,54 @@ def corrupted(
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
+def join(folders: Sequence[pathlib.Path], out: pathlib.Path) -> None:
+    """Writes the sets that all folders have, with features and logits side by side; see above.
+
+    Raises:
+      ValueError: fewer than two folders, or examples that are not those of the first.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"--join: {[*map(str, folders)]}; two folders at least")
+    names = set.intersection(*({file.name for file in of.glob("*.npz")} for of in folders))
+    for name in sorted(names):
+        files = [load_npz(storage.path(str(of / name))) for of in folders]
+        result = {}
+        for key in (key for key in files[0] if not key.startswith("stage")):
+            each = [file[key] for file in files]
+            if name == HEAD:
+                result[key] = blocks(each)
+            elif key.startswith(("x_", "logits_")):
+                result[key] = np.concatenate(each, axis=1)
+            else:
+                for folder, other in zip(folders, each, strict=True):
+                    if not np.array_equal(other, each[0]):
+                        raise ValueError(f"--join: {folder / name} has another {key}")
+                result[key] = each[0]
+        save(out / name, result)
+    print(f"written to {out}")
+
+
+def blocks(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """M kernels [D, K] as [M, M D, K], each of which sees its own D features; biases as [M, K]."""
+    if arrays[0].ndim == 1:
+        return np.stack(arrays)
+    (D, K), M = arrays[0].shape, len(arrays)
+    result = np.zeros((M, M, D, K), arrays[0].dtype)
+    for m, kernel in enumerate(arrays):
+        result[m, m] = kernel
+    return result.reshape(M, M * D, K)
+
+
 def main(_) -> None:
+    if FLAGS.join:
+        folders = [pathlib.Path(folder).expanduser() for folder in FLAGS.join]
+        return join(folders, pathlib.Path(FLAGS.out).expanduser())
+    for name in ("weights", "data"):
+        if FLAGS[name].value is None:
+            raise ValueError(f"--{name}: missing")
     data, out = (pathlib.Path(p).expanduser() for p in (FLAGS.data, FLAGS.out))
     compute, last = network(pathlib.Path(FLAGS.weights).expanduser(), FLAGS.depth)
-    save(out / "head.npz", last)
+    save(out / HEAD, last)
     readers_of = dict(sets(data))
     for name, read in readers_of.items():
         if FLAGS.only and name not in FLAGS.only:

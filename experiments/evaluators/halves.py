@@ -67,10 +67,8 @@ def halves(
         p = predict(data)
         log_p, y = mixture(p.log_p), np.asarray(p.y)
         B, K = log_p.shape
-        order = np.argsort(philox(seed, SPLIT, stage=1).random_raw(B), kind="stable")
-        parts = order[: B // 2], order[B // 2 :]
         calibrated, temperatures, folds = np.empty_like(log_p), [], []
-        for held, other in (parts, parts[::-1]):
+        for held, other in in_halves(B, seed):
             calibrator = fit(log_p=log_p[held], labels=y[held])
             folds.append((held, other, calibrator(log_p)))
             calibrated[other] = folds[-1][2][other]
@@ -106,6 +104,16 @@ def halves(
         for key in ("size", "size_raw", "coverage", "coverage_class")
     }
     return Evaluator(run, "classification", yields, reads("data", data))
+
+
+def in_halves(count: int, seed: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Indices of a half of the examples, and of the other half; then the other way round.
+
+    The division, and the order within a half, are drawn once for each seed.
+    """
+    order = np.argsort(philox(seed, SPLIT, stage=1).random_raw(count), kind="stable")
+    first, second = order[: count // 2], order[count // 2 :]
+    return (first, second), (second, first)
 
 
 def _called(make: Callable, u: np.ndarray, **arguments: Any) -> Any:

@@ -173,8 +173,16 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "nll": "-log of the mean over functions of the joint probability of tau labels",
         "nll_per_input": "The same divided by tau",
         "functions": "Members, or draws of functions of all of them",
+        "halves/dyadic_nll": "The dyadic one of members at one temperature, fitted to the other "
+        "half of the examples",
+        "halves/dyadic_gain": "At that temperature: tau times the NLL minus the dyadic one",
+        "halves/nll": "The one of tau labels at that temperature",
+        "halves/temperature": "Mean of the fitted temperatures of both halves",
     },
     "corruption": {
+        "fitted/accuracy": "The same as without a temperature; the mean over kinds and severities",
+        "fitted/nll": "NLL at the temperature that clean examples gave; the mean over both",
+        "fitted/ece": "ECE at that temperature; the mean over both",
         "*accuracy": "Accuracy on corrupted examples; the mean over kinds and severities",
         "*nll": "NLL on corrupted examples; the mean over kinds and severities",
         "*ece": "ECE on corrupted examples; the mean over kinds and severities",
@@ -278,6 +286,8 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "predict_ms_per_example": "Milliseconds of prediction for one example, all members",
         "train_flops_per_example": "FLOPs of training for one example",
         "predict_flops_per_example": "FLOPs of prediction for one example, all members",
+        "total_parameters": "Parameters, with those of the networks that computed the inputs",
+        "total_predict_flops_per_example": "FLOPs of prediction, with those of these networks",
     },
 }
 SHIFTED = ("posthoc", "conformal", "intervals", "regions")  # groups with severities of corruption

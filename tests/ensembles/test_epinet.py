@@ -211,6 +211,40 @@ def test_a_frozen_base_predicts_in_training_too():
     assert changed(collections, trains.forward(joint, collections, X, key(1), train=True)[1])
 
 
+@pytest.mark.slow
+def test_on_given_features_it_is_that_on_the_frozen_network():
+    """With the same parameters and index, in training and at prediction, the gradient too."""
+    images = jnp.asarray(np.random.default_rng(2).normal(size=(B, 8, 8, 3)), "float32")
+    fields = dict(name="epinet", size=4, training_size=3, index=Z, frozen=True)
+    of_images = dict(name="resnet.ResNet", depth=8, width=2)
+    whole, beside = (
+        build.model(dict(CONFIG, backbone=backbone, ensemble=fields))
+        for backbone in (of_images, dict(name="mlp.MLP", widths=()))
+    )
+    params, collections = drawn(jax.eval_shape(whole.init, key(0), images))
+    collections = jax.tree.map(jnp.abs, collections)  # variances
+    phi = whole.features(params, collections, images, key(1))[0]
+    given = dict(prior=collections["prior"], frozen=dict(head=collections["frozen"]["head"]))
+    shapes = jax.eval_shape(beside.init, key(0), phi)
+    assert jax.tree.map(jnp.shape, (params, given)) == jax.tree.map(jnp.shape, shapes)
+
+    def latents(model, collections, x, train):
+        def loss(params):
+            latent = model.forward(params, collections, x, key(3), train=train)[0]
+            return model.likelihood.nll(latent, jnp.arange(B) % K, key(4)).mean(), latent.mean
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    for train in (False, True):
+        (loss, u), gradient = latents(whole, collections, images, train)
+        expected = latents(beside, given, phi, train)
+        assert u.shape == (3 if train else 4, B, K)
+        for a, b in zip(
+            jax.tree.leaves(((loss, u), gradient)), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_the_base_is_computed_once():
     """Whatever M is, the program has one product of the backbone's kernel, with B rows."""
     model = build.model(config(size=100, inputs=False))

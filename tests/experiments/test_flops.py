@@ -52,6 +52,36 @@ def test_a_vit_costs_its_products(single):
 
 
 @pytest.mark.slow
+def test_networks_that_computed_the_features_are_added():
+    backbone = dict(name="resnet.ResNet", depth=8, width=4, shortcuts="zero_padding")
+    shape = (8, 8, 3)
+    config = base()
+    config.data.train = dict(name="digits", split="train[:100]")
+    config.backbone, config.mesh = dict(name="mlp.MLP", widths=()), dict(data=1)
+    experiment = setup(config_lib.plain(config))
+    trained = types.SimpleNamespace(experiment=experiment, state=experiment.shapes)
+    predict = types.SimpleNamespace(runs=[trained])
+    found = dict(flops(features=[dict(backbone=backbone, shape=shape)] * 2).run(predict))
+    # Channels in and out of the stem, and of two convolutions in each stage; along a side, the
+    # pixels that their 8, 4 or 2 windows see, without the padding, which XLA does not count.
+    kernels = [3 * 4, 4 * 4, 4 * 4, 4 * 8, 8 * 8, 8 * 16, 16 * 16]
+    pixels = [3 * 8 - 2, 3 * 8 - 2, 3 * 8 - 2, 3 * 4 - 1, 3 * 4 - 2, 3 * 2 - 1, 3 * 2 - 2]
+    norms = 2 * (4 + 2 * 4 + 2 * 8 + 2 * 16)
+    head = 64 * 10 + 10
+    assert found["cost/total_parameters"] == 2 * (9 * sum(kernels) + norms) + head
+    products = 2 * sum(n**2 * k for n, k in zip(pixels, kernels, strict=True))
+    both = found["cost/total_predict_flops_per_example"] - found["cost/predict_flops_per_example"]
+    assert products < both / 2 < ELEMENTS * products
+    for wrong, why in (
+        (dict(backbone=backbone), r"features\[0\]: .*dict\(backbone=..., shape=...\) is needed"),
+        (dict(backbone=backbone, shape=(8, 0)), r"features\[0\].shape: \(8, 0\)"),
+        (dict(backbone=dict(name="resnet.ResNet", deep=8), shape=shape), r"\[0\].backbone.deep"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            flops(features=[wrong])
+
+
+@pytest.mark.slow
 def test_experts_cost_their_slots():
     experts = dict(
         name="experts.MoE", num_experts=8, router=dict(name="routers.TopK", capacity_factor=1.5)

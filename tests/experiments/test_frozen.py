@@ -16,6 +16,7 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
 from experiments.prediction.predictor import Predictor
+from tools import frozen_features
 from uncertainty import metrics
 from uncertainty.build import ConfigError
 from uncertainty.ood import LastLayer, Outputs
@@ -164,6 +165,51 @@ def test_corrupted_sets_are_averaged_by_kind_and_severity(made):
     assert values["corruption/nll"] == pytest.approx(np.mean(each), rel=1e-4)
     with pytest.raises(ValueError, match="data: no entry 'corruption'"):
         run(made, "corrupted", data=made[1]["test"])
+
+    fitted = run(made, "corrupted", data=made[1]["corrupted"], fit=made[1]["test"])
+    clean, y = log_p(made, "test"), arrays(made, "test")["y"]
+
+    def at(t, logs, y):
+        return -special.log_softmax(logs / t, axis=1)[np.arange(len(y)), y]
+
+    T = scipy.optimize.minimize_scalar(
+        lambda t: at(t, clean, y).mean(), bounds=(0.1, 30), method="bounded"
+    ).x
+    nll = at(T, logs, stored["y"]).mean()  # all four parts are of one size
+    assert fitted["corruption/fitted/nll"] == pytest.approx(nll, rel=1e-3)
+    assert {k: fitted[k] for k in values} == values
+    check = build(
+        "c", dict(name="corrupted", data=made[1]["corrupted"], fit=made[1]["train"])
+    ).check
+    with pytest.raises(ValueError, match=r"fit: 100% of the 240 examples .* the training data"):
+        check(made[0].runs[0].experiment.source)
+
+
+def test_joined_networks_predict_as_each_does(tmp_path):
+    """Of features side by side, heads of zeros and blocks see their own network's alone."""
+    parts = []
+    for i in range(3):
+        kernel, bias, x = RNG.normal(size=(D, K)), RNG.normal(size=K), RNG.normal(size=(9, D))
+        head = {"head/logits/kernel": kernel, "head/logits/bias": bias}
+        frozen_features.save(tmp_path / str(i) / "head.npz", head)
+        own = dict(x=x, logits=x @ kernel + bias, y=np.arange(9), stage1=x[:, :2])
+        frozen_features.save(tmp_path / str(i) / "test.npz", own, "test")
+        parts.append(own["logits"])
+    frozen_features.save(tmp_path / "0" / "other.npz", own, "test")  # that the others lack
+    folders = [tmp_path / str(i) for i in range(3)]
+    frozen_features.join(folders, tmp_path / "together")
+    assert {p.name for p in (tmp_path / "together").iterdir()} == {"head.npz", "test.npz"}
+    head, test = (dict(np.load(tmp_path / "together" / f"{n}.npz")) for n in ("head", "test"))
+    logits = np.einsum("bd,mdk->mbk", test["x_test"], head["head/logits/kernel"])
+    logits += head["head/logits/bias"][:, None]
+    np.testing.assert_allclose(logits, parts)
+    np.testing.assert_array_equal(test["logits_test"], np.concatenate(parts, 1))
+    assert set(test) == {"x_test", "logits_test", "y_test"}
+    with pytest.raises(ValueError, match="two folders at least"):
+        frozen_features.join(folders[:1], tmp_path / "together")
+    frozen_features.save(folders[1] / "test.npz", own | dict(y=np.arange(9)[::-1]), "test")
+    with pytest.raises(ValueError, match=r"1/test.npz has another y_test"):
+        frozen_features.join(folders, tmp_path / "together")
 
 
 def test_fitted_scores_rank_sets(made):

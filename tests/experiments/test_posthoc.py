@@ -1,6 +1,7 @@
 """Post-hoc and conformal evaluators against the library's functions on predictions by hand."""
 
 import dataclasses
+import itertools
 import logging
 import math
 
@@ -15,6 +16,7 @@ from experiments import evaluators
 from experiments.data.description import read_description
 from experiments.data.overlap import require_apart, share
 from experiments.data.source import load
+from experiments.evaluators.halves import in_halves
 from experiments.evaluators.joint import of_functions
 from experiments.experiment.build import setup
 from experiments.experiment.results import write_results
@@ -209,6 +211,28 @@ def test_joint_predictions_of_points_and_of_functions(predictor, digits):
     np.testing.assert_allclose(numbers["joint/dyadic_nll"], expected, rtol=1e-6)
     assert numbers["joint/functions"] == 2 and numbers["joint/dyadic_gain"] > 0
 
+    # One temperature of both members, that of one half for the other.
+    numbers, _ = run(predictor, name="joint", data=TEST, tau=4, halves=True, seed=2)
+    each, fitted_to = [], []
+    for held, other in in_halves(len(p.y), 2):
+
+        def nll(t, rows=held):
+            of_labels = special.log_softmax(p.log_p[:, rows] / t, -1)[
+                :, range(len(rows)), p.y[rows]
+            ]
+            return -special.logsumexp(of_labels, 0, b=1 / 2).mean()
+
+        T = min(np.geomspace(0.2, 5, 2001), key=nll)
+        q = special.softmax(p.log_p[:, other].astype(np.float64) / T, -1)
+        q = q[:, range(len(other)), p.y[other]]
+        for i in range(0, len(other) - 1, 2):
+            draws = itertools.product((i, i + 1), repeat=4)  # all 2^4 are as likely
+            each.append(np.mean([-np.log(q[:, list(draw)].prod(1).mean()) for draw in draws]))
+        fitted_to.append(T)
+    np.testing.assert_allclose(numbers["joint/halves/dyadic_nll"], np.mean(each), rtol=3e-3)
+    np.testing.assert_allclose(numbers["joint/halves/temperature"], np.mean(fitted_to), rtol=3e-3)
+    assert numbers["joint/dyadic_nll"] != numbers["joint/halves/dyadic_nll"]
+
     # The same networks with a posterior over the last layer, of which functions are drawn.
     config = read_config(digits)
     config |= dict(
@@ -232,6 +256,8 @@ def test_joint_predictions_of_points_and_of_functions(predictor, digits):
     mixed = special.logsumexp(q.log_p, 0)[np.arange(len(q.y)), q.y] - np.log(2)
     np.testing.assert_allclose(own.mean(), mixed.mean(), rtol=0.05)
     assert numbers["joint/dyadic_gain"] > 0
+    with pytest.raises(ValueError, match="halves: True, but functions are drawn from a head's"):
+        run(wide, name="joint", data=TEST, halves=True)
     with pytest.raises(ValueError, match="averages over a Gaussian"):
         joint.dyadic_nll(q.log_p, q.y, epistemic=q.epistemic)
 

@@ -34,5 +34,7 @@ def test_each_seed_is_its_cell(tmp_path, at_once):
 
 def test_what_is_refused(tmp_path):
     cells, row = cells_of(tmp_path, stages=(dict(name="swag"),))
-    with pytest.raises(ConfigError, match="stages: .*swag.*; unset it, or use experiments.reproduce"):
+    with pytest.raises(
+        ConfigError, match="stages: .*swag.*; unset it, or use experiments.reproduce"
+    ):
         seeds.records(cells, row, (0,), False)

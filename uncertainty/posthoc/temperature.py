@@ -94,10 +94,15 @@ def _of_members(
     remedy = "set floor, such as 1e-6, or leave such rows out"
     _arrays.check_labels_possible(log_p.max(0), labels, remedy)
 
+    # Classes lead, so that sums over them are of whole arrays: a third of the time.
+    below = np.ascontiguousarray(np.moveaxis(log_p - log_p.max(-1, keepdims=True), -1, 0))
+    of_labels = below[labels, :, np.arange(len(labels))].T  # [M, B]
+    terms = np.empty_like(below)
+
     def nll(log_t: float) -> float:
-        scaled = _arrays.normalised(log_p / np.exp(log_t))
-        of_labels = np.stack([_arrays.at_labels(member, labels) for member in scaled])
-        return float(-_arrays.mixture(of_labels).mean())
+        inverse = np.exp(-log_t)
+        np.exp(np.multiply(below, inverse, out=terms), out=terms)
+        return float(-_arrays.mixture(of_labels * inverse - np.log(terms.sum(0))).mean())
 
     grid = np.unique(np.append(np.linspace(np.log(minimum), np.log(maximum), 41), 0.0))
     values = np.array([nll(log_t) for log_t in grid])
