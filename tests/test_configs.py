@@ -60,7 +60,6 @@ TRACED = [
     ("toys/shortcuts.py", "data=latents,method=joint"),
     ("toys/shortcuts.py", "data=dominoes,method=single"),
     ("toys/rings.py", "method=sngp"),
-    ("digits/contrastive.py", "members=eq,loss=supervised,symmetry=half_swap"),
     ("digits/lenet5.py", "heads=3"),
     ("digits/lenet5.py", "ensemble=batch_ensemble"),
     ("digits/lenet5.py", "ensemble=mimo"),
