@@ -62,7 +62,6 @@ TRACED = [
     ("small_images/multi_symmetry.py", "method=pretrain"),
     ("small_images/multi_symmetry.py", "images=cifar10,method=probe,base"),
     ("toys/rings.py", "method=sngp"),
-    ("digits/contrastive.py", "members=eq,loss=supervised,symmetry=half_swap"),
     ("digits/lenet5.py", "heads=3"),
     ("digits/lenet5.py", "ensemble=batch_ensemble"),
     ("digits/lenet5.py", "ensemble=mimo"),

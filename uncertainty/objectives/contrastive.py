@@ -166,8 +166,9 @@ def contrastive(
                 x = moves.each(x, k)
             images.append(normalised(x))
 
-        phis, latent, auxiliary = [], None, []
-        for j, (first, several) in enumerate(_by_shape(images)):
+        embeddings: dict[int, jax.Array] = {}  # of view i, [M or 1, B, D']
+        latent, auxiliary = None, []
+        for j, (indices, several) in enumerate(_by_shape(images)):
             n = len(several)
             # Interleaved, so that devices which share a batch keep their examples.
             x = jnp.stack(several, axis=1).reshape(B * n, *several[0].shape[1:])
@@ -175,10 +176,13 @@ def contrastive(
                 params, collections, x, fold(key, Use.SIZES + j), supervision
             )
             auxiliary.append(extra)
-            phis.append((first, phi.reshape(len(phi), B, n, -1)))
             latent = _every(n, u) if latent is None else latent
+            if contrast is not None:
+                z = run("projector", own, phi)
+                embeddings |= {i: z[:, k::n] for k, i in enumerate(indices)}
 
-        value, nll, metrics = jnp.zeros(()), None, {}
+        value, nll = jnp.zeros(()), None
+        metrics: dict[str, jax.Array] = {}
         if y is not None:
             assert latent is not None
             nll = model.likelihood.nll(latent, y, jax.random.split(key)[1])
@@ -186,13 +190,9 @@ def contrastive(
         elif supervision:
             raise ValueError("objective: 'contrastive' with supervision needs labels, an entry 'y'")
         if "contrast" in weights:
-            z = [run("projector", own, phi.reshape(len(phi), -1, phi.shape[-1])) for _, phi in phis]
-            order = [i for indices, _ in phis for i in indices]
-            z = [a.reshape(len(a), B, -1, a.shape[-1]) for a in z]
-            z = jnp.moveaxis(jnp.concatenate(z, axis=2), 2, 1)  # [M, V, B, D']
-            z = z[:, jnp.asarray(sorted(range(len(order)), key=order.__getitem__))]
-            compare = _loss(loss, temperature, compared, y)
-            out = jax.tree.map(jnp.mean, jax.vmap(compare)(z))
+            z = jnp.stack([embeddings[i] for i in range(len(images))], axis=1)  # [M, V, B, D']
+            out = jax.vmap(_loss(loss, temperature, compared, y))(z)
+            out = jax.tree.map(jnp.mean, out)
             value += weights["contrast"] * out.loss
             metrics |= dict(contrast=out.loss, positive=out.positive, retrieval=out.retrieval)
         if "equivariance" in weights:
