@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.evaluators import Data, Evaluator, reads
+from uncertainty.functions import functions
 from uncertainty.keys import Use, fold
 from uncertainty.metrics import joint as joint_lib
-from uncertainty.model import functions
 from uncertainty.types import Latent
 
 if TYPE_CHECKING:
