@@ -38,7 +38,7 @@ from benchmarks import timing
 from benchmarks.timing import block, over, show
 from experiments.planning import operations
 from studies import testbed
-from studies.agents import agents, config_of, given, initial, parts
+from studies.agents import agents, config_of, given, started
 from studies.problems import Setting, joint_kl, marginal_kl
 from uncertainty import build
 
@@ -189,14 +189,7 @@ def against_torch(arguments: argparse.Namespace) -> dict[str, Any]:
 def begun(agent: Any, same: list[Setting], problems: Any) -> dict[str, np.ndarray]:
     """Data, L2 and the initial parameters [G, P, ...] of a program, by path."""
     of = given(agent, same, problems)
-
-    def params(one: Any) -> Any:
-        setting = same[0]
-        config, model, _ = parts(agent, setting, one)
-        begin, _ = jax.random.split(one.key)
-        return initial(config, model, one._replace(key=begin), setting.examples).params
-
-    tree = jax.jit(jax.vmap(params))(of)
+    tree = jax.jit(functools.partial(started, agent, same[0]))(of).params
     layers = {"dense0": tree["backbone"]["dense0"], "dense1": tree["backbone"]["dense1"],
               "logits": tree["head"]["logits"]}  # fmt: skip
     arrays = {f"{name}.{k}": np.asarray(a) for name, layer in layers.items()

@@ -12,8 +12,8 @@ import numpy as np
 
 from studies.problems import CLASSES, Problem, Setting, joint_kl, marginal_kl
 from uncertainty import build, priors
+from uncertainty.functions import functions
 from uncertainty.inference import executors, samples
-from uncertainty.model import functions
 from uncertainty.rules import path_of
 from uncertainty.types import Batch, Collections, Inference, Latent, Model, Prior, State
 
@@ -201,7 +201,22 @@ def given(agent: Agent, same: list[Setting], problems: Problem) -> Given:
     )
 
 
-def solve(agent: Agent, setting: Setting, given: Given) -> tuple[jax.Array, jax.Array, jax.Array]:
+def started(agent: Agent, setting: Setting, given: Given) -> State:
+    """The states of all particles of G problems.
+
+    They depend on keys, d and the numbers in `given`, so that one program is for all n / d.
+    """
+    x = jnp.zeros((1, setting.inputs))
+
+    def one(given: Given) -> State:
+        return initial(config_of(agent, setting), x, given)
+
+    return jax.vmap(one)(given._replace(problem=None, own=None))
+
+
+def solve(
+    agent: Agent, setting: Setting, given: Given, states: State
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Trains an agent on G problems of one shape, and compares it with their processes.
 
     Problems are the outermost axis of one program, each with P particles; they are trained
@@ -211,6 +226,7 @@ def solve(agent: Agent, setting: Setting, given: Given) -> tuple[jax.Array, jax.
       agent: the same for all.
       setting: of one of them, for shapes and, where the agent needs it, the temperature.
       given: with a leading G.
+      states: as `started`.
 
     Returns:
       marginal and joint KL, and whether every step was finite, [G].
@@ -219,8 +235,8 @@ def solve(agent: Agent, setting: Setting, given: Given) -> tuple[jax.Array, jax.
       ValueError: the agent's latents have a variance from which no functions are drawn.
     """
 
-    def train(one: Given) -> tuple[State, jax.Array]:
-        return trained(*parts(agent, setting, one), setting, one)
+    def train(one: Given, state: State) -> tuple[State, jax.Array]:
+        return trained(*parts(agent, setting, one), setting, one, state)
 
     def compare(of: tuple[Given, State]) -> tuple[jax.Array, jax.Array]:
         one, state = of
@@ -229,7 +245,7 @@ def solve(agent: Agent, setting: Setting, given: Given) -> tuple[jax.Array, jax.
             lambda x: log_q(model, inference, state, x, one.key, agent.draws), one.problem
         )
 
-    states, finite = jax.vmap(train)(given)
+    states, finite = jax.vmap(train)(given, states)
     marginal, joint = jax.lax.map(compare, (given, states))
     return marginal, joint, finite
 
@@ -243,13 +259,14 @@ def parts(agent: Agent, setting: Setting, one: Given) -> tuple[dict[str, Any], M
     return config, model, build.inference(config, model, num_examples=setting.examples)
 
 
-def initial(config: Mapping[str, Any], model: Model, one: Given, n: int) -> State:
+def initial(config: Mapping[str, Any], x: jax.Array, one: Given) -> State:
     """The state of all particles, made by mapping an inference of one over their keys."""
     P = config["inference"].get("size", 1)
     alone = {**config, "inference": {**config["inference"], "size": 1}}
-    inference = build.inference(alone, model, num_examples=n)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, one.key))(jnp.arange(P))
-    states = jax.vmap(inference.init, (0, None))(keys, one.problem.x[:1])
+    inference = build.inference(alone, num_examples=1)
+    begin, _ = jax.random.split(one.key)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, begin))(jnp.arange(P))
+    states = jax.vmap(inference.init, (0, None))(keys, x)
     step = states.step[0]
     state = jax.tree.map(lambda a: a[:, 0], states.replace(step=None)).replace(step=step)
     state = state.replace(collections=scaled(state.collections, one.prior))
@@ -267,11 +284,16 @@ def scaled(collections: Collections, factor: jax.Array) -> Collections:
 
 
 def trained(
-    config: Mapping[str, Any], model: Model, inference: Inference, setting: Setting, one: Given
+    config: Mapping[str, Any],
+    model: Model,
+    inference: Inference,
+    setting: Setting,
+    one: Given,
+    state: State,
 ) -> tuple[State, jax.Array]:
     """The state after training and stages, and whether all steps were finite."""
     x, y, n = one.problem.x, one.problem.y, setting.examples
-    begin, points = jax.random.split(one.key)
+    _, points = jax.random.split(one.key)
 
     def batch(state: State, at: jax.Array | None) -> Batch:
         """Examples at positions `at`, or all."""
@@ -289,7 +311,6 @@ def trained(
         state, metrics = inference.update(state, batch(state, at))
         return (state, finite & jnp.all(metrics["finite"])), None
 
-    state = initial(config, model, one._replace(key=begin), n)
     order = shuffled(n, config["steps"])
     (state, finite), _ = jax.lax.scan(
         step, (state, jnp.asarray(True)), order, length=config["steps"]

@@ -41,7 +41,7 @@ from experiments.reproduce import seeds_of
 from experiments.runtime import project, storage
 from experiments.runtime.progress import Progress, setup_logging
 from experiments.runtime.writers import hardware
-from studies.agents import Agent, agents, config_of, given, solve
+from studies.agents import Agent, agents, config_of, given, solve, started
 from studies.problems import CLASSES, Problem, Setting, draw, settings
 from uncertainty.metrics import resampling
 
@@ -89,13 +89,16 @@ def made(same: Sequence[Setting], tau: int, pairs: int, draws: int) -> Problem:
 
 def program(agent: Agent) -> Callable[..., Any]:
     """`solve` of an agent, compiled once for each shape."""
+    start = jax.jit(functools.partial(started, agent), static_argnums=0)
     run = jax.jit(functools.partial(solve, agent), static_argnums=0)
 
     def called(same: Sequence[Setting], problems: Problem) -> Any:
-        first = same[0]._replace(seed=0)
+        first, of = same[0]._replace(seed=0), given(agent, same, problems)
         if not agent.by_temperature:
-            first = first._replace(temperature=0.0)  # which is in `Given`
-        return run(first, given(agent, same, problems))
+            first = first._replace(temperature=1.0)  # the one that counts is in `Given`
+        begin = first._replace(ratio=1.0, temperature=1.0)
+        states = start(begin, of._replace(problem=None, own=None))
+        return run(first, of, states)
 
     return called
 
@@ -129,7 +132,10 @@ def scores(
 ) -> dict[str, dict[str, Any]]:
     """name -> results of each seed, and intervals: means over problems, relative to the MLP's.
 
-    Results are of all problems, and of those of each n / d: 'joint' and 'joint/10'.
+    Results are of all problems, and of those of each n / d: 'joint' and 'joint/10'. That of a seed
+    is R + (a_s - R b_s) / b, with a_s and b_s the means of the agent and of the MLP over its
+    problems, b the mean of b_s and R the ratio of means: so the mean over seeds is R, and the
+    standard error that of a ratio to first order. A mean of a_s / b_s would be that of the easiest.
 
     Intervals are of 1,000 resamples of the problems' networks, the same for all agents; problems
     that differ in temperature alone share their network, so they are drawn together.
@@ -157,10 +163,14 @@ def scores(
         intervals = {}
         for key, of in values.items():
             mine, reference = of[name], of[REFERENCE]
-            for result, seed in zip(results, seeds, strict=True):
-                for part, mask in parts.items():
-                    of_seed = mask & (seed_of == seed)
-                    result[key + part] = float(mine[of_seed].mean() / reference[of_seed].mean())
+            for part, mask in parts.items():
+                a, b = (
+                    np.array([of[mask & (seed_of == seed)].mean() for seed in seeds])
+                    for of in (mine, reference)
+                )
+                ratio = a.mean() / b.mean()
+                for result, one in zip(results, ratio + (a - ratio * b) / b.mean(), strict=True):
+                    result[key + part] = float(one)
             drawn = (weights @ mine) / (weights @ reference)
             intervals[key] = resampling.interval(drawn, float(mine.mean() / reference.mean()))
         scored[name] = dict(results=results, intervals=intervals)

@@ -11,9 +11,9 @@ from experiments.evaluators import Data, Evaluator, reads
 from experiments.evaluators.halves import in_halves
 from experiments.runtime import keys
 from uncertainty import posthoc
+from uncertainty.functions import functions
 from uncertainty.keys import Use, fold
 from uncertainty.metrics import joint as joint_lib
-from uncertainty.model import functions
 from uncertainty.posthoc.temperature import temperature
 from uncertainty.types import Latent
 

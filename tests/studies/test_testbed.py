@@ -19,11 +19,13 @@ from studies.agents import (
     config_of,
     gaussian,
     given,
-    initial,
+    log_q,
     parts,
     scaled,
     shuffled,
     solve,
+    started,
+    trained,
 )
 from studies.problems import Problem, Setting, draw, joint_kl, marginal_kl, settings
 from uncertainty import build, priors
@@ -135,7 +137,7 @@ def test_problems_in_one_program_are_those_of_a_loop():
     few = [SETTING, SETTING._replace(temperature=0.1, seed=1)]
     problems = testbed.made(few, TAU, T, R)
     of = given(agent, few, problems)
-    marginal, joint, finite = jax.jit(functools.partial(solve, agent, SETTING))(of)
+    marginal, joint, finite = testbed.program(agent)(few, problems)
     assert marginal.shape == joint.shape == (2,) and finite.all()
 
     for g, setting in enumerate(few):  # by the config alone, step by step
@@ -166,11 +168,11 @@ def test_agents_predict_functions_and_only_their_priors_are_scaled(name):
     agent = agents(samples=3, size=5)[name]
     few = [SETTING, SETTING._replace(seed=1)]
     of = given(agent, few, testbed.made(few, TAU, T, R))
-    one = jax.tree.map(lambda a: a[0], of)
-    config, model, _ = parts(agent, SETTING, one)
+    config = config_of(agent, SETTING)
     P = config["inference"]["size"]
     assert {"ensemble": 5, "bootstrap": 5, "ensemble+": 5, "SVGD": 5}.get(name, 1) == P
-    state = jax.eval_shape(lambda one: initial(config, model, one, 6), one)
+    states = jax.eval_shape(functools.partial(started, agent, SETTING), of)
+    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), states)
     assert {a.shape[0] for a in jax.tree.leaves(state.params)} == {P}
     assert state.key.shape == (P,) and state.step.shape == ()
     ones = jax.tree.map(lambda a: np.ones(a.shape), state.collections)
@@ -179,28 +181,27 @@ def test_agents_predict_functions_and_only_their_priors_are_scaled(name):
     with_prior = name in ("ensemble+", "hypermodel", "epinet")
     assert scales.get("logits") == (3.0 if with_prior else None)
     assert set(scales.values()) <= {1.0, 3.0}
-    found = jax.eval_shape(functools.partial(solve, agent, SETTING), of)
+    found = jax.eval_shape(functools.partial(solve, agent, SETTING), of, states)
     assert [a.shape for a in found] == [(2,)] * 3
 
 
 @pytest.mark.slow
 def test_what_a_posterior_predicts_is_one_function_at_all_inputs():
     """Of Laplace: at its mean and far draws, and in parts."""
-    from studies.agents import log_q, trained
-
     agent = agents(samples=4)["Laplace"]._replace(steps=lambda setting: 2, draws=4)
     few = [SETTING]
-    one = jax.tree.map(lambda a: a[0], given(agent, few, testbed.made(few, TAU, T, R)))
+    of = given(agent, few, testbed.made(few, TAU, T, R))
 
     @jax.jit
-    def predicted(one):
+    def predicted(of):
+        one, state = jax.tree.map(lambda a: a[0], (of, started(agent, SETTING, of)))
         config, model, inference = parts(agent, SETTING, one)
-        state, _ = trained(config, model, inference, SETTING, one)
+        state, _ = trained(config, model, inference, SETTING, one, state)
         x = one.problem.pairs.reshape(-1, 2)
         whole, first = (log_q(model, inference, state, a, one.key, 4) for a in (x, x[:3]))
         return whole, first, inference.predict(state, x).variance
 
-    whole, first, variance = predicted(one)
+    whole, first, variance = predicted(of)
     assert whole.shape == (4, 2 * T, 2) and (variance > 0).all()
     np.testing.assert_allclose(whole[:, :3], first, rtol=1e-4, atol=1e-5)
     assert len(np.unique(np.asarray(whole[:, 0, 0]).round(6))) == 4
@@ -263,9 +264,12 @@ def test_scores_are_ratios_to_the_mlp_whose_intervals_draw_networks():
         assert one == pytest.approx(expected)
     assert scored["half"]["intervals"]["joint"] == pytest.approx((0.25, 0.25))  # of pairs
     other = [n | dict(marginal=rng.uniform()) if n["agent"] == "half" else n for n in lines]
-    low, high = testbed.scores(other, ["half"], [0, 1])["half"]["intervals"]["marginal"]
+    scored = testbed.scores(other, ["half"], [0, 1])["half"]
+    low, high = scored["intervals"]["marginal"]
     mean = np.mean([n["marginal"] for n in other if n["agent"] == "half"])
-    assert low < mean / np.mean([v[0] for v in kl.values()]) < high
+    ratio = mean / np.mean([v[0] for v in kl.values()])
+    assert np.mean([one["marginal"] for one in scored["results"]]) == pytest.approx(ratio)
+    assert low < ratio < high
 
 
 def test_lines_that_are_there_are_kept_and_other_settings_refused(tmp_path):
