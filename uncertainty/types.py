@@ -207,6 +207,7 @@ class Inference(NamedTuple):
     own_examples: bool = False
     # Initialises again what is derived from a state's parameters; call it after replacing them.
     restart: Callable[[State], State] = lambda state: state
+    likelihood: Likelihood | None = None  # of its model: what labels may be
 
 
 class Own(NamedTuple):
