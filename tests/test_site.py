@@ -1,6 +1,7 @@
 """The site's pages, without MkDocs: links, pages of methods, tutorials as Markdown."""
 
 import ast
+import inspect
 import json
 import pathlib
 import re
@@ -8,6 +9,9 @@ import re
 import pytest
 
 from experiments import describe
+from experiments.evaluators import build_all
+from experiments.experiment.base import base, derived
+from experiments.experiment.config import plain
 from tools import docs, methods, tutorials
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -109,3 +113,16 @@ def test_a_tutorial_is_its_cells_with_what_they_print(tmp_path):
     ]
     text = tutorials.rendered(file)
     assert "# Title\n\nText." in text and "```text\n2\n3\n```" in text
+
+
+@pytest.mark.parametrize("section", ["posthoc", "conformal"])
+def test_config_lines_of_methods_on_held_out_examples_make_evaluators(section):
+    """They are of an evaluator, and no stages."""
+    for name, target in describe.SECTIONS[section].parts().items():
+        line = methods.config_line(describe.part_of(section, name, target))
+        config = base()
+        exec(line, {"config": config})
+        config.data.train = dict(name="digits", split="train")
+        (built,) = build_all(derived(plain(config))["evaluators"]).values()
+        takes = {"log_p"} & set(inspect.signature(target).parameters)
+        assert built.task == ("classification" if takes else "regression")

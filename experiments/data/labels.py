@@ -70,8 +70,8 @@ def number_of(label: str, y: np.ndarray | None, dataset: Dataset) -> int | None:
     least, most = int(y.min()), int(y.max())
     if least < 0:
         raise ValueError(
-            f"{label}: integer y run from {least} to {most}, but labels of classes are counted from "
-            "0; targets of regression are stored as floats"
+            f"{label}: label {least} of example {int(y.argmin())}, but classes are counted from 0; "
+            "targets of regression are stored as floats"
         )
     if least > 0:
         raise ValueError(

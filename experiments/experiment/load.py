@@ -203,8 +203,8 @@ def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
         center, spread = np.abs(source.y.mean(0)).max(), source.y.std(0).max()
         if spread > LARGE or center > LARGE * max(spread, 1.0):
             logger.warning(
-                "data.train: targets with a mean of %.4g and a standard deviation of %.4g are learned "
-                "as they are stored; data.train.standardise=true takes them in units of these",
+                "data.train: targets with a mean of %.4g and a standard deviation of %.4g are "
+                "learned as they are; data.train.standardise=true takes them in units of these",
                 source.y.mean(0)[0],
                 source.y.std(0)[0],
             )

@@ -372,7 +372,7 @@ def test_integers_are_labels_and_large_targets_are_spoken_of(tmp_path, caplog):
         np.savez(tmp_path / f"{name}.npz", **arrays)
     config.head.outputs, config.data.validation = None, None
     for name, message in (
-        ("negative", "integer y run from -.* targets of regression are stored as floats"),
+        ("negative", "label -.* of example .* targets of regression are stored as floats"),
         ("counts", "labels run from|integer y are labels; store targets of regression as floats"),
     ):
         config.data.train = dict(name="npz", path=str(tmp_path / f"{name}.npz"), split="train")

@@ -66,6 +66,7 @@ MINIMAL = {
     "ood": dict(data=TEST, sets=dict(a=dict(name="noise", shape=(8, 8, 1)))),
     "posterior": dict(reference="file.npz", data=dict(name="x_sin_x", split="grid")),
     "posthoc": dict(data=TEST, fit=FIT),
+    "regions": dict(data=dict(name="cubic"), fit=dict(name="cubic", split="validation")),
     "regression": dict(data=dict(name="cubic")),
     "routing": dict(data=TEST),
     "uncertainty_map": dict(data=dict(name="rings"), groups=dict(a=dict(name="rings"))),
