@@ -159,10 +159,10 @@ def config_line(part: describe.Part) -> str:
     if part.section in ("posthoc", "conformal"):  # of an evaluator
         evaluator = place.split(".")[1]
         methods = f', methods=("{part.name}",)' * place.endswith(".methods")
-        return (
-            f"config.evaluators.{evaluator} = dict(\n"
-            f'    name="{evaluator}", data=dict(split="test"), fit=dict(split="validation"){methods}\n)'
+        fields = (
+            f'name="{evaluator}", data=dict(split="test"), fit=dict(split="validation"){methods}'
         )
+        return f"config.evaluators.{evaluator} = dict(\n    {fields}\n)"
     if place == "stages":
         return f"config.stages = ({value},)"
     return f"config.{place} = {value}"
