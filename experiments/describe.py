@@ -233,12 +233,15 @@ SECTIONS = {
     ),
     "posthoc": Section(
         "calibration on held-out examples",
-        "stages",
+        "evaluators.posthoc.methods",
         _named("uncertainty.posthoc"),
         ("log_p", "labels", "mean", "variance", "y"),
     ),
     "conformal": Section(
-        "prediction sets", "stages", _named("uncertainty.conformal"), ("log_p", "labels")
+        "prediction sets",
+        "evaluators.conformal.methods",
+        _named("uncertainty.conformal"),
+        ("log_p", "labels"),
     ),
     "combining": Section(
         "members chosen by held-out examples",
@@ -562,9 +565,25 @@ def text_of_section(name: str) -> str:
     return "\n".join(lines)
 
 
+# Conformal methods of targets, which evaluators of their own take.
+_OF_TARGETS = {
+    "split": "evaluators.intervals.methods",
+    "cqr": "evaluators.intervals.methods",
+    "regions": "evaluators.regions",
+}
+
+
+def place_of(section: str, part: str) -> str:
+    """Where a config names a part: 'head', 'evaluators.conformal.methods'."""
+    if section == "conformal" and part in _OF_TARGETS:
+        return _OF_TARGETS[part]
+    return SECTIONS[section].place if section else "*"
+
+
 def text_of_part(part: Part) -> str:
-    place = SECTIONS[part.section].place if part.section else "*"
-    lines = [f"{part.name}  (config.{place}.name)", "", textwrap.indent(prose_of(part.text), "  ")]
+    place = place_of(part.section, part.name)
+    place += "" if place.startswith("evaluators.") and place != "evaluators" else ".name"
+    lines = [f"{part.name}  (config.{place})", "", textwrap.indent(prose_of(part.text), "  ")]
     if part.source:
         lines += ["", "  Source:", _lines(part.source, 4)]
     for title, fields in (("Fields", part.fields), ("Fields of all of them", part.shared)):

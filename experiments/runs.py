@@ -12,7 +12,7 @@ predicted.probs, predicted.sets()        # calibrated probabilities, conformal s
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from experiments import evaluate
 from experiments.data.source import Source, of_array
 from experiments.evaluators.conformal import mixture
-from experiments.evaluators.intervals import ARGUMENTS, ends_of, given_of
+from experiments.evaluators.intervals import ends_of, given_of
 from experiments.evaluators.regression import as_stored
 from experiments.experiment.results import RUNS
 from experiments.prediction import fitted
@@ -28,7 +28,7 @@ from experiments.prediction.predictions import Predictions
 from experiments.prediction.predictor import Predictor
 from experiments.runtime import storage
 from experiments.runtime.progress import Progress
-from experiments.runtime.workdir import read_json
+from experiments.runtime.workdir import read_config, read_json
 from uncertainty.build import ConfigError
 from uncertainty.distributions import Classes, Gaussians, Sets
 from uncertainty.posthoc import OfMixture
@@ -195,6 +195,15 @@ def load_run(
     paths = [storage.path(workdir) for workdir in workdirs]
     places = [path.resolve() for path in paths]
     unique = [p for i, p in enumerate(paths) if places.index(places[i]) == i]
+    folder = unique[0] / "evaluation" / evaluation
+    saved, sets, of_step = None, conformal, None
+    if posthoc is not None or isinstance(conformal, str):
+        read_config(unique[0])  # raises where there is no run
+        of_step = _step_of(folder, unique)
+    if posthoc is not None:
+        saved = _calibrator(folder, posthoc)
+    if isinstance(conformal, str):
+        sets = _sets(folder, conformal)
     predictors, steps = {}, {}
     for path in unique:
         experiment = evaluate.open_run(path)
@@ -204,14 +213,11 @@ def load_run(
         predictors[str(path)] = Predictor(experiment, state)
     joined = next(iter(predictors.values())) if len(predictors) == 1 else None
     predictor = joined or Predictor.join(predictors)
-    folder = unique[0] / "evaluation" / evaluation
-    if posthoc is not None or isinstance(conformal, str):
-        _check_saved(folder, unique, steps)
-    task = predictor.reader.like.task
-    saved = None if posthoc is None else _calibrator(folder, posthoc)
-    sets: Any = conformal
-    if isinstance(conformal, str):
-        sets = _sets(folder, conformal, task)
+    if of_step not in (None, max(steps.values())):
+        raise ConfigError(
+            f"evaluation: {folder} is of step {of_step}, but the checkpoint of step "
+            f"{max(steps.values())}; {_again(unique)} fits again"
+        )
     return Run(predictor, steps, sets, saved)
 
 
@@ -224,9 +230,9 @@ def _calibrator(folder: storage.Path, label: str) -> fitted.Saved:
     return fitted.load(folder, "posthoc", label)
 
 
-def _sets(folder: storage.Path, label: str, task: str) -> SavedSets:
+def _sets(folder: storage.Path, label: str) -> SavedSets:
     saved = fitted.load(folder, "conformal", label)
-    if task == "regression" and label not in ARGUMENTS:
+    if saved.spec["name"] == "regions":
         raise ConfigError(
             f"conformal: {label!r} is a region of several targets, which has no ends; "
             f"prediction.fitted.read({str(folder)!r}, 'conformal', {label!r}) gives it"
@@ -237,23 +243,24 @@ def _sets(folder: storage.Path, label: str, task: str) -> SavedSets:
     return SavedSets(label, saved, fitted.load(folder, "posthoc", before).fitted)
 
 
-def _check_saved(folder: storage.Path, paths: list[storage.Path], steps: Mapping[str, int]) -> None:
-    """Refuses results of another step, or of other members than these runs'."""
-    again = " ".join(f"--workdir {path}" for path in paths)
-    again = f"python -m experiments.evaluate {again}"
+def _again(paths: Sequence[storage.Path]) -> str:
+    return " ".join(["python -m experiments.evaluate", *(f"--workdir {path}" for path in paths)])
+
+
+def _step_of(folder: storage.Path, paths: Sequence[storage.Path]) -> int:
+    """The step of the results in a folder.
+
+    Raises:
+      ConfigError: there are none, or they are of other members than these runs'.
+    """
     if not (folder / "metrics.json").is_file():
-        raise ConfigError(f"evaluation: {folder} has no results; {again} writes them")
+        raise ConfigError(f"evaluation: {folder} has no results; {_again(paths)} writes them")
     noted = [run["workdir"] for run in read_json(folder / RUNS)] if (folder / RUNS).exists() else []
     here = [storage.relative(path, paths[0]) for path in paths] if len(paths) > 1 else []
     if noted != here:
         raise ConfigError(
             f"evaluation: the results in {folder} are of {len(noted) or 1} run"
             f"{'s' * (len(noted) > 1)}, but {len(paths)} predict here, which need calibrators of "
-            f"their own; {again} writes a folder of theirs, to be named by evaluation="
+            f"their own; {_again(paths)} writes a folder of theirs, to be named by evaluation="
         )
-    step = read_json(folder / "metrics.json").get("cost/step")
-    if step != max(steps.values()):
-        raise ConfigError(
-            f"evaluation: {folder} is of step {step}, but the checkpoint of step "
-            f"{max(steps.values())}; {again} fits again"
-        )
+    return int(read_json(folder / "metrics.json").get("cost/step", -1))

@@ -1,6 +1,7 @@
 """The site's pages, without MkDocs: links, pages of methods, tutorials as Markdown."""
 
 import ast
+import inspect
 import json
 import pathlib
 import re
@@ -8,6 +9,9 @@ import re
 import pytest
 
 from experiments import describe
+from experiments.evaluators import build_all
+from experiments.experiment.base import base, derived
+from experiments.experiment.config import plain
 from tools import docs, methods, tutorials
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -46,11 +50,13 @@ def test_every_method_has_a_page_with_a_line_of_a_config(pages):
     for section in set(methods.METHODS) & describe.SECTIONS.keys():
         for name, target in describe.SECTIONS[section].parts().items():
             page = pages[f"docs/methods/{section}/{name}.md"]
-            line = re.search(r"```python\n(config\..*)\n```", page)[1]
+            line = re.search(r"```python\n(config\..*?)\n```", page, re.DOTALL)[1]
             calls = [n for n in ast.walk(ast.parse(line)) if isinstance(n, ast.Call)]
             given = {keyword.arg for keyword in calls[0].keywords}
             part = describe.part_of(section, name, target)
-            assert given == {"name", *(f.name for f in part.fields if f.default is None)}
+            of_evaluator = section in ("posthoc", "conformal")  # whose line is run below
+            needed = {f.name for f in part.fields if f.default is None}
+            assert given >= {"data", "fit"} if of_evaluator else given == {"name", *needed}
             assert all(f"`{field.name}`" in page for field in part.fields)
             assert f"`{name}`]({name}.md)" in pages[f"docs/methods/{section}/index.md"]
 
@@ -109,3 +115,16 @@ def test_a_tutorial_is_its_cells_with_what_they_print(tmp_path):
     ]
     text = tutorials.rendered(file)
     assert "# Title\n\nText." in text and "```text\n2\n3\n```" in text
+
+
+@pytest.mark.parametrize("section", ["posthoc", "conformal"])
+def test_config_lines_of_methods_on_held_out_examples_make_evaluators(section):
+    """They are of an evaluator, and no stages."""
+    for name, target in describe.SECTIONS[section].parts().items():
+        line = methods.config_line(describe.part_of(section, name, target))
+        config = base()
+        exec(line, {"config": config})
+        config.data.train = dict(name="digits", split="train")
+        (built,) = build_all(derived(plain(config))["evaluators"]).values()
+        takes = {"log_p"} & set(inspect.signature(target).parameters)
+        assert built.task == ("classification" if takes else "regression")

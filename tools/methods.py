@@ -155,7 +155,14 @@ def config_line(part: describe.Part) -> str:
     """How a config names the part, with the fields that have no default."""
     required = [field for field in part.fields if field.default is None]
     inner = "".join(f", {f.name}={EXAMPLES.get(f.name, '...')}" for f in required)
-    place, value = describe.SECTIONS[part.section].place, f'dict(name="{part.name}"{inner})'
+    place, value = describe.place_of(part.section, part.name), f'dict(name="{part.name}"{inner})'
+    if part.section in ("posthoc", "conformal"):  # of an evaluator
+        evaluator = place.split(".")[1]
+        methods = f', methods=("{part.name}",)' * place.endswith(".methods")
+        fields = (
+            f'name="{evaluator}", data=dict(split="test"), fit=dict(split="validation"){methods}'
+        )
+        return f"config.evaluators.{evaluator} = dict(\n    {fields}\n)"
     if place == "stages":
         return f"config.stages = ({value},)"
     return f"config.{place} = {value}"

@@ -167,7 +167,7 @@ def predict(
         parts.append([a[:, : len(part)] for a in out])
     joined = [np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)]
     if likelihood.log_probs is None:
-        return Gaussians(*joined)
+        return Gaussians(joined[0], joined[1])
     (log_p,) = joined
     return Classes(log_p, normalised=likelihood.normalised)
 
@@ -322,12 +322,21 @@ def _check_latents(inference: Inference, state: State, arrays: Mapping[str, np.n
     x = arrays["x"][:32]
     mean = np.asarray(jax.jit(inference.predict)(state, x).mean)  # [P M, B, K]
     K = mean.shape[-1]
+    likelihood = inference.likelihood
+    of_targets = likelihood is not None and likelihood.log_probs is None
+    if of_targets and y.dtype.kind != "f":
+        raise ValueError(
+            f"data.y: {y.dtype}; targets of regression are floats, [N, {K}] (for classes the "
+            "likelihood is softmax)"
+        )
     if y.dtype.kind == "f":
         if y.ndim != 2 or y.shape[1] != K:
             raise ValueError(
                 f"data.y: shape {y.shape}; targets [N, {K}] are needed, as the model has {K} "
                 "outputs (class labels are integers)"
             )
+        if likelihood is not None and not of_targets:
+            _check_soft(y, likelihood.normalised)
         return
     if y.ndim != 1:
         raise ValueError(
@@ -346,4 +355,17 @@ def _check_latents(inference: Inference, state: State, arrays: Mapping[str, np.n
         raise ValueError(
             "module: its outputs are in [0, 1] and sum to 1, as probabilities do; leave the "
             "softmax out, as the likelihood has it"
+        )
+
+
+def _check_soft(y: np.ndarray, normalised: bool) -> None:
+    """Refuses floats [N, K] that are not probabilities, as labels of classes may be."""
+    off = (y < 0) | (y > 1)
+    if normalised:
+        off |= np.abs(y.sum(-1, keepdims=True) - 1) > 1e-3
+    if off.any():
+        n = np.argwhere(off)[0, 0]
+        raise ValueError(
+            f"data.y: {y[n].round(4).tolist()} of example {n}; floats are probabilities of the "
+            "classes here, labels are integers [N], and for targets the likelihood is gaussian"
         )

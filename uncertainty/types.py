@@ -226,6 +226,7 @@ class Inference(NamedTuple):
     # Initialises again what is derived from a state's parameters; call it after replacing them.
     restart: Callable[[State], State] = lambda state: state
     posterior: bool = False  # particles approximate a posterior together
+    likelihood: Likelihood | None = None  # of its model: what labels may be
 
 
 class Own(NamedTuple):

@@ -68,6 +68,11 @@ def number_of(label: str, y: np.ndarray | None, dataset: Dataset) -> int | None:
     if not len(y):
         return 1
     least, most = int(y.min()), int(y.max())
+    if least < 0:
+        raise ValueError(
+            f"{label}: label {least} of example {int(y.argmin())}, but classes are counted from 0; "
+            "targets of regression are stored as floats"
+        )
     if least > 0:
         raise ValueError(
             f"{label}: labels run from {least} to {most}, but classes are counted from 0; subtract "

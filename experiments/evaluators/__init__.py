@@ -118,6 +118,8 @@ def build(name: str, spec: Any, task: str | None = None) -> Evaluator:
         hint = ""
         if task == "regression":
             hint = " (to use labels stored as floats, set num_classes)"
+        elif task == "classification":
+            hint = " (integer y are labels; store targets of regression as floats)"
         raise ConfigError(
             f"{field}.name: {kind!r} is for {evaluator.task}, the training data for {task}{hint}"
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.interpreters import partial_eval
 
 from experiments.data import assignment, labels
@@ -19,6 +20,7 @@ from uncertainty.types import Batch, State
 
 logger = logging.getLogger(__name__)
 
+LARGE = 10.0  # a standard deviation of targets, or a mean in such units, that is slow to learn
 STREAM = ("batch_size", "augment", "labels")  # fields of a stream beside those of its data set
 
 
@@ -197,6 +199,15 @@ def warn_of_data(config: Mapping[str, Any], source: Source) -> None:
             here,
             fields[0],
         )
+    if source.task == "regression" and source.y is not None and source.y_std is None:
+        center, spread = np.abs(source.y.mean(0)).max(), source.y.std(0).max()
+        if spread > LARGE or center > LARGE * max(spread, 1.0):
+            logger.warning(
+                "data.train: targets with a mean of %.4g and a standard deviation of %.4g are "
+                "learned as they are; data.train.standardise=true takes them in units of these",
+                source.y.mean(0)[0],
+                source.y.std(0)[0],
+            )
     if config["batch_size"] > len(source):
         logger.warning(
             "batch_size: %d, but %s has %d examples, so batches repeat examples",

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.reports.study import Study, summarise, values_of
 from experiments.reports.style import GREY, Look, looks, panels, styled, text, wrapped
+from experiments.reports.tables import pretty
 from experiments.runtime import keys
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def corruption_curves(
     return figure
 
 
-SETS = ("conformal", "intervals", "regions")
+SETS = {"conformal": "sets", "intervals": "intervals", "regions": "regions"}
 
 
 def shifted_sets(methods: Mapping[str, Sequence[Mapping[str, float]]]) -> list[tuple[str, str]]:
@@ -181,7 +182,7 @@ def coverage_curves(
     """
     style = style or looks(methods)
     kinds = shifted_sets(methods)
-    titles = [f"{group}: {name}" for group, name in kinds]
+    titles = [f"{pretty(name)} {SETS[group]}" for group, name in kinds]
     figure, axes = wrapped(titles, 2.9, 2.6, most=3, fill=32, sharey=True)
     for ax, (group, name) in zip(axes, kinds, strict=True):
         ends: list[list[float]] = [[], []]

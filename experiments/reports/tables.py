@@ -43,16 +43,8 @@ PERCENT |= {"inconsistency", "won", "share"}
 # The columns of groups with a line for each method; metrics.json has all.
 OF_METHODS = {
     "posthoc": (
-        "accuracy",
-        "nll",
-        "brier",
-        "ece",
-        "smooth_ece",
-        "temperature",
-        "crps",
-        "coverage_0.9",
-        "width_0.9",
-        "scale",
+        *("accuracy", "nll", "ece", "temperature"),
+        *("crps", "coverage_0.9", "width_0.9", "scale"),  # of targets
     ),
     "conformal": ("coverage", "size", "empty", "worst_class_coverage", "worst_group_coverage"),
     "intervals": ("coverage", "width", "worst_group_coverage"),
@@ -120,6 +112,7 @@ def print_metrics(
         grouped.setdefault(where, {})[tuple(parts)] = float(value)
     heading = Text(one_line(title), style="bold")
     table = Table(title=heading, box=None, show_header=False, padding=(0, 1))
+    table.add_column(min_width=20)  # however many columns a group has
     for group, entries in grouped.items():
         if not entries:
             continue

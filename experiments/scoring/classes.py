@@ -238,7 +238,7 @@ def _labels(
         raise ValueError(f"y: {list(y.shape)}; [{B}] is expected, as the predictions have it")
     if y.dtype.kind not in "iubf":
         raise ValueError(
-            f"y: {y[0]!r} is not a number; labels are 0 to {K - 1}, the order of the classes"
+            f"y: {str(y[0])!r} is not a number; labels are 0 to {K - 1}, the order of the classes"
         )
     if y.dtype.kind == "f":
         whole = np.isfinite(y) & (y == np.round(y))

@@ -17,7 +17,6 @@ import numpy as np
 from experiments.prediction import archive
 from experiments.runtime import storage
 from experiments.runtime.workdir import from_jsonable
-from uncertainty.specs import nearest
 
 SUFFIXES = (".npz", ".npy", ".csv", ".parquet")
 # Columns PREFIX_0, PREFIX_1, ... and the array that they are.
@@ -125,6 +124,9 @@ def _csv(path: storage.Path) -> dict[str, np.ndarray]:
         rows = csv.reader(file)
         names = [name.strip() for name in next(rows, [])]
         content = [row for row in rows if row]
+    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and mark in names[0]:
+            raise ValueError(f"{path}: columns are separated by {word}; commas are expected")
     if not names or not content:
         raise ValueError(f"{path}: a line of column names and at least one row are expected")
     _check_names(names, path)
@@ -180,7 +182,7 @@ def _of_table(
         match = re.fullmatch(rf"({'|'.join(COLUMNS)})_(\d+)", name)
         if match:
             columns.setdefault(COLUMNS[match[1]], {})[int(match[2])] = values
-        elif name in archive.ARRAYS or name.startswith(archive.SCORE):
+        elif name in (*archive.ARRAYS, "std") or name.startswith(archive.SCORE):
             whole[name] = values
         elif name not in OF_ROWS:
             unused.append(name)
@@ -210,11 +212,10 @@ def _of_table(
         sets[name] = {key: (lambda value=value: value) for key, value in part.items()}
     notes = (f"columns that are not read: {', '.join(unused)}",) if unused else ()
     if not labels and not {*columns, *whole} & {*archive.CLASSES, *archive.MOMENTS}:
-        valid = ["p_0", "log_p_0", "logit_0", "mean", "variance", "y", "group", *OF_ROWS]
+        have = f"; columns that are not read: {', '.join(unused)}" * bool(unused)
         raise ValueError(
-            f"{path}: no column of predictions; {unused[0]!r}: {nearest(unused[0], valid)}"
-            if unused
-            else f"{path}: no column of predictions, such as p_0, p_1, ..."
+            f"{path}: no column of predictions, p_0, p_1, ... (or log_p_0 or logit_0, ...) of "
+            f"classes or mean and variance{have} (--rename OLD=NEW,... reads other names)"
         )
     return sets, {}, notes
 

@@ -127,7 +127,7 @@ def _measured(
         sets[name.replace("/", ".", 1)] = _noted(file, part)
         notes += _of_set(name, said, notes)
     if corrupted:
-        notes.append(f"corruption: {len(corrupted)} sets")
+        notes.append(f"corruption: {len(corrupted)} set{'s' * (len(corrupted) > 1)}")
     return [
         _scored(
             file, label, next(iter(maps)), sets, notes + each.notes(), *each.results(), each.frames

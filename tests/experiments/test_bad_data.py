@@ -50,7 +50,7 @@ BAD = {
     "negative label": (
         lambda p: write(p, y=np.where(np.arange(64) == 9, -1, 0)),
         {},
-        "data.train: npz[train]: label -1 of example 9 is not in [0, 1)",
+        "data.train: npz[train]: label -1 of example 9, but classes are counted from 0; targets",
     ),
     "more classes": (
         lambda p: write(p, y=np.arange(64) % 4),

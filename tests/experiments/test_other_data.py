@@ -361,3 +361,27 @@ def test_which_paths_are_parts_of_one_set(path, other, alike):
     assert datasets.others(config, sets, datasets.Data("npz[train]", 9, "b")) == (
         () if alike else ("test",)
     )
+
+
+def test_integers_are_labels_and_large_targets_are_spoken_of(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)), 300 + 100 * rng.normal(size=60)
+    config = small(diabetes)
+    for name, values in (("negative", y.astype(int) - 300), ("counts", y.astype(int)), ("own", y)):
+        arrays = {f"{k}_{s}": v for s in ("train", "test") for k, v in (("x", x), ("y", values))}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    config.head.outputs, config.data.validation = None, None
+    for name, message in (
+        ("negative", "label -.* of example .* targets of regression are stored as floats"),
+        ("counts", "labels run from|integer y are labels; store targets of regression as floats"),
+    ):
+        config.data.train = dict(name="npz", path=str(tmp_path / f"{name}.npz"), split="train")
+        with pytest.raises(ValueError, match=message):
+            setup(config)
+    for standardise, said in ((False, True), (True, False)):
+        caplog.clear()
+        path = str(tmp_path / "own.npz")
+        config.data.train = dict(name="npz", path=path, split="train", standardise=standardise)
+        with caplog.at_level(logging.WARNING):
+            setup(config, evaluated=False)
+        assert ("data.train.standardise=true takes them in units of these" in caplog.text) == said

@@ -166,8 +166,10 @@ def test_arrays_that_do_not_fit_are_refused(runs, name, x, message):
 
 
 def test_what_is_no_run_is_refused(runs, tmp_path):
-    with pytest.raises((ValueError, OSError), match="nowhere"):
-        load_run(tmp_path / "nowhere")
+    for options in ({}, dict(posthoc="temperature")):
+        with pytest.raises((ValueError, OSError), match="nowhere") as error:
+            load_run(tmp_path / "nowhere", **options)
+        assert "has no results" not in str(error.value)
     with pytest.raises(ConfigError, match="none is given"):
         load_run()
     config = json.loads((runs[0] / "images" / "config.json").read_text())
@@ -182,8 +184,7 @@ def test_saved_calibrators_are_used_if_they_are_named(runs):
     """The numbers that the evaluators reported, from arrays."""
     folder = runs[0] / "images"
     numbers, y = saved_numbers(folder), LABELS[40:90]
-    plain = load_run(folder).predict(BYTES[40:90])
-    held_out = load_run(folder).predict(BYTES[90:])
+    plain, held_out = map(load_run(folder).predict, (BYTES[40:90], BYTES[90:]))
     own = temperature(held_out.mixture, LABELS[90:])
     run = load_run(folder, posthoc="temperature", conformal="lac")
     predicted = run.predict(BYTES[40:90])

@@ -70,6 +70,7 @@ MINIMAL = {
     "ood": dict(data=TEST, sets=dict(a=dict(name="noise", shape=(8, 8, 1)))),
     "posterior": dict(reference="file.npz", data=dict(name="x_sin_x", split="grid")),
     "posthoc": dict(data=TEST, fit=FIT),
+    "regions": dict(data=dict(name="cubic"), fit=dict(name="cubic", split="validation")),
     "regression": dict(data=dict(name="cubic")),
     "routing": dict(data=TEST),
     "simplicity": dict(data=TEST, simple_randomised=TEST, complex_randomised=TEST),

@@ -110,8 +110,16 @@ def with_cell(column, value):
         ("y,p_0,p_1\n0,.5", "row 2 has 2 cells, but there are 3 columns"),
         ("y,p_0,p_0\n0,.5,.5", "two columns are named 'p_0'"),
         ("y,p_1,p_2\n0,.5,.5", "2 columns p_..., but p_0 is missing; classes are numbered from 0"),
-        ("y,P0,P1\n0,.5,.5", "no column of predictions; 'P0': .valid: .*p_0"),
-        ("y\n0\n", "no column of predictions, such as p_0"),
+        (
+            "y,cat,dog\n0,.5,.5",
+            "no column of predictions, p_0, .* not read: cat, dog .--rename OLD=",
+        ),
+        ("y\n0\n", "no column of predictions, p_0, p_1, ... .or log_p_0"),
+        ("y;p_0;p_1\n0;,5;,5", "columns are separated by semicolons; commas are expected"),
+        (
+            "y,mean,std\n0,.5,.5",
+            "`mean` and `variance` are both needed; there is std; the variance is",
+        ),
         ("set,y,p_0,p_1\ntest,0,.5,.5\nood,0,.5,.5\n", "no set 'ood'; sets are test, validation"),
         ("example,y,p_0,p_1\n3,0,.5,.5\n3,0,.5,.5\n", "example 3 has 2 rows, and there is no col"),
         (with_cell("p_0", "abc"), "column p_0, row 3: 'abc' is not a number"),

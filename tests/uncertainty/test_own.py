@@ -382,6 +382,11 @@ def inference_of(module, likelihood=None):
         (Small(), dict(x=X[:0], y=Y[:0]), "at least one example"),
         (Small(), dict(x=X, y=X[:, :2]), r"targets \[N, 3\] are needed"),
         (WithArgs(), dict(x=X, y=Y), "leave the softmax out"),
+        (
+            Small(),
+            dict(x=X, y=10 * X[:, :3]),
+            "of example 0; floats are probabilities of the classes",
+        ),
     ],
 )
 def test_data_that_would_give_wrong_numbers_are_refused(module, data, message):
@@ -414,3 +419,13 @@ def test_single_is_what_from_module_makes_by_default():
     ours = from_network(network, softmax()).init(KEY, X)
     theirs = from_module(Small(), softmax(), head=Dense(3)).init(KEY, X)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_labels_that_are_no_targets_are_refused():
+    inference = inference_of(Small(), gaussian())
+    with pytest.raises(
+        ValueError, match=r"data.y: int64; targets of regression are floats, \[N, 3\]"
+    ):
+        fit(inference, dict(x=X, y=Y), steps=1)
+    soft = np.full((len(X), 3), 1 / 3)
+    assert fit(inference_of(Small()), dict(x=X, y=soft), steps=0).step == 0

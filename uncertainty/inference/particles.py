@@ -260,7 +260,9 @@ def particles(
         latent = over(one)(samples.predicting(state), (x, mask))  # [P S, M, B, K]
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), latent)
 
-    return Inference(init, update, predict, separable, own_examples, restart, direct.posterior)
+    return Inference(
+        init, update, predict, separable, own_examples, restart, direct.posterior, model.likelihood
+    )
 
 
 def _check_distinct(distinct: int | None, hyper: Mapping[str, Any], own_examples: bool) -> None:
