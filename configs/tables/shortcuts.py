@@ -9,7 +9,8 @@ SETS = dict(
     mnist="MNIST over Fashion-MNIST",
     dominoes="MNIST over CIFAR-10",
 )
-# The strengths and values that were best for complex features in table shortcut_strength.
+# Strong repulsion is what was best for complex features in table shortcut_strength.
+STRONG = "points=unlabelled,compared=probabilities,strength=100000"
 ROWS = {
     "Single network": "method=single",
     "Deep ensemble (4)": "method=ensemble",
@@ -19,6 +20,9 @@ ROWS = {
     "SVGD, weights (4)": "method=svgd",
     "SVGD, functions (4)": "method=f_svgd",
     "SVGD, hybrid (4)": "method=hybrid",
+    "SVGD, functions, strong (4)": f"method=f_svgd,{STRONG}",
+    "SVGD, hybrid, strong (4)": f"method=hybrid,{STRONG}",
+    "WGD, functions, strong (4)": f"method=f_wgd,{STRONG}",
     "DivDis (4 heads)": "method=divdis",
     "D-BAT (4)": "method=d_bat",
     "Control: complex feature alone": "method=control",
