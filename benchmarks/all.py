@@ -99,6 +99,7 @@ JOBS = {
     "e3": Job("e3 --save", ("e3_128_32_1_05",), 1),
     "vmoe": Job("vmoe --save", ("vmoe_128_32",), 8, needs="vmoe"),
     "metrics": Job("metrics", ("metrics",), 6, METRICS),
+    "contrastive": Job("contrastive --save", ("contrastive_64",), 2),
     "images": Job("images --save", ("images",), 1),
     "growth": Job("growth", ("growth",), 30, partial=True),
     "tpu_moe": Job("tpu moe", ("tpu_moe",), 20, needs="libtpu", partial=True),

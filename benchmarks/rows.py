@@ -28,6 +28,7 @@ SECTIONS = {  # beginning of a file's name -> section, in order
     "moe": "Experts",
     "e3": "Experts",
     "metrics": "Metrics",
+    "contrastive": "Self-supervision",
     "tpu": "TPU, cycles by its compiler",
 }
 GPU, ABSOLUTE, GROWTH = "GPU", ("startup", "images"), "growth"
@@ -273,6 +274,16 @@ def _vmoe(record: Mapping[str, Any]) -> Making:
         yield f"{kind}: {record['job']}", ours, "google-research/vmoe", ratios, None, goal
 
 
+def _contrastive(record: Mapping[str, Any]) -> Making:
+    """Times per FLOP; and those of views."""
+    for side, ratios in record["ratios"].items():
+        job = f"step per FLOP: {record['job']}, {record['flops'][side]:.2f} times the FLOPs"
+        yield job, side, "supervised", _inverse(ratios), None, 1 / record["targets"][side]
+    for each in record["views"]:
+        job = f"BYOL's view of {each['side']} x {each['side']}"
+        yield job, "views", "loop of Pillow", each["ratios"]["Pillow"], None, None
+
+
 def _metrics(record: Mapping[str, Any]) -> Making:
     size = f"{record['examples']:,} x {record['classes']}"
     for row in record["rows"]:
@@ -372,5 +383,6 @@ MAKE: dict[str, Callable[[Mapping[str, Any]], Making]] = {
     "moe": _experts,
     "e3": _e3,
     "metrics": _metrics,
+    "contrastive": _contrastive,
     "tpu": _tpu,
 }

@@ -175,6 +175,13 @@ SECTIONS = {
         "objective",
         _of_kind("uncertainty.objectives", types.Objective),
     ),
+    "views": Section(
+        "random changes of images on the device",
+        "objective.views",
+        _functions("uncertainty.views"),
+        ("x", "key"),
+    ),
+    "symmetries": Section("of images", "objective.symmetry", _functions("uncertainty.symmetries")),
     "inference": Section(
         "where parameters come from",
         "inference",

@@ -47,6 +47,7 @@ GUIDE = [
     ("Out of distribution", "docs/ood.md"),
     ("Metrics", "docs/metrics.md"),
     ("Pretrained checkpoints", "docs/pretrained.md"),
+    ("Self-supervision", "docs/self_supervision.md"),
 ]
 DEVICES = [
     ("Devices", "docs/devices.md"),

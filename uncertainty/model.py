@@ -41,8 +41,8 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       prediction both take `mask` [B], bool: examples where it is False are padding, which no other
       example's result depends on (`layers/moe/mask.py`), and whose own results are meaningless. In
       training `forward` raises ValueError for a mask. `embed` is `forward` in training with its
-      features; it is None for a network that mixes examples. Parameters of the parts that a network names
-      as `frozen` are in the collection of that name; training then updates no collection.
+      features; it is None for a network that mixes examples. Parameters of the parts that a network
+      names as `frozen` are in the collection of that name; training then updates no collection.
 
     Raises:
       ValueError: a Network whose parts are not a `types.Backbone` and a `types.Head`, or whose
@@ -146,7 +146,7 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
                 phi = call(*args, **kwargs)
             finally:
                 inside = False
-            module.sow("intermediates", "phi", phi)
+            module.sow("intermediates", "__phi__", phi)
             constant = jax.lax.stop_gradient(phi)
             if isinstance(weight, int | float) and weight == 0:
                 return constant
@@ -161,15 +161,13 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
                 mutable=[*updated(collections), "intermediates"],
             )
         changed = dict(changed)
-        phi = changed.pop("intermediates")["backbone"]["phi"][-1]
+        phi = changed.pop("intermediates")["backbone"]["__phi__"][-1]
         phi = phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)
         return phi, *finished(latent, changed, collections)
 
     mixes = isinstance(network, Network) and network.mixes_examples
     declared = _declared(network)
-    return Model(
-        init, forward, likelihood, features, **declared, embed=None if mixes else embed
-    )
+    return Model(init, forward, likelihood, features, **declared, embed=None if mixes else embed)
 
 
 def count_parameters(state: State) -> int:

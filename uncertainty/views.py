@@ -83,7 +83,8 @@ def crop(
 
     Args:
       size: of the result, a side or (height, width); by default that of x.
-      scale, ratio: (low, high).
+      scale: (low, high), shares of the area.
+      ratio: (low, high), width over height.
       method: 'bicubic' or 'bilinear'.
 
     Raises:
@@ -125,7 +126,11 @@ def boxes(
 
 
 def flip(x: jax.Array, key: jax.Array, *, p: float = 0.5) -> jax.Array:
-    """Mirrors images left to right with probability `p`."""
+    """Mirrors images left to right.
+
+    Args:
+      p: the probability for each image.
+    """
     check_images(x)
     return _with_probability(p, key, x[:, :, ::-1], x)
 
@@ -142,9 +147,9 @@ def jitter(
 ) -> jax.Array:
     """Changes brightness, contrast, saturation and hue, in an order that is drawn for the batch.
 
-    Factors are uniform in 1 +- strength, the hue is turned by up to `hue` of a turn, either way, as by
-    torchvision's ColorJitter; the strengths are BYOL's. Images of one channel have neither saturation
-    nor hue.
+    Factors are uniform in 1 +- strength, the hue is turned by up to `hue` of a turn, either way, as
+    by torchvision's ColorJitter; the strengths are BYOL's. Images of one channel have neither
+    saturation nor hue.
 
     Args:
       brightness, contrast, saturation: strengths, at least 0.
@@ -177,7 +182,11 @@ def jitter(
 
 
 def grey(x: jax.Array, key: jax.Array, *, p: float = 0.2) -> jax.Array:
-    """Replaces colours by their luma with probability `p`; images of one channel stay."""
+    """Replaces colours by their luma; images of one channel stay.
+
+    Args:
+      p: the probability for each image.
+    """
     *_, C = check_images(x)
     if C != 3:
         return x
@@ -187,9 +196,12 @@ def grey(x: jax.Array, key: jax.Array, *, p: float = 0.2) -> jax.Array:
 def blur(
     x: jax.Array, key: jax.Array, *, sigma: Sequence[float] = (0.1, 2.0), p: float = 1.0
 ) -> jax.Array:
-    """A Gaussian filter with probability `p`, whose standard deviation is uniform in `sigma`.
+    """A Gaussian filter; at the border its weights are normalised.
 
-    In pixels of x: the published range is for images of 224. Weights at the border are normalised.
+    Args:
+      sigma: (low, high) of its standard deviation, in pixels of x; the published range is for
+        images of 224 pixels.
+      p: the probability for each image.
 
     Raises:
       ValueError: a range that is not in order, or not positive.
@@ -209,10 +221,13 @@ def blur(
     return _with_probability(p, key_apply, _separable(x, weights(H), weights(W)), x)
 
 
-def solarise(
-    x: jax.Array, key: jax.Array, *, threshold: float = 0.5, p: float = 0.2
-) -> jax.Array:
-    """Inverts values from `threshold` upwards, with probability `p`."""
+def solarise(x: jax.Array, key: jax.Array, *, threshold: float = 0.5, p: float = 0.2) -> jax.Array:
+    """Inverts large values.
+
+    Args:
+      threshold: the least that is inverted.
+      p: the probability for each image.
+    """
     check_images(x)
     return _with_probability(p, key, jnp.where(x >= threshold, 1 - x, x), x)
 

@@ -56,9 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         views=(VIEW, VIEW),
         symmetry=arg.symmetry,
         projector=dict(name="projector.Projector", widths=(128, 128, 64)),
-        predictor=dict(
-            name="projector.Projector", widths=(128,), norm=dict(name="norm.LayerNorm")
-        ),
+        predictor=dict(name="projector.Projector", widths=(128,), norm=dict(name="norm.LayerNorm")),
     )
     if arg.members in ("inv", "multi"):
         config.objective.invariance = INVARIANCE

@@ -1,7 +1,7 @@
 """Combinations as tables in the terminal, JSON, and files of predictions."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,6 @@
 """Further streams of batches: orders of their own, their fields, and that something reads them."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,7 +12,7 @@ from experiments.data.description import describe, read_description, write_descr
 from experiments.data.loader import batches
 from experiments.data.order import indices
 from experiments.data.source import load
-from experiments.data.streams import seed_of
+from experiments.data.streams import Data, seed_of
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base, shrink
 from experiments.experiment.load import described, load_data, traced
@@ -245,3 +246,18 @@ def test_a_small_run_of_a_config_reads_no_file():
     made.data.train = dict(name="digits")
     made.data.particles = dict(name="per_class", size=9)
     assert shrink(made, shape=(8, 8, 1), num_classes=10).data.particles.size == 9
+
+
+def test_how_pixels_are_normalised_is_known_where_all_images_are_in_units():
+    source = load(dict(name="digits", split="test"))
+    mean, std = np.full((8, 8, 1), 0.3, np.float32), np.full((8, 8, 1), 0.2, np.float32)
+    other = dataclasses.replace(source, mean=mean, std=std)
+    of = lambda train, sets=(): Data(train, 0, 8, sets=sets).pixels  # noqa: E731
+    for got, expected in ((of(source), ([0], [1])), (of(other), ([0.3], [0.2]))):
+        np.testing.assert_allclose(got, expected)
+    each = dataclasses.replace(source, mean=mean + np.arange(8, dtype=np.float32)[:, None, None])
+    assert of(each)[0].shape == (8, 8, 1) and of(each)[1].shape == (1,)
+    np.testing.assert_allclose(of(source, (other, other)), ([0.3], [0.2]))
+    assert of(source, (source, other)) is None  # particles see differently
+    assert of(dataclasses.replace(source, range="unbounded")) is None
+    assert of(load(dict(name="breast_cancer", split="test"))) is None

@@ -241,7 +241,10 @@ def test_kinds_of_members_and_classes_that_they_win():
         (dict(name="kinds", kinds=()), r"kinds: \(\); a list of names"),
         (dict(name="kinds", kinds=("a+b",)), "kinds: .*names without '\\+'"),
         (dict(name="kinds", kinds=("a",), counts=(0,)), r"counts: \[0\]; whole numbers from 1"),
-        (dict(name="combination", methods="greedy"), "methods: 'greedy' is a str; a list is needed"),
+        (
+            dict(name="combination", methods="greedy"),
+            "methods: 'greedy' is a str; a list is needed",
+        ),
         (dict(name="combination", methods=("gredy",)), "did you mean 'greedy'"),
         (dict(name="combination", methods=("gate", "gate")), r"methods\[1\].label: 'gate'"),
         (dict(name="combination", methods=(dict(name="greedy", by="f1"),)), "by: 'f1'; one of"),

@@ -30,6 +30,8 @@ MODULES = {
     "annealing": "inference.annealing",
     "context": "inference.context",
     "collect": "inference.thinning",
+    "views": "views",
+    "symmetries": "symmetries",
 }
 
 

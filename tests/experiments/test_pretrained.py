@@ -697,3 +697,19 @@ def test_a_run_without_labels_is_fine_tuned_particle_by_particle(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, begun.collections, state.collections)
     again = setup(config(**source, pretrained=spec)).init()
     jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
+
+
+def test_parameters_of_an_objective_stay_behind_unless_the_run_has_such():
+    """Those of pre-training, such as a projector; where both have them they are restored."""
+    parts = dict(backbone="mlp.MLP", ensemble="single", head=dict(name="dense.Dense", outputs=3))
+    network, spec = build.network(parts), dict(path="run", layout="own")
+    tree = dict(backbone=dict(dense0=dict(kernel=np.zeros((1, 4, 5)))))
+    shapes = {"backbone/dense0/kernel": (4, 5), "objective/projector/dense0/kernel": (5, 2)}
+    checkpoint = readers.Checkpoint(shapes, lambda names: {})
+    plan = lambda tree: pretrained.plan_of(spec, network, (4,), checkpoint, tree)  # noqa: E731
+    assert set(plan(tree)) == {"backbone/dense0/kernel"}
+    projector = dict(projector=dict(dense0=dict(kernel=np.zeros((1, 5, 2)))))
+    assert set(plan(tree | dict(objective=projector))) == set(shapes)
+    other = dict(projector=dict(dense0=dict(kernel=np.zeros((1, 5, 3)))))
+    with pytest.raises(ConfigError, match="objective/projector/dense0/kernel"):
+        plan(tree | dict(objective=other))

@@ -91,7 +91,8 @@ def test_a_probe_of_turns_on_features_by_hand(predictor):
 
 def test_moved_examples_keep_their_own_changes_and_are_normalised_after_them():
     source = dataclasses.replace(
-        load(TEST), mean=np.full((8, 8, 1), 0.25, np.float32), std=np.full((8, 8, 1), 2, np.float32),
+        load(TEST), mean=np.full((8, 8, 1), 0.25, np.float32),
+        std=np.full((8, 8, 1), 2, np.float32),
         transform=lambda x, indices: x * (indices[:, None, None, None] % 3 == 0),
     )  # fmt: skip
     few = sample(source, 7, seed=3)
@@ -102,9 +103,7 @@ def test_moved_examples_keep_their_own_changes_and_are_normalised_after_them():
     got = turned.gather(np.array([4, 0]))["x"]
     np.testing.assert_allclose(got, (np.rot90(raw, 1, (1, 2))[[4, 0]] - 0.25) / 2, atol=1e-6)
     inverted = moved(few, symmetries.inversion(), 1)
-    np.testing.assert_allclose(
-        inverted.gather(np.arange(7))["x"], (1 - raw - 0.25) / 2, atol=1e-6
-    )
+    np.testing.assert_allclose(inverted.gather(np.arange(7))["x"], (1 - raw - 0.25) / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -43,4 +43,4 @@ def test_an_example_is_its_own_nearest_and_lengths_do_not_matter():
 )
 def test_what_cannot_be_says_why(change, why):
     with pytest.raises(ValueError, match=why):
-        neighbours(**(dict(x=X, y=Y, num_classes=4, inputs=INPUTS) | change))
+        neighbours(**(dict(x=X, y=Y, num_classes=4, inputs=INPUTS, k=5) | change))

@@ -2,14 +2,13 @@
 
 import functools
 
-import hypothesis.extra.numpy as arrays
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uncertainty import contrast
 
@@ -62,17 +61,14 @@ def loop_of_classes(z, y, mask):
     return np.mean(rows, axis=0)
 
 
-@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
-@pytest.mark.parametrize("views", [2, 3])
-def test_losses_are_loops_over_pairs(views, mask):
-    z, valid = Z[:views], ALL if mask is None else mask
+@pytest.mark.parametrize("mask", [ALL, MASK], ids=["all", "masked"])
+def test_losses_are_loops_over_pairs(mask):
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
     for compared in (1, 2):
-        got = info_nce(z, TAU, mask, compared=compared)
-        np.testing.assert_allclose(got, loop_info_nce(z, valid, compared), rtol=1e-5)
-    np.testing.assert_allclose(
-        nt_xent(z, TAU, mask), loop_of_classes(z, range(B), valid), rtol=1e-5
-    )
-    np.testing.assert_allclose(supervised(z, Y, TAU, mask), loop_of_classes(z, Y, valid), rtol=1e-5)
+        got = info_nce(Z, TAU, mask, compared=compared)
+        close(got, loop_info_nce(Z, mask, compared))
+    close(nt_xent(Z, TAU, mask), loop_of_classes(Z, range(B), mask))
+    close(supervised(Z, Y, TAU, mask), loop_of_classes(Z, Y, mask))
 
 
 def test_two_views_are_the_published_forms():
@@ -87,16 +83,18 @@ def test_two_views_are_the_published_forms():
     np.testing.assert_allclose(nt_xent(Z[:2], TAU).loss, np.mean(each), rtol=1e-5)
 
 
-EMBEDDINGS = arrays.arrays(
-    np.float32, (2, B, D), elements=st.floats(-3, 3, width=32).filter(lambda v: abs(v) > 1e-2)
-)
+SEEDS = st.integers(0, 2**16)
+
+
+def embeddings(seed):
+    return np.random.default_rng(seed).normal(size=(2, B, D)).astype(np.float32)
 
 
 @settings(max_examples=25)
-@given(EMBEDDINGS, st.permutations(range(B)), st.integers(0, 2**16))
-def test_what_leaves_the_losses_as_they_are(z, order, seed):
+@given(SEEDS, st.permutations(range(B)))
+def test_what_leaves_the_losses_as_they_are(seed, order):
     """The order of examples and views, lengths, and rotations of the space of embeddings."""
-    rng = np.random.default_rng(seed)
+    z, rng = embeddings(seed), np.random.default_rng(seed + 1)
     rotation = np.linalg.qr(rng.normal(size=(D, D)))[0].astype(np.float32)
     lengths = rng.uniform(0.5, 2, (2, B, 1)).astype(np.float32)
     for other in (z[:, order], z[::-1], lengths * z, z @ rotation):
@@ -107,11 +105,10 @@ def test_what_leaves_the_losses_as_they_are(z, order, seed):
 
 
 @settings(max_examples=25)
-@given(EMBEDDINGS, st.lists(st.booleans(), min_size=B, max_size=B).filter(lambda m: sum(m) > 1))
-def test_masked_examples_are_as_if_they_were_not_there(z, mask):
-    mask = np.array(mask)
+@given(SEEDS, st.lists(st.booleans(), min_size=B, max_size=B).filter(any))
+def test_masked_examples_are_as_if_they_were_not_there(seed, mask):
+    z, mask = embeddings(seed), np.array(mask)
     few = z[:, mask]
-    n = few.shape[1]
     junk = np.where(mask[:, None], z, 1e6)  # what stands there does not matter
     S = [few[i] @ few[1 - i].T for i in (0, 1)]
     norms = [np.linalg.norm(few[i], axis=1) for i in (0, 1)]
@@ -120,7 +117,6 @@ def test_masked_examples_are_as_if_they_were_not_there(z, mask):
         s = S[i] / np.outer(norms[i], norms[1 - i]) / TAU
         of.append(np.mean(np.log(np.exp(s).sum(1)) - np.diag(s)))
     np.testing.assert_allclose(info_nce(junk, TAU, mask).loss, np.mean(of), atol=2e-4)
-    assert n == mask.sum()
 
 
 def test_limits():
@@ -164,7 +160,7 @@ def test_the_gradient_is_that_of_differences():
 def test_embeddings_of_eight_devices_are_those_of_one():
     """Each device has one example; its embedding is a negative of all others, with a gradient."""
     z = RNG.normal(size=(2, 8, D)).astype(np.float32)
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
     shards = NamedSharding(mesh, PartitionSpec(None, "data"))
 
     @jax.jit

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uncertainty import build, symmetries, views
 from uncertainty.ensembles.mimo import mimo
@@ -32,6 +32,7 @@ BATCH = dict(
     x2=RNG.normal(size=(B, SIDE, SIDE, 1)).astype(np.float32),
     y=np.arange(B) % K,
 )
+UNLABELLED = {name: BATCH[name] for name in ("x", "x2")}
 AS_THEY_ARE = dict(views=(), entries=("x", "x2"))
 PLAIN = functools.partial(Projector, widths=(4,), norm=None)  # one affine map
 
@@ -97,6 +98,7 @@ def first(tree):
     return jax.tree.map(lambda a: np.asarray(a[0]), tree)
 
 
+@pytest.mark.slow
 def test_the_loss_is_its_terms_in_numpy():
     """InfoNCE of both entries, the nll of the first, and the turns of the first, all weighted."""
     objective = contrastive(
@@ -114,7 +116,9 @@ def test_the_loss_is_its_terms_in_numpy():
     nll = -log_softmax(affine(params["head"]["logits"], phi[::2]))[np.arange(B), BATCH["y"]]
     turned = np.stack([np.rot90(BATCH["x"], k, (1, 2)) for k in range(4)], axis=1)
     hidden = params["objective"]["predictor"]
-    u = affine(hidden["hidden"]["dense0"], numpy_features(params, turned.reshape(-1, SIDE, SIDE, 1)))
+    u = affine(
+        hidden["hidden"]["dense0"], numpy_features(params, turned.reshape(-1, SIDE, SIDE, 1))
+    )
     log_p = log_softmax(affine(hidden["logits"], u))
     k = np.tile(np.arange(4), B)
     expected = dict(
@@ -131,6 +135,7 @@ def test_the_loss_is_its_terms_in_numpy():
     np.testing.assert_allclose(metrics["loss"], [total], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_head_is_a_probe_of_features_that_do_not_see_labels():
     objective = contrastive(**AS_THEY_ARE, projector=PLAIN)
     made, state = start(objective)
@@ -141,7 +146,7 @@ def test_the_head_is_a_probe_of_features_that_do_not_see_labels():
         jax.tree.map(np.testing.assert_array_equal, one[part], two[part])
     assert np.abs(one["head"]["logits"]["kernel"] - two["head"]["logits"]["kernel"]).max() > 1e-3
     # Without labels it is not trained, and the rest is.
-    after, metrics = jax.jit(made.update)(state, {k: BATCH[k] for k in ("x", "x2")})
+    after, metrics = jax.jit(made.update)(state, UNLABELLED)
     assert "nll" not in metrics and metrics["finite"].all()
     of_none = moved(state, after)
     assert not of_none["head"]["logits"]["kernel"].any()
@@ -151,6 +156,7 @@ def test_the_head_is_a_probe_of_features_that_do_not_see_labels():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_labels_alone_with_their_whole_gradient_are_the_likelihood():
     objective = contrastive(views=(), contrast=None, supervision=1.0)
     state, after, metrics = step(objective)
@@ -162,21 +168,22 @@ def test_labels_alone_with_their_whole_gradient_are_the_likelihood():
     np.testing.assert_allclose(metrics["nll"], expected["nll"], rtol=1e-5)
 
 
-KINDS = dict(eq=(0.4, 0.0), inv=(0.0, 0.5), base=(0.0, 0.0))
+KINDS = dict(eq=(0.4, 0.0), inv=(0.0, 0.5))
 FIELDS = dict(views=((views.flip,), (views.flip,)), projector=PLAIN, predictor=PLAIN)
 
 
-def test_particles_of_three_kinds_are_three_runs():
+@pytest.mark.slow
+def test_particles_of_two_kinds_are_two_runs():
     """Parameters, batch statistics and metrics: no kind knows of the terms of another."""
     equivariance, invariance = zip(*KINDS.values(), strict=True)
     objective = contrastive(**FIELDS, equivariance=0.4, invariance=0.0)
     hyper = dict(equivariance=equivariance, invariance=invariance)
-    _, together, metrics = step(objective, size=3, hyper=hyper)
+    _, together, metrics = step(objective, size=2, hyper=hyper)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     apart = []
     for p, (weight, q) in enumerate(KINDS.values()):
         own = contrastive(**FIELDS, equivariance=weight or None, invariance=q or None)
-        made, all_of_them = start(own, size=3)  # particle p begins as in the program of three
+        made, all_of_them = start(own, size=2)  # particle p begins as in the program of both
         one = jax.tree.map(lambda a, p=p: a[p : p + 1], all_of_them.replace(step=None))
         after, alone = jax.jit(made.update)(one.replace(step=all_of_them.step), BATCH)
         for part in ("backbone", "head"):
@@ -186,13 +193,14 @@ def test_particles_of_three_kinds_are_three_runs():
         for name in set(alone) - {"gradient_norm", "finite"}:
             close(metrics[name][p], alone[name][0], err_msg=name)
         apart.append(after.params["backbone"]["dense0"]["kernel"])
-    assert not np.allclose(apart[1], apart[2], atol=1e-4)
+    assert not np.allclose(*apart, atol=1e-4)
 
 
 def blank(x):
     return jnp.zeros_like(x)
 
 
+@pytest.mark.slow
 def test_what_an_invariant_particle_sees():
     """With probability 1 both views are the only other element: all embeddings are equal."""
     blanks = functools.partial(symmetries.own, (blank,), in_units=False)
@@ -207,6 +215,7 @@ def test_what_an_invariant_particle_sees():
     )
 
 
+@pytest.mark.slow
 def test_views_of_two_sizes_and_some_of_the_elements():
     """Multi-crop: crops of the whole image are its resized copies, which NumPy can compute."""
 
@@ -217,7 +226,7 @@ def test_views_of_two_sizes_and_some_of_the_elements():
     sizes = (SIDE, 3, SIDE)
     objective = contrastive(
         views=tuple(map(whole, sizes)), compared=1, temperature=0.5, projector=PLAIN,
-        equivariance=1.0, elements=2, predictor=PLAIN, symmetry=symmetries.jigsaw,
+        equivariance=1.0, elements=2, predictor=PLAIN, symmetry=symmetries.rotations,
     )  # fmt: skip
     state, _, metrics = step(objective)
     params = first(state.params)
@@ -234,19 +243,19 @@ def test_views_of_two_sizes_and_some_of_the_elements():
         of.append(-np.mean(np.diag(log_softmax(z[a] @ z[b].T / 0.5))))
     np.testing.assert_allclose(metrics["contrast"], [np.mean(of)], rtol=1e-4)
     assert 0 <= metrics["element_accuracy"][0] <= 1
-    assert abs(metrics["element_loss"][0] - np.log(24)) < 2
+    assert abs(metrics["element_loss"][0] - np.log(4)) < 2
 
 
-@pytest.mark.parametrize("loss", ["nt_xent", "supervised"])
-def test_eight_devices_are_one(loss):
+@pytest.mark.slow
+def test_eight_devices_are_one():
     """The batch is sharded: views, elements, norms and negatives are of all of its examples."""
     objective = contrastive(
-        loss, views=((views.crop, views.jitter), (views.flip,)), equivariance=0.4, invariance=0.5,
-        projector=functools.partial(Projector, widths=(4, 4)), predictor=PLAIN,
+        "supervised", views=((views.crop, views.jitter), (views.flip,)), equivariance=0.4,
+        invariance=0.5, projector=functools.partial(Projector, widths=(4, 4)), predictor=PLAIN,
     )  # fmt: skip
     made, state = start(objective, network=model(pixels=(0.1, 0.5)))
     one, metrics = jax.jit(made.update)(state, BATCH)
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
     sharded = jax.device_put(BATCH, NamedSharding(mesh, PartitionSpec("data")))
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     eight, of_eight = jax.jit(made.update)(state, sharded)
@@ -256,6 +265,7 @@ def test_eight_devices_are_one(loss):
     jax.tree.map(close, of_eight, metrics)
 
 
+@pytest.mark.slow
 def test_images_are_in_units_while_they_are_changed():
     """A solarised image is that of [0, 1], whatever its normalisation."""
     mean, std = np.float32([0.3]), np.float32([0.2])
@@ -278,13 +288,15 @@ def test_a_config_names_views_symmetries_and_factories():
         "objectives",
         dict(
             name="contrastive",
-            views=[[dict(name="crop", size=3), "flip"], [f"{__name__}:own_view"]],
+            views=[[dict(name="crop", size=4), "flip"], [f"{__name__}:own_view"]],
             symmetry="half_swap",
             predicted=[dict(name="flip", p=1.0)],
             invariance=0.5,
             equivariance=0.1,
             projector=dict(name="projector.Projector", widths=[4], norm=None),
-            predictor=dict(name="projector.Projector", widths=[4], norm=dict(name="norm.LayerNorm")),
+            predictor=dict(
+                name="projector.Projector", widths=[4], norm=dict(name="norm.LayerNorm")
+            ),
         ),
         "objective",
     )  # fmt: skip
@@ -333,9 +345,9 @@ MIMO = functools.partial(model, functools.partial(mimo, size=2))
         (lambda: trace(contrastive()), "jitter, grey, solarise of `contrastive` need images"),
         (lambda: trace(contrastive(**AS_THEY_ARE), dict(x=BATCH["x"])),
          "entries: 'x2' is no entry of the batch, which has 'x'"),
-        (lambda: trace(contrastive("supervised", **AS_THEY_ARE), dict(x=BATCH["x"], x2=BATCH["x"])),
+        (lambda: trace(contrastive("supervised", **AS_THEY_ARE), UNLABELLED),
          "loss 'supervised' needs labels"),
-        (lambda: trace(contrastive(**AS_THEY_ARE, supervision=1.0), dict(x=BATCH["x"], x2=BATCH["x"])),
+        (lambda: trace(contrastive(**AS_THEY_ARE, supervision=1.0), UNLABELLED),
          "with supervision needs labels"),
         (lambda: trace(contrastive(**AS_THEY_ARE), {k: v[:1] for k, v in BATCH.items()}),
          "compares examples, but the batch has one"),
@@ -361,10 +373,11 @@ def test_what_cannot_be_says_why(make, why):
 
 def test_a_module_of_your_own_has_one_path_with_its_backbone():
     """The gradient of its features is whole, though its module shares the backbone's path."""
+
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(K)(nn.tanh(nn.Dense(5)(x.reshape(len(x), -1))))
+            return nn.Dense(K)(nn.tanh(nn.Dense(5, name="inner")(x.reshape(len(x), -1))))
 
     network = from_module(Net(), softmax(), head=Dense(K))
     params, collections = network.init(jax.random.key(0), BATCH["x"])
@@ -374,12 +387,12 @@ def test_a_module_of_your_own_has_one_path_with_its_backbone():
         return jnp.sum(phi**2) / 2, latent
 
     (value, latent), g = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, 0.0)
-    inner = params["backbone"]["Dense_0"]
+    inner = params["backbone"]["inner"]
     x = BATCH["x"].reshape(B, -1)
     phi = np.tanh(x @ inner["kernel"] + inner["bias"])
     np.testing.assert_allclose(value, np.sum(phi**2) / 2, rtol=1e-5)
     np.testing.assert_allclose(
-        g["backbone"]["Dense_0"]["kernel"], x.T @ (phi * (1 - phi**2)), rtol=1e-4, atol=1e-5
+        g["backbone"]["inner"]["kernel"], x.T @ (phi * (1 - phi**2)), rtol=1e-4, atol=1e-5
     )
     same = network.forward(params, collections, BATCH["x"], jax.random.key(1), train=True)[0]
     np.testing.assert_allclose(latent.mean, same.mean, rtol=1e-5)

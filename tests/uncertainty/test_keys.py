@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import pathlib
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import uncertainty
-from uncertainty import build
+from uncertainty import build, views
 from uncertainty.inference import executors
 from uncertainty.inference.function_values import represent
 from uncertainty.inference.hyper import HYPER
@@ -164,6 +165,19 @@ RUNS = {
         objective=dict(name="mean_teacher", stream="more"),
         ensemble=dict(name="mc_dropout", size=2, rate=0.5),
     ),
+    "views": config(
+        inference=inference(),
+        objective=dict(
+            name="contrastive",
+            views=[["crop", "flip"], [dict(name="blur", p=0.5)]],
+            symmetry="flip",
+            invariance=0.5,
+            equivariance=0.4,
+            elements=1,
+            projector=dict(name="projector.Projector", widths=[2]),
+            predictor=dict(name="projector.Projector", widths=[2]),
+        ),
+    ),
     "together": config(
         inference=inference(direction="together"), objective=dict(name="d_bat", stream="more")
     ),
@@ -180,7 +194,7 @@ RUNS = {
         ],
     ),
 }
-X = jnp.ones((4, 5))
+X = jnp.ones((4, 4, 4, 1))
 BATCH = dict(x=X, y=jnp.arange(4) % 3, more=dict(x=X[:2]))
 
 
@@ -210,6 +224,12 @@ def test_no_two_purposes_of_a_run_draw_from_one_key(name):
     again = {key for key, count in collections.Counter(bits).items() if count > 1}
     assert len(bits) > 10 and again == meant_twice(name, state)
     assert not set(bits) & set(parents)  # what is drawn from is not split as well
+
+
+def test_the_changes_of_a_view_draw_from_keys_of_their_own():
+    view = functools.partial(views.apply, views.byol(4, 4)[1])
+    bits, parents, _ = drawn(view, jnp.ones((2, 4, 4, 3)), jax.random.key(0))
+    assert 10 < len(bits) == len(set(bits)) and not set(bits) & set(parents)
 
 
 def meant_twice(name, state):

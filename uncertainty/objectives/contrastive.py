@@ -17,6 +17,7 @@ from uncertainty.symmetries import Symmetry, rotations
 from uncertainty.types import Aux, Batch, Collections, Latent, Model, Objective, Own, Params
 
 LOSSES = ("info_nce", "nt_xent", "supervised")
+PREDICTOR = functools.partial(Projector, norm=LayerNorm)
 View = augmentations.View
 
 
@@ -34,22 +35,25 @@ def contrastive(
     predicted: Sequence[Any] | None = None,
     supervision: float = 0.0,
     projector: Callable[..., nn.Module] = Projector,
-    predictor: Callable[..., nn.Module] = functools.partial(Projector, norm=LayerNorm),
+    predictor: Callable[..., nn.Module] = PREDICTOR,
 ) -> Objective:
-    """contrast L(p(phi(v_1)), p(phi(v_2))) + equivariance CE(h(phi(g v_3)), g) + nll(sg[phi(v_1)]).
+    """loss = contrast L(p(phi(v_1)), p(phi(v_2))) + equivariance CE(h(phi(g v_3)), g) + nll.
 
     v_1, v_2, ... are random views of the same images, phi their features, L a loss of their
     embeddings (`uncertainty/contrast.py`), p the projector. The network's head is an online linear
-    probe: it is trained by the nll of the labels, if there are some, on features as constants
-    (sg), so that a run of pre-training predicts classes, and another one may start from it.
+    probe: it is trained by the nll of the labels, if there are some, on the features of v_1 as
+    constants, so that a run of pre-training predicts classes, and another one may start from it.
 
     With `invariance` q each view is moved by an element g of a symmetry: with probability q one
     that is not the identity, all of these alike. With `equivariance` h predicts which element
-    moved a view of its own, v_3. So (Loh et al. 2023, "Multi-symmetry ensembles", and their code)
-    a baseline has neither, an invariant member q = 0.5, and an equivariant one the weight 0.4 of
-    E-SSL (Dangovski et al. 2022, "Equivariant contrastive learning"). These fields, and `contrast`,
-    are hyper-parameters of particles (`inference.hyper`), whose values replace them; particles
-    whose weight is 0 compute the term but neither learn from it nor keep batch statistics of it.
+    moved a view of its own, v_3: E-SSL (Dangovski et al. 2022, "Equivariant contrastive learning").
+
+    Source: Loh et al. 2023, "Multi-symmetry ensembles", and their code: a baseline has neither, an
+    invariant member q = 0.5, an equivariant one the weight 0.4.
+
+    These fields, and `contrast`, are hyper-parameters of particles (`inference.hyper`), whose
+    values replace them; particles whose weight is 0 compute the term but neither learn from it nor
+    keep batch statistics of it.
 
     Differences from their code: views of one size are one batch for normalisation; the order of
     the four changes of colour is drawn once for a batch. The default predictor ends in an affine
@@ -162,8 +166,9 @@ def contrastive(
                 x = moves.each(x, k)
             images.append(normalised(x))
 
-        phis, latent, auxiliary = [], None, []
-        for j, (first, several) in enumerate(_by_shape(images)):
+        embeddings: dict[int, jax.Array] = {}  # of view i, [M or 1, B, D']
+        latent, auxiliary = None, []
+        for j, (indices, several) in enumerate(_by_shape(images)):
             n = len(several)
             # Interleaved, so that devices which share a batch keep their examples.
             x = jnp.stack(several, axis=1).reshape(B * n, *several[0].shape[1:])
@@ -171,10 +176,13 @@ def contrastive(
                 params, collections, x, fold(key, Use.SIZES + j), supervision
             )
             auxiliary.append(extra)
-            phis.append((first, phi.reshape(len(phi), B, n, -1)))
             latent = _every(n, u) if latent is None else latent
+            if contrast is not None:
+                z = run("projector", own, phi)
+                embeddings |= {i: z[:, k::n] for k, i in enumerate(indices)}
 
-        value, nll, metrics = jnp.zeros(()), None, {}
+        value, nll = jnp.zeros(()), None
+        metrics: dict[str, jax.Array] = {}
         if y is not None:
             assert latent is not None
             nll = model.likelihood.nll(latent, y, jax.random.split(key)[1])
@@ -182,15 +190,9 @@ def contrastive(
         elif supervision:
             raise ValueError("objective: 'contrastive' with supervision needs labels, an entry 'y'")
         if "contrast" in weights:
-            z = [
-                run("projector", own, phi.reshape(len(phi), -1, phi.shape[-1])) for _, phi in phis
-            ]
-            order = [i for indices, _ in phis for i in indices]
-            z = [a.reshape(len(a), B, -1, a.shape[-1]) for a in z]
-            z = jnp.moveaxis(jnp.concatenate(z, axis=2), 2, 1)  # [M, V, B, D']
-            z = z[:, jnp.asarray(sorted(range(len(order)), key=order.__getitem__))]
-            compare = _loss(loss, temperature, compared, y)
-            out = jax.tree.map(jnp.mean, jax.vmap(compare)(z))
+            z = jnp.stack([embeddings[i] for i in range(len(images))], axis=1)  # [M, V, B, D']
+            out = jax.vmap(_loss(loss, temperature, compared, y))(z)
+            out = jax.tree.map(jnp.mean, out)
             value += weights["contrast"] * out.loss
             metrics |= dict(contrast=out.loss, positive=out.positive, retrieval=out.retrieval)
         if "equivariance" in weights:
