@@ -8,6 +8,8 @@ then training on labels, and mixtures of members of both.
     pretrain    `size` of each kind, kinds in turn       random parameters; labels train a probe
     fine_tune   the same, all parameters on labels       the run of `pretrain`, each from its own
     probe       the same, a new head on fixed features   likewise
+    labels      `size` of each kind, labels in place     random parameters
+                of InfoNCE, with the same symmetries
     supervised  `size`, on labels alone                  random parameters
 
     kind   objective in pre-training
@@ -77,7 +79,7 @@ NETWORKS = {
     "resnet8": dict(name="resnet.ResNet", depth=8, width=8),
     "resnet20": dict(name="resnet.ResNet", depth=20, width=64),
 }
-METHODS = ("fine_tune", "pretrain", "probe", "supervised")
+METHODS = ("fine_tune", "pretrain", "probe", "labels", "supervised")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -110,8 +112,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.inference.size = arg.size * len(kinds)
 
     epochs = setting.tuning
-    if arg.method == "pretrain":
-        epochs, side = setting.epochs, setting.shape[0] // setting.reduce
+    if arg.method in ("pretrain", "labels"):
+        side = setting.shape[0] // setting.reduce
         small = side if arg.network == "mlp" else side // 2  # an MLP has one size of images
         views = [
             (dict(name="crop", size=size, scale=(0.2, 1.0)), dict(name="flip"))
@@ -131,6 +133,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
         config.inference.hyper = dict(
             equivariance=(0.4, 0.0, 0.0)[: len(kinds)], invariance=(0.0, 0.5, 0.0)[: len(kinds)]
+        )
+    if arg.method == "pretrain":
+        epochs = setting.epochs
+    if arg.method == "labels":
+        config.objective.update(
+            contrast=None, supervision=1.0, views=((),), compared=1, predicted=()
         )
     if arg.method in ("fine_tune", "probe"):
         of = "turned" if arg.turned == "some" else "upright"

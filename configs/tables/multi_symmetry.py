@@ -7,7 +7,8 @@ CONFIG = "configs/small_images/multi_symmetry.py"
 KINDS = ("eq", "inv", "supervised")
 COUPLES = (("eq", "inv"), ("eq", "eq"), ("inv", "inv"), ("supervised", "supervised"))
 DATA = {"Turned": "some", "Upright": "none"}
-METHODS = {"Pre-trained": "pretrain", "Fine-tuned": "fine_tune", "Supervised": "supervised"}
+METHODS = {"Pre-trained": "pretrain", "Fine-tuned": "fine_tune", "By labels": "labels",
+           "Supervised": "supervised"}  # fmt: skip
 METRICS = (
     dict(key="disagreement", header="Disagreement", unit="%", digits=2),
     dict(key="error_inconsistency", header="Error inconsistency", unit="%", digits=2),
