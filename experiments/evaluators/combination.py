@@ -117,6 +117,6 @@ def fit_of(
 def _tried(spec: Mapping[str, Any], field: str) -> None:
     """Fits a method to as many members as it asks for, which checks its fields."""
     size = spec.get("size")
-    members = min(size, 1_000) if isinstance(size, int) and size > 2 else 2
+    members = min(size, 1_000) if isinstance(size, int) and size > 5 else 5
     p = np.array([[0.7, 0.3], [0.4, 0.6], [0.8, 0.2], [0.45, 0.55]])
     fit_of(spec, np.log(np.stack([p] * members)), np.array([0, 1, 1, 0]), field)

@@ -697,6 +697,8 @@ def test_a_run_without_labels_is_fine_tuned_particle_by_particle(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, begun.collections, state.collections)
     again = setup(config(**source, pretrained=spec)).init()
     jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
+
+
 def test_parameters_of_an_objective_stay_behind_unless_the_run_has_such():
     """Those of pre-training, such as a projector; where both have them they are restored."""
     parts = dict(backbone="mlp.MLP", ensemble="single", head=dict(name="dense.Dense", outputs=3))

@@ -45,12 +45,12 @@ def gate(log_p: ArrayLike, labels: ArrayLike, l2: float = 1e-3, constant: bool =
       ValueError: see `_pool.checked`; a negative l2, or a label to which all members give the
         probability 0.
     """
-    log_p, labels, usable = _pool.checked(log_p, labels)
+    checked, y, usable = _pool.checked(log_p, labels)
     if not 0 <= l2 < np.inf:
         raise ValueError(f"l2: {l2}; a number from 0")
-    log_p = log_p[usable]
-    M, B, K = log_p.shape
-    q, of_labels = _pool.mixture(log_p), _pool.of_labels(log_p, labels)  # [B, K], [M, B]
+    members = checked[usable]
+    M, B, K = members.shape
+    q, of_labels = _pool.mixture(members), _pool.of_labels(members, y)  # [B, K], [M, B]
     if (impossible := np.isneginf(of_labels).all(0)).any():
         raise ValueError(
             f"log_p: the label of example {impossible.argmax()} has the probability 0 with every "

@@ -64,17 +64,16 @@ def greedy(
     p, at, left = np.exp(log_p), np.arange(len(labels)), usable.copy()
     total, chosen, scores = np.zeros(log_p.shape[1:]), [], []
     for s in range(1, size + 1):
-        best = None
+        losses = {}
         for m in np.flatnonzero(left):
             joined = total + p[m]
             with np.errstate(divide="ignore"):
                 nll = -np.log(joined[at, labels] / s).mean()
             error = np.mean(joined.argmax(1) != labels)
-            loss = (nll, error) if by == "nll" else (error, nll)
-            if best is None or loss < best[0]:
-                best = loss, m, joined
-        loss, m, total = best
+            losses[m] = (nll, error) if by == "nll" else (error, nll)
+        m = min(losses, key=losses.__getitem__)  # the first of equal ones
+        total += p[m]
         left[m] = replacement
         chosen.append(m)
-        scores.append(loss[0] if by == "nll" else 1 - loss[0])
+        scores.append(losses[m][0] if by == "nll" else 1 - losses[m][0])
     return Greedy(np.array(chosen), np.array(scores), np.array(len(log_p)))
