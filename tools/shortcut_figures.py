@@ -60,7 +60,8 @@ def features(study: Study) -> "Figure":
     """A panel per data set, a row per method: accuracy on each of SETS."""
     groups = grouped(study)
     labels = list(dict.fromkeys(label for rows in groups.values() for label in rows))
-    figure, axes = style.panels(1, len(groups), 2.7, 0.9 + 0.34 * len(labels), sharey=True)
+    width = max(2.7, 6.0 / len(groups))
+    figure, axes = style.panels(1, len(groups), width, 0.9 + 0.3 * len(labels), sharey=True)
     for ax, (group, rows) in zip(axes[0], groups.items(), strict=True):
         for i, (key, name) in enumerate(SETS.items()):
             shown = [(labels.index(label), *interval(row, key)) for label, row in rows.items()]
@@ -68,7 +69,7 @@ def features(study: Study) -> "Figure":
             look = {"color": style.PALETTE[i], "marker": style.MARKERS[i], "linestyle": "none"}
             places = places + 0.2 * (i - 1)
             ax.errorbar(mean, places, xerr=half, label=name, elinewidth=1, **look)
-        ax.set(title=style.text(group), xlabel="accuracy (%)", xlim=(-2, 103))
+        ax.set(title=style.text(group), xlabel="accuracy (%)", xlim=(-2, 105))
     axes[0, 0].set_yticks(range(len(labels)), [style.text(label) for label in labels])
     axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
     handles = axes[0, 0].get_legend_handles_labels()
@@ -80,7 +81,7 @@ def features(study: Study) -> "Figure":
 def curves(study: Study, xlabel: str, log: bool, most: int) -> "Figure":
     """A panel per group: LINES over the number that is the row's label."""
     groups = grouped(study)
-    figure, axes = style.wrapped(groups, 2.7, 2.5, most=most, fill=28, sharey=True)
+    figure, axes = style.wrapped(groups, 3.1, 2.7, most=most, fill=28, sharey=True)
     for ax, rows in zip(axes, groups.values(), strict=True):
         x = [float(label.replace(",", "")) for label in rows]
         for i, (key, name) in enumerate(LINES.items()):
@@ -91,7 +92,7 @@ def curves(study: Study, xlabel: str, log: bool, most: int) -> "Figure":
     for ax in axes[::most]:
         ax.set_ylabel("accuracy (%)")
     handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=min(most, len(LINES)))
+    figure.legend(*handles, loc="outside upper center", ncols=min(len(groups), len(LINES)))
     return figure
 
 

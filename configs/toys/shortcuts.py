@@ -98,8 +98,8 @@ METHODS = (
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`data`: one of DATA; `method`: one of METHODS; `size`: functions; `agreement`: see above, -1
-    for independent features; `strength`, `points`, `compared`: of repulsion; `cue`: of the control on
-    sprites; `small`, `files`: see above."""
+    for independent features; `strength`, `points`, `compared`: of repulsion; `cue`: of the control
+    on sprites; `small`, `files`: see above."""
     arg = parse_arg(
         arg,
         data=tuple(DATA),
