@@ -43,16 +43,16 @@ def corrupted(data: Data, bins: int = 15, fit: Data | None = None) -> Evaluator:
         if missing := {"corruption", "severity"} - p.entries.keys():
             raise ValueError(f"data: no entry {sorted(missing)[0]!r}; name it in `entries`")
         kinds, severities = (np.asarray(p.entries[k]) for k in ("corruption", "severity"))
-        every = {"": p.log_p}
+        every = {"": mixture(p.log_p)}
         if fit is not None:
             held = predict(fit)
             calibrator = temperature(mixture(held.log_p), np.asarray(held.y))
-            every["fitted"] = calibrator(mixture(p.log_p))[None]
+            every["fitted"] = calibrator(every[""])
         values: dict[tuple[str, str], list[float]] = {}
         for number, severity in np.unique(np.stack([kinds, severities]), axis=1).T:
             rows = (kinds == number) & (severities == severity)
             for which, log_p in every.items():
-                result = metrics.evaluate_classification(log_p[:, rows], p.y[rows], bins)
+                result = metrics.evaluate_classification(log_p[None, rows], p.y[rows], bins)
                 for name, group in SHOWN.items():
                     value = result[f"{group}/{name}"]
                     values.setdefault((which, name), []).append(value)

@@ -92,8 +92,8 @@ def measured(log_p: np.ndarray, y: np.ndarray, tau: int) -> dict[str, float]:
     """The values of members' predictions log_p [M, B, K] for labels y [B], in this order."""
     dyadic, pairs = joint_lib.dyadic_nll(log_p, y, tau), 2 * (len(y) // 2)
     marginal = joint_lib.joint_nll(log_p[:, :pairs], y[:pairs], 1)
-    blocks = joint_lib.joint_nll(log_p, y, tau)
-    return dict(dyadic_nll=dyadic, dyadic_gain=tau * marginal - dyadic, nll=blocks)
+    gain = tau * marginal - dyadic if len(log_p) > 1 else 0.0  # without rounding
+    return dict(dyadic_nll=dyadic, dyadic_gain=gain, nll=joint_lib.joint_nll(log_p, y, tau))
 
 
 def at_temperature(log_p: np.ndarray, y: np.ndarray, tau: int, seed: int) -> dict[str, float]:

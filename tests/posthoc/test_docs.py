@@ -16,12 +16,16 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "posthoc.md"
 
 def test_examples():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    config_block, reading, predicting, functions, of_targets = blocks
+    config_block, reading, predicting, functions, of_targets, of_table = blocks
     config = base()
     exec(config_block, {"config": config})
     assert isinstance(config, ConfigDict)
     built = build_all(derived(plain(config))["evaluators"], "classification")
     assert set(built) == {"posthoc", "sets", "detail", "joint"}
+    names = {"config": config, "test": dict(split="test")}
+    exec(of_table, names)
+    built = build_all(derived(plain(config))["evaluators"], "classification")
+    assert {column["key"] for column in names["columns"]} <= built["joint"].yields
 
     rng = np.random.default_rng(0)
     log_p = special.log_softmax(rng.normal(size=(60, 4)), -1)
