@@ -13,7 +13,7 @@ def get_table() -> dict[str, Any]:
     rows = {label: options for label, options in ROWS.items() if options != CONTROL}
     rows |= {f"Control: {cue} alone": f"{CONTROL},cue={cue}" for cue in CUES}
     percent = dict(unit="%", digits=1)
-    columns = [dict(key="cues/diagonal/accuracy", header="All cues", better="higher", **percent)]
+    columns = [dict(key="cues/diagonal/accuracy", header="All cues", **percent)]
     for cue in CUES:
         columns += [
             dict(key=f"cues/{cue}/accuracy", header=cue.title(), **percent),

@@ -52,14 +52,13 @@ def columns() -> list[dict[str, Any]]:
     of = "simplicity"
     percent = dict(unit="%", digits=1)
     return [
-        dict(key=f"{of}/standard/accuracy", header="Accuracy", better="higher", **percent),
+        dict(key=f"{of}/standard/accuracy", header="Accuracy", **percent),
         dict(
             key=f"{of}/simple_randomised/accuracy",
             header="S-randomised",
-            better="higher",
             **percent,
         ),
-        dict(key=f"{of}/simple_randomised/auc", header="its AUC", better="higher", digits=3),
+        dict(key=f"{of}/simple_randomised/auc", header="its AUC", digits=3),
         dict(key=f"{of}/simple_randomised/member_accuracy", header="its members", **percent),
         dict(key=f"{of}/simple_randomised/best_member", header="its best member", **percent),
         dict(key=f"{of}/complex_randomised/accuracy", header="Sᶜ-randomised", **percent),
