@@ -63,7 +63,6 @@ TRACED = [
     ("small_images/multi_symmetry.py", "network=resnet8,method=pretrain"),
     ("small_images/multi_symmetry.py", "images=cifar10,network=resnet20,method=probe,base"),
     ("toys/rings.py", "method=sngp"),
-    ("digits/contrastive.py", "members=eq,loss=supervised,symmetry=half_swap"),
     ("digits/lenet5.py", "heads=3"),
     ("digits/lenet5.py", "ensemble=batch_ensemble"),
     ("digits/lenet5.py", "ensemble=mimo"),

@@ -93,9 +93,8 @@ OBJECTIVES = {
     "disagreement": dict(name="disagreement", stream=None),
     "negative_correlation": dict(name="negative_correlation"),
     "contrastive": dict(
-        name="contrastive", views=[["flip"], []], invariance=0.5, equivariance=0.4, elements=1,
-        symmetry="flip", projector=dict(name="projector.Projector", widths=(4,)),
-        predictor=dict(name="projector.Projector", widths=(4,)),
+        name="contrastive", views=[["flip"], []], invariance=0.5, symmetry="flip",
+        projector=dict(name="projector.Projector", widths=(4,)),
     ),
 }  # fmt: skip
 PRIOR = dict(name="gaussian", scale=2.0)

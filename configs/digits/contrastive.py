@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.test = dict(split="test")
     config.batch_size = 128
 
-    config.backbone = dict(name="resnet.ResNet", depth=8, width=16)
+    config.backbone = dict(name="lenet.LeNet5", padding="SAME")
     config.head = dict(name="dense.Dense", outputs=10)
     config.objective = dict(
         name="contrastive",

@@ -113,7 +113,7 @@ def test_moved_examples_keep_their_own_changes_and_are_normalised_after_them():
         (dict(name="knn_probe", temperature=0.0), "temperature: 0.0"),
         (dict(name="symmetry_probe", symmetry="rotation"), "did you mean 'rotations'"),
         (dict(name="symmetry_probe", symmetry=dict(name="scale", factors=[2.0])), "factors: "),
-        (dict(name="symmetry_probe", symmetry="builtins:dict"), "returns a dict"),
+        (dict(name="symmetry_probe", symmetry="fractions:Fraction"), "returns a Fraction"),
         (dict(name="symmetry_probe", examples=1), "examples: 1"),
         (dict(name="symmetry_probe", held_out=1.0), "held_out: 1.0"),
     ],
