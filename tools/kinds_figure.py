@@ -1,6 +1,6 @@
 """Draws accuracy against disagreement of pairs of kinds of members, a panel for each row.
 
-    python -m tools.kinds_figure multi_symmetry --rows 'Fine-tuned'
+    python -m tools.kinds_figure multi_symmetry --rows 'Fine|By'
 
 Writes `results/<table>/kinds.png` from `results/<table>/table.json`: its columns
 `kinds/<pair>/disagreement` and `kinds/<pair>/accuracy_<n>`.
@@ -25,8 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = project.ROOT / "results" / args.table
     try:
         study = read_study(folder / "table.json")
-        named = {": ".join(filter(None, (row.group, row.label))): row for row in study.rows}
-        metrics = {name: row.results for name, row in named.items() if re.search(args.rows, name)}
+        metrics = {row.label: row.results for row in study.rows if re.search(args.rows, row.label)}
         if not (methods := kinds_figures.of_kinds(metrics)):
             raise ValueError(f"--rows: {args.rows!r} matches no row with pairs of kinds")
     except (ValueError, OSError) as error:

@@ -60,7 +60,7 @@ def test_nearest_neighbours_are_those_of_scikit_learn(predictor):
 
 @pytest.mark.slow
 def test_a_probe_of_turns_on_features_by_hand(predictor):
-    spec = symmetry_probe(TRAIN, TEST, examples=150, held_out=0.4, seed=1)
+    spec = symmetry_probe(TRAIN, TEST, examples=150, held_out=0.4, seed=1, kinds=("a", "b"))
     got = dict(spec.run(predictor))
     train, test = (examples(s)["x"] for s in (TRAIN, TEST))
     train, test = (x[np.random.default_rng(1).permutation(len(x))[:150]] for x in (train, test))
@@ -86,6 +86,9 @@ def test_a_probe_of_turns_on_features_by_hand(predictor):
     assert got[prefix + "probe_accuracy"] > 0.5  # chance is 0.25
     assert got[prefix + "cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
     assert got[prefix + "agreement"] == pytest.approx(np.mean(agree), abs=5e-3)
+    for p, kind in enumerate("ab"):
+        assert got[f"{prefix}{kind}/probe_accuracy"] == got[prefix + "members"][p]
+        assert got[f"{prefix}{kind}/cosine"] == pytest.approx(cosines[p], abs=1e-4)
     assert set(got) - {prefix + "members"} == spec.yields
 
 

@@ -67,6 +67,7 @@ MINIMAL = {
     "intervals": dict(data=dict(name="cubic"), fit=dict(name="cubic", split="validation")),
     "joint": dict(data=TEST),
     "kinds": dict(data=TEST, kinds=("a", "b"), classes=True),
+    "knn_probe": dict(train=FIT, data=TEST),
     "ood": dict(data=TEST, sets=dict(a=dict(name="noise", shape=(8, 8, 1)))),
     "posterior": dict(reference="file.npz", data=dict(name="x_sin_x", split="grid")),
     "posthoc": dict(data=TEST, fit=FIT),
@@ -74,6 +75,7 @@ MINIMAL = {
     "regression": dict(data=dict(name="cubic")),
     "routing": dict(data=TEST),
     "simplicity": dict(data=TEST, simple_randomised=TEST, complex_randomised=TEST),
+    "symmetry_probe": dict(train=FIT, data=TEST, kinds=("a", "b")),
     "uncertainty_map": dict(data=dict(name="rings"), groups=dict(a=dict(name="rings"))),
 }
 
