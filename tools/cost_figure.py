@@ -50,9 +50,14 @@ def points(study: Study, cost: str, metric: str) -> dict[str, list[Point]]:
 @style.styled
 def figure(study: Study, cost: str, metrics: Sequence[str]):
     """A panel for each metric; labels have their colours and markers in all."""
+    from matplotlib import ticker
+
     columns = {column.key: column for column in study.columns}
     every = {metric: points(study, cost, metric) for metric in metrics}
     looks = style.looks(label for of in every.values() for label in of)
+    for i, look in enumerate(looks.values()):  # no two of one colour have one marker
+        look["marker"] = style.MARKERS[(i + i // len(style.PALETTE)) % len(style.MARKERS)]
+    costs = [point.cost for of in every.values() for line in of.values() for point in line]
     fig, axes = style.panels(1, len(metrics), 3.1, 3.2)
     for ax, (metric, of) in zip(axes[0], every.items(), strict=True):
         for label, line in of.items():
@@ -64,8 +69,12 @@ def figure(study: Study, cost: str, metrics: Sequence[str]):
                 elinewidth=0.9,
                 **looks[label],
             )
-        ax.set(xscale="log", xlabel=style.text(columns[cost].title))
-        ax.set_title(style.text(columns[metric].title))
+        ax.set(xlabel=style.text(columns[cost].title), title=style.text(columns[metric].title))
+        if max(costs) > 3 * min(costs):
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter(ticker.ScalarFormatter())
+            ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
     return fig
