@@ -81,7 +81,7 @@ REFUSED = [
     (dict(objective=COMPARING, inference={"accumulated"}),
      r"accumulate: 2 parts, but objective '\w+' compares functions on the whole batch"),
     (dict(objective=COMPARING, inference=set(INFERENCE) - {"together"},
-          ensemble={"single", "mc_dropout", "masksembles"}),
+          ensemble={"single", "mc_dropout", "masksembles", "randomised_prior"}),
      r"objective: '\w+' compares functions, but there is one"),
     (dict(objective={"contrastive"}, ensemble={"mimo"}),
      r"objective: 'contrastive' needs features of single examples"),

@@ -12,8 +12,9 @@ def negative_correlation(weight: float = 0.5) -> Objective:
     Source: Liu & Yao 1999, "Ensemble learning via negative correlation", eq. 4 to 6, for targets
     with noise of variance 1, where the nll is (f_n - y)^2 / 2: the gradient of function n in f_n is
     f_n - y - weight (f_n - f). With weight 0 functions are trained alone; with 1 the loss is
-    (f - y)^2 / 2, of their mean alone. f_n is the mean of the latent, which for classes are the
-    logits; with another variance s^2 of the noise, 1 / s^2 is that limit.
+    (f - y)^2 / 2, of their mean alone. With another variance s^2 of the noise, 1 / s^2 is that
+    limit. f_n is the mean of the latent. For classes these are logits, in which the nll grows
+    linearly, so that no weight above 0 has a minimum: use `disagreement` there.
 
     The metric `variance` is mean_x sum_k of the variance over functions.
 
