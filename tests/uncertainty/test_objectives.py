@@ -30,6 +30,7 @@ from uncertainty.types import Aux, Latent, Objective, Own, Target
 
 P = 3
 BATCH = batch()
+TARGETS = BATCH | dict(y=jnp.zeros((len(BATCH["x"]), 3)))
 TARGET = Target(gaussian(0.8), num_examples=40, temperature=0.7)
 
 
@@ -92,7 +93,7 @@ def test_label_smoothing_integrates_the_latents_by_the_draws_of_the_nll():
         (lambda: mean_teacher(std=-0.1), "std: -0.1"),
         (lambda: mean_teacher(ramp_steps=-1), "ramp_steps: -1"),
         (
-            lambda: trace(label_smoothing(), likelihoods.gaussian()),
+            lambda: trace(label_smoothing(), likelihoods.gaussian(), TARGETS),
             "'label_smoothing' needs exclusive classes",
         ),
         (lambda: trace(label_smoothing(), likelihoods.sigmoid()), "exclusive classes"),
