@@ -167,7 +167,7 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_is_used():
             r"inference.direction.kernel.width: no such field",
         ),
         ("optimiser.name", "adm", r"optimiser.name: .*did you mean 'adam'"),
-        ("optimiser.name", "optimiser", r"no 'optimiser'; \(valid: adam, adamw, lars, lion, psgld,"),
+        ("optimiser.name", "optimiser", r"no 'optimiser'; \(valid: adam, adamw, lars, lion,"),
         ("optimiser.schedule.name", "cosin", r"optimiser.schedule.name: .*did you mean 'cosine'"),
         ("inference.name", "particle", r"inference.name: .*did you mean 'particles'"),
         ("inference.direction.name", "independant", r"inference.direction.name: .*'independent'"),
