@@ -38,7 +38,7 @@ def greedy(
 
     Source: Caruana et al. 2004, "Ensemble selection from libraries of models", with replacement;
     without it each member is taken once, as in Loh et al. 2023, "Multi-symmetry ensembles", whose
-    members are added to the best one. Equal mixtures by accuracy are told apart by their NLL, and
+    members are added to the best one. Equal mixtures by accuracy are compared by their NLL, and
     by NLL by their accuracy; of members that are equal in both, the first is taken.
 
     Args:

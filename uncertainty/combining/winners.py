@@ -38,7 +38,7 @@ def winners(log_p: ArrayLike, labels: ArrayLike, by: str = "accuracy") -> Winner
     the mixture says whose class it is, where labels are unknown, is our form.
 
     A class without held-out examples is that of the member with the best score on all of them.
-    Equal members by accuracy are told apart by their NLL on the class; then the first wins. The
+    Equal members by accuracy are compared by their NLL on the class; then the first wins. The
     accuracy of a class is its recall: it favours members that predict a class too often, and the
     NLL does not.
 
