@@ -211,8 +211,8 @@ def run(
         (name, *s): digest(agent, s, options) for name, agent in chosen.items() for s in every
     }
     done = {place(line): line for line in read(path)}
-    for key in wanted.keys() & done.keys():
-        if done[key]["settings"] != wanted[key]:
+    for key, settings_of in wanted.items():
+        if key in done and done[key]["settings"] != settings_of:
             raise ValueError(
                 f"{path}: has lines of {key[0]!r} with other settings ({', '.join(OPTIONS)}, or "
                 "those of the agent); --fresh removes them, and another --results keeps both"
