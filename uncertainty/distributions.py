@@ -108,9 +108,7 @@ class Classes:
                 "sets: no conformal method is fitted on held-out examples, which their coverage "
                 "needs; give one by dataclasses.replace(predicted, conformal=...)"
             )
-        alpha = self.alpha if alpha is None else alpha
-        if not 0 < alpha < 1:
-            raise ValueError(f"alpha: {alpha}; a number between 0 and 1, such as 0.1")
+        alpha = _checked(self.alpha if alpha is None else alpha)
         return np.asarray(self.conformal(self.mixture, alpha, **given), bool)
 
     def _require_members(self, name: str) -> None:
@@ -205,7 +203,10 @@ class Gaussians:
                 "sets: no conformal method is fitted on held-out examples, which their coverage "
                 "needs; `interval` is the mixture's own"
             )
-        alpha = self.alpha if alpha is None else alpha
-        if not 0 < alpha < 1:
-            raise ValueError(f"alpha: {alpha}; a number between 0 and 1, such as 0.1")
-        return self.conformal(alpha, **given)
+        return self.conformal(_checked(self.alpha if alpha is None else alpha), **given)
+
+
+def _checked(alpha: float) -> float:
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha: {alpha}; a number between 0 and 1, such as 0.1")
+    return alpha

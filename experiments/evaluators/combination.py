@@ -9,12 +9,11 @@ from experiments.evaluators import Data, Evaluator, reads
 from experiments.evaluators.classification import check_bins
 from experiments.evaluators.kinds import check as check_kinds
 from experiments.evaluators.kinds import of_members
-from experiments.evaluators.posthoc import SHOWN, calibration_data, check_held_out
+from experiments.evaluators.posthoc import SHOWN, by_label, calibration_data, check_held_out
 from experiments.evaluators.posthoc import measured as measured_all
 from experiments.prediction import fitted
 from experiments.runtime import keys
 from uncertainty.build import make
-from uncertainty.specs import spec_of
 
 if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
@@ -94,17 +93,7 @@ def labelled(methods: Sequence[Any], field: str = "methods") -> dict[str, dict[s
     Raises:
       ValueError: none, an unknown method or field, or two of one label.
     """
-    if isinstance(methods, str | Mapping) or not methods:
-        raise ValueError(f"{field}: {methods!r}; a list of names or dicts, such as ['greedy']")
-    specs: dict[str, dict[str, Any]] = {}
-    for i, method in enumerate(methods):
-        spec = spec_of(method, f"{field}[{i}]")
-        label = spec.pop("label", spec["name"])
-        if label in specs or label == ALL:
-            raise ValueError(f"{field}[{i}].label: {label!r} is taken; give another one")
-        _tried(spec, f"{field}[{i}]")
-        specs[label] = spec
-    return specs
+    return by_label(methods, field, "greedy", lambda spec: spec["name"], ALL, _tried)
 
 
 def fit_of(

@@ -1,6 +1,6 @@
 """Post-hoc calibration: fitted on held-out examples, its metrics beside the uncalibrated ones."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,17 +180,41 @@ def labelled(methods: Sequence[Any], field: str = "methods") -> dict[str, dict[s
     Raises:
       ValueError: none, an unknown method or field, or two of one label.
     """
+
+    def own(spec: Mapping[str, Any]) -> str:
+        of = spec.get("of", "mixture")
+        return spec["name"] if of == "mixture" else f"{spec['name']}_{of}"
+
+    return by_label(methods, field, "temperature", own, UNCALIBRATED, _tried)
+
+
+def by_label(
+    methods: Sequence[Any],
+    field: str,
+    example: str,
+    own: Callable[[Mapping[str, Any]], str],
+    taken: str,
+    tried: Callable[[Mapping[str, Any], str], Any],
+) -> dict[str, dict[str, Any]]:
+    """label -> spec of each method, for which `tried(spec, field)` raises no error.
+
+    Args:
+      example: a name for the message.
+      own: the label of a spec that has none.
+      taken: a label that no method may have.
+
+    Raises:
+      ValueError: see `labelled`.
+    """
     if isinstance(methods, str | Mapping) or not methods:
-        raise ValueError(f"{field}: {methods!r}; a list of names or dicts, such as ['temperature']")
+        raise ValueError(f"{field}: {methods!r}; a list of names or dicts, such as ['{example}']")
     specs: dict[str, dict[str, Any]] = {}
     for i, method in enumerate(methods):
         spec = spec_of(method, f"{field}[{i}]")
-        of = spec.get("of", "mixture")
-        own = spec["name"] if of == "mixture" else f"{spec['name']}_{of}"
-        label = spec.pop("label", own)
-        if label in specs or label == UNCALIBRATED:
+        label = spec.pop("label", own(spec))
+        if label in specs or label == taken:
             raise ValueError(f"{field}[{i}].label: {label!r} is taken; give another one")
-        _tried(spec, f"{field}[{i}]")
+        tried(spec, f"{field}[{i}]")
         specs[label] = spec
     return specs
 
