@@ -284,7 +284,7 @@ def test_lines_that_are_there_are_kept_and_other_settings_refused(tmp_path):
     assert path.read_text() == text and len(text.splitlines()) == 4
     assert testbed.run(chosen, every[3:], OPTIONS, path) == whole[3:]
     assert testbed.complete(chosen, every, OPTIONS, path) == {"uniform": whole}
-    with pytest.raises(ValueError, match="has lines of 'mlp' with other settings"):
+    with pytest.raises(ValueError, match="has lines of 'uniform' with other settings"):
         testbed.run(chosen, every, OPTIONS | dict(tau=2), path)
     assert testbed.complete(chosen, every, OPTIONS | dict(tau=2), path) == {}
 
