@@ -38,6 +38,7 @@ COMPARING = {  # objectives that functions have together
     name for name, spec in OBJECTIVES.items() if build.make("objectives", spec, "").together
 }
 GP = {"sngp", "hetsngp", "laplace"}  # heads that the stage laplace has something to do for
+NOISY = {"mean_variance", "heteroscedastic", "heteroscedastic_xl", "hetsngp"}  # variance learned
 WITH_NORM = {"resnet", "wide_resnet"}
 P = 5  # unlike every other size; one for all, as what is mapped over it is cached
 STAGES = {
@@ -76,6 +77,10 @@ REFUSED = [
      r"objective: 'mean_teacher' compares probabilities of classes"),
     (dict(objective=COMPARING - {"negative_correlation"}, head={"mean_variance"}),
      r"objective: '\w+' needs exclusive classes"),
+    (dict(inference={"together"}, head={"mean_variance"}),
+     r"objective: 'disagreement' needs exclusive classes"),
+    (dict(objective={"negative_correlation"}, head=NOISY),
+     r"objective: 'negative_correlation' needs one variance for all inputs"),
     (dict(objective=COMPARING, inference=FUNCTIONS),
      r"objective: '\w+' compares functions itself, which space='\w+' does not allow"),
     (dict(objective=COMPARING, inference={"accumulated"}),
@@ -273,7 +278,10 @@ def updated(config, network, batch):
     """An inference, its state before and after an update, and the metrics, as shapes."""
     # Traced once for all particles; test_particles shows that executors agree.
     config["inference"] = config["inference"] | dict(executor="vmap", size=P)
-    inference = build.inference(config, model_of(*network), num_examples=64)
+    model = model_of(*network)
+    if config["likelihood"] != HEADS[network[2]][1]:
+        model = model._replace(likelihood=build.make("likelihoods", config["likelihood"], ""))
+    inference = build.inference(config, model, num_examples=64)
     state = jax.eval_shape(inference.init, jax.random.key(0), images(1))
     return inference, state, *jax.eval_shape(inference.update, state, batch)
 
@@ -307,11 +315,15 @@ def test_every_inference(network, names):
 @pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"likelihood"}))  # of all others
 def test_every_objective(objective):
     """With every way to train, and with every ensemble and head."""
-    rows = [(("mlp", "multi_head", "heteroscedastic"), name) for name in SEEING]
+    real = objective == "negative_correlation"  # is for real-valued targets
+    fields = dict(objective=OBJECTIVES[objective])
+    if real:
+        fields["likelihood"] = dict(name="gaussian")
+    rows = [(("mlp", "multi_head", "dense" if real else "heteroscedastic"), n) for n in SEEING]
     rows += [(network, "particles") for network in sorted(NETWORKS)]
     for network, name in rows:
-        config = config_of(*network, name, objective=OBJECTIVES[objective])
-        batch = batch_of(network[2])
+        config = config_of(*network, name, **fields)
+        batch = batch_of("mean_variance" if real else network[2])
         made = meant(
             updated,
             config,

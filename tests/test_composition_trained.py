@@ -42,7 +42,7 @@ mlp packed dense chain
 mlp packed dense svgd_kernel
 mlp epinet heteroscedastic particles
 mlp hypermodel dense particles
-conv_net randomised_prior dense particles
+conv_net randomised_prior dense together
 lenet single dense prior
 resnet single mean_variance batch_statistics
 wide_resnet single sngp prior
@@ -53,9 +53,7 @@ ROWS = [tuple(row.split()) for row in TRAINED.split("\n") if row]
 
 
 def test_the_trained_few_have_every_part():
-    # The objective of 'together' in the contract is one of regression; it is trained in
-    # tests/uncertainty/test_together.py.
-    parts = (BACKBONES, ENSEMBLES, HEADS, {*INFERENCE, *STAGES} - {"together"})
+    parts = (BACKBONES, ENSEMBLES, HEADS, {*INFERENCE, *STAGES})
     for of_rows, all_of_them in zip(zip(*ROWS, strict=True), parts, strict=True):
         assert set(of_rows) == set(all_of_them)
 

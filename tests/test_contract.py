@@ -91,7 +91,7 @@ OBJECTIVES = {
     "dare": dict(name="dare", threshold=2.0),
     "divdis": dict(name="divdis", stream=None),
     "d_bat": dict(name="d_bat", stream=None),
-    "disagreement": dict(name="disagreement", stream=None),
+    "disagreement": dict(name="disagreement", weight=0.1, stream=None),
     "negative_correlation": dict(name="negative_correlation"),
     "contrastive": dict(
         name="contrastive", views=[["flip"], []], invariance=0.5, symmetry="flip",
@@ -135,7 +135,7 @@ INFERENCE = {
     "moving_average": dict(name="particles", size=2, direction=ALONE,
                            collect=dict(name="moving_average", decay=0.6)),
 }  # fmt: skip
-WITH = {"together": OBJECTIVES["negative_correlation"]}  # those that want an objective
+WITH = {"together": OBJECTIVES["disagreement"]}  # those that want an objective
 SAMPLERS = {  # those that want one in the place of an optimiser
     "sgld": dict(name="sgld", learning_rate=0.1),
     "psgld": dict(name="psgld", learning_rate=3e-3),

@@ -53,6 +53,18 @@ class Likelihood(NamedTuple):
     moments: Callable[[Latent], tuple[jax.Array, jax.Array]] | None = None  # mean, variance of y
     normalised: bool = True  # probabilities of the classes sum to 1
 
+    def of_classes(self, objective: str) -> Callable[[Latent, jax.Array], jax.Array]:
+        """`log_probs` of exclusive classes, which this objective needs.
+
+        Raises:
+          ValueError: this is not a likelihood of exclusive classes.
+        """
+        if self.log_probs is None or not self.normalised:
+            raise ValueError(
+                f"objective: {objective!r} needs exclusive classes, as with likelihood 'softmax'"
+            )
+        return self.log_probs
+
 
 class Monitor(NamedTuple):
     """Summarises collections for display in training, such as the load of experts."""

@@ -32,10 +32,13 @@ LOGITS = RNG.normal(0, 2, (N, U, K))
 PROBS = softmax(LOGITS)
 
 
-def charged(objective, logits=LOGITS, likelihood=None):
+SOFTMAX, GAUSSIAN = likelihoods.softmax(), likelihoods.gaussian()
+
+
+def charged(objective, logits=LOGITS, likelihood=SOFTMAX, **fields):
     """The common loss of functions with these logits, and its metrics."""
-    loss = functools.partial(objective.together.loss, likelihood or likelihoods.softmax())
-    latent = Latent(jnp.asarray(logits, jnp.float32))
+    loss = functools.partial(objective.together.loss, likelihood)
+    latent = Latent(jnp.asarray(logits, jnp.float32), **fields)
     return jax.tree.map(float, jax.jit(lambda u: loss(u, None, 0))(latent))
 
 
@@ -151,13 +154,13 @@ def test_disagreement_is_its_formula(kind):
 def test_negative_correlation_of_weight_one_fits_the_mean():
     y, f = RNG.normal(size=(U, 2)), RNG.normal(size=(N, U, 2))
     for weight in (0.0, 0.3, 1.0):
-        value, metrics = charged(negative_correlation(weight), f)
+        value, metrics = charged(negative_correlation(weight), f, GAUSSIAN)
         own = ((f - y) ** 2).sum(-1).mean() / 2
         mixed = ((f.mean(0) - y) ** 2).sum(-1).mean() / 2
         np.testing.assert_allclose(own + value, (1 - weight) * own + weight * mixed, rtol=1e-5)
         np.testing.assert_allclose(metrics["variance"], f.var(0).sum(-1).mean(), rtol=1e-5)
     loss = negative_correlation(0.3).together.loss
-    grad = jax.grad(lambda u: loss(None, Latent(u), None, 0)[0])(jnp.asarray(f, jnp.float32))
+    grad = jax.grad(lambda u: loss(GAUSSIAN, Latent(u), None, 0)[0])(jnp.asarray(f, jnp.float32))
     np.testing.assert_allclose(N * U * grad, -0.3 * (f - f.mean(0)), rtol=1e-4, atol=1e-6)  # eq. 6
 
 
@@ -196,17 +199,20 @@ def direct(objective, model, params, direction, b=BATCH, size=N, **fields):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_particles_follow_the_loss_of_members_that_share_nothing(name):
     W = RNG.normal(size=(N, D, K)).astype(np.float32)
-    objective = OBJECTIVES[name]
-    apart, _, metrics = direct(objective, linear(), {"layer": {"kernel": W}}, together)
+    objective, likelihood, b = OBJECTIVES[name], SOFTMAX, BATCH
+    if name == "negative_correlation":
+        likelihood, b = GAUSSIAN, BATCH | dict(y=jax.nn.one_hot(BATCH["y"], K))
+    alone, members = (made._replace(likelihood=likelihood) for made in (linear(), heads()))
+    apart, _, metrics = direct(objective, alone, {"layer": {"kernel": W}}, together, b)
     joined, _, of_members = direct(
-        objective, heads(), {"layer": {"kernel": W[None]}}, independent, size=1
+        objective, members, {"layer": {"kernel": W[None]}}, independent, b, size=1
     )
     np.testing.assert_allclose(kernel(apart), N * kernel(joined)[0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["nll"][:, 0], of_members["nll"][0], rtol=1e-5)
     common = of_members["loss"][0] - metrics["nll"].mean()
     np.testing.assert_allclose(metrics["loss"], metrics["nll"].mean((1, 2)) + common, rtol=1e-4)
     x = BATCH["x"] if objective.together.stream is None else BATCH["more"]["x"]
-    value, numbers = charged(objective, np.einsum("bd,mdk->mbk", x, W))
+    value, numbers = charged(objective, np.einsum("bd,mdk->mbk", x, W), likelihood)
     np.testing.assert_allclose(common, value, rtol=1e-3, atol=1e-6)
     for key, number in numbers.items():
         np.testing.assert_allclose(metrics[key], np.full(N, number), rtol=1e-4)
@@ -224,7 +230,9 @@ def test_examples_of_particles_own_leave_the_stream_shared():
     plain, _, _ = direct(build_likelihood(), linear(), {"layer": {"kernel": W}}, independent)
     np.testing.assert_allclose(kernel(g) - kernel(alone), kernel(shared) - kernel(plain), atol=1e-5)
     with pytest.raises(ValueError, match=r"objective.stream: None, but each particle has its own"):
-        direct(negative_correlation(), linear(), {"layer": {"kernel": W}}, together, own, **fields)
+        direct(
+            disagreement(stream=None), linear(), {"layer": {"kernel": W}}, together, own, **fields
+        )
 
 
 def build_likelihood():
@@ -349,10 +357,14 @@ W0 = {"layer": {"kernel": np.zeros((1, D, K), np.float32)}}
         (lambda: dare(0.1, -1.0), "weight: -1.0; at least 0"),
         (lambda: negative_correlation(-0.1), "weight: -0.1; at least 0"),
         *(
-            (lambda o=o: charged(o, likelihood=likelihoods.gaussian(noise_std=1.0)),
+            (lambda o=o: charged(o, likelihood=GAUSSIAN),
              f"objective: '{o.name}' needs exclusive classes")
             for o in (divdis(), d_bat(), disagreement())
         ),
+        (lambda: charged(negative_correlation()),
+         "'negative_correlation' needs real-valued targets"),
+        (lambda: charged(negative_correlation(), likelihood=GAUSSIAN, variance=jnp.ones((N, U, 1))),
+         "'negative_correlation' needs one variance for all inputs"),
         (lambda: direct(d_bat(), linear(), W0, independent, size=1),
          "objective.stream: 'unlabelled' is no stream of the batch, which has 'more'"),
         (lambda: direct(d_bat(stream="more"), linear(), W0, independent, size=1),

@@ -55,11 +55,7 @@ def d_bat(
     def loss(
         likelihood: Likelihood, latent: Latent, key: jax.Array, step: jax.Array | int
     ) -> tuple[jax.Array, Metrics]:
-        if likelihood.log_probs is None or not likelihood.normalised:
-            raise ValueError(
-                "objective: 'd_bat' needs exclusive classes, as with likelihood 'softmax'"
-            )
-        p = jnp.exp(likelihood.log_probs(latent, key))  # [N, B, K]
+        p = jnp.exp(likelihood.of_classes("d_bat")(latent, key))  # [N, B, K]
         N = len(p)
         j, m = jnp.triu_indices(N, 1)
         before, after = (p if joint else jax.lax.stop_gradient(p))[j], p[m]

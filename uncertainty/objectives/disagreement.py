@@ -44,11 +44,7 @@ def disagreement(
     def loss(
         likelihood: Likelihood, latent: Latent, key: jax.Array, step: jax.Array | int
     ) -> tuple[jax.Array, Metrics]:
-        if likelihood.log_probs is None or not likelihood.normalised:
-            raise ValueError(
-                "objective: 'disagreement' needs exclusive classes, as with likelihood 'softmax'"
-            )
-        apart = jnp.mean(distance(likelihood.log_probs(latent, key), kind))
+        apart = jnp.mean(distance(likelihood.of_classes("disagreement")(latent, key), kind))
         return weight * (1 - apart), dict(disagreement=apart)
 
     return Objective("disagreement", together=Together(loss, stream))

@@ -46,11 +46,7 @@ def divdis(
     def loss(
         likelihood: Likelihood, latent: Latent, key: jax.Array, step: jax.Array | int
     ) -> tuple[jax.Array, Metrics]:
-        if likelihood.log_probs is None or not likelihood.normalised:
-            raise ValueError(
-                "objective: 'divdis' needs exclusive classes, as with likelihood 'softmax'"
-            )
-        log_p = likelihood.log_probs(latent, key)  # [N, B, K]
+        log_p = likelihood.of_classes("divdis")(latent, key)  # [N, B, K]
         N, B, K = log_p.shape
         if prior is not None and len(prior) != K:
             raise ValueError(f"objective.prior: {len(prior)} probabilities for {K} classes")

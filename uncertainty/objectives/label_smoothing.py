@@ -26,10 +26,7 @@ def label_smoothing(rate: float = 0.1) -> Objective:
     def latents(
         likelihood: Likelihood, latent: Latent, batch: Batch, key: jax.Array, own: Own
     ) -> jax.Array:
-        if likelihood.log_probs is None or not likelihood.normalised:
-            raise ValueError(
-                "objective: 'label_smoothing' needs exclusive classes, as with likelihood 'softmax'"
-            )
+        likelihood.of_classes("label_smoothing")
         a = own.hyper.get("label_smoothing", rate)
         K = latent.mean.shape[-1]
         uniform = jnp.full((latent.mean.shape[1], K), 1 / K)
