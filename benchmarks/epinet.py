@@ -144,7 +144,7 @@ def against_torch(arguments: argparse.Namespace) -> dict[str, Any]:
     problems = testbed.made(same, tau=10, pairs=100, draws=1)
     of = agents(size=ENSEMBLE)
     seconds, ratios, compiled, found = {}, {}, {}, {}
-    for name in ("mlp", "ensemble"):
+    for name in ("MLP", "ensemble"):
         agent = of[name]._replace(steps=lambda setting: arguments.steps)
         run = testbed.program(agent)
 

@@ -72,7 +72,7 @@ class Given(NamedTuple):
 def agents(samples: int = 1_000, size: int = 100) -> dict[str, Agent]:
     """name -> Agent, with the settings of the authors' code, and three agents of ours.
 
-    Theirs are "mlp", "ensemble", "dropout", "ensemble+", "hypermodel", the epinets and "sgmcmc"
+    Theirs are "MLP", "ensemble", "dropout", "ensemble+", "hypermodel", the epinets and "SG-MCMC"
     (SGLD with momentum, which is SGHMC); defaults of the code, not the best of a sweep. An L2 of
     c |theta|^2 there is 2 c here. Differences:
 
@@ -97,7 +97,7 @@ def agents(samples: int = 1_000, size: int = 100) -> dict[str, Agent]:
                   inputs=True, prior_scale=0.0)  # fmt: skip
     chains = math.ceil(size / 5)
     return {
-        "mlp": Agent(_config()),
+        "MLP": Agent(_config()),
         "ensemble": Agent(_config(size=size)),
         "bootstrap": Agent(_config(size=size, data=dict(particles="bootstrap"))),
         "dropout": Agent(_config(
@@ -106,7 +106,7 @@ def agents(samples: int = 1_000, size: int = 100) -> dict[str, Agent]:
         "SVGD": Agent(functools.partial(
             _posterior, size, dict(name="adam", learning_rate=1e-3), _l2,
             direction=dict(name="svgd", space="functions", context=dict(name="other")))),
-        "sgmcmc": Agent(
+        "SG-MCMC": Agent(
             functools.partial(
                 _posterior, chains, dict(name="sghmc", learning_rate=1e-3, friction=0.1),
                 lambda setting: 10 * _l2(setting),

@@ -1,7 +1,7 @@
 """The Neural Testbed: how far agents' marginal and joint predictions are from a known process.
 
     python -m studies.testbed
-    python -m studies.testbed --agents 'mlp|epinet' --inputs 2 --ratios 1,10 --seeds 0,1
+    python -m studies.testbed --agents 'MLP|epinet' --inputs 2 --ratios 1,10 --seeds 0,1
     python -m studies.testbed --published   # its sweep: d to 100, n / d to 1,000, 100 members
 
 Problems are random networks (`studies/problems.py`) over inputs d, ratios n / d, temperatures and
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "mlp"
+REFERENCE = "MLP"
 UNIFORM = "uniform"
 TOGETHER = 15  # problems of one program: more take more memory, and little less time each
 SCORES = dict(marginal="Marginal KL", joint="Joint KL")  # over the MLP's
@@ -65,7 +65,7 @@ PUBLISHED = {  # agent -> marginal, joint
     "dropout": (0.995, 0.977),
     "hypermodel": (1.006, 0.636),
     "ensemble+": (1.001, 0.580),
-    "sgmcmc": (0.951, 0.565),
+    "SG-MCMC": (0.951, 0.565),
 }
 
 

@@ -254,10 +254,10 @@ def test_scores_are_ratios_to_the_mlp_whose_intervals_draw_networks():
     kl = {s: rng.uniform(0.1, 1, 2) for s in every}
     lines = [
         dict(agent=name, **s._asdict(), marginal=factor * kl[s][0], joint=factor**2 * kl[s][1])
-        for name, factor in (("mlp", 1.0), ("half", 0.5))
+        for name, factor in (("MLP", 1.0), ("half", 0.5))
         for s in every
     ]
-    scored = testbed.scores(lines, ["mlp", "half"], [0, 1])
+    scored = testbed.scores(lines, ["MLP", "half"], [0, 1])
     expected = {f"{key}{part}": of for key, of in (("marginal", 0.5), ("joint", 0.25))
                 for part in ("", "/1", "/10")}  # fmt: skip
     for one in scored["half"]["results"]:
@@ -294,7 +294,7 @@ def test_settings_of_agents_are_part_of_their_lines():
     assert len(set(of.values())) == len(of)  # and all are JSON
     more = agents(size=30)
     changed = {n for n in of if testbed.digest(more[n], SETTING, OPTIONS) != of[n]}
-    assert changed == {"ensemble", "bootstrap", "ensemble+", "SVGD", "sgmcmc"}
+    assert changed == {"ensemble", "bootstrap", "ensemble+", "SVGD", "SG-MCMC"}
 
 
 @pytest.mark.parametrize(
@@ -325,11 +325,11 @@ def test_uniform_probabilities_have_the_kl_of_their_entropy():
 def test_the_program_writes_a_table_and_a_figure_and_resumes(tmp_path, capsys):
     argv = ["--inputs", "2", "--ratios", "1", "--temperatures", "0.1,0.5", "--seeds", "0,1",
             "--pairs", "4", "--draws", "2", "--samples", "3", "--size", "2",
-            "--results", str(tmp_path), "--agents", "mlp|uniform"]  # fmt: skip
+            "--results", str(tmp_path), "--agents", "MLP|uniform"]  # fmt: skip
     assert testbed.main(argv) == 0
     lines = (tmp_path / "testbed" / "problems.jsonl").read_text()
     table = json.loads((tmp_path / "testbed" / "table.json").read_text())
-    assert [row["label"] for row in table["rows"]] == ["uniform", "mlp"]
+    assert [row["label"] for row in table["rows"]] == ["uniform", "MLP"]
     ones = {"marginal": 1.0, "joint": 1.0, "marginal/1": 1.0, "joint/1": 1.0}
     assert table["rows"][1]["results"] == [ones] * 2
     assert table["command"] == (
@@ -341,10 +341,10 @@ def test_the_program_writes_a_table_and_a_figure_and_resumes(tmp_path, capsys):
     assert (tmp_path / "testbed" / "problems.jsonl").read_text() == lines
     with pytest.raises(SystemExit):
         testbed.main([*argv, "--pairs", "5"])
-    assert "has lines of 'mlp' with other settings" in capsys.readouterr().err
+    assert "has lines of 'MLP' with other settings" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         testbed.main([*argv, "--agents", "nobody"])
-    assert "'nobody' matches none of ['uniform', 'mlp'," in capsys.readouterr().err
+    assert "'nobody' matches none of ['uniform', 'MLP'," in capsys.readouterr().err
 
 
 def test_the_published_sweep_is_a_flag():
