@@ -57,7 +57,7 @@ def cores(*names: str) -> tuple[str, ...]:
 
 JOBS = {
     "mlp": Job("mlp_ensemble --save", cores("mlp_784_200_200_10_128"), 2, TORCH),
-    "lenet": Job("lenet_ensemble --save", cores("lenet5_valid_256", "lenet5_same_256"), 15, TORCH),
+    "lenet": Job("lenet_ensemble --save", cores("lenet5_valid_128", "lenet5_same_128"), 15, TORCH),
     "resnet": Job("resnet_ensemble --save", cores("resnet_20_64"), 5, TORCH),
     "vit": Job("vit_ensemble --save", cores("vit_4_x_64_64"), 4, TORCH),
     "single_network": Job(

@@ -10,8 +10,8 @@ and must have the same losses. Blocks of all sides take turns. CPU time is that 
 less noisy than wall time on a shared machine.
 
 The floor: 3.43 million multiply-adds per example forward for padding='SAME' and 0.42 for 'VALID',
-about three times that with the gradient. At batch 256 that is 5.3 and 0.65 GFLOP per member and
-step, so 25 and 3 ms on one core at 210 GFLOP/s, the speed of XLA's product of two 1024 x 1024
+about three times that with the gradient. At batch 128 that is 2.6 and 0.32 GFLOP per member and
+step, so 12.5 and 1.5 ms on one core at 210 GFLOP/s, the speed of XLA's product of two 1024 x 1024
 matrices.
 """
 

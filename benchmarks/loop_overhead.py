@@ -106,7 +106,7 @@ def compare(config: Mapping[str, Any]) -> dict[str, float]:
     turns.bare()
     with (
         tempfile.TemporaryDirectory() as workdir,
-        mock.patch.object(execution, "compile_update", lambda *_: turns),
+        mock.patch.object(execution, "update_of", lambda *_, **__: turns),
     ):
         train(config, workdir)
     loop, bare = (1e3 * np.asarray(turns.seconds[side]) for side in ("loop", "bare"))

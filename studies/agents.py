@@ -27,7 +27,6 @@ TRUNCATED = 0.87962566
 KERNEL = dict(
     name="variance_scaling", scale=TRUNCATED**2, mode="fan_in", distribution="truncated_normal"
 )
-BIAS = dict(name="truncated_normal", stddev=1.0)  # of the first layer of ensemble+
 
 
 def _l2(setting: Setting) -> Any:
@@ -36,10 +35,6 @@ def _l2(setting: Setting) -> Any:
 
 def _l2_of_epinet(setting: Setting) -> float:
     return 0.4 / setting.ratio**0.7
-
-
-def _steps(setting: Setting) -> int:
-    return 5_000 if setting.ratio > 500 else 1_000
 
 
 def _steps_of_epinet(setting: Setting) -> int:
@@ -53,7 +48,7 @@ class Agent(NamedTuple):
     config: Mapping[str, Any] | Callable[[Setting], Mapping[str, Any]]
     l2: Callable[[Setting], float] = _l2  # gradient of l2 / 2 |theta|^2, on all parameters
     prior: Callable[[Setting], float] = lambda setting: 1.0  # factor of fixed random functions
-    steps: Callable[[Setting], int] = _steps
+    steps: Callable[[Setting], int] = lambda setting: 1_000
     draws: int = 1  # of functions, where the last layer has a posterior
     by_temperature: bool = False  # the config needs a number, so each has a program of its own
 
@@ -76,9 +71,7 @@ def agents(samples: int = 1_000, size: int = 100) -> dict[str, Agent]:
     (SGLD with momentum, which is SGHMC); defaults of the code, not the best of a sweep. An L2 of
     c |theta|^2 there is 2 c here. Differences:
 
-      - masks of dropout are shared by all inputs, so that they are functions; in their code each of
-        the tau inputs has its own, repetitions too, so that its joint prediction is the product of
-        marginal ones;
+      - in training each example has its own mask of dropout; there, those of a step share one;
       - members of an ensemble have the same weight in each step; there, indices are drawn;
       - kernels of an epinet's learned part are not truncated, and the hypermodel's prior is linear
         in its index, with networks of 10 hidden units, as is what it begins with: networks;
@@ -100,8 +93,9 @@ def agents(samples: int = 1_000, size: int = 100) -> dict[str, Agent]:
         "MLP": Agent(_config()),
         "ensemble": Agent(_config(size=size)),
         "bootstrap": Agent(_config(size=size, data=dict(particles="bootstrap"))),
-        "dropout": Agent(_config(
-            dict(name="mc_dropout", size=samples, rate=0.1, shared=True), widths=(100, 100))),
+        "dropout": Agent(functools.partial(
+            _with_biases, dict(name="mc_dropout", size=samples, rate=0.1, shared=True),
+            widths=(100, 100))),
         "Laplace": Agent(_laplace, draws=samples, by_temperature=True),
         "SVGD": Agent(functools.partial(
             _posterior, size, dict(name="adam", learning_rate=1e-3), _l2,
@@ -116,10 +110,10 @@ def agents(samples: int = 1_000, size: int = 100) -> dict[str, Agent]:
             _config(dict(name="hypermodel", size=samples, training_size=16, index=6,
                          prior_scale=TRUNCATED,
                          prior=dict(name="mlp.MLP", widths=(10,), kernel_init=KERNEL))),
-            prior=lambda setting: setting.temperature**-0.5),
+            prior=lambda setting: setting.temperature**-0.5, steps=lambda setting: 2_000),
         "ensemble+": Agent(
-            _config(dict(name="randomised_prior", scale=TRUNCATED), size=size,
-                    input_bias_init=BIAS),
+            functools.partial(
+                _with_biases, dict(name="randomised_prior", scale=TRUNCATED), size=size),
             prior=lambda setting: 3 * setting.temperature**-0.5),
         "epinet without prior": Agent(_config(epinet), _l2_of_epinet, steps=_steps_of_epinet),
         "epinet": Agent(
@@ -145,6 +139,12 @@ def _config(
         # One number for each problem takes the place of the factor.
         inference=dict(name="particles", size=size, executor="vmap", hyper=dict(l2=[1.0])),
     )
+
+
+def _with_biases(ensemble: Mapping[str, Any], setting: Setting, **fields: Any) -> dict[str, Any]:
+    """A config whose first layer, and that of priors, begins with biases that are not zero."""
+    bias = dict(name="truncated_normal", stddev=setting.inputs**-0.5)
+    return _config(ensemble, input_bias_init=bias, **fields)
 
 
 def _posterior(

@@ -143,7 +143,7 @@ def inference(
             "inference.collect",
             total_steps=_section(config, "steps"),
         )
-    _check_turns(config, spec.get("size", 1))
+    _check_together(config, spec.get("size", 1))
     optimise, network = optimise or optimiser(config), network or model(config)
     arguments |= _learning(config)
     algorithm = _inference(spec, network, optimise, num_examples, **arguments)
@@ -157,10 +157,18 @@ def _steps_each(config: Mapping[str, Any]) -> int:
     return (together and together.steps_each) or _section(config, "steps")
 
 
-def _check_turns(config: Mapping[str, Any], size: int) -> None:
-    """Refuses a number of steps in which not every particle is trained equally long."""
+def _check_together(config: Mapping[str, Any], size: int) -> None:
+    """Refuses functions to compare that are the same one, or are not trained equally long."""
     together, steps = _objective(config).together, _section(config, "steps")
-    if together and (each := together.steps_each) and size * each != steps:
+    if together is None:
+        return
+    repeated = spec_of(config.get("ensemble") or "single", "ensemble").get("batch_repetitions", 1)
+    if repeated > 1:
+        raise ConfigError(
+            f"ensemble.batch_repetitions: {repeated}, but the objective compares functions, and "
+            "repetitions are of one function; use 1"
+        )
+    if (each := together.steps_each) and size * each != steps:
         raise ConfigError(
             f"steps: {steps}, but objective.steps_each={each} trains {size} particles in "
             f"{size * each} steps"

@@ -23,8 +23,9 @@ of the class, and each turned class is easily confused with an upright one. 10,0
 2,000 by which members are chosen, and the test images.
 
 Differences from the paper: small images and networks, few epochs (SETTINGS), Adam in place of LARS,
-no changes of colour, crops of a fifth of the area or more, small projectors. Weights of losses and
-the probability are the paper's, the temperature that of E-SSL's code for CIFAR-10; nothing was
+no changes of colour, crops of a fifth of the area or more, small projectors; fine-tuning begins
+with the head that was trained on constant features meanwhile, not with a new one. Weights of losses
+and the probability are the paper's, the temperature that of E-SSL's code for CIFAR-10; nothing was
 tuned. Fashion-MNIST is reduced to 14 x 14 pixels, by means; its four IDX files are in
 runs/data/fashion_mnist. The table has an MLP 128-128, whose pre-training takes half a minute of a
 CPU core; `network=resnet8`, of 8 filters in the first stage, takes five minutes, and has not been

@@ -31,9 +31,10 @@ independent there.
     control         one network               nothing; in its training data one feature alone tells
 
 `points` are the training batch, or the unlabelled stream, as many; `compared` is what.
-`strength` multiplies the repulsion, whose factor in the posterior is 1 / N: it is the temperature,
-with a prior N(0, strength), so that the weight of the prior stays. The control shows what can be
-learned of the feature `cue` of sprites, and of the complex one of all others.
+`strength` multiplies the repulsion, whose factor in the posterior is 1 / N: it is the temperature.
+The prior is N(0, strength), whose gradient is w / (strength N), so a strong repulsion has almost no
+prior against it. The control shows what can be learned of the feature `cue` of sprites, and of the
+complex one of all others.
 
 MLP 100-100 for tables; a ResNet (depth 8, width 16) or a ViT (width 32, depth 2) for images. Adam
 1e-3, constant (ViT: 3e-3, cosine); batches of 128, and as many unlabelled examples; 2,000 steps of

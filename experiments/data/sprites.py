@@ -30,7 +30,7 @@ def sprites(
     and independent. Sprites, sizes and values are ours:
 
       colour       hues k / K of a colour circle
-      shape        ellipse, rectangle, isosceles triangle, cross; all 2 : 1
+      shape        ellipse, isosceles triangle and cross, 2 : 1; rectangle, 2.5 : 1
       scale        half the long side: 0.35 to 0.8 of half the image, in equal steps
       orientation  k 180 / K degrees
 

@@ -50,7 +50,7 @@ def divdis_by_loops(p, weight, prior_weight, prior):
         information.append(np.sum(joint * np.log(joint / outer)))
     for one in p:
         apart.append(np.sum(one.mean(0) * np.log(one.mean(0) / prior)))
-    value = weight * np.mean(information) + prior_weight * np.sum(apart)
+    value = weight * np.mean(information) + prior_weight * np.mean(apart)
     return value, dict(mutual_information=np.mean(information), prior_kl=np.mean(apart))
 
 
@@ -302,6 +302,15 @@ def test_particles_in_turn_have_schedules_of_their_own():
         message = f"steps: {steps}, but objective.steps_each=4 trains {size} particles in "
         with pytest.raises(build.ConfigError, match=message):
             build.inference(dict(turns, steps=steps, inference=particles))
+
+
+def test_repetitions_of_a_mimo_are_no_other_functions():
+    mimo = dict(name="mimo", size=2, batch_repetitions=2)
+    config = dict(ensemble=mimo, inference="particles", steps=1, objective="disagreement")
+    with pytest.raises(
+        build.ConfigError, match=r"ensemble\.batch_repetitions: 2, but the objective"
+    ):
+        build.inference(config)
 
 
 @pytest.mark.slow

@@ -28,7 +28,9 @@ def d_bat(
     For the sequence of the paper, train particles (direction 'together') with `steps_each`:
     particle p is trained in steps [p, p + 1) x steps_each with an optimiser and a schedule of its
     own, and then stays. The number of steps of training is then P x steps_each. Earlier ones
-    predict as in training here; in the code, as in evaluation.
+    predict as in training here; in the code, as in evaluation. Functions that are drawn anew in
+    each step, as those of an epinet or a hypermodel are, have no order that lasts: use
+    `disagreement` for them.
 
     The metric `disagreement` is the mean over m >= 1 of exp(-mean_j A_jm), from 0 to 1.
 

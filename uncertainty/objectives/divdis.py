@@ -14,7 +14,7 @@ def divdis(
     prior: Sequence[float] | None = None,
     stream: str | None = "unlabelled",
 ) -> Objective:
-    """nll + weight mean_{i<j} I_ij + prior_weight sum_i KL(q_i || prior).
+    """nll + weight mean_{i<j} I_ij + prior_weight mean_i KL(q_i || prior).
 
     Source: Lee et al. 2023, "Diversify and disambiguate", section 3, and their code. On a batch of
     unlabelled inputs, with p_i(x) [K] the probabilities of function i,
@@ -24,7 +24,10 @@ def divdis(
 
     I is at least 0, and 0 for independent predictions; so functions that agree on the training data
     are led apart where the unlabelled data allow it, and the second term keeps each from one class
-    for all. The sum over functions in it and the default weights are as remembered from the code.
+    for all. The default weights are those of the code.
+
+    Difference from the code: the prior is given; there it is the mean prediction of all functions
+    for the labelled batch, the same where labels are fitted and as frequent as the prior says.
 
     The metrics `mutual_information` and `prior_kl` are the mean of I_ij and of the KL.
 
@@ -58,7 +61,7 @@ def divdis(
         information = jnp.mean(jnp.sum(joint * ratio, axis=(1, 2)))
         of_classes = jnp.full(K, 1 / K) if prior is None else jnp.asarray(prior)
         apart = jnp.sum(q * (_log(q) - jnp.log(of_classes)), axis=1)
-        value = weight * information + prior_weight * jnp.sum(apart)
+        value = weight * information + prior_weight * jnp.mean(apart)
         return value, dict(mutual_information=information, prior_kl=apart.mean())
 
     return Objective("divdis", together=Together(loss, stream))
