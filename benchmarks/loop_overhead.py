@@ -87,6 +87,9 @@ class Turns:
         self._calls += 1
         return self.update(state, batch)
 
+    def trace(self, state: State, batch: Batch) -> jax.stages.Traced:
+        return self.update.trace(state, batch)
+
     def bare(self) -> np.ndarray:
         """Seconds per step of the compiled update alone."""
         began = clocks()
