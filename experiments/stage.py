@@ -223,13 +223,17 @@ def examples(experiment: Experiment, stage: Stage, before: int, done: int) -> tu
     source = experiment.source if stage.data == "train" else experiment.validation
     size = config["evaluation"]["batch_size"]
     each = -(-len(source) // size)
-    return stage.passes * each, prefetch(parts(source, experiment.mesh, size, done), lambda b: b)
+    order = np.random.default_rng(0).permutation(len(source)) if stage.shuffled else None
+    batches = parts(source, experiment.mesh, size, done, order)
+    return stage.passes * each, prefetch(batches, lambda b: b)
 
 
-def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[int, Padded]]:
+def parts(
+    source: Source, mesh: Mesh, size: int, start: int, order: np.ndarray | None = None
+) -> Iterator[tuple[int, Padded]]:
     """(i, batch) of endless passes over all examples from batch `start` on, without augmentation.
 
-    The last batch of a pass may be smaller.
+    The last batch of a pass may be smaller. `order` has the examples' indices; None for 0, 1, ...
     """
     put, share = execution.put_batch(mesh), execution.share(mesh)
     for i in itertools.count(start):
@@ -237,6 +241,7 @@ def parts(source: Source, mesh: Mesh, size: int, start: int) -> Iterator[tuple[i
         stop = min(first + size, len(source))
         mine = rows(execution.padded(stop - first, mesh), **share)
         indices = np.minimum(np.arange(first + mine.start, first + mine.stop), stop - 1)
+        indices = indices if order is None else order[indices]
         yield i, Padded(put(source.gather(indices)), stop - first)
 
 

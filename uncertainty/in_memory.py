@@ -93,7 +93,8 @@ def run_stage(
 ) -> State:
     """The state after a stage, such as `laplace(model)` or `swag(...)`.
 
-    A stage with passes gets each example once and in order, one with steps shuffled batches.
+    A stage with passes gets each example once, in order unless it asks for a random one; one with
+    steps gets shuffled batches.
 
     Args:
       stage: of `uncertainty.stages`.
@@ -110,6 +111,9 @@ def run_stage(
     state = state.replace(opt_state=())
     carry = jax.jit(stage.begin)(state, x)
     batches = shuffled(arrays, batch_size, seed)
+    if stage.shuffled:
+        order = np.random.default_rng(seed).permutation(len(arrays["x"]))
+        arrays = {key: array[order] for key, array in arrays.items()}
     if stage.passes:
         batches = (batch for _ in range(stage.passes) for batch in in_order(arrays, batch_size))
     update, finite = jax.jit(stage.update), []

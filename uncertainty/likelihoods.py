@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from uncertainty import predictive
-from uncertainty.types import Latent, Likelihood
+from uncertainty.types import Latent, Likelihood, Posterior
 
 
 def softmax(
@@ -49,7 +49,7 @@ def softmax(
         # 0 log 0 = 0: avoids 0 * -inf for a label of probability zero.
         return -jnp.sum(jnp.where(labels == 0, 0.0, labels * expectation(log_softmax)), axis=-1)
 
-    return Likelihood(nll=nll, log_probs=log_probs)
+    return Likelihood(nll=nll, log_probs=log_probs, posterior=Posterior("softmax", 1.0))
 
 
 def sigmoid(
@@ -82,7 +82,8 @@ def sigmoid(
             labels = jax.nn.one_hot(labels, latent.mean.shape[-1])
         return -jnp.sum(labels * log_on + (1 - labels) * log_off, axis=-1)
 
-    return Likelihood(nll=nll, log_probs=log_probs, normalised=False)
+    assumed = Posterior("sigmoid", 1.0)
+    return Likelihood(nll=nll, log_probs=log_probs, normalised=False, posterior=assumed)
 
 
 def gaussian(noise_std: float = 1.0) -> Likelihood:
@@ -137,7 +138,7 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
         return 0.5 * (K * jnp.log(2 * jnp.pi) + log_det + jnp.sum(white**2, axis=-1))
 
-    return Likelihood(nll=nll, moments=moments)
+    return Likelihood(nll=nll, moments=moments, posterior=Posterior("gaussian", noise_std**2))
 
 
 def _collapse(factor: float | None, temperature: float) -> Callable[[Latent], Latent]:

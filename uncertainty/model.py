@@ -17,6 +17,7 @@ from uncertainty.types import (
     Model,
     Network,
     Params,
+    Posterior,
     State,
 )
 
@@ -42,11 +43,12 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
       example's result depends on (`layers/moe/mask.py`), and whose own results are meaningless. In
       training `forward` raises ValueError for a mask. `embed` is `forward` in training with its
       features; it is None for a network that mixes examples. Parameters of the parts that a network
-      names as `frozen` are in the collection of that name; training then updates no collection.
+      names as `frozen` are in the collection of that name; training then updates no collection of
+      theirs.
 
     Raises:
-      ValueError: a Network whose parts are not a `types.Backbone` and a `types.Head`, or whose
-        parts have invalid fields.
+      ValueError: a Network whose parts are not a `types.Backbone` and a `types.Head`, whose parts
+        have invalid fields, or whose head has a posterior for another likelihood.
     """
     frozen = network.frozen if isinstance(network, Network) else ()
 
@@ -65,7 +67,10 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         return {"params": {**params, **collections[FROZEN]}, **others}
 
     def updated(collections: Collections) -> list[str]:
-        return [] if frozen else [*collections, "losses"]
+        if not frozen:
+            return [*collections, "losses"]
+        own = {name: parts for name, parts in collections.items() if name != FROZEN}
+        return [name for name, parts in own.items() if parts.keys() - set(frozen)]
 
     def forward(
         params: Params,
@@ -94,14 +99,17 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
                 f"a {type(latent).__name__} of shape {tuple(shape)}; M is 1 for one "
                 "member"
             )
-        return finished(latent, dict(changed), collections)
+        return finished(latent, dict(changed), collections, train)
 
     def finished(
-        latent: Latent, changed: Collections, collections: Collections
+        latent: Latent, changed: Collections, collections: Collections, train: bool
     ) -> tuple[Latent, Collections, jax.Array]:
         losses = jax.tree.leaves(changed.pop("losses", {}))
         latent = jax.tree.map(lambda a: a.astype(jnp.float32), latent)
         auxiliary = sum(map(jnp.mean, losses), start=jnp.zeros(()))
+        for name in changed.keys() & collections.keys() if train else ():
+            of_frozen = {p: v for p, v in collections[name].items() if p in frozen}
+            changed[name] = {**changed[name], **of_frozen}
         return latent, {**collections, **changed}, auxiliary
 
     def features(
@@ -163,10 +171,12 @@ def from_network(network: nn.Module, likelihood: Likelihood) -> Model:
         changed = dict(changed)
         phi = changed.pop("intermediates")["backbone"]["__phi__"][-1]
         phi = phi.reshape(-1, *phi.shape[-2:]).astype(jnp.float32)
-        return phi, *finished(latent, changed, collections)
+        return phi, *finished(latent, changed, collections, True)
 
     mixes = isinstance(network, Network) and network.mixes_examples
     declared = _declared(network)
+    if declared.get("posterior") and likelihood.posterior:
+        _check_posterior(declared["posterior"], likelihood.posterior)
     return Model(init, forward, likelihood, features, **declared, embed=None if mixes else embed)
 
 
@@ -195,6 +205,28 @@ def _declared(network: nn.Module) -> dict[str, Any]:
         affine=network.head.affine,
         variational=network.variational,
     )
+
+
+def _check_posterior(head: Posterior, likelihood: Posterior) -> None:
+    """Raises ValueError for a head whose posterior is that of another likelihood."""
+    field = f"head.{head.field}" if head.field else "head"
+    if likelihood.curvature != "gaussian":
+        if head.curvature not in ("gaussian", likelihood.curvature):  # SNGP's choice for all
+            raise ValueError(
+                f"{field}.curvature: {head.curvature!r}, but the likelihood is "
+                f"{likelihood.curvature!r}; allowed {likelihood.curvature!r}, 'gaussian'"
+            )
+        return
+    if head.curvature != "gaussian":
+        raise ValueError(
+            f"{field}.curvature: {head.curvature!r}; real-valued targets need 'gaussian'"
+        )
+    variance = likelihood.noise
+    if not variance or abs(head.noise / variance - 1) > 1e-6:
+        raise ValueError(
+            f"{field}.noise: {head.noise}, but likelihood.noise_std^2 is {variance:g}; they have "
+            "to be equal, and above 0"
+        )
 
 
 def _rngs(key: jax.Array, *streams: str) -> dict[str, jax.Array]:

@@ -41,6 +41,15 @@ class Latent(flax.struct.PyTreeNode):
     )
 
 
+class Posterior(NamedTuple):
+    """The likelihood that the posterior of a head's last layer assumes."""
+
+    curvature: str  # 'gaussian', or the name of a likelihood of classes
+    noise: float  # variance of Gaussian targets, for 'gaussian'
+    field: str = ""  # the head's field that has these, such as 'mean'
+    moving: bool = False  # whether training fits it by a moving average, without a stage
+
+
 class Likelihood(NamedTuple):
     """p(y | u), integrated over u in the same way in training and evaluation.
 
@@ -52,6 +61,7 @@ class Likelihood(NamedTuple):
     log_probs: Callable[[Latent, jax.Array], jax.Array] | None = None  # latent, key -> [M, B, K]
     moments: Callable[[Latent], tuple[jax.Array, jax.Array]] | None = None  # mean, variance of y
     normalised: bool = True  # probabilities of the classes sum to 1
+    posterior: Posterior | None = None  # what a head's posterior has to assume; None: not checked
 
     def of_classes(self, objective: str) -> Callable[[Latent, jax.Array], jax.Array]:
         """`log_probs` of exclusive classes, which this objective needs.
@@ -73,15 +83,6 @@ class Monitor(NamedTuple):
     # name -> collection of all particles, [P, ...], on the host -> values for the record by name,
     # and a short text for the progress line
     run: Callable[[Collections], tuple[dict[str, float], str]]
-
-
-class Posterior(NamedTuple):
-    """The likelihood that the posterior of a head's last layer assumes."""
-
-    curvature: str  # 'gaussian', or the name of a likelihood of classes
-    noise: float  # variance of Gaussian targets, for 'gaussian'
-    field: str = ""  # the head's field that has these, such as 'mean'
-    moving: bool = False  # whether training fits it by a moving average, without a stage
 
 
 class Backbone(nn.Module):
@@ -161,7 +162,7 @@ class Network(nn.Module):
     def frozen(self) -> tuple[str, ...]:
         """The parts, such as 'backbone', whose parameters keep the values that they begin with.
 
-        They are then in the collection 'frozen', and training changes no collection.
+        They are then in the collection 'frozen', and training changes no collection of theirs.
         """
         return ()
 
@@ -333,9 +334,9 @@ class Stage(NamedTuple):
     shape. All three are pure.
 
     Exactly one of `steps` and `passes` is positive. In a pass `update` gets every example of `data`
-    once and in order, and the result does not depend on how they are split into batches. `steps`
-    counts batches of training, shuffled and augmented; the metrics are then those of
-    `Inference.update`.
+    once and in order, and the result does not depend on how they are split into batches; or, with
+    `shuffled`, in a random order, and the result is like that of other batches. `steps` counts
+    batches of training, shuffled and augmented; the metrics are then those of `Inference.update`.
     """
 
     begin: Callable[[State, jax.Array], Any]  # -> carry
@@ -344,6 +345,7 @@ class Stage(NamedTuple):
     steps: int = 0
     passes: int = 0
     data: str = "train"  # or 'validation'
+    shuffled: bool = False  # whether a pass is in a random order, the same for each run
     separable: bool = True  # whether it acts on each particle independently
     learning_rate: Callable[[int], jax.Array | float] | None = None  # of a step
 

@@ -20,7 +20,6 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.check import (
     check_batches,
     check_faults,
-    check_noise,
     check_outputs,
     check_passes,
     check_pretrained,
@@ -36,6 +35,7 @@ from experiments.runtime import execution, writers
 from uncertainty import build
 from uncertainty.build import ConfigError
 from uncertainty.inference import executors
+from uncertainty.specs import spec_of
 from uncertainty.types import Inference, Latent, Model, Stage, State
 
 logger = logging.getLogger(__name__)
@@ -168,10 +168,11 @@ def setup(
     shapes, latent = initial_shapes(config, inference, mesh, source)
     check_outputs(config, model, latent, source)
     check_faults(config, inference)
-    check_noise(config, model)
     stages = stages_of(config, model, over, num_examples, data.validation)
     check_passes(stages, data)
     warn_of_posterior(stages, model)
+    if len(source):
+        warn_of_examples(config, num_examples)
     final = shapes_after(stages, shapes, mesh, data)
     try:
         rules = config["sharding"], model.sharding
@@ -274,6 +275,23 @@ def stages_of(
     """The stages of a config; without data, for a validation set of one example."""
     sizes = dict(train=num_examples, validation=1 if validation is None else len(validation))
     return build.stages(config, model, over, sizes)
+
+
+def warn_of_examples(config: Mapping[str, Any], num_examples: int | None) -> None:
+    """Warns of a posterior in the network that is for another number of training examples."""
+    head = spec_of(config["head"], "head")
+    parts = {"ensemble": config["ensemble"], "head": head, "head.mean": head.get("mean") or {}}
+    for field, spec in parts.items():
+        declared = spec_of(spec, field).get("num_examples") if spec else None
+        if declared is not None and declared != num_examples:
+            are = "particles have different numbers" if num_examples is None else num_examples
+            logger.warning(
+                "%s.num_examples: %s, but the training examples are %s; its prior or precision is "
+                "weighted by that number",
+                field,
+                declared,
+                are,
+            )
 
 
 def warn_of_posterior(stages: list[tuple[str, Stage]], model: Model) -> None:

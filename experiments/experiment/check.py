@@ -64,32 +64,6 @@ def check_pretrained(
         initialise.check(spec, network, shape, shapes, required)
 
 
-def check_noise(config: Mapping[str, Any], model: Model) -> None:
-    """Raises ConfigError if a head's posterior does not match the likelihood."""
-    if model.posterior is None:
-        return
-    posterior, spec = model.posterior, config["likelihood"]
-    field = f"head.{posterior.field}" if posterior.field else "head"
-    if model.likelihood.moments is None:
-        name = spec if isinstance(spec, str) else spec["name"]
-        if posterior.curvature not in ("gaussian", name):  # 'gaussian' is SNGP's choice for all
-            raise ConfigError(
-                f"{field}.curvature: {posterior.curvature!r}, but the likelihood is {name!r}; "
-                f"allowed {name!r}, 'gaussian'"
-            )
-        return
-    variance = (1.0 if isinstance(spec, str) else spec.get("noise_std", 1.0)) ** 2
-    if posterior.curvature != "gaussian":
-        raise ConfigError(
-            f"{field}.curvature: {posterior.curvature!r}; real-valued targets need 'gaussian'"
-        )
-    if not variance or abs(posterior.noise / variance - 1) > 1e-6:
-        raise ConfigError(
-            f"{field}.noise: {posterior.noise}, but likelihood.noise_std^2 is {variance:g}; they "
-            "have to be equal, and above 0"
-        )
-
-
 def check_batches(config: Mapping[str, Any], mesh: Mesh) -> None:
     """Raises ConfigError if the devices or `accumulate` do not divide a batch."""
     size, accumulate = config["batch_size"], config["inference"].get("accumulate", 1)

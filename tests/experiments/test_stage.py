@@ -322,8 +322,11 @@ def test_a_posterior_that_nothing_fits_is_warned_of(caplog):
     assert "predictions have no variance" in caplog.text
     caplog.clear()
     setup(config())
-    setup(config(head=dict(FIELDS["head"], momentum=0.9, num_examples=955), stages=()))
-    assert "no variance" not in caplog.text
+    head = dict(FIELDS["head"], momentum=0.9)
+    setup(config(head=head | dict(num_examples=955), stages=()))
+    assert "no variance" not in caplog.text and "num_examples" not in caplog.text
+    setup(config(head=head | dict(num_examples=1200), stages=()))
+    assert "head.num_examples: 1200, but the training examples are 955" in caplog.text
 
 
 PATHS = {  # stages that train, then ones that make another pass

@@ -21,7 +21,7 @@ from uncertainty.heads.sngp import Sngp
 from uncertainty.inference import executors
 from uncertainty.inference.particles import particles
 from uncertainty.layers import posterior as layer
-from uncertainty.likelihoods import gaussian, softmax
+from uncertainty.likelihoods import gaussian, sigmoid, softmax
 from uncertainty.model import from_network
 from uncertainty.optimisers.optimiser import sgd
 from uncertainty.stages.laplace import laplace
@@ -103,7 +103,9 @@ def test_gaussian_variance_is_that_of_the_regression_posterior():
 @pytest.mark.parametrize("curvature", ["softmax", "sigmoid"])
 def test_classes_have_the_curvature_of_their_likelihood(curvature):
     m = 24
-    inference, state = fitted(model_of(Sngp(outputs=3, features=m, curvature=curvature)), X)
+    head = Sngp(outputs=3, features=m, curvature=curvature)
+    likelihood = dict(softmax=softmax, sigmoid=sigmoid)[curvature]()
+    inference, state = fitted(model_of(head, likelihood=likelihood), X)
     train = random_features(state, hidden(state, X), m)
     f = train @ np.asarray(state.params["head"]["logits"]["kernel"][0], np.float64)
     p = scipy.special.softmax(f, axis=1) if curvature == "softmax" else scipy.special.expit(f)

@@ -17,10 +17,11 @@ from uncertainty.ensembles.packed import packed
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.heads.laplace import Laplace
+from uncertainty.heads.sngp import Sngp
 from uncertainty.in_memory import fit, in_order, predict, run_stage, shuffled, start_from
 from uncertainty.inference.executors import mapping
 from uncertainty.inference.particles import particles
-from uncertainty.likelihoods import gaussian, softmax
+from uncertainty.likelihoods import gaussian, sigmoid, softmax
 from uncertainty.model import from_network
 from uncertainty.own import OwnBackbone, call_of, from_module, last_layer
 from uncertainty.stages.laplace import laplace
@@ -429,3 +430,39 @@ def test_labels_that_are_no_targets_are_refused():
         fit(inference, dict(x=X, y=Y), steps=1)
     soft = np.full((len(X), 3), 1 / 3)
     assert fit(inference_of(Small()), dict(x=X, y=soft), steps=0).step == 0
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "head", "why"),
+    [
+        (gaussian(0.1), Laplace(1), "head.curvature: 'softmax'; real-valued targets need 'gauss"),
+        (gaussian(0.1), Laplace(1, curvature="gaussian"), r"head.noise: 1.0, but .*std\^2 is 0.01"),
+        (sigmoid(), Laplace(3), "head.curvature: 'softmax', but the likelihood is 'sigmoid'"),
+        (softmax(), Laplace(3, curvature="sigmoid"), "'sigmoid', but the likelihood is 'softmax'"),
+    ],
+)
+def test_a_posterior_of_another_likelihood_is_refused(likelihood, head, why):
+    with pytest.raises(ValueError, match=why):
+        from_module(Small(), likelihood, head=head)
+
+
+def test_a_moving_precision_beside_a_frozen_backbone_is_that_of_its_features():
+    head = functools.partial(Sngp, 3, features=16, momentum=0.5, num_examples=len(X))
+    plain, frozen = (
+        from_module(Small(), softmax(), head=head(), ensemble=functools.partial(single, frozen=f))
+        for f in (False, True)
+    )
+    (params, others), (rest, kept) = (m.init(KEY, jnp.asarray(X[:1])) for m in (plain, frozen))
+    for _ in range(2):
+        others = plain.forward(params, others, X, KEY, train=True)[1]
+        kept = frozen.forward(rest, kept, X, KEY, train=True)[1]
+    for a, b in zip(
+        jax.tree.leaves(others["precision"]), jax.tree.leaves(kept["precision"]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    at = plain.forward(params, others, X, KEY, train=False)[0].epistemic
+    np.testing.assert_allclose(
+        frozen.forward(rest, kept, X, KEY, train=False)[0].epistemic, at, rtol=1e-6
+    )
+    far = plain.forward(params, others, X + 100, KEY, train=False)[0].epistemic
+    assert at.mean() < 0.6 * far.mean()

@@ -13,6 +13,7 @@ from uncertainty import likelihoods, priors
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.single import single
 from uncertainty.heads.heteroscedastic import Heteroscedastic
+from uncertainty.in_memory import run_stage
 from uncertainty.inference import executors
 from uncertainty.inference.particles import particles
 from uncertainty.inference.samples import predicting
@@ -260,6 +261,19 @@ def test_batch_statistics_are_the_mean_over_a_pass(sampled):
             wanted = mean if "mean" in jax.tree_util.keystr(key) else variance
             np.testing.assert_allclose(np.ravel(value[i]), wanted, rtol=2e-4, atol=2e-5)
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
+
+
+def test_batch_statistics_of_sorted_data_are_those_of_mixed_batches():
+    model = from_network(Normalised(), likelihoods.gaussian(noise_std=1.0))
+    state = particles(model, OPTIMISER, size=1).init(jax.random.key(0), BATCHES[0]["x"][:1])
+    x = np.random.default_rng(0).normal(size=(512, BATCHES[0]["x"].shape[1])).astype(np.float32)
+    x += np.repeat([-3, 3], 256)[:, None]  # two classes, one after the other
+    after = run_stage(batch_statistics(model, over()), state, dict(x=x), batch_size=64)
+    params = jax.tree.map(lambda a: np.asarray(a[0]), state.params)["dense"]
+    h = x @ params["kernel"] + params["bias"]
+    np.testing.assert_allclose(
+        after.collections["batch_stats"]["norm"]["var"].reshape(-1), h.var(0), rtol=0.1
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
     """Mean and variance of every normalised layer, averaged over a pass over the training data.
 
     For averages and draws of weights (Izmailov et al. 2018, section 3.3); if the particles have
-    samples, for the samples. Batches are those of evaluation, weighted by their size; dropout acts
-    as in training.
+    samples, for the samples. Batches have the size of those in evaluation, a random order (as data
+    may be sorted by class), and weights of their size; dropout acts as in training. As in the paper
+    the variance is the mean over batches, without that between their means.
 
     Args:
       model: with batch normalisation.
@@ -78,4 +79,4 @@ def batch_statistics(model: Model, over: Callable) -> Stage:
         )
         return state.replace(samples=Samples(params, collections, jnp.ones(shape, bool)))
 
-    return Stage(begin, update, finish, passes=1)
+    return Stage(begin, update, finish, passes=1, shuffled=True)
