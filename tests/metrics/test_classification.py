@@ -35,6 +35,24 @@ def test_member_nll_is_the_mean_over_members_and_at_least_the_mixtures(predict):
     assert classification.nll(log_p, labels) < np.mean(each)
 
 
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_order_in_memory_changes_no_metric(predict, members, dtype):
+    log_p, labels = predict(members, 70, 5)
+    log_p = log_p.astype(dtype)
+    expected = metrics.evaluate_classification(log_p, labels)
+    p = np.exp(log_p.astype(np.float64)).mean(0)
+    each = ((p - np.eye(5)[labels]) ** 2).sum(1)
+    np.testing.assert_allclose(expected["classification/brier"], each.mean(), rtol=1e-6)
+    permuted = log_p[..., [4, 0, 3, 1, 2]][..., [1, 3, 4, 2, 0]]
+    transposed = np.swapaxes(np.swapaxes(log_p, 1, 2).copy(), 1, 2)
+    for other in (np.asfortranarray(log_p), permuted, transposed):
+        assert not other.flags.c_contiguous and np.array_equal(other, log_p)
+        assert metrics.evaluate_classification(other, labels) == expected
+        assert classification.brier(other, labels) == classification.brier(log_p, labels)
+        np.testing.assert_allclose(classification.briers(other, labels), each, rtol=1e-6)
+
+
 def test_first_of_equal_classes_is_predicted():
     log_p = np.log(np.full((1, 4, 4), 0.25))
     labels = np.arange(4)

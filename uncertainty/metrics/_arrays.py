@@ -137,8 +137,8 @@ def at_labels(log_p: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def probabilities(log_p: np.ndarray) -> np.ndarray:
-    """p(class) of the mixture, [B, K]."""
-    p = log_p.astype(np.float64)
+    """p(class) of the mixture, [B, K] in C order, whatever that of log_p."""
+    p = log_p.astype(np.float64, order="C")
     np.exp(p, out=p)
     return p[0] if len(p) == 1 else p.mean(0)
 
@@ -146,9 +146,9 @@ def probabilities(log_p: np.ndarray) -> np.ndarray:
 def mixture(log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Log-probabilities of at least FLOOR and probabilities: members' [M, B, K], mixture's [B, K].
 
-    So p log p is finite, with its limit for p -> 0.
+    So p log p is finite, with its limit for p -> 0. All are in C order, whatever that of log_p.
     """
-    log_p = log_p.astype(np.float64)
+    log_p = log_p.astype(np.float64, order="C")
     np.clip(log_p, FLOOR, 0.0, out=log_p)
     p = np.exp(log_p)
     if len(p) == 1:

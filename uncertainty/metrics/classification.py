@@ -109,7 +109,7 @@ def squared_error(p: np.ndarray, log_p: np.ndarray, at: np.ndarray) -> float:
     1 - p of the label comes from expm1, so nothing cancels when p is close to 1.
 
     Args:
-      p: [B, K] of the mixture; overwritten.
+      p: [B, K] of the mixture, in C order; overwritten.
       log_p: [M, B] of the labels.
       at: `places` of the labels.
     """
