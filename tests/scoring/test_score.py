@@ -290,12 +290,13 @@ def test_the_program_writes_what_it_prints(tmp_path, capsys):
 
 
 def test_the_program_names_what_is_wrong(tmp_path, capsys):
-    a = whole(tmp_path / "a.npz", 0)
+    a, b = (whole(tmp_path / f"{name}.npz", 0) for name in "ab")
     bare = tmp_path / "p.npy"
     np.save(bare, probs(0, y=Y))
     np.save(tmp_path / "y.npy", Y)
     for arguments, message in (
         ([a, a], "given twice"),
+        ([f"b={a}", b], "b.npz: without a label it is 'b', as another file is"),
         ([a, "--baseline", "b"], "--baseline: no row 'b'"),
         ([a, "--resamples", "5"], "--resamples: 5; at least 100"),
         ([a, "--level", "95"], "--level: 95.0; a number between 0 and 1"),
@@ -323,6 +324,13 @@ def test_labels_of_rows(tmp_path):
     given = [*map(str, runs), "X=elsewhere/predictions.npz", "other/single.npz", "more/single.npz"]
     labels = [label for label, _ in program.labelled(given)]
     assert labels == ["a", "b", "X", "other/single", "more/single"]
+
+
+def test_equal_labels_have_to_be_given():
+    program.check_labels([("a", "1.npz"), ("a", "2.npz")], ["a=1.npz", "a=2.npz"])
+    named = [("a", "1.npz"), ("a", "m/a.npz")]
+    with pytest.raises(ValueError, match=r"m/a\.npz: .* LABEL=m/a\.npz is needed"):
+        program.check_labels(named, ["a=1.npz", "m/a.npz"])
 
 
 def test_the_example_of_the_docs(tmp_path, monkeypatch, capsys):
