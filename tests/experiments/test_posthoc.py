@@ -21,7 +21,9 @@ from experiments.evaluators.joint import of_functions
 from experiments.experiment.build import setup
 from experiments.experiment.results import write_results
 from experiments.prediction import fitted
+from experiments.prediction.held_out import require_held_out
 from experiments.prediction.predictor import Predictor
+from experiments.prediction.trained import Trained
 from experiments.reports.runs import Run, study_of
 from experiments.runtime import keys, storage
 from experiments.runtime.checkpoint import Checkpoints
@@ -305,6 +307,11 @@ def test_examples_that_are_not_held_out_are_refused(predictor, name):
         (dict(TRAIN), r"fit: .* is the training data"),
         (dict(TEST), r"fit: 100% of the 32\d examples of digits\[test\] .* test data"),
         (dict(TEST, split="test[:50%]"), r"fit: 100% of .* test data of this evaluator"),
+        # A minority of `fit`, but all that is reported.
+        (
+            dict(TEST, split="validation+test"),
+            r"data: 100% of .*digits\[test\].* examples to fit on",
+        ),
     ):
         evaluator = evaluators.build("e", dict(name=name, data=TEST, fit=fit))
         with pytest.raises(ValueError, match=message):
@@ -313,6 +320,28 @@ def test_examples_that_are_not_held_out_are_refused(predictor, name):
     with pytest.raises(ValueError, match=r"fit: 100% of .* in digits\[train\], the training data"):
         inside.check(training)
     evaluators.build("e", dict(name=name, data=TEST, fit=FIT)).check(training)
+
+
+def test_training_examples_of_a_further_run_are_refused(predictor, digits, caplog):
+    config = read_config(digits)
+    config["data"]["train"] = train = dict(config["data"]["train"], split="train+validation")
+    experiment = setup(config, read_description(digits), evaluated=False)
+    state = predictor.runs[0].state
+    both = Predictor.join(dict(a=predictor, b=Predictor(experiment, state)))
+    evaluator = evaluators.build("e", dict(name="posthoc", data=TEST, fit=FIT))
+    with pytest.raises(
+        ValueError, match=r"fit: 100% of .*digits\[validation\].* the training data"
+    ):
+        list(evaluator.run(both))
+    evaluator = evaluators.build("e", dict(name="posthoc", data=TEST, fit=train))
+    with pytest.raises(ValueError, match=r"fit: .* is the training data"):
+        list(evaluator.run(both))
+    # Evaluation needs no training data: what cannot be read is logged.
+    missing = setup(config, read_description(digits), evaluated=False)
+    missing.config["data"]["train"] = dict(name="npz", path="missing.npz")
+    with caplog.at_level(logging.WARNING):
+        require_held_out("fit", load(FIT), [*predictor.runs, Trained(missing, state)])
+    assert "has training examples is not known: " in caplog.text
 
 
 def test_examples_in_common_are_counted(caplog):
