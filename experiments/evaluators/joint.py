@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.evaluators import Data, Evaluator, reads
+from experiments.evaluators.classification import require_normalised
 from experiments.evaluators.halves import in_halves
 from experiments.runtime import keys
 from uncertainty import posthoc
@@ -51,13 +52,15 @@ def joint(
       halves: whether to give the values at a temperature too.
 
     Raises:
-      ValueError: tau or draws below 1; when run, `halves` where functions are drawn.
+      ValueError: tau or draws below 1; when run, `halves` where functions are drawn, or independent
+        classes (the likelihood 'sigmoid').
     """
     for name, value in dict(tau=tau, draws=draws).items():
         if value < 1:
             raise ValueError(f"{name}: {value!r}; a whole number from 1")
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        require_normalised(predict, "joint predictions")
         p = predict(data)
         order = np.random.default_rng(seed).permutation(len(p.y))
         log_p, y = p.log_p, p.y

@@ -163,6 +163,9 @@ def _floored(
     log_p: np.ndarray, options: Options, how: str, independent: bool
 ) -> tuple[np.ndarray, str]:
     low = log_p < np.log(options.floor) if options.floor else np.zeros(1, bool)
+    if independent and options.floor:  # of the absence of a class too
+        most = np.log1p(-options.floor)
+        low, log_p = low | (log_p > most), np.minimum(log_p, most, dtype=np.float64)
     if not low.any():
         return log_p, how
     log_p = np.maximum(log_p, np.log(options.floor), dtype=np.float64)

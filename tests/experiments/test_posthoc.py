@@ -264,6 +264,15 @@ def test_joint_predictions_of_points_and_of_functions(predictor, digits):
         joint.dyadic_nll(q.log_p, q.y, epistemic=q.epistemic)
 
 
+def test_likelihoods_of_one_class_are_not_of_independent_ones(predictor, digits):
+    config = read_config(digits) | dict(likelihood=dict(name="sigmoid"))
+    experiment = setup(config, read_description(digits), evaluated=False)
+    independent = Predictor(experiment, predictor.runs[0].state)
+    for name, fields in (("joint", {}), ("kinds", dict(kinds=("a", "b"))), ("human", {})):
+        with pytest.raises(ValueError, match=r"likelihood: .*'sigmoid'.* is of independent"):
+            run(independent, name=name, data=TEST, **fields)
+
+
 @pytest.fixture(scope="module")
 def of_targets():
     config = diabetes.get_config()

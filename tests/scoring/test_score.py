@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy import special
 
 from experiments import score as program
 from experiments.runtime import keys
@@ -15,7 +16,7 @@ from experiments.scoring.compare import Resampling, compare, difference, partiti
 from experiments.scoring.files import read
 from experiments.scoring.measure import score
 from experiments.scoring.parts import Options, Part
-from tests.scoring.made import labels, probs, saved
+from tests.scoring.made import labels, logits, probs, saved
 from uncertainty import metrics
 from uncertainty.metrics import classification
 
@@ -76,6 +77,23 @@ def test_statistics_of_every_example_once_are_the_metrics(tmp_path):
                 assert value[0] == pytest.approx(one.metrics[key], rel=1e-6), key
                 keys_seen.add(key)
         assert len(keys_seen) == count
+
+
+def test_independent_classes_are_scored_as_bernoulli_variables(tmp_path):
+    p = special.expit(logits(0, y=Y))
+    path = saved(tmp_path / "a.npz", probs=p, y=Y)
+    (one,) = score(read(path), "a", Options(independent=True))
+    q, on = p.mean(0), np.eye(4)[Y]
+    log_p = np.sum(on * np.log(q) + (1 - on) * np.log1p(-q), axis=1)
+    assert one.metrics["classification/nll"] == pytest.approx(-log_p.mean())
+    of_mean = -np.log(np.exp(log_p).mean())
+    assert one.metrics["classification/nll_of_mean"] == pytest.approx(of_mean, rel=1e-5)
+    entropy = -np.sum(special.xlogy(q, q) + special.xlogy(1 - q, 1 - q), axis=1)
+    assert one.metrics["uncertainty/entropy"] == pytest.approx(entropy.mean())
+    resampled = {}
+    for statistic in one.statistics:
+        resampled |= statistic.values(np.ones((1, 60)))
+    assert resampled["classification/nll"][0] == pytest.approx(-log_p.mean(), rel=1e-6)
 
 
 def test_paired_intervals_by_a_loop(tmp_path):

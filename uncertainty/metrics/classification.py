@@ -1,8 +1,9 @@
 """Accuracy, log-likelihood and the Brier score of the mixture over members.
 
 Each takes log-probabilities log_p [M, B, K] and labels [B]; the mixture is the mean of the members'
-probabilities. A ValueError names the member, example and class with NaN, with a positive
-log-probability or with a label out of range.
+probabilities. The likelihoods are those of classes that exclude one another; of independent ones
+see `evaluate_classification`. A ValueError names the member, example and class with NaN, with a
+positive log-probability or with a label out of range.
 """
 
 import operator
