@@ -35,6 +35,7 @@ def halves(
 
       halves/nll, brier, ece      after calibration; a temperature leaves the accuracy unchanged
       halves/temperature          the mean of the two temperatures; NaN for another method
+      halves/at_bound             the share of them that are at a bound of their range; likewise
       halves/human_nll, human_kl  against the votes, see `evaluators/human.py`
       halves/NAME/size, coverage  of sets from the calibrated probabilities, 1 - alpha nominal
       halves/NAME/size_raw        of sets from the probabilities as they are
@@ -67,16 +68,18 @@ def halves(
         p = predict(data)
         log_p, y = mixture(p.log_p), np.asarray(p.y)
         B, K = log_p.shape
-        calibrated, temperatures, folds = np.empty_like(log_p), [], []
+        calibrated, temperatures, at_bound, folds = np.empty_like(log_p), [], [], []
         for held, other in in_halves(B, seed):
             calibrator = fit(log_p=log_p[held], labels=y[held])
             folds.append((held, other, calibrator(log_p)))
             calibrated[other] = folds[-1][2][other]
             temperatures.append(getattr(calibrator, "temperature", np.nan))
+            at_bound.append(getattr(calibrator, "at_bound", np.nan))
         values = metrics.evaluate_classification(calibrated[None], y, bins)
         for name, key in SHOWN.items():
             yield f"halves/{name}", values[key]
         yield "halves/temperature", float(np.mean(temperatures))
+        yield "halves/at_bound", float(np.mean(at_bound))
         if human is not None:
             q = shares(p.entries.get(human), K, human)
             of_people = against(calibrated, q)
@@ -96,7 +99,7 @@ def halves(
             worst = min(hit[y == k].mean() for k in np.unique(y))
             yield keys.join("halves", name, "coverage_class"), worst
 
-    yields = {f"halves/{name}" for name in (*SHOWN, "temperature")}
+    yields = {f"halves/{name}" for name in (*SHOWN, "temperature", "at_bound")}
     yields |= {f"halves/human_{name}" for name in ("nll", "kl") if human is not None}
     yields |= {
         keys.join("halves", name, key)

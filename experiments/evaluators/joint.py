@@ -42,7 +42,8 @@ def joint(
     Members that are too confident all alike have a bad joint likelihood for that alone. With
     `halves`, `joint/halves/` has dyadic_nll, dyadic_gain and nll of members at one temperature,
     `joint/halves/temperature`: the one with the best NLL of their mixture on one half of the data,
-    for the other half, and the other way round (`evaluators/halves.py` has the same halves).
+    for the other half, and the other way round (`evaluators/halves.py` has the same halves), and
+    `joint/halves/at_bound`, the share of these two that are at a bound of their range.
 
     Args:
       data: the test source's spec.
@@ -87,7 +88,9 @@ def joint(
     names = (*AT_T, "dyadic_nll_per_input", "nll_per_input", "functions")
     yields = {f"joint/{name}" for name in names}
     if halves:
-        yields |= {keys.join("joint", "halves", name) for name in (*AT_T, "temperature")}
+        yields |= {
+            keys.join("joint", "halves", name) for name in (*AT_T, "temperature", "at_bound")
+        }
     return Evaluator(run, "classification", yields, reads("data", data))
 
 
@@ -100,12 +103,14 @@ def measured(log_p: np.ndarray, y: np.ndarray, tau: int) -> dict[str, float]:
 
 
 def at_temperature(log_p: np.ndarray, y: np.ndarray, tau: int, seed: int) -> dict[str, float]:
-    """Means over both halves of `measured` and of the temperature that the other half gave."""
+    """Means over both halves of `measured`, and of the temperature that the other half gave and
+    whether it is at a bound."""
     each = []
     for held, other in in_halves(len(y), seed):
         fitted = posthoc.of_ensemble(temperature, log_p[:, held], y[held], "joint")
         values = measured(fitted(log_p[:, other]), y[other], tau)
-        each.append(values | dict(temperature=float(fitted.calibrators[0].temperature)))
+        found = fitted.calibrators[0]._asdict()
+        each.append(values | {name: float(value) for name, value in found.items()})
     return {name: float(np.mean([values[name] for values in each])) for name in each[0]}
 
 

@@ -219,6 +219,23 @@ def test_temperature_is_fitted_on_the_validation_set(tmp_path):
     assert calibrated.metrics["classification/accuracy"] == plain.metrics["classification/accuracy"]
     assert "uncertainty/mutual_information" not in calibrated.metrics
     assert "uncertainty/mutual_information" in members.metrics
+    said = re.search(r"temperature: temperature ([\d.]+)", "; ".join(calibrated.notes))
+    assert float(said[1]) == pytest.approx(best, rel=1e-2)
+    assert any(re.match(r"temperature of members: temperature .* to ", n) for n in plain.notes)
+
+
+@pytest.mark.parametrize("cross_fit", [False, True])
+def test_an_optimum_at_a_bound_is_spoken_of(tmp_path, cross_fit):
+    """Where every label is predicted, though by little."""
+    p = np.full((1, 6, 2), 0.5) + np.where(np.eye(2)[[0, 1] * 3], 0.1, -0.1)
+    y = [0, 1] * 3
+    test = dict(y=[1, *y[1:]]) | ({} if cross_fit else dict(validation__probs=p, validation__y=y))
+    path = saved(tmp_path / "a.npz", probs=p, **test)
+    _, calibrated = scored(path, methods=methods("temperature"), cross_fit=cross_fit, seed=1)
+    (said,) = [note for note in calibrated.notes if "at a bound of its range" in note]
+    assert said.startswith("temperature: temperature 0.01")
+    assert calibrated.metrics["classification/nll"] > 1
+    assert ("in 1 of 2 fits" in said) == cross_fit
 
 
 def test_without_a_validation_set_halves_are_swapped(tmp_path):
