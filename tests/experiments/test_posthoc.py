@@ -16,6 +16,7 @@ from experiments import evaluators
 from experiments.data.description import read_description
 from experiments.data.overlap import require_apart, share
 from experiments.data.source import load
+from experiments.evaluators.conformal import unbounded
 from experiments.evaluators.halves import in_halves
 from experiments.evaluators.joint import of_functions
 from experiments.experiment.build import setup
@@ -203,6 +204,25 @@ def test_groups_calibrate_and_are_reported_apart(predictor, tmp_path):
     correct = np.exp(log_p).mean(0).argmax(-1) == y
     accuracy = [correct[groups == g].mean() for g in (0, 1)]
     np.testing.assert_allclose(numbers["calibration/worst_group_accuracy"], min(accuracy))
+
+
+def test_unbounded_is_a_share_of_the_groups_of_the_test_set(tmp_path):
+    log_p = np.log(np.full((41, 2), 0.5))
+    groups = np.array([10] * 20 + [30] * 20 + [20])
+    fitted_sets = lac(log_p, np.zeros(41, int), by="group", groups=groups)
+    assert unbounded(fitted_sets, np.repeat([10, 30], 5)) == 0
+    assert unbounded(fitted_sets, groups) == pytest.approx(1 / 3)  # 20 has one example
+    assert unbounded(fitted_sets, np.array([10, 10, 11])) == 0.5
+    assert unbounded(lac(log_p, np.zeros(41, int)), groups) == 0
+    targets = split(np.zeros((41, 2)), np.ones((41, 2)), by="group", groups=groups)
+    assert unbounded(targets, groups) == pytest.approx(1 / 3)
+    # Predictors of older files lack the fields that are newer.
+    items = fitted.arrays_of("conformal", "lac", dict(name="lac"), fitted_sets)
+    older = {key: a for key, a in items if not key.endswith(("/ids", "/least"))}
+    write_results(storage.path(tmp_path), {}, older, {})
+    read = fitted.read(tmp_path, "conformal", "lac")
+    assert read.least is None and not len(read.ids)
+    np.testing.assert_array_equal(read.quantile, fitted_sets.quantile)
 
 
 def test_joint_predictions_of_points_and_of_functions(predictor, digits):
