@@ -66,8 +66,8 @@ def conformal(
       seed: of the draws of randomised methods, and of the halves.
 
     Raises:
-      ValueError: an unknown method or field, two methods of one label, or examples that are not
-        held out.
+      ValueError: an unknown method or field, two methods of one label, also after `posthoc`, or
+        examples that are not held out.
     """
     specs = labelled(methods, alpha, groups)
     severities = corruptions_of(corrupted)
@@ -77,6 +77,12 @@ def conformal(
         if of_targets(spec):
             raise ValueError(f"posthoc: {name!r} is for targets, and these are classes")
     ends = ["", *(f"_{name}" for name in map_specs)]
+    results = [label + end for label in specs for end in ends]
+    if twice := [name for name in results if results.count(name) > 1]:
+        raise ValueError(
+            f"methods: {twice[0]!r} is the label of one, and of another after `posthoc`; give "
+            "another label"
+        )
 
     def fit_all(held_out: Predictions) -> tuple[dict[str, Fitted], np.ndarray]:
         """label -> (spec, predictor, map of log p before it), and the examples that calibrate."""

@@ -403,6 +403,14 @@ def test_examples_in_common_are_counted(caplog):
         (dict(name="posthoc", corrupted=dict(severities=(6,))), r"corrupted: .* from 1 to 5"),
         (dict(name="conformal", methods=("split",)), r"methods\[0\]\.name: 'split' is for targets"),
         (dict(name="conformal", alpha=1.5), r"alpha: 1.5"),
+        (
+            dict(
+                name="conformal",
+                methods=("lac", dict(name="lac", label="lac_temperature")),
+                posthoc=("temperature",),
+            ),
+            r"methods: 'lac_temperature' is the label of one, and of another after `posthoc`",
+        ),
         (dict(name="conformal", methods=(dict(name="lac", by="group"),)), r"needs `groups`"),
         (dict(name="conformal", posthoc="tmperature"), r"posthoc\[0\]\.name: no file 'tmperature'"),
         (dict(name="conformal", posthoc=dict(name="vector")), r"posthoc: .* a list of names"),

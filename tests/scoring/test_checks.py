@@ -103,6 +103,15 @@ def test_independent_classes():
     np.testing.assert_allclose(marked.log_p, np.log(special.expit(u)))
 
 
+@pytest.mark.parametrize("y", [np.arange(60) + 40, np.array(["cat"] * 60), np.full(60, np.nan)])
+def test_labels_of_ood_sets_may_be_of_other_classes(y):
+    outside = part(name="ood/far", probs=P, y=Y, ood__far__probs=P, ood__far__y=y)
+    if y.dtype.kind == "i":  # they tell the examples of two files apart
+        np.testing.assert_array_equal(outside.y, y)
+    else:
+        assert outside.y is None
+
+
 def test_labels_in_other_forms():
     notes = []
     assert part(notes, probs=P, y=np.eye(K)[Y]).y.tolist() == Y.tolist()

@@ -248,6 +248,8 @@ def test_without_a_validation_set_halves_are_swapped(tmp_path):
     assert half.sum() == 30 and (half.reshape(20, 3).std(1) == 0).all()
     again = halves(test._replace(name="corruption/fog/1"), test, 0)
     np.testing.assert_array_equal(again, half)
+    inside = test._replace(name="in_distribution")  # the same examples, by their labels
+    np.testing.assert_array_equal(halves(inside, test, 0), half)
     calibrated = fitted(Method("temperature"), test, None, 0)(test).log_p
     for of in (half, ~half):
         only = Part("test", log_p=log_p[:, ~of], y=Y[~of])
