@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.evaluators import Data, Evaluator, reads
 from experiments.evaluators.classification import require_normalised
-from experiments.evaluators.halves import in_halves
+from experiments.evaluators.halves import in_halves, warn_at_bound
 from experiments.runtime import keys
 from uncertainty import posthoc
 from uncertainty.functions import functions
@@ -42,8 +42,8 @@ def joint(
     Members that are too confident all alike have a bad joint likelihood for that alone. With
     `halves`, `joint/halves/` has dyadic_nll, dyadic_gain and nll of members at one temperature,
     `joint/halves/temperature`: the one with the best NLL of their mixture on one half of the data,
-    for the other half, and the other way round (`evaluators/halves.py` has the same halves), and
-    `joint/halves/at_bound`, the share of these two that are at a bound of their range.
+    for the other half, and the other way round (`evaluators/halves.py` has the same halves).
+    One at a bound of its range is logged.
 
     Args:
       data: the test source's spec.
@@ -88,9 +88,7 @@ def joint(
     names = (*AT_T, "dyadic_nll_per_input", "nll_per_input", "functions")
     yields = {f"joint/{name}" for name in names}
     if halves:
-        yields |= {
-            keys.join("joint", "halves", name) for name in (*AT_T, "temperature", "at_bound")
-        }
+        yields |= {keys.join("joint", "halves", name) for name in (*AT_T, "temperature")}
     return Evaluator(run, "classification", yields, reads("data", data))
 
 
@@ -103,14 +101,15 @@ def measured(log_p: np.ndarray, y: np.ndarray, tau: int) -> dict[str, float]:
 
 
 def at_temperature(log_p: np.ndarray, y: np.ndarray, tau: int, seed: int) -> dict[str, float]:
-    """Means over both halves of `measured`, and of the temperature that the other half gave and
-    whether it is at a bound."""
-    each = []
+    """Means over both halves of `measured` and of the temperature that the other half gave."""
+    each, at_bound = [], []
     for held, other in in_halves(len(y), seed):
         fitted = posthoc.of_ensemble(temperature, log_p[:, held], y[held], "joint")
         values = measured(fitted(log_p[:, other]), y[other], tau)
-        found = fitted.calibrators[0]._asdict()
-        each.append(values | {name: float(value) for name, value in found.items()})
+        found = fitted.calibrators[0]
+        each.append(values | dict(temperature=float(found.temperature)))
+        at_bound.append(found.at_bound)
+    warn_at_bound("joint", at_bound)
     return {name: float(np.mean([values[name] for values in each])) for name in each[0]}
 
 

@@ -40,7 +40,6 @@ SCORES = {
     "vim": "residual as a virtual logit, minus the log-sum-exp of the logits",
     "epistemic_std": "standard deviation of the latents that more data would reduce",
 }
-BOUND = "Share of the fits to both halves whose best temperature lies outside of the range"
 INFINITE = "Share of infinite thresholds, for want of calibration examples"
 OF_SETS = {
     "coverage": "Share of examples whose set has the label",
@@ -151,7 +150,6 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
     "halves": {  # calibrated on one half of the data and measured on the other, in turn
         **{name: f"After calibration: {ERRORS[name]}" for name in ("nll", "brier", "ece")},
         "temperature": "Mean of the fitted temperatures of both halves",
-        "at_bound": BOUND,
         "human_nll": "After calibration: mean NLL of people's votes",
         "human_kl": "After calibration: mean KL divergence of the mixture from people's votes",
         "*/size_raw": f"{OF_SETS['size']}, from probabilities as they are",
@@ -180,7 +178,6 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "halves/dyadic_gain": "At that temperature: tau times the NLL minus the dyadic one",
         "halves/nll": "The one of tau labels at that temperature",
         "halves/temperature": "Mean of the fitted temperatures of both halves",
-        "halves/at_bound": BOUND,
     },
     "corruption": {
         "fitted/accuracy": "The same as without a temperature; the mean over kinds and severities",

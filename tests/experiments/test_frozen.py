@@ -138,7 +138,6 @@ def test_each_half_is_calibrated_by_the_other(made):
         inside[other] = 1 - np.exp(scaled[other]) <= scores[int(np.ceil(121 * 0.9)) - 1]
     hit = inside[np.arange(N), y]
     assert values["halves/temperature"] == pytest.approx(np.mean(temperatures), rel=1e-2)
-    assert values["halves/at_bound"] == 0
     assert values["halves/nll"] == pytest.approx(-after[np.arange(N), y].mean(), rel=1e-3)
     assert values["halves/lac/coverage"] == pytest.approx(hit.mean(), abs=2.1 / N)
     assert values["halves/lac/size"] == pytest.approx(inside.sum(1).mean(), abs=4.1 / N)

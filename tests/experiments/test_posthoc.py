@@ -18,7 +18,7 @@ from experiments.data.overlap import require_apart, share
 from experiments.data.source import load
 from experiments.evaluators.conformal import unbounded
 from experiments.evaluators.halves import in_halves
-from experiments.evaluators.joint import of_functions
+from experiments.evaluators.joint import at_temperature, of_functions
 from experiments.experiment.build import setup
 from experiments.experiment.results import write_results
 from experiments.prediction import fitted
@@ -225,7 +225,7 @@ def test_unbounded_is_a_share_of_the_groups_of_the_test_set(tmp_path):
     np.testing.assert_array_equal(read.quantile, fitted_sets.quantile)
 
 
-def test_joint_predictions_of_points_and_of_functions(predictor, digits):
+def test_joint_predictions_of_points_and_of_functions(predictor, digits, caplog):
     numbers, _ = run(predictor, name="joint", data=TEST, tau=4)
     p = predictor(TEST)
     order = np.random.default_rng(0).permutation(len(p.y))
@@ -254,6 +254,11 @@ def test_joint_predictions_of_points_and_of_functions(predictor, digits):
     np.testing.assert_allclose(numbers["joint/halves/dyadic_nll"], np.mean(each), rtol=3e-3)
     np.testing.assert_allclose(numbers["joint/halves/temperature"], np.mean(fitted_to), rtol=3e-3)
     assert numbers["joint/dyadic_nll"] != numbers["joint/halves/dyadic_nll"]
+    assert "of its range" not in caplog.text
+    right = p.log_p.mean(0).argmax(-1)  # as labels that are all predicted
+    certain = special.log_softmax(2 * np.eye(8)[np.stack([right, right])], -1)
+    assert at_temperature(certain, right, 4, 0)["temperature"] == pytest.approx(0.01)
+    assert "joint: the best temperature of 2 of 2 halves is outside of its range" in caplog.text
 
     # The same networks with a posterior over the last layer, of which functions are drawn.
     config = read_config(digits)
@@ -336,15 +341,17 @@ def test_examples_that_are_not_held_out_are_refused(predictor, name):
         (dict(TRAIN), r"fit: .* is the training data"),
         (dict(TEST), r"fit: 100% of the 32\d examples of digits\[test\] .* test data"),
         (dict(TEST, split="test[:50%]"), r"fit: 100% of .* test data of this evaluator"),
-        # A minority of `fit`, but all that is reported.
-        (
-            dict(TEST, split="validation+test"),
-            r"data: 100% of .*digits\[test\].* examples to fit on",
-        ),
     ):
         evaluator = evaluators.build("e", dict(name=name, data=TEST, fit=fit))
         with pytest.raises(ValueError, match=message):
             list(evaluator.run(predictor))
+    # A minority of `fit`, but all that is reported.
+    part = dict(TEST, split="test[:40%]")
+    evaluator = evaluators.build("e", dict(name=name, data=part, fit=dict(TEST)))
+    with pytest.raises(
+        ValueError, match=r"data: 100% of .* in digits\[test\], the examples to fit on"
+    ):
+        list(evaluator.run(predictor))
     inside = evaluators.build("e", dict(name=name, data=TEST, fit=dict(TRAIN, split="train[80%:]")))
     with pytest.raises(ValueError, match=r"fit: 100% of .* in digits\[train\], the training data"):
         inside.check(training)
