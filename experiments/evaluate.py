@@ -146,15 +146,28 @@ def run_all(
             progress.update(i, key)
             with reported(key, failures):
                 for metric, value in evaluator.run(predict):
-                    before = metrics.get(metric)
-                    if before is not None and not np.isclose(before, value, equal_nan=True):
-                        raise ValueError(
-                            f"{metric}: {value}, but an evaluator before has {before}; results "
-                            "have one value for a name"
+                    of_its_kind: Any = arrays if isinstance(value, np.ndarray) else metrics
+                    before = of_its_kind.get(metric)
+                    if before is not None and not _same(before, value):
+                        what = (
+                            f"{value}, but an evaluator before has {before}"
+                            if of_its_kind is metrics
+                            else "another array than that of an evaluator before"
                         )
-                    (arrays if isinstance(value, np.ndarray) else metrics)[metric] = value
+                        raise ValueError(f"{metric}: {what}; results have one value for a name")
+                    of_its_kind[metric] = value
         progress.update(len(built), "")
     return metrics, arrays, failures
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two numbers or arrays are equal up to rounding."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape:
+        return False
+    if a.dtype.kind in "biuf" and b.dtype.kind in "biuf":
+        return np.allclose(a, b, equal_nan=True)
+    return np.array_equal(a, b)
 
 
 def restore(experiment: Experiment, workdir: storage.Path) -> tuple[State, int]:

@@ -188,7 +188,7 @@ def load_run(
     Raises:
       ConfigError: no workdir, one without a checkpoint, or whose stages have not run; runs that
         cannot be joined, as their data or tasks differ, or without classes or targets; a label that
-        was not saved, or for another step or other members.
+        was not saved, or for another step of a run or other members.
     """
     if not workdirs:
         raise ConfigError("workdir: none is given")
@@ -196,10 +196,10 @@ def load_run(
     places = [path.resolve() for path in paths]
     unique = [p for i, p in enumerate(paths) if places.index(places[i]) == i]
     folder = unique[0] / "evaluation" / evaluation
-    saved, sets, of_step = None, conformal, None
+    saved, sets, of_steps = None, conformal, None
     if posthoc is not None or isinstance(conformal, str):
         read_config(unique[0])  # raises where there is no run
-        of_step = _step_of(folder, unique)
+        of_steps = _steps_of(folder, unique)
     if posthoc is not None:
         saved = _calibrator(folder, posthoc)
     if isinstance(conformal, str):
@@ -213,10 +213,12 @@ def load_run(
         predictors[str(path)] = Predictor(experiment, state)
     joined = next(iter(predictors.values())) if len(predictors) == 1 else None
     predictor = joined or Predictor.join(predictors)
-    if of_step not in (None, max(steps.values())):
+    if of_steps not in (None, restored := [*steps.values()]):
+        s = "s" * (len(unique) > 1)
+        then, now = (", ".join(map(str, each)) for each in (of_steps, restored))
         raise ConfigError(
-            f"evaluation: {folder} is of step {of_step}, but the checkpoint of step "
-            f"{max(steps.values())}; {_again(unique)} fits again"
+            f"evaluation: {folder} is of step{s} {then}, but the checkpoint{s} of step{s} {now}; "
+            f"{_again(unique)} fits again"
         )
     return Run(predictor, steps, sets, saved)
 
@@ -247,15 +249,16 @@ def _again(paths: Sequence[storage.Path]) -> str:
     return " ".join(["python -m experiments.evaluate", *(f"--workdir {path}" for path in paths)])
 
 
-def _step_of(folder: storage.Path, paths: Sequence[storage.Path]) -> int:
-    """The step of the results in a folder.
+def _steps_of(folder: storage.Path, paths: Sequence[storage.Path]) -> list[int]:
+    """The step of each run in the results in a folder.
 
     Raises:
       ConfigError: there are none, or they are of other members than these runs'.
     """
     if not (folder / "metrics.json").is_file():
         raise ConfigError(f"evaluation: {folder} has no results; {_again(paths)} writes them")
-    noted = [run["workdir"] for run in read_json(folder / RUNS)] if (folder / RUNS).exists() else []
+    joined = read_json(folder / RUNS) if (folder / RUNS).exists() else []
+    noted = [run["workdir"] for run in joined]
     here = [storage.relative(path, paths[0]) for path in paths] if len(paths) > 1 else []
     if noted != here:
         raise ConfigError(
@@ -263,4 +266,6 @@ def _step_of(folder: storage.Path, paths: Sequence[storage.Path]) -> int:
             f"{'s' * (len(noted) > 1)}, but {len(paths)} predict here, which need calibrators of "
             f"their own; {_again(paths)} writes a folder of theirs, to be named by evaluation="
         )
-    return int(read_json(folder / "metrics.json").get("cost/step", -1))
+    if joined:
+        return [int(run["step"]) for run in joined]
+    return [int(read_json(folder / "metrics.json").get("cost/step", -1))]

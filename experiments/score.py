@@ -107,6 +107,25 @@ def labelled(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(named, (file for _, file in given), strict=True))
 
 
+def check_labels(named: Sequence[tuple[str, str]], arguments: Sequence[str]) -> None:
+    """Checks that files of one label, which are averaged as seeds of one method, were given it.
+
+    Args:
+      named: (label, file) of each argument, as `labelled` has them.
+      arguments: [LABEL=]FILE.
+
+    Raises:
+      ValueError: a label that was made of a file is also another one's.
+    """
+    labels = [label for label, _ in named]
+    for (label, file), argument in zip(named, arguments, strict=True):
+        if labels.count(label) > 1 and not argument.startswith(f"{label}="):
+            raise ValueError(
+                f"{file}: without a label it is {label!r}, as another file is, and files of one "
+                f"label are seeds of one method; LABEL={file} is needed"
+            )
+
+
 def labels_of(file: str, rename: Mapping[str, str]) -> dict[str, Any]:
     """`y` and `group` of a file of labels.
 
@@ -148,6 +167,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     if conformal:
         sets.rules(conformal, options.alpha)
     given = labelled(options.files)
+    check_labels(given, options.files)
     if options.baseline and options.baseline not in (names := [label for label, _ in given]):
         rows = [f"{name} + {m.label}" for name in names for m in methods]
         if options.baseline not in rows:

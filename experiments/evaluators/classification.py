@@ -59,6 +59,24 @@ def measured(test: "Summary") -> Iterator[tuple[str, Any]]:
         yield f"test/{key}", value
 
 
+def require_normalised(predict: "Predictor", what: str) -> None:
+    """Checks that an example has one class, so that probabilities sum to 1.
+
+    Args:
+      predict: of one run or of several.
+      what: needs it, for the message.
+
+    Raises:
+      ValueError: a run's classes are independent, as those of the likelihood 'sigmoid'.
+    """
+    if not all(run.likelihood.normalised for run in predict.runs):
+        spec = predict.runs[0].experiment.config["likelihood"]
+        raise ValueError(
+            f"likelihood: {spec!r} is of independent classes, whose probabilities do not sum to 1; "
+            f"{what} need one of classes that exclude one another, such as 'softmax'"
+        )
+
+
 def check_bins(bins: int) -> None:
     """Raises ValueError for a number of bins below 1."""
     if bins < 1:

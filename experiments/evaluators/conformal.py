@@ -42,8 +42,9 @@ def conformal(
     """`metrics.sets.evaluate_sets` of each method, `conformal/<label>/<metric>`.
 
     Also `expected_low` and `expected_high`, between which the coverage of a valid method lies with
-    a probability of 95 %; `calibration_examples`, and `unbounded`, the share of quantiles that are
-    infinite because too few examples calibrate them, so that their sets have everything.
+    a probability of 95 %; `calibration_examples`, and `unbounded`, the share of quantiles (by
+    group, of those of the test set's groups) that are infinite because too few examples calibrate
+    them, so that their sets have everything.
 
     The coverage holds for examples that are exchangeable with those of `fit`, and for no others:
     `corrupted` shows by how much it fails there. Predictors are saved beside the results
@@ -65,8 +66,8 @@ def conformal(
       seed: of the draws of randomised methods, and of the halves.
 
     Raises:
-      ValueError: an unknown method or field, two methods of one label, or examples that are not
-        held out.
+      ValueError: an unknown method or field, two methods of one label, also after `posthoc`, or
+        examples that are not held out.
     """
     specs = labelled(methods, alpha, groups)
     severities = corruptions_of(corrupted)
@@ -76,6 +77,12 @@ def conformal(
         if of_targets(spec):
             raise ValueError(f"posthoc: {name!r} is for targets, and these are classes")
     ends = ["", *(f"_{name}" for name in map_specs)]
+    results = [label + end for label in specs for end in ends]
+    if twice := [name for name in results if results.count(name) > 1]:
+        raise ValueError(
+            f"methods: {twice[0]!r} is the label of one, and of another after `posthoc`; give "
+            "another label"
+        )
 
     def fit_all(held_out: Predictions) -> tuple[dict[str, Fitted], np.ndarray]:
         """label -> (spec, predictor, map of log p before it), and the examples that calibrate."""
@@ -116,9 +123,9 @@ def conformal(
                 name = max((n for n in map_specs if label.endswith(f"_{n}")), key=len)
                 yield from fitted.arrays_of("posthoc", f"before_{label}", map_specs[name], map_)
             yield keys.join("conformal", label, "calibration_examples"), float(len(used))
-            infinite = np.isinf(predictor.quantile).mean()
-            yield keys.join("conformal", label, "unbounded"), float(infinite)
-            if len(predictor.quantile) == 1:
+            infinite = unbounded(predictor, groups_of(p, groups))
+            yield keys.join("conformal", label, "unbounded"), infinite
+            if spec.get("by", "none") == "none":
                 yield keys.join("conformal", label, "expected_low"), float(low)
                 yield keys.join("conformal", label, "expected_high"), float(high)
         for label, name, value in measured(predictors, p):
@@ -166,6 +173,21 @@ def groups_of(p: Predictions, entry: str | None) -> np.ndarray | None:
     if entry not in p.entries:
         raise ValueError(f"groups: {p.source.title} has no entry {entry!r}; it has {[*p.entries]}")
     return np.asarray(p.entries[entry])
+
+
+def unbounded(predictor: Any, groups: np.ndarray | None) -> float:
+    """The share of infinite thresholds: by group, among the groups of a set of examples.
+
+    Args:
+      predictor: of `uncertainty/conformal`.
+      groups: of the examples, [B]; a group that the predictor was not calibrated on has an infinite
+        threshold.
+    """
+    infinite = np.isinf(predictor.quantile)
+    if groups is None or not len(predictor.ids):
+        return float(infinite.mean())
+    of = dict(zip(predictor.ids.tolist(), infinite, strict=True))
+    return float(np.mean([np.mean(of.get(group, True)) for group in np.unique(groups).tolist()]))
 
 
 def fit_sets(

@@ -1,5 +1,6 @@
 """Calibration and conformal sets where nothing but the test data is held out: each half in turn."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from experiments.evaluators.classification import check_bins
 from experiments.evaluators.human import against, mixture, shares
 from experiments.runtime import keys
 from uncertainty import metrics, specs
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
@@ -34,7 +37,8 @@ def halves(
     result is that of the method with half of the data, not of one calibrator.
 
       halves/nll, brier, ece      after calibration; a temperature leaves the accuracy unchanged
-      halves/temperature          the mean of the two temperatures; NaN for another method
+      halves/temperature          the mean of the two temperatures; NaN for another method. One at a
+                                  bound of its range is logged
       halves/human_nll, human_kl  against the votes, see `evaluators/human.py`
       halves/NAME/size, coverage  of sets from the calibrated probabilities, 1 - alpha nominal
       halves/NAME/size_raw        of sets from the probabilities as they are
@@ -67,16 +71,18 @@ def halves(
         p = predict(data)
         log_p, y = mixture(p.log_p), np.asarray(p.y)
         B, K = log_p.shape
-        calibrated, temperatures, folds = np.empty_like(log_p), [], []
+        calibrated, temperatures, at_bound, folds = np.empty_like(log_p), [], [], []
         for held, other in in_halves(B, seed):
             calibrator = fit(log_p=log_p[held], labels=y[held])
             folds.append((held, other, calibrator(log_p)))
             calibrated[other] = folds[-1][2][other]
             temperatures.append(getattr(calibrator, "temperature", np.nan))
+            at_bound.append(getattr(calibrator, "at_bound", False))
         values = metrics.evaluate_classification(calibrated[None], y, bins)
         for name, key in SHOWN.items():
             yield f"halves/{name}", values[key]
         yield "halves/temperature", float(np.mean(temperatures))
+        warn_at_bound("halves", at_bound)
         if human is not None:
             q = shares(p.entries.get(human), K, human)
             of_people = against(calibrated, q)
@@ -114,6 +120,18 @@ def in_halves(count: int, seed: int) -> tuple[tuple[np.ndarray, np.ndarray], ...
     order = np.argsort(philox(seed, SPLIT, stage=1).random_raw(count), kind="stable")
     first, second = order[: count // 2], order[count // 2 :]
     return (first, second), (second, first)
+
+
+def warn_at_bound(evaluator: str, at_bound: Sequence[Any]) -> None:
+    """Warns of fits to a half whose best temperature is outside of its range."""
+    if any(at_bound):
+        logger.warning(
+            "%s: the best temperature of %d of %d halves is outside of its range, as where every "
+            "label is the most probable class; it is at the bound",
+            evaluator,
+            sum(map(bool, at_bound)),
+            len(at_bound),
+        )
 
 
 def _called(make: Callable, u: np.ndarray, **arguments: Any) -> Any:

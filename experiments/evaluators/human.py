@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.evaluators import Data, Evaluator, reads
+from experiments.evaluators.classification import require_normalised
 from uncertainty import metrics
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ def human(data: Data, entry: str = "human") -> Evaluator:
       entry: its name, [B, K] numbers of votes.
 
     Raises:
-      ValueError: examples without votes, or votes that are negative or of other classes.
+      ValueError: examples without votes, votes that are negative or of other classes, or, when run,
+        independent classes (the likelihood 'sigmoid').
     """
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        require_normalised(predict, "shares of votes")
         p = predict(data)
         q = shares(p.entries.get(entry), p.log_p.shape[-1], entry)
         yield from against(mixture(p.log_p), q).items()

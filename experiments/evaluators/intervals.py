@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.data.source import Source
 from experiments.evaluators import Data, Evaluator, reads
-from experiments.evaluators.conformal import groups_of
+from experiments.evaluators.conformal import groups_of, unbounded
 from experiments.evaluators.posthoc import calibration_data, check_held_out
 from experiments.evaluators.regression import moments_of
 from experiments.prediction import fitted
@@ -73,7 +73,7 @@ def intervals(
                 kind = "cqr" if name == "cqr" else "split"
                 spec = dict(name=kind, alpha=alpha, by="group" if by_group else "none")
                 yield from fitted.arrays_of("conformal", name, spec, predictor)
-                infinite = np.isinf(predictor.quantile).mean()
+                infinite = unbounded(predictor, of_groups)
                 yield keys.join("intervals", name, "unbounded"), float(infinite)
             ends = ends_of(name, predictor, new, **own)
             for metric, value in measured(*ends, y, of_groups).items():

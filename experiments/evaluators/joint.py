@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.evaluators import Data, Evaluator, reads
-from experiments.evaluators.halves import in_halves
+from experiments.evaluators.classification import require_normalised
+from experiments.evaluators.halves import in_halves, warn_at_bound
 from experiments.runtime import keys
 from uncertainty import posthoc
 from uncertainty.functions import functions
@@ -42,6 +43,7 @@ def joint(
     `halves`, `joint/halves/` has dyadic_nll, dyadic_gain and nll of members at one temperature,
     `joint/halves/temperature`: the one with the best NLL of their mixture on one half of the data,
     for the other half, and the other way round (`evaluators/halves.py` has the same halves).
+    One at a bound of its range is logged.
 
     Args:
       data: the test source's spec.
@@ -51,13 +53,15 @@ def joint(
       halves: whether to give the values at a temperature too.
 
     Raises:
-      ValueError: tau or draws below 1; when run, `halves` where functions are drawn.
+      ValueError: tau or draws below 1; when run, `halves` where functions are drawn, or independent
+        classes (the likelihood 'sigmoid').
     """
     for name, value in dict(tau=tau, draws=draws).items():
         if value < 1:
             raise ValueError(f"{name}: {value!r}; a whole number from 1")
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        require_normalised(predict, "joint predictions")
         p = predict(data)
         order = np.random.default_rng(seed).permutation(len(p.y))
         log_p, y = p.log_p, p.y
@@ -98,11 +102,14 @@ def measured(log_p: np.ndarray, y: np.ndarray, tau: int) -> dict[str, float]:
 
 def at_temperature(log_p: np.ndarray, y: np.ndarray, tau: int, seed: int) -> dict[str, float]:
     """Means over both halves of `measured` and of the temperature that the other half gave."""
-    each = []
+    each, at_bound = [], []
     for held, other in in_halves(len(y), seed):
         fitted = posthoc.of_ensemble(temperature, log_p[:, held], y[held], "joint")
         values = measured(fitted(log_p[:, other]), y[other], tau)
-        each.append(values | dict(temperature=float(fitted.calibrators[0].temperature)))
+        found = fitted.calibrators[0]
+        each.append(values | dict(temperature=float(found.temperature)))
+        at_bound.append(found.at_bound)
+    warn_at_bound("joint", at_bound)
     return {name: float(np.mean([values[name] for values in each])) for name in each[0]}
 
 

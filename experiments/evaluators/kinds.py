@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.evaluators import Data, Evaluator, reads
+from experiments.evaluators.classification import require_normalised
 from experiments.runtime import keys
 from uncertainty.metrics import pairs
 
@@ -44,12 +45,14 @@ def kinds(
       classes: whether to give the accuracy of each class.
 
     Raises:
-      ValueError: no kind, a name with '+' or '/', a count below 1, or members that were left out.
+      ValueError: no kind, a name with '+' or '/', a count below 1; when run, members that were left
+        out, or independent classes (the likelihood 'sigmoid').
     """
     check(kinds, counts)
     names = list(dict.fromkeys(kinds))
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
+        require_normalised(predict, "NLLs of kinds of members")
         p = predict(data)
         particles = [len(of.state.key) for of in predict.runs]
         of = of_members(kinds, p.run, particles)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
 
 ODIN = "odin"  # needs the network, not its outputs
+ENERGY = "energy"  # has nothing to fit
 Score = Callable[[Data], np.ndarray]  # of a data set, [B]
 
 
@@ -42,7 +43,8 @@ def ood(
       sets: name -> spec of a source with inputs of the same shape; its labels are not used.
       scores: further scores of `uncertainty/ood`, as names or dicts of fields. Logits are those of
         the members' mean, features those of all members side by side.
-      fit: the data that these are fitted to, such as the training data; needed with `scores`.
+      fit: the data that these are fitted to, such as the training data; needed with `scores` other
+        than 'energy' and 'odin'.
       layers: entries of all these data that are features of earlier layers, for
         'layers_mahalanobis'.
       groups: name -> sets, such as near=['cifar100'], whose metrics are averaged. A group of which
@@ -50,10 +52,10 @@ def ood(
 
     Raises:
       ValueError: scores without `fit`, an unknown score, a wrong field of one, one twice, or a
-        group of unknown sets.
+        group of unknown sets; when run, data without an entry of `layers`.
     """
     fitting = _fitting(scores)
-    if fitting.keys() - {ODIN} and fit is None:
+    if fitting.keys() - {ODIN, ENERGY} and fit is None:
         raise ValueError("fit: missing; the data that the scores are fitted to")
     for group, names in (groups or {}).items():
         if group in sets or not names or set(names) - set(sets):
@@ -154,6 +156,11 @@ def _fitted(
         if id(data) not in computed:
             source = predict.source(data, use)
             p = predict(source, use)
+            for name in layers:
+                if name not in p.entries:
+                    raise ValueError(
+                        f"layers: {source.title} has no entry {name!r}; it has {[*p.entries]}"
+                    )
             computed[id(data)] = Outputs(
                 features=predict.features(source).phi,
                 logits=p.mean.mean(0, dtype=np.float64),
@@ -172,7 +179,7 @@ def _fitted(
             fitted[name] = functools.partial(_odin, predict, make)
         else:
             try:
-                scorer = make(train=outputs(fit, labels.ALIKE))
+                scorer = make(train=None if name == ENERGY else outputs(fit, labels.ALIKE))
             except ValueError as error:
                 raise ValueError(f"scores: {name}: {error}") from error
             fitted[name] = functools.partial(score, scorer)

@@ -13,6 +13,7 @@ from experiments.evaluators import Data, Evaluator, reads
 from experiments.evaluators.classification import check_bins
 from experiments.evaluators.regression import moments_of
 from experiments.prediction import fitted
+from experiments.prediction.held_out import require_held_out
 from experiments.runtime import keys
 from uncertainty import metrics
 from uncertainty import posthoc as methods_lib
@@ -265,19 +266,25 @@ def measured(log_p: np.ndarray, labels: np.ndarray, bins: int) -> dict[str, floa
 def calibration_data(predict: "Predictor", fit: Data, data: Data) -> Any:
     """Predictions for the examples to fit on.
 
+    The first run's own examples were compared before its training, see `check_held_out`; those of
+    further runs that were trained on other data are compared here.
+
     Raises:
-      ValueError: they are the training data by their spec, or test examples.
+      ValueError: they are the training data of a run, or more than half of them are test examples
+        or training examples of a further run, or more than half of the test examples are these.
     """
-    train = predict.runs[0].experiment.config["data"]["train"]
-    if isinstance(fit, Mapping) and key_of(fit) == key_of(train):
+    trains = [key_of(run.experiment.config["data"]["train"]) for run in predict.runs]
+    if isinstance(fit, Mapping) and key_of(fit) in trains:
         raise ValueError(f"fit: {fit} is the training data; take held-out examples")
     source, test = predict.source(fit), predict.source(data)
     require_apart("fit", source, test, "the test data of this evaluator")
+    require_apart("data", test, source, "the examples to fit on")
+    require_held_out("fit", source, predict.runs)
     return predict(source)
 
 
 def check_held_out(source: Source, fit: Data) -> None:
-    """Raises ValueError if the examples to fit on are training examples."""
+    """Raises ValueError if the examples to fit on are training examples of this run."""
     held_out = fit if isinstance(fit, Source) else load(fit, "fit", like=source, labels="alike")
     require_apart("fit", held_out, source, "the training data")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.data.source import Source
 from experiments.evaluators import Data, Evaluator, reads
-from experiments.evaluators.conformal import groups_of
+from experiments.evaluators.conformal import groups_of, unbounded
 from experiments.evaluators.intervals import check_fields, check_methods
 from experiments.evaluators.posthoc import calibration_data, check_held_out
 from experiments.evaluators.regression import moments_of
@@ -79,7 +79,7 @@ def regions(
                 spec = dict(name="regions", alpha=alpha, by="group" if by_group else "none")
                 yield from fitted.arrays_of("conformal", name, spec, predictor)
                 low = predictor(low, **own)
-                infinite = np.isinf(predictor.quantile).mean()
+                infinite = unbounded(predictor, groups_of(p, groups))
                 yield keys.join("regions", name, "unbounded"), float(infinite)
             for metric, value in measured(v, low, of_test, groups_of(p, groups)).items():
                 yield keys.join("regions", name, metric), value

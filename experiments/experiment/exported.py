@@ -23,6 +23,7 @@ from experiments.evaluators import Evaluator, Predicted
 from experiments.evaluators.regression import as_stored
 from experiments.experiment.results import reported
 from experiments.prediction import archive
+from experiments.prediction.held_out import require_held_out
 from experiments.prediction.predictions import Predictions
 from experiments.prediction.predictor import Predictor
 from experiments.prediction.reading import Data, described, key_of_data
@@ -46,7 +47,8 @@ def export_all(
       predict: of one run or of several.
       evaluators: by their names in the config.
       file: NAME.npz, replaced as a whole if it exists; its folder is created.
-      validation: the run's validation data.
+      validation: the first run's validation data; refused if more than half are training examples
+        of a further run, as methods are fitted to what this file has.
       noted: further metadata, such as the members' `runs`, in order.
 
     Returns:
@@ -66,6 +68,9 @@ def export_all(
             with reported(f"predictions of {evaluator}: {name}", failures):
                 if name in written:
                     raise ValueError("another evaluator has other data of this name")
+                if name == archive.VALIDATION:
+                    source = predict.source(predicted.data, predicted.labels)
+                    require_held_out("data.validation", source, predict.runs)
                 about[name] = export(predict, predicted, folder)
                 written[name] = key
         if folder is not None and about:

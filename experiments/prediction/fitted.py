@@ -79,7 +79,13 @@ def load(folder: str | storage.Path, section: str, label: str) -> Saved:
     about = json.loads(str(found[section, label, "about"]))
     of = typing.get_type_hints(resolve(section, about["spec"]["name"], section))["return"]
     parts = tuple(
-        of(**{name: found[section, label, str(i), name][()] for name in of._fields})
+        of(
+            **{
+                name: found[section, label, str(i), name][()]
+                for name in of._fields
+                if (section, label, str(i), name) in found  # others are newer than the file
+            }
+        )
         for i in range(about["parts"])
     )
     made: Any = parts[0]

@@ -57,7 +57,8 @@ def summary(
       logits, epistemic: [M, B, K], for the scores that need them, see `metrics.ood_scores`.
       bins: of the calibration errors.
       scores: whether to add `metrics.ood_scores` and `metrics.per_example`.
-      normalised: whether rows of probabilities have to sum to 1.
+      normalised: whether rows of probabilities have to sum to 1, see
+        `metrics.evaluate_classification`.
       seconds: of computing the predictions.
 
     Raises:
@@ -65,8 +66,8 @@ def summary(
     """
     none = np.zeros(0)
     sums = (None, none, none) if y is None else streaming.tally(log_p, y, bins, normalised)
-    examples = metrics.per_example(log_p, y) if scores else {}
-    of_ood = metrics.ood_scores(log_p, logits, epistemic) if scores else {}
+    examples = metrics.per_example(log_p, y, normalised) if scores else {}
+    of_ood = metrics.ood_scores(log_p, logits, epistemic, normalised) if scores else {}
     return Summary(*sums, examples, of_ood, seconds)
 
 

@@ -40,6 +40,7 @@ ACRONYMS = {word.lower(): word for word in ACRONYMS.split(" ")}
 PERCENT = {"accuracy", "error", "ece", "mce", "auroc", "aupr", "fpr95", "coverage", "disagreement"}
 PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence"}
 PERCENT |= {"inconsistency", "won", "share"}
+OF_FUNCTIONS = ("mean_error", "std_error")  # of the evaluator `posterior`, in the unit of f
 # The columns of groups with a line for each method; metrics.json has all.
 OF_METHODS = {
     "posthoc": (
@@ -81,7 +82,7 @@ def human(name: str, value: float) -> tuple[str, str]:
             if value >= size:
                 return f"{value / size:.2f}", unit
         return f"{value:.0f}", ""
-    if words & PERCENT:
+    if words & PERCENT and name not in OF_FUNCTIONS:
         return f"{100 * value:z.2f}", "%"
     if words & {"step", "steps"}:
         return f"{value:,.0f}", ""

@@ -55,9 +55,8 @@ def methods(text: str) -> list[Method]:
 
 def same_examples(part: Part, test: Part) -> bool:
     """Whether a set has the examples of the test set, as corrupted ones do: by its labels."""
-    return part.name == archive.TEST or (
-        part.name.startswith("corruption/") and np.array_equal(part.y, test.y)
-    )
+    may = part.name.startswith("corruption/") or part.name == archive.INSIDE
+    return part.name == archive.TEST or (may and np.array_equal(part.y, test.y))
 
 
 def halves(part: Part, test: Part, seed: int) -> np.ndarray:
@@ -97,7 +96,11 @@ def folds(test: Part, validation: Part | None, seed: int) -> list[Fold]:
 
 
 def fitted(
-    method: Method, test: Part, validation: Part | None, seed: int
+    method: Method,
+    test: Part,
+    validation: Part | None,
+    seed: int,
+    notes: list[str] | None = None,
 ) -> Callable[[Part], Part]:
     """A function that calibrates a set.
 
@@ -106,15 +109,18 @@ def fitted(
       test: the test set.
       validation: held-out examples; None to fit on each half of the test set, for the other half.
       seed: of the halves.
+      notes: gets a line for what was fitted, and where that failed.
 
     Raises:
       ValueError: predictions that the method cannot be fitted to.
     """
     of = folds(test, validation, seed)
-    calibrators = [_fit(method, fold.fit) for fold in of]
+    fits = [_fit(method, fold.fit) for fold in of]
+    if notes is not None and (said := found_by([c for fit in fits for c in fit.calibrators])):
+        notes.append(f"{method.label}: {said}")
 
     def calibrate(part: Part) -> Part:
-        made = [calibrator(part) for calibrator in calibrators]
+        made = [fit.apply(part) for fit in fits]
         if len(of) == 1:
             return made[0]
         first = of[0].applies(part)[:, None]
@@ -128,13 +134,50 @@ def fitted(
     return calibrate
 
 
-def _fit(method: Method, held_out: Part) -> Callable[[Part], Part]:
-    """The calibrated predictions of a set, by a fit on held-out examples."""
+class _Fit(NamedTuple):
+    """A method that is fitted to held-out examples."""
+
+    calibrators: Sequence[Any]  # of the mixture, or of each member
+    apply: Callable[[Part], Part]  # a set -> its calibrated predictions
+
+
+def found_by(calibrators: Sequence[Any]) -> str:
+    """What was fitted, in words: a temperature or scale, and fits that failed; else empty.
+
+    Args:
+      calibrators: of one method, of all that were fitted.
+    """
+    words, count = [], len(calibrators)
+    for name in ("temperature", "scale"):
+        if hasattr(calibrators[0], name):
+            each = np.concatenate([np.ravel(getattr(c, name)) for c in calibrators])
+            low, high = f"{each.min():.4g}", f"{each.max():.4g}"
+            words.append(f"{name} {low}" + f" to {high}" * (high != low))
+    bound = sum(bool(np.any(getattr(c, "at_bound", False))) for c in calibrators)
+    failed = sum(not getattr(c, "converged", True) for c in calibrators)
+    for number, what in (
+        (
+            bound,
+            "at a bound of its range, outside of which the likelihood is higher (as where "
+            "every label is the most probable class)",
+        ),
+        (failed, "not converged"),
+    ):
+        if number:
+            words.append(what + f" in {number} of {count} fits" * (count > 1))
+    return "; ".join(words)
+
+
+def _fit(method: Method, held_out: Part) -> _Fit:
+    """The fit of a method on held-out examples."""
     fit = resolve("posthoc", method.name, "--posthoc")
     try:
         if method.task == "classification":
             calibrator = of_ensemble(fit, held_out.log_p, held_out.y, method.of)
-            return lambda part: _replaced(part, log_p=np.asarray(calibrator(part.log_p)))
+            parts = getattr(calibrator, "calibrators", None) or [calibrator.calibrator]
+            return _Fit(
+                parts, lambda part: _replaced(part, log_p=np.asarray(calibrator(part.log_p)))
+            )
         mean, variance = held_out.mean, held_out.variance
         some = [slice(None)] if method.of == "mixture" else [[m] for m in range(len(mean))]
         each = [(s, fit(mean[s], variance[s], held_out.y)) for s in some]
@@ -146,7 +189,7 @@ def _fit(method: Method, held_out: Part) -> Callable[[Part], Part]:
         mean, variance = map(np.concatenate, zip(*parts, strict=True))
         return _replaced(part, mean=mean, variance=variance)
 
-    return moments
+    return _Fit([calibrator for _, calibrator in each], moments)
 
 
 def _replaced(part: Part, **arrays: Any) -> Part:

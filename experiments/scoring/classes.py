@@ -34,12 +34,14 @@ def classes(
     exact = options.tolerance if own else EXACT
     log_p, how = _log_probabilities(kind, values, stored, independent, options, exact)
     said[0] += f"; {how}" if how else ""
-    y, more = _labels(raw_y, log_p.shape, file.metadata.get("class_names"))
-    said += more
-    if y is not None and name.partition("/")[0] != "ood":
+    if name.partition("/")[0] == "ood":
+        y = _of_other_classes(raw_y, log_p.shape[1])
+    else:
+        y, more = _labels(raw_y, log_p.shape, file.metadata.get("class_names"))
+        said += more
+        if y is None:
+            raise ValueError("`y` is missing: the labels [B], integers from 0 (or --labels FILE)")
         _check_from_zero(log_p, y)
-    if y is None and name.partition("/")[0] != "ood":
-        raise ValueError("`y` is missing: the labels [B], integers from 0 (or --labels FILE)")
     logits = epistemic = None
     if "logits" in arrays:
         logits = values if kind == "logits" else _auxiliary("logits", arrays["logits"], log_p.shape)
@@ -163,6 +165,9 @@ def _floored(
     log_p: np.ndarray, options: Options, how: str, independent: bool
 ) -> tuple[np.ndarray, str]:
     low = log_p < np.log(options.floor) if options.floor else np.zeros(1, bool)
+    if independent and options.floor:  # of the absence of a class too
+        most = np.log1p(-options.floor)
+        low, log_p = low | (log_p > most), np.minimum(log_p, most, dtype=np.float64)
     if not low.any():
         return log_p, how
     log_p = np.maximum(log_p, np.log(options.floor), dtype=np.float64)
@@ -198,6 +203,12 @@ def _auxiliary(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
         )
     check_finite(name, values)
     return values
+
+
+def _of_other_classes(y: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Labels of an OOD set, which only tell examples apart; None unless they are numbers [B]."""
+    numbers = y is not None and y.shape == (count,) and y.dtype.kind in "iubf"
+    return y if numbers and np.isfinite(y).all() else None
 
 
 def _check_from_zero(log_p: np.ndarray, y: np.ndarray) -> None:

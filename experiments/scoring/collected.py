@@ -39,7 +39,7 @@ class Collected:
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             s = slice(start, end)
             latents = [None if a is None else a[:, s] for a in (part.logits, part.epistemic)]
-            y = None if part.y is None else part.y[s]
+            y = None if part.y is None or part.name.startswith("ood/") else part.y[s]
             options = dict(bins=self.bins, scores=scores, normalised=self.normalised)
             parts.append(summary(part.log_p[:, s], y, *latents, **options))
         whole = merged(parts)

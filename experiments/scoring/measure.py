@@ -81,7 +81,7 @@ def score(
         notes.append(line)
     maps: dict[str, Callable[[Part], Part]] = {label: lambda part: part}
     for method in methods:
-        maps[f"{label} + {method.label}"] = calibrate.fitted(method, test, validation, seed)
+        maps[f"{label} + {method.label}"] = calibrate.fitted(method, test, validation, seed, notes)
     sets = Sets(chosen, alpha, test, validation, seed) if chosen else None
     notes += sets.notes if sets else []
     scored = _measured(file, maps, sets, options, test, notes, bins)

@@ -117,6 +117,49 @@ def test_too_few_examples_give_whole_sets():
     assert by_group(log_p, groups=np.full(8, 7)).all()  # a group that calibration lacks
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_groups_may_have_any_numbers(name):
+    log_p, labels, u = predictions(3, B=60)
+    groups = np.random.default_rng(2).integers(3, size=60)
+    numbers = np.array([10, 7, 10**12])[groups]  # not in this order
+    fit = METHODS[name]
+    dense = fit(log_p, labels, u, alpha=0.2, by="group", groups=groups)
+    sparse = fit(log_p, labels, u, alpha=0.2, by="group", groups=numbers)
+    np.testing.assert_array_equal(sparse.quantile, dense.quantile[[1, 0, 2]])
+    chosen = dense(log_p, u=u, groups=groups)
+    np.testing.assert_array_equal(sparse(log_p, u=u, groups=numbers), chosen)
+    for other in (0, 8, 2 * 10**12):  # before, between and after those of the fit
+        assert sparse(log_p, u=u, groups=np.full(60, other)).all()
+    # Files of before have a quantile for each of 0, 1, ..., and no ids.
+    older = dense._replace(ids=type(dense)._field_defaults["ids"])
+    np.testing.assert_array_equal(older(log_p, u=u, groups=groups), chosen)
+
+
+def test_least_ambiguous_sets_of_overconfident_networks():
+    """1 - p is 1 for most labels that are missed, and p itself is 0 for some."""
+    rng = np.random.default_rng(0)
+    u = 30 * rng.normal(size=(2, 1500, 10))
+    truth = np.argmax(u / 30 + 0.7 * rng.normal(size=u.shape), -1)
+    for scale in (1, 100):
+        (cal, test), (labels, y) = special.log_softmax(scale * u, -1), truth
+        found = lac(cal, labels, 0.01)
+        rank = math.ceil(1501 * 0.99)
+        least = np.sort(cal[np.arange(1500), labels])[::-1][rank - 1]
+        assert found.quantile == 1 and np.exp(least) < 1e-16
+        chosen = found(test)
+        np.testing.assert_array_equal(chosen, test >= least)
+        assert chosen.sum(1).mean() < 6
+        assert abs(chosen[np.arange(1500), y].mean() - 0.99) < 0.015
+        # Files of before have the quantile of 1 - p alone.
+        older = found._replace(least=None)
+        np.testing.assert_array_equal(older(test), 1 - np.exp(test) <= found.quantile)
+    # Labels of probability 0 give whole sets, but of a finite quantile.
+    with np.errstate(divide="ignore"):
+        impossible = np.log(np.tile([1.0, 0.0], (50, 1)))
+    whole = lac(impossible, np.ones(50, int))
+    assert whole.quantile == 1 and whole(impossible).all()
+
+
 def test_empty_sets_get_the_most_probable_class_if_they_may_not_be_empty():
     log_p = np.log([[0.9, 0.1]] * 19 + [[0.5, 0.5]])
     labels = np.zeros(20, int)
@@ -133,6 +176,7 @@ def test_empty_sets_get_the_most_probable_class_if_they_may_not_be_empty():
         (dict(alpha=1.0), "alpha: 1.0"),
         (dict(by="label"), "by: 'label'; one of 'none', 'class', 'group'"),
         (dict(by="group"), "groups: missing"),
+        (dict(by="group", groups=np.arange(8) - 3), "groups: -3 at example 0; integers from 0"),
         (dict(log_p=np.zeros((8, 4))), "probabilities sum to 4 at example 0"),
         (dict(labels=np.full(8, 4)), "labels: 4 at example 0, but there are 4 classes"),
         (dict(u=None), "u: missing"),

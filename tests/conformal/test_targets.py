@@ -45,6 +45,21 @@ def test_coverage_over_all_choices_of_the_test_example_is_exact(name, alpha):
         np.testing.assert_array_equal(np.sum(np.array(in_groups)[groups == g], 0), expected)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_groups_may_have_any_numbers(name):
+    mean, std, y = examples()
+    groups = np.arange(25) % 2
+    numbers = np.array([10**12, 4])[groups]
+    ends = []
+    for of in (groups, numbers):
+        fitted, inputs = METHODS[name](mean, std, y, alpha=0.2, by="group", groups=of)
+        ends.append(fitted(*inputs(mean, std), groups=of))
+        assert fitted.quantile.shape == (2, 2)
+    np.testing.assert_array_equal(*ends)
+    low, high = fitted(*inputs(mean, std), groups=np.full(25, 5))
+    assert np.isneginf(low).all() and np.isposinf(high).all()
+
+
 def test_by_hand():
     y = np.array([[1.0], [-2.0], [3.0], [0.5]])
     zero = np.zeros_like(y)

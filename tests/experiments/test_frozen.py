@@ -254,6 +254,14 @@ def test_fitted_scores_rank_sets(made):
     want = metrics.ranking(odin("test"), odin("outside"))["auroc"]
     assert values["ood/far/auroc_odin"] == pytest.approx(want, abs=2e-3)
 
+    sets = dict(data=files["test"], sets=dict(far=files["outside"]))
+    values = run(made, "ood", **sets, scores=("energy",))  # has nothing to fit
+    energy = (-special.logsumexp(outputs(name).logits, -1) for name in ("test", "outside"))
+    want = metrics.ranking(*energy)["auroc"]
+    assert values["ood/far/auroc_energy"] == pytest.approx(want, abs=2e-3)
+    with pytest.raises(ValueError, match=r"layers: .* has no entry 'stage9'; it has \["):
+        run(made, "ood", **sets, scores=("knn",), fit=files["train"], layers=("stage9",))
+
 
 @pytest.mark.parametrize(
     "fields, message",

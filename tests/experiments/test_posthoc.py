@@ -16,12 +16,15 @@ from experiments import evaluators
 from experiments.data.description import read_description
 from experiments.data.overlap import require_apart, share
 from experiments.data.source import load
+from experiments.evaluators.conformal import unbounded
 from experiments.evaluators.halves import in_halves
-from experiments.evaluators.joint import of_functions
+from experiments.evaluators.joint import at_temperature, of_functions
 from experiments.experiment.build import setup
 from experiments.experiment.results import write_results
 from experiments.prediction import fitted
+from experiments.prediction.held_out import require_held_out
 from experiments.prediction.predictor import Predictor
+from experiments.prediction.trained import Trained
 from experiments.reports.runs import Run, study_of
 from experiments.runtime import keys, storage
 from experiments.runtime.checkpoint import Checkpoints
@@ -203,7 +206,26 @@ def test_groups_calibrate_and_are_reported_apart(predictor, tmp_path):
     np.testing.assert_allclose(numbers["calibration/worst_group_accuracy"], min(accuracy))
 
 
-def test_joint_predictions_of_points_and_of_functions(predictor, digits):
+def test_unbounded_is_a_share_of_the_groups_of_the_test_set(tmp_path):
+    log_p = np.log(np.full((41, 2), 0.5))
+    groups = np.array([10] * 20 + [30] * 20 + [20])
+    fitted_sets = lac(log_p, np.zeros(41, int), by="group", groups=groups)
+    assert unbounded(fitted_sets, np.repeat([10, 30], 5)) == 0
+    assert unbounded(fitted_sets, groups) == pytest.approx(1 / 3)  # 20 has one example
+    assert unbounded(fitted_sets, np.array([10, 10, 11])) == 0.5
+    assert unbounded(lac(log_p, np.zeros(41, int)), groups) == 0
+    targets = split(np.zeros((41, 2)), np.ones((41, 2)), by="group", groups=groups)
+    assert unbounded(targets, groups) == pytest.approx(1 / 3)
+    # Predictors of older files lack the fields that are newer.
+    items = fitted.arrays_of("conformal", "lac", dict(name="lac"), fitted_sets)
+    older = {key: a for key, a in items if not key.endswith(("/ids", "/least"))}
+    write_results(storage.path(tmp_path), {}, older, {})
+    read = fitted.read(tmp_path, "conformal", "lac")
+    assert read.least is None and not len(read.ids)
+    np.testing.assert_array_equal(read.quantile, fitted_sets.quantile)
+
+
+def test_joint_predictions_of_points_and_of_functions(predictor, digits, caplog):
     numbers, _ = run(predictor, name="joint", data=TEST, tau=4)
     p = predictor(TEST)
     order = np.random.default_rng(0).permutation(len(p.y))
@@ -232,6 +254,11 @@ def test_joint_predictions_of_points_and_of_functions(predictor, digits):
     np.testing.assert_allclose(numbers["joint/halves/dyadic_nll"], np.mean(each), rtol=3e-3)
     np.testing.assert_allclose(numbers["joint/halves/temperature"], np.mean(fitted_to), rtol=3e-3)
     assert numbers["joint/dyadic_nll"] != numbers["joint/halves/dyadic_nll"]
+    assert "of its range" not in caplog.text
+    right = p.log_p.mean(0).argmax(-1)  # as labels that are all predicted
+    certain = special.log_softmax(2 * np.eye(8)[np.stack([right, right])], -1)
+    assert at_temperature(certain, right, 4, 0)["temperature"] == pytest.approx(0.01)
+    assert "joint: the best temperature of 2 of 2 halves is outside of its range" in caplog.text
 
     # The same networks with a posterior over the last layer, of which functions are drawn.
     config = read_config(digits)
@@ -260,6 +287,15 @@ def test_joint_predictions_of_points_and_of_functions(predictor, digits):
         run(wide, name="joint", data=TEST, halves=True)
     with pytest.raises(ValueError, match="averages over a Gaussian"):
         joint.dyadic_nll(q.log_p, q.y, epistemic=q.epistemic)
+
+
+def test_likelihoods_of_one_class_are_not_of_independent_ones(predictor, digits):
+    config = read_config(digits) | dict(likelihood=dict(name="sigmoid"))
+    experiment = setup(config, read_description(digits), evaluated=False)
+    independent = Predictor(experiment, predictor.runs[0].state)
+    for name, fields in (("joint", {}), ("kinds", dict(kinds=("a", "b"))), ("human", {})):
+        with pytest.raises(ValueError, match=r"likelihood: .*'sigmoid'.* is of independent"):
+            run(independent, name=name, data=TEST, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -309,10 +345,39 @@ def test_examples_that_are_not_held_out_are_refused(predictor, name):
         evaluator = evaluators.build("e", dict(name=name, data=TEST, fit=fit))
         with pytest.raises(ValueError, match=message):
             list(evaluator.run(predictor))
+    # A minority of `fit`, but all that is reported.
+    part = dict(TEST, split="test[:40%]")
+    evaluator = evaluators.build("e", dict(name=name, data=part, fit=dict(TEST)))
+    with pytest.raises(
+        ValueError, match=r"data: 100% of .* in digits\[test\], the examples to fit on"
+    ):
+        list(evaluator.run(predictor))
     inside = evaluators.build("e", dict(name=name, data=TEST, fit=dict(TRAIN, split="train[80%:]")))
     with pytest.raises(ValueError, match=r"fit: 100% of .* in digits\[train\], the training data"):
         inside.check(training)
     evaluators.build("e", dict(name=name, data=TEST, fit=FIT)).check(training)
+
+
+def test_training_examples_of_a_further_run_are_refused(predictor, digits, caplog):
+    config = read_config(digits)
+    config["data"]["train"] = train = dict(config["data"]["train"], split="train+validation")
+    experiment = setup(config, read_description(digits), evaluated=False)
+    state = predictor.runs[0].state
+    both = Predictor.join(dict(a=predictor, b=Predictor(experiment, state)))
+    evaluator = evaluators.build("e", dict(name="posthoc", data=TEST, fit=FIT))
+    with pytest.raises(
+        ValueError, match=r"fit: 100% of .*digits\[validation\].* the training data"
+    ):
+        list(evaluator.run(both))
+    evaluator = evaluators.build("e", dict(name="posthoc", data=TEST, fit=train))
+    with pytest.raises(ValueError, match=r"fit: .* is the training data"):
+        list(evaluator.run(both))
+    # Evaluation needs no training data: what cannot be read is logged.
+    missing = setup(config, read_description(digits), evaluated=False)
+    missing.config["data"]["train"] = dict(name="npz", path="missing.npz")
+    with caplog.at_level(logging.WARNING):
+        require_held_out("fit", load(FIT), [*predictor.runs, Trained(missing, state)])
+    assert "has training examples is not known: " in caplog.text
 
 
 def test_examples_in_common_are_counted(caplog):
@@ -345,6 +410,14 @@ def test_examples_in_common_are_counted(caplog):
         (dict(name="posthoc", corrupted=dict(severities=(6,))), r"corrupted: .* from 1 to 5"),
         (dict(name="conformal", methods=("split",)), r"methods\[0\]\.name: 'split' is for targets"),
         (dict(name="conformal", alpha=1.5), r"alpha: 1.5"),
+        (
+            dict(
+                name="conformal",
+                methods=("lac", dict(name="lac", label="lac_temperature")),
+                posthoc=("temperature",),
+            ),
+            r"methods: 'lac_temperature' is the label of one, and of another after `posthoc`",
+        ),
         (dict(name="conformal", methods=(dict(name="lac", by="group"),)), r"needs `groups`"),
         (dict(name="conformal", posthoc="tmperature"), r"posthoc\[0\]\.name: no file 'tmperature'"),
         (dict(name="conformal", posthoc=dict(name="vector")), r"posthoc: .* a list of names"),

@@ -254,3 +254,23 @@ def test_calibrators_of_another_step_are_refused(runs, tmp_path):
     file.write_text(json.dumps(saved_numbers(tmp_path / "run") | {"cost/step": 1}))
     with pytest.raises(ConfigError, match="is of step 1, but the checkpoint of step 2; python -m"):
         load_run(tmp_path / "run", conformal="cqr")
+
+
+def test_calibrators_of_another_step_of_any_run_are_refused(runs, tmp_path):
+    """The largest step of several runs alone may not have changed."""
+    pair = [tmp_path / name for name in ("images", "other")]
+    for workdir in pair:
+        shutil.copytree(runs[0] / workdir.name, workdir)
+    together = shutil.copytree(pair[0] / "evaluation" / "test", pair[0] / "evaluation" / "both")
+
+    def load(*steps):
+        noted = zip((".", "../other"), steps, strict=True)
+        runs_of = [dict(workdir=path, step=step) for path, step in noted]
+        (together / "runs.json").write_text(json.dumps(runs_of))
+        return load_run(*pair, evaluation="both", conformal="lac")
+
+    assert load(2, 2).steps == {str(path): 2 for path in pair}
+    with pytest.raises(
+        ConfigError, match="is of steps 2, 1, but the checkpoints of steps 2, 2; py"
+    ):
+        load(2, 1)

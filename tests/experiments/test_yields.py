@@ -4,6 +4,7 @@ import json
 import pathlib
 import pkgutil
 
+import numpy as np
 import pytest
 
 from experiments import evaluate, evaluators
@@ -125,6 +126,21 @@ def test_two_values_of_one_name_are_reported():
     assert failures["c"].endswith(
         "x/y: 2.0, but an evaluator before has 1.0; results have one value for a name"
     )
+
+
+@pytest.mark.parametrize("other", [[1.0, 2.5], [1.0], ["1", "2"]])
+def test_two_arrays_of_one_name_are_reported(other):
+    """As of two calibrators of one label, of which fitted.npz would have the second alone."""
+
+    def giving(values, number):
+        items = [("x/y", np.array(values)), ("x/n", number)]
+        return Evaluator(lambda predict: iter(items), None, {"x/n"})
+
+    built = dict(a=giving([1.0, np.nan], 1.0), b=giving([1.0, np.nan], 1.0))
+    metrics, arrays, failures = evaluate.run_all(built | dict(c=giving(other, 2.0)), None, "")
+    np.testing.assert_array_equal(arrays["x/y"], [1.0, np.nan])
+    assert metrics == {"x/n": 1.0} and list(failures) == ["c"]
+    assert "x/y: another array than that of an evaluator before" in failures["c"]
 
 
 def test_data_are_read_once_and_every_fault_is_named():

@@ -35,7 +35,11 @@ def test_smooth_error_is_its_own_bandwidth():
             smooth.at_bandwidth(confidence, correct)(value), value, atol=1e-7
         )
     assert smooth.smooth_ece(np.ones(5), np.ones(5)) == 0.0
-    np.testing.assert_allclose(smooth.smooth_ece(np.ones(5), np.zeros(5)), 1.0, rtol=1e-6)
+    for examples in (5, 10, 64, 100, 999):
+        value = smooth.smooth_ece(np.ones(examples), np.zeros(examples))
+        np.testing.assert_allclose(value, 1.0, rtol=1e-6)
+        zeros = smooth.smooth_ece(np.zeros(examples), np.ones(examples))
+        np.testing.assert_allclose(zeros, 1.0, rtol=1e-6)
     np.testing.assert_allclose(smooth.smooth_ece(np.full(4, 0.5), [0, 0, 1, 1]), 0.0, atol=1e-12)
 
 

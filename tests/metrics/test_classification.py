@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special, stats
 from sklearn import metrics as sk
 
 from uncertainty import metrics
@@ -33,6 +34,24 @@ def test_member_nll_is_the_mean_over_members_and_at_least_the_mixtures(predict):
     each = [classification.nll(log_p[m : m + 1], labels) for m in range(5)]
     np.testing.assert_allclose(classification.member_nll(log_p, labels), np.mean(each), rtol=1e-12)
     assert classification.nll(log_p, labels) < np.mean(each)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_order_in_memory_changes_no_metric(predict, members, dtype):
+    log_p, labels = predict(members, 70, 5)
+    log_p = log_p.astype(dtype)
+    expected = metrics.evaluate_classification(log_p, labels)
+    p = np.exp(log_p.astype(np.float64)).mean(0)
+    each = ((p - np.eye(5)[labels]) ** 2).sum(1)
+    np.testing.assert_allclose(expected["classification/brier"], each.mean(), rtol=1e-6)
+    permuted = log_p[..., [4, 0, 3, 1, 2]][..., [1, 3, 4, 2, 0]]
+    transposed = np.swapaxes(np.swapaxes(log_p, 1, 2).copy(), 1, 2)
+    for other in (np.asfortranarray(log_p), permuted, transposed):
+        assert not other.flags.c_contiguous and np.array_equal(other, log_p)
+        assert metrics.evaluate_classification(other, labels) == expected
+        assert classification.brier(other, labels) == classification.brier(log_p, labels)
+        np.testing.assert_allclose(classification.briers(other, labels), each, rtol=1e-6)
 
 
 def test_first_of_equal_classes_is_predicted():
@@ -196,12 +215,62 @@ def test_logits_are_refused_and_independent_classes_are_not_if_asked(predict, mo
             refuse()
     each = np.log(1 / (1 + np.exp(-3 * np.random.default_rng(0).normal(size=(2, 200, 5)))))
     found = metrics.evaluate_classification(each, labels, normalised=False)
-    assert found["classification/nll"] == pytest.approx(classification.nll(each, labels))
     acc = streaming.update(streaming.init(2, 5), each, labels, normalised=False)
     assert streaming.result(acc)["classification/nll"] == found["classification/nll"]
     # Sums of float32 and of half precision are near enough to 1.
     for dtype in (np.float32, np.float16):
         metrics.evaluate_classification(log_p.astype(dtype), labels)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_independent_classes_are_bernoulli_variables(members):
+    rng = np.random.default_rng(0)
+    log_p = special.log_expit(2 * rng.normal(size=(members, 40, 5)))
+    labels = rng.integers(5, size=40)
+    p = np.exp(log_p)
+    p[..., 0], log_p[..., 0] = 0.0, -np.inf  # 0 log 0 = 0
+    labels[labels == 0] = 1
+    q = p.mean(0)
+
+    def nll(p):
+        return sum(sk.log_loss(labels == k, p[:, k], labels=[False, True]) for k in range(1, 5))
+
+    def entropies(p):
+        return stats.entropy(np.stack([p, 1 - p])).sum(-1)
+
+    found = metrics.evaluate_classification(log_p, labels, normalised=False)
+    expected = dict(classification__nll=nll(q), uncertainty__entropy=entropies(q).mean())
+    expected["classification__member_nll"] = np.mean([nll(one) for one in p])
+    expected["classification__brier"] = np.sum((q - np.eye(5)[labels]) ** 2) / 40
+    information = np.zeros(40)
+    if members > 1:
+        pairs = [(a, b) for i, a in enumerate(p) for j, b in enumerate(p) if i != j]
+        kl = [special.rel_entr(a, b) + special.rel_entr(1 - a, 1 - b) for a, b in pairs]
+        information = entropies(q) - np.mean([entropies(one) for one in p], axis=0)
+        expected["uncertainty__pairwise_kl"] = np.mean([each.sum(-1) for each in kl])
+        expected["uncertainty__mutual_information"] = information.mean()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name.replace("__", "/")], value, rtol=1e-9, err_msg=name)
+    example = metrics.per_example(log_p, labels, normalised=False)
+    np.testing.assert_allclose(-example["log_p_label"].mean(), nll(q), rtol=1e-5)
+    np.testing.assert_allclose(example["entropy"], entropies(q), rtol=1e-5)
+    scores = metrics.ood_scores(log_p, normalised=False)
+    np.testing.assert_allclose(scores["entropy"], entropies(q), rtol=1e-9)
+    if members > 1:
+        np.testing.assert_allclose(scores["mutual_information"], information, rtol=1e-7)
+
+
+def test_every_class_at_once_is_no_good_prediction():
+    """As log p(label) alone would say."""
+    labels = np.arange(10)
+    all_classes, good = np.full((1, 10, 10), 0.999), np.full((1, 10, 10), 0.05)
+    good[0, labels, labels] = 0.95
+    for p, nll in ((all_classes, -np.log(0.999) - 9 * np.log(0.001)), (good, -10 * np.log(0.95))):
+        found = metrics.evaluate_classification(np.log(p), labels, normalised=False)
+        np.testing.assert_allclose(found["classification/nll"], nll, rtol=1e-9)
+    certain = np.log([[[1.0, 1e-30, 0.5], [1.0, 0.5, 0.5]]])
+    found = metrics.per_example(certain, [0, 1], normalised=False)["log_p_label"]
+    np.testing.assert_allclose(found, [np.log(0.5), -np.inf], rtol=1e-6)
 
 
 def test_wrong_options(predict):

@@ -56,6 +56,8 @@ def test_identities(predict):
         (dict(epistemic=np.ones((2, 4, 1))), "epistemic: these log_p are averages over a Gaussian"),
         (dict(tau=5), "tau: 5, but there are 4 examples"),
         (dict(tau=0), "tau: 0"),
+        # Of independent classes log p(label) says nothing of the others.
+        (dict(log_p=np.full((2, 4, 3), -1e-6)), "sum to 3 at member 0.* no joint likelihood"),
         (dict(labels=np.full(4, 3)), "labels: 3 at example 0"),
     ],
 )

@@ -94,8 +94,22 @@ def test_independent_classes():
     u = logits(0)
     found = part(options=Options(independent=True), y=Y, logits=u)
     np.testing.assert_allclose(found.log_p, np.log(special.expit(u)))
+    p = np.array([0.0, 0.3, 1.0, 0.999])[(Y[:, None] + np.arange(4)) % 4]
+    notes = []
+    floored = part(notes, Options(floor=1e-2, independent=True), y=Y, probs=p)
+    np.testing.assert_allclose(np.exp(floored.log_p[0]), np.clip(p, 0.01, 0.99))
+    assert f"{3 * len(Y)} probabilities raised to 0.01" in notes[0]
     marked = part(metadata=dict(normalised=False), y=Y, probs=special.expit(u))
     np.testing.assert_allclose(marked.log_p, np.log(special.expit(u)))
+
+
+@pytest.mark.parametrize("y", [np.arange(60) + 40, np.array(["cat"] * 60), np.full(60, np.nan)])
+def test_labels_of_ood_sets_may_be_of_other_classes(y):
+    outside = part(name="ood/far", probs=P, y=Y, ood__far__probs=P, ood__far__y=y)
+    if y.dtype.kind == "i":  # they tell the examples of two files apart
+        np.testing.assert_array_equal(outside.y, y)
+    else:
+        assert outside.y is None
 
 
 def test_labels_in_other_forms():

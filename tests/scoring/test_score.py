@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy import special
 
 from experiments import score as program
 from experiments.runtime import keys
@@ -15,7 +16,7 @@ from experiments.scoring.compare import Resampling, compare, difference, partiti
 from experiments.scoring.files import read
 from experiments.scoring.measure import score
 from experiments.scoring.parts import Options, Part
-from tests.scoring.made import labels, probs, saved
+from tests.scoring.made import labels, logits, probs, saved
 from uncertainty import metrics
 from uncertainty.metrics import classification
 
@@ -76,6 +77,23 @@ def test_statistics_of_every_example_once_are_the_metrics(tmp_path):
                 assert value[0] == pytest.approx(one.metrics[key], rel=1e-6), key
                 keys_seen.add(key)
         assert len(keys_seen) == count
+
+
+def test_independent_classes_are_scored_as_bernoulli_variables(tmp_path):
+    p = special.expit(logits(0, y=Y))
+    path = saved(tmp_path / "a.npz", probs=p, y=Y)
+    (one,) = score(read(path), "a", Options(independent=True))
+    q, on = p.mean(0), np.eye(4)[Y]
+    log_p = np.sum(on * np.log(q) + (1 - on) * np.log1p(-q), axis=1)
+    assert one.metrics["classification/nll"] == pytest.approx(-log_p.mean())
+    of_mean = -np.log(np.exp(log_p).mean())
+    assert one.metrics["classification/nll_of_mean"] == pytest.approx(of_mean, rel=1e-5)
+    entropy = -np.sum(special.xlogy(q, q) + special.xlogy(1 - q, 1 - q), axis=1)
+    assert one.metrics["uncertainty/entropy"] == pytest.approx(entropy.mean())
+    resampled = {}
+    for statistic in one.statistics:
+        resampled |= statistic.values(np.ones((1, 60)))
+    assert resampled["classification/nll"][0] == pytest.approx(-log_p.mean(), rel=1e-6)
 
 
 def test_paired_intervals_by_a_loop(tmp_path):
@@ -201,6 +219,23 @@ def test_temperature_is_fitted_on_the_validation_set(tmp_path):
     assert calibrated.metrics["classification/accuracy"] == plain.metrics["classification/accuracy"]
     assert "uncertainty/mutual_information" not in calibrated.metrics
     assert "uncertainty/mutual_information" in members.metrics
+    said = re.search(r"temperature: temperature ([\d.]+)", "; ".join(calibrated.notes))
+    assert float(said[1]) == pytest.approx(best, rel=1e-2)
+    assert any(re.match(r"temperature of members: temperature .* to ", n) for n in plain.notes)
+
+
+@pytest.mark.parametrize("cross_fit", [False, True])
+def test_an_optimum_at_a_bound_is_spoken_of(tmp_path, cross_fit):
+    """Where every label is predicted, though by little."""
+    p = np.full((1, 6, 2), 0.5) + np.where(np.eye(2)[[0, 1] * 3], 0.1, -0.1)
+    y = [0, 1] * 3
+    test = dict(y=[1, *y[1:]]) | ({} if cross_fit else dict(validation__probs=p, validation__y=y))
+    path = saved(tmp_path / "a.npz", probs=p, **test)
+    _, calibrated = scored(path, methods=methods("temperature"), cross_fit=cross_fit, seed=1)
+    (said,) = [note for note in calibrated.notes if "at a bound of its range" in note]
+    assert said.startswith("temperature: temperature 0.01")
+    assert calibrated.metrics["classification/nll"] > 1
+    assert ("in 1 of 2 fits" in said) == cross_fit
 
 
 def test_without_a_validation_set_halves_are_swapped(tmp_path):
@@ -213,6 +248,8 @@ def test_without_a_validation_set_halves_are_swapped(tmp_path):
     assert half.sum() == 30 and (half.reshape(20, 3).std(1) == 0).all()
     again = halves(test._replace(name="corruption/fog/1"), test, 0)
     np.testing.assert_array_equal(again, half)
+    inside = test._replace(name="in_distribution")  # the same examples, by their labels
+    np.testing.assert_array_equal(halves(inside, test, 0), half)
     calibrated = fitted(Method("temperature"), test, None, 0)(test).log_p
     for of in (half, ~half):
         only = Part("test", log_p=log_p[:, ~of], y=Y[~of])
@@ -290,12 +327,13 @@ def test_the_program_writes_what_it_prints(tmp_path, capsys):
 
 
 def test_the_program_names_what_is_wrong(tmp_path, capsys):
-    a = whole(tmp_path / "a.npz", 0)
+    a, b = (whole(tmp_path / f"{name}.npz", 0) for name in "ab")
     bare = tmp_path / "p.npy"
     np.save(bare, probs(0, y=Y))
     np.save(tmp_path / "y.npy", Y)
     for arguments, message in (
         ([a, a], "given twice"),
+        ([f"b={a}", b], "b.npz: without a label it is 'b', as another file is"),
         ([a, "--baseline", "b"], "--baseline: no row 'b'"),
         ([a, "--resamples", "5"], "--resamples: 5; at least 100"),
         ([a, "--level", "95"], "--level: 95.0; a number between 0 and 1"),
@@ -323,6 +361,13 @@ def test_labels_of_rows(tmp_path):
     given = [*map(str, runs), "X=elsewhere/predictions.npz", "other/single.npz", "more/single.npz"]
     labels = [label for label, _ in program.labelled(given)]
     assert labels == ["a", "b", "X", "other/single", "more/single"]
+
+
+def test_equal_labels_have_to_be_given():
+    program.check_labels([("a", "1.npz"), ("a", "2.npz")], ["a=1.npz", "a=2.npz"])
+    named = [("a", "1.npz"), ("a", "m/a.npz")]
+    with pytest.raises(ValueError, match=r"m/a\.npz: .* LABEL=m/a\.npz is needed"):
+        program.check_labels(named, ["a=1.npz", "m/a.npz"])
 
 
 def test_the_example_of_the_docs(tmp_path, monkeypatch, capsys):

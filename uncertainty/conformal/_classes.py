@@ -65,8 +65,12 @@ def uniform(u: Any, examples: int, randomised: bool) -> np.ndarray:
     return u
 
 
-def fit(scores: np.ndarray, labels: Any, alpha: float, by: str, groups: Any) -> np.ndarray:
+def fit(
+    scores: np.ndarray, labels: Any, alpha: float, by: str, groups: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """The quantiles of the labels' scores: [1], [K] for by='class', [G] for by='group'.
+
+    Returns them with the groups that they are of, [G], ascending; without groups there are none.
 
     Args:
       scores: of every class, [B, K].
@@ -88,28 +92,33 @@ def fit(scores: np.ndarray, labels: Any, alpha: float, by: str, groups: Any) -> 
         raise ValueError(f"labels: {labels[b]} at example {b}, but there are {K} classes")
     of_labels = np.take_along_axis(scores, labels[:, None].astype(np.intp), -1)[:, 0]
     if by == "none":
-        return _quantile.quantiles(of_labels, alpha, None, 1)
+        return _quantile.quantiles(of_labels, alpha, None, 1), _quantile.NO_IDS
     if by == "class":
-        return _quantile.quantiles(of_labels, alpha, labels, K)
-    of_examples = _quantile.checked_groups(groups, B, "groups")
-    return _quantile.quantiles(of_labels, alpha, of_examples, int(of_examples.max()) + 1)
+        return _quantile.quantiles(of_labels, alpha, labels, K), _quantile.NO_IDS
+    ids, places = _quantile.numbered(groups, B)
+    return _quantile.quantiles(of_labels, alpha, places, len(ids)), ids
 
 
 def sets(
-    scores: np.ndarray, quantile: np.ndarray, by: Any, groups: Any, p: np.ndarray | None
+    scores: np.ndarray,
+    quantile: np.ndarray,
+    by: Any,
+    ids: np.ndarray,
+    groups: Any,
+    p: np.ndarray | None,
 ) -> np.ndarray:
     """Whether each class is in the set, [B, K].
 
     Args:
       scores: [B, K].
-      quantile: as from `fit`.
+      quantile, ids: as from `fit`.
       by: an index into `_quantile.BY`.
       groups: [B] for by='group'.
       p: [B, K] to add the most probable class to empty sets, else None.
     """
     limit = quantile
     if _quantile.BY[int(by)] == "group":
-        limit = _quantile.of_groups(quantile, groups, len(scores))[:, None]
+        limit = _quantile.of_groups(quantile, ids, groups, len(scores))[:, None]
     chosen = scores <= limit
     if p is not None:
         empty = ~chosen.any(-1)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 BY = ("none", "class", "group")
+NO_IDS = np.zeros(0, np.int64)
 
 
 def check_alpha(alpha: float) -> None:
@@ -28,14 +29,32 @@ def quantiles(scores: np.ndarray, alpha: float, groups: np.ndarray | None, G: in
     return np.array([quantile(scores[groups == g], alpha) for g in range(G)])
 
 
-def of_groups(quantile: np.ndarray, groups: Any, examples: int) -> np.ndarray:
+def numbered(groups: Any, examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """The different groups, ascending, [G], and the place of each example's among them, [B].
+
+    Raises:
+      ValueError: wrong groups.
+    """
+    ids, places = np.unique(checked_groups(groups, examples, "groups"), return_inverse=True)
+    return ids, places.reshape(-1)
+
+
+def of_groups(quantile: np.ndarray, ids: Any, groups: Any, examples: int) -> np.ndarray:
     """The quantile of each example, [B]; infinite for groups without calibration examples.
+
+    Args:
+      quantile: [G].
+      ids: the groups that it is of, ascending, [G]; none for 0, 1, ..., as older files have it.
+      groups: of the examples, [B].
+      examples: B.
 
     Raises:
       ValueError: wrong groups.
     """
     groups = checked_groups(groups, examples, "groups")
-    return np.append(quantile, math.inf)[np.minimum(groups, len(quantile))]
+    ids = np.asarray(ids) if np.size(ids) else np.arange(len(quantile))
+    places = np.minimum(np.searchsorted(ids, groups), len(ids) - 1)
+    return np.where(ids[places] == groups, quantile[places], math.inf)
 
 
 def checked_groups(groups: Any, examples: int, field: str) -> np.ndarray:
@@ -47,8 +66,11 @@ def checked_groups(groups: Any, examples: int, field: str) -> np.ndarray:
     if groups is None:
         raise ValueError(f"{field}: missing; by='group' needs the group of each example")
     groups = np.asarray(groups)
-    if groups.shape != (examples,) or groups.dtype.kind not in "iu" or groups.min() < 0:
+    if groups.shape != (examples,) or groups.dtype.kind not in "iu":
         raise ValueError(
             f"{field}: {examples} integers from 0 are expected; got {groups.dtype} {groups.shape}"
         )
+    if (groups < 0).any():
+        b = (groups < 0).argmax()
+        raise ValueError(f"{field}: {groups[b]} at example {b}; integers from 0 are expected")
     return groups.astype(np.intp)

@@ -23,22 +23,23 @@ def checked(field: str, values: Any, shape: tuple[int, ...] | None = None) -> np
     return values
 
 
-def fit(scores: np.ndarray, alpha: float, by: str, groups: Any) -> tuple[np.ndarray, np.int64]:
-    """The quantiles of scores [B, K], [1 or G, K], and the index of `by`."""
+def fit(
+    scores: np.ndarray, alpha: float, by: str, groups: Any
+) -> tuple[np.ndarray, np.int64, np.ndarray]:
+    """The quantiles of scores [B, K], [1 or G, K], the index of `by`, and the groups, [0 or G]."""
     _quantile.check_alpha(alpha)
     if by not in ("none", "group"):
         raise ValueError(f"by: {by!r}; one of 'none', 'group'")
-    of_examples, G = None, 1
+    ids, places = _quantile.NO_IDS, None
     if by == "group":
-        of_examples = _quantile.checked_groups(groups, len(scores), "groups")
-        G = int(of_examples.max()) + 1
-    columns = [_quantile.quantiles(column, alpha, of_examples, G) for column in scores.T]
-    return np.stack(columns, -1), np.int64(_quantile.BY.index(by))
+        ids, places = _quantile.numbered(groups, len(scores))
+    columns = [_quantile.quantiles(column, alpha, places, len(ids)) for column in scores.T]
+    return np.stack(columns, -1), np.int64(_quantile.BY.index(by)), ids
 
 
-def limits(quantile: np.ndarray, by: Any, groups: Any, examples: int) -> np.ndarray:
+def limits(quantile: np.ndarray, by: Any, ids: Any, groups: Any, examples: int) -> np.ndarray:
     """The quantile of each example and target, [B or 1, K]."""
     if _quantile.BY[int(by)] == "none":
         return quantile
-    columns = [_quantile.of_groups(column, groups, examples) for column in quantile.T]
+    columns = [_quantile.of_groups(column, ids, groups, examples) for column in quantile.T]
     return np.stack(columns, -1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.conformal import _targets
+from uncertainty.conformal import _quantile, _targets
 
 
 class Cqr(NamedTuple):
@@ -18,6 +18,7 @@ class Cqr(NamedTuple):
 
     quantile: np.ndarray  # [1], [G] by group; of each target [..., K]
     by: Any  # [], an index into `_quantile.BY`
+    ids: Any = _quantile.NO_IDS  # [G], the groups of `quantile`, ascending
 
     def __call__(
         self, low: ArrayLike, high: ArrayLike, groups: Any = None
@@ -25,7 +26,7 @@ class Cqr(NamedTuple):
         """The ends of the intervals, [B, K] each; both in the middle where they would cross."""
         low = _targets.checked("low", low)
         high = _targets.checked("high", high, low.shape)
-        moved = _targets.limits(self.quantile, self.by, groups, len(low))
+        moved = _targets.limits(self.quantile, self.by, self.ids, groups, len(low))
         moved = np.maximum(moved, -(high - low) / 2)
         return low - moved, high + moved
 

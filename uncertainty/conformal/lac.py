@@ -20,12 +20,25 @@ class Lac(NamedTuple):
     quantile: np.ndarray  # [1], [K] by class, [G] by group
     by: Any  # [], an index into `_quantile.BY`
     allow_empty: Any  # []
+    ids: Any = _quantile.NO_IDS  # [G], the groups of `quantile`, ascending
+    least: Any = None  # like quantile, the least log p of a class in a set; older files have none
 
     def __call__(self, log_p: ArrayLike, u: Any = None, groups: Any = None) -> np.ndarray:
         """Whether each class is in the set, [B, K]; u is not used."""
         p = _classes.probabilities(log_p)
         filled = None if self.allow_empty else p
-        return _classes.sets(1 - p, self.quantile, self.by, groups, filled)
+        scores, limit = 1 - p, self.quantile
+        if self.least is not None:
+            scores, limit = _scores(log_p), -self.least
+        return _classes.sets(scores, limit, self.by, self.ids, groups, filled)
+
+
+def _scores(log_p: ArrayLike) -> np.ndarray:
+    """-log p, which orders as 1 - p does, where that is 1 too: for all p below 1e-16.
+
+    Of p = 0 it is the largest float, as infinity means that no score has the quantile's rank.
+    """
+    return np.minimum(-np.asarray(log_p, np.float64), np.finfo(np.float64).max)
 
 
 def lac(
@@ -50,5 +63,7 @@ def lac(
     Raises:
       ValueError: wrong arrays, an alpha outside (0, 1), or an unknown `by`.
     """
-    quantile = _classes.fit(1 - _classes.probabilities(log_p), labels, alpha, by, groups)
-    return Lac(quantile, np.int64(_quantile.BY.index(by)), np.bool_(allow_empty))
+    _classes.probabilities(log_p)  # checks them
+    limit, ids = _classes.fit(_scores(log_p), labels, alpha, by, groups)
+    quantile = np.where(np.isinf(limit), np.inf, 1 - np.exp(-limit))
+    return Lac(quantile, np.int64(_quantile.BY.index(by)), np.bool_(allow_empty), ids, -limit)

@@ -23,6 +23,7 @@ class Raps(NamedTuple):
     allow_empty: Any  # []
     penalty: Any  # []
     free: Any  # []
+    ids: Any = _quantile.NO_IDS  # [G], the groups of `quantile`, ascending
 
     def __call__(self, log_p: ArrayLike, u: Any = None, groups: Any = None) -> np.ndarray:
         """Whether each class is in the set, [B, K]; a randomised method needs u [B] in [0, 1]."""
@@ -30,7 +31,7 @@ class Raps(NamedTuple):
         u = _classes.uniform(u, len(p), bool(self.randomised))
         scores = _scores(p, u, float(self.penalty), int(self.free))
         filled = None if self.allow_empty else p
-        return _classes.sets(scores, self.quantile, self.by, groups, filled)
+        return _classes.sets(scores, self.quantile, self.by, self.ids, groups, filled)
 
 
 def _scores(p: np.ndarray, u: np.ndarray, penalty: float, free: int) -> np.ndarray:
@@ -64,6 +65,6 @@ def raps(
         raise ValueError(f"penalty, free: {penalty!r}, {free!r}; numbers from 0 are expected")
     p = _classes.probabilities(log_p)
     scores = _scores(p, _classes.uniform(u, len(p), randomised), penalty, free)
-    quantile = _classes.fit(scores, labels, alpha, by, groups)
+    quantile, ids = _classes.fit(scores, labels, alpha, by, groups)
     flags = np.int64(_quantile.BY.index(by)), np.bool_(randomised), np.bool_(allow_empty)
-    return Raps(quantile, *flags, np.float64(penalty), np.int64(free))
+    return Raps(quantile, *flags, np.float64(penalty), np.int64(free), ids)

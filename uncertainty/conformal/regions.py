@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.conformal import _targets
+from uncertainty.conformal import _quantile, _targets
 
 
 class Regions(NamedTuple):
@@ -25,11 +25,12 @@ class Regions(NamedTuple):
     quantile: np.ndarray  # [1, 1], [G, 1] by group
     by: Any  # [], an index into `_quantile.BY`
     directions: np.ndarray  # [D, K], of length 1
+    ids: Any = _quantile.NO_IDS  # [G], the groups of `quantile`, ascending
 
     def __call__(self, low: ArrayLike, groups: Any = None) -> np.ndarray:
         """The bounds [B, D] of v . y from below, from the predicted quantiles [B, D]."""
         low = _targets.checked("low", low)
-        return low - _targets.limits(self.quantile, self.by, groups, len(low))
+        return low - _targets.limits(self.quantile, self.by, self.ids, groups, len(low))
 
     def contains(self, low: ArrayLike, y: ArrayLike, groups: Any = None) -> np.ndarray:
         """Whether y [B, K] lies in the regions of the predicted quantiles low [B, D], [B]."""
@@ -93,7 +94,8 @@ def regions(
     if len(low) != len(y):
         raise ValueError(f"low, y: {len(low)} and {len(y)} examples")
     scores = (low - y @ v.T).max(-1, keepdims=True)
-    return Regions(*_targets.fit(scores, alpha, by, groups), v)
+    quantile, by_index, ids = _targets.fit(scores, alpha, by, groups)
+    return Regions(quantile, by_index, v, ids)
 
 
 def areas(directions: np.ndarray, bounds: np.ndarray) -> np.ndarray:

@@ -23,13 +23,14 @@ class Saps(NamedTuple):
     randomised: Any  # []
     allow_empty: Any  # []
     penalty: Any  # []
+    ids: Any = _quantile.NO_IDS  # [G], the groups of `quantile`, ascending
 
     def __call__(self, log_p: ArrayLike, u: Any = None, groups: Any = None) -> np.ndarray:
         """Whether each class is in the set, [B, K]; a randomised method needs u [B] in [0, 1]."""
         p = _classes.probabilities(log_p)
         scores = _scores(p, _classes.uniform(u, len(p), bool(self.randomised)), float(self.penalty))
         filled = None if self.allow_empty else p
-        return _classes.sets(scores, self.quantile, self.by, groups, filled)
+        return _classes.sets(scores, self.quantile, self.by, self.ids, groups, filled)
 
 
 def _scores(p: np.ndarray, u: np.ndarray, penalty: float) -> np.ndarray:
@@ -62,6 +63,6 @@ def saps(
         raise ValueError(f"penalty: {penalty!r}; a positive number is expected")
     p = _classes.probabilities(log_p)
     scores = _scores(p, _classes.uniform(u, len(p), randomised), penalty)
-    quantile = _classes.fit(scores, labels, alpha, by, groups)
+    quantile, ids = _classes.fit(scores, labels, alpha, by, groups)
     flags = np.int64(_quantile.BY.index(by)), np.bool_(randomised), np.bool_(allow_empty)
-    return Saps(quantile, *flags, np.float64(penalty))
+    return Saps(quantile, *flags, np.float64(penalty), ids)

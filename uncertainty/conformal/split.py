@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.conformal import _targets
+from uncertainty.conformal import _quantile, _targets
 
 
 class Split(NamedTuple):
@@ -16,13 +16,14 @@ class Split(NamedTuple):
 
     quantile: np.ndarray  # [1], [G] by group; of each target [..., K]
     by: Any  # [], an index into `_quantile.BY`
+    ids: Any = _quantile.NO_IDS  # [G], the groups of `quantile`, ascending
 
     def __call__(
         self, mean: ArrayLike, scale: ArrayLike | None = None, groups: Any = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ends of the intervals, [B, K] each, from what was given to the fit."""
         mean, scale = _checked(mean, scale)
-        width = _targets.limits(self.quantile, self.by, groups, len(mean)) * scale
+        width = _targets.limits(self.quantile, self.by, self.ids, groups, len(mean)) * scale
         return mean - width, mean + width
 
 

@@ -100,10 +100,11 @@ def _check_values(log_p: np.ndarray, labels: np.ndarray, first: int) -> None:
         )
 
 
-def check_sums(p: np.ndarray, first: int = 0) -> None:
+def check_sums(p: np.ndarray, first: int = 0, independent: str = "set normalised=False") -> None:
     """Raises ValueError where the probabilities p [M, b, K] do not sum to 1, within 1 %.
 
-    `first` is the number of the first example.
+    `first` is the number of the first example, `independent` what is to be done for classes that
+    are, for the message.
     """
     sums = p.sum(-1)
     off = np.abs(sums - 1)
@@ -111,8 +112,8 @@ def check_sums(p: np.ndarray, first: int = 0) -> None:
         m, b = np.unravel_index(off.argmax(), off.shape)
         raise ValueError(
             f"log_p: probabilities sum to {sums[m, b]:.6g} at member {m}, example {first + b}, but "
-            "1 is expected (logits passed? for independent classes, as with a sigmoid, set "
-            "normalised=False)"
+            "1 is expected (logits passed? for independent classes, as with a sigmoid, "
+            f"{independent})"
         )
 
 
@@ -137,8 +138,8 @@ def at_labels(log_p: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def probabilities(log_p: np.ndarray) -> np.ndarray:
-    """p(class) of the mixture, [B, K]."""
-    p = log_p.astype(np.float64)
+    """p(class) of the mixture, [B, K] in C order, whatever that of log_p."""
+    p = log_p.astype(np.float64, order="C")
     np.exp(p, out=p)
     return p[0] if len(p) == 1 else p.mean(0)
 
@@ -146,15 +147,31 @@ def probabilities(log_p: np.ndarray) -> np.ndarray:
 def mixture(log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Log-probabilities of at least FLOOR and probabilities: members' [M, B, K], mixture's [B, K].
 
-    So p log p is finite, with its limit for p -> 0.
+    So p log p is finite, with its limit for p -> 0. All are in C order, whatever that of log_p.
     """
-    log_p = log_p.astype(np.float64)
+    log_p = log_p.astype(np.float64, order="C")
     np.clip(log_p, FLOOR, 0.0, out=log_p)
     p = np.exp(log_p)
     if len(p) == 1:
         return log_p, p, log_p[0], p[0]
     q = p.mean(0)
     return log_p, p, np.log(np.maximum(q, np.finfo(np.float64).tiny)), q
+
+
+def events(log_p: np.ndarray) -> np.ndarray:
+    """Log-probabilities of independent classes [M, B, K] and of their absence: [M, B, 2 K]."""
+    log_p = np.minimum(log_p, 0.0, dtype=np.float64, order="C")
+    with np.errstate(divide="ignore"):
+        absent = np.where(log_p > -np.log(2), np.log(-np.expm1(log_p)), np.log1p(-np.exp(log_p)))
+    return np.concatenate([log_p, absent], -1)
+
+
+def of_one_class(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """log p(this class and no other) [..., B], from the log-probabilities of `events`."""
+    rows, K = np.arange(len(labels)), log_p.shape[-1] // 2
+    each = log_p[..., K:].copy()
+    each[..., rows, labels] = log_p[..., rows, labels]
+    return each.sum(-1)
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,8 +1,9 @@
 """Accuracy, log-likelihood and the Brier score of the mixture over members.
 
 Each takes log-probabilities log_p [M, B, K] and labels [B]; the mixture is the mean of the members'
-probabilities. A ValueError names the member, example and class with NaN, with a positive
-log-probability or with a label out of range.
+probabilities. The likelihoods are those of classes that exclude one another; of independent ones
+see `evaluate_classification`. A ValueError names the member, example and class with NaN, with a
+positive log-probability or with a label out of range.
 """
 
 import operator
@@ -109,7 +110,7 @@ def squared_error(p: np.ndarray, log_p: np.ndarray, at: np.ndarray) -> float:
     1 - p of the label comes from expm1, so nothing cancels when p is close to 1.
 
     Args:
-      p: [B, K] of the mixture; overwritten.
+      p: [B, K] of the mixture, in C order; overwritten.
       log_p: [M, B] of the labels.
       at: `places` of the labels.
     """

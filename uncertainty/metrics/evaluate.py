@@ -22,7 +22,9 @@ def evaluate_classification(
       labels: [B] integers.
       bins: of the calibration errors and the Brier decomposition.
       normalised: whether each row of probabilities has to sum to 1, as for a softmax, which is
-        checked; False for independent classes (`likelihoods.sigmoid`).
+        checked; False for independent classes (`likelihoods.sigmoid`), each of which is there or
+        not: NLL, entropies and KL are then sums over classes of those of the Bernoulli variables,
+        the label's class being there and the others not. All else is as it is for a softmax.
 
     Returns:
       'group/metric' -> value; mutual information, disagreement and pairwise KL if M > 1.
@@ -56,17 +58,20 @@ def of_tally(
     return dict(sorted(values.items(), key=lambda item: groups[item[0].partition("/")[0]]))
 
 
-def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, np.ndarray]:
+def per_example(
+    log_p: ArrayLike, labels: ArrayLike | None = None, normalised: bool = True
+) -> dict[str, np.ndarray]:
     """Arrays [B] of each example for plots.
 
     Args:
       log_p: [M, B, K] log-probabilities of each member.
       labels: [B] integers, or None without labels.
+      normalised: see `evaluate_classification`; it is not checked.
 
     Returns:
       prediction, confidence (the mixture's largest probability), entropy and, if M > 1,
       mutual_information; with labels also label and log_p_label, the mixture's log-probability of
-      it. Floats are float32.
+      it (with normalised=False of it and no other class). Floats are float32.
     """
     log_p, valid_labels = _arrays.checked(log_p, labels)
     B = len(valid_labels)
@@ -76,11 +81,14 @@ def per_example(log_p: ArrayLike, labels: ArrayLike | None = None) -> dict[str, 
         prediction[s] = _arrays.predictions(x)
         top, label = (_arrays.places(i, x.shape[2]) for i in (prediction[s], y))
         confidence[s] = np.exp(_arrays.at_labels(x, top)).mean(0)
-        log_p_label[s] = _arrays.log_mean_exp(_arrays.at_labels(x, label))
+        if normalised:
+            log_p_label[s] = _arrays.log_mean_exp(_arrays.at_labels(x, label))
+        else:
+            log_p_label[s] = _arrays.of_one_class(_arrays.log_mean_exp(_arrays.events(x)), y)
         return 0
 
     _arrays.over(chunk, log_p, valid_labels)
-    total, expected = entropies(log_p)
+    total, expected = entropies(log_p, normalised)
     values: dict[str, np.ndarray] = {
         "prediction": prediction,
         "confidence": confidence,

@@ -1,12 +1,21 @@
 """Entropies of predictions, and the disagreement of members.
 
-Each takes log-probabilities log_p [M, B, K]; a class of probability 0 adds 0 log 0 = 0.
+Each takes log-probabilities log_p [M, B, K] of classes that exclude one another; a class of
+probability 0 adds 0 log 0 = 0.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.metrics._arrays import argmax, checked, inner, mixture, over, top_label
+from uncertainty.metrics._arrays import (
+    argmax,
+    checked,
+    events,
+    inner,
+    mixture,
+    over,
+    top_label,
+)
 
 
 def entropy(log_p: ArrayLike) -> np.ndarray:
@@ -30,14 +39,17 @@ def mutual_information(log_p: ArrayLike) -> np.ndarray:
     return np.maximum(total - expected, 0.0)
 
 
-def entropies(log_p: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Entropy of the mixture and mean entropy of the members, [B] each."""
+def entropies(log_p: ArrayLike, normalised: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Entropy of the mixture and mean entropy of the members, [B] each.
+
+    With normalised=False sums of those of K independent classes, each of which is there or not.
+    """
     log_p, none = checked(log_p)
     M, B, _ = log_p.shape
     total, expected = np.empty(B), np.empty(B)
 
     def chunk(s: slice, x: np.ndarray, _: np.ndarray) -> int:
-        members, p, log_q, q = mixture(x)
+        members, p, log_q, q = mixture(x if normalised else events(x))
         total[s] = -np.einsum("bk,bk->b", q, log_q)
         if M > 1:
             # Over members first, as sums over few classes are slow.

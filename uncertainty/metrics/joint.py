@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uncertainty.metrics._arrays import at_labels, checked, log_mean_exp, over, places
+from uncertainty.metrics._arrays import (
+    at_labels,
+    check_sums,
+    checked,
+    log_mean_exp,
+    over,
+    places,
+)
 
 
 def joint_nll(log_p: ArrayLike, labels: ArrayLike, tau: int = 10, epistemic: Any = None) -> float:
@@ -30,7 +37,8 @@ def joint_nll(log_p: ArrayLike, labels: ArrayLike, tau: int = 10, epistemic: Any
         over functions at each input by itself, from which nothing joint follows.
 
     Raises:
-      ValueError: an epistemic variance, fewer examples than tau, or see `classification`.
+      ValueError: an epistemic variance, probabilities that do not sum to 1, fewer examples than
+        tau, or see `classification`.
     """
     of_labels = _of_labels(log_p, labels, epistemic)
     blocks = of_labels.shape[1] // _whole("tau", tau)
@@ -57,7 +65,8 @@ def dyadic_nll(log_p: ArrayLike, labels: ArrayLike, tau: int = 10, epistemic: An
       tau: inputs.
 
     Raises:
-      ValueError: an epistemic variance, fewer than two examples, or see `classification`.
+      ValueError: an epistemic variance, probabilities that do not sum to 1, fewer than two
+        examples, or see `classification`.
     """
     of_labels = _of_labels(log_p, labels, epistemic)
     pairs = of_labels.shape[1] // 2
@@ -94,6 +103,7 @@ def _of_labels(log_p: ArrayLike, labels: ArrayLike, epistemic: Any) -> np.ndarra
     result = np.empty(log_p.shape[:2])
 
     def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> int:
+        check_sums(np.exp(x, dtype=np.float64), s.start, "there is no joint likelihood of labels")
         result[:, s] = at_labels(x, places(y, x.shape[2]))
         return 0
 

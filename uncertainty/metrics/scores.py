@@ -101,15 +101,19 @@ def _logits(array: ArrayLike, field: str = "logits") -> np.ndarray:
 
 
 def ood_scores(
-    log_p: ArrayLike, logits: ArrayLike | None = None, variance: ArrayLike | None = None
+    log_p: ArrayLike,
+    logits: ArrayLike | None = None,
+    variance: ArrayLike | None = None,
+    normalised: bool = True,
 ) -> dict[str, np.ndarray]:
     """Every score by its name: log_p [M, B, K] -> [B].
 
     `max_logit` and `dempster_shafer` need logits [M, B, K], `epistemic_variance` a variance of the
-    latents [M, B, K or 1], `mutual_information` and `probability_std` M > 1.
+    latents [M, B, K or 1], `mutual_information` and `probability_std` M > 1. With normalised=False
+    entropies are sums over independent classes, see `evaluate_classification`.
     """
     log_p, _ = _arrays.checked(log_p)
-    total, expected = information.entropies(log_p)
+    total, expected = information.entropies(log_p, normalised)
     scores = {"max_probability": max_probability(log_p), "entropy": total}
     if len(log_p) > 1:
         scores["mutual_information"] = np.maximum(total - expected, 0.0)

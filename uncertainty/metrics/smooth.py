@@ -29,6 +29,8 @@ def smooth_ece(confidence: ArrayLike, correct: ArrayLike) -> float:
     error, least = at_bandwidth(confidence, correct), 2 / CELLS
     if (value := error(least)) <= least:
         return value
+    if error(1.0) >= 1:  # up to rounding, of confidences of 1 that are all wrong
+        return 1.0
     return optimize.brentq(lambda s: error(s) - s, least, 1.0, xtol=1e-8)
 
 

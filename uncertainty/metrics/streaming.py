@@ -113,11 +113,12 @@ def result(acc: Accumulator) -> dict[str, float]:
 
 
 def tally(
-    log_p: np.ndarray, labels: np.ndarray, bins: int, normalised: bool = False
+    log_p: np.ndarray, labels: np.ndarray, bins: int, normalised: bool = True
 ) -> tuple[Accumulator, np.ndarray, np.ndarray]:
     """The accumulator of checked arrays; confidence and correctness [B] of each example.
 
-    With `normalised`, probabilities that do not sum to 1 are refused.
+    With `normalised`, probabilities that do not sum to 1 are refused; without, see
+    `evaluate_classification`.
 
     One pass with one exponentiation: every metric uses a chunk while it is in the cache.
     """
@@ -126,24 +127,29 @@ def tally(
 
     def chunk(s: slice, x: np.ndarray, y: np.ndarray) -> Accumulator:
         members, p, log_q, q = _arrays.mixture(x)
+        at = _arrays.places(y, K)
+        at_label = of_label = _arrays.at_labels(x, at)
         if normalised:
             _arrays.check_sums(p, s.start)
+            whole, log_p_label = (x, members, p, log_q, q), _arrays.log_mean_exp(at_label)
+        else:
+            each = _arrays.events(x)
+            whole, of_label = (each, *_arrays.mixture(each)), _arrays.of_one_class(each, y)
+            log_p_label = _arrays.of_one_class(_arrays.log_mean_exp(each), y)
         index = _arrays.argmax(x[0] if M == 1 else q)
         right = correct[s] = index == y
         top = confidence[s] = q.ravel().take(_arrays.places(index, K))
-        at = _arrays.places(y, K)
-        at_label = _arrays.at_labels(x, at)
-        entropy = -_arrays.inner(q, log_q)
+        entropy = -_arrays.inner(whole[4], whole[3])
         return Accumulator(
             members=M,
             examples=len(y),
             correct=int(np.count_nonzero(right)),
-            nll=0.0 - _arrays.log_mean_exp(at_label).sum(),
-            member_nll=0.0 - at_label.sum() / M,
+            nll=0.0 - log_p_label.sum(),
+            member_nll=0.0 - of_label.sum() / M,
             entropy=entropy,
-            expected_entropy=entropy if M == 1 else -_arrays.inner(p, members) / M,
+            expected_entropy=entropy if M == 1 else -_arrays.inner(whole[2], whole[1]) / M,
             disagreement=0.0 if M == 1 else disagreements(x),
-            pairwise_kl=0.0 if M == 1 else divergences(x, members, p, q),
+            pairwise_kl=0.0 if M == 1 else divergences(*whole[:3], whole[4]),
             bins=width_sums(top, right, bins),
             class_bins=_arrays.bin_classes(q, at, bins),
             brier=squared_error(q, at_label, at),  # last, as it overwrites q

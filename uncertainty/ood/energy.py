@@ -18,7 +18,7 @@ class Energy(NamedTuple):
         return free_energy(_outputs.logits(outputs), self.temperature)
 
 
-def energy(train: Outputs, temperature: float = 1.0) -> Energy:
+def energy(train: Outputs | None, temperature: float = 1.0) -> Energy:
     """-T log sum_k exp(u_k / T) of logits u; nothing is fitted.
 
     Raises:
