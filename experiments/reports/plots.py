@@ -150,8 +150,8 @@ def ood_histograms(
             ax.set_yscale("function", functions=(np.sqrt, np.square))
             ax.yaxis.set_major_locator(MaxNLocator(5))
         row[0].set_ylabel("density")
-    for ax in axes[-1]:
-        ax.set_xlabel(score)
+    for ax in axes[-1]:  # a panel has room for 36 characters
+        ax.set_xlabel(text(score).replace(" (", "\n(") if len(score) > 36 else text(score))
     return figure
 
 

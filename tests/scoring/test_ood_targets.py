@@ -257,7 +257,7 @@ def test_the_report_has_columns_and_figures(tmp_path, capsys):
     both, epistemic = (entries[f"ood_{name}"].figure.axes[0] for name in ALL[:2])
     area = 100 * one.metrics["ood/far/auroc_predictive_variance"]
     assert f"AUROC {area:.1f} %" in both.get_title()
-    assert both.get_xlabel() == "predictive standard deviation (units of y)"
-    assert epistemic.get_xlabel() == "epistemic standard deviation (units of y)"
+    assert both.get_xlabel() == "predictive standard deviation\n(units of y)"
+    assert epistemic.get_xlabel() == "epistemic standard deviation\n(units of y)"
     arrays = [one.arrays[f"{of}/predictive_variance"] for of in ("test", "ood/far")]
     assert both.patches[0].get_x() == pytest.approx(np.sqrt(min(map(np.min, arrays))))
