@@ -15,6 +15,7 @@ from experiments.reports import (
     maps,
     plots,
     posteriors,
+    region_figures,
     regression_figures,
     routing_figures,
     shortcut_figures,
@@ -80,6 +81,7 @@ def figures(
         kinds=_kinds(groups),
         corruption=_corruption(groups, style),
         regression=_regression(groups, style, seed),
+        regions=_regions(groups, seed),
         training=_training(groups, style, seed),
     )
     for name, part in parts.items():
@@ -470,3 +472,37 @@ def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) 
     one = all(y.size == len(y) for y in targets)
     unit = "units of y" if one else "1: that of the targets"
     yield from _out_of_distribution(groups, style, OF_TARGETS, unit, np.sqrt)
+
+
+def _regions(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
+    methods = _read(region_figures.read, groups)
+    if not methods:
+        return
+    first = next(iter(methods.values()))
+    several = any(r.directions.shape[1] > 2 for r in methods.values())
+    section = heading("Regions of several targets", groups)
+    yield Entry(
+        section,
+        "regions",
+        region_figures.outlines(methods),
+        f"Regions that are calibrated for {100 * first.nominal:g} % of examples, of test examples "
+        "that are evenly spaced over the set, in the units of the targets. A predicted one is cut "
+        "by the mixture's own quantiles, which nothing calibrates. A slanted directional region "
+        "knows that the targets err together, which a box cannot."
+        + " Of more than two targets these are projections on the first two: what is outside of a "
+        "projection is outside of the region, not the other way round." * several + seed,
+    )
+    yield Entry(
+        section,
+        "region_coverage",
+        region_figures.coverage_by_direction(methods),
+        "Examples whose targets lie above the mixture's quantile in a direction (0 degrees: along "
+        "the first target, 90: the second), at three levels; dotted lines are nominal, and bands "
+        "where 95 % of the shares of calibrated predictions lie. A direction and its opposite both "
+        "too low: predictions are too narrow along it; one too low and the other too high: they "
+        "are shifted. Crosses are the half-spaces of the calibrated directional regions, of which "
+        "the title has the share of examples inside all of them, the mean over seeds: nominally "
+        f"{100 * first.nominal:g} %."
+        + " Of K targets, K above 2, the first K directions are along these, and the next K are "
+        "their opposites." * several + seed,
+    )

@@ -80,8 +80,9 @@ def score(
     notes += sets.notes if sets else []
     scored = _measured(file, maps, sets, options, test, notes, bins)
     if sets:
-        metrics, statistics = sets.results()
+        metrics, arrays, statistics = sets.results()
         scored[0].metrics.update(metrics)
+        scored[0].arrays.update(arrays)
         scored[0].statistics.extend(statistics)
     return scored
 
