@@ -10,7 +10,6 @@ All of it is read from signatures and docstrings.
 """
 
 import argparse
-import difflib
 import importlib
 import inspect
 import json
@@ -31,7 +30,7 @@ from experiments.data.source import COMMON, load
 from uncertainty import types
 from uncertainty.build import ConfigError, resolve
 from uncertainty.optimisers.optimiser import optimiser
-from uncertainty.specs import NESTED, imported, is_path
+from uncertainty.specs import NESTED, imported, is_path, suggestion
 
 WIDTH = 100
 
@@ -537,9 +536,7 @@ def _aliases(part: str) -> set[str]:
 
 
 def _near(word: str, valid: Any, shown: Any = None) -> str:
-    close = difflib.get_close_matches(word.lower(), list(valid), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, dict.fromkeys(close)))}? " if close else ""
-    return f"{hint}(valid: {', '.join(sorted(shown or valid))})"
+    return f"{suggestion(word.lower(), valid)}(valid: {', '.join(sorted(shown or valid))})"
 
 
 def every_part() -> Iterator[Part]:

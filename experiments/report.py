@@ -15,13 +15,11 @@ from collections.abc import Sequence
 
 
 def parse(argument: str) -> dict[str, str]:
-    """'LABEL=WORKDIR' or 'WORKDIR', as arguments of `load_run`. WORKDIR may contain '='."""
-    from experiments.runtime import storage  # late: with JAX
+    """'LABEL=WORKDIR' or 'WORKDIR', as arguments of `load_run`; see `arguments.labelled`."""
+    from experiments.runtime.arguments import labelled  # late: with JAX
 
-    label, equals, workdir = argument.partition("=")
-    if not equals or storage.path(argument).is_dir():
-        return {"workdir": argument}
-    return {"workdir": workdir, "label": label}
+    label, workdir = labelled(argument)
+    return {"workdir": workdir} | ({} if label is None else {"label": label})
 
 
 def check_distinct(workdirs: Sequence[str]) -> None:
@@ -52,9 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from experiments.reports.runs import read_run
 
     problems: list[str] = []
+    parsed: list[dict[str, str]] = []
     runs: list = []
+    for argument in options.runs:
+        try:
+            parsed.append({**parse(argument), "name": options.name})
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
     try:
-        parsed = [{**parse(run), "name": options.name} for run in options.runs]
         runs = [run for run in (read_run(run, problems) for run in parsed) if run]
         check_distinct([run["workdir"] for run in parsed])
         path = write_report(options.output, runs, options.title, command=command, problems=problems)

@@ -75,36 +75,39 @@ def renamed(text: str) -> dict[str, str]:
     return {old: new for old, _, new in pairs}
 
 
-def labelled(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """(label, file) of [LABEL=]FILE; labels made of files are their names, told apart by folders.
+def labelled(given: Sequence[str]) -> list[tuple[str, str]]:
+    """(label, path) of [LABEL=]PATH; labels made of paths are their names, told apart by folders.
 
     Raises:
-      ValueError: a file that is given twice.
+      ValueError: a path that is given twice.
+      FileNotFoundError: see `arguments.labelled`.
     """
-    from experiments.runtime import storage  # late: with JAX
+    from experiments.runtime import arguments, storage  # late: with JAX
+    from experiments.scoring.files import SUFFIXES
 
-    given = []
-    for argument in arguments:
-        label, equals, file = argument.partition("=")
-        whole = not equals or storage.path(argument).is_file()
-        given.append((None, argument) if whole else (label, file))
-    paths = [storage.path(file).resolve() for _, file in given]
-    for path, (_, file) in zip(paths, given, strict=True):
+    pairs = [arguments.labelled(argument) for argument in given]
+    paths = [storage.path(file).resolve() for _, file in pairs]
+    for path, (_, file) in zip(paths, pairs, strict=True):
         if paths.count(path) > 1:
             raise ValueError(f"{file}: given twice")
     # of runs/NAME/evaluation/test/predictions.npz, NAME
-    parts = [[*p.parts[:-1], p.stem] for p in paths]
-    for of in parts:
+    short = [
+        [*p.parts[:-1], p.stem if p.name.lower().endswith(SUFFIXES) else p.name] for p in paths
+    ]
+    for of in short:
         if of[-1:] == ["predictions"] and "evaluation" in of[:-1]:
             del of[len(of) - 1 - of[::-1].index("evaluation") :]
+    parts = [
+        of if short.count(of) == 1 else [*path.parts] for of, path in zip(short, paths, strict=True)
+    ]
     named = []
-    for i, (label, _) in enumerate(given):
+    for i, (label, _) in enumerate(pairs):
         others = [of for j, of in enumerate(parts) if j != i]
         n = 1
         while n < len(parts[i]) and any(of[-n:] == parts[i][-n:] for of in others):
             n += 1
         named.append(label or "/".join(parts[i][-n:]))
-    return list(zip(named, (file for _, file in given), strict=True))
+    return list(zip(named, (file for _, file in pairs), strict=True))
 
 
 def check_labels(named: Sequence[tuple[str, str]], arguments: Sequence[str]) -> None:

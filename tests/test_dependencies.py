@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "rules": set(),
     "cpu": {"cpu"},
     "keys": set(),
-    "restore": {"restore"},
+    "restore": {"specs", "restore"},
     "optimisers": {"types", "rules", "cpu", "optimisers"},
     "predictive": {"types"},
     "likelihoods": {"types", "predictive"},

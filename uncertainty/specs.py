@@ -42,12 +42,23 @@ class ConfigError(ValueError):
     """A config that cannot be built; the message names the field, the value and what is allowed."""
 
 
+def suggestion(word: str, valid: typing.Iterable[str]) -> str:
+    """`did you mean 'a'? `, with the space; empty if no name is near.
+
+    Nearness is difflib's ratio, 2 * (characters in common) / (characters of both), of at least .5.
+    A second name is suggested only if its ratio is within .1 of the first's.
+    """
+    close = difflib.get_close_matches(word, sorted(set(valid)), n=2, cutoff=0.5)
+    ratios = [difflib.SequenceMatcher(None, name, word).ratio() for name in close]
+    if len(close) == 2 and ratios[1] < ratios[0] - 0.1:
+        del close[1]
+    return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+
+
 def nearest(word: str, valid: typing.Iterable[str]) -> str:
-    """`did you mean 'a'? (valid: a, b, c)`."""
+    """`did you mean 'a'? (valid: a, b, c)`, see `suggestion`."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(str(word), valid, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}(valid: {', '.join(valid)})"
+    return f"{suggestion(str(word), valid)}(valid: {', '.join(valid)})"
 
 
 def is_path(name: Any) -> bool:

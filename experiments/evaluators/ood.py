@@ -77,7 +77,7 @@ def ood(
                 continue
             fitted_out = {key: score(spec) for key, score in fitted.items()}
             yield from measured(name, inside, outside, fitted_in, fitted_out)
-            ranks[name] = _ranks(inside.scores | fitted_in, outside.scores | fitted_out)
+            ranks[name] = ranks_of(inside.scores | fitted_in, outside.scores | fitted_out)
         for group, names in (groups or {}).items():
             if all(name in ranks for name in names):
                 for metric in ranks[names[0]]:
@@ -109,7 +109,7 @@ def measured(
     fitted_out: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Any]]:
     """The metrics of one out-of-distribution set, and its arrays per example."""
-    for metric, value in _ranks(inside.scores | fitted_in, outside.scores | fitted_out).items():
+    for metric, value in ranks_of(inside.scores | fitted_in, outside.scores | fitted_out).items():
         yield keys.join("ood", name, metric), value
     for score in {"entropy", "probability_std"} & outside.scores.keys():
         ratio = outside.scores[score].mean() / inside.scores[score].mean()
@@ -119,8 +119,8 @@ def measured(
             yield keys.join("ood", name, key), outside.examples[key]
 
 
-def _ranks(inside: Mapping[str, Any], outside: Mapping[str, Any]) -> dict[str, float]:
-    """`metric_score` of every score."""
+def ranks_of(inside: Mapping[str, Any], outside: Mapping[str, Any]) -> dict[str, float]:
+    """`<metric>_<score>` of every score, by the scores [B] of both sets."""
     return {
         f"{metric}_{score}": value
         for score, values in outside.items()

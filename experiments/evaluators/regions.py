@@ -1,6 +1,6 @@
 """Conformal regions of several targets: joint coverage and volume, beside those of boxes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from experiments.evaluators.posthoc import calibration_data, check_held_out
 from experiments.evaluators.regression import moments_of
 from experiments.prediction import fitted
 from experiments.runtime import keys
-from uncertainty.conformal.regions import areas, spread, volumes
+from uncertainty.conformal.regions import areas, outline, spread, volumes
 from uncertainty.conformal.regions import regions as calibrated
 from uncertainty.metrics import regression
 from uncertainty.metrics.sets import coverage_range, coverage_within
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from experiments.prediction.predictor import Predictor
 
 METHODS = ("predicted", "box", "directional")
+SHOWN = 3  # test examples whose regions are drawn
+LEVELS = (0.5, 0.75)  # of half-spaces whose coverage is drawn, beside 1 - alpha / 2
 
 
 def regions(
@@ -48,6 +50,8 @@ def regions(
     regions follow both and need no common unit. The quantiles are those at alpha / 2 of the
     mixture, as in conformalised quantile regression, which this is in one dimension.
 
+    Arrays for the figures of the report are those of `drawn`.
+
     Args:
       data: the test source's spec, with several targets.
       fit: the spec of the labelled examples that calibrate; neither training nor test examples.
@@ -71,6 +75,7 @@ def regions(
         own = dict(groups=groups_of(p, groups)) if by_group else {}
         by = dict(by="group", groups=groups_of(held_out, groups)) if by_group else {}
         expected = coverage_range(len(held_out.y), len(p.y), alpha)
+        made = {}
         for name in methods:
             v = directions_of(name, directions, of_test.y.shape[1])
             low = lows(of_test, v, alpha)
@@ -81,11 +86,13 @@ def regions(
                 low = predictor(low, **own)
                 infinite = unbounded(predictor, groups_of(p, groups))
                 yield keys.join("regions", name, "unbounded"), float(infinite)
+            made[name] = v, low
             for metric, value in measured(v, low, of_test, groups_of(p, groups)).items():
                 yield keys.join("regions", name, metric), value
             if name != "predicted" and not by_group:
                 for end, value in zip(("low", "high"), expected, strict=True):
                     yield keys.join("regions", name, f"expected_{end}"), float(value)
+        yield from drawn(made, of_test, directions, alpha)
 
     def check(source: Source) -> None:
         if source.outputs < 2:
@@ -109,12 +116,13 @@ class Standard(NamedTuple):
     variance: np.ndarray  # [M, B, K]
     y: np.ndarray  # [B, K]
     unit: np.ndarray  # [B, K], the standard deviation
+    centre: np.ndarray  # [B, K], the mixture's mean
 
 
 def standard_of(mean: np.ndarray, variance: np.ndarray, y: np.ndarray) -> Standard:
     """Of mean and variance [M, B, K] and y [B, K]."""
     centre, unit = mean.mean(0), np.sqrt(variance.mean(0) + mean.var(0))
-    return Standard((mean - centre) / unit, variance / unit**2, (y - centre) / unit, unit)
+    return Standard((mean - centre) / unit, variance / unit**2, (y - centre) / unit, unit, centre)
 
 
 def directions_of(name: str, count: int, targets: int) -> np.ndarray:
@@ -147,3 +155,48 @@ def volumes_of(directions: np.ndarray, low: np.ndarray, p: Standard) -> np.ndarr
     values = np.full(len(low), np.inf)
     values[bounded] = made(directions, low[bounded])
     return values * p.unit.prod(-1)
+
+
+def drawn(
+    made: Mapping[str, tuple[np.ndarray, np.ndarray]], p: Standard, count: int, alpha: float
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays for figures: regions of E examples, evenly spaced over the data, and half-spaces.
+
+        regions/y, regions/mean       [E, 2], the first two targets and the mixture's mean
+        regions/<method>/outline      [E, N, 2], corners, the first of them again up to N; NaN for a
+                                      region that is empty or has no end
+        regions/directions            [D, K]
+        regions/levels                [L], the last is 1 - alpha / 2
+        regions/covered               [D, L], the share of examples with v . y above the mixture's
+                                      own quantile at 1 - level: the level, if it is calibrated
+        regions/<method>/covered      [D'], the same of the region's half-spaces
+        regions/examples              [], B
+
+    Args:
+      made: method -> its directions [D', K] and bounds [B, D'].
+      p: the test examples.
+      count: D.
+      alpha: as of the regions.
+    """
+    some = np.unique(np.linspace(0, len(p.y) - 1, SHOWN).astype(int))
+    unit, centre = p.unit[some, None, :2], p.centre[some, None, :2]
+    yield "regions/y", (centre + unit * p.y[some, None, :2])[:, 0]
+    yield "regions/mean", centre[:, 0]
+    for name, (v, low) in made.items():
+        corners = [
+            outline(v, limits) if np.isfinite(limits).all() else np.zeros((0, 2))
+            for limits in low[some]
+        ]
+        padded = np.full((len(some), max(map(len, corners)), 2), np.nan)
+        for row, of in zip(padded, corners, strict=True):
+            if len(of):
+                row[: len(of)], row[len(of) :] = of, of[0]
+        yield keys.join("regions", name, "outline"), centre + unit * padded
+        yield keys.join("regions", name, "covered"), (p.y @ v.T >= low - 1e-12).mean(0)
+    v = spread(count, p.y.shape[1])
+    levels = np.array([*LEVELS, 1 - alpha / 2])
+    below = regression.pit(p.mean @ v.T, p.variance @ v.T**2, p.y @ v.T)  # [B, D]
+    yield "regions/directions", v
+    yield "regions/levels", levels
+    yield "regions/covered", (below[..., None] >= 1 - levels).mean(0)
+    yield "regions/examples", np.array(len(p.y))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from experiments.prediction import archive
 from experiments.reports import (
     costs,
     curves,
@@ -14,6 +15,7 @@ from experiments.reports import (
     maps,
     plots,
     posteriors,
+    region_figures,
     regression_figures,
     routing_figures,
     shortcut_figures,
@@ -39,6 +41,7 @@ CORRUPTION = {
 
 MARK = " · "  # in a heading, before the sets
 FIRST = " First seed of each method."
+POOLED = " Examples of all seeds; the number in the {} is the mean over seeds."
 
 
 class Entry(NamedTuple):
@@ -78,6 +81,7 @@ def figures(
         kinds=_kinds(groups),
         corruption=_corruption(groups, style),
         regression=_regression(groups, style, seed),
+        regions=_regions(groups, seed),
         training=_training(groups, style, seed),
     )
     for name, part in parts.items():
@@ -205,7 +209,7 @@ def _training(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) ->
 
 def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iterator[Entry]:
     several = any(len(runs) > 1 for runs in groups.values())
-    pooled = " Examples of all seeds; the number in the {} is the mean over seeds." * several
+    pooled = POOLED * several
     scored = {
         label: [run.scores for run in runs if "test/confidence" in run.scores]
         for label, runs in groups.items()
@@ -234,28 +238,8 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
             + " Examples of all seeds."
             * several,
         )
-    for score, name, title in (
-        ("entropy", "ood_entropy", "the entropy of the prediction"),
-        (
-            "mutual_information",
-            "ood_mutual_information",
-            "the mutual information, which is how much members disagree,",
-        ),
-    ):
-        methods = {label: [_ood(s, score) for s in seeds] for label, seeds in scored.items()}
-        # A single member has no disagreement.
-        methods = {k: v for k, v in methods.items() if all(s and np.ptp(s[0]) > 1e-6 for s in v)}
-        if methods:
-            yield Entry(
-                heading("Out of distribution", groups, out=True),
-                name,
-                plots.ood_histograms(methods, f"{score.replace('_', ' ')} (nats)", style),
-                f"Densities of {title} on the test set and on other data (vertical axis in square "
-                "roots). The less the two overlap, the better OOD data are detected; the "
-                "AUROC is 50 % for chance; AUPR has the other data as positives, and FPR95 is the "
-                "share of the test set that is taken for other data where 95 % of those are found."
-                + pooled.format("title"),
-            )
+    # A single member has no disagreement but for rounding.
+    yield from _out_of_distribution(groups, style, OF_CLASSES, "nats", least=1e-6)
     if pairs:
         yield Entry(
             heading("Selective prediction", groups),
@@ -267,13 +251,73 @@ def _classification(groups: Mapping[str, Sequence[Run]], style: Mapping) -> Iter
         )
 
 
-def _ood(scores: Mapping[str, np.ndarray], score: str) -> plots.Scores | None:
-    """The score of the test set and of each OOD set, or None."""
+OF_CLASSES = {  # score -> its axis, and what it is
+    "entropy": ("entropy", "the entropy of the prediction"),
+    "mutual_information": (
+        "mutual information",
+        "the mutual information, which is how much members disagree,",
+    ),
+}
+OF_TARGETS = {  # variances, of which the roots are drawn
+    "predictive_variance": (
+        "predictive standard deviation",
+        "the predictive standard deviation, of noise and disagreement together,",
+    ),
+    "epistemic_variance": (
+        "epistemic standard deviation",
+        "the standard deviation of the members' means, which is how much they disagree,",
+    ),
+}
+
+
+def _out_of_distribution(
+    groups: Mapping[str, Sequence[Run]],
+    style: Mapping,
+    scores: Mapping[str, tuple[str, str]],
+    unit: str,
+    transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    least: float = 0.0,
+) -> Iterator[Entry]:
+    """A figure for each score.
+
+    Args:
+      groups: the runs of each label.
+      style: of the labels.
+      scores: which.
+      unit: of what is drawn.
+      transform: of the scores, to what is drawn; rising.
+      least: the range of a score on the in-distribution set above which a label is drawn.
+    """
+    several = any(len(runs) > 1 for runs in groups.values())
+    for score, (axis, title) in scores.items():
+        shown = {}
+        for label, runs in groups.items():
+            seeds = [_ood(run.scores, score, transform) for run in runs if run.scores]
+            if seeds and all(s and np.ptp(s[0]) > least for s in seeds):
+                shown[label] = seeds
+        if shown:
+            yield Entry(
+                heading("Out of distribution", groups, out=True),
+                f"ood_{score}",
+                plots.ood_histograms(shown, f"{axis} ({unit})", style),
+                f"Densities of {title} on in-distribution and other data (vertical axis in square "
+                "roots). The less the two overlap, the better OOD data are detected; the AUROC is "
+                "50 % for chance; AUPR has the other data as positives, and FPR95 is the share of "
+                "the in-distribution data that is taken for other data where 95 % of those are "
+                "found." + POOLED.format("title") * several,
+            )
+
+
+def _ood(
+    scores: Mapping[str, np.ndarray], score: str, transform: Callable[[np.ndarray], np.ndarray]
+) -> plots.Scores | None:
+    """The score of the in-distribution set and of each OOD set, or None."""
     parts = {key: named(key, "ood") for key in scores}
-    outside = {of[0]: scores[key] for key, of in parts.items() if of and of[1] == score}
-    if not outside or f"test/{score}" not in scores:
+    outside = {of[0]: transform(scores[key]) for key, of in parts.items() if of and of[1] == score}
+    inside = scores.get(f"{archive.INSIDE}/{score}", scores.get(f"test/{score}"))
+    if not outside or inside is None:
         return None
-    return scores[f"test/{score}"], outside
+    return transform(inside), outside
 
 
 def _read(read: Callable, groups: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
@@ -424,3 +468,41 @@ def _regression(groups: Mapping[str, Sequence[Run]], style: Mapping, seed: str) 
             "stored; dashed lines are each method's RMSE. Further left is sharper, which is better "
             "only as far as intervals stay calibrated." + seed,
         )
+    targets = [s["test/y"] for s in (runs[0].scores for runs in groups.values()) if "test/y" in s]
+    one = all(y.size == len(y) for y in targets)
+    unit = "units of y" if one else "1: that of the targets"
+    yield from _out_of_distribution(groups, style, OF_TARGETS, unit, np.sqrt)
+
+
+def _regions(groups: Mapping[str, Sequence[Run]], seed: str) -> Iterator[Entry]:
+    methods = _read(region_figures.read, groups)
+    if not methods:
+        return
+    first = next(iter(methods.values()))
+    several = any(r.directions.shape[1] > 2 for r in methods.values())
+    section = heading("Regions of several targets", groups)
+    yield Entry(
+        section,
+        "regions",
+        region_figures.outlines(methods),
+        f"Regions that are calibrated for {100 * first.nominal:g} % of examples, of test examples "
+        "that are evenly spaced over the set, in the units of the targets. A predicted one is cut "
+        "by the mixture's own quantiles, which nothing calibrates. A slanted directional region "
+        "knows that the targets err together, which a box cannot."
+        + " Of more than two targets these are projections on the first two: what is outside of a "
+        "projection is outside of the region, not the other way round." * several + seed,
+    )
+    yield Entry(
+        section,
+        "region_coverage",
+        region_figures.coverage_by_direction(methods),
+        "Examples whose targets lie above the mixture's quantile in a direction (0 degrees: along "
+        "the first target, 90: the second), at three levels; dotted lines are nominal, and bands "
+        "where 95 % of the shares of calibrated predictions lie. A direction and its opposite both "
+        "too low: predictions are too narrow along it; one too low and the other too high: they "
+        "are shifted. Crosses are the half-spaces of the calibrated directional regions, of which "
+        "the title has the share of examples inside all of them, the mean over seeds: nominally "
+        f"{100 * first.nominal:g} %."
+        + " Of K targets, K above 2, the first K directions are along these, and the next K are "
+        "their opposites." * several + seed,
+    )

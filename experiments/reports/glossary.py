@@ -24,7 +24,11 @@ SCORES = {
     "probability_std": "standard deviation of the probabilities over members, mean over classes",
     "max_logit": "minus the largest mean logit",
     "dempster_shafer": "K / (K + sum_k exp(u_k)), mean over members",
-    "epistemic_variance": "epistemic variance of the latents, mean over members and classes",
+    "predictive_variance": "of targets, the variance of the mixture; of several the mean, each in "
+    "units of its variance in the test set",
+    "epistemic_variance": "epistemic variance of the latents, mean over members and classes; of "
+    "targets, the variance of the members' means in the same units",
+    "aleatoric_variance": "of targets, the mean of the members' variances in the same units",
     "noise_std": "standard deviation of the latents' noise",
     "dice": "minus the log-sum-exp of logits by the most important weights",
     "energy": "minus the log-sum-exp of the logits",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pair = tuple[np.ndarray, np.ndarray]  # confidence [B], correct [B] of 0 and 1
-Scores = tuple[np.ndarray, Mapping[str, np.ndarray]]  # of the test set [B], OOD set -> [B']
+Scores = tuple[np.ndarray, Mapping[str, np.ndarray]]  # in distribution [B], OOD set -> [B']
 
 
 @styled
@@ -103,13 +103,13 @@ def ood_histograms(
     style: Mapping[str, Look] | None = None,
     bins: int = 40,
 ) -> "Figure":
-    """Density of a score on the test set and on every OOD set; rows are methods, columns sets.
+    """Density of a score in distribution and on every OOD set; rows are methods, columns sets.
 
     The vertical axis has a square-root scale, so that a peak at zero leaves the rest visible.
 
     Args:
-      methods: label -> (scores of the test set, OOD set -> scores) of each seed; higher means more
-        likely out of distribution.
+      methods: label -> (scores of the in-distribution set, OOD set -> scores) of each seed; higher
+        means more likely out of distribution.
       score: label of the horizontal axis.
       style: label -> look; by place if None.
       bins: number of bins, the same in every panel.
@@ -136,7 +136,7 @@ def ood_histograms(
                 ax.remove()
                 continue
             inside, outside = map(np.concatenate, zip(*pairs, strict=True))
-            ax.hist(inside, edges, density=True, color=GREY, alpha=0.4, label="test set")
+            ax.hist(inside, edges, density=True, color=GREY, alpha=0.4, label="in distribution")
             color = style[label]["color"]
             ax.hist(outside, edges, density=True, color=color, alpha=0.5, label=text(name))
             ranks = [ranking(*pair) for pair in pairs]
@@ -150,8 +150,8 @@ def ood_histograms(
             ax.set_yscale("function", functions=(np.sqrt, np.square))
             ax.yaxis.set_major_locator(MaxNLocator(5))
         row[0].set_ylabel("density")
-    for ax in axes[-1]:
-        ax.set_xlabel(score)
+    for ax in axes[-1]:  # a panel has room for 36 characters
+        ax.set_xlabel(text(score).replace(" (", "\n(") if len(score) > 36 else text(score))
     return figure
 
 

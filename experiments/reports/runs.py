@@ -225,7 +225,7 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     ood = []
     places = {named(key, "ood"): key for key in keys}
     for name in dict.fromkeys(of[0] for of in places if of):
-        for score in ("entropy", "max_probability"):  # the first that exists
+        for score in ("entropy", "max_probability", "predictive_variance"):  # the first there is
             if key := places.get((name, f"auroc_{score}")):
                 by = f"by {pretty(score).lower()}"
                 ood.append(Column(key, f"{name} AUROC {by}", "%", "higher", 2))

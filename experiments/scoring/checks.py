@@ -15,6 +15,9 @@ from experiments.scoring.parts import Options, Part, check_finite
 from experiments.scoring.targets import targets
 from uncertainty.specs import nearest
 
+# Arrays of each task, beside those of both.
+READ = {"classification": (*archive.CLASSES, "epistemic"), "regression": archive.MOMENTS}
+
 
 def task_of(file: File) -> str:
     """'classification' or 'regression', by the names in the test set.
@@ -74,7 +77,8 @@ def checked(
             raise ValueError(f"{where}has `y`, so --labels does not apply to it")
         arrays |= labels
     try:
-        make = targets if task_of(file) == "regression" else classes
+        task = task_of(file)
+        make = targets if task == "regression" else classes
         about = file.metadata.get("sets", {}).get(name, {})
         part, said = make(name, arrays, file, options, test)
         part = part._replace(
@@ -91,6 +95,10 @@ def checked(
     if sum(part.batches) != part.examples:
         part = part._replace(batches=())
     notes += said
+    known = {*READ[task], *archive.UNITS, "y", "group", "x", "run", *about.get("arrays", ())}
+    unread = [key for key in arrays if key not in known and not key.startswith(archive.SCORE)]
+    if unread:
+        notes.append(f"arrays that are not read: {', '.join(unread)}")
     return part
 
 

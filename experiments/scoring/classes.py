@@ -54,15 +54,6 @@ def classes(
                 )
     if "epistemic" in arrays:
         epistemic = _auxiliary("epistemic", arrays["epistemic"], log_p.shape)
-    known = {*archive.CLASSES, *archive.UNITS, "y", "group", "epistemic", "x", "run"}
-    own_entries = own and file.metadata.get("sets", {}).get(name, {}).get("arrays", {})
-    unread = [
-        key
-        for key in arrays
-        if key not in known and not key.startswith(archive.SCORE) and key not in (own_entries or ())
-    ]
-    if unread:
-        said.append(f"arrays that are not read: {', '.join(unread)}")
     return Part(name, log_p=log_p, y=y, logits=logits, epistemic=epistemic), said
 
 

@@ -11,7 +11,7 @@ from experiments.prediction.predictions import Summary, merged, summary
 from experiments.runtime import keys
 from experiments.scoring import calibrate
 from experiments.scoring.parts import Part
-from experiments.scoring.scored import Frame, Statistic, mean_of
+from experiments.scoring.scored import Frame, Statistic, mean_of, name_of, rankings
 from uncertainty.metrics import resampling
 from uncertainty.metrics.classification import briers
 
@@ -68,18 +68,10 @@ class Collected:
             self.inside, self.of_inside = self._summary(part), part.name
             return
         outside = self._summary(part)
-        name = "/".join(names)
-        lacking = sorted(outside.scores.keys() ^ self.inside.scores.keys())
-        if lacking:
-            raise ValueError(
-                f"{part.name}: the score {lacking[0]} is in one of it and the "
-                f"{self.of_inside} set alone"
-            )
-        self.others += ood.measured(name, self.inside, outside)
         frames = self.of_inside, part.name
-        for score in {RANKED, *self.part.scores} & outside.scores.keys():
-            both = self.inside.scores[score], outside.scores[score]
-            self.statistics.append(_ranking(frames, name, score, *both))
+        chosen = (RANKED, *self.part.scores)
+        self.statistics += rankings(frames, self.inside.scores, outside.scores, chosen)
+        self.others += ood.measured(name_of(part.name), self.inside, outside)
 
     def _corrupted(self, part: Part, kind: str, severity: str) -> None:
         of = self._summary(part)
@@ -99,6 +91,10 @@ class Collected:
         if self.part.x is not None:
             items.append(("test/x", self.part.x))
         items += self.others
+        if self.of_inside != archive.TEST:  # what figures of OOD detection compare with
+            of = self.inside.examples
+            shown = [k for k in ("entropy", "mutual_information") if k in of]
+            items += [(keys.join(self.of_inside, k), of[k]) for k in shown]
         statistics = self.statistics
         if self.corrupted:
             items += corruption.measured(self.corrupted)
@@ -139,17 +135,3 @@ class Collected:
             f"the label has the probability 0 in {zeros:,} of {len(log_p):,} examples, so the NLL "
             f"is infinite{others} (--floor 1e-6 raises such probabilities)",
         ]
-
-
-def _ranking(
-    frames: tuple[str, ...], name: str, score: str, inside: np.ndarray, outside: np.ndarray
-) -> Statistic:
-    of = resampling.ranking(inside, outside)
-
-    def values(w_in: np.ndarray, w_out: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            keys.join("ood", name, f"{metric}_{score}"): value
-            for metric, value in of(w_in, w_out).items()
-        }
-
-    return Statistic(frames, values)

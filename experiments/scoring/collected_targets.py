@@ -1,22 +1,23 @@
 """The scores of real-valued targets, collected set by set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments.evaluators import regression
+from experiments.evaluators import ood, regression
 from experiments.prediction import archive
 from experiments.runtime import keys
 from experiments.scoring.calibrate import same_examples
 from experiments.scoring.parts import Part
-from experiments.scoring.scored import Frame, Statistic, mean_of
+from experiments.scoring.scored import Frame, Statistic, mean_of, name_of, rankings
 from uncertainty.metrics import regression as metrics
 from uncertainty.metrics import resampling
 
 LEVELS = (0.5, 0.9, 0.95)
 FAR = 5.0  # a ratio of errors to predicted standard deviations that is spoken of
 SHOWN = ("nll", "rmse", "crps", "coverage_0.9")  # of corrupted sets
+RANKED = "predictive_variance"  # the OOD score that gets intervals, beside those of one's own
 
 
 class CollectedTargets:
@@ -26,15 +27,48 @@ class CollectedTargets:
         self.apply, self.part = apply, test
         self.frames = {archive.TEST: Frame(test.examples, test.y, test.group)}
         self.corrupted: list[tuple[tuple[str, ...], dict[str, float], dict | None]] = []
+        self.inside: Mapping[str, np.ndarray] | None = None  # OOD scores
+        self.of_inside = archive.TEST
+        self.others: list[tuple[str, Any]] = []
+        self.of_others: list[Statistic] = []
 
     def add(self, part: Part) -> None:
-        """A corrupted set."""
-        _, *names = keys.split(part.name)
+        """A further set: in-distribution, out of distribution, or corrupted."""
+        kind, *names = keys.split(part.name)
+        if kind == "corruption":
+            self._corrupted(part, *names)
+            return
+        self.frames[part.name] = Frame(part.examples, part.y if kind != "ood" else None, part.group)
+        scores = self._scores(part)
+        if part.name == archive.INSIDE:
+            self.inside, self.of_inside = scores, part.name
+            return
+        if self.inside is None:
+            self.inside = self._scores(self.part)
+        frames, name = (self.of_inside, part.name), name_of(part.name)
+        chosen = (RANKED, *self.part.scores)
+        self.of_others += rankings(frames, self.inside, scores, chosen)
+        for metric, value in ood.ranks_of(self.inside, scores).items():
+            self.others.append((keys.join("ood", name, metric), value))
+        self.others += self._arrays(("ood", name), scores)
+
+    def _scores(self, part: Part) -> dict[str, np.ndarray]:
+        p = self.apply(part)
+        return metrics.ood_scores(p.mean, p.variance, scale_of(self.part.y)) | dict(p.scores)
+
+    def _arrays(
+        self, place: tuple[str, ...], scores: Mapping[str, np.ndarray]
+    ) -> list[tuple[str, Any]]:
+        """The scores for figures, which those of one's own are not."""
+        own = self.part.scores
+        return [(keys.join(*place, key), v) for key, v in scores.items() if key not in own]
+
+    def _corrupted(self, part: Part, *names: str) -> None:
         p = self.apply(part)
         every = dict(regression.measured(p.mean, p.variance, p.y))
         values = {name: float(every[f"regression/{name}"]) for name in SHOWN}
         of_test = same_examples(part, self.part)
-        self.corrupted.append((tuple(names), values, _examples(p) if of_test else None))
+        self.corrupted.append((names, values, _examples(p) if of_test else None))
 
     def results(self) -> tuple[list[tuple[str, Any]], list[Statistic]]:
         """Numbers and arrays by name, and statistics."""
@@ -51,7 +85,11 @@ class CollectedTargets:
         statistics += [
             mean_of("regression/member_nll", np.mean(members, axis=0)),
             Statistic((archive.TEST,), lambda w: {"regression/calibration": error(w)}),
+            *self.of_others,
         ]
+        items += self.others
+        if self.others and self.inside is not None:
+            items += self._arrays((self.of_inside,), self.inside)
         for names, values, _ in self.corrupted:
             items += [(keys.join("corruption", *names, k), v) for k, v in values.items()]
         if self.corrupted:
@@ -74,6 +112,26 @@ class CollectedTargets:
             f"targets are {ratio:.2g} predicted standard deviations away from the mean, where 1 is "
             "calibrated: are mean and variance in the unit of y and its square?"
         ]
+
+
+def scale_of(y: np.ndarray) -> np.ndarray:
+    """The unit in which variances of several outputs are added, for targets y [B, K], [K].
+
+    The variance of each output over the examples; of one output 1, as nothing is added.
+
+    Raises:
+      ValueError: one of several outputs is the same for all examples, so that it has no unit.
+    """
+    if y.shape[1] == 1:
+        return np.ones(1)
+    constant = np.ptp(y, axis=0) == 0
+    if constant.any():
+        k = constant.argmax()
+        raise ValueError(
+            f"y: output {k} is {y[0, k]:.6g} in all test examples; OOD scores add the variances of "
+            "outputs in units of their variance there, which is 0"
+        )
+    return y.var(0)
 
 
 def _distance(p: Part) -> np.ndarray:

@@ -17,12 +17,6 @@ from experiments.scoring.parts import Options, Part
 from experiments.scoring.scored import Frame, Scored, Statistic
 from experiments.scoring.sets import Sets, rules
 
-# Kinds of sets, beside the test set, that each task reads.
-READ = {
-    "classification": ("ood", "corruption", archive.INSIDE),
-    "regression": ("corruption",),
-}
-
 
 def score(
     file: File,
@@ -86,8 +80,9 @@ def score(
     notes += sets.notes if sets else []
     scored = _measured(file, maps, sets, options, test, notes, bins)
     if sets:
-        metrics, statistics = sets.results()
+        metrics, arrays, statistics = sets.results()
         scored[0].metrics.update(metrics)
+        scored[0].arrays.update(arrays)
         scored[0].statistics.extend(statistics)
     return scored
 
@@ -111,17 +106,17 @@ def _measured(
         for label, apply in maps.items()
     }
     sets = {archive.TEST: _noted(file, test)}
-    others = [name for name in file.sets if name not in (archive.TEST, archive.VALIDATION)]
-    order = [name for name in others if name.partition("/")[0] in READ[task]]
+    order = [name for name in file.sets if name not in (archive.TEST, archive.VALIDATION)]
     order.sort(key=lambda name: name != archive.INSIDE)
-    if unread := [name for name in others if name not in order]:
-        notes.append(f"sets that are not read in {task}: {', '.join(unread)}")
     corrupted = [name for name in order if name.startswith("corruption/")]
     for name in order:
         said: list[str] = []
         part = checked(file, name, options, said, test=test)
         for each in made.values():
-            each.add(part)
+            try:
+                each.add(part)
+            except ValueError as error:
+                raise ValueError(f"{file.path}: {error}") from error
         if conformal and name in corrupted:
             conformal.add(part)
         sets[name.replace("/", ".", 1)] = _noted(file, part)

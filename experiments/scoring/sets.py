@@ -139,7 +139,7 @@ class _Intervals:
 
 
 class _Regions:
-    """Regions of several targets: whether y is inside, and the volume, [B] each."""
+    """Regions of several targets: whether y is inside, and the volume, [B]; their bounds [B, D]."""
 
     group, size = "regions", "volume"
 
@@ -148,7 +148,8 @@ class _Regions:
 
     def given(self, part: Part) -> tuple[of_regions.Standard, np.ndarray, np.ndarray]:
         p = of_regions.standard_of(part.mean, part.variance, part.y)
-        v = of_regions.directions_of(self.rule.name, max(16, 4 * p.y.shape[1]), p.y.shape[1])
+        K = p.y.shape[1]
+        v = of_regions.directions_of(self.rule.name, _count(K), K)
         return p, v, of_regions.lows(p, v, self.alpha)
 
     def fit(self, part: Part, u: np.ndarray, groups: Any) -> Any:
@@ -161,10 +162,10 @@ class _Regions:
     def apply(self, predictor: Any, part: Part, u: np.ndarray, groups: Any) -> tuple:
         p, v, low = self.given(part)
         low = predictor(low, groups=groups) if self.rule.by != "none" else predictor(low)
-        return (p.y @ v.T >= low - 1e-12).all(-1), of_regions.volumes_of(v, low, p)
+        return (p.y @ v.T >= low - 1e-12).all(-1), of_regions.volumes_of(v, low, p), low
 
     def measured(self, made: tuple, part: Part, groups: Any) -> dict[str, float]:
-        inside, volume = made
+        inside, volume, _ = made
         values = dict(coverage=float(inside.mean()), volume=float(volume.mean()))
         if groups is not None:
             worst = coverage_within(inside, groups).min()
@@ -176,6 +177,11 @@ class _Regions:
 
     def single(self, part: Part) -> bool:
         return True
+
+
+def _count(targets: int) -> int:
+    """How many directions cut the regions of so many targets."""
+    return max(16, 4 * targets)
 
 
 def _kind(rule: Rule, alpha: float) -> Any:
@@ -293,10 +299,12 @@ class Sets:
             examples = kind.examples(made, part) if of_test else None
             self.corrupted.setdefault((i, severity), []).append((values, examples))
 
-    def results(self) -> tuple[dict[str, float], list[Statistic]]:
-        """Metrics by name, and the statistics of coverage and size."""
+    def results(self) -> tuple[dict[str, float], dict[str, np.ndarray], list[Statistic]]:
+        """Metrics and arrays by name, and the statistics of coverage and size."""
         metrics: dict[str, float] = {}
+        arrays: dict[str, np.ndarray] = {}
         statistics: list[Statistic] = []
+        outlined: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for i, (rule, kind, predictors, made) in enumerate(self._made(self.test)):
             place = keys.join(kind.group, rule.label)
             values = kind.measured(made, self.test, self._codes(self.test, None))
@@ -308,6 +316,9 @@ class Sets:
                     low, high = coverage_range(*sizes, self.alpha)
                     values |= dict(expected_low=float(low), expected_high=float(high))
             metrics |= {f"{place}/{name}": value for name, value in values.items()}
+            if isinstance(kind, _Regions):
+                p, v, _ = kind.given(self.test)
+                outlined[rule.label] = v, made[2]
             statistics += self._statistics(place, kind, [kind.examples(made, self.test)])
             for (of, severity), each in self.corrupted.items():
                 if of != i:
@@ -318,7 +329,9 @@ class Sets:
                 examples = [e for _, e in each]
                 if all(e is not None for e in examples):
                     statistics += self._statistics(at, kind, examples)
-        return metrics, statistics
+        if outlined:
+            arrays |= of_regions.drawn(outlined, p, _count(p.y.shape[1]), self.alpha)
+        return metrics, arrays, statistics
 
     def _statistics(self, place: str, kind: Any, examples: Sequence[tuple]) -> Iterator[Statistic]:
         """Of coverage and size, means over sets of the same examples."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uncertainty.conformal import areas, regions, split, spread, volumes
+from uncertainty.conformal import areas, outline, regions, split, spread, volumes
 
 
 def correlated(rng, B):
@@ -35,6 +35,50 @@ def test_areas_are_those_of_polygons():
     np.testing.assert_allclose(
         areas(spread(12), np.full((1, 12), -2.0)), 12 * 4 * math.tan(math.pi / 12), rtol=1e-9
     )
+
+
+def area(corners):
+    """By the shoelace formula."""
+    x, y = np.asarray(corners).T
+    return 0.5 * sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))
+
+
+def test_corners_lie_on_the_region_and_enclose_it():
+    rng = np.random.default_rng(0)
+    v = spread(16)
+    for low in -1 - 0.3 * rng.random((5, 16)):
+        corners = outline(v, low)
+        slack = corners @ v.T - low
+        assert slack.min() > -1e-9
+        assert ((np.abs(slack) < 1e-9).sum(1) >= 2).all()  # each is where two lines meet
+        y = rng.uniform(-2, 2, (20_000, 2))
+        share = (y @ v.T >= low).all(1).mean()
+        assert area(corners) == pytest.approx(16 * share, rel=0.05)
+        assert area(corners) == pytest.approx(areas(v, low[None])[0])
+    assert outline(spread(4), np.array([1.0, -0.5, 0, -1])).shape == (0, 2)
+
+
+def test_outlines_of_several_targets_are_projections():
+    box, axes = np.array([-1.0, -2, -3, 0, 0, -1]), spread(6, 3)  # x >= -1, x <= 0, ...
+    corners = outline(axes, box)
+    assert {tuple(np.round(c, 6) + 0.0) for c in corners} == {(-1, -2), (0, -2), (0, 0), (-1, 0)}
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T / np.sqrt(3)
+    octahedron = outline(signs, np.full(8, -1 / np.sqrt(3)))  # |x| + |y| + |z| <= 1
+    assert area(octahedron) == pytest.approx(2)
+    rng = np.random.default_rng(0)
+    v = spread(14, 3)
+    low = -1 - 0.3 * rng.random(14)
+    y = rng.uniform(-2, 2, (20_000, 3))
+    inside = y[(y @ v.T >= low).all(1)][:, :2]
+    corners = outline(v, low)
+    edges = np.roll(corners, -1, axis=0) - corners
+    to = inside[:, None] - corners
+    left = edges[:, 0] * to[..., 1] - edges[:, 1] * to[..., 0]
+    assert (left > -0.02).all()  # but for corners between two of the angles
+    assert outline(axes, np.array([1.0, 0, 0, 0, 0, 0])).shape == (0, 2)
+    for given in ((axes, np.append(box[:5], -np.inf)), (np.delete(axes, 3, 0), np.delete(box, 3))):
+        with pytest.raises(ValueError, match="end"):
+            outline(*given)
 
 
 def test_regions_of_a_correlated_target_are_smaller_than_boxes():

@@ -46,7 +46,7 @@ REFUSED = {  # overrides -> what the message says, in this order
     "backbone.name": ("mpl.MLP", "backbone.name", "'mpl'", "did you mean 'mlp'?"),
     "backbone.name ": ("mlp.MPL", "backbone.name", "'MPL'", "did you mean 'MLP'?"),
     "backbone.width": ((8,), "backbone.width", "did you mean 'widths'?"),
-    "ensemble.name": ("singel", "ensemble.name", "did you mean 'single'"),
+    "ensemble.name": ("singel", "ensemble.name", "did you mean 'single'?"),
     "head.output": (8, "head.output", "did you mean 'outputs'?"),
     "likelihood": ("sofmax", "likelihood.name", "did you mean 'softmax'"),
     "inference.name": ("particle", "inference.name", "did you mean 'particles'"),

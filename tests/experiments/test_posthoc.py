@@ -479,6 +479,22 @@ def test_regions_and_a_scale_of_two_targets(of_pairs, tmp_path):
     assert "regions/predicted/unbounded" not in numbers
     columns = {c.header for c in study_of([Run("a", {}, numbers)], "").columns}
     assert {"Coverage of box regions", "Volume of directional regions"} <= columns
+    # Figures: the box of each example that is drawn, and the mixture's quantiles by direction.
+    some = [0, 34, 69]
+    np.testing.assert_allclose(saved["regions/y"], arrays["y_test"][some], rtol=1e-5)
+    box = saved["regions/box/outline"]
+    for end, least in ((low - moved, np.min), (high + moved, np.max)):
+        np.testing.assert_allclose(least(box, axis=1), (centre + end * std)[some], rtol=1e-4)
+    shares = saved["regions/box/covered"]
+    np.testing.assert_allclose(shares[:2], (low - moved <= z).mean(0))
+    np.testing.assert_allclose(shares[2:], (z <= high + moved).mean(0))
+    v, levels = saved["regions/directions"], saved["regions/levels"]
+    np.testing.assert_allclose(levels, [0.5, 0.75, 0.9])
+    means, variances = (mean - centre) / std @ v.T, variance / std**2 @ v.T**2
+    for level, observed in zip(levels, saved["regions/covered"].T, strict=True):
+        ends = metrics.regression.quantile(means, variances, 1 - level)
+        np.testing.assert_allclose(observed, (z @ v.T >= ends).mean(0))
+    np.testing.assert_allclose(saved["regions/predicted/covered"], saved["regions/covered"][:, 2])
     by_group, _ = run(predict, name="regions", groups="group", by_group=True, **fields)
     assert "regions/box/expected_low" not in by_group
     folder = storage.path(tmp_path / "test")

@@ -176,10 +176,6 @@ def test_history_merges_records_of_a_step(tmp_path):
 def test_labels_come_from_directories(tmp_path):
     for name, label in (("a/seed0", "a"), ("a/seed_12", "a"), ("a/3", "a"), ("a/b1", "b1")):
         assert default_label(tmp_path / name) == label
-    (tmp_path / "x=y").mkdir()
-    path = str(tmp_path / "x=y")
-    assert report.parse(path) == {"workdir": path}
-    assert report.parse(f"One net={tmp_path}") == {"workdir": str(tmp_path), "label": "One net"}
 
 
 def test_runs_of_a_label_may_differ_in_the_seed_only(tmp_path, runs):
@@ -221,6 +217,9 @@ def test_command(tmp_path, capsys):
     assert "r_figures" in capsys.readouterr().out and ">Only" in page.read_text()
     assert report.main([str(tmp_path / "gone"), "--output", str(page)]) == 1
     assert "error: workdir" in capsys.readouterr().err
+    page.unlink()
+    assert report.main([str(run), "B=gone", "--output", str(page)]) == 1  # and the others are read
+    assert "neither 'B=gone' nor" in capsys.readouterr().err and "B=gone" in page.read_text()
     twice = [f"A={run}", f"B={run}/../run", "--output", str(page)]  # would count as two seeds
     assert report.main(twice) == 1 and "run: given twice" in capsys.readouterr().err
     assert report.main([str(run), "--output", str(tmp_path)]) == 1

@@ -355,12 +355,23 @@ def test_the_program_names_what_is_wrong(tmp_path, capsys):
 
 def test_labels_of_rows(tmp_path):
     runs = [tmp_path / name / "evaluation" / "test" / "predictions.npz" for name in "ab"]
-    for path in runs:
+    elsewhere = tmp_path / "elsewhere" / "predictions.npz"
+    for path in (*runs, elsewhere):
         path.parent.mkdir(parents=True)
         path.touch()
-    given = [*map(str, runs), "X=elsewhere/predictions.npz", "other/single.npz", "more/single.npz"]
+    given = [*map(str, runs), f"X={elsewhere}", "other/single.npz", "more/single.npz"]
     labels = [label for label, _ in program.labelled(given)]
     assert labels == ["a", "b", "X", "other/single", "more/single"]
+    # Equal labels are seeds of one method, which none of these are.
+    for given, expected in (
+        (["runs/lr.1", "runs/lr.2"], ["lr.1", "lr.2"]),
+        (["model.npz", "model.csv"], ["model.npz", "model.csv"]),
+        (
+            [f"runs/a/evaluation/{name}/predictions.npz" for name in ("test", "far")],
+            ["test/predictions.npz", "far/predictions.npz"],
+        ),
+    ):
+        assert [label for label, _ in program.labelled(given)] == expected
 
 
 def test_equal_labels_have_to_be_given():

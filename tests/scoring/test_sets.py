@@ -7,6 +7,8 @@ import pytest
 from scipy import special, stats
 
 from experiments import score as program
+from experiments.reports.figures import figures
+from experiments.scoring import output
 from experiments.scoring.calibrate import halves, methods
 from experiments.scoring.compare import Resampling, compare
 from experiments.scoring.files import read
@@ -221,6 +223,13 @@ def test_regions_of_several_outputs(tmp_path):
     assert one.metrics["regions/directional/coverage"] == pytest.approx(hits.mean())
     assert 0.5 < one.metrics["regions/directional/volume"] / area < 1.2
     assert one.metrics["regions/box/severity_3/coverage"] < one.metrics["regions/box/coverage"]
+    # The figures have the same regions.
+    shares = one.arrays["regions/directional/covered"]
+    np.testing.assert_allclose(shares, (at >= low - moved).mean(0))
+    assert one.arrays["regions/box/outline"].shape[::2] == (3, 2)
+    assert {"regions", "region_coverage"} <= {
+        entry.name for entry in figures({"a": output.runs_of([one])})
+    }
     single, _ = file(tmp_path / "b.npz")
     with pytest.raises(ValueError, match="--conformal box: for several outputs, and y has one"):
         scored(single, conformal=["box"])

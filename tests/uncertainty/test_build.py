@@ -12,6 +12,7 @@ import pytest
 
 from uncertainty import build
 from uncertainty.build import ConfigError
+from uncertainty.specs import nearest, suggestion
 
 CONFIG = dict(
     backbone=dict(name="mlp.MLP", widths=(6, 4)),
@@ -142,6 +143,23 @@ def test_the_learning_rate_that_is_logged_is_the_one_that_is_used():
     for step in range(10):
         updates, state = optimiser.update(dict(w=jnp.ones(1)), state, params)
         np.testing.assert_allclose(-updates["w"], rate(step), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("word", "valid", "suggested"),
+    [
+        ("singel", ["single", "epinet", "multi_head"], "'single'"),  # 10 / 12 and 6 / 12
+        ("abcd", ["abcdefg", "abcdef", "abcde"], "'abcde' or 'abcdef'"),  # 8 / 9, 8 / 10, 8 / 11
+        ("abcd", ["abcdefg", "abcde"], "'abcde'"),
+        ("abcd", ["abcde", "abcde", "wxyz"], "'abcde'"),
+        ("abcd", ["wxyz"], None),
+        ("abcd", [], None),
+    ],
+)
+def test_a_second_name_is_suggested_if_it_is_about_as_near(word, valid, suggested):
+    hint = f"did you mean {suggested}? " if suggested else ""
+    assert suggestion(word, valid) == hint
+    assert nearest(word, valid) == f"{hint}(valid: {', '.join(sorted(valid))})"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from uncertainty.conformal.aps import aps
 from uncertainty.conformal.cqr import cqr
 from uncertainty.conformal.lac import lac
 from uncertainty.conformal.raps import raps
-from uncertainty.conformal.regions import areas, regions, spread, volumes
+from uncertainty.conformal.regions import areas, outline, regions, spread, volumes
 from uncertainty.conformal.saps import saps
 from uncertainty.conformal.split import split
 
@@ -47,6 +47,7 @@ __all__ = [
     "areas",
     "cqr",
     "lac",
+    "outline",
     "raps",
     "regions",
     "saps",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import optimize
 
 from uncertainty.conformal import _quantile, _targets
 
@@ -105,15 +106,43 @@ def areas(directions: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """
     result = np.empty(len(bounds))
     for b, limits in enumerate(bounds):
-        size = 1e3 * (np.abs(limits).max() + 1)
-        polygon = size * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
-        for v, limit in zip(directions, limits, strict=True):
-            polygon = _cut(polygon, v, limit)
-            if not len(polygon):
-                break
+        polygon = _polygon(directions, limits)
         x, y = polygon.T if len(polygon) else (np.zeros(1), np.zeros(1))
         result[b] = 0.5 * abs(x @ np.roll(y, -1) - y @ np.roll(x, -1))
     return result
+
+
+def outline(directions: np.ndarray, bounds: np.ndarray, angles: int = 48) -> np.ndarray:
+    """The corners of {y : v . y >= bound for all v} in the plane, in order, [N, 2]; N = 0 if empty.
+
+    Of more than two targets, corners of its projection on the first two: points of the region at
+    which u . y is largest, for directions u of that plane at equal angles, by linear programs.
+
+    Args:
+      directions: [D, K], on all sides of 0.
+      bounds: [D], finite.
+      angles: how many directions u.
+
+    Raises:
+      ValueError: infinite bounds; of more than two targets, another region without end.
+    """
+    if not np.isfinite(bounds).all():
+        raise ValueError("bounds: finite numbers are expected, or the region has no end")
+    K = directions.shape[1]
+    if K == 2:
+        return _polygon(directions, bounds)
+    half_spaces = dict(A_ub=-directions, b_ub=-bounds, bounds=(None, None))
+    if optimize.linprog(np.zeros(K), **half_spaces).status == 2:  # infeasible
+        return np.zeros((0, 2))
+    corners = []
+    for u in spread(angles):
+        furthest = optimize.linprog(np.append(-u, np.zeros(K - 2)), **half_spaces)
+        if furthest.status != 0:
+            raise ValueError(f"directions: a region without end: {furthest.message}")
+        corners.append(furthest.x[:2])
+    points = np.array(corners)
+    size = np.abs(points).max() + 1
+    return points[np.abs(points - np.roll(points, 1, axis=0)).max(1) > 1e-9 * size]
 
 
 def volumes(
@@ -145,6 +174,16 @@ def volumes(
         for start, size, limits in zip(low, side, bounds, strict=True)
     ]
     return side.prod(-1) * np.array(inside)
+
+
+def _polygon(directions: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """The corners [N, 2] of a bounded region in the plane, in order; N = 0 if it is empty."""
+    size = 1e3 * (np.abs(bounds).max() + 1)
+    polygon = size * np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    for v, limit in zip(directions, bounds, strict=True):
+        if len(polygon):
+            polygon = _cut(polygon, v, limit)
+    return polygon.reshape(-1, 2)
 
 
 def _cut(polygon: np.ndarray, v: np.ndarray, limit: float) -> np.ndarray:

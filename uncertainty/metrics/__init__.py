@@ -14,7 +14,8 @@ predicts the mixture: the mean of its members' probabilities.
     sets            coverage and size of prediction sets
     scores          out-of-distribution scores
     ranking         AUROC, AUPR, FPR95 of any score
-    regression      NLL, RMSE, CRPS, interval coverage of Gaussian mixtures
+    regression      NLL, RMSE, CRPS, interval coverage and out-of-distribution scores of Gaussian
+                    mixtures
     streaming       metrics that follow from sums, over data in parts
 """
 

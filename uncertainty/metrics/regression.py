@@ -121,6 +121,46 @@ def crps_of_targets(mean: ArrayLike, variance: ArrayLike, y: ArrayLike) -> np.nd
     return _mean_absolute(y - mean, variance).mean(0) - spread / (2 * M**2)
 
 
+def ood_scores(
+    mean: ArrayLike, variance: ArrayLike, scale: ArrayLike = 1.0
+) -> dict[str, np.ndarray]:
+    """Out-of-distribution scores by name, [B] each: the higher, the more out of distribution.
+
+        aleatoric_variance   mean_k (mean_m v_mbk) / s_k
+        epistemic_variance   mean_k (var_m mu_mbk) / s_k
+        predictive_variance  their sum, the total variance of the mixture
+
+    with mean mu and variance v, by the law of total variance (Depeweg et al. 2018, "Decomposition
+    of uncertainty in Bayesian deep learning ..."). What a member's own variance has of epistemic
+    uncertainty, as that of a Gaussian process, counts as aleatoric here. A single member has no
+    parts, and `predictive_variance` alone.
+
+    Args:
+      mean: [M, B, K] of each member.
+      variance: [M, B, K].
+      scale: s [K] or a number, in the square of the units of the targets: variances of several
+        targets are added in units of it. With that of the targets, 1 is the uncertainty of a
+        prediction that knows their mean and variance alone.
+
+    Raises:
+      ValueError: a wrong shape; NaN; a variance or scale that is not positive and finite.
+    """
+    mean, variance, _ = _checked(mean, variance, np.zeros(np.shape(mean)[1:]))
+    K = mean.shape[2]
+    scale = np.asarray(scale, np.float64)
+    if scale.shape not in ((), (K,)) or not ((scale > 0) & np.isfinite(scale)).all():
+        raise ValueError(f"scale: {K} positive and finite numbers, or one; got {scale}")
+    aleatoric = (variance.mean(0) / scale).mean(1)
+    if len(mean) == 1:
+        return {"predictive_variance": aleatoric}
+    epistemic = (mean.var(0) / scale).mean(1)
+    return {
+        "predictive_variance": aleatoric + epistemic,
+        "epistemic_variance": epistemic,
+        "aleatoric_variance": aleatoric,
+    }
+
+
 def _mean_absolute(d: ArrayLike, v: np.ndarray) -> np.ndarray:
     from scipy.special import erf
 

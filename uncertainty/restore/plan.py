@@ -16,7 +16,6 @@ Ops, by name or as a list of name and arguments:
   split         first of all: the leading axis is over layers, whose number is {i} in `path`
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uncertainty.restore.layouts import LAYOUTS, Rules
+from uncertainty.specs import nearest, suggestion
 
 Shape = tuple[int, ...]
 Patches = tuple[int, int, int]  # class tokens (0 or 1), rows and columns of the grid of patches
@@ -168,7 +168,7 @@ def plan(
         message lists at most 10, with the nearest valid names.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout: {layout!r}; {_near(layout, LAYOUTS)}one of {', '.join(LAYOUTS)}")
+        raise ValueError(f"layout: {layout!r}; {nearest(layout, LAYOUTS)}")
     _check(rules, keep)
     every = [*rules, *LAYOUTS[layout]]
     kept = {path for path in target if any(re.search(pattern, path) for pattern in keep)}
@@ -192,7 +192,7 @@ def plan(
             goes = f"{path} {list(shape)} of the checkpoint goes to {into}"
             if into not in target:
                 problems.append(
-                    f"{goes}, which is not a parameter; {_near(into, target)}"
+                    f"{goes}, which is not a parameter; {suggestion(into, target)}"
                     "a rule (pattern, None) drops it"
                 )
             elif into in moves:
@@ -266,7 +266,7 @@ def _check(rules: Rules, keep: Sequence[str]) -> None:
             name = op if isinstance(op, str) else (list(op) or [None])[0]
             if name not in OPS and (name, at) != ("split", 0):
                 raise ValueError(
-                    f"rules[{i}]: no op {name!r} here; {_near(str(name), OPS)}one of "
+                    f"rules[{i}]: no op {name!r} here; {suggestion(str(name), OPS)}one of "
                     f"{', '.join(OPS)}, or split as the first op"
                 )
     for field, patterns in dict(rules=[rule[0] for rule in rules], keep=keep).items():
@@ -279,11 +279,6 @@ def _check(rules: Rules, keep: Sequence[str]) -> None:
                 raise ValueError(
                     f"{field}: {pattern!r} is not a regular expression: {error}"
                 ) from None
-
-
-def _near(word: str, valid: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, valid, n=2, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
 _WHY = {
