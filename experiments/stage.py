@@ -33,7 +33,7 @@ from experiments.runtime import execution, loop, processes, segments, storage, w
 from experiments.runtime.checkpoint import Checkpoints, DamagedCheckpointError, of_training, verify
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Stop, graceful_termination
-from experiments.runtime.workdir import MAY_CHANGE, locked, open_workdir, read_config
+from experiments.runtime.workdir import MAY_CHANGE, locked, opened, read_config
 from uncertainty.build import ConfigError
 from uncertainty.types import Batch, Metrics, Stage, State
 
@@ -262,9 +262,11 @@ def begin_from(start: str | storage.Path, workdir: str | storage.Path, changes: 
         raise ConfigError(f"start: {start} has no checkpoint")
     trained, step = restored
     state = inherited(start, old, trained, new)
-    workdir = open_workdir(workdir, new.config, ignore=MAY_CHANGE)
-    saved = Checkpoints(workdir, config=of_training(new.config), execution=new.rounding())
-    with locked(workdir), contextlib.closing(saved) as checkpoints:
+    saved = dict(config=of_training(new.config), execution=new.rounding())
+    with (
+        opened(workdir, new.config, ignore=MAY_CHANGE) as workdir,
+        contextlib.closing(Checkpoints(workdir, **saved)) as checkpoints,
+    ):
         former = checkpoints.restore(new.shapes)
         if former is not None and not same(former[0].params, state.params):
             raise ConfigError(f"workdir: {workdir} has other parameters than {start}; use another")

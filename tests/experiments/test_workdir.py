@@ -257,6 +257,17 @@ def test_a_config_does_not_differ_from_itself(config):
     assert lib.difference(config, lib.from_jsonable(lib.jsonable(config))) == {}
 
 
+def test_a_run_that_is_refused_leaves_the_config_of_the_one_that_runs(tmp_path):
+    new = changed(logging__every=10)
+    with lib.opened(tmp_path / "run", CONFIG, ignore=("logging.*",)) as directory:
+        assert directory == tmp_path / "run"
+        with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()};"):
+            lib.opened(directory, new, ignore=("logging.*",)).__enter__()
+        assert read_config(directory)["logging"] == {"every": 50}
+    with lib.opened(directory, new, ignore=("logging.*",)):
+        assert read_config(directory)["logging"] == {"every": 10}
+
+
 def test_the_lock_is_for_one_process_and_ends_with_it(tmp_path):
     script = (
         "import sys, time\nfrom experiments.runtime.workdir import locked\n"
