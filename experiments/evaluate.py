@@ -171,10 +171,11 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def restore(experiment: Experiment, workdir: storage.Path) -> tuple[State, int]:
-    """The newest state, after the config's stages, and its step.
+    """The newest state, after the config's stages, and its step; damaged checkpoints are skipped.
 
     Raises:
       ConfigError: there is no checkpoint, or the stages have not run on the newest one.
+      DamagedCheckpointError: none can be read.
     """
     trained = Checkpoints(workdir, read_only=True, config=of_training(experiment.config))
     if trained.latest_step() is None:
@@ -185,10 +186,13 @@ def restore(experiment: Experiment, workdir: storage.Path) -> tuple[State, int]:
         return state, step
     after = Checkpoints(workdir / "stages", read_only=True, config=experiment.config)
     if after.latest_step() != trained.latest_step():
-        raise ConfigError(
-            f"workdir: the stages of {workdir} have not run at step {trained.latest_step()}; run "
-            f"python -m experiments.stage --workdir {workdir}"
-        )
+        # Stages start from the newest checkpoint that is not damaged.
+        _, step = trained.restore(experiment.shapes.replace(opt_state=()))
+        if after.latest_step() != step:
+            raise ConfigError(
+                f"workdir: the stages of {workdir} have not run at step {step}; run "
+                f"python -m experiments.stage --workdir {workdir}"
+            )
     return after.restore(experiment.final_shapes)
 
 

@@ -33,7 +33,7 @@ from experiments.runtime import execution, loop, processes, segments, storage, w
 from experiments.runtime.checkpoint import Checkpoints, DamagedCheckpointError, of_training, verify
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Stop, graceful_termination
-from experiments.runtime.workdir import MAY_CHANGE, locked, open_workdir, read_config
+from experiments.runtime.workdir import MAY_CHANGE, locked, opened, read_config
 from uncertainty.build import ConfigError
 from uncertainty.types import Batch, Metrics, Stage, State
 
@@ -62,17 +62,15 @@ def _run(experiment: Experiment, workdir: storage.Path, stop: Stop) -> None:
     trained = Checkpoints(workdir, read_only=True, config=of_training(config))
     step = trained.latest_step()
     results = Checkpoints(workdir / FOLDER, keep=1, config=config)
-    if step is not None and step == results.latest_step():
-        try:
-            return verify(results.directory / str(step), config)
-        except DamagedCheckpointError as error:
-            logger.warning("%s; its stages run again", error)
-            storage.remove(results.directory / str(step))
+    if _finished(results, step):
+        return
     # Stages do not need the state of the optimiser.
     restored = trained.restore(experiment.shapes.replace(opt_state=()))
     if restored is None:
         raise ConfigError(f"workdir: {workdir} has no checkpoint for its stages to start from")
     state, step = restored
+    if _finished(results, step):  # of the step before a damaged one
+        return
     half = workdir / FOLDER / "half"  # checkpoints within a stage
     with contextlib.closing(results):
         before = step
@@ -86,6 +84,19 @@ def _run(experiment: Experiment, workdir: storage.Path, stop: Stop) -> None:
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
             storage.remove(half)
+
+
+def _finished(results: Checkpoints, step: int | None) -> bool:
+    """Whether the stages have run on the checkpoint of a step; a damaged result is removed."""
+    if step is None or step != results.latest_step():
+        return False
+    try:
+        verify(results.directory / str(step), results.config)
+    except DamagedCheckpointError as error:
+        logger.warning("%s; its stages run again", error)
+        storage.remove(results.directory / str(step))
+        return False
+    return True
 
 
 def run_stage(
@@ -267,9 +278,11 @@ def begin_from(start: str | storage.Path, workdir: str | storage.Path, changes: 
         raise ConfigError(f"start: {start} has no checkpoint")
     trained, step = restored
     state = inherited(start, old, trained, new)
-    workdir = open_workdir(workdir, new.config, ignore=MAY_CHANGE)
-    saved = Checkpoints(workdir, config=of_training(new.config), execution=new.rounding())
-    with locked(workdir), contextlib.closing(saved) as checkpoints:
+    saved = dict(config=of_training(new.config), execution=new.rounding())
+    with (
+        opened(workdir, new.config, ignore=MAY_CHANGE) as workdir,
+        contextlib.closing(Checkpoints(workdir, **saved)) as checkpoints,
+    ):
         former = checkpoints.restore(new.shapes)
         if former is not None and not same(former[0].params, state.params):
             raise ConfigError(f"workdir: {workdir} has other parameters than {start}; use another")

@@ -25,14 +25,7 @@ from experiments.runtime.checkpoint import Checkpoints, check_step, of_training
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Stop, graceful_termination
 from experiments.runtime.workdir import CONFIG as CONFIG_FILE
-from experiments.runtime.workdir import (
-    MAY_CHANGE,
-    fields,
-    jsonable,
-    locked,
-    open_workdir,
-    require_writable,
-)
+from experiments.runtime.workdir import MAY_CHANGE, fields, jsonable, opened, require_writable
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +68,7 @@ def train(
     config = experiment.config
     if jax.process_count() > 1:  # needs digests of the data and of the sources
         processes.agree(what_runs(experiment))
-    if jax.process_index() == 0:
-        open_workdir(workdir, config, ignore=MAY_CHANGE)
-    with locked(workdir), graceful_termination() as stop:
+    with opened(workdir, config, ignore=MAY_CHANGE), graceful_termination() as stop:
         if jax.process_index() == 0:
             write_description(workdir, experiment.source, experiment.data.sources)
         processes.barrier()

@@ -41,12 +41,14 @@ def tfds(
         labels are not used, as for out-of-distribution data. A dict also names further entries:
         dict(x='image', y='label', group='attribute').
       resize: the shorter side of an image becomes this long (bilinear) ...
-      size: ... and the centre of this side is kept. Needed where images differ in size.
+      size: ... and the centre of this side is kept. Needed where images differ in size. Neither
+        changes the images of a set that is stored as tfrecord, which are refused in other sizes.
       in_memory: bytes up to which a split becomes an array; a larger one is read at random from
         its array_record files.
 
     Raises:
-      ConfigError: an unknown key, or the set is not prepared and cannot be prepared.
+      ConfigError: an unknown key, the set is not prepared and cannot be prepared, or its images
+        would have to be resized or cropped and it is stored as tfrecord.
     """
     from experiments.data.records import Records
 
@@ -59,6 +61,12 @@ def tfds(
     if None in shape:
         raise ConfigError(
             f"size: needed, since images of {name} differ in size; for example resize=256, size=224"
+        )
+    stored = info.file_format.value
+    if stored != "array_record" and resize not in (None, min(shape[:2], default=None)):
+        raise ConfigError(
+            f"resize: {resize}, but {name} is stored as {stored}, of which images are read as they "
+            "are; prepare it with file_format='array_record'"
         )
     for entry, feature in features.items():
         if entry not in ("x", "y") and None in (feature.shape or ()):
@@ -73,7 +81,7 @@ def tfds(
 
     def read(split: str) -> Arrays:
         split = _in_examples(name, info, split)
-        if info.file_format.value != "array_record":
+        if stored != "array_record":
             return _through_tensorflow(builder, split, keys, shape, in_memory)
         records = Records(builder, split, keys, shape, resize)
         if len(records) * math.prod(shape) * records.dtype.itemsize > in_memory:

@@ -258,17 +258,8 @@ def _this_process() -> dict[str, Any]:
         host=socket.gethostname(),
         process=os.getpid(),
         began=_began(os.getpid()),
-        machine=_machine(),
+        machine=storage.machine(),
     )
-
-
-def _machine() -> str | None:
-    """Equal for processes that see each other in /proc; None where that is unknown."""
-    try:
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')} {socket.gethostname()}"
-    except OSError:
-        return None
 
 
 def _began(process: int) -> str | None:

@@ -13,11 +13,14 @@ import contextlib
 import datetime
 import errno
 import glob
+import hashlib
 import os
 import pathlib
 import posixpath
 import re
+import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +30,11 @@ from experiments.runtime.buckets import FORMS, REFUSED, SCHEMES, BucketPath, cle
 from uncertainty.build import ConfigError
 
 Path = pathlib.Path | BucketPath
+# Of temporary files: the end of a name, with the machine and process that writes (former versions
+# had the process alone), and the seconds after which nobody still writes.
+WRITER = re.compile(r"\.(?:([0-9a-f]{12}|unknown)-)?(\d+)(?:-[0-9a-f]{8})?\.tmp$")
+UNKNOWN = "unknown"
+UNFINISHED = 24 * 3600.0
 
 
 def path(text: str | os.PathLike[str] | BucketPath) -> Path:
@@ -95,7 +103,8 @@ def write(place: Path, content: str | bytes) -> None:
 def _beside(place: pathlib.Path) -> Iterator[pathlib.Path]:
     """A file to write, which replaces `place` when the block ends."""
     remove_stale(place.parent, place.name)
-    half = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    writer = f"{_machine_digest()}-{os.getpid()}-{secrets.token_hex(4)}"
+    half = place.with_name(f".{place.name}.{writer}.tmp")
     try:
         yield half
         os.replace(half, place)
@@ -311,14 +320,39 @@ def relative(place: Path, other: Path) -> str:
 
 
 def remove_stale(directory: pathlib.Path, name: str = "*") -> None:
-    """Removes temporary files for `name` of processes that were killed while they wrote."""
+    """Removes temporary files for `name` of processes that were killed while they wrote.
+
+    Those are dead processes of this machine, and any whose file has not changed for a day: of
+    other machines, which may share the disk, it is not known which processes live.
+    """
     if name != "*":
         name = glob.escape(name)
+    here = _machine_digest()
     for file in directory.glob(f".{name}.*.tmp"):
-        process = file.name.split(".")[-2]
-        if process.isdecimal() and not alive(int(process)):
-            with contextlib.suppress(OSError):
+        if not (writer := WRITER.search(file.name)):
+            continue
+        with contextlib.suppress(OSError):
+            if writer[1] == here != UNKNOWN:
+                stale = not alive(int(writer[2]))
+            else:
+                stale = time.time() - file.stat().st_mtime > UNFINISHED
+            if stale:
                 file.unlink()
+
+
+def _machine_digest() -> str:
+    """Of this machine, for names of files; UNKNOWN where it is."""
+    known = machine()
+    return UNKNOWN if known is None else hashlib.sha256(known.encode()).hexdigest()[:12]
+
+
+def machine() -> str | None:
+    """Equal for processes that see each other in /proc; None where that is unknown."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {socket.gethostname()}"
+    except OSError:
+        return None
 
 
 def alive(process: int) -> bool:

@@ -66,22 +66,30 @@ def open_workdir(
     if isinstance(directory, pathlib.Path):
         require_free_space(directory, free_bytes)
         storage.remove_stale(directory)
-    if (directory / CONFIG).exists():
-        old = read_config(directory)
-        changed = difference(old, new)
-        refused = [line for name, line in changed.items() if not matches(name, ignore)]
-        if refused:
-            diff = "\n".join(f"  {line}" for line in refused)
-            raise ValueError(
-                f"workdir {directory} belongs to a run with another config (old -> new):\n{diff}\n"
-                "Use another workdir, or the old values to resume that run."
-            )
-        if not changed:
-            return directory
-    elif (directory / "checkpoints").exists():
-        raise ValueError(f"workdir {directory} has checkpoints of an unknown run: no {CONFIG}")
-    write_json(directory / CONFIG, new)
+    if not _has_config(directory, new, ignore):
+        write_json(directory / CONFIG, new)
     return directory
+
+
+def _has_config(directory: storage.Path, new: Mapping[str, Any], ignore: Sequence[str]) -> bool:
+    """Whether the directory has exactly this config.
+
+    Raises:
+      ValueError: it has one that differs in more than may be ignored, or none beside checkpoints.
+    """
+    if not (directory / CONFIG).exists():
+        if (directory / "checkpoints").exists():
+            raise ValueError(f"workdir {directory} has checkpoints of an unknown run: no {CONFIG}")
+        return False
+    changed = difference(read_config(directory), new)
+    refused = [line for name, line in changed.items() if not matches(name, ignore)]
+    if refused:
+        diff = "\n".join(f"  {line}" for line in refused)
+        raise ValueError(
+            f"workdir {directory} belongs to a run with another config (old -> new):\n{diff}\n"
+            "Use another workdir, or the old values to resume that run."
+        )
+    return not changed
 
 
 def read_config(path: str | storage.Path) -> dict[str, Any]:
@@ -194,6 +202,36 @@ def locked(directory: storage.Path) -> Iterator[None]:
         return
     with lock.exclusive(storage.path(directory)):
         yield
+
+
+@contextlib.contextmanager
+def opened(
+    path: str | storage.Path, config: Mapping[str, Any], *, ignore: Sequence[str] = ()
+) -> Iterator[storage.Path]:
+    """The directory of a run, opened by `open_workdir` and locked while the block runs.
+
+    It is locked first: a run that is refused, as another one holds the lock, leaves `config.json`
+    as it is. Of the processes of one run only the first one opens and locks it.
+
+    Args:
+      path, config, ignore: see `open_workdir`.
+
+    Raises:
+      BlockingIOError: another process holds the lock; the message says which.
+      ValueError: the directory belongs to a run with another config.
+      OSError: it cannot be written, or its disk is (almost) full.
+    """
+    import jax
+
+    directory = storage.path(path).expanduser().absolute()
+    first = jax.process_index() == 0
+    if first:
+        require_writable(directory)
+        _has_config(directory, jsonable(config), ignore)  # refused without a lock, as far as known
+    with locked(directory):
+        if first:
+            open_workdir(directory, config, ignore=ignore)
+        yield directory
 
 
 def write_json(path: str | storage.Path, value: Any) -> None:

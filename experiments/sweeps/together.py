@@ -29,7 +29,7 @@ from experiments.reports.study import one_line
 from experiments.runtime import execution, storage, writers
 from experiments.runtime.checkpoint import Checkpoints, of_training
 from experiments.runtime.termination import Interrupted
-from experiments.runtime.workdir import MAY_CHANGE, fields, locked, open_workdir
+from experiments.runtime.workdir import MAY_CHANGE, fields, opened
 from experiments.sweeps.space import as_json
 from experiments.tables.cells import Cells, name_of
 from uncertainty.types import State
@@ -269,9 +269,11 @@ def _write(
     """Writes a cell's workdir as training by itself would have done."""
     config_lib.check(config)
     part = execution.place(particles(state, places), experiment.shardings)
-    workdir = open_workdir(directory, config, ignore=MAY_CHANGE)
-    saved = Checkpoints(workdir, config=of_training(config), execution=experiment.rounding())
-    with locked(workdir), contextlib.closing(saved) as checkpoints:
+    saved = dict(config=of_training(config), execution=experiment.rounding())
+    with (
+        opened(directory, config, ignore=MAY_CHANGE) as workdir,
+        contextlib.closing(Checkpoints(workdir, **saved)) as checkpoints,
+    ):
         if checkpoints.steps():
             return
         write_description(workdir, experiment.source, experiment.data.sources)

@@ -14,8 +14,9 @@ keeps the probability of any false alarm at LEVEL, however many numbers there ar
 accepts changes of rounding that pairs detect but the table does not show.
 
 Numbers that do not depend on the seed, such as the number of parameters, have no error and have to
-be displayed as in the table. Measured times are not compared. A number that is missing or not
-finite here differs if the committed one is finite.
+be displayed as in the table. With one seed on both sides no error is known; costs alone are then
+compared in this way. Measured times are not compared. A number that is missing or not finite here
+differs if the committed one is finite.
 """
 
 import math
@@ -59,7 +60,8 @@ def is_time(key: str) -> bool:
 
 
 def compare(row: str, column: Column, here: Values, committed: Values) -> Comparison | None:
-    """Compares one number; None if there is nothing to compare with.
+    """Compares one number; None if there is nothing to compare with, or no error of a number
+    that may depend on the seed.
 
     Args:
       row: its name.
@@ -74,6 +76,8 @@ def compare(row: str, column: Column, here: Values, committed: Values) -> Compar
         return compared
     if ours is None or not math.isfinite(ours.mean):
         return compared._replace(reason="no finite number here")
+    if len(here) == len(committed) == 1 and keys.split(column.key)[0] != "cost":
+        return None
     if not ours.error and not theirs.error:
         alike = [round_pair(s.mean * column.scale, None, column.digits) for s in (ours, theirs)]
         return compared._replace(reason="it does not depend on the seed" * (alike[0] != alike[1]))

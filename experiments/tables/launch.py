@@ -6,8 +6,10 @@ or bucket of the table, so a scheduler has nothing to bring back.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -82,19 +84,30 @@ class Worker:
 
     def __call__(self) -> int:
         self._process = subprocess.Popen(self.command)
+        _until_ended(self._process)
         code = self._process.wait()
         if code not in (0, 1):  # 1: a cell failed, which its driver reports
             raise RuntimeError(f"the worker ended with status {code}")
         return code
 
     def checkpoint(self) -> Any:
-        """The job to queue again; called by submitit on SLURM's signal."""
+        """The job to queue again; called by submitit's handler of SLURM's signal, on top of
+        `__call__` in the same thread."""
         import submitit
 
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
-            self._process.wait()
+            _until_ended(self._process)
         return submitit.helpers.DelayedSubmission(Worker(self.command))
+
+
+def _until_ended(process: subprocess.Popen) -> None:
+    """Waits until a process has ended, also in a signal handler that interrupts such a wait.
+
+    `Popen.wait` holds a lock meanwhile, for which a second one in the same thread waits for ever.
+    """
+    with contextlib.suppress(ChildProcessError):  # `process` knows its status already
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
 def launched(

@@ -267,6 +267,14 @@ def test_what_needs_tensorflow_says_so(data_dir, tmp_path, monkeypatch):
     (old / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     with pytest.raises(ConfigError, match=r"stored as tfrecord.*pip install '.\[tensorflow\]'"):
         load(spec(tmp_path))
+    for fields in (dict(resize=40), dict(resize=40, size=28), dict(resize=28, size=20)):
+        with pytest.raises(
+            ConfigError, match=r"data\.resize: \d\d, but .*file_format='array_record'"
+        ):
+            load(spec(tmp_path, **fields))
+    # Images of 28 x 28 are read as they are, which these fields do not change.
+    with pytest.raises(ConfigError, match="reading that needs TensorFlow"):
+        load(spec(tmp_path, resize=28, size=28))
 
 
 @pytest.mark.slow

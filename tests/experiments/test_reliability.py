@@ -182,8 +182,10 @@ def test_two_trainings_cannot_share_a_workdir(programs, tmp_path):
     run = tmp_path / "run"
     running = programs.start("train", *command(run, FIELDS | {"steps": 100_000}))
     wait(lambda: reached(run) > 0)
+    before = read_config(run)
     with pytest.raises(BlockingIOError, match=f"in use by process {running.pid}"):
-        train(read_config(run) | {"mesh": {"data": 1}}, run)
+        train(before | {"mesh": {"data": 1}, "evaluators": {}}, run)
+    assert read_config(run) == before
     running.send(signal.SIGKILL)
     assert running.result().code == -signal.SIGKILL
 

@@ -14,7 +14,7 @@ from experiments import stage
 from experiments.evaluate import evaluate, restore
 from experiments.experiment import config as config_lib
 from experiments.experiment.build import setup
-from experiments.runtime.checkpoint import Checkpoints
+from experiments.runtime.checkpoint import Checkpoints, of_training
 from experiments.runtime.loop import ParticleFault
 from experiments.runtime.termination import Interrupted
 from experiments.runtime.workdir import read_config
@@ -142,6 +142,32 @@ def test_evaluation_refuses_a_run_whose_stages_are_missing_or_old(sngp, tmp_path
         evaluate(experiment, tmp_path / "run", show=False)
     metrics, failures = evaluate(experiment, workdir, show=False)
     assert not failures and metrics["classification/accuracy"] > 0.2
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_skipped_by_stages_and_evaluation_alike(sngp, tmp_path, caplog):
+    """The step before it is evaluated, once the stages have run there."""
+    experiment, workdir = sngp
+    run = shutil.copytree(workdir, tmp_path / "run")
+    state, _ = Checkpoints(run, read_only=True).restore(experiment.shapes)
+    newest = Checkpoints(run, config=of_training(experiment.config))
+    with contextlib.closing(newest):
+        newest.save(30, state.replace(step=state.step + 10))
+    leaves = run / "checkpoints" / "30" / "leaves.json"
+    leaves.write_text(leaves.read_text() + " ")
+    shutil.rmtree(run / "stages")
+    with pytest.raises(ConfigError, match=r"not run at step 20; run python -m experiments.stage"):
+        restore(experiment, run)
+    stage.run(experiment, run)
+    after, step = restore(experiment, run)
+    assert step == 20 and "the checkpoint of step 30 is damaged" in caplog.text
+    expected, _ = restore(experiment, workdir)
+    jax.tree.map(np.testing.assert_array_equal, after.params, expected.params)
+    np.testing.assert_array_equal(factors(experiment, run), factors(experiment, workdir))
+    with caplog.at_level(logging.INFO):
+        caplog.clear()
+        stage.run(experiment, run)
+    assert "stage laplace" not in caplog.text  # they have run
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A run's directory belongs to one config and one process, and its files are whole."""
 
+import glob
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -142,17 +144,53 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 
 
 def test_what_a_killed_write_left_is_removed(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    left = [tmp_path / f".{name}.{dead.pid}.tmp" for name in ("data.json", "table[1].md", "x.json")]
-    alive = tmp_path / f".data.json.{os.getppid()}.tmp"
-    for path in (*left, alive):
-        path.write_text("half")
-    write_json(tmp_path / "data.json", 1)
-    storage.write(tmp_path / "table[1].md", "")
-    assert [path.exists() for path in (*left, alive)] == [False, False, True, True]
-    open_workdir(tmp_path, CONFIG)
-    assert not left[-1].exists() and alive.exists()
+    script = (
+        "import os, pathlib, sys\nfrom experiments.runtime import storage\n"
+        "for file in map(pathlib.Path, sys.argv[1:]):\n"
+        "    storage.whole(file).__enter__().write_text('half')\n"
+        "os._exit(0)\n"
+    )
+    files = [tmp_path / name for name in ("data.json", "table[1].md", "x.json")]
+    subprocess.run([sys.executable, "-c", script, *map(str, files)], check=True)
+    left = [next(tmp_path.glob(f".{glob.escape(file.name)}.*.tmp")) for file in files]
+    with storage.whole(files[0]) as alive:  # of this process
+        alive.write_text("half")
+        write_json(files[0], 1)
+        storage.write(files[1], "")
+        assert [path.exists() for path in (*left, alive)] == [False, False, True, True]
+        open_workdir(tmp_path, CONFIG)
+        assert not left[-1].exists() and alive.exists()
+
+
+def test_what_another_machine_writes_is_left_for_a_day(tmp_path):
+    """Its processes may have the numbers of ones that are dead here."""
+    with storage.whole(tmp_path / "a.json") as half:
+        half.write_text("half")
+        machine, process, _ = half.name.split(".")[-2].split("-")
+        assert process == str(os.getpid())
+        dead = subprocess.Popen([sys.executable, "-S", "-c", ""])
+        dead.wait()
+        names = [f".a.json.{'0' * len(machine)}-{dead.pid}-12345678.tmp", f".a.json.{dead.pid}.tmp"]
+        others = [tmp_path / name for name in names]  # the last as by former versions
+        for path in others:
+            path.write_text("half")
+        write_json(tmp_path / "a.json", 1)
+        assert [path.exists() for path in others] == [True, True]
+        for path in (*others, half):
+            os.utime(path, (time.time() - 2 * 86_400,) * 2)
+        write_json(tmp_path / "a.json", 1)
+        assert [path.exists() for path in (*others, half)] == [False, False, True]
+
+
+def test_two_writers_of_one_file_do_not_share_what_they_write(tmp_path):
+    """Even with one process number, as first processes of containers have."""
+    with storage.whole(tmp_path / "a.json") as one:
+        one.write_text("a long content")
+        with storage.whole(tmp_path / "a.json") as other:
+            other.write_text("short")
+        assert (tmp_path / "a.json").read_text() == "short"
+    assert (tmp_path / "a.json").read_text() == "a long content"
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_unwritable_and_full_are_found_early(tmp_path):
@@ -217,6 +255,17 @@ def test_json_round_trip(value):
 @given(st.dictionaries(st.text("ab", min_size=1), plain))
 def test_a_config_does_not_differ_from_itself(config):
     assert lib.difference(config, lib.from_jsonable(lib.jsonable(config))) == {}
+
+
+def test_a_run_that_is_refused_leaves_the_config_of_the_one_that_runs(tmp_path):
+    new = changed(logging__every=10)
+    with lib.opened(tmp_path / "run", CONFIG, ignore=("logging.*",)) as directory:
+        assert directory == tmp_path / "run"
+        with pytest.raises(BlockingIOError, match=f"in use by process {os.getpid()};"):
+            lib.opened(directory, new, ignore=("logging.*",)).__enter__()
+        assert read_config(directory)["logging"] == {"every": 50}
+    with lib.opened(directory, new, ignore=("logging.*",)):
+        assert read_config(directory)["logging"] == {"every": 10}
 
 
 def test_the_lock_is_for_one_process_and_ends_with_it(tmp_path):
