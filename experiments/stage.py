@@ -78,7 +78,9 @@ def _run(experiment: Experiment, workdir: storage.Path, stop: Stop) -> None:
         before = step
         for i, (name, stage) in enumerate(experiment.stages):
             began = time.monotonic()
-            half_i = half / f"{step}-{i}-{name}"
+            # Steps of a pass are batches of this size, which may differ when the run resumes.
+            size = f"-{config['evaluation']['batch_size']}" if stage.passes else ""
+            half_i = half / f"{step}-{i}-{name}{size}"
             state = run_stage(experiment, name, stage, state, before, workdir, half_i, stop)
             before += stage.steps
             logger.info("stage %s: %.1f s", name, time.monotonic() - began)

@@ -117,7 +117,7 @@ def test_it_runs_once_and_again_when_its_result_is_damaged(sngp, tmp_path, monke
     largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-8] + b"damaged!")
     state, _ = Checkpoints(workdir, read_only=True).restore(experiment.shapes)
-    half = Checkpoints(stages / "half" / "20-0-laplace", config=experiment.config)
+    half = Checkpoints(stages / "half" / "20-0-laplace-96", config=experiment.config)
     with contextlib.closing(half):
         half.save(3, state)  # no carry
     runs = Interruptions(monkeypatch, (5, signal.SIGTERM))
@@ -130,6 +130,23 @@ def test_it_runs_once_and_again_when_its_result_is_damaged(sngp, tmp_path, monke
     assert runs.done == [0, 6]
     np.testing.assert_array_equal(
         factors(experiment, tmp_path / "run"), factors(experiment, workdir)
+    )
+
+
+@pytest.mark.slow
+def test_a_pass_that_resumes_with_another_batch_size_has_every_example_once(
+    sngp, tmp_path, monkeypatch
+):
+    experiment, workdir = sngp
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    runs = Interruptions(monkeypatch, (5, signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"laplace stopped by SIGTERM at step 6 of 10; saved"):
+        stage.run(experiment, tmp_path)
+    larger = setup(config(**{"evaluation.batch_size": 192}))  # 5 batches, of which 6 are not done
+    stage.run(larger, tmp_path)
+    assert runs.done == [0, 0]
+    np.testing.assert_allclose(
+        factors(larger, tmp_path), factors(experiment, workdir), rtol=2e-4, atol=1e-5
     )
 
 
