@@ -17,7 +17,7 @@ from experiments.experiment.build import setup
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.loop import ParticleFault
 from experiments.runtime.termination import Interrupted
-from experiments.runtime.workdir import read_config
+from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.runtime.writers import METRICS, read_metrics, without_timing
 from experiments.train import train
 from uncertainty import build
@@ -512,6 +512,29 @@ def test_hyper_deep_ensemble_by_config(plain, tmp_path):
     np.testing.assert_array_equal(
         state.hyper["prior_scale"][0], before.hyper["prior_scale"][nll.argmin()]
     )
+
+
+@pytest.mark.slow
+def test_training_data_that_have_changed_since_are_refused(sngp, plain, tmp_path):
+    """By the stages of a run, and by a run that starts from it."""
+    experiment, workdir = sngp
+    run, start = tmp_path / "run", tmp_path / "start"
+    shutil.copytree(workdir, run)
+    shutil.rmtree(run / "stages")
+    shutil.copytree(plain[1], start)
+    for folder in (run, start):
+        noted = read_json(folder / "data.json")
+        write_json(folder / "data.json", noted | {"digest": "0123abcd"})
+    message = r"on other training data .*\n  digest: 0123abcd -> \w+$"
+    with pytest.raises(ValueError, match=message):
+        stage.run(experiment, run)
+    assert not (run / "stages" / "checkpoints").exists()
+    laplace = {"head.name": "laplace.Laplace", "stages": [dict(name="laplace")]}
+    with pytest.raises(ValueError, match=message):
+        stage.begin_from(start, tmp_path / "new", laplace)
+    assert not (tmp_path / "new").exists()
+    other = laplace | {"data.train.split": "train[:90%]"}  # which says that they are others
+    stage.begin_from(start, tmp_path / "new", other)
 
 
 @pytest.mark.slow
