@@ -290,7 +290,7 @@ class Cells:
                         records[name_of(row), seed] = record
         return records
 
-    def done(self, row: Mapping[str, Any], seed: int) -> bool:
+    def done(self, row: Mapping[str, Any], seed: int, warn: bool = True) -> bool:
         """Whether the cell is finished, as far as possible with this config.
 
         Raises:
@@ -300,13 +300,13 @@ class Cells:
             return False
         record = self.record(row, seed)
         if record is None:
-            if self._recorded(row, seed) is not None:
+            if warn and self._recorded(row, seed) is not None:
                 logger.warning("%s has another config and is not used", self._where(row, seed))
             return False
         then, now = record["config"]["evaluators"], self.config(row, seed)["evaluators"]
         if record["failures"]:
             return same_but_for(then, now, ())
-        if not same_but_for(then, now, ("*.sets.*.name", "*.sets.*.path")):
+        if warn and not same_but_for(then, now, ("*.sets.*.name", "*.sets.*.path")):
             logger.warning(
                 "%s was evaluated with other config.evaluators than now; "
                 "delete it to evaluate it again",
@@ -327,6 +327,10 @@ class Cells:
         directory = self.run_directory(row, seed)
         experiment = train.train(config, directory, overview=False)
         stage.run(experiment, directory)
+        Args:
+          row, seed: of the cell.
+          warn: whether to log how its record differs from the config.
+
         metrics, failures = evaluate.evaluate(experiment, directory, show=False)
         sets = sets_of(directory, "test")
         if task := self.table.get("validated"):

@@ -7,6 +7,7 @@ import logging
 import pkgutil
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -19,6 +20,7 @@ from experiments.reproduce import main
 from experiments.runtime import project
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json, write_json
+from experiments.tables import launch
 from experiments.tables.cells import Cells, table_of
 from experiments.tables.records import FILE, slug
 from experiments.tables.render import runs_here
@@ -581,6 +583,41 @@ def test_check_compares_with_the_committed_numbers_and_leaves_them(copied, capsy
     assert main(arguments(copied, *one)) == 0
     assert "check:  3 numbers compared, 0 differ; 0 cells read" in capsys.readouterr().out
     assert contents(copied / "r") == before
+def test_workers_of_a_round_that_finish_nothing_have_failed(tables, tmp_path, monkeypatch, capsys):
+    """Records of before the round are no results of it; the same command resumes the round."""
+    cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {})
+    row = cells.table["rows"][0]
+
+    def record(seed):
+        config = cells.config(row, seed)
+        rest = dict(metrics={}, failures={}, hardware={}, versions={}, sets={}, run="")
+        cells.records.put(dict(row="One", seed=seed, config=config, **rest))
+
+    def workers(of, command, args, jobs):
+        """Finish seed 0 of two, or none."""
+        started.append([seed for _, seed in jobs])
+        for row, seed in jobs[: len(jobs) - 1]:
+            record(seed)
+            of.run_directory(row, seed).mkdir(parents=True)
+            (of.run_directory(row, seed) / "recorded").touch()
+        code = subprocess.run([sys.executable, "-S", "-c", "raise SystemExit(3)"]).returncode
+        return [f"worker 0 (7): status {code}"]
+
+    record(0)
+    record(1)
+    started = []
+    monkeypatch.setattr(launch, "run_workers", workers)
+    monkeypatch.setattr(launch, "check", lambda args: None)  # submitit may be missing
+    asked = arguments(tmp_path, "--rows", "One", "--fresh", "--launcher", "local")
+    assert main(asked) == 1
+    output = capsys.readouterr()
+    assert "error: One, seed 1: no worker has finished it; worker 0 (7): status 3" in output.err
+    assert "0 read from" in output.out and "1 run, 1 failed" in output.out
+    assert main(asked) == 1
+    assert "1 read from" in capsys.readouterr().out and started == [[0, 1], [1]]
+    assert (tmp_path / "w" / "a_table" / "fresh" / "1" / "unfinished").exists()
+
+
 
     def otherwise(record):
         return record | {"metrics": record["metrics"] | {"cost/parameters": 7}}
