@@ -19,7 +19,14 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.reports import datasets
 from experiments.runtime import keys, project, storage, writers
-from experiments.runtime.workdir import DATA, MAY_CHANGE, read_json, same_but_for
+from experiments.runtime.workdir import (
+    DATA,
+    MAY_CHANGE,
+    difference,
+    fields,
+    read_json,
+    same_but_for,
+)
 from experiments.tables.records import Records, slug
 from uncertainty.build import ConfigError, nearest
 from uncertainty.specs import imported
@@ -214,6 +221,29 @@ class Cells:
         """Refuses a column that no row's evaluators can fill and that has no published values.
 
         Evaluators of the table count even if overrides remove them: an evaluator without data may
+    def made_with(self, field: str) -> bool:
+        """Whether a finished cell has what this override sets, or none is finished.
+
+        Cells that were evaluated before with other fields, or on another disk, are finished too.
+        """
+        records = self.finished()
+        for row in self.table["rows"]:
+            own = {seed: record for (name, seed), record in records.items() if name == name_of(row)}
+            if not own:
+                continue
+            config = self._load(row, {"seed": (seed := min(own))})
+            others = {k: v for k, v in self.overrides.items() if k != field}
+            fitting = {k: v for k, v in others.items() if not self._refused(row, k, v)}
+            config_lib.apply(config, fitting)
+            now = self.config(row, seed)
+            names = difference(config_lib.plain(config), now)
+            expected = [fields(now).get(name) for name in names]
+            for record in own.values():
+                has = fields(record["config"])
+                if names and [has.get(name) for name in names] == expected:
+                    return True
+        return not records
+
         be left out, and its columns stay empty.
 
         Raises:
@@ -320,6 +350,15 @@ class Cells:
         return f"the record of {name_of(row)}, seed {seed} ({place})"
 
     def run(self, row: Mapping[str, Any], seed: int) -> None:
+        then, now = (c.get("pretrained") or {} for c in (record["config"], self.config(row, seed)))
+        if warn and not same_but_for(then, now, ()):
+            logger.warning(
+                "%s began from config.pretrained.path %r, not %r; unless these are the same "
+                "parameters, delete it to run it again",
+                self._where(row, seed),
+                then.get("path"),
+                now.get("path"),
+            )
         """Trains and evaluates one cell and writes its record, replacing an earlier one."""
         from experiments.tables import constraints
 

@@ -271,9 +271,17 @@ def test_the_table_says_what_its_cells_were_made_with(made, tmp_path, caplog):
     assert found.hardware["cores"] == f"{cores} or {cores + 1}"
     assert found.hardware["jax"] == cell["hardware"]["jax"]
     assert ["several machines" in row.note for row in found.rows] == [True, False, False, False]
-    assert found.command.endswith("reproduce a_table --set=evaluators.test.bins=7")
+    assert found.command.endswith("reproduce a_table")  # no cell was made with other bins
     assert cells.done(cells.table["rows"][0], 1)
     assert "was evaluated with other config.evaluators" in caplog.text
+    other["config"]["evaluators"]["test"]["bins"] = 7
+    other["config"]["pretrained"] = {"path": "/elsewhere"}
+    rewrite(tmp_path, lambda r: other if (r["row"], r["seed"]) == ("One", 1) else r)
+    cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {"evaluators.test.bins": "7"})
+    assert study(cells, {}).command.endswith("reproduce a_table --set=evaluators.test.bins=7")
+    assert cells.done(cells.table["rows"][0], 1)
+    assert "seed 1 (" in caplog.text
+    assert "began from config.pretrained.path '/elsewhere', not None; unless" in caplog.text
 
 
 def test_overrides_where_they_fit(tables, tmp_path):
@@ -575,14 +583,6 @@ def test_fresh_runs_replace_records_one_by_one_and_are_resumed(made, copied, cap
     assert records(copied)["One", 1] == before["One", 1]
 
 
-@pytest.mark.slow
-def test_check_compares_with_the_committed_numbers_and_leaves_them(copied, capsys):
-    """The same code and seeds give the same numbers; other ones are named."""
-    before = contents(copied / "r")
-    one = ["--rows", "One", "--seeds", "0", "--check"]
-    assert main(arguments(copied, *one)) == 0
-    assert "check:  3 numbers compared, 0 differ; 0 cells read" in capsys.readouterr().out
-    assert contents(copied / "r") == before
 def test_workers_of_a_round_that_finish_nothing_have_failed(tables, tmp_path, monkeypatch, capsys):
     """Records of before the round are no results of it; the same command resumes the round."""
     cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {})
@@ -618,6 +618,14 @@ def test_workers_of_a_round_that_finish_nothing_have_failed(tables, tmp_path, mo
     assert (tmp_path / "w" / "a_table" / "fresh" / "1" / "unfinished").exists()
 
 
+@pytest.mark.slow
+def test_check_compares_with_the_committed_numbers_and_leaves_them(copied, capsys):
+    """The same code and seeds give the same numbers; other ones are named."""
+    before = contents(copied / "r")
+    one = ["--rows", "One", "--seeds", "0", "--check"]
+    assert main(arguments(copied, *one)) == 0
+    assert "check:  3 numbers compared, 0 differ; 0 cells read" in capsys.readouterr().out
+    assert contents(copied / "r") == before
 
     def otherwise(record):
         return record | {"metrics": record["metrics"] | {"cost/parameters": 7}}
