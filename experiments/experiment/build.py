@@ -26,6 +26,7 @@ from experiments.experiment.check import (
     check_pretrained,
 )
 from experiments.experiment.load import (
+    check_validation,
     described,
     load_data,
     load_validation,
@@ -233,8 +234,12 @@ def read(config: Mapping[str, Any]) -> Data:
     writers.require(config["logging"])
     data = load_data(config)
     warn_of_data(config, data.train)
-    if data.validation is None and build.stages_ask(config, "num_validation"):
-        data = data._replace(validation=load_validation(config, data.train))
+    if data.validation is not None:
+        return data
+    if build.stages_ask(config, "num_validation"):
+        return data._replace(validation=load_validation(config, data.train, data.sets))
+    if config["data"].get("validation"):
+        check_validation(config, data.train, data.sets)
     return data
 
 

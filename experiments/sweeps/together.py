@@ -80,9 +80,10 @@ def train_together(cells: Cells, rows: Sequence[Mapping[str, Any]], seeds: Seque
 def _begun(cells: Cells, row: Mapping[str, Any], seed: int) -> bool:
     """Whether a cell is finished, damaged, wrong, or has a checkpoint of its own."""
     try:
-        cells.config(row, seed)
+        config = cells.config(row, seed)
         if cells.done(row, seed):
             return True
+        cells.check_selection(config)
     except ValueError:  # `tables.run` reports it
         return True
     return bool(Checkpoints(cells.run_directory(row, seed), read_only=True).steps())

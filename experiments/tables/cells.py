@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments import evaluate, evaluators, stage, train
+from experiments.data import labels
+from experiments.data.derived import key_of
+from experiments.data.source import load
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.reports import datasets
@@ -153,6 +156,7 @@ class Cells:
         self._configs: dict[tuple[str, int], dict[str, Any]] = {}
         self.round = storage.path(round) if round else None
         self._claims: Claims | None = None
+        self._selections: dict[str, str] = {}  # data of a config -> why nothing is selected on them
         slugs: dict[str, str] = {}
         for row in self.table["rows"]:
             if (other := slugs.setdefault(slug(name_of(row)), name_of(row))) != name_of(row):
@@ -217,10 +221,6 @@ class Cells:
             self._configs[cell] = config_lib.plain(config)
         return self._configs[cell]
 
-    def check_columns(self) -> None:
-        """Refuses a column that no row's evaluators can fill and that has no published values.
-
-        Evaluators of the table count even if overrides remove them: an evaluator without data may
     def made_with(self, field: str) -> bool:
         """Whether a finished cell has what this override sets, or none is finished.
 
@@ -244,6 +244,10 @@ class Cells:
                     return True
         return not records
 
+    def check_columns(self) -> None:
+        """Refuses a column that no row's evaluators can fill and that has no published values.
+
+        Evaluators of the table count even if overrides remove them: an evaluator without data may
         be left out, and its columns stay empty.
 
         Raises:
@@ -323,6 +327,10 @@ class Cells:
     def done(self, row: Mapping[str, Any], seed: int, warn: bool = True) -> bool:
         """Whether the cell is finished, as far as possible with this config.
 
+        Args:
+          row, seed: of the cell.
+          warn: whether to log how its record differs from the config.
+
         Raises:
           ValueError: the record is damaged.
         """
@@ -342,14 +350,6 @@ class Cells:
                 "delete it to evaluate it again",
                 self._where(row, seed),
             )
-        return True
-
-    def _where(self, row: Mapping[str, Any], seed: int) -> str:
-        """The description of a record for messages, with its file and line."""
-        place = self.records.where(slug(name_of(row)), seed)
-        return f"the record of {name_of(row)}, seed {seed} ({place})"
-
-    def run(self, row: Mapping[str, Any], seed: int) -> None:
         then, now = (c.get("pretrained") or {} for c in (record["config"], self.config(row, seed)))
         if warn and not same_but_for(then, now, ()):
             logger.warning(
@@ -359,17 +359,22 @@ class Cells:
                 then.get("path"),
                 now.get("path"),
             )
+        return True
+
+    def _where(self, row: Mapping[str, Any], seed: int) -> str:
+        """The description of a record for messages, with its file and line."""
+        place = self.records.where(slug(name_of(row)), seed)
+        return f"the record of {name_of(row)}, seed {seed} ({place})"
+
+    def run(self, row: Mapping[str, Any], seed: int) -> None:
         """Trains and evaluates one cell and writes its record, replacing an earlier one."""
         from experiments.tables import constraints
 
         config = copy.deepcopy(self.config(row, seed))
+        self.check_selection(config)
         directory = self.run_directory(row, seed)
         experiment = train.train(config, directory, overview=False)
         stage.run(experiment, directory)
-        Args:
-          row, seed: of the cell.
-          warn: whether to log how its record differs from the config.
-
         metrics, failures = evaluate.evaluate(experiment, directory, show=False)
         sets = sets_of(directory, "test")
         if task := self.table.get("validated"):
@@ -378,14 +383,7 @@ class Cells:
                 experiment, directory, specs={VALIDATION: spec}, name=VALIDATION, show=False
             )
             evaluate.report(why)
-            own = sets_of(directory, VALIDATION)[VALIDATION]
-            for path, other in sets.items():
-                if other["digest"] == own["digest"]:
-                    raise ValueError(
-                        f"data.validation: has the examples of {path}, {other['name']}; what is "
-                        "chosen on them would be reported on them too"
-                    )
-            sets[VALIDATION] = own
+            sets[VALIDATION] = sets_of(directory, VALIDATION)[VALIDATION]
             metrics |= {
                 f"{VALIDATION}/{key}": value
                 for key, value in on_validation.items()
@@ -408,6 +406,25 @@ class Cells:
         )
         if self.round is not None:
             self._mark(row, seed).touch()
+
+    def check_selection(self, config: Mapping[str, Any]) -> None:
+        """Refuses validation data, by which cells are selected, that are among the test data.
+
+        The data are read once for all cells that have the same. Training and test data that cannot
+        be read are reported by training, which reads them too.
+
+        Raises:
+          ConfigError: there are no validation data.
+          ValueError: they cannot be read, or more than half of them are in a set that an evaluator
+            reports numbers of, or the other way round.
+        """
+        if not self.table.get("validated"):
+            return
+        key = key_of({name: config[name] for name in ("data", "evaluators")})
+        if key not in self._selections:
+            self._selections[key] = _selected_on(validation_of(config), config)
+        if reason := self._selections[key]:
+            raise ValueError(reason)
 
     def key(self, row: Mapping[str, Any], seed: int) -> str:
         """The name of a cell's claim."""
@@ -446,6 +463,39 @@ class Cells:
     def end_round(self) -> None:
         """Ends the round, so that the next one starts from scratch."""
         (self.round / UNFINISHED).unlink(missing_ok=True)
+
+
+def _selected_on(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Why nothing may be selected on the validation data of a config; '' if it may."""
+    from experiments.data.overlap import require_apart
+
+    unreadable, seen = (ValueError, OSError, ImportError), set()
+    try:
+        train = load(config["data"]["train"], "data.train", labels=labels.OPTIONAL)
+        built = evaluators.build_all(config["evaluators"])
+    except unreadable:
+        return ""
+    try:
+        validation = load(spec, "data.validation", train, labels.ALIKE)
+    except unreadable as error:  # which training need not read
+        return str(error)
+    for name, evaluator in built.items():
+        for read in evaluator.data:
+            if not read.reported or (key := (read.labels, key_of(read.data))) in seen:
+                continue
+            seen.add(key)
+            field = f"evaluators.{name}.{read.field}"
+            try:
+                test = load(read.data, field, train, read.labels)
+            except unreadable:
+                continue
+            try:
+                require_apart("data.validation", validation, test, f"the data of {field}")
+                used = "the validation data, by which settings are selected"
+                require_apart(field, test, validation, used)
+            except ValueError as error:
+                return str(error)
+    return ""
 
 
 @functools.cache
