@@ -139,7 +139,7 @@ def setup(
     data = None
     if asks_outputs(config):
         data = read(config) if noted is None else described(config, *noted)
-        config = {**config, "head": {**config["head"], "outputs": data.train.outputs}}
+        config = with_outputs(config, data.train.outputs)
     network = build.network(config)
     model = build.model(config, network)
     optimiser, learning_rate = build.optimiser(config), build.schedule(config)
@@ -212,6 +212,13 @@ def asks_outputs(config: Mapping[str, Any]) -> bool:
     """Whether the head has as many outputs as the data have classes or targets: `outputs=None`."""
     head = config["head"]
     return isinstance(head, Mapping) and "outputs" in head and head["outputs"] is None
+
+
+def with_outputs(config: Mapping[str, Any], outputs: int) -> dict[str, Any]:
+    """The config of a run on data with so many classes or targets: `outputs=None` is filled in."""
+    if not asks_outputs(config):
+        return dict(config)
+    return {**config, "head": {**config["head"], "outputs": outputs}}
 
 
 def full(config: Mapping[str, Any]) -> dict[str, Any]:
