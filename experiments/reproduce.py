@@ -12,7 +12,9 @@ Tables are the files of `configs/tables`. A finished cell (row and seed) is a li
 with many finished cells. So repeating an interrupted command resumes it, and cells may come from
 several machines. `--fresh` runs every cell again, in `runs/<table>/fresh/<n>`; each record is
 replaced when its new run is finished, and the same command resumes an interrupted round. Settings
-that change results make another table, in its own folder: `results/<table>/<settings>`.
+that change results make another table, in its own folder: `results/<table>/<settings>`. Evaluators,
+test sets and the file of pretrained parameters make none: cells that are finished with others stay
+as they are, with a warning, and the table's command has a setting only if a cell was made with it.
 
 `--check` runs the cells in `runs/check` and compares them with the table's records, which are not
 changed; the exit status is 1 if a number differs by more than its errors

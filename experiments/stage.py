@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import evaluate
-from experiments.data.description import write_description
+from experiments.data import assignment
+from experiments.data.derived import key_of
+from experiments.data.description import check_description, write_description
 from experiments.data.loader import Prefetch, prefetch
 from experiments.data.order import rows
 from experiments.data.source import Source
@@ -47,6 +49,7 @@ def run(experiment: Experiment, workdir: str | storage.Path) -> None:
 
     Raises:
       ConfigError: there is no checkpoint.
+      ValueError: the training data are not those that the run was trained on.
       BlockingIOError: a training run has locked the workdir.
       ParticleFault: with `on_fault='stop'`, a step of a stage that trains was not finite.
       Interrupted: SIGTERM or SIGINT came; the stage saves first.
@@ -64,6 +67,7 @@ def _run(experiment: Experiment, workdir: storage.Path, stop: Stop) -> None:
     results = Checkpoints(workdir / FOLDER, keep=1, config=config)
     if _finished(results, step):
         return
+    check_description(workdir, experiment.source, experiment.data.sources)
     # Stages do not need the state of the optimiser.
     restored = trained.restore(experiment.shapes.replace(opt_state=()))
     if restored is None:
@@ -76,7 +80,9 @@ def _run(experiment: Experiment, workdir: storage.Path, stop: Stop) -> None:
         before = step
         for i, (name, stage) in enumerate(experiment.stages):
             began = time.monotonic()
-            half_i = half / f"{step}-{i}-{name}"
+            # Steps of a pass are batches of this size, which may differ when the run resumes.
+            size = f"-{config['evaluation']['batch_size']}" if stage.passes else ""
+            half_i = half / f"{step}-{i}-{name}{size}"
             state = run_stage(experiment, name, stage, state, before, workdir, half_i, stop)
             before += stage.steps
             logger.info("stage %s: %.1f s", name, time.monotonic() - began)
@@ -264,6 +270,7 @@ def begin_from(start: str | storage.Path, workdir: str | storage.Path, changes: 
     Raises:
       ConfigError: the parameters of the two differ in path or shape, `workdir` has other
         parameters, or hyper-parameters or samples differ from those of `start`.
+      ValueError: the training data are those of `start` by the config, but have changed since.
     """
     from experiments.experiment.inherit import inherited, same
 
@@ -277,6 +284,14 @@ def begin_from(start: str | storage.Path, workdir: str | storage.Path, changes: 
     if restored is None:
         raise ConfigError(f"start: {start} has no checkpoint")
     trained, step = restored
+    before, after = (_data_sets(experiment.config) for experiment in (old, new))
+    if before[""] == after[""]:
+        sources = {
+            name: source
+            for name, source in new.data.sources.items()
+            if before.get(name) == after.get(name)
+        }
+        check_description(start, new.source, sources)
     state = inherited(start, old, trained, new)
     saved = dict(config=of_training(new.config), execution=new.rounding())
     with (
@@ -294,6 +309,15 @@ def begin_from(start: str | storage.Path, workdir: str | storage.Path, changes: 
         if former is None:
             checkpoints.save(step, state)
     return new
+
+
+def _data_sets(config: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> a text that is equal for equal specs: of `Data.sources`, and '' of `data.train`."""
+    data = config["data"]
+    sets = assignment.parse(data.get("particles") or assignment.SHARED)[1].get("sets", ())
+    specs = {"": data["train"], **(data.get("streams") or {})}
+    specs |= {f"particles.{i}": spec for i, spec in enumerate(sets)}
+    return {name: key_of(spec) for name, spec in specs.items()}
 
 
 def main(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ parameters, random numbers and batches of its cell, so that its training is that
 But the row is set up and compiled once, its seeds are trained one after the other in it
 (`--at_once`: side by side), and steps are a scan. Records go to `results/<table>/runs.jsonl`; they
 lack the costs of training. Cells with a record are not run again, so the same command resumes;
-`experiments.reproduce` then writes the table.
+`experiments.reproduce` then writes the table. A row whose data depend on the seed is refused.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from experiments.prediction.predictor import Predictor
 from experiments.reproduce import seeds_of
 from experiments.runtime import execution, project, writers
 from experiments.runtime.progress import setup_logging
+from experiments.runtime.workdir import difference
 from experiments.tables import constraints
 from experiments.tables.cells import Cells, name_of
 from experiments.tables.run import rows_of, seeds_of_table
@@ -41,8 +42,17 @@ logger = logging.getLogger(__name__)
 CHUNK = 100  # steps whose batches are in memory
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a config with more than training from the beginning."""
+def check(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError for more than training from the beginning, and for configs of seeds that
+    differ in more than the seed, such as in data that are split by it: data are read once."""
+    config = configs[0]
+    for other in configs[1:]:
+        changed = {k: line for k, line in difference(config, other).items() if k != "seed"}
+        if changed:
+            raise ConfigError(
+                f"{next(iter(changed.values()))} between seeds {config['seed']} and "
+                f"{other['seed']}; seeds of one program share the data, use experiments.reproduce"
+            )
     for field in ("stages", "pretrained"):
         if config[field]:
             raise ConfigError(f"{field}: {config[field]!r}; unset it, or use experiments.reproduce")
@@ -93,8 +103,9 @@ def records(
       ConfigError: see `check`.
       FloatingPointError: see `trained`.
     """
-    check(cells.config(row, seeds[0]))
-    experiment = build_lib.setup(cells.config(row, seeds[0]))
+    configs = [cells.config(row, seed) for seed in seeds]
+    check(configs)
+    experiment = build_lib.setup(configs[0])
     states = trained(experiment, seeds, at_once)
     first = jax.tree.map(lambda a: a[0], states)
     shared, made = Predictor(experiment, first), []
@@ -121,7 +132,7 @@ def records(
                 sets={path: one for path, one in noted.items() if one},
                 trained={k: description[k] for k in ("name", "examples", "digest")},
                 config_file=row["config"],
-                config=cells.config(row, seed),
+                config=configs[i],
                 hardware=writers.hardware(),
                 versions=constraints.installed(),
                 run="",

@@ -25,7 +25,8 @@ Writes, in `--out`:
 
 Beside each x are also logits [N, 10] of the released last layer, and stage1 [N, 16] and stage2
 [N, 32], the means over space of the earlier stages' outputs. Parts of at most 10,000 images are
-kept in `parts/`, so an interrupted run resumes.
+kept in `parts/`, so an interrupted run resumes; their names have a checksum of the weights and the
+images, so that parts of others are not taken.
 
 `--join` puts what several such folders have side by side, for an ensemble of their networks: x
 [N, 64 M] and logits [N, 10 M], and in head.npz the last layers as those of M members, whose kernels
@@ -34,6 +35,7 @@ kept in `parts/`, so an interrupted run resumes.
 
 import pathlib
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -164,13 +166,42 @@ def save(path: pathlib.Path, arrays: Mapping[str, np.ndarray], split: str = "") 
     partial.rename(path)
 
 
+def checksum(*parts: pathlib.Path | np.ndarray | str) -> str:
+    """Eight hexadecimal digits of the contents of files, arrays and texts; a missing file is ''."""
+    crc = 0
+    for part in parts:
+        if isinstance(part, pathlib.Path):
+            part = np.fromfile(part, np.uint8) if part.is_file() else ""
+        if isinstance(part, np.ndarray):
+            crc = zlib.crc32(repr((part.shape, part.dtype)).encode(), crc)
+        crc = zlib.crc32(
+            part.encode() if isinstance(part, str) else np.ascontiguousarray(part), crc
+        )
+    return f"{crc:08x}"
+
+
 def features(
-    out: pathlib.Path, name: str, count: int, images: Callable[[], np.ndarray], compute: Compute
+    out: pathlib.Path,
+    name: str,
+    count: int,
+    images: Callable[[], np.ndarray],
+    compute: Compute,
+    made_of: str,
 ) -> dict[str, np.ndarray]:
-    """The features of `count` images, in parts that are kept; images are read only if needed."""
+    """The features of images, in parts that are kept.
+
+    Args:
+      out: the folder of the sets.
+      name: of the set.
+      count: of the images.
+      images: reads them, if a part is missing.
+      compute: images -> features.
+      made_of: a checksum of the network and the images, for the names of the parts.
+    """
     parts = []
     for start in range(0, count, PART):
-        file, size = out / "parts" / f"{name}-{start}.npz", min(PART, count - start)
+        file = out / "parts" / f"{name}-{start}-{made_of}.npz"
+        size = min(PART, count - start)
         part = load_npz(storage.path(str(file))) if file.is_file() else None
         if part is None or len(part["x"]) < size:
             part = compute(images()[start : start + size])
@@ -186,11 +217,13 @@ def corrupted(
     count: int,
     frost: pathlib.Path,
     compute: Compute,
+    made_by: str,
 ) -> dict[str, np.ndarray]:
-    """The features of the first test images, corrupted."""
+    """The features of the first test images, corrupted; `made_by` is a checksum of the network."""
     from experiments.data import cifar_c
 
     x, y = (test[key][:count] for key in ("x", "y"))
+    made_of = checksum(made_by, test["x"], frost)
     parts = []
     for number, kind in enumerate(cifar_c.KINDS):
         for severity in SEVERITIES:
@@ -200,7 +233,7 @@ def corrupted(
                 changed = cifar_c.corrupt(units, kind, severity, textures=str(frost))
                 return np.rint(255 * changed).astype(np.uint8)
 
-            part = features(out, f"{kind}_{severity}", len(x), images, compute)
+            part = features(out, f"{kind}_{severity}", len(x), images, compute, made_of)
             which = {
                 k: np.full(len(x), v) for k, v in dict(corruption=number, severity=severity).items()
             }
@@ -254,21 +287,24 @@ def main(_) -> None:
         if FLAGS[name].value is None:
             raise ValueError(f"--{name}: missing")
     data, out = (pathlib.Path(p).expanduser() for p in (FLAGS.data, FLAGS.out))
-    compute, last = network(pathlib.Path(FLAGS.weights).expanduser(), FLAGS.depth)
+    weights = pathlib.Path(FLAGS.weights).expanduser()
+    compute, last = network(weights, FLAGS.depth)
+    which = checksum(weights, str(FLAGS.depth))
     save(out / HEAD, last)
     readers_of = dict(sets(data))
     for name, read in readers_of.items():
         if FLAGS.only and name not in FLAGS.only:
             continue
         arrays = read()
-        result = features(out, name, len(arrays["x"]), lambda x=arrays["x"]: x, compute)
+        x, made_of = arrays["x"], checksum(which, arrays["x"])
+        result = features(out, name, len(x), lambda x=x: x, compute, made_of)
         save(out / f"{name}.npz", {**arrays, **result}, "train" if name == "train" else "test")
         if "y" in arrays:
             accuracy = np.mean(result["logits"].argmax(1) == arrays["y"])
             print(f"{name}: accuracy {100 * accuracy:.2f} %", flush=True)
     if not FLAGS.only or "corrupted" in FLAGS.only:
         test = readers_of["test"]()
-        result = corrupted(out, test, FLAGS.corrupted, data / "frost.npz", compute)
+        result = corrupted(out, test, FLAGS.corrupted, data / "frost.npz", compute, which)
         save(out / "corrupted.npz", result, "test")
     print(f"written to {out}")
 

@@ -92,13 +92,18 @@ def mixup(batch: Batch, draw: Draw, *, alpha: float = 0.2, classes: int) -> Batc
       alpha: of the distribution of w; small values keep most examples nearly as they are.
 
     Raises:
-      ValueError: this process holds an odd number of examples.
+      ValueError: this process holds an odd number of examples, of each particle where each has its
+        own.
     """
     if not alpha > 0:
         raise ValueError(f"alpha: {alpha}; a positive number is needed")
     x, y = batch["x"], soft(batch["y"], classes)
-    if len(x) % 2:
-        raise ValueError(f"mixup pairs neighbours, but this process has {len(x)} examples a batch")
+    count = len(x) // len(draw.generators)  # of one particle
+    if count % 2:
+        whose = " of each particle" if len(draw.generators) > 1 else ""
+        raise ValueError(
+            f"mixup pairs neighbours, but this process has {count} examples{whose} a batch"
+        )
     weight = draw("beta", alpha, alpha).astype(np.float32)
     mixed = {}
     for key, values in (("x", x), ("y", y)):

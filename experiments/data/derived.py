@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiments.data.splits import within
+
 OF_A_SPLIT = ("label_noise",)  # what is done to one part of a set, and not to the others
 SET = ("name", "path", "data_dir")  # the fields that say which set it is, not which part of it
 
@@ -50,9 +52,13 @@ def _filled(value: Any, train: Mapping[str, Any]) -> Any:
 def part_of(train: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
     """Another part of the training data's set, read in the same way but for the fields of `spec`.
 
-    Label noise belongs to the part that has it.
+    Label noise belongs to the part that has it. A range that is measured on a part of 'train', as
+    the training data are one, is measured on that part.
     """
     shared = {key: value for key, value in train.items() if key not in OF_A_SPLIT}
+    split = str(train.get("split", "train"))
+    if train.get("range") == "measured" and split != "train" and within(split, "train"):
+        shared.setdefault("statistics", split)
     return {key: value for key, value in {**shared, **spec}.items() if value is not None}
 
 

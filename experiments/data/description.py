@@ -11,7 +11,10 @@ from experiments.data.source import load
 from experiments.runtime import storage
 from experiments.runtime.workdir import DATA, jsonable, read_config, read_json, write_json
 
-SAME = ("shape", "examples", "digest", "classes")  # have to be equal when a run resumes
+# Have to be equal when a run resumes: which data they are, and how they are read.
+SAME = ("shape", "examples", "digest", "classes", "range", "mean", "std", "y_mean", "y_std")
+UNITS = dict(mean="std", std="std", y_mean="y_std", y_std="y_std")  # of differences
+ROUNDING = 1e-5  # of a unit; sums of another machine are equal up to rounding alone
 
 
 class Described(NamedTuple):
@@ -61,25 +64,53 @@ def write_description(
     """Writes `describe(source, streams)` to the workdir.
 
     Raises:
-      ValueError: the workdir belongs to a run on other data.
+      ValueError: see `check_description`.
     """
-    description, path = jsonable(describe(source, streams)), workdir / DATA
+    check_description(workdir, source, streams)
+    write_json(workdir / DATA, jsonable(describe(source, streams)))
+
+
+def check_description(
+    workdir: storage.Path, source: Source, streams: Mapping[str, Source] | None = None
+) -> None:
+    """Compares training data with the record of them in a workdir, if it has one.
+
+    Raises:
+      ValueError: the workdir belongs to a run on other data, or on the same data read otherwise,
+        such as with another mean; the message has the old and the new value.
+    """
+    path = workdir / DATA
     noted = read_json(path, NOTED) if path.is_file() else {}
-    changed = list(_changed(noted, description))
+    changed = list(_changed(noted, jsonable(describe(source, streams))))
     if changed:
         raise ValueError(
             f"workdir {workdir} belongs to a run on other training data (old -> new):\n"
             + "\n".join(changed)
         )
-    write_json(path, description)
 
 
 def _changed(noted: dict[str, Any], description: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key in SAME:
         if key in noted and noted[key] != description[key]:
-            yield f"  {prefix}{key}: {noted[key]} -> {description[key]}"
+            unit = description.get(UNITS.get(key, ""))
+            if line := _difference(noted[key], description[key], key in UNITS, unit):
+                yield f"  {prefix}{key}{line}"
     for name, stream in description.get("streams", {}).items():
         yield from _changed(noted.get("streams", {}).get(name, {}), stream, f"streams.{name}.")
+
+
+def _difference(old: Any, new: Any, numbers: bool, unit: Any) -> str:
+    """': old -> new', of many numbers of the two that differ most; '' if it is rounding alone."""
+    if not numbers or old is None or new is None or np.shape(old) != np.shape(new):
+        return f": {old!s:.60} -> {new!s:.60}"
+    before, after = np.asarray(old, np.float64), np.asarray(new, np.float64)
+    apart = np.abs(before - after)
+    allowed = ROUNDING * np.asarray(1.0 if unit is None else unit) + 1e-6 * np.abs(before)
+    if (apart <= allowed).all():
+        return ""
+    most = np.unravel_index(np.argmax(apart), apart.shape)
+    at = f"[{', '.join(map(str, most))}]" if most else ""
+    return f"{at}: {before[most]:.7g} -> {after[most]:.7g}"
 
 
 NOTED = {"name": str, "shape": [int], "classes": (int, None), "outputs": int}

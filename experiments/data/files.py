@@ -64,7 +64,8 @@ def npz(
         'x', 'worst_train' beside 'x_train' and so on.
 
     Raises:
-      ConfigError: the file or an array in it is missing.
+      ConfigError: the file or an array in it is missing, or two arrays are one split, such as 'x'
+        and 'x_train'.
       ValueError: inputs and labels differ in number, an array is not numeric, or the file unpacks
         to more than the free memory.
     """
@@ -250,7 +251,8 @@ def _arrays_of(
     path: storage.Path, entries: Sequence[str], y: str
 ) -> dict[str, Callable[[], Arrays]]:
     arrays = load_npz(path)
-    reads = {}
+    reads: dict[str, Callable[[], Arrays]] = {}
+    stored: dict[str, str] = {}  # split -> its x
     for key in arrays:
         suffix = key.removeprefix("x")
         if not re.fullmatch(r"x(_\w+)?", key) and not (suffix != key and "y" + suffix in arrays):
@@ -267,7 +269,13 @@ def _arrays_of(
             examples = _examples({name: arrays[array + suffix] for name, array in names.items()})
         except ValueError as error:
             raise ValueError(f"{path}: {key} has {error}") from None
-        reads[suffix.lstrip("_") or "train"] = lambda examples=examples: examples
+        split = suffix.lstrip("_") or "train"
+        if split in reads:
+            raise ConfigError(
+                f"path: {path} has {stored[split]!r} and {key!r}, which are both the split "
+                f"{split!r}; remove or rename one"
+            )
+        reads[split], stored[split] = (lambda examples=examples: examples), key
     if not reads:
         raise ConfigError(
             f"path: {path} has the arrays {sorted(arrays)}; 'x' and 'y', or "

@@ -1,5 +1,6 @@
 """Whether two data sets have examples in common."""
 
+import collections
 import hashlib
 import logging
 
@@ -13,7 +14,7 @@ SAMPLE = 512  # examples that are read of a set on disk
 
 
 def share(source: Source, other: Source) -> float | None:
-    """The share of a set's examples whose stored x is in another one.
+    """The share of a set's examples whose stored x, in regression also y, is in another one.
 
     All examples of sets in memory are compared. Of a set on disk a random sample is: with a
     fraction f of the sample of the other set in this one, the share is f len(other) / len(source).
@@ -21,12 +22,13 @@ def share(source: Source, other: Source) -> float | None:
     """
     if source.x.dtype != other.x.dtype or source.shape != other.shape or not len(other):
         return 0.0
+    if source.in_memory and other.in_memory:
+        # A regression may have targets of its own at equal inputs, such as those of a grid.
+        with_y = source.task == other.task == "regression"
+        theirs = set(_hashes(other, with_y))
+        return float(np.mean([h in theirs for h in _hashes(source, with_y)]))
     if source.in_memory:
-        mine = _hashes(source)
-        if other.in_memory:
-            theirs = set(_hashes(other))
-            return float(np.mean([h in theirs for h in mine]))
-        of_all = set(mine)
+        of_all = set(_hashes(source))
         found = float(np.mean([h in of_all for h in _hashes(other)]))
         return min(1.0, found * len(other) / len(source))
     if other.in_memory:
@@ -36,21 +38,36 @@ def share(source: Source, other: Source) -> float | None:
     return 1.0 if same else None
 
 
-def _hashes(source: Source) -> list[bytes]:
-    """Of the stored x of all examples in memory, or of a sample of those on disk."""
+def _hashes(source: Source, with_y: bool = False) -> list[bytes]:
+    """Of the stored x, and y, of all examples in memory, or of a sample of those on disk."""
     if source.in_memory:
         x = source.x
     else:
         rng = np.random.default_rng(0)
         count = min(SAMPLE, len(source))
         x = source.x.gather(np.sort(rng.choice(len(source), count, replace=False)))["x"]
-    return [hashlib.blake2b(np.ascontiguousarray(row), digest_size=12).digest() for row in x]
+    hashes = [hashlib.blake2b(np.ascontiguousarray(row), digest_size=12) for row in x]
+    if with_y and source.y is not None:
+        for one, target in zip(hashes, source.y, strict=True):
+            one.update(np.ascontiguousarray(target))
+    return [one.digest() for one in hashes]
+
+
+def mostly_repeated(source: Source) -> bool:
+    """Whether most examples of a set in memory are there several times, as rows of a few discrete
+    features are, so that other examples of the same distribution are mostly equal to some too."""
+    if not source.in_memory:
+        return False
+    hashes = _hashes(source, source.task == "regression")
+    counts = collections.Counter(hashes)
+    return float(np.mean([counts[h] > 1 for h in hashes])) > MOST
 
 
 def require_apart(field: str, source: Source, other: Source, used: str) -> None:
     """Refuses a set of held-out examples that is, or lies within, another set.
 
-    Fewer than half in common, as equal rows of a table may be, are logged.
+    Fewer than half in common, as equal rows of a table may be, are logged. So are more where
+    examples of the other set are mostly equal to each other, see `mostly_repeated`.
 
     Args:
       field: of the held-out examples, for the message.
@@ -63,7 +80,8 @@ def require_apart(field: str, source: Source, other: Source, used: str) -> None:
     """
     same = share(source, other)
     about = "" if source.in_memory and other.in_memory else "about "
-    if same is not None and same > MOST:
+    by_chance = source.digest() != other.digest() and mostly_repeated(other)
+    if same is not None and same > MOST and not by_chance:
         raise ValueError(
             f"{field}: {about}{same:.0%} of the {len(source):,} examples of {source.title} are in "
             f"{other.title}, {used}; take examples that are held out from both"

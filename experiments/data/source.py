@@ -13,7 +13,7 @@ from experiments.data.examples import Source, carried_entries, check
 from experiments.data.labelled import labelled, with_noise
 from experiments.data.normalisation import per_example, statistics_of
 from experiments.data.own import OWN
-from experiments.data.splits import Dataset, Range
+from experiments.data.splits import Dataset, Range, within
 from experiments.data.splits import dataset as dataset_of
 from uncertainty.build import ConfigError, nearest
 from uncertainty.specs import check_fields, imported, is_path
@@ -36,7 +36,8 @@ def load(
         mean, std: numbers or one per channel or feature, subtracted and divided by.
         standardise: take mean and std, also of regression targets, from the split `statistics`;
           by default True for scikit-learn's tables and False for all else.
-        statistics: 'train' by default.
+        statistics: by default the split itself if it is made of parts of 'train' and these are the
+          training data (without `like`), such as 'train[:90%]'; else 'train'.
         range: (low, high), the stored values of images that become 0 and 1 before `mean` and `std`;
           'measured': those of the split `statistics`; 'unbounded': values stay as they are stored,
           and what assumes a range (corruptions, most augmentations) is refused. By default bytes
@@ -260,7 +261,7 @@ def _source(
         )
 
     def read_statistics() -> tuple[str, np.ndarray, Any]:
-        named = statistics or "train"
+        named = statistics or (split if like is None and within(split, "train") else "train")
         try:
             examples = dataset.read(named)
         except ConfigError as error:

@@ -94,6 +94,12 @@ def positions(
     ]
 
 
+def within(split: str, name: str) -> bool:
+    """Whether a split is made of one of the splits that have names, or of parts of it, alone."""
+    parts = [_PART.fullmatch(part) for part in str(split).split("+")]
+    return all(part is not None and part[1] == name for part in parts)
+
+
 def _position(
     part: str, names: Collection[str], size: Callable[[str], int]
 ) -> tuple[str, int, int]:

@@ -33,6 +33,9 @@ class Reads(NamedTuple):
     field: str  # of the evaluator: 'data', or 'sets.mnist' for one of several
     data: Data
     labels: str  # the use of its labels, see `data.source.load`
+    # Whether the evaluator's numbers are those of these examples, so that nothing may be selected
+    # by them; False where it fits or chooses something by them.
+    reported: bool = True
 
 
 class Predicted(NamedTuple):
@@ -57,8 +60,10 @@ class Evaluator(NamedTuple):
     predicted: Callable[["Predictor"], Iterator[Predicted]] = lambda predict: iter(())
 
 
-def reads(field: str, data: Any, labels: str = labels_lib.ALIKE) -> tuple[Reads, ...]:
-    """The data set of a field; empty for None.
+def reads(
+    field: str, data: Any, labels: str = labels_lib.ALIKE, reported: bool = True
+) -> tuple[Reads, ...]:
+    """The data set of a field, see `Reads`; empty for None.
 
     Raises:
       ValueError: the field is not a data set.
@@ -67,7 +72,7 @@ def reads(field: str, data: Any, labels: str = labels_lib.ALIKE) -> tuple[Reads,
         return ()
     if not isinstance(data, Mapping | Source):
         raise ValueError(f"{field}: {data!r} is not a dict of fields, such as {{'split': 'test'}}")
-    return (Reads(field, data, labels),)
+    return (Reads(field, data, labels, reported),)
 
 
 def reads_each(

@@ -84,7 +84,13 @@ def combination(
     yields |= {
         keys.join("combination", label, "share", kind) for label in labels for kind in set(kinds)
     }
-    return Evaluator(run, "classification", yields, reads("data", data) + reads("fit", fit), check)
+    return Evaluator(
+        run,
+        "classification",
+        yields,
+        reads("data", data) + reads("fit", fit, reported=False),
+        check,
+    )
 
 
 def labelled(methods: Sequence[Any], field: str = "methods") -> dict[str, dict[str, Any]]:

@@ -152,7 +152,7 @@ def conformal(
         for severity in severities:
             place = f"severity_{severity}"
             yields |= {keys.join("conformal", label, place, name) for name in of_sets}
-    read = reads("data", data) + reads("fit", fit)
+    read = reads("data", data) + reads("fit", fit, reported=False)
     return Evaluator(run, "classification", yields, read, check)
 
 

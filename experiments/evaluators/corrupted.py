@@ -74,5 +74,5 @@ def corrupted(data: Data, bins: int = 15, fit: Data | None = None) -> Evaluator:
         for severity in SEVERITIES
         for name in SHOWN
     }
-    read = reads("data", data) + reads("fit", fit)
+    read = reads("data", data) + reads("fit", fit, reported=False)
     return Evaluator(run, "classification", yields, read, check)

@@ -77,7 +77,7 @@ def disambiguation(
     of_all = ("best_member", "worst_member", "mixture", "disagreement")
     yields = {f"disambiguation/{name}" for name in of_all}
     yields |= {keys.join("disambiguation", str(n), name) for n in labels for name in CHOICES}
-    read = reads("data", data) + reads("pool", pool)
+    read = reads("data", data) + reads("pool", pool, reported=False)
     return Evaluator(run, "classification", yields, read)
 
 

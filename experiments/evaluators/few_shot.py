@@ -89,7 +89,7 @@ def few_shot(
         one
         for name, spec in sets.items()
         for part in ("train", "test")
-        for one in reads(f"sets.{name}.{part}", spec[part], labels.OWN)
+        for one in reads(f"sets.{name}.{part}", spec[part], labels.OWN, reported=part == "test")
     )
     return Evaluator(run, "classification", yields | {"few_shot/error"}, read)
 

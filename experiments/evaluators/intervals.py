@@ -92,7 +92,9 @@ def intervals(
     names = ["coverage", "width", "expected_low", "expected_high", "unbounded"]
     names += ["worst_group_coverage"] if groups is not None else []
     yields = {keys.join("intervals", method, name) for method in methods for name in names}
-    return Evaluator(run, "regression", yields, reads("data", data) + reads("fit", fit), check)
+    return Evaluator(
+        run, "regression", yields, reads("data", data) + reads("fit", fit, reported=False), check
+    )
 
 
 def check_methods(methods: Sequence[str], valid: Sequence[str]) -> None:

@@ -58,5 +58,5 @@ def knn_probe(train: Data, data: Data, k: int = 200, temperature: float = 0.1) -
         yield "knn/member_accuracy", float(np.mean(each))
         yield "knn/members", np.asarray(each)
 
-    read = reads("train", train, labels.OWN) + reads("data", data, labels.OWN)
+    read = reads("train", train, labels.OWN, reported=False) + reads("data", data, labels.OWN)
     return Evaluator(run, None, {"knn/accuracy", "knn/member_accuracy"}, read)

@@ -97,7 +97,11 @@ def ood(
     yields = {keys.join("ood", name, key) for name in [*sets, *(groups or {})] for key in names}
     ratios = ("ratio_entropy", "ratio_probability_std")
     yields |= {keys.join("ood", name, key) for name in sets for key in ratios}
-    read = reads("data", data) + reads_each("sets", sets, labels.UNUSED) + reads("fit", fit)
+    read = (
+        reads("data", data)
+        + reads_each("sets", sets, labels.UNUSED)
+        + reads("fit", fit, reported=False)
+    )
     return Evaluator(run, "classification", yields, read, predicted=predicted)
 
 

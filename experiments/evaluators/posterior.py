@@ -70,7 +70,9 @@ def posterior(
     parts = ("", "inside/", "outside/") if train else ("",)
     names = distances(*np.array([[[[0.0]], [[1.0]]]] * 2))
     yields = {f"posterior/{part}{name}" for part in parts for name in names}
-    return Evaluator(run, None, yields, reads("data", data) + reads("train", train), check)
+    return Evaluator(
+        run, None, yields, reads("data", data) + reads("train", train, reported=False), check
+    )
 
 
 def functions(p: "Predictions") -> np.ndarray:

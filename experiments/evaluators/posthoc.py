@@ -112,7 +112,7 @@ def posthoc(
         for name in names
     }
     yields |= {name for label, spec in specs.items() for name, _ in numbers_of(label, _tried(spec))}
-    read = reads("data", data) + reads("fit", fit)
+    read = reads("data", data) + reads("fit", fit, reported=False)
     return Evaluator(run, "classification", yields, read, check)
 
 
@@ -155,7 +155,7 @@ def _of_targets(
     for label, spec in specs.items():
         numbers = _tried(spec)._asdict()
         yields |= {keys.join("posthoc", label, name) for name in numbers}
-    read = reads("data", data) + reads("fit", fit)
+    read = reads("data", data) + reads("fit", fit, reported=False)
     return Evaluator(run, "regression", yields, read, check)
 
 

@@ -106,7 +106,9 @@ def regions(
     names = ["coverage", "volume", "expected_low", "expected_high", "unbounded"]
     names += ["worst_group_coverage"] if groups is not None else []
     yields = {keys.join("regions", method, name) for method in methods for name in names}
-    return Evaluator(run, "regression", yields, reads("data", data) + reads("fit", fit), check)
+    return Evaluator(
+        run, "regression", yields, reads("data", data) + reads("fit", fit, reported=False), check
+    )
 
 
 class Standard(NamedTuple):

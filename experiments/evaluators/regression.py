@@ -46,7 +46,7 @@ def regression(data: Data, grid: Data | None = None) -> Evaluator:
         run,
         "regression",
         yields,
-        reads("data", data) + reads("grid", grid),
+        reads("data", data) + reads("grid", grid, reported=False),
         predicted=lambda predict: iter([Predicted("test", data)]),
     )
 

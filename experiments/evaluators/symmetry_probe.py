@@ -121,7 +121,7 @@ def symmetry_probe(
     numbers = ("probe_accuracy", "cosine", "agreement")
     yields = {keys.join("symmetry", moves.name, number) for number in numbers}
     yields |= {keys.join("symmetry", moves.name, kind, n) for kind in kinds for n in numbers[:2]}
-    read = reads("train", train, labels.UNUSED) + reads("data", data, labels.UNUSED)
+    read = reads("train", train, labels.UNUSED, reported=False) + reads("data", data, labels.UNUSED)
     return Evaluator(run, None, yields, read, check)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.data.derived import derived as derived
+from experiments.data.derived import specs
 from experiments.data.own import MADE_OF_OTHERS, needs_no_file
 from uncertainty.build import ConfigError
 
@@ -144,6 +145,13 @@ def shrink(
     embedded_set = needs_no_file(config.data.train.name)
     particles = config.data.get("particles") or {}
     sets = ConfigDict({str(i): spec for i, spec in enumerate(_field(particles, "sets") or ())})
+    validation = _field(config.data, "validation")
+    if (
+        validation
+        and not needs_no_file(validation.get("name", config.data.train.name))
+        and "[" in validation.get("split", "")  # without slices it would be the training data
+    ):
+        validation.split = _split_for_validation(config)
     for section in (config.data, sets, *config.evaluators.values()):
         if not embedded_set:
             _without_slices(section)
@@ -153,6 +161,17 @@ def shrink(
     if _field(particles, "name") == "per_class" and not embedded_set:
         config.data.particles = "shuffled"  # a stand-in may have no example of a class
     return config
+
+
+def _split_for_validation(config: ConfigDict) -> str:
+    """A split of a stand-in that evaluators do not read."""
+    plain = config.to_dict()
+    fields = [
+        plain["data"].get("test"),
+        *(v for e in plain["evaluators"].values() for v in e.values()),
+    ]
+    read = {spec.get("split") for field in fields for _, spec in specs(field)}
+    return "test" if "validation" in read else "validation"
 
 
 def _field(section: ConfigDict | str, name: str) -> Any:

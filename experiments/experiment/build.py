@@ -25,6 +25,7 @@ from experiments.experiment.check import (
     check_pretrained,
 )
 from experiments.experiment.load import (
+    check_validation,
     described,
     load_data,
     load_validation,
@@ -138,7 +139,7 @@ def setup(
     data = None
     if asks_outputs(config):
         data = read(config) if noted is None else described(config, *noted)
-        config = {**config, "head": {**config["head"], "outputs": data.train.outputs}}
+        config = with_outputs(config, data.train.outputs)
     network = build.network(config)
     model = build.model(config, network)
     optimiser, learning_rate = build.optimiser(config), build.schedule(config)
@@ -214,6 +215,13 @@ def asks_outputs(config: Mapping[str, Any]) -> bool:
     return isinstance(head, Mapping) and "outputs" in head and head["outputs"] is None
 
 
+def with_outputs(config: Mapping[str, Any], outputs: int) -> dict[str, Any]:
+    """The config of a run on data with so many classes or targets: `outputs=None` is filled in."""
+    if not asks_outputs(config):
+        return dict(config)
+    return {**config, "head": {**config["head"], "outputs": outputs}}
+
+
 def full(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as a run has it: plain, with the sections that older runs do not have."""
     made = {"pretrained": {}, "objective": {}, **config_lib.plain(config)}
@@ -234,8 +242,12 @@ def read(config: Mapping[str, Any]) -> Data:
     writers.require(config["logging"])
     data = load_data(config)
     warn_of_data(config, data.train)
-    if data.validation is None and build.stages_ask(config, "num_validation"):
-        data = data._replace(validation=load_validation(config, data.train))
+    if data.validation is not None:
+        return data
+    if build.stages_ask(config, "num_validation"):
+        return data._replace(validation=load_validation(config, data.train, data.sets))
+    if config["data"].get("validation"):
+        check_validation(config, data.train, data.sets)
     return data
 
 

@@ -29,7 +29,7 @@ def load_data(config: Mapping[str, Any]) -> Data:
 
     Raises:
       ConfigError: a wrong spec or augmentation, or an augmentation that does not fit the data.
-      ValueError: data that is damaged, empty or not finite.
+      ValueError: data that is damaged, empty or not finite; validation data that are training data.
     """
     section, every = config["data"], config["evaluation"]["every"]
     train = load(section["train"], "data.train", labels=labels.OPTIONAL)
@@ -38,8 +38,8 @@ def load_data(config: Mapping[str, Any]) -> Data:
     streams = {
         name: _stream(name, spec, train) for name, spec in (section.get("streams") or {}).items()
     }
-    validation = load_validation(config, train) if every else None
     sets = _sets(section.get("particles") or assignment.SHARED, train)
+    validation = load_validation(config, train, sets) if every else None
     data = described(config, train, streams, validation, sets)
     check_streams(data.streams, train)
     sources = data.sets or (train,)
@@ -112,15 +112,45 @@ def _sets(particles: Any, train: Source) -> tuple[Source, ...]:
     return sets
 
 
-def load_validation(config: Mapping[str, Any], source: Source) -> Source:
+def load_validation(
+    config: Mapping[str, Any], train: Source, sets: tuple[Source, ...] = ()
+) -> Source:
     """The validation data of a config.
+
+    Args:
+      config: of a run.
+      train: `data.train`.
+      sets: those of `data.particles.sets`, which particles are trained on instead.
 
     Raises:
       ConfigError: the config has none, or they do not match the training data.
+      ValueError: they are training data, see `require_apart`.
     """
     if not config["data"].get("validation"):
         raise ConfigError("stages: one needs data.validation, and there is none")
-    return load(config["data"]["validation"], "data.validation", source, labels.ALIKE)
+    source = load(config["data"]["validation"], "data.validation", train, labels.ALIKE)
+    _require_held_out(source, sets or (train,))
+    return source
+
+
+def _require_held_out(validation: Source, trained: tuple[Source, ...]) -> None:
+    from experiments.data.overlap import require_apart
+
+    for source in trained:
+        require_apart("data.validation", validation, source, "the training data")
+
+
+def check_validation(config: Mapping[str, Any], train: Source, sets: tuple[Source, ...]) -> None:
+    """Refuses validation data that are training data, in a run that does not read them itself.
+
+    What selects and calibrates by its predictions later relies on them. Data that cannot be read
+    are reported there. Arguments and errors are those of `load_validation`.
+    """
+    try:
+        source = load(config["data"]["validation"], "data.validation", train, labels.ALIKE)
+    except (ValueError, OSError, ImportError):
+        return
+    _require_held_out(source, sets or (train,))
 
 
 def traced(

@@ -1,10 +1,12 @@
 """Writes the results of an evaluation, and the data sets that they belong to."""
 
 import contextlib
+import json
 import logging
 import pathlib
 import re
 import traceback
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SETS = "sets.json"  # the data of an evaluation: name, examples, digest
 FITS = f"{keys.FITTED}.npz"  # what evaluators fitted, `prediction.fitted`
+PREDICTIONS = "predictions.npz"  # of the members, `exported.export_all`
 RUNS = "runs.json"  # the runs of the members, if there are several: workdir, step
 
 
@@ -77,7 +80,8 @@ def write_results(
 ) -> None:
     """Writes metrics.json, scores.npz and sets.json atomically; for several runs RUNS too.
 
-    What was fitted (`prediction.fitted`) is in a file of its own.
+    What was fitted (`prediction.fitted`) is in a file of its own. Predictions of an earlier
+    evaluation are removed if they are of another step, of other runs or of other test data.
     """
     of_fits = {key: arrays[key] for key in arrays if keys.split(key)[0] == keys.FITTED}
     scores = {key: array for key, array in arrays.items() if key not in of_fits}
@@ -92,11 +96,33 @@ def write_results(
                 np.savez_compressed(file, **scores)
             write_json(directory / SETS, sets)
             (directory / RUNS).unlink(missing_ok=True)
+            if not _are_of(directory / PREDICTIONS, sets, runs):
+                (directory / PREDICTIONS).unlink(missing_ok=True)
             if len(runs) > 1:
                 write_json(directory / RUNS, runs)
             write_json(directory / "metrics.json", metrics)
     except OSError as error:
         raise OSError(error.errno, f"could not write {directory}: {error.strerror}") from error
+
+
+def _are_of(
+    file: storage.Path, sets: Mapping[str, Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether a file of predictions, if there is one, is of these data and steps of these runs."""
+    from experiments.prediction import archive
+
+    if not file.is_file():
+        return True
+    try:
+        with file.open("rb") as stream, zipfile.ZipFile(stream) as packed:
+            noted = json.loads(packed.read(archive.METADATA))
+        steps, theirs = (
+            [(run["workdir"], run["step"]) for run in of] for of in (runs, noted["runs"])
+        )
+        test = noted["sets"].get(archive.TEST, {}).get("digest")
+        return steps == theirs and test in (None, *(one["digest"] for one in sets.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+        return False  # damaged, or of an earlier version
 
 
 def name_of(spec: Mapping[str, Any]) -> str:

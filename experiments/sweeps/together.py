@@ -24,7 +24,7 @@ import optax
 from experiments import train
 from experiments.data.description import write_description
 from experiments.experiment import config as config_lib
-from experiments.experiment.build import Experiment, full, setup
+from experiments.experiment.build import Experiment, full, setup, with_outputs
 from experiments.reports.study import one_line
 from experiments.runtime import execution, storage, writers
 from experiments.runtime.checkpoint import Checkpoints, of_training
@@ -80,9 +80,10 @@ def train_together(cells: Cells, rows: Sequence[Mapping[str, Any]], seeds: Seque
 def _begun(cells: Cells, row: Mapping[str, Any], seed: int) -> bool:
     """Whether a cell is finished, damaged, wrong, or has a checkpoint of its own."""
     try:
-        cells.config(row, seed)
+        config = cells.config(row, seed)
         if cells.done(row, seed):
             return True
+        cells.check_selection(config)
     except ValueError:  # `tables.run` reports it
         return True
     return bool(Checkpoints(cells.run_directory(row, seed), read_only=True).steps())
@@ -219,7 +220,8 @@ def _train(cells: Cells, rows: Sequence[Mapping[str, Any]], seed: int) -> int:
                 logger.warning("%s: a step was not finite; it is run by itself", name_of(row))
                 continue
             share = list(records_of(records, c, len(mine), config["inference"]["hyper"]))
-            _write(own, full(one), cells.run_directory(row, seed), state, step, places, share)
+            config_of_run = with_outputs(full(one), own.source.outputs)
+            _write(own, config_of_run, cells.run_directory(row, seed), state, step, places, share)
         return len(mine)
 
 

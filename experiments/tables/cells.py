@@ -15,11 +15,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments import evaluate, evaluators, stage, train
+from experiments.data import labels
+from experiments.data.derived import key_of
+from experiments.data.source import load
 from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.reports import datasets
 from experiments.runtime import keys, project, storage, writers
-from experiments.runtime.workdir import DATA, MAY_CHANGE, read_json, same_but_for
+from experiments.runtime.workdir import (
+    DATA,
+    MAY_CHANGE,
+    difference,
+    fields,
+    read_json,
+    same_but_for,
+)
 from experiments.tables.records import Records, slug
 from uncertainty.build import ConfigError, nearest
 from uncertainty.specs import imported
@@ -146,6 +156,7 @@ class Cells:
         self._configs: dict[tuple[str, int], dict[str, Any]] = {}
         self.round = storage.path(round) if round else None
         self._claims: Claims | None = None
+        self._selections: dict[str, str] = {}  # data of a config -> why nothing is selected on them
         slugs: dict[str, str] = {}
         for row in self.table["rows"]:
             if (other := slugs.setdefault(slug(name_of(row)), name_of(row))) != name_of(row):
@@ -209,6 +220,29 @@ class Cells:
             config_lib.apply(config, fitting)
             self._configs[cell] = config_lib.plain(config)
         return self._configs[cell]
+
+    def made_with(self, field: str) -> bool:
+        """Whether a finished cell has what this override sets, or none is finished.
+
+        Cells that were evaluated before with other fields, or on another disk, are finished too.
+        """
+        records = self.finished()
+        for row in self.table["rows"]:
+            own = {seed: record for (name, seed), record in records.items() if name == name_of(row)}
+            if not own:
+                continue
+            config = self._load(row, {"seed": (seed := min(own))})
+            others = {k: v for k, v in self.overrides.items() if k != field}
+            fitting = {k: v for k, v in others.items() if not self._refused(row, k, v)}
+            config_lib.apply(config, fitting)
+            now = self.config(row, seed)
+            names = difference(config_lib.plain(config), now)
+            expected = [fields(now).get(name) for name in names]
+            for record in own.values():
+                has = fields(record["config"])
+                if names and [has.get(name) for name in names] == expected:
+                    return True
+        return not records
 
     def check_columns(self) -> None:
         """Refuses a column that no row's evaluators can fill and that has no published values.
@@ -290,8 +324,12 @@ class Cells:
                         records[name_of(row), seed] = record
         return records
 
-    def done(self, row: Mapping[str, Any], seed: int) -> bool:
+    def done(self, row: Mapping[str, Any], seed: int, warn: bool = True) -> bool:
         """Whether the cell is finished, as far as possible with this config.
+
+        Args:
+          row, seed: of the cell.
+          warn: whether to log how its record differs from the config.
 
         Raises:
           ValueError: the record is damaged.
@@ -300,17 +338,26 @@ class Cells:
             return False
         record = self.record(row, seed)
         if record is None:
-            if self._recorded(row, seed) is not None:
+            if warn and self._recorded(row, seed) is not None:
                 logger.warning("%s has another config and is not used", self._where(row, seed))
             return False
         then, now = record["config"]["evaluators"], self.config(row, seed)["evaluators"]
         if record["failures"]:
             return same_but_for(then, now, ())
-        if not same_but_for(then, now, ("*.sets.*.name", "*.sets.*.path")):
+        if warn and not same_but_for(then, now, ("*.sets.*.name", "*.sets.*.path")):
             logger.warning(
                 "%s was evaluated with other config.evaluators than now; "
                 "delete it to evaluate it again",
                 self._where(row, seed),
+            )
+        then, now = (c.get("pretrained") or {} for c in (record["config"], self.config(row, seed)))
+        if warn and not same_but_for(then, now, ()):
+            logger.warning(
+                "%s began from config.pretrained.path %r, not %r; unless these are the same "
+                "parameters, delete it to run it again",
+                self._where(row, seed),
+                then.get("path"),
+                now.get("path"),
             )
         return True
 
@@ -324,6 +371,7 @@ class Cells:
         from experiments.tables import constraints
 
         config = copy.deepcopy(self.config(row, seed))
+        self.check_selection(config)
         directory = self.run_directory(row, seed)
         experiment = train.train(config, directory, overview=False)
         stage.run(experiment, directory)
@@ -335,14 +383,7 @@ class Cells:
                 experiment, directory, specs={VALIDATION: spec}, name=VALIDATION, show=False
             )
             evaluate.report(why)
-            own = sets_of(directory, VALIDATION)[VALIDATION]
-            for path, other in sets.items():
-                if other["digest"] == own["digest"]:
-                    raise ValueError(
-                        f"data.validation: has the examples of {path}, {other['name']}; what is "
-                        "chosen on them would be reported on them too"
-                    )
-            sets[VALIDATION] = own
+            sets[VALIDATION] = sets_of(directory, VALIDATION)[VALIDATION]
             metrics |= {
                 f"{VALIDATION}/{key}": value
                 for key, value in on_validation.items()
@@ -365,6 +406,25 @@ class Cells:
         )
         if self.round is not None:
             self._mark(row, seed).touch()
+
+    def check_selection(self, config: Mapping[str, Any]) -> None:
+        """Refuses validation data, by which cells are selected, that are among the test data.
+
+        The data are read once for all cells that have the same. Training and test data that cannot
+        be read are reported by training, which reads them too.
+
+        Raises:
+          ConfigError: there are no validation data.
+          ValueError: they cannot be read, or more than half of them are in a set that an evaluator
+            reports numbers of, or the other way round.
+        """
+        if not self.table.get("validated"):
+            return
+        key = key_of({name: config[name] for name in ("data", "evaluators")})
+        if key not in self._selections:
+            self._selections[key] = _selected_on(validation_of(config), config)
+        if reason := self._selections[key]:
+            raise ValueError(reason)
 
     def key(self, row: Mapping[str, Any], seed: int) -> str:
         """The name of a cell's claim."""
@@ -403,6 +463,39 @@ class Cells:
     def end_round(self) -> None:
         """Ends the round, so that the next one starts from scratch."""
         (self.round / UNFINISHED).unlink(missing_ok=True)
+
+
+def _selected_on(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Why nothing may be selected on the validation data of a config; '' if it may."""
+    from experiments.data.overlap import require_apart
+
+    unreadable, seen = (ValueError, OSError, ImportError), set()
+    try:
+        train = load(config["data"]["train"], "data.train", labels=labels.OPTIONAL)
+        built = evaluators.build_all(config["evaluators"])
+    except unreadable:
+        return ""
+    try:
+        validation = load(spec, "data.validation", train, labels.ALIKE)
+    except unreadable as error:  # which training need not read
+        return str(error)
+    for name, evaluator in built.items():
+        for read in evaluator.data:
+            if not read.reported or (key := (read.labels, key_of(read.data))) in seen:
+                continue
+            seen.add(key)
+            field = f"evaluators.{name}.{read.field}"
+            try:
+                test = load(read.data, field, train, read.labels)
+            except unreadable:
+                continue
+            try:
+                require_apart("data.validation", validation, test, f"the data of {field}")
+                used = "the validation data, by which settings are selected"
+                require_apart(field, test, validation, used)
+            except ValueError as error:
+                return str(error)
+    return ""
 
 
 @functools.cache

@@ -128,22 +128,39 @@ def launched(
       ConfigError: a resource that the launcher does not know.
     """
     cells.claims.begin()
-    before = {(name_of(row), seed) for row, seed in jobs} & cells.finished().keys()
-    ended = run_workers(cells, command, args, len(jobs))
+    left = unfinished(cells, jobs)
+    read = len(jobs) - len(left)
+    ended = run_workers(cells, command, args, left)
     cells.records.refresh()
-    now = cells.finished()
+    left = unfinished(cells, left)
     failures: dict[str, dict[str, list[int]]] = {}
-    for row, seed in jobs:
-        if (name_of(row), seed) not in now:
-            why = cells.claims.failed(cells.key(row, seed))
-            why = why or "; ".join(["no worker has finished it", *ended])
-            failures.setdefault(why, {}).setdefault(name_of(row), []).append(seed)
-    ran = len(jobs) - len(before) - sum(len(s) for of in failures.values() for s in of.values())
-    return Outcome(study(cells, failures), len(before), ran, failures)
+    for row, seed in left:
+        why = cells.claims.failed(cells.key(row, seed))
+        why = why or "; ".join(["no worker has finished it", *ended])
+        failures.setdefault(why, {}).setdefault(name_of(row), []).append(seed)
+    return Outcome(study(cells, failures), read, len(jobs) - read - len(left), failures)
+
+
+def unfinished(
+    cells: Cells, jobs: Sequence[tuple[dict[str, Any], int]]
+) -> list[tuple[dict[str, Any], int]]:
+    """The rows and seeds whose cells are not finished, in the round if there is one; see
+    `Cells.done`. Those of damaged records are not."""
+
+    def done(row: dict[str, Any], seed: int) -> bool:
+        try:
+            return cells.done(row, seed, warn=False)
+        except ValueError:  # its worker reports it
+            return False
+
+    return [job for job in jobs if not done(*job)]
 
 
 def run_workers(
-    cells: Cells, command: Sequence[str], args: argparse.Namespace, count: int
+    cells: Cells,
+    command: Sequence[str],
+    args: argparse.Namespace,
+    jobs: Sequence[tuple[dict[str, Any], int]],
 ) -> list[str]:
     """Starts the workers, waits for them, and returns a line on each that failed.
 
@@ -151,7 +168,7 @@ def run_workers(
 
     Args:
       cells, command, args: see `launched`.
-      count: cells to run, for the progress.
+      jobs: rows and seeds that are not finished, for the progress.
     """
     import submitit
 
@@ -163,32 +180,33 @@ def run_workers(
         executor.update_parameters(**{"timeout_min": 24 * 60, "name": "cells", **given})
     except (NameError, TypeError, ValueError) as error:
         raise ConfigError(f"--resource: {error}") from error
-    jobs = []
+    workers = []
     with executor.batch():
         for i in range(args.workers):
             shard = ["--shard", f"{i}/{args.workers}"]
-            jobs.append(executor.submit(Worker([*command, *shard])))
-    logger.info("workers %s; their output is in %s", ", ".join(j.job_id for j in jobs), folder)
-    ended = False
+            workers.append(executor.submit(Worker([*command, *shard])))
+    logger.info("workers %s; their output is in %s", ", ".join(w.job_id for w in workers), folder)
+    ended, left = False, list(jobs)
     try:
-        with Progress(count, "launched", unit="cell") as progress:
-            while not all(job.done() for job in jobs):
+        with Progress(len(jobs), "launched", unit="cell") as progress:
+            while not all(worker.done() for worker in workers):
                 cells.records.refresh()
-                working = sum(not job.done() for job in jobs)
-                progress.update(len(cells.finished()), f"{working} of {len(jobs)} workers")
+                working = sum(not worker.done() for worker in workers)
+                left = unfinished(cells, left)
+                progress.update(len(jobs) - len(left), f"{working} of {len(workers)} workers")
                 time.sleep(0.5 if args.launcher == "local" else 10)
             cells.records.refresh()
-            progress.update(len(cells.finished()), "0 workers")
+            progress.update(len(jobs) - len(unfinished(cells, left)), "0 workers")
         ended = True
     finally:
         if not ended:
-            for job in jobs:
-                job.cancel()
+            for worker in workers:
+                worker.cancel()
     lines = []
-    for i, job in enumerate(jobs):
-        if (error := job.exception()) is not None:
-            last = str(error).strip().splitlines()[-1:]
-            lines.append(f"worker {i} ({job.job_id}): {''.join(last)}; see {job.paths.stderr}")
+    for i, worker in enumerate(workers):
+        if (error := worker.exception()) is not None:
+            last = "".join(str(error).strip().splitlines()[-1:])
+            lines.append(f"worker {i} ({worker.job_id}): {last}; see {worker.paths.stderr}")
     return lines
 
 

@@ -53,7 +53,8 @@ def study(cells: Cells, failures: dict[str, dict[str, list[int]]]) -> Study:
             )
         )
     known = sorted({name for h in ran_on for name in h})
-    overrides = [f"--set={name}={value}" for name, value in cells.overrides.items()]
+    # Without those that no cell was made with, which change no cell that is finished.
+    overrides = [f"--set={k}={v}" for k, v in cells.overrides.items() if cells.made_with(k)]
     return Study(
         title=cells.table["title"],
         columns=cells.table["columns"],

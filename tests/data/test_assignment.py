@@ -106,6 +106,15 @@ def test_shared_batches_are_those_of_particle_0_and_of_before():
     assert_same(first, alone)
 
 
+def test_mixup_takes_no_partner_from_another_particle():
+    """A particle has an odd share of a batch, however many particles there are."""
+    made = data("shuffled", augment=[dict(name="mixup")], batch_size=10)
+    for size in (1, 2):
+        assert len(take(made, 1, size=size)[0]["x"]) == size
+        with pytest.raises(ValueError, match="pairs neighbours, but this process has 5 examples"):
+            take(made, 1, size=size, process_index=0, process_count=2)
+
+
 def test_particles_have_orders_and_augmentation_of_their_own():
     one = take(data("shuffled", augment=AUGMENT), 1, size=6)[0]
     assert len({tuple(places) for places in one["place"]}) == 6

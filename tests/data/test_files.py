@@ -93,6 +93,11 @@ def test_missing_files_are_named(tmp_path, idx_folder):
     np.savez(tmp_path / "odd.npz", a=X)
     with pytest.raises(ConfigError, match="has the arrays \\['a'\\]"):
         load(dict(name="npz", path=str(tmp_path / "odd.npz")))
+    for names in (("x", "x_train"), ("x_train", "x")):  # in the order of the file
+        arrays = {name: X for name in names} | {name.replace("x", "y"): Y for name in names}
+        np.savez(tmp_path / "twice.npz", **arrays, x_test=X, y_test=Y)
+        with pytest.raises(ConfigError, match=rf"data\.path: .* has {names[0]!r} and {names[1]!r}"):
+            load(dict(name="npz", path=str(tmp_path / "twice.npz")))
     np.savez(tmp_path / "uneven.npz", x=X, y=Y[:-1])
     with pytest.raises(ValueError, match="30 inputs but 29 labels"):
         load(dict(name="npz", path=str(tmp_path / "uneven.npz")))

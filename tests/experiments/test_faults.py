@@ -31,10 +31,12 @@ def data(tmp_path_factory) -> str:
     y = np.arange(N) % 3
     x = rng.normal(size=(N, 4)) + 2 * np.eye(4)[1 + y]
     x[:, 0] = 0
-    test = x.astype(np.float32)
+    arrays = dict(x_test=1.01 * x)
     x[indices(0, BAD_STEP, B, N)[3], 0] = 2
+    arrays |= dict(x_train=x, x_validation=1.01 * x)
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     path = tmp_path_factory.mktemp("data") / "data.npz"
-    np.savez(path, x_train=x.astype(np.float32), y_train=y, x_test=test, y_test=y)
+    np.savez(path, **arrays, **{name.replace("x", "y"): y for name in arrays})
     return str(path)
 
 
@@ -191,9 +193,9 @@ def test_stopped(sound, data, tmp_path, edit, step):
 @pytest.mark.slow
 def test_infinite_in_validation_alone(data, tmp_path):
     config = config_of(data, on_fault="stop")
-    config["data"]["validation"]["split"] = "train"
+    config["data"]["validation"]["split"] = "validation"
     begin(config, tmp_path, overflowing)
-    message = r"validation at step 5: npz\[train\]: the predictions of member 1 are not finite"
+    message = r"validation at step 5: npz\[validation\]: the predictions of member 1 are not finite"
     with pytest.raises(ParticleFault, match=message):
         train(config, tmp_path)
     assert Checkpoints(tmp_path).steps() == [0, 4]

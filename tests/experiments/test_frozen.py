@@ -212,6 +212,34 @@ def test_joined_networks_predict_as_each_does(tmp_path):
         frozen_features.join(folders, tmp_path / "together")
 
 
+def test_parts_of_other_weights_or_images_are_not_taken(tmp_path):
+    images, other = RNG.integers(0, 256, (2, 7, 4, 4, 3), dtype=np.uint8)
+    computed = []
+
+    def run(weights, x, depth="56"):
+        """Features by made-up weights: a factor."""
+        (tmp_path / "weights.npz").write_bytes(bytes([weights]))
+
+        def compute(part):
+            computed.append(len(part))
+            return dict(x=weights * part[:, 0, 0].astype(np.float32))
+
+        network = frozen_features.checksum(tmp_path / "weights.npz", depth)
+        made_of = frozen_features.checksum(network, x)
+        return frozen_features.features(tmp_path, "test", len(x), lambda: x, compute, made_of)["x"]
+
+    for weights, x, depth in ((2, images, "56"), (3, images, "56"), (3, other, "56")):
+        for _ in range(2):  # the second is read
+            np.testing.assert_array_equal(
+                run(weights, x, depth), weights * x[:, 0, 0].astype(float)
+            )
+    run(3, other, "20")
+    assert computed == [7] * 4
+    checksum = frozen_features.checksum
+    assert checksum(np.zeros((2, 3))) != checksum(np.zeros((3, 2)))
+    assert checksum(tmp_path / "none") == checksum("")
+
+
 def test_fitted_scores_rank_sets(made):
     files = made[1]
     spec = dict(

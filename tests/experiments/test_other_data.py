@@ -8,7 +8,7 @@ import pytest
 
 from configs.tabular import breast_cancer, diabetes
 from experiments.data.derived import parts_of_one
-from experiments.data.description import describe, read_description
+from experiments.data.description import describe, read_description, write_description
 from experiments.data.source import load
 from experiments.evaluate import evaluate, parse_data
 from experiments.experiment import config as config_lib
@@ -116,6 +116,36 @@ def test_a_run_does_not_resume_on_other_data(tmp_path):
         train(config, tmp_path / "run")
 
 
+def test_a_run_does_not_resume_on_data_that_are_read_otherwise(tmp_path):
+    """The same examples with another mean, as of other rows of their file; rounding is the same."""
+    x = np.random.default_rng(0).normal(5, 2, (40, 6))
+    path, run = tmp_path / "own.npz", tmp_path / "run"
+    spec = dict(name="npz", path=str(path), standardise=True, statistics="other")
+    y = np.arange(40.0)[:, None]
+
+    def source(at, other_x, other_y):
+        np.savez(path, x=x, y=y, x_other=other_x, y_other=other_y)
+        return load(spec | dict(split=at))
+
+    first = source("train", x, y)
+    run.mkdir()
+    write_description(run, first)
+    noted = read_json(run / "data.json")
+    write_description(run, source("train", x, y))
+    almost = [m * (1 + 1e-7) + 1e-7 for m in noted["mean"]]
+    write_json(run / "data.json", noted | {"mean": almost})
+    write_description(run, first)
+    assert read_json(run / "data.json") == noted
+    shifted = x + np.array([0, 0, 3, 0, 0, 0])
+    with pytest.raises(ValueError, match=r"\n  mean\[2\]: (.*) -> (.*)$") as error:
+        write_description(run, source("train", shifted, y))
+    old, new = map(float, str(error.value).rpartition(": ")[2].split(" -> "))
+    assert (old, new) == pytest.approx((x[:, 2].mean(), x[:, 2].mean() + 3), abs=1e-5)
+    with pytest.raises(ValueError, match=r"\n  y_std\[0\]: "):
+        write_description(run, source("train", x, 2 * y - y.mean()))
+    assert read_json(run / "data.json") == noted
+
+
 def test_results_are_named_after_the_data_and_not_overwritten(digits, tmp_path, programs):
     """Two files, each with results of its own; the same data again replace their own results."""
     test = load(dict(name="digits", split="test", classes=range(8)))
@@ -189,8 +219,8 @@ def test_what_is_none_is_left_out():
 
 def test_one_override_sets_all_data(tmp_path, caplog):
     """The sets of a config derive from its training data; one that does not is spoken of."""
-    x = np.random.default_rng(0).random((60, 8, 8, 1))
-    parts = {f"x_{s}": x for s in ("train", "validation", "test")}
+    rng = np.random.default_rng(0)
+    parts = {f"x_{s}": rng.random((60, 8, 8, 1)) for s in ("train", "validation", "test")}
     labels = {name.replace("x", "y"): np.arange(60) % 8 for name in parts}
     np.savez(tmp_path / "own.npz", **parts, **labels)
     own = dict(name="npz", path=str(tmp_path / "own.npz"), split="train")
@@ -212,11 +242,9 @@ def test_one_override_sets_all_data(tmp_path, caplog):
 
 def test_test_and_ood_sets_and_outputs_are_said_once(tmp_path, caplog):
     """For data of one's own: five classes of rows, with a split of another name."""
-    x, y = np.random.default_rng(0).random((50, 3)).astype(np.float32), np.arange(50) % 5
-    names = ("train", "validation", "holdout")
-    np.savez(
-        tmp_path / "own.npz", **{f"{a}_{n}": v for a, v in (("x", x), ("y", y)) for n in names}
-    )
+    rng, names = np.random.default_rng(0), ("train", "validation", "holdout")
+    arrays = {f"x_{name}": rng.random((50, 3)).astype(np.float32) for name in names}
+    np.savez(tmp_path / "own.npz", **arrays, **{f"y_{name}": np.arange(50) % 5 for name in names})
     own = dict(name="npz", path=str(tmp_path / "own.npz"))
     fields = {
         "data.train": own,

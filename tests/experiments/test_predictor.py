@@ -1,6 +1,7 @@
 """Functions over data, several runs as one ensemble, and files of predictions: all by NumPy."""
 
 import json
+import shutil
 import tracemalloc
 
 import jax
@@ -17,7 +18,7 @@ from experiments.experiment import config as config_lib
 from experiments.experiment.base import base
 from experiments.experiment.build import setup
 from experiments.experiment.exported import export
-from experiments.experiment.results import place
+from experiments.experiment.results import place, write_results
 from experiments.prediction.predictor import Predictor
 from experiments.prediction.trained import Part, Trained, aligned
 from experiments.runtime.checkpoint import Checkpoints, of_training
@@ -223,6 +224,29 @@ def test_scores_of_a_file_are_the_metrics_of_the_evaluation(joined):
     assert noted.items() <= about["sets"]["test"].items()
     assert noted["digest"] == load(TEST).digest()
     assert about["class_names"] == [str(k) for k in CLASSES]
+
+
+def test_predictions_of_another_evaluation_do_not_stay_beside_its_results(joined, tmp_path):
+    """They stay while they are of the same steps and test data."""
+    results = joined[0] / "a" / "evaluation" / "both"
+    runs, sets = (read_json(results / name) for name in ("runs.json", "sets.json"))
+    further = [runs[0], runs[1] | dict(step=6)]
+    digest = sets["test"]["digest"]
+    changed = {
+        path: noted | (dict(digest="0123abcd") if noted["digest"] == digest else {})
+        for path, noted in sets.items()
+    }
+    cases = [
+        (runs, sets, True),
+        (further, sets, False),
+        (runs[:1], sets, False),
+        (runs, changed, False),
+    ]
+    for i, (of, data, stays) in enumerate(cases):
+        folder = shutil.copytree(results, tmp_path / str(i))
+        write_results(folder, {"a": 1.0}, {}, data, of)
+        assert (folder / "predictions.npz").is_file() == stays
+        assert read_json(folder / "metrics.json") == {"a": 1.0}
 
 
 @pytest.mark.slow

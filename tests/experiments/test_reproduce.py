@@ -7,6 +7,7 @@ import logging
 import pkgutil
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -19,6 +20,7 @@ from experiments.reproduce import main
 from experiments.runtime import project
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json, write_json
+from experiments.tables import launch
 from experiments.tables.cells import Cells, table_of
 from experiments.tables.records import FILE, slug
 from experiments.tables.render import runs_here
@@ -269,9 +271,17 @@ def test_the_table_says_what_its_cells_were_made_with(made, tmp_path, caplog):
     assert found.hardware["cores"] == f"{cores} or {cores + 1}"
     assert found.hardware["jax"] == cell["hardware"]["jax"]
     assert ["several machines" in row.note for row in found.rows] == [True, False, False, False]
-    assert found.command.endswith("reproduce a_table --set=evaluators.test.bins=7")
+    assert found.command.endswith("reproduce a_table")  # no cell was made with other bins
     assert cells.done(cells.table["rows"][0], 1)
     assert "was evaluated with other config.evaluators" in caplog.text
+    other["config"]["evaluators"]["test"]["bins"] = 7
+    other["config"]["pretrained"] = {"path": "/elsewhere"}
+    rewrite(tmp_path, lambda r: other if (r["row"], r["seed"]) == ("One", 1) else r)
+    cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {"evaluators.test.bins": "7"})
+    assert study(cells, {}).command.endswith("reproduce a_table --set=evaluators.test.bins=7")
+    assert cells.done(cells.table["rows"][0], 1)
+    assert "seed 1 (" in caplog.text
+    assert "began from config.pretrained.path '/elsewhere', not None; unless" in caplog.text
 
 
 def test_overrides_where_they_fit(tables, tmp_path):
@@ -571,6 +581,41 @@ def test_fresh_runs_replace_records_one_by_one_and_are_resumed(made, copied, cap
     assert main(arguments(copied, "--fresh", "--rows", "No config", "--seeds", "0")) == 1
     assert (copied / "w" / "a_table" / "fresh" / "2" / "unfinished").exists()
     assert records(copied)["One", 1] == before["One", 1]
+
+
+def test_workers_of_a_round_that_finish_nothing_have_failed(tables, tmp_path, monkeypatch, capsys):
+    """Records of before the round are no results of it; the same command resumes the round."""
+    cells = Cells("a_table", tmp_path / "r", tmp_path / "w", {})
+    row = cells.table["rows"][0]
+
+    def record(seed):
+        config = cells.config(row, seed)
+        rest = dict(metrics={}, failures={}, hardware={}, versions={}, sets={}, run="")
+        cells.records.put(dict(row="One", seed=seed, config=config, **rest))
+
+    def workers(of, command, args, jobs):
+        """Finish seed 0 of two, or none."""
+        started.append([seed for _, seed in jobs])
+        for row, seed in jobs[: len(jobs) - 1]:
+            record(seed)
+            of.run_directory(row, seed).mkdir(parents=True)
+            (of.run_directory(row, seed) / "recorded").touch()
+        code = subprocess.run([sys.executable, "-S", "-c", "raise SystemExit(3)"]).returncode
+        return [f"worker 0 (7): status {code}"]
+
+    record(0)
+    record(1)
+    started = []
+    monkeypatch.setattr(launch, "run_workers", workers)
+    monkeypatch.setattr(launch, "check", lambda args: None)  # submitit may be missing
+    asked = arguments(tmp_path, "--rows", "One", "--fresh", "--launcher", "local")
+    assert main(asked) == 1
+    output = capsys.readouterr()
+    assert "error: One, seed 1: no worker has finished it; worker 0 (7): status 3" in output.err
+    assert "0 read from" in output.out and "1 run, 1 failed" in output.out
+    assert main(asked) == 1
+    assert "1 read from" in capsys.readouterr().out and started == [[0, 1], [1]]
+    assert (tmp_path / "w" / "a_table" / "fresh" / "1" / "unfinished").exists()
 
 
 @pytest.mark.slow

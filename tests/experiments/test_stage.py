@@ -17,7 +17,7 @@ from experiments.experiment.build import setup
 from experiments.runtime.checkpoint import Checkpoints, of_training
 from experiments.runtime.loop import ParticleFault
 from experiments.runtime.termination import Interrupted
-from experiments.runtime.workdir import read_config
+from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.runtime.writers import METRICS, read_metrics, without_timing
 from experiments.train import train
 from uncertainty import build
@@ -117,7 +117,7 @@ def test_it_runs_once_and_again_when_its_result_is_damaged(sngp, tmp_path, monke
     largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-8] + b"damaged!")
     state, _ = Checkpoints(workdir, read_only=True).restore(experiment.shapes)
-    half = Checkpoints(stages / "half" / "20-0-laplace", config=experiment.config)
+    half = Checkpoints(stages / "half" / "20-0-laplace-96", config=experiment.config)
     with contextlib.closing(half):
         half.save(3, state)  # no carry
     runs = Interruptions(monkeypatch, (5, signal.SIGTERM))
@@ -130,6 +130,23 @@ def test_it_runs_once_and_again_when_its_result_is_damaged(sngp, tmp_path, monke
     assert runs.done == [0, 6]
     np.testing.assert_array_equal(
         factors(experiment, tmp_path / "run"), factors(experiment, workdir)
+    )
+
+
+@pytest.mark.slow
+def test_a_pass_that_resumes_with_another_batch_size_has_every_example_once(
+    sngp, tmp_path, monkeypatch
+):
+    experiment, workdir = sngp
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    runs = Interruptions(monkeypatch, (5, signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"laplace stopped by SIGTERM at step 6 of 10; saved"):
+        stage.run(experiment, tmp_path)
+    larger = setup(config(**{"evaluation.batch_size": 192}))  # 5 batches, of which 6 are not done
+    stage.run(larger, tmp_path)
+    assert runs.done == [0, 0]
+    np.testing.assert_allclose(
+        factors(larger, tmp_path), factors(experiment, workdir), rtol=2e-4, atol=1e-5
     )
 
 
@@ -524,6 +541,29 @@ def test_hyper_deep_ensemble_by_config(plain, tmp_path):
     np.testing.assert_array_equal(
         state.hyper["prior_scale"][0], before.hyper["prior_scale"][nll.argmin()]
     )
+
+
+@pytest.mark.slow
+def test_training_data_that_have_changed_since_are_refused(sngp, plain, tmp_path):
+    """By the stages of a run, and by a run that starts from it."""
+    experiment, workdir = sngp
+    run, start = tmp_path / "run", tmp_path / "start"
+    shutil.copytree(workdir, run)
+    shutil.rmtree(run / "stages")
+    shutil.copytree(plain[1], start)
+    for folder in (run, start):
+        noted = read_json(folder / "data.json")
+        write_json(folder / "data.json", noted | {"digest": "0123abcd"})
+    message = r"on other training data .*\n  digest: 0123abcd -> \w+$"
+    with pytest.raises(ValueError, match=message):
+        stage.run(experiment, run)
+    assert not (run / "stages" / "checkpoints").exists()
+    laplace = {"head.name": "laplace.Laplace", "stages": [dict(name="laplace")]}
+    with pytest.raises(ValueError, match=message):
+        stage.begin_from(start, tmp_path / "new", laplace)
+    assert not (tmp_path / "new").exists()
+    other = laplace | {"data.train.split": "train[:90%]"}  # which says that they are others
+    stage.begin_from(start, tmp_path / "new", other)
 
 
 @pytest.mark.slow

@@ -47,3 +47,13 @@ def test_what_is_refused(tmp_path):
         cells, row = cells_of(tmp_path, **{field: value})
         with pytest.raises(ConfigError, match=rf"{field}: .*unset it, or use experiments\.reprod"):
             seeds.records(cells, row, (0,), False)
+
+
+def test_data_that_depend_on_the_seed_are_refused(tmp_path):
+    """As splits by the seed: all cells would be of the split of the first."""
+    cells = Cells("uci", tmp_path / "r", tmp_path / "w", {})
+    row = cells.table["rows"][0]
+    assert cells.config(row, 3)["data"]["train"]["seed"] == 3
+    message = r"data\.train\.seed: 0 -> 3 between seeds 0 and 3; .*use experiments\.reproduce"
+    with pytest.raises(ConfigError, match=message):
+        seeds.records(cells, row, (0, 3), False)
