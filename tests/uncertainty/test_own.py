@@ -13,6 +13,8 @@ from flax import nnx
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.batch_ensemble import batch_ensemble
 from uncertainty.ensembles.mc_dropout import mc_dropout
+from uncertainty.ensembles.mimo import mimo
+from uncertainty.ensembles.multi_head import multi_head
 from uncertainty.ensembles.packed import packed
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
@@ -357,6 +359,14 @@ REFUSED = {
         lambda: traced(Small(), ensemble=functools.partial(packed, size=2)),
         "OwnBackbone",
     ),
+    "heads": (
+        lambda: traced(Small(), ensemble=functools.partial(multi_head, size=2)),
+        r"head: Logits has no parameters, so the 2 members of multi_head .* head=Dense\(3\)",
+    ),
+    "mimo": (
+        lambda: traced(Small(), ensemble=functools.partial(mimo, size=3)),
+        "head: Logits has no parameters, so the 3 members of mimo",
+    ),
 }
 
 
@@ -365,6 +375,15 @@ def test_what_cannot_be_is_refused(case):
     make, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_heads_of_a_module_of_ones_own_differ():
+    for ensemble in (multi_head, mimo):
+        model = from_module(
+            Small(), softmax(), head=Dense(3), ensemble=functools.partial(ensemble, size=3)
+        )
+        mean = forward(model, *made(model, X), X)[0].mean
+        assert (mean.std(0) > 0).all()
 
 
 def inference_of(module, likelihood=None):
