@@ -51,8 +51,8 @@ def fit(
 
     Args:
       inference: of `particles`, whose particles share the batches.
-      data: x [N, ...]; y, class labels [N] as integers or targets [N, K] as floats; and whatever
-        else the objective reads, [N, ...].
+      data: x [N, ...]; y, class labels [N] as integers (or bools, for classes 0 and 1) or targets
+        [N, K] as floats; and whatever else the objective reads, [N, ...].
       steps: updates.
       batch_size: at most N are taken.
       seed: of the parameters, unless there is a state, and of the order.
@@ -249,7 +249,7 @@ def _replaced(tree: Any, own: Sequence[Mapping[str, Any]], name: str) -> Any:
 
 
 def checked(data: Data) -> dict[str, np.ndarray]:
-    """The entries as arrays of equal length, floats as float32.
+    """The entries as arrays of equal length: floats as float32, a y of bools as int32.
 
     Raises:
       ValueError: see `fit`.
@@ -261,6 +261,8 @@ def checked(data: Data) -> dict[str, np.ndarray]:
         array = np.asarray(value)
         if key != "x":
             arrays[key] = _finite(key, array)
+        if key == "y" and array.dtype.kind == "b":  # or `nll` would take them for probabilities
+            arrays[key] = array.astype(np.int32)
         if len(arrays[key]) != len(arrays["x"]):
             raise ValueError(f"data.{key}: {len(array)} entries for {len(arrays['x'])} examples")
     return arrays
@@ -337,6 +339,7 @@ def _check_latents(inference: Inference, state: State, arrays: Mapping[str, np.n
             )
         if likelihood is not None and not of_targets:
             _check_soft(y, likelihood.normalised)
+            _check_logits(mean)
         return
     if y.ndim != 1:
         raise ValueError(
@@ -350,8 +353,13 @@ def _check_latents(inference: Inference, state: State, arrays: Mapping[str, np.n
             f"data.y: labels from {least} to {most}; the model has {K} output{'s' * (K > 1)}, so "
             f"{hint} (targets of regression are floats [N, {K}])"
         )
+    _check_logits(mean)
+
+
+def _check_logits(mean: np.ndarray) -> None:
+    """Refuses latents [M, B, K] that are probabilities."""
     sums = np.abs(mean.sum(-1) - 1)
-    if K > 1 and (mean >= 0).all() and (sums < 1e-3).all():
+    if mean.shape[-1] > 1 and (mean >= 0).all() and (sums < 1e-3).all():
         raise ValueError(
             "module: its outputs are in [0, 1] and sum to 1, as probabilities do; leave the "
             "softmax out, as the likelihood has it"

@@ -401,6 +401,7 @@ def inference_of(module, likelihood=None):
         (Small(), dict(x=X[:0], y=Y[:0]), "at least one example"),
         (Small(), dict(x=X, y=X[:, :2]), r"targets \[N, 3\] are needed"),
         (WithArgs(), dict(x=X, y=Y), "leave the softmax out"),
+        (WithArgs(), dict(x=X, y=np.eye(3)[Y]), "leave the softmax out"),
         (
             Small(),
             dict(x=X, y=10 * X[:, :3]),
@@ -448,3 +449,16 @@ def test_labels_that_are_no_targets_are_refused():
         fit(inference, dict(x=X, y=Y), steps=1)
     soft = np.full((len(X), 3), 1 / 3)
     assert fit(inference_of(Small()), dict(x=X, y=soft), steps=0).step == 0
+
+
+def test_bools_are_labels_of_two_classes():
+    """Also in batches of K, where [B] and [K] would broadcast."""
+    inference = inference_of(Small())
+    first = inference.init(KEY, X[:1])
+    each = [
+        fit(inference, dict(x=X, y=y), steps=2, batch_size=3, state=first).params
+        for y in (X[:, 0] > 0, (X[:, 0] > 0).astype(int))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *each)
+    with pytest.raises(ValueError, match="not one-hot"):
+        fit(inference, dict(x=X, y=np.eye(3, dtype=bool)[Y]), steps=1)
