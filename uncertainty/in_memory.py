@@ -102,10 +102,15 @@ def run_stage(
       batch_size, seed: see `fit`.
 
     Raises:
-      ValueError: see `fit`, and the stage.
+      ValueError: see `fit`, and the stage; or data of another size than the stage was made for.
       FloatingPointError: a step that is not finite.
     """
     arrays = checked(data)
+    if stage.num_examples not in (None, len(arrays["x"])):
+        raise ValueError(
+            f"data: {len(arrays['x'])} examples, but the stage was made for {stage.num_examples} "
+            "(num_validation of `select`)"
+        )
     x = jnp.asarray(arrays["x"][:1])
     state = state.replace(opt_state=())
     carry = jax.jit(stage.begin)(state, x)

@@ -344,6 +344,7 @@ class Stage(NamedTuple):
     steps: int = 0
     passes: int = 0
     data: str = "train"  # or 'validation'
+    num_examples: int | None = None  # that `data` have to have; None for any number
     separable: bool = True  # whether it acts on each particle independently
     learning_rate: Callable[[int], jax.Array | float] | None = None  # of a step
 
