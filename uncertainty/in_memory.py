@@ -187,7 +187,8 @@ def start_from(
     """The initial state with parameters that your own code has trained.
 
     For a model of `from_module`: where a head takes the place of the module's last layer, that
-    layer's kernel and bias become those of the head's `logits`.
+    layer's kernel and bias become those of the head's `logits`, which has to be a layer of the same
+    features: of `Dense` and `Laplace`, not of `Sngp`.
 
     Args:
       inference: of the model; it need not train.
@@ -198,7 +199,7 @@ def start_from(
 
     Raises:
       ValueError: a number of sets other than P, or parameters of the module that the model lacks,
-        or that differ in shape, or that it misses.
+        or that differ in shape, or that it misses; a last layer where the head has random features.
     """
     state = inference.init(jax.random.key(seed), jnp.asarray(x)[:1])
     P = len(state.key)
@@ -206,13 +207,20 @@ def start_from(
     if len(each) != P:
         raise ValueError(f"variables: {len(each)} sets for {P} particles")
     own = [_flat(one) for one in each]
+    of_backbone = set(paths(state.params.get("backbone", {})))
+    left = sorted(set(own[0].get("params", {})) - of_backbone)
+    if left and "head" in state.collections.get("random_features", {}):
+        raise ValueError(
+            f"variables.params: {', '.join(left)} are of the module's features, and the head's "
+            "logits of random ones; leave them out, and the head is as initialised"
+        )
     params = _replaced(state.params, [one.pop("params", {}) for one in own], "params")
     collections = {
         name: _replaced(tree, [one.pop(name, {}) for one in own], name)
         for name, tree in state.collections.items()
     }
-    for left in own[0]:
-        raise ValueError(f"variables.{left}: the model has no such collection")
+    for name in own[0]:
+        raise ValueError(f"variables.{name}: the model has no such collection")
     return inference.restart(state.replace(params=params, collections=collections))
 
 

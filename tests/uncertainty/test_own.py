@@ -19,6 +19,7 @@ from uncertainty.ensembles.packed import packed
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
 from uncertainty.heads.laplace import Laplace
+from uncertainty.heads.sngp import Sngp
 from uncertainty.in_memory import fit, in_order, predict, run_stage, shuffled, start_from
 from uncertainty.inference.executors import mapping
 from uncertainty.inference.particles import particles
@@ -432,6 +433,27 @@ def test_variables_that_do_not_fit_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             start_from(inference, variables, X)
+
+
+def test_a_last_layer_is_not_that_of_random_features():
+    """Of shape [5, 3] both, so that the shape does not tell."""
+    own = Small().init(KEY, X)
+    sngp, dense = (
+        particles(from_module(Small(), softmax(), head=head), optax.sgd(0.1))
+        for head in (Sngp(3, features=5), Dense(3))
+    )
+    with pytest.raises(ValueError, match="outer/bias, outer/kernel are of the module's features"):
+        start_from(sngp, own, X)
+    inner = {"params": {"inner": own["params"]["inner"]}}
+    state = start_from(sngp, inner, X)
+    for taken in (state, start_from(dense, own, X)):
+        np.testing.assert_array_equal(
+            taken.params["backbone"]["inner"]["kernel"][0], own["params"]["inner"]["kernel"]
+        )
+    np.testing.assert_array_equal(
+        state.params["head"]["logits"]["kernel"],
+        sngp.init(jax.random.key(0), X[:1]).params["head"]["logits"]["kernel"],
+    )
 
 
 def test_single_is_what_from_module_makes_by_default():
