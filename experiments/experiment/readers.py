@@ -187,9 +187,9 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
         return {name: arrays[full[name]][p] for name in names}
 
     shapes = {short: of[name][1:] for short, name in full.items()}
-    return Checkpoint(
-        shapes, read, _grid_of(path) if "backbone/position_embedding" in full else None
-    )
+    positions = "backbone/position_embedding"
+    has_grid = positions in full or f"frozen/{positions}" in full
+    return Checkpoint(shapes, read, _grid_of(path) if has_grid else None)
 
 
 def _grid_of(path: Any) -> tuple[int, int] | None:
