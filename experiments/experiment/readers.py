@@ -138,7 +138,10 @@ def released_vmoe(path: Any) -> Checkpoint:
 
 
 def own(path: Any, particle: int | None = None) -> Checkpoint:
-    """The newest checkpoint of a run's workdir: parameters and collections of one particle."""
+    """The newest checkpoint of a run's workdir: parameters and collections of one particle.
+
+    They are those of the last training step, not of its stages or of `inference.collect`.
+    """
     import orbax.checkpoint as ocp
     from flax.traverse_util import flatten_dict, unflatten_dict
 
