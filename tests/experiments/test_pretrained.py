@@ -460,8 +460,10 @@ def oblong(tmp_path_factory):
 
 
 @functools.cache
-def images_of(height, width):
+def images_of(height, width, frozen=False):
     small = config(backbone=dict(SMALL, depth=1))
+    if frozen:
+        small["ensemble"] = dict(name="single", frozen=True)
     small["data"]["train"] = dict(name="stand_in", shape=(height, width, 3), num_classes=5)
     return setup(small)
 
@@ -489,6 +491,20 @@ def test_positions_of_a_run_keep_their_places_on_other_images(oblong):
         lines = grid[:, low] * (1 - part) + grid[:, low + 1] * part
         expected = lines[0] * (1 - at[0]) + lines[1] * at[0]
         np.testing.assert_allclose(found[1:].reshape(rows, columns, -1), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_positions_of_a_frozen_run_keep_their_places_too(tmp_path):
+    experiment = images_of(8, 16, frozen=True)
+    state = saved(tmp_path, experiment, experiment.init())
+    x = np.asarray(state.collections["frozen"]["backbone"]["position_embedding"][1, 0])
+    np.testing.assert_array_equal(begun(tmp_path, 8, 16), x)
+    found = begun(tmp_path, 16, 8)
+    corners = np.ix_((0, -1), (0, -1))
+    np.testing.assert_allclose(
+        found[1:].reshape(4, 2, -1)[corners], x[1:].reshape(2, 4, -1)[corners], atol=1e-6
+    )
+    np.testing.assert_array_equal(found[0], x[0])
 
 
 @pytest.mark.slow
