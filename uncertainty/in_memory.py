@@ -51,8 +51,8 @@ def fit(
 
     Args:
       inference: of `particles`, whose particles share the batches.
-      data: x [N, ...]; y, class labels [N] as integers or targets [N, K] as floats; and whatever
-        else the objective reads, [N, ...].
+      data: x [N, ...]; y, class labels [N] as integers (or bools, for classes 0 and 1) or targets
+        [N, K] as floats; and whatever else the objective reads, [N, ...].
       steps: updates.
       batch_size: at most N are taken.
       seed: of the parameters, unless there is a state, and of the order.
@@ -103,10 +103,15 @@ def run_stage(
       batch_size, seed: see `fit`.
 
     Raises:
-      ValueError: see `fit`, and the stage.
+      ValueError: see `fit`, and the stage; or data of another size than the stage was made for.
       FloatingPointError: a step that is not finite.
     """
     arrays = checked(data)
+    if stage.num_examples not in (None, len(arrays["x"])):
+        raise ValueError(
+            f"data: {len(arrays['x'])} examples, but the stage was made for {stage.num_examples} "
+            "(num_validation of `select`)"
+        )
     x = jnp.asarray(arrays["x"][:1])
     state = state.replace(opt_state=())
     carry = jax.jit(stage.begin)(state, x)
@@ -186,7 +191,8 @@ def start_from(
     """The initial state with parameters that your own code has trained.
 
     For a model of `from_module`: where a head takes the place of the module's last layer, that
-    layer's kernel and bias become those of the head's `logits`.
+    layer's kernel and bias become those of the head's `logits`, which has to be a layer of the same
+    features: of `Dense` and `Laplace`, not of `Sngp`.
 
     Args:
       inference: of the model; it need not train.
@@ -197,7 +203,7 @@ def start_from(
 
     Raises:
       ValueError: a number of sets other than P, or parameters of the module that the model lacks,
-        or that differ in shape, or that it misses.
+        or that differ in shape, or that it misses; a last layer where the head has random features.
     """
     state = inference.init(jax.random.key(seed), jnp.asarray(x)[:1])
     P = len(state.key)
@@ -205,13 +211,20 @@ def start_from(
     if len(each) != P:
         raise ValueError(f"variables: {len(each)} sets for {P} particles")
     own = [_flat(one) for one in each]
+    of_backbone = set(paths(state.params.get("backbone", {})))
+    left = sorted(set(own[0].get("params", {})) - of_backbone)
+    if left and "head" in state.collections.get("random_features", {}):
+        raise ValueError(
+            f"variables.params: {', '.join(left)} are of the module's features, and the head's "
+            "logits of random ones; leave them out, and the head is as initialised"
+        )
     params = _replaced(state.params, [one.pop("params", {}) for one in own], "params")
     collections = {
         name: _replaced(tree, [one.pop(name, {}) for one in own], name)
         for name, tree in state.collections.items()
     }
-    for left in own[0]:
-        raise ValueError(f"variables.{left}: the model has no such collection")
+    for name in own[0]:
+        raise ValueError(f"variables.{name}: the model has no such collection")
     return inference.restart(state.replace(params=params, collections=collections))
 
 
@@ -253,7 +266,7 @@ def _replaced(tree: Any, own: Sequence[Mapping[str, Any]], name: str) -> Any:
 
 
 def checked(data: Data) -> dict[str, np.ndarray]:
-    """The entries as arrays of equal length, floats as float32.
+    """The entries as arrays of equal length: floats as float32, a y of bools as int32.
 
     Raises:
       ValueError: see `fit`.
@@ -265,6 +278,8 @@ def checked(data: Data) -> dict[str, np.ndarray]:
         array = np.asarray(value)
         if key != "x":
             arrays[key] = _finite(key, array)
+        if key == "y" and array.dtype.kind == "b":  # or `nll` would take them for probabilities
+            arrays[key] = array.astype(np.int32)
         if len(arrays[key]) != len(arrays["x"]):
             raise ValueError(f"data.{key}: {len(array)} entries for {len(arrays['x'])} examples")
     return arrays
@@ -341,6 +356,7 @@ def _check_latents(inference: Inference, state: State, arrays: Mapping[str, np.n
             )
         if likelihood is not None and not of_targets:
             _check_soft(y, likelihood.normalised)
+            _check_logits(mean)
         return
     if y.ndim != 1:
         raise ValueError(
@@ -354,8 +370,13 @@ def _check_latents(inference: Inference, state: State, arrays: Mapping[str, np.n
             f"data.y: labels from {least} to {most}; the model has {K} output{'s' * (K > 1)}, so "
             f"{hint} (targets of regression are floats [N, {K}])"
         )
+    _check_logits(mean)
+
+
+def _check_logits(mean: np.ndarray) -> None:
+    """Refuses latents [M, B, K] that are probabilities."""
     sums = np.abs(mean.sum(-1) - 1)
-    if K > 1 and (mean >= 0).all() and (sums < 1e-3).all():
+    if mean.shape[-1] > 1 and (mean >= 0).all() and (sums < 1e-3).all():
         raise ValueError(
             "module: its outputs are in [0, 1] and sum to 1, as probabilities do; leave the "
             "softmax out, as the likelihood has it"

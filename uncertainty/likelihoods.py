@@ -15,7 +15,7 @@ def softmax(
     """Categorical: p(y = k | u) = softmax(u / temperature)_k.
 
     Labels are integers [B] or probabilities [B, K] (mixup); the latter cost the cross-entropy
-    -sum_k y_k log p_k.
+    -sum_k y_k log p_k. `nll` raises ValueError for others.
 
     Args:
       temperature: divides u; above 0.
@@ -39,7 +39,7 @@ def softmax(
         def expectation(log_f: Callable[[jax.Array], jax.Array]) -> jax.Array:
             return predictive.log_expectation(log_f, collapse(latent), key, samples, shared=True)
 
-        if jnp.issubdtype(labels.dtype, jnp.integer):
+        if _of_class(labels, latent):
             # Only the label's class, so that gradients store little for many draws.
             def log_f(u: jax.Array) -> jax.Array:
                 at = jnp.broadcast_to(labels[:, None], (*u.shape[:-1], 1))
@@ -57,9 +57,10 @@ def sigmoid(
 ) -> Likelihood:
     """K independent Bernoullis: p(y_k = 1 | u) = sigmoid(u_k / temperature).
 
-    Labels are integers [B] (one class on, the others off) or 0/1 (or soft) targets [B, K]. The nll
-    is -sum_k [y_k log p_k + (1 - y_k) log(1 - p_k)] with p_k = E_u[sigmoid(u_k)]: each class is
-    integrated by itself, as in evaluation, so a covariance between classes does not enter.
+    Labels are integers [B] (one class on, the others off) or 0/1 (or soft) targets [B, K]; `nll`
+    raises ValueError for others. The nll is -sum_k [y_k log p_k + (1 - y_k) log(1 - p_k)] with
+    p_k = E_u[sigmoid(u_k)]: each class is integrated by itself, as in evaluation, so a covariance
+    between classes does not enter.
     `log_probs` is log p_k, which does not sum to one over k. Arguments are those of `softmax`.
     """
     _positive(temperature=temperature, samples=samples)
@@ -78,7 +79,7 @@ def sigmoid(
         log_on, log_off = jnp.moveaxis(
             predictive.log_expectation(log_f, collapse(latent), key, samples, True), -1, 0
         )
-        if jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
+        if _of_class(labels, latent):
             labels = jax.nn.one_hot(labels, latent.mean.shape[-1])
         return -jnp.sum(labels * log_on + (1 - labels) * log_off, axis=-1)
 
@@ -139,6 +140,23 @@ def gaussian(noise_std: float = 1.0) -> Likelihood:
         return 0.5 * (K * jnp.log(2 * jnp.pi) + log_det + jnp.sum(white**2, axis=-1))
 
     return Likelihood(nll=nll, moments=moments, posterior=Posterior("gaussian", noise_std**2))
+
+
+def _of_class(labels: jax.Array, latent: Latent) -> bool:
+    """Whether labels are classes, integers [B], and not one value for each class, [B, K].
+
+    Raises:
+      ValueError: they are neither, and would be broadcast.
+    """
+    B, K = latent.mean.shape[-2:]
+    if labels.shape == (B,) and jnp.issubdtype(labels.dtype, jnp.integer):
+        return True
+    if labels.shape != (B, K):
+        raise ValueError(
+            f"labels: {labels.dtype} of shape {labels.shape}; integers [{B}] or probabilities "
+            f"[{B}, {K}] are needed"
+        )
+    return False
 
 
 def _collapse(factor: float | None, temperature: float) -> Callable[[Latent], Latent]:

@@ -368,7 +368,7 @@ def from_module(
       head: of `uncertainty.heads`, or a Flax module from features [B, D] to logits [B, K], in place
         of the module's last layer; None for the module as it is.
       ensemble: (backbone, head) -> network, such as `functools.partial(batch_ensemble, size=4)` or
-        `functools.partial(mc_dropout, size=8, rate=0.1)`.
+        `functools.partial(mc_dropout, size=8, rate=0.1)`. `multi_head` and `mimo` need a head.
       last: with a head, the path of the layer that it takes the place of; by default it is found.
       features: with a head, the method of the module that returns the features [B, D], such as
         'features'; '__call__' if the module itself does.

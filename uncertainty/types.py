@@ -346,6 +346,7 @@ class Stage(NamedTuple):
     passes: int = 0
     data: str = "train"  # or 'validation'
     shuffled: bool = False  # whether a pass is in a random order, the same for each run
+    num_examples: int | None = None  # that `data` have to have; None for any number
     separable: bool = True  # whether it acts on each particle independently
     learning_rate: Callable[[int], jax.Array | float] | None = None  # of a step
 

@@ -108,6 +108,7 @@ class Experiment(NamedTuple):
         if spec:
             from experiments.experiment import initialise
 
+            initialise.warn(spec, state.key.shape[0], self.source)
             state = initialise.load(spec, self.network, shape, state, self.optimiser)
             state = self.inference.restart(state)
         return execution.place(state, self.shardings)

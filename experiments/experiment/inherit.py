@@ -13,12 +13,14 @@ from experiments.runtime import execution
 from uncertainty.build import ConfigError
 from uncertainty.types import Collections, State
 
+COUNTS = "routing"  # collection of routers' counts of the last step
+
 
 def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> State:
     """The state of a new run with the parameters of another one.
 
     Collections that both have, hyper-parameters and samples are taken over too; what only the new
-    run has stays as initialised.
+    run has stays as initialised, as do the counts of routers.
 
     Args:
       start: directory of the other run, for messages.
@@ -26,7 +28,8 @@ def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> S
       new: the new run.
 
     Raises:
-      ConfigError: parameters, positions, hyper-parameters or samples of the two differ.
+      ConfigError: parameters, positions, hyper-parameters or samples of the two differ, or
+        collections that both have in shape, such as masks or random features.
     """
     state = new.init()
     _check_parameters(start, _shapes(trained.params), _shapes(state.params))
@@ -53,7 +56,7 @@ def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> S
         step=trained.step,
         params=trained.params,
         hyper=trained.hyper,
-        collections=_joined(state.collections, trained.collections),
+        collections=_joined(start, state.collections, trained.collections),
     )
     if state.slow is not None:
         state = new.inference.restart(state)
@@ -61,7 +64,7 @@ def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> S
         return state
     S = samples[0][1]
     initial = jax.tree.map(lambda a: jnp.stack([a] * S, axis=1), state.collections)
-    collections = _joined(initial, trained.samples.collections)
+    collections = _joined(start, initial, trained.samples.collections)
     return state.replace(samples=trained.samples.replace(collections=collections))
 
 
@@ -74,17 +77,27 @@ def same(a: Any, b: Any) -> bool:
 def _check_parameters(start: Any, there: dict[str, tuple], here: dict[str, tuple]) -> None:
     different = sorted(k for k in here | there if here.get(k) != there.get(k))
     if different:
-        lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in different[:10]]
-        raise ConfigError(
-            f"start: parameters of {start} that differ in the new config:\n" + "\n".join(lines)
-        )
+        raise ConfigError(_different(start, "parameters", different, there, here))
 
 
-def _joined(mine: Collections, theirs: Collections) -> Collections:
-    """`mine`, with the arrays of `theirs` that have the same path and shape."""
-    mine, theirs = (flax.traverse_util.flatten_dict(c) for c in (mine, theirs))
-    shared = {k: theirs[k] for k in mine if k in theirs and theirs[k].shape == mine[k].shape}
-    return flax.traverse_util.unflatten_dict({**mine, **shared})
+def _different(start: Any, kind: str, paths: list[str], there: dict, here: dict) -> str:
+    lines = [f"  {k}: {there.get(k)} -> {here.get(k)}" for k in paths[:10]]
+    return f"start: {kind} of {start} that differ in the new config:\n" + "\n".join(lines)
+
+
+def _joined(start: Any, mine: Collections, theirs: Collections) -> Collections:
+    """`mine`, with the arrays of `theirs` that have the same path.
+
+    Raises:
+      ConfigError: one has another shape; but for counts of the last step, which stay as in `mine`.
+    """
+    shapes = [_shapes(collections) for collections in (theirs, mine)]
+    different = sorted(k for k in shapes[0].keys() & shapes[1] if shapes[0][k] != shapes[1][k])
+    if wrong := [path for path in different if not path.startswith(f"{COUNTS}/")]:
+        raise ConfigError(_different(start, "collections", wrong, *shapes))
+    mine, theirs = (flax.traverse_util.flatten_dict(c, sep="/") for c in (mine, theirs))
+    shared = {k: theirs[k] for k in mine if k in theirs and k not in different}
+    return flax.traverse_util.unflatten_dict({**mine, **shared}, sep="/")
 
 
 def _shapes(params: Any) -> dict[str, tuple]:

@@ -27,8 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.data.examples import Source
+from experiments.data.normalisation import compact
 from experiments.experiment.readers import READERS, Checkpoint, patches_of
 from experiments.runtime import storage
+from experiments.runtime.workdir import CONFIG, DATA, read_json
 from uncertainty.build import ConfigError, nearest
 from uncertainty.inference.loss import NAME as OBJECTIVE
 from uncertainty.model import FROZEN
@@ -136,6 +139,60 @@ def load(
         collections=collections,
         opt_state=jax.vmap(optimiser.init)(params),
     )
+
+
+def warn(spec: Mapping[str, Any], particles: int, source: Source) -> None:
+    """Warns where what a run of layout 'own' predicts with, or its inputs, are not what is taken.
+
+    Args:
+      spec: the config's `pretrained`.
+      particles: of the run.
+      source: the training data.
+    """
+    if spec["layout"] != "own":
+        return
+    axes = len(source.shape) - 1
+    mine = dict(mean=compact(source.mean, axes), std=compact(source.std, axes))
+    for path in dict.fromkeys(str(one["path"]) for one in sources(spec, particles)):
+        config, theirs = (_noted(path, name) for name in (CONFIG, DATA))
+        further = ["stages"] * bool(config.get("stages"))
+        collected = config.get("inference")
+        if isinstance(collected, Mapping) and collected.get("collect"):
+            further.append("inference.collect")
+        if further:
+            logger.warning(
+                "pretrained.path: %s: the parameters of the last training step are taken, not "
+                "those of its %s that it predicts with",
+                path,
+                " and ".join(further),
+            )
+        other = [name for name in ("mean", "std") if name in theirs and _differ(name, mine, theirs)]
+        if other:
+            logger.warning(
+                "pretrained.path: %s was trained on inputs with %s, and data.train has %s; its "
+                "features are those of inputs that are normalised alike",
+                path,
+                *(", ".join(f"{name} {of[name]}" for name in other) for of in (theirs, mine)),
+            )
+
+
+def _noted(path: str, name: str) -> Mapping[str, Any]:
+    """A JSON file of a workdir; {} if it cannot be read."""
+    try:
+        content = read_json(storage.path(path).expanduser() / name)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+def _differ(name: str, *descriptions: Mapping[str, Any]) -> bool:
+    """Whether the mean or std of two descriptions of data differ; None is 0 or 1."""
+    absent = dict(mean=0.0, std=1.0)[name]
+    values = [np.asarray(absent if d[name] is None else d[name]) for d in descriptions]
+    try:
+        return not np.allclose(*values, rtol=1e-6, atol=1e-7)
+    except ValueError:  # of pixels, for images of other sizes
+        return True
 
 
 def _read(

@@ -138,7 +138,10 @@ def released_vmoe(path: Any) -> Checkpoint:
 
 
 def own(path: Any, particle: int | None = None) -> Checkpoint:
-    """The newest checkpoint of a run's workdir: parameters and collections of one particle."""
+    """The newest checkpoint of a run's workdir: parameters and collections of one particle.
+
+    They are those of the last training step, not of its stages or of `inference.collect`.
+    """
     import orbax.checkpoint as ocp
     from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -187,9 +190,9 @@ def own(path: Any, particle: int | None = None) -> Checkpoint:
         return {name: arrays[full[name]][p] for name in names}
 
     shapes = {short: of[name][1:] for short, name in full.items()}
-    return Checkpoint(
-        shapes, read, _grid_of(path) if "backbone/position_embedding" in full else None
-    )
+    positions = "backbone/position_embedding"
+    has_grid = positions in full or f"frozen/{positions}" in full
+    return Checkpoint(shapes, read, _grid_of(path) if has_grid else None)
 
 
 def _grid_of(path: Any) -> tuple[int, int] | None:

@@ -172,7 +172,9 @@ def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
             changed = [
                 line
                 for field, line in changes.items()
-                if not field.startswith(FREE) and not field.endswith(".seed")  # of a split
+                if not field.startswith(FREE)
+                and not field.endswith(".seed")  # of a split
+                and not (field == "pretrained.path" and _begin_alike(group[0], run))
             ]
             if changed:
                 raise ValueError(
@@ -180,6 +182,24 @@ def by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
                     f"{'; '.join(changed[:5])}. Give them different labels: LABEL=WORKDIR"
                 )
     return groups
+
+
+def _begin_alike(a: Run, b: Run) -> bool:
+    """Whether the files that two runs begin from may be one path with {seed}."""
+    paths = [str(run.config.get("pretrained", {}).get("path")) for run in (a, b)]
+    seeds = [str(run.config.get("seed")) for run in (a, b)]
+    reached = {(0, 0)}  # ends of equal beginnings
+    while reached:
+        if tuple(map(len, paths)) in reached:
+            return True
+        ends = set()
+        for i, j in reached:
+            if paths[0][i : i + 1] == paths[1][j : j + 1] != "":
+                ends.add((i + 1, j + 1))
+            if paths[0].startswith(seeds[0], i) and paths[1].startswith(seeds[1], j):
+                ends.add((i + len(seeds[0]), j + len(seeds[1])))
+        reached = ends
+    return False
 
 
 COLUMNS = (  # of a study made from runs alone; those without a value are left out
@@ -237,6 +257,8 @@ def study_of(runs: Iterable[Run], title: str) -> Study:
     seeds = {
         run.config["seed"] for group in groups.values() for run in group if "seed" in run.config
     }
+    if len(seeds) > max(map(len, groups.values()), default=0):  # methods with seeds of their own
+        seeds = set()
     config = {label: group[0].config for label, group in groups.items()}
     return Study(title, columns, rows, config=config, seeds=sorted(seeds))
 

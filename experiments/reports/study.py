@@ -65,7 +65,7 @@ class Study:
     rows: Sequence[Row]
     command: str = ""
     config: Any = None  # any JSON value: a dict, or one per row
-    seeds: Sequence[int] = ()
+    seeds: Sequence[int] = ()  # of a row that has all of them; () if rows have others
     # From `writers.hardware`: 'devices', 'processor', 'cores', 'date', versions.
     hardware: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     exact: bool = False  # numbers without chance, so that nothing is said of seeds

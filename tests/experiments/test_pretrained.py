@@ -21,6 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from experiments import stage, train
 from experiments.data.description import write_description
+from experiments.data.examples import Source
 from experiments.experiment import config as config_lib
 from experiments.experiment import initialise as pretrained
 from experiments.experiment import readers
@@ -459,8 +460,10 @@ def oblong(tmp_path_factory):
 
 
 @functools.cache
-def images_of(height, width):
+def images_of(height, width, frozen=False):
     small = config(backbone=dict(SMALL, depth=1))
+    if frozen:
+        small["ensemble"] = dict(name="single", frozen=True)
     small["data"]["train"] = dict(name="stand_in", shape=(height, width, 3), num_classes=5)
     return setup(small)
 
@@ -488,6 +491,20 @@ def test_positions_of_a_run_keep_their_places_on_other_images(oblong):
         lines = grid[:, low] * (1 - part) + grid[:, low + 1] * part
         expected = lines[0] * (1 - at[0]) + lines[1] * at[0]
         np.testing.assert_allclose(found[1:].reshape(rows, columns, -1), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_positions_of_a_frozen_run_keep_their_places_too(tmp_path):
+    experiment = images_of(8, 16, frozen=True)
+    state = saved(tmp_path, experiment, experiment.init())
+    x = np.asarray(state.collections["frozen"]["backbone"]["position_embedding"][1, 0])
+    np.testing.assert_array_equal(begun(tmp_path, 8, 16), x)
+    found = begun(tmp_path, 16, 8)
+    corners = np.ix_((0, -1), (0, -1))
+    np.testing.assert_allclose(
+        found[1:].reshape(4, 2, -1)[corners], x[1:].reshape(2, 4, -1)[corners], atol=1e-6
+    )
+    np.testing.assert_array_equal(found[0], x[0])
 
 
 @pytest.mark.slow
@@ -685,3 +702,42 @@ def test_parameters_of_an_objective_stay_behind_unless_the_run_has_such():
     other = dict(projector=dict(dense0=dict(kernel=np.zeros((1, 5, 3)))))
     with pytest.raises(ConfigError, match="objective/projector/dense0/kernel"):
         plan(tree | dict(objective=other))
+
+
+def test_other_inputs_and_averages_are_warned_of(tmp_path, caplog):
+    def run(name, config, **normalisation):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "config.json", config)
+        given = dict(shape=(2, 2, 3), mean=None, std=None) | normalisation
+        write_json(tmp_path / name / "data.json", given)
+        return str(tmp_path / name)
+
+    def warnings(mean, std, *paths):
+        x, y = np.zeros((4, 2, 2, 3), np.uint8), np.zeros(4, np.int32)
+        arrays = dict(x=x, y=y)
+        full = [
+            None if v is None else np.broadcast_to(np.float32(v), (2, 2, 3)) for v in (mean, std)
+        ]
+        source = Source("a", arrays, 2, 2, *full)
+        caplog.clear()
+        spec = dict(path=list(paths) if len(paths) > 1 else paths[0], layout="own")
+        pretrained.warn(spec, len(paths), source)
+        return [record.getMessage() for record in caplog.records]
+
+    plain = run("plain", dict(stages=[], inference=dict(name="particles")))
+    channels = run("channels", {}, mean=[0.1, 0.2, 0.3], std=[0.5] * 3)
+    pixels = run("pixels", {}, mean=np.zeros((4, 4, 3)).tolist())
+    averaged = run(
+        "averaged", dict(stages=[dict(name="swag")], inference=dict(collect=dict(name="moving")))
+    )
+    assert warnings(None, None, plain) == warnings(0.0, 1.0, plain) == []
+    assert warnings([0.1, 0.2, 0.3], 0.5, channels, plain, channels)[0].startswith(
+        f"pretrained.path: {plain} was trained on inputs with mean None, std None, and data.train "
+        "has mean [0.1"
+    )
+    (text,) = warnings([0.1, 0.2, 0.3], 0.6, channels)
+    assert "with std [0.5, 0.5, 0.5], and data.train has std [0.6" in text
+    assert len(warnings(np.arange(12).reshape(2, 2, 3), None, pixels)) == 1
+    (text,) = warnings(None, None, averaged)
+    assert "not those of its stages and inference.collect" in text
+    assert warnings(0.3, None, str(tmp_path / "nothing")) == []

@@ -13,6 +13,7 @@ import pytest
 from experiments import stage
 from experiments.evaluate import evaluate, restore
 from experiments.experiment import config as config_lib
+from experiments.experiment import inherit
 from experiments.experiment.build import setup
 from experiments.runtime.checkpoint import Checkpoints, of_training
 from experiments.runtime.loop import ParticleFault
@@ -245,6 +246,26 @@ def test_samples_of_the_start_come_along(plain, tmp_path):
 
 
 @pytest.mark.slow
+def test_collections_of_other_shapes_are_refused():
+    """Parameters belong to the masks or random features beside them; counts are of a step."""
+    here = dict(
+        masks=dict(backbone=dict(mask=np.zeros((2, 4, 8)))),
+        routing=dict(load=np.zeros((2, 4))),
+        more=dict(a=np.zeros(2)),
+    )
+    there = dict(masks=dict(backbone=dict(mask=np.ones((2, 4, 8)))), routing=dict(load=np.ones(3)))
+    after = inherit._joined("runs/a", here, there)
+    np.testing.assert_array_equal(after["masks"]["backbone"]["mask"], np.ones((2, 4, 8)))
+    np.testing.assert_array_equal(after["routing"]["load"], np.zeros((2, 4)))
+    np.testing.assert_array_equal(after["more"]["a"], np.zeros(2))
+    there["masks"]["backbone"]["mask"] = np.ones((2, 3, 8))
+    with pytest.raises(
+        ConfigError,
+        match=r"start: collections of runs/a .*\n  masks/backbone/mask: \(2, 3, 8\) -> \(2, 4, 8\)",
+    ):
+        inherit._joined("runs/a", here, there)
+
+
 def test_a_start_with_other_parameters_is_refused(plain, tmp_path):
     with pytest.raises(ConfigError, match=r"head/diagonal/bias: None -> \(4, 8\)"):
         stage.begin_from(plain[1], tmp_path, {"head.name": "heteroscedastic.Heteroscedastic"})

@@ -12,9 +12,18 @@ import numpy as np
 import pytest
 
 from experiments import report
+from experiments.experiment.build import full
 from experiments.reports.figures import figures
 from experiments.reports.html import study_table, write_report
-from experiments.reports.runs import by_label, default_label, load_run, read_history, study_of
+from experiments.reports.layout import layout
+from experiments.reports.runs import (
+    Run,
+    by_label,
+    default_label,
+    load_run,
+    read_history,
+    study_of,
+)
 from experiments.reports.study import Column, Row, Study
 from tests.reports.made import write_run
 
@@ -191,6 +200,35 @@ def test_runs_of_a_label_may_differ_in_the_seed_only(tmp_path, runs):
     split.config["data"]["train"]["name"] = "b"
     with pytest.raises(ValueError, match=r"data.train.name"):
         by_label([first, split])
+
+
+@pytest.mark.parametrize(
+    "path", ["r20/seed_{seed}/x", "{seed}{seed}", ["a{seed}0", "b{seed}"], "a"]
+)
+def test_seeds_may_begin_from_runs_of_their_seeds(path):
+    seeds = (1, 0, 10, 100)
+    each = [Run("Probe", full(dict(seed=s, pretrained=dict(path=path))), {}) for s in seeds]
+    assert len(by_label(each)["Probe"]) == len(seeds)
+    other = full(dict(seed=2, pretrained=dict(path=path)))
+    other["pretrained"]["path"] = str(other["pretrained"]["path"]) + "2"
+    with pytest.raises(ValueError, match="differ in more than the seed: pretrained"):
+        by_label([*each, Run("Probe", other, {})])
+
+
+def test_methods_of_different_seeds_lack_none():
+    """A row is short of seeds only beside one that has more."""
+
+    def notes(**seeds):
+        runs = [
+            Run(label, dict(seed=s), {"classification/accuracy": 0.9 + 0.001 * s})
+            for label, of in seeds.items()
+            for s in of
+        ]
+        return layout(study_of(runs, "")).notes
+
+    assert notes(a=(0, 1, 2), b=(3, 4, 5)) == ()
+    assert notes(a=(0, 1, 2), b=(3, 4)) == ("2 of 3 seeds.",)
+    assert notes(a=(0, 1, 2), b=(0, 1)) == ("2 of 3 seeds.",)
 
 
 def test_missing_files_are_named(tmp_path, runs):

@@ -259,3 +259,20 @@ def test_one_target_is_not_that_of_all_outputs():
             likelihood.nll(latent, labels, jax.random.key(0))
     one = Latent(mean=jnp.zeros((1, 5, 1)))
     assert likelihood.nll(one, jnp.ones(5), jax.random.key(0)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("make", [likelihoods.softmax, likelihoods.sigmoid])
+@pytest.mark.parametrize(
+    ("K", "labels"),
+    [
+        (2, np.array([True, False])),  # of classes, not one value for each
+        (2, np.array([0.0, 1.0])),
+        (1, np.array([[1, 0]])),
+        (1, np.array([1.0, 0.0])),
+        (3, np.array([0, 1, 1])),
+    ],
+)
+def test_labels_of_another_shape_are_not_broadcast(make, K, labels):
+    u = latent(M=1, B=2, K=K)
+    with pytest.raises(ValueError, match=rf"labels: .* integers \[2\] or probabilities \[2, {K}\]"):
+        make().nll(u, jnp.asarray(labels), KEY)

@@ -13,6 +13,8 @@ from flax import nnx
 from uncertainty.backbones.mlp import MLP
 from uncertainty.ensembles.batch_ensemble import batch_ensemble
 from uncertainty.ensembles.mc_dropout import mc_dropout
+from uncertainty.ensembles.mimo import mimo
+from uncertainty.ensembles.multi_head import multi_head
 from uncertainty.ensembles.packed import packed
 from uncertainty.ensembles.single import single
 from uncertainty.heads.dense import Dense
@@ -358,6 +360,14 @@ REFUSED = {
         lambda: traced(Small(), ensemble=functools.partial(packed, size=2)),
         "OwnBackbone",
     ),
+    "heads": (
+        lambda: traced(Small(), ensemble=functools.partial(multi_head, size=2)),
+        r"head: Logits has no parameters, so the 2 members of multi_head .* head=Dense\(3\)",
+    ),
+    "mimo": (
+        lambda: traced(Small(), ensemble=functools.partial(mimo, size=3)),
+        "head: Logits has no parameters, so the 3 members of mimo",
+    ),
 }
 
 
@@ -366,6 +376,15 @@ def test_what_cannot_be_is_refused(case):
     make, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_heads_of_a_module_of_ones_own_differ():
+    for ensemble in (multi_head, mimo):
+        model = from_module(
+            Small(), softmax(), head=Dense(3), ensemble=functools.partial(ensemble, size=3)
+        )
+        mean = forward(model, *made(model, X), X)[0].mean
+        assert (mean.std(0) > 0).all()
 
 
 def inference_of(module, likelihood=None):
@@ -383,6 +402,7 @@ def inference_of(module, likelihood=None):
         (Small(), dict(x=X[:0], y=Y[:0]), "at least one example"),
         (Small(), dict(x=X, y=X[:, :2]), r"targets \[N, 3\] are needed"),
         (WithArgs(), dict(x=X, y=Y), "leave the softmax out"),
+        (WithArgs(), dict(x=X, y=np.eye(3)[Y]), "leave the softmax out"),
         (
             Small(),
             dict(x=X, y=10 * X[:, :3]),
@@ -413,6 +433,27 @@ def test_variables_that_do_not_fit_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             start_from(inference, variables, X)
+
+
+def test_a_last_layer_is_not_that_of_random_features():
+    """Of shape [5, 3] both, so that the shape does not tell."""
+    own = Small().init(KEY, X)
+    sngp, dense = (
+        particles(from_module(Small(), softmax(), head=head), optax.sgd(0.1))
+        for head in (Sngp(3, features=5), Dense(3))
+    )
+    with pytest.raises(ValueError, match="outer/bias, outer/kernel are of the module's features"):
+        start_from(sngp, own, X)
+    inner = {"params": {"inner": own["params"]["inner"]}}
+    state = start_from(sngp, inner, X)
+    for taken in (state, start_from(dense, own, X)):
+        np.testing.assert_array_equal(
+            taken.params["backbone"]["inner"]["kernel"][0], own["params"]["inner"]["kernel"]
+        )
+    np.testing.assert_array_equal(
+        state.params["head"]["logits"]["kernel"],
+        sngp.init(jax.random.key(0), X[:1]).params["head"]["logits"]["kernel"],
+    )
 
 
 def test_single_is_what_from_module_makes_by_default():
@@ -466,3 +507,16 @@ def test_a_moving_precision_beside_a_frozen_backbone_is_that_of_its_features():
     )
     far = plain.forward(params, others, X + 100, KEY, train=False)[0].epistemic
     assert at.mean() < 0.6 * far.mean()
+
+
+def test_bools_are_labels_of_two_classes():
+    """Also in batches of K, where [B] and [K] would broadcast."""
+    inference = inference_of(Small())
+    first = inference.init(KEY, X[:1])
+    each = [
+        fit(inference, dict(x=X, y=y), steps=2, batch_size=3, state=first).params
+        for y in (X[:, 0] > 0, (X[:, 0] > 0).astype(int))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *each)
+    with pytest.raises(ValueError, match="not one-hot"):
+        fit(inference, dict(x=X, y=np.eye(3, dtype=bool)[Y]), steps=1)

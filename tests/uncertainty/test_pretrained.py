@@ -252,6 +252,39 @@ def test_a_v_moe_of_ours_becomes_an_e3():
     assert all(np.array_equal(found[k], source[k]) for k in source if k != path)
 
 
+def test_frozen_parameters_are_restored_as_others():
+    """Positions are resized, biases tiled and routers reshaped; other collections keep theirs."""
+    shapes = {
+        "backbone/position_embedding": (1, 10, D),
+        "backbone/block00/feed_forward/router/kernel": (D, 1, E),
+        "backbone/block00/feed_forward/dense0/bias": (F,),
+        "backbone/block00/feed_forward/dense0/kernel": (D, F),
+    }
+    target = {
+        "backbone/position_embedding": (1, 5, D),
+        "backbone/block00/feed_forward/router/kernel": (D, 2, E // 2),
+        "backbone/block00/feed_forward/dense0/bias": (2, F),
+        "backbone/block00/feed_forward/dense0/kernel": (D, F),
+    }
+    rest = {"head/logits/kernel": (D, K), "masks/backbone/mask": (4, D)}
+    trained, frozen = (
+        plan(
+            {prefix + path: shape for path, shape in shapes.items()} | rest,
+            target | rest,
+            "own",
+            patches=(1, 2, 2),
+        )
+        for prefix in ("", "frozen/")
+    )
+    assert trained.keys() == frozen.keys() == target.keys() | rest.keys()
+    for path, move in trained.items():
+        x = random(*(shapes | rest)[path])
+        assert frozen[path].source == "frozen/" * (path in shapes) + path
+        np.testing.assert_array_equal(
+            frozen[path](x, (target | rest)[path]), move(x, (target | rest)[path])
+        )
+
+
 GRIDS = [(3, 3), (5, 5), (2, 4), (4, 2), (1, 8), (1, 1), (7, 3)]
 
 

@@ -201,6 +201,9 @@ def test_selection_keeps_the_particles_that_the_validation_data_like():
         jax.random.key_data(after.key), jax.random.key_data(state.key)[chosen]
     )
     assert inference.predict(after, BATCHES[0]["x"]).mean.shape[0] == 3
+    for wrong in (len(x) - 1, len(x) + 1):  # the last batch would be written over others
+        with pytest.raises(ValueError, match=f"data: 96 examples, .* was made for {wrong}"):
+            run_stage(select(MODEL, over(), num_validation=wrong, size=3), state, dict(x=x, y=y))
 
 
 @pytest.mark.slow

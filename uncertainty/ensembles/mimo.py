@@ -83,7 +83,8 @@ def mimo(
       batch_repetitions: R, how often a step repeats each example, in different orders.
 
     Raises:
-      ValueError: a size or repetitions below 1, a share outside [0, 1], or a backbone with members.
+      ValueError: a size or repetitions below 1, or a share outside [0, 1]; when traced, a head
+        without parameters, or a backbone that makes members.
     """
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")

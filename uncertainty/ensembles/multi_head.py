@@ -22,7 +22,12 @@ def multi_head(backbone: Backbone, head: Head, size: int) -> Network:
     """`size` heads, initialised independently, trained on the mean of their losses.
 
     Args:
+      head: with parameters, if `size` is above 1.
       size: M.
+
+    Raises:
+      ValueError: a size below 1; when traced, a head without parameters, or a backbone that makes
+        members.
     """
     if size < 1:
         raise ValueError(f"size: {size} members; at least 1")
@@ -33,10 +38,17 @@ def heads(head: nn.Module, phi: jax.Array, size: int, ensemble: str, *, train: b
     """phi [1, B, D] -> Latent [size, B, K] of separate heads, within a Flax module's call.
 
     Raises:
-      ValueError: a backbone with members; the message names `ensemble`.
+      ValueError: a backbone with members, or several heads without parameters, which would be the
+        same function; the message names `ensemble`.
     """
     check_alone(phi, size, ensemble)
-    return of_each(lambda head, phi: head(phi, train=train), head, phi, size)
+    latent = of_each(lambda head, phi: head(phi, train=train), head, phi, size)
+    if size > 1 and not head.variables.get("params"):
+        raise ValueError(
+            f"head: {type(head).__name__} has no parameters, so the {size} members of {ensemble} "
+            f"would be identical; give it a head, such as head=Dense({latent.mean.shape[-1]})"
+        )
+    return latent
 
 
 def check_alone(phi: jax.Array, size: int, ensemble: str) -> None:

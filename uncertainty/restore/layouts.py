@@ -123,11 +123,11 @@ def _torch_resnet() -> Rules:
 LAYOUTS: dict[str, Rules] = {
     "own": (
         ("routing/.*", None),  # counts of the last step
-        ("frozen/(.*)", "{1}"),  # parameters that were not trained
-        (".*/router/kernel", "{0}", "reshape"),
-        ("backbone/position_embedding", "{0}", "positions"),
-        (".*/bias", "{0}", "tile"),
-        (".*", "{0}"),
+        # 'frozen' has parameters that were not trained.
+        ("(?:frozen/)?(.*/router/kernel)", "{1}", "reshape"),
+        ("(?:frozen/)?(backbone/position_embedding)", "{1}", "positions"),
+        ("(?:frozen/)?(.*/bias)", "{1}", "tile"),
+        ("(?:frozen/)?(.*)", "{1}"),
     ),
     "vit": _flax_vit(),
     "vmoe": _flax_vit(),

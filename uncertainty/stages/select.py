@@ -26,7 +26,7 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
     Args:
       model: network and likelihood.
       over: executor that maps over the particles.
-      num_validation: validation examples.
+      num_validation: validation examples, all of which are in the pass.
       size: particles that remain.
 
     Raises:
@@ -66,7 +66,15 @@ def select(model: Model, over: Callable, num_validation: int, size: int) -> Stag
         arrays = state.replace(step=None)
         return jax.tree.map(lambda a: a[chosen], arrays).replace(step=state.step)
 
-    return Stage(begin, update, finish, passes=1, data="validation", separable=False)
+    return Stage(
+        begin,
+        update,
+        finish,
+        passes=1,
+        data="validation",
+        num_examples=num_validation,
+        separable=False,
+    )
 
 
 def greedy(log_p: jax.Array, size: int) -> jax.Array:
