@@ -196,7 +196,7 @@ def test_runlocal_trains_and_evaluates(file, options, tmp_path):
     wanted = {groups[experiment.source.task]} | {
         f"{e.name}/" for e in config.evaluators.values() if e.name in ("corruption", "ood")
     }
-    if "select" in {one.name for one in config.stages}:  # one network twice has a spread of 0
+    if "select" in {one["name"] for one in config.stages}:  # one network twice has a spread of 0
         metrics = {k: v for k, v in metrics.items() if "ratio_probability_std" not in k}
     for prefix in wanted:
         found = [value for key, value in metrics.items() if key.startswith(prefix)]
