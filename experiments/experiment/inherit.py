@@ -13,14 +13,12 @@ from experiments.runtime import execution
 from uncertainty.build import ConfigError
 from uncertainty.types import Collections, State
 
-COUNTS = "routing"  # collection of routers' counts of the last step
-
 
 def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> State:
     """The state of a new run with the parameters of another one.
 
     Collections that both have, hyper-parameters and samples are taken over too; what only the new
-    run has stays as initialised, as do the counts of routers.
+    run has stays as initialised, as does what training shows alone (`Model.monitors`).
 
     Args:
       start: directory of the other run, for messages.
@@ -32,6 +30,7 @@ def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> S
         collections that both have in shape, such as masks or random features.
     """
     state = new.init()
+    shown = {name for monitor in new.model.monitors for name in monitor.collections}
     _check_parameters(start, _shapes(trained.params), _shapes(state.params))
     grids = [patches_of(e.network, e.source.shape) for e in (old, new)]
     if grids[0] != grids[1]:  # equally many patches, but another grid
@@ -56,7 +55,7 @@ def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> S
         step=trained.step,
         params=trained.params,
         hyper=trained.hyper,
-        collections=_joined(start, state.collections, trained.collections),
+        collections=_joined(start, shown, state.collections, trained.collections),
     )
     if state.slow is not None:
         state = new.inference.restart(state)
@@ -64,7 +63,7 @@ def inherited(start: Any, old: Experiment, trained: State, new: Experiment) -> S
         return state
     S = samples[0][1]
     initial = jax.tree.map(lambda a: jnp.stack([a] * S, axis=1), state.collections)
-    collections = _joined(start, initial, trained.samples.collections)
+    collections = _joined(start, shown, initial, trained.samples.collections)
     return state.replace(samples=trained.samples.replace(collections=collections))
 
 
@@ -85,15 +84,15 @@ def _different(start: Any, kind: str, paths: list[str], there: dict, here: dict)
     return f"start: {kind} of {start} that differ in the new config:\n" + "\n".join(lines)
 
 
-def _joined(start: Any, mine: Collections, theirs: Collections) -> Collections:
+def _joined(start: Any, shown: set[str], mine: Collections, theirs: Collections) -> Collections:
     """`mine`, with the arrays of `theirs` that have the same path.
 
     Raises:
-      ConfigError: one has another shape; but for counts of the last step, which stay as in `mine`.
+      ConfigError: one has another shape, but for collections `shown` alone, which stay `mine`.
     """
     shapes = [_shapes(collections) for collections in (theirs, mine)]
     different = sorted(k for k in shapes[0].keys() & shapes[1] if shapes[0][k] != shapes[1][k])
-    if wrong := [path for path in different if not path.startswith(f"{COUNTS}/")]:
+    if wrong := [path for path in different if path.partition("/")[0] not in shown]:
         raise ConfigError(_different(start, "collections", wrong, *shapes))
     mine, theirs = (flax.traverse_util.flatten_dict(c, sep="/") for c in (mine, theirs))
     shared = {k: theirs[k] for k in mine if k in theirs and k not in different}

@@ -254,7 +254,7 @@ def test_collections_of_other_shapes_are_refused():
         more=dict(a=np.zeros(2)),
     )
     there = dict(masks=dict(backbone=dict(mask=np.ones((2, 4, 8)))), routing=dict(load=np.ones(3)))
-    after = inherit._joined("runs/a", here, there)
+    after = inherit._joined("runs/a", {"routing"}, here, there)
     np.testing.assert_array_equal(after["masks"]["backbone"]["mask"], np.ones((2, 4, 8)))
     np.testing.assert_array_equal(after["routing"]["load"], np.zeros((2, 4)))
     np.testing.assert_array_equal(after["more"]["a"], np.zeros(2))
@@ -263,7 +263,7 @@ def test_collections_of_other_shapes_are_refused():
         ConfigError,
         match=r"start: collections of runs/a .*\n  masks/backbone/mask: \(2, 3, 8\) -> \(2, 4, 8\)",
     ):
-        inherit._joined("runs/a", here, there)
+        inherit._joined("runs/a", {"routing"}, here, there)
 
 
 def test_a_start_with_other_parameters_is_refused(plain, tmp_path):
