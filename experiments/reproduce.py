@@ -35,6 +35,7 @@ from collections.abc import Sequence
 
 from experiments.experiment import config as config_lib
 from experiments.runtime import project, storage
+from experiments.runtime.program import code_of
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Interrupted, status
 from experiments.tables import check, launch
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status("SIGINT")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return code_of(error)
     print_failures(outcome)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

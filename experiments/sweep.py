@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from experiments.experiment import config as config_lib
 from experiments.reports.study import Study
 from experiments.runtime import storage
+from experiments.runtime.program import code_of
 from experiments.runtime.progress import setup_logging
 from experiments.runtime.termination import Interrupted, status
 from experiments.sweeps import spec
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status("SIGINT")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return code_of(error)
     for reason, rows in outcome.failures.items():
         where = "; ".join(f"{name}, {seeds_in_words(seeds)}" for name, seeds in rows.items())
         print(f"error: {where}: {reason}", file=sys.stderr)

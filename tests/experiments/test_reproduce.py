@@ -1,9 +1,11 @@
 """Tables are resumed, filtered and completed; a row that fails takes no other with it."""
 
 import contextlib
+import importlib
 import io
 import json
 import logging
+import os
 import pkgutil
 import shutil
 import signal
@@ -18,6 +20,7 @@ import configs.tables
 from experiments.experiment import config as config_lib
 from experiments.reproduce import main
 from experiments.runtime import project
+from experiments.runtime.buckets import UnavailableError
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json, write_json
 from experiments.tables import launch
@@ -664,3 +667,25 @@ def test_columns_of_all_tables_can_be_filled():
     for module in pkgutil.iter_modules(configs.tables.__path__):
         if (project.ROOT / "configs" / "tables" / f"{module.name}.py").is_file():
             Cells(module.name, "r", "w", {}).check_columns()
+
+
+@pytest.mark.parametrize("program", ["reproduce", "sweep"])
+@pytest.mark.parametrize(
+    ("error", "code"), [(UnavailableError("503"), os.EX_TEMPFAIL), (OSError("no room"), 2)]
+)
+def test_a_server_that_does_not_answer_has_a_status_of_its_own(
+    program, error, code, monkeypatch, tmp_path
+):
+    """It says that the same command may succeed later, as that of training does."""
+    module = importlib.import_module(f"experiments.{program}")
+
+    def unreachable(*_, **__):
+        raise error
+
+    monkeypatch.setattr(module, "Cells", unreachable)
+    argv = dict(
+        reproduce=["digits", "--results", str(tmp_path)],
+        sweep=["--config", "configs/digits/mlp.py", "--sweep", "steps=[1,2]", "--workdir",
+               str(tmp_path / "sweep")],
+    )[program]  # fmt: skip
+    assert module.main(argv) == code
