@@ -66,14 +66,15 @@ def write_description(
     Raises:
       ValueError: see `check_description`.
     """
-    check_description(workdir, source, streams)
-    write_json(workdir / DATA, jsonable(describe(source, streams)))
+    write_json(workdir / DATA, check_description(workdir, source, streams))
 
 
 def check_description(
     workdir: storage.Path, source: Source, streams: Mapping[str, Source] | None = None
-) -> None:
-    """Compares training data with the record of them in a workdir, if it has one.
+) -> dict[str, Any]:
+    """`describe(source, streams)` in JSON's types, compared with the record of a workdir.
+
+    A workdir without a record is not compared with.
 
     Raises:
       ValueError: the workdir belongs to a run on other data, or on the same data read otherwise,
@@ -81,12 +82,14 @@ def check_description(
     """
     path = workdir / DATA
     noted = read_json(path, NOTED) if path.is_file() else {}
-    changed = list(_changed(noted, jsonable(describe(source, streams))))
+    description = jsonable(describe(source, streams))
+    changed = list(_changed(noted, description))
     if changed:
         raise ValueError(
             f"workdir {workdir} belongs to a run on other training data (old -> new):\n"
             + "\n".join(changed)
         )
+    return description
 
 
 def _changed(noted: dict[str, Any], description: dict[str, Any], prefix: str = "") -> Iterator[str]:

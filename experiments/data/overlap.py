@@ -80,8 +80,8 @@ def require_apart(field: str, source: Source, other: Source, used: str) -> None:
     """
     same = share(source, other)
     about = "" if source.in_memory and other.in_memory else "about "
-    by_chance = source.digest() != other.digest() and mostly_repeated(other)
-    if same is not None and same > MOST and not by_chance:
+    most = same is not None and same > MOST
+    if most and (source.digest() == other.digest() or not mostly_repeated(other)):
         raise ValueError(
             f"{field}: {about}{same:.0%} of the {len(source):,} examples of {source.title} are in "
             f"{other.title}, {used}; take examples that are held out from both"
