@@ -61,7 +61,7 @@ TRACED = [
     ("toys/rings.py", "method=het"),
     ("toys/shortcuts.py", "data=slabs,method=d_bat"),
     ("toys/shortcuts.py", "data=latents,method=joint"),
-    ("toys/shortcuts.py", "data=dominoes,method=single"),
+    ("toys/shortcuts.py", "data=dominoes,method=multi_symmetry"),
     ("small_images/multi_symmetry.py", "network=resnet8,method=pretrain"),
     ("small_images/multi_symmetry.py", "images=cifar10,network=resnet20,method=probe,base"),
     ("toys/rings.py", "method=sngp"),

@@ -4,9 +4,9 @@ The networks are ResNet-20, -32, -44 and -56 of github.com/akamaster/pytorch_res
 features of all images were computed once (ResNet-56's are also those of frozen.py, in the folder
 above the others'):
 
-    python -m tools.frozen_features --weights resnet56.npz --data DIR --corrupted 500
+    python -m tools.frozen_features --weights resnet56.npz --data DIR
     for D in 20 32 44; do python -m tools.frozen_features --weights resnet$D.npz --depth $D \\
-        --data DIR --corrupted 500 --out ~/frozen_cifar10/resnet$D; done
+        --data DIR --out ~/frozen_cifar10/resnet$D; done
     cd ~/frozen_cifar10 && python -m tools.frozen_features --join resnet20,resnet32,resnet44,. \\
         --out together
 
@@ -40,7 +40,7 @@ METHODS = ("epinet", "no_prior", "released", "together", "heads", "random_priors
 DEPTHS = (56, 20, 32, 44)
 FOLDERS = {56: FOLDER, **{depth: f"{FOLDER}/resnet{depth}" for depth in DEPTHS[1:]}}
 EPINET_STEPS = 10_000
-CORRUPTED = 500  # images; see above
+CORRUPTED = 2_000  # images, the default of the command above
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

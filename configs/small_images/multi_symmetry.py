@@ -143,6 +143,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     if arg.method in ("fine_tune", "probe"):
         of = "turned" if arg.turned == "some" else "upright"
+        of = of if arg.network == "mlp" else f"{arg.network.replace('net', 'net-')}-{of}"
         path = f"runs/multi_symmetry/{of}-pre-trained/seed{{seed}}"
         config.pretrained = dict(path=path, layout="own", particle="each")
     if arg.method == "probe":

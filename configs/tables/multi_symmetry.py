@@ -6,7 +6,9 @@ from typing import Any
 CONFIG = "configs/small_images/multi_symmetry.py"
 KINDS = ("eq", "inv", "supervised")
 COUPLES = (("eq", "inv"), ("eq", "eq"), ("inv", "inv"), ("supervised", "supervised"))
-DATA = {"Turned": "some", "Upright": "none"}
+DATA = {"Turned": "turned=some", "Upright": "turned=none",
+        "ResNet-8, turned": "network=resnet8,turned=some",
+        "ResNet-8, upright": "network=resnet8,turned=none"}  # fmt: skip
 METHODS = {"Pre-trained": "pretrain", "Fine-tuned": "fine_tune", "By labels": "labels",
            "Supervised": "supervised"}  # fmt: skip
 METRICS = (
@@ -55,11 +57,11 @@ def get_table() -> dict[str, Any]:
         dict(key="cost/train_ms_per_example", header="Train", unit="ms/example", digits=3),
     ]
     return dict(
-        title="Multi-symmetry ensembles on 10,000 images of Fashion-MNIST, 14 x 14, MLP",
+        title="Multi-symmetry ensembles on 10,000 images of Fashion-MNIST, 14 x 14",
         seeds=(0, 1, 2),
         rows=[
-            dict(group=data, label=label, config=f"{CONFIG}:method={method},turned={turned}")
-            for data, turned in DATA.items()
+            dict(group=group, label=label, config=f"{CONFIG}:method={method},{options}")
+            for group, options in DATA.items()
             for label, method in METHODS.items()
         ],
         columns=columns,

@@ -25,10 +25,10 @@ ROWS = {
     "WGD, functions, strong (4)": f"method=f_wgd,{STRONG}",
     "DivDis (4 heads)": "method=divdis",
     "D-BAT (4)": "method=d_bat",
+    "Multi-symmetry (2 + 2)": "method=multi_symmetry",
     "Control: complex feature alone": "method=control",
 }
-OF_IMAGES = ("method=vit", "method=e3")
-# Off by default: multi-symmetry ensembles would be one more row of the sets of images.
+OF_IMAGES = ("method=vit", "method=e3", "method=multi_symmetry")
 
 
 def get_table() -> dict[str, Any]:

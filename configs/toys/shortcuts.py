@@ -28,6 +28,8 @@ independent there.
     d_bat           `size` networks           disagreement with those before, one after the other
     joint           `size` networks           the same, all at once
     l1              `size` networks           total variation on the stream
+    multi_symmetry  `size` networks           half predict an element of a symmetry, half are moved
+                                              by it at random: swapped halves, turned sprites
     control         one network               nothing; in its training data one feature alone tells
 
 `points` are the training batch, or the unlabelled stream, as many; `compared` is what.
@@ -40,7 +42,8 @@ MLP 100-100 for tables; a ResNet (depth 8, width 16) or a ViT (width 32, depth 2
 1e-3, constant (ViT: 3e-3, cosine); batches of 128, and as many unlabelled examples; 2,000 steps of
 each network. With `small`, images have half as many pixels a side, networks are MLPs 64-64 and for
 sprites LeNet5 with widths (8, 16, 32, 64), batches 64, rates 3e-3, and steps as in SMALL.
-Weights of DivDis and D-BAT are the defaults of the published codes, others are ours. Nothing is
+Weights of DivDis and D-BAT are the defaults of the published codes, those of multi-symmetry
+members are of Loh et al. 2023, others are ours. Nothing is
 tuned but the strength, in configs/tables/shortcut_strength.py. Data are tfds sets, or, in the
 folder `files`, mnist and fashion_mnist as IDX and cifar10 in the binary form.
 Hardware and time: one CPU core, 4 to 20 s for a run with `small`; the others are not measured.
@@ -81,6 +84,18 @@ TABLES = ("slabs", "noisy", "latents")
 INDEPENDENT = dict(slabs=0.5, noisy=0.5, mnist=0.1, dominoes=0.5, sprites=0.0, latents=0.5)
 OFF = dict(latents=("shortcut", "core"), sprites=CUES)  # sets with off-diagonal splits
 SMALL = dict(slabs=1_500, noisy=1_500, mnist=600, dominoes=400, sprites=400)  # steps
+SYMMETRY = dict(mnist="half_swap", dominoes="half_swap", sprites="rotations")
+HYPOTHESES = dict(  # labels, and a symmetry is predicted or ignored
+    name="contrastive",
+    contrast=None,
+    supervision=1.0,
+    views=((),),
+    compared=1,
+    predicted=(),
+    invariance=0.5,
+    equivariance=0.4,
+    predictor=dict(name="projector.Projector", widths=(128, 64), norm=dict(name="norm.LayerNorm")),
+)
 PATCH = dict(mnist=14, dominoes=16, sprites=8)  # side of the ViT's patches
 TOGETHER, REPULSIVE = ("d_bat", "joint", "l1"), ("svgd", "f_svgd", "hybrid", "f_wgd")
 METHODS = (
@@ -93,6 +108,7 @@ METHODS = (
     *REPULSIVE,
     "divdis",
     *TOGETHER,
+    "multi_symmetry",
     "control",
 )
 
@@ -191,7 +207,16 @@ def set_members(config: ConfigDict, arg: ConfigDict) -> None:
         d_bat=dict(name="d_bat", steps_each=2 if arg.runlocal else config.steps),
         joint=dict(name="d_bat", joint=True),
         l1=dict(name="disagreement", kind="l1"),
+        multi_symmetry=HYPOTHESES,
     ).get(arg.method, dict())
+    if arg.method == "multi_symmetry":
+        if arg.data in TABLES:
+            raise ValueError(f"method={arg.method}: for images, and data={arg.data} are tables")
+        config.objective.symmetry = dict(name=SYMMETRY[arg.data])
+        config.inference.hyper = dict(
+            equivariance=tuple(0.0 if i % 2 else 0.4 for i in range(arg.size)),
+            invariance=tuple(0.5 if i % 2 else 0.0 for i in range(arg.size)),
+        )
     if arg.method == "d_bat":
         config.steps = arg.size * config.steps
     if arg.method in REPULSIVE:

@@ -34,12 +34,13 @@ GROUPS = {
     "cost": "Cost",
 }
 ACRONYMS = (
-    "NLL ECE MCE AUGRC LAC APS RAPS SAPS CQR RMSE MAE CRPS AUROC AUPR FPR95 AURC KL OOD FLOPs"
+    "NLL ECE MCE AUGRC LAC APS RAPS SAPS CQR RMSE MAE CRPS AUC AUROC AUPR FPR95 AURC KL OOD FLOPs"
 )
 ACRONYMS = {word.lower(): word for word in ACRONYMS.split(" ")}
 PERCENT = {"accuracy", "error", "ece", "mce", "auroc", "aupr", "fpr95", "coverage", "disagreement"}
 PERCENT |= {"empty", "single", "whole", "expected", "unbounded", "overconfidence"}
 PERCENT |= {"inconsistency", "won", "share"}
+ACCURACIES = ("best_member", "worst_member", "mixture")  # of `simplicity` and `disambiguation`
 OF_FUNCTIONS = ("mean_error", "std_error")  # of the evaluator `posterior`, in the unit of f
 # The columns of groups with a line for each method; metrics.json has all.
 OF_METHODS = {
@@ -82,7 +83,7 @@ def human(name: str, value: float) -> tuple[str, str]:
             if value >= size:
                 return f"{value / size:.2f}", unit
         return f"{value:.0f}", ""
-    if words & PERCENT and name not in OF_FUNCTIONS:
+    if (words & PERCENT and name not in OF_FUNCTIONS) or name in ACCURACIES:
         return f"{100 * value:z.2f}", "%"
     if words & {"step", "steps"}:
         return f"{value:,.0f}", ""
