@@ -1,7 +1,7 @@
 """Detection of out-of-distribution data by the prediction's uncertainty and by fitted scores."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,12 @@ import jax
 import numpy as np
 
 from experiments.data import labels
+from experiments.data.source import Source
 from experiments.evaluators import Data, Evaluator, Predicted, reads, reads_each
+from experiments.evaluators.regression import as_stored, moments_of
 from experiments.runtime import keys
 from uncertainty import metrics, specs
+from uncertainty.metrics import regression
 from uncertainty.ood import Outputs
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 ODIN = "odin"  # needs the network, not its outputs
 ENERGY = "energy"  # has nothing to fit
 Score = Callable[[Data], np.ndarray]  # of a data set, [B]
+# Metrics and arrays by name, and in the end `ranks_of` each set that could be loaded.
+Ranked = Generator[tuple[str, Any], None, dict[str, dict[str, float]]]
 
 
 def ood(
@@ -32,6 +37,9 @@ def ood(
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Evaluator:
     """AUROC, AUPR and FPR95 of every score, for every out-of-distribution set.
+
+    The scores of classes are those of `metrics.ood_scores`, of real-valued targets those of
+    `metrics.regression.ood_scores`: the variance of the mixture, and its parts.
 
     `ratio_entropy` and `ratio_probability_std` are the mean over the set divided by that over the
     test data (D'Angelo & Fortuin 2021).
@@ -52,7 +60,8 @@ def ood(
 
     Raises:
       ValueError: scores without `fit`, an unknown score, a wrong field of one, one twice, or a
-        group of unknown sets; when run, data without an entry of `layers`.
+        group of unknown sets; `scores` of real-valued targets, which have no logits; when run,
+        data without an entry of `layers`.
     """
     fitting = _fitting(scores)
     if fitting.keys() - {ODIN, ENERGY} and fit is None:
@@ -65,10 +74,21 @@ def ood(
             )
 
     def run(predict: "Predictor") -> Iterator[tuple[str, Any]]:
-        inside = predict.summary(data)
+        of_classes = predict.reader.like.task == "classification"
+        missing: list[str] = []
+        ranks = yield from (classes if of_classes else targets)(predict, missing)
+        for group, names in (groups or {}).items():
+            if all(name in ranks for name in names):
+                for metric in ranks[names[0]]:
+                    mean = np.mean([ranks[name][metric] for name in names])
+                    yield keys.join("ood", group, metric), mean
+        if missing:
+            raise ValueError("; ".join(missing))
+
+    def classes(predict: "Predictor", missing: list[str]) -> Ranked:
+        inside, ranks = predict.summary(data), {}
         fitted = _fitted(predict, fitting, fit, layers)
         fitted_in = {name: score(data) for name, score in fitted.items()}
-        missing, ranks = [], {}
         for name, spec in sets.items():
             try:
                 outside = predict.summary(spec, labels.UNUSED)
@@ -78,13 +98,33 @@ def ood(
             fitted_out = {key: score(spec) for key, score in fitted.items()}
             yield from measured(name, inside, outside, fitted_in, fitted_out)
             ranks[name] = ranks_of(inside.scores | fitted_in, outside.scores | fitted_out)
-        for group, names in (groups or {}).items():
-            if all(name in ranks for name in names):
-                for metric in ranks[names[0]]:
-                    mean = np.mean([ranks[name][metric] for name in names])
-                    yield keys.join("ood", group, metric), mean
-        if missing:
-            raise ValueError("; ".join(missing))
+        return ranks
+
+    def targets(predict: "Predictor", missing: list[str]) -> Ranked:
+        p = predict(data)
+        mean, variance, y = moments_of(p, "ood")
+        unit = scale_of(y)
+        inside, ranks = regression.ood_scores(mean, variance, unit), {}
+        for score, values in inside.items():
+            yield f"test/{score}", values
+        for name, spec in sets.items():
+            try:
+                of_set = predict(spec, labels.UNUSED)
+            except (OSError, ValueError, ImportError) as error:
+                missing.append(f"{name}: {error}")
+                continue
+            mean, variance, _ = as_stored(p.source, of_set.mean, of_set.variance, np.zeros(1))
+            outside = regression.ood_scores(mean, variance, unit)
+            ranks[name] = ranks_of(inside, outside)
+            for metric, value in (ranks[name] | outside).items():
+                yield keys.join("ood", name, metric), value
+        return ranks
+
+    def check(source: Source) -> None:
+        if source.task == "unlabelled":
+            raise ValueError(f"data: {source.name} has no labels, so that no prediction is trained")
+        if fitting and source.task != "classification":
+            raise ValueError(f"scores: {[*fitting]}; of classes alone, not of {source.task}")
 
     def predicted(predict: "Predictor") -> Iterator[Predicted]:
         yield Predicted("in_distribution", data)
@@ -92,7 +132,7 @@ def ood(
             yield Predicted(keys.join("ood", name), spec, labels.UNUSED)
 
     p = np.full((2, 2, 2), 0.5)
-    every = [*metrics.ood_scores(np.log(p), p, p), *fitting]
+    every = [*metrics.ood_scores(np.log(p), p, p), *regression.ood_scores(p, p), *fitting]
     names = [f"{rank}_{s}" for s in every for rank in metrics.ranking(np.zeros(1), np.ones(1))]
     yields = {keys.join("ood", name, key) for name in [*sets, *(groups or {})] for key in names}
     ratios = ("ratio_entropy", "ratio_probability_std")
@@ -102,7 +142,27 @@ def ood(
         + reads_each("sets", sets, labels.UNUSED)
         + reads("fit", fit, reported=False)
     )
-    return Evaluator(run, "classification", yields, read, predicted=predicted)
+    return Evaluator(run, None, yields, read, check, predicted)
+
+
+def scale_of(y: np.ndarray) -> np.ndarray:
+    """The unit in which variances of several outputs are added, for targets y [B, K], [K].
+
+    The variance of each output over the examples; of one output 1, as nothing is added.
+
+    Raises:
+      ValueError: one of several outputs is the same for all examples, so that it has no unit.
+    """
+    if y.shape[1] == 1:
+        return np.ones(1)
+    constant = np.ptp(y, axis=0) == 0
+    if constant.any():
+        k = constant.argmax()
+        raise ValueError(
+            f"y: output {k} is {y[0, k]:.6g} in all test examples; OOD scores add the variances of "
+            "outputs in units of their variance there, which is 0"
+        )
+    return y.var(0)
 
 
 def measured(

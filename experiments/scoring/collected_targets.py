@@ -54,7 +54,7 @@ class CollectedTargets:
 
     def _scores(self, part: Part) -> dict[str, np.ndarray]:
         p = self.apply(part)
-        return metrics.ood_scores(p.mean, p.variance, scale_of(self.part.y)) | dict(p.scores)
+        return metrics.ood_scores(p.mean, p.variance, ood.scale_of(self.part.y)) | dict(p.scores)
 
     def _arrays(
         self, place: tuple[str, ...], scores: Mapping[str, np.ndarray]
@@ -112,26 +112,6 @@ class CollectedTargets:
             f"targets are {ratio:.2g} predicted standard deviations away from the mean, where 1 is "
             "calibrated: are mean and variance in the unit of y and its square?"
         ]
-
-
-def scale_of(y: np.ndarray) -> np.ndarray:
-    """The unit in which variances of several outputs are added, for targets y [B, K], [K].
-
-    The variance of each output over the examples; of one output 1, as nothing is added.
-
-    Raises:
-      ValueError: one of several outputs is the same for all examples, so that it has no unit.
-    """
-    if y.shape[1] == 1:
-        return np.ones(1)
-    constant = np.ptp(y, axis=0) == 0
-    if constant.any():
-        k = constant.argmax()
-        raise ValueError(
-            f"y: output {k} is {y[0, k]:.6g} in all test examples; OOD scores add the variances of "
-            "outputs in units of their variance there, which is 0"
-        )
-    return y.var(0)
 
 
 def _distance(p: Part) -> np.ndarray:

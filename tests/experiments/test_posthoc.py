@@ -10,16 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
+from sklearn.metrics import roc_auc_score
 
 from configs.tabular import diabetes
 from experiments import evaluators
+from experiments.data import labels
 from experiments.data.description import read_description
 from experiments.data.overlap import require_apart, share
 from experiments.data.source import load
 from experiments.evaluators.conformal import unbounded
 from experiments.evaluators.halves import in_halves
 from experiments.evaluators.joint import at_temperature, of_functions
+from experiments.evaluators.ood import ood
 from experiments.experiment.build import setup
+from experiments.experiment.exported import export_all
 from experiments.experiment.results import write_results
 from experiments.prediction import fitted
 from experiments.prediction.held_out import require_held_out
@@ -29,6 +33,9 @@ from experiments.reports.runs import Run, study_of
 from experiments.runtime import keys, storage
 from experiments.runtime.checkpoint import Checkpoints
 from experiments.runtime.workdir import read_config, read_json
+from experiments.scoring.files import read
+from experiments.scoring.measure import score
+from experiments.scoring.parts import Options
 from uncertainty import metrics
 from uncertainty.build import ConfigError
 from uncertainty.conformal import aps, lac, split
@@ -545,3 +552,48 @@ def test_regions_of_one_target_are_refused(of_targets):
     evaluator = evaluators.build("e", dict(name="regions", data=data, fit=fit))
     with pytest.raises(ValueError, match="has 1 target; regions are of several"):
         evaluator.check(of_targets.reader.like)
+
+
+def test_ood_sets_of_two_targets(of_pairs, tmp_path):
+    """Against scikit-learn, and against the score of the saved predictions, to the last bit."""
+    predict, parts, arrays = of_pairs
+    x = 3 * arrays["x_test"] + 1
+    np.savez(tmp_path / "far.npz", x_test=x)
+    data, far = parts["test"], dict(name="npz", path=str(tmp_path / "far.npz"), split="test")
+    evaluator = evaluators.build(
+        "ood", dict(name="ood", data=data, sets=dict(far=far)), "regression"
+    )
+    found = dict(evaluator.run(predict))
+    p, q = predict(data), predict(far, labels.UNUSED)
+    unit = p.source.y_std**2 / arrays["y_test"].var(0)  # of the network's outputs to shares
+    for name, of in dict(
+        epistemic=lambda p: p.mean.var(0),
+        aleatoric=lambda p: p.variance.mean(0),
+        predictive=lambda p: p.mean.var(0) + p.variance.mean(0),
+    ).items():
+        inside, outside = ((of(each) * unit).mean(1) for each in (p, q))
+        np.testing.assert_allclose(found[f"test/{name}_variance"], inside, rtol=1e-4)
+        np.testing.assert_allclose(found[f"ood/far/{name}_variance"], outside, rtol=1e-4)
+        area = roc_auc_score(np.r_[0 * inside, 0 * outside + 1], np.r_[inside, outside])
+        np.testing.assert_allclose(found[f"ood/far/auroc_{name}_variance"], area, rtol=1e-6)
+    assert found["ood/far/auroc_epistemic_variance"] > 0.8
+    whole = evaluators.build("test", dict(name="regression", data=data), "regression")
+    failures = export_all(predict, dict(a=whole, b=evaluator), tmp_path / "saved.npz")
+    assert not failures
+    (scored,) = score(read(str(tmp_path / "saved.npz")), "a", Options())
+    numbers = {k: v for k, v in found.items() if np.ndim(v) == 0}
+    assert numbers == {k: v for k, v in scored.metrics.items() if k.startswith("ood/")}
+
+
+@pytest.mark.parametrize(
+    ("task", "scores", "message"),
+    [("regression", ["energy"], r"scores: \['energy'\]; of classes"), ("unlabelled", [], "labels")],
+)
+def test_ood_scores_that_there_are_none_of(of_pairs, task, scores, message):
+    _, parts, _ = of_pairs
+    source = load(parts["test"] | dict(standardise=False))
+    if task == "unlabelled":
+        source = dataclasses.replace(source, labelled=False, outputs=0)
+    assert source.task == task
+    with pytest.raises(ValueError, match=message):
+        ood(parts["test"], dict(far=parts["test"]), scores).check(source)
