@@ -1,6 +1,7 @@
-"""Draws the figures of the tables of shortcuts from their `results/<table>/table.json`.
+r"""Draws the figures of the tables of shortcuts from their `results/<table>/table.json`.
 
-    python -m tools.shortcut_figures shortcuts shortcut_cues shortcut_strength shortcut_agreement
+    python -m tools.shortcut_figures shortcuts shortcut_cues shortcut_strength shortcut_agreement \
+        shortcut_availability
 
 Writes `results/<table>/figure.png`: means over seeds with 95 % intervals by the t distribution.
 """
@@ -111,10 +112,33 @@ def cues(study: Study) -> "Figure":
     return shortcut_figures.cues(shortcut_figures.of_cues(metrics))
 
 
+@style.styled
+def availability(study: Study) -> "Figure":
+    """A panel per method: accuracy by the shortcut alone over its amplification."""
+    methods: dict[str, dict[str, dict[str, Row]]] = {}
+    for group, rows in grouped(study).items():
+        method, _, predictivity = group.rpartition(", shortcut ")
+        methods.setdefault(method, {})[predictivity] = rows
+    figure, axes = style.wrapped(methods, 2.5, 2.6, most=4, fill=28, sharey=True)
+    for ax, lines in zip(axes, methods.values(), strict=True):
+        for i, (predictivity, rows) in enumerate(lines.items()):
+            of = [interval(row, "cues/shortcut/accuracy") for row in rows.values()]
+            _curve(ax, [float(label) for label in rows], of, i, f"predictivity {predictivity}")
+        ax.axhline(50, color=style.GREY, linewidth=1, zorder=0)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([float(label) for label in rows], [*rows])
+        ax.set(xlabel="amplification of the shortcut", ylim=(40, 102))
+    axes[0].set_ylabel("accuracy by the shortcut (%)")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=3)
+    return figure
+
+
 FIGURES = {
     "shortcuts": features,
     "shortcut_cues": cues,
     "shortcut_strength": lambda study: curves(study, "strength of the repulsion", True, 4),
+    "shortcut_availability": availability,
     "shortcut_agreement": lambda study: curves(study, "P(features agree)", False, 4),
 }
 

@@ -6,7 +6,8 @@
     mnist     digit                               garment below (Fashion-MNIST)     randomised
     dominoes  0 or 1 (MNIST)                      automobile or truck (CIFAR-10)    randomised
     sprites   colour                              shape, scale, orientation         one for each cue
-    latents   large, predictivity 1               small, predictivity 1             shortcut, core
+    latents   shortcut, `amplification` times     core                              shortcut, core
+              as large
 
 In training all features tell the class, so that what a member uses is its own choice. `agreement`
 is the correlation of the features in the unlabelled stream: the share of its examples in which the
@@ -15,6 +16,7 @@ independent there.
 
     method          functions                 what makes them differ
     single          one network
+    linear          a linear layer
     ensemble        `size` networks           their initial parameters
     heads           `size` heads on a trunk   their initial parameters
     batch_ensemble  `size` members            fast weights
@@ -32,6 +34,7 @@ independent there.
                                               by it at random: swapped halves, turned sprites
     control         one network               nothing; in its training data one feature alone tells
 
+`shortcut` and `core` are the probabilities that these latents have the sign of the label.
 `points` are the training batch, or the unlabelled stream, as many; `compared` is what.
 `strength` multiplies the repulsion, whose factor in the posterior is 1 / N: it is the temperature.
 The prior is N(0, strength), whose gradient is w / (strength N), so a strong repulsion has almost no
@@ -75,9 +78,7 @@ DATA = dict(
         unlabelled=0.2,
     ),
     sprites=dict(name="sprites", cues=CUES, size=4_000, test_size=1_000),
-    latents=dict(
-        name="predictive_and_available", predictivity=(1.0, 1.0), amplification=4.0, dimensions=20
-    ),
+    latents=dict(name="predictive_and_available", dimensions=20),
 )
 CLASSES = dict(slabs=2, noisy=2, mnist=10, dominoes=2, sprites=4, latents=2)
 TABLES = ("slabs", "noisy", "latents")
@@ -97,9 +98,11 @@ HYPOTHESES = dict(  # labels, and a symmetry is predicted or ignored
     predictor=dict(name="projector.Projector", widths=(128, 64), norm=dict(name="norm.LayerNorm")),
 )
 PATCH = dict(mnist=14, dominoes=16, sprites=8)  # side of the ViT's patches
+ALONE = ("single", "linear", "control")
 TOGETHER, REPULSIVE = ("d_bat", "joint", "l1"), ("svgd", "f_svgd", "hybrid", "f_wgd")
 METHODS = (
     "single",
+    "linear",
     "ensemble",
     "heads",
     "batch_ensemble",
@@ -116,7 +119,7 @@ METHODS = (
 def get_config(arg: str | None = None) -> ConfigDict:
     """`data`: one of DATA; `method`: one of METHODS; `size`: functions; `agreement`: see above, -1
     for independent features; `strength`, `points`, `compared`: of repulsion; `cue`: of the control
-    on sprites; `small`, `files`: see above."""
+    on sprites; `shortcut`, `core`, `amplification`: of latents; `small`, `files`: see above."""
     arg = parse_arg(
         arg,
         data=tuple(DATA),
@@ -127,6 +130,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         points=("batch", "unlabelled"),
         compared=("logits", "probabilities"),
         cue=("shape", *(cue for cue in CUES if cue != "shape")),
+        shortcut=1.0,
+        core=1.0,
+        amplification=4.0,
         small=False,
         files="",
     )
@@ -155,6 +161,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def train_data(arg: ConfigDict) -> dict:
     """The training data, those of the control included."""
     data = dict(DATA[arg.data], split="train")
+    if arg.data == "latents":
+        data |= dict(predictivity=(arg.shortcut, arg.core), amplification=arg.amplification)
     if arg.files and arg.data in ("mnist", "dominoes"):
         hard = dict(name="idx", path=f"{arg.files}/fashion_mnist")
         if arg.data == "dominoes":
@@ -167,7 +175,7 @@ def train_data(arg: ConfigDict) -> dict:
             others = tuple(cue for cue in CUES if cue != arg.cue)
             data |= dict(cues=(*others, arg.cue), split="unlabelled")
         elif arg.data == "latents":
-            data |= dict(predictivity=(0.5, 1.0))
+            data |= dict(predictivity=(0.5, arg.core))
         else:
             data |= dict(correlation=1 / CLASSES[arg.data]) if "hard" in data else dict(noise=1.0)
     return data
@@ -182,6 +190,8 @@ def backbone(arg: ConfigDict, images: bool) -> dict:
         return dict(name="vit.ViT", variant="tiny", patch_size=side, pooling="gap")
     if images and not arg.small:
         return dict(name="resnet.ResNet", depth=8, width=16)
+    if arg.method == "linear":
+        return dict(name="mlp.MLP", widths=())
     if arg.data == "sprites":
         return dict(name="lenet.LeNet5", padding="SAME", widths=(8, 16, 32, 64))
     return dict(name="mlp.MLP", widths=(64, 64) if arg.small else (100, 100))
@@ -195,7 +205,7 @@ def set_members(config: ConfigDict, arg: ConfigDict) -> None:
         config.ensemble = dict(name="batch_ensemble", size=arg.size)
     elif arg.method == "e3":
         set_method(config, ConfigDict(dict(method="e3", k=1, members=arg.size)), blocks=(1,))
-    elif arg.method not in ("single", "control"):
+    elif arg.method not in ALONE:
         config.inference.size = arg.size
     if arg.method in ("vit", "e3"):
         schedule = dict(name="cosine", warmup_steps=50)
@@ -249,7 +259,7 @@ def set_evaluators(config: ConfigDict, arg: ConfigDict, unlabelled: dict) -> Non
         )
         config.evaluators.cues = dict(name="cues", sets=dict(simple=others, complex=simple))
         apart = simple
-    if arg.method not in ("single", "control"):
+    if arg.method not in ALONE:
         pool = unlabelled | dict(split="unlabelled[:2000]")
         config.evaluators.disambiguation = dict(
             name="disambiguation", data=apart, pool=pool, labels=(4, 16)
