@@ -7,6 +7,7 @@ Writes `results/<table>/figure.png`: means over seeds with 95 % intervals by the
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -117,16 +118,18 @@ def availability(study: Study) -> "Figure":
     """A panel per method: accuracy by the shortcut alone over its amplification."""
     methods: dict[str, dict[str, dict[str, Row]]] = {}
     for group, rows in grouped(study).items():
-        method, _, predictivity = group.rpartition(", shortcut ")
-        methods.setdefault(method, {})[predictivity] = rows
+        predictivity, amplification = re.findall(r"[\d.]+", group)
+        for method, row in rows.items():
+            lines = methods.setdefault(method, {})
+            lines.setdefault(predictivity, {})[amplification] = row
     figure, axes = style.wrapped(methods, 2.5, 2.6, most=4, fill=28, sharey=True)
     for ax, lines in zip(axes, methods.values(), strict=True):
-        for i, (predictivity, rows) in enumerate(lines.items()):
-            of = [interval(row, "cues/shortcut/accuracy") for row in rows.values()]
-            _curve(ax, [float(label) for label in rows], of, i, f"predictivity {predictivity}")
+        for i, (predictivity, of) in enumerate(lines.items()):
+            y = [interval(row, "cues/shortcut/accuracy") for row in of.values()]
+            _curve(ax, [float(a) for a in of], y, i, f"predictivity {predictivity}")
+            ax.set_xscale("log", base=2)
+            ax.set_xticks([float(a) for a in of], [*of])
         ax.axhline(50, color=style.GREY, linewidth=1, zorder=0)
-        ax.set_xscale("log", base=2)
-        ax.set_xticks([float(label) for label in rows], [*rows])
         ax.set(xlabel="amplification of the shortcut", ylim=(40, 102))
     axes[0].set_ylabel("accuracy by the shortcut (%)")
     handles = axes[0].get_legend_handles_labels()

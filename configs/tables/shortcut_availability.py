@@ -11,21 +11,21 @@ METHODS = {
 }
 CORE = 0.95
 SHORTCUT = (0.6, 0.75, 0.9)
-AMPLIFICATION = (1, 4, 16)
+AMPLIFICATION = (1, 4, 16, 64)
 
 
 def get_table() -> dict[str, Any]:
     """Rows of each method, columns and seeds; nothing is published for these networks."""
     rows = [
         dict(
-            group=f"{method}, shortcut {shortcut}",
-            label=f"{amplification}",
+            group=f"Shortcut {shortcut}, amplification {amplification}",
+            label=method,
             config=f"{CONFIG},{options},core={CORE},shortcut={shortcut},"
             f"amplification={amplification}",
         )
-        for method, options in METHODS.items()
         for shortcut in SHORTCUT
         for amplification in AMPLIFICATION
+        for method, options in METHODS.items()
     ]
     percent = dict(unit="%", digits=1)
     columns = [
