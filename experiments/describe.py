@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from numpy.typing import ArrayLike
 
 from experiments import evaluators
 from experiments.data import assignment, augment, from_tfds
@@ -151,6 +152,7 @@ def _assignments() -> dict[str, Callable]:
     }
 
 
+OF_FILES = ("posthoc", "conformal", "combining", "ood")  # whose files say what the method is
 _RUN = ("model", "over", "train", "num_validation")
 _DIRECTION = ("over", "target", "accumulate", "objective", "own_examples")
 SECTIONS = {
@@ -240,7 +242,13 @@ SECTIONS = {
         "prediction sets",
         "evaluators.conformal.methods",
         _named("uncertainty.conformal"),
-        ("log_p", "labels"),
+        ("log_p", "labels", "low", "high", "directions", "mean", "scale", "y", "groups"),
+    ),
+    "ood": Section(
+        "scores of out-of-distribution data",
+        "evaluators.ood.scores",
+        _named("uncertainty.ood"),
+        ("train", "logits", "x"),
     ),
     "combining": Section(
         "members chosen by held-out examples",
@@ -278,6 +286,12 @@ def part_of(section: str, name: str, target: Callable) -> Part:
     """
     of = SECTIONS.get(section, Section("", "", dict))
     doc, texts = inspect.getdoc(target) or "", documented(target)
+    about = first_sentence(doc)
+    if section in OF_FILES:
+        of_file = inspect.cleandoc(sys.modules[target.__module__].__doc__ or "")
+        about = first_sentence(of_file) or about
+        if section != "ood":  # whose functions begin with their equations
+            doc = f"{of_file}\n\n{doc}".strip()
     shared: tuple[Field, ...] = ()
     if of.shared is load:
         nested = entries(textwrap.dedent(_entry_lines(inspect.getdoc(load) or "", "spec")))
@@ -288,7 +302,7 @@ def part_of(section: str, name: str, target: Callable) -> Part:
     return Part(
         section,
         name,
-        first_sentence(doc),
+        about,
         doc,
         source_of(target),
         tuple(_fields(section, target, texts, of.given)),
@@ -368,6 +382,8 @@ def type_text(hint: Any) -> str:
     """A type in a few words, without the names of modules."""
     if hint is inspect.Parameter.empty or hint is Any:
         return "any"
+    if hint == ArrayLike:
+        return "array"
     text = hint if isinstance(hint, str) else inspect.formatannotation(hint)
     text = re.sub(r"\bCallable(\[\[?.*\])?", "a part or function", text)
     text = re.sub(r"\b(\w+\.)+(?=\w)", "", text)
@@ -464,6 +480,12 @@ def first_sentence(doc: str) -> str:
     return re.split(r"(?<=[.:])(?<!e\.g\.)(?<!et al\.) (?=[A-Z`])", text)[0]
 
 
+NAME = r"[A-Z]'?[\w-]+"  # of an author
+CITATION = re.compile(
+    rf"{NAME}(?:(?:,\s{NAME})*,?\s&\s{NAME}|\set\sal\.)?,?\s(?:\d{{4}}|\(\d{{4}}(?=\)))\b"
+)
+
+
 def source_of(target: Callable) -> str:
     """The paper of a method: the docstring's `Source: ...`, or what it or its file cites."""
     docs = [inspect.getdoc(target) or "", sys.modules[target.__module__].__doc__ or ""]
@@ -471,9 +493,9 @@ def source_of(target: Callable) -> str:
         if match := re.search(r"Source: (.*?)(?:\n\s*\n|\Z)", doc, re.DOTALL):
             return " ".join(match[1].split())
     for doc in docs:
-        cited = re.findall(r"[A-Z][\w-]+(?: (?:et al\.|& [A-Z][\w-]+),?)? \(?\d{4}\)?", doc)
+        cited = [re.sub(r",? \(?(?=\d)", " ", match[0]) for match in CITATION.finditer(doc)]
         if cited:
-            return "; ".join(dict.fromkeys(cited))
+            return "; ".join(dict.fromkeys(" ".join(one.split()) for one in cited))
     return ""
 
 
@@ -556,8 +578,9 @@ def text_of_section(name: str) -> str:
     parts = section.parts()
     width = min(max((len(part) for part in parts), default=0), 36)
     for part, target in parts.items():
-        about = first_sentence(inspect.getdoc(target) or "")
-        first = textwrap.shorten(about, WIDTH - width - 4, placeholder=" ...")
+        first = textwrap.shorten(
+            part_of(name, part, target).about, WIDTH - width - 4, placeholder=" ..."
+        )
         lines.append(f"  {part:{width}}  {first}")
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """The site's pages, without MkDocs: links, pages of methods, tutorials as Markdown."""
 
 import ast
+import doctest
 import inspect
 import json
 import pathlib
@@ -12,7 +13,7 @@ from experiments import describe
 from experiments.evaluators import build_all
 from experiments.experiment.base import base, derived
 from experiments.experiment.config import plain
-from tools import docs, methods, tutorials
+from tools import docs, docstrings, methods, tutorials
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = [
@@ -54,7 +55,7 @@ def test_every_method_has_a_page_with_a_line_of_a_config(pages):
             calls = [n for n in ast.walk(ast.parse(line)) if isinstance(n, ast.Call)]
             given = {keyword.arg for keyword in calls[0].keywords}
             part = describe.part_of(section, name, target)
-            of_evaluator = section in ("posthoc", "conformal")  # whose line is run below
+            of_evaluator = section in ("posthoc", "conformal", "ood")  # whose line is run below
             needed = {f.name for f in part.fields if f.default is None}
             assert given >= {"data", "fit"} if of_evaluator else given == {"name", *needed}
             assert all(f"`{field.name}`" in page for field in part.fields)
@@ -98,6 +99,34 @@ def test_an_equation_of_a_docstring_is_set(text, html):
     assert methods.display(text) == f'<div class="equation">{html}</div>'
 
 
+def test_pages_of_methods_have_no_empty_equations_and_whole_sources(pages):
+    for path, text in pages.items():
+        assert '<div class="equation"></div>' not in text, path
+        for source in re.findall(r"^\*\*Source\.\*\* (.*)$", text, re.MULTILINE):
+            assert source.count("(") == source.count(")"), (path, source)
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("Sets (Romano, Patterson & Candès 2019).", "Romano, Patterson & Candès 2019"),
+        ("Of D'Angelo & Fortuin (2021), and later.", "D'Angelo & Fortuin 2021"),
+        ("Adam (Kingma & Ba, 2015); Loshchilov &\nHutter 2017.",
+         "Kingma & Ba 2015; Loshchilov & Hutter 2017"),
+        ("Rates of 1e-3 since 2015.", ""),
+    ],
+)  # fmt: skip
+def test_sources_that_a_docstring_cites(text, source):
+    target = lambda: None  # noqa: E731
+    target.__doc__, target.__module__ = text, "tests"
+    assert describe.source_of(target) == source
+
+
+def test_docstrings_for_the_site():
+    failed, count = doctest.testmod(docstrings)
+    assert count >= 3 and not failed
+
+
 def test_prose_of_a_docstring_keeps_its_symbols():
     text = methods.markdown("v(h) * V, |V_c|, [M, B] and `a_b`\n\n  x_k = 1\n\nthen <b>")
     assert text == (
@@ -117,7 +146,7 @@ def test_a_tutorial_is_its_cells_with_what_they_print(tmp_path):
     assert "# Title\n\nText." in text and "```text\n2\n3\n```" in text
 
 
-@pytest.mark.parametrize("section", ["posthoc", "conformal"])
+@pytest.mark.parametrize("section", ["posthoc", "conformal", "ood"])
 def test_config_lines_of_methods_on_held_out_examples_make_evaluators(section):
     """They are of an evaluator, and no stages."""
     for name, target in describe.SECTIONS[section].parts().items():
@@ -127,4 +156,5 @@ def test_config_lines_of_methods_on_held_out_examples_make_evaluators(section):
         config.data.train = dict(name="digits", split="train")
         (built,) = build_all(derived(plain(config))["evaluators"]).values()
         takes = {"log_p"} & set(inspect.signature(target).parameters)
-        assert built.task == ("classification" if takes else "regression")
+        of_targets = None if section == "ood" else "regression"  # scores of classes alone: `check`
+        assert built.task == ("classification" if takes else of_targets)

@@ -1,8 +1,7 @@
-"""Docstrings for the site's API: an entry `a, b: text` becomes one for each field."""
+"""Docstrings for the site's API: an entry for each field, one for what returns, code as code."""
 
 import re
-
-import griffe
+import textwrap
 
 ENTRY = re.compile(r"^( +)(\w+(?:, \*{0,2}\w+)+): ", re.MULTILINE)
 
@@ -27,11 +26,47 @@ def apart(text: str) -> str:
     return text
 
 
-class FieldsApart(griffe.Extension):
-    """Applied by mkdocs.yml to every object."""
+SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Examples?):")
 
-    def on_object(self, *, obj: griffe.Object, **_: object) -> None:
-        if obj.docstring and re.search(
-            r"^\s*(Args|Attributes):", obj.docstring.value, re.MULTILINE
-        ):
-            obj.docstring.value = apart(obj.docstring.value)
+
+def whole(text: str) -> str:
+    """A docstring whose `Returns:` is one entry, unless it names several.
+
+    >>> print(whole("Returns:\\n  a sum\\n  of all"))
+    Returns:
+      a sum
+        of all
+    """
+
+    def one(match: re.Match) -> str:
+        first, *rest = match[2].splitlines()
+        if re.match(r" +\w+: ", first):
+            return match[0]
+        end = "\n" * match[2].endswith("\n")
+        return "\n".join([match[1], first, *(f"  {line}" for line in rest)]) + end
+
+    return re.sub(r"^(Returns:|Yields:)\n((?: +\S.*(?:\n|\Z))+)", one, text, flags=re.MULTILINE)
+
+
+def as_markdown(text: str) -> str:
+    """A docstring whose doctests and indented lines are code, and `__call__` is no emphasis.
+
+    >>> print(as_markdown("Of `f` and __call__:\\n\\n  a  b\\n"))
+    Of `f` and \\_\\_call\\_\\_:
+    <BLANKLINE>
+    ```text
+    a  b
+    ```
+    """
+    paragraphs, inside = [], False
+    for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
+        first = paragraph.partition("\n")[0]
+        inside = bool(SECTION.fullmatch(first)) or (inside and first.startswith(" "))
+        if first.startswith(">>>"):
+            paragraph = f"```pycon\n{paragraph}\n```"
+        elif not inside and all(line.startswith("  ") for line in paragraph.splitlines()):
+            paragraph = f"```text\n{textwrap.dedent(paragraph)}\n```"
+        elif not inside:
+            paragraph = re.sub(r"(?<![\w`.])__(\w+)__(?!`)", r"\_\_\1\_\_", paragraph)
+        paragraphs.append(paragraph)
+    return "\n\n".join(paragraphs)

@@ -56,7 +56,7 @@ def navigation(made: Mapping[str, str]) -> list[Any]:
         inside = sorted(p for p in made if p.startswith(f"docs/methods/{name}/"))
         if inside:
             inside.sort(key=lambda p: not p.endswith("/index.md"))
-            titles = [{pathlib.PurePath(p).stem: p} for p in inside[1:]]
+            titles = [{pathlib.PurePath(p).stem.rpartition(".")[2]: p} for p in inside[1:]]
             entries.append({name: [inside[0], *titles]})
         elif f"docs/methods/{name}.md" in made:
             entries.append({name: f"docs/methods/{name}.md"})
@@ -81,11 +81,14 @@ def page(part: describe.Part, used: Mapping[tuple[str, str], list]) -> str:
         lines += ["## Fields", fields(part.fields)]
     if part.shared:
         lines += ["Fields that all of this section have:", fields(part.shared)]
-    results = [shown(*item, path_of(part)) for item in used.get((part.section, part.name), [])]
-    if results:
-        lines += ["## In our tables", *results]
+    tables = used.get((part.section, part.name))
+    lines += ["## In our tables"]
+    if tables:
+        lines += [shown(*item, path_of(part)) for item in tables]
+    elif tables is None:
+        lines += ["No committed table has it."]
     else:
-        lines += ["## In our tables", "No committed table compares it with others."]
+        lines += ["Every row of the tables that have it uses it, so none compares it with others."]
     return "\n\n".join(filter(None, lines)) + "\n"
 
 
@@ -98,15 +101,21 @@ def body(part: describe.Part) -> str:
     equation = re.search(r"\s(=|<-|~)\s", first) and "`" not in first
     text = (display(" ".join(first.split())) if equation else markdown(first)) + "\n\n"
     text += markdown(rest)
-    if part.source and not re.search(r"\bSource: ", part.text):
-        text += f"\n\nSource: {part.source}."
+    said = plain(describe.prose_of(part.text))
+    if not all(plain(one) in said for one in part.source.split("; ")):
+        text += f"\n\nSource: {part.source.rstrip('.')}."
     return re.sub(r"^Source: ", "**Source.** ", text, flags=re.MULTILINE)
+
+
+def plain(text: str) -> str:
+    """A text whose citations are alike, with brackets and commas or without."""
+    return " ".join(re.sub(r"[(),]", " ", text).split())
 
 
 def markdown(text: str) -> str:
     """A docstring's prose; indented lines are equations, or what stands below `Example::`."""
     paragraphs = []
-    for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
+    for paragraph in filter(str.strip, re.split(r"\n\s*\n", text.strip("\n"))):
         lines = paragraph.splitlines()
         if all(line.startswith("  ") for line in lines):
             paragraphs.append(display(textwrap.dedent(paragraph)))
@@ -120,7 +129,7 @@ GREEK = dict(
     lam="λ", lambda_="λ", mu="μ", nu="ν", xi="ξ", pi="π", rho="ρ", sigma="σ", tau="τ", phi="φ",
     psi="ψ", omega="ω", Gamma="Γ", Delta="Δ", Theta="Θ", Lambda="Λ", Sigma="Σ", Phi="Φ", Omega="Ω",
     sum="∑", prod="∏", grad="∇", sqrt="√", inf="∞",
-)  # fmt: skip
+) | {"lambda": "λ"}  # fmt: skip
 SIGNS = {"<-": "←", "->": "→", "<=": "≤", ">=": "≥", "~": "∼", " * ": " · ", " - ": " − "}
 
 
@@ -163,6 +172,10 @@ def config_line(part: describe.Part) -> str:
             f'name="{evaluator}", data=dict(split="test"), fit=dict(split="validation"){methods}'
         )
         return f"config.evaluators.{evaluator} = dict(\n    {fields}\n)"
+    if part.section == "ood":
+        fields = 'name="ood", data=dict(split="test"), sets=dict(noise=dict(name="noise"))'
+        scores = f'fit=dict(split="train"), scores=("{part.name}",)'
+        return f"config.evaluators.ood = dict(\n    {fields},\n    {scores}\n)"
     if place == "stages":
         return f"config.stages = ({value},)"
     return f"config.{place} = {value}"
@@ -250,7 +263,10 @@ def index(made: Mapping[str, str]) -> str:
 
 
 def uses(root: pathlib.Path = project.ROOT) -> dict[tuple[str, str], list[tuple[str, list[str]]]]:
-    """(section, part) -> tables with rows that use it and rows that do not, and the former."""
+    """(section, part) -> tables with rows that use it and rows that do not, and the former.
+
+    A part that all rows of its tables use has none.
+    """
     found: dict[tuple[str, str], list[tuple[str, list[str]]]] = {}
     for file in sorted(root.glob("results/*/runs.jsonl")):
         table = file.with_name("table.json").relative_to(root).as_posix()
@@ -262,8 +278,9 @@ def uses(root: pathlib.Path = project.ROOT) -> dict[tuple[str, str], list[tuple[
         parts = {row: set(named(configs[row])) for row in rows if row in configs}
         for part in sorted(set().union(*parts.values()) if parts else ()):
             users = [row for row in rows if part in parts.get(row, ())]
+            tables = found.setdefault(part, [])
             if len(users) < len(parts):
-                found.setdefault(part, []).append((table, users))
+                tables.append((table, users))
     return found
 
 
@@ -298,9 +315,10 @@ def shown(path: str, users: list[str], page: str) -> str:
     """The rows of a table that use a part, below the first row of each group."""
     table = _table(path)
     first: dict[str, str] = {}
-    for row in table["rows"]:
+    filled = [row for row in table["rows"] if row["results"]]
+    for row in filled:
         first.setdefault(row["group"], row["label"])
-    groups = {row["group"] for row in table["rows"] if row["label"] in users}
+    groups = {row["group"] for row in filled if row["label"] in users}
     chosen = {*users, *(first[group] for group in groups)}
     rows = "|".join(f"^{re.escape(label)}$" for label in sorted(chosen))
     keys = [column["key"] for column in table["columns"]]

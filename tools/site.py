@@ -31,6 +31,7 @@ IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 MATH = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
+FUNCTION = re.compile(r"(<mi>(?:log|exp|max|min)</mi>)(?=<m(?:i|row|sub|sup|frac)>)")
 START = [
     "README.md",
     ("Your own data", "docs/data.md"),
@@ -160,9 +161,11 @@ def navigation(pages: dict[str, str], generated: dict[str, str]) -> list[Any]:
 
     def folder(name: str, first: tuple[str, ...] = ()) -> list[Any]:
         paths = sorted(p for p in pages if p.startswith(f"docs/{name}/"))
-        paths.sort(key=lambda p: p not in first)
+        paths.sort(key=lambda p: first.index(p) if p in first else len(first))
         return [titled(path, pages[path]) for path in paths]
 
+    results = "docs/results/README.md"
+    ordered = (results, *linked(results, pages[results]))
     listed = {item[1] for item in [*START[1:], *GUIDE, *DEVICES]}
     further = [
         titled(path, text)
@@ -177,7 +180,7 @@ def navigation(pages: dict[str, str], generated: dict[str, str]) -> list[Any]:
         {"Methods": methods.navigation(generated)},
         {
             "Results": [
-                *folder("results", ("docs/results/README.md",)),
+                *folder("results", ordered),
                 *entries([("Speed", "benchmarks/README.md")]),
             ]
         },
@@ -219,13 +222,32 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """With mathematics as MathML."""
+    """With mathematics as MathML, figures that scroll, and no breaks where none belongs."""
     from latex2mathml.converter import convert
 
     def mathml(match: re.Match) -> str:
         block = match["tag"] == "div"
         tex = html.unescape(match["tex"]).strip()
         made = convert(tex, display="block" if block else "inline")
+        made = FUNCTION.sub(r'\1<mspace width="0.17em" />', made)
         return f'<{match["tag"]} class="arithmatex">{made}</{match["tag"]}>'
 
+    content = re.sub(r"<p>(<img [^>]*>)</p>", r'<div class="figure">\1</div>', content)
+    content = re.sub(r" (?=[↑↓]</t[hd]>)", "\u00a0", content)
+    content = re.sub(r"(?<!>)<code>(?=[^<]{1,24}</code>)", '<code class="short">', content)
     return MATH.sub(mathml, content)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """The logo leads to a file, not to a folder, so that it works from a disk."""
+    home = posixpath.relpath("index.html", posixpath.dirname(page.url) or ".")
+    return re.sub(
+        r'<a href="[^"]*"(?= title="[^"]*" class="md-(?:header__button|nav__button) md-logo")',
+        f'<a href="{home}"',
+        output,
+    )
+
+
+def on_post_build(config: Any) -> None:
+    """Without the page of missing pages, whose links are those of a server."""
+    (pathlib.Path(config.site_dir) / "404.html").unlink(missing_ok=True)

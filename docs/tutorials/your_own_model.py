@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Your own model
+# # A model of your own, in Python
 #
 # A Flax module from $x$ `[B, ...]` to logits `[B, K]` and an optax optimiser become a deep
 # ensemble, SVGD, SWAG, a Laplace or a BatchEnsemble. No config, no files: everything here is an
@@ -60,7 +60,6 @@ def show(name, predicted):
     numbers = evaluate_classification(predicted.log_p, test["y"])
     accuracy, nll = numbers["classification/accuracy"], numbers["classification/nll"]
     print(f"{name:14} {len(predicted.log_p):2} members, accuracy {accuracy:.3f}, NLL {nll:.3f}")
-    return predicted
 
 
 # %% [markdown]
@@ -74,7 +73,8 @@ STEPS = 100
 model = from_module(Net(), softmax())
 ensemble = particles(model, optax.adam(1e-2), size=5)
 state = fit(ensemble, train, steps=STEPS)
-predicted = show("deep ensemble", predict(model, ensemble, state, test["x"]))
+predicted = predict(model, ensemble, state, test["x"])
+show("deep ensemble", predicted)
 
 # %% [markdown]
 # What comes back has the members' `log_p` `[M, B, K]`, and of their mixture `probs`, `entropy` and

@@ -143,7 +143,7 @@ def corruption_curves(
                 ax.errorbar(severities, means, errors, label=text(label), **style[label])
         ax.set(xlabel="severity (0: none)", ylabel=title)
         ax.set_xticks(sorted({int(x) for line in ax.lines for x in line.get_xdata()}))
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -207,7 +207,7 @@ def coverage_curves(
         ax.set(xlabel="severity (0: none)")
         ax.set_xticks(sorted({round(x) for line in ax.lines for x in line.get_xdata()}))
     axes[0].set_ylabel("coverage (%)")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -75,7 +75,7 @@ def interval_calibration(
         ax.plot(100 * levels, 100 * observed, label=text(label), **style[label])
     ax.set(xlabel="central interval (%)", ylabel="targets inside (%)", xlim=(0, 100))
     ax.set_ylim(0, 100)
-    ax.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

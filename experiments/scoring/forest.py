@@ -28,9 +28,9 @@ def differences(
     """
     style = looks(label for label, _ in pairs)
     labels = [text(f"{label} − {baseline}", 36) for label, baseline in pairs]
-    lines = sum(1 + label.count("\n") for label in labels)
+    height = 0.85 + 0.16 * len(labels) * max(1 + label.count("\n") for label in labels)
     titles = [column.title for column in columns]
-    figure, axes = wrapped(titles, 2.4, 0.8 + 0.16 * lines, most=4, fill=24, sharey=True)
+    figure, axes = wrapped(titles, 2.4, height, most=4, fill=24, sharey=True)
     places = np.arange(len(pairs))
     for ax, column in zip(axes, columns, strict=True):
         ax.axvline(0, color=GREY, linewidth=1)

@@ -199,8 +199,9 @@ def section(study: Study, comparison: Comparison, sentence: str) -> str:
             f'<div class="wide"><table{dense}><thead><tr><th></th>{head}</tr></thead>\n'
             f"<tbody>{''.join(body)}</tbody></table></div>"
         )
-    bold = " Bold: differences whose interval does not contain 0." if pairs else ""
-    return "\n".join(parts) + f'<p class="caption">{escape(sentence + bold)}</p>'
+    if pairs:
+        sentence += " Bold: differences of metrics with an arrow whose interval does not contain 0."
+    return "\n".join(parts) + f'<p class="caption">{escape(sentence)}</p>'
 
 
 def drawn(study: Study, comparison: Comparison, folder: storage.Path, name: str) -> str:

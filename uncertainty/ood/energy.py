@@ -21,6 +21,10 @@ class Energy(NamedTuple):
 def energy(train: Outputs | None, temperature: float = 1.0) -> Energy:
     """-T log sum_k exp(u_k / T) of logits u; nothing is fitted.
 
+    Args:
+      train: not used.
+      temperature: T.
+
     Raises:
       ValueError: a temperature that is not positive.
     """

@@ -25,8 +25,12 @@ def layers_mahalanobis(train: Outputs, ridge: float = 1e-6) -> LayersMahalanobis
     Layers have equal weights, as no out-of-distribution data are used for the fit. The paper learns
     weights on such data, and moves the input first.
 
-    Arguments and errors are those of `mahalanobis`; also ValueError for outputs without earlier
-    layers.
+    Args:
+      train: features, those of earlier layers, and labels.
+      ridge: added to the diagonal of Sigma, times its mean; for features that are always 0.
+
+    Raises:
+      ValueError: see `mahalanobis`; no features of earlier layers.
     """
     labels = _outputs.labels(train)
     return LayersMahalanobis(tuple(gaussians(phi, labels, ridge) for phi in _all(train)))

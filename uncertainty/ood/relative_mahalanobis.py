@@ -23,7 +23,12 @@ class RelativeMahalanobis(NamedTuple):
 def relative_mahalanobis(train: Outputs, ridge: float = 1e-6) -> RelativeMahalanobis:
     """min_c d_c(phi) - d_0(phi): d_c as in `mahalanobis`, d_0 of one Gaussian for all classes.
 
-    Arguments and errors are those of `mahalanobis`.
+    Args:
+      train: features and labels.
+      ridge: added to the diagonal of Sigma, times its mean; for features that are always 0.
+
+    Raises:
+      ValueError: see `mahalanobis`.
     """
     phi, labels = _outputs.features(train), _outputs.labels(train)
     return RelativeMahalanobis(

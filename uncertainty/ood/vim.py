@@ -25,8 +25,14 @@ class Vim(NamedTuple):
 def vim(train: Outputs, dimensions: int | None = None) -> Vim:
     """alpha r(phi) - log sum_k exp u_k, alpha = mean(max_k u_k) / mean(r(phi)) in training.
 
-    Its order is that of the softmax probability of the virtual logit alpha r. Arguments, r and
-    errors are those of `residual`; also ValueError where all training residuals are 0.
+    Its order is that of the softmax probability of the virtual logit alpha r, r as in `residual`.
+
+    Args:
+      train: features and the last layer.
+      dimensions: of the principal subspace; by default half of those of the features.
+
+    Raises:
+      ValueError: see `residual`; all training residuals are 0.
     """
     fitted, last = residual(train, dimensions), _outputs.last(train)
     u = _outputs.features(train) @ last.kernel + last.bias
