@@ -28,8 +28,8 @@ with the head that was trained on constant features meanwhile, not with a new on
 and the probability are the paper's, the temperature that of E-SSL's code for CIFAR-10; nothing was
 tuned. Fashion-MNIST is reduced to 14 x 14 pixels, by means; its four IDX files are in
 runs/data/fashion_mnist. The table has an MLP 128-128, whose pre-training takes half a minute of a
-CPU core; `network=resnet8`, of 8 filters in the first stage, takes five minutes, and has not been
-run, nor has CIFAR-10 with `network=resnet20`, of 64 filters, which is for a GPU.
+CPU core, and `network=resnet8`, of 8 filters in the first stage, whose takes five minutes.
+CIFAR-10 with `network=resnet20`, of 64 filters, is for a GPU and has not been run.
 
 Command: python -m experiments.train --workdir runs/multi_symmetry/turned-pre-trained/seed0 \\
     --config configs/small_images/multi_symmetry.py:method=pretrain
