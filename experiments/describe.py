@@ -19,6 +19,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -242,7 +243,7 @@ SECTIONS = {
         "prediction sets",
         "evaluators.conformal.methods",
         _named("uncertainty.conformal"),
-        ("log_p", "labels", "low", "high", "directions", "mean", "scale", "y", "groups"),
+        ("log_p", "labels", "u", "low", "high", "directions", "mean", "scale", "y", "groups"),
     ),
     "ood": Section(
         "scores of out-of-distribution data",
@@ -416,8 +417,8 @@ def documented(target: Callable, seen: tuple[Any, ...] = ()) -> dict[str, str]:
         if other is not None and other not in seen:
             texts = {**documented(other, (*seen, target)), **texts}
     for name, text in texts.items():
-        match = re.match(r"(?:see|as in) `(\w+)`", text)
-        other = names.get(match[1]) if match else None
+        match = re.match(r"(?:see|as in|as for) `(\w+)`", text)
+        other = (names.get(match[1]) or _beside(target, match[1])) if match else None
         if callable(other) and other not in (target, *seen):
             texts[name] = documented(other, (*seen, target)).get(name, text)
     of_file = sys.modules[target.__module__].__doc__ or ""
@@ -428,6 +429,14 @@ def documented(target: Callable, seen: tuple[Any, ...] = ()) -> dict[str, str]:
         if said and not texts.get(name):
             texts[name] = said
     return texts
+
+
+def _beside(target: Callable, name: str) -> Any:
+    """The function `name` of the file `name` in the package of a target, or None."""
+    package = target.__module__.rpartition(".")[0]
+    module = f"{package}.{name}"
+    known = package and find_spec(module)
+    return getattr(importlib.import_module(module), name, None) if known else None
 
 
 def entries(doc: str) -> dict[str, str]:
