@@ -106,9 +106,10 @@ def texts(interval: Interval, column: Column) -> tuple[str, str]:
     scale = column.scale
     if interval.low != interval.low:
         return f"{interval.estimate * scale:.{column.digits}f}", "not finite"
-    width = (interval.high - interval.low) * scale / 4
     digits = column.digits
-    mean, _ = round_pair(interval.estimate * scale, width or None, digits)
+    width = (interval.high - interval.low) * scale / 4
+    least = 10.0 ** -(digits + 2)  # an interval that is narrower shows no further digits
+    mean, _ = round_pair(interval.estimate * scale, max(width, least) if width else None, digits)
     places = len(mean.partition(".")[2])
     low, high = (f"{end * scale:z.{places}f}" for end in (interval.low, interval.high))
     return f"{float(mean):z.{places}f}", f"[{low}, {high}]"

@@ -10,11 +10,13 @@ import pytest
 from scipy import special
 
 from experiments import score as program
+from experiments.reports.study import Column
 from experiments.runtime import keys
 from experiments.scoring.calibrate import Method, fitted, halves, methods
-from experiments.scoring.compare import Resampling, compare, difference, partition
+from experiments.scoring.compare import Interval, Resampling, compare, difference, partition
 from experiments.scoring.files import read
 from experiments.scoring.measure import score
+from experiments.scoring.output import texts
 from experiments.scoring.parts import Options, Part
 from tests.scoring.made import labels, logits, probs, saved
 from uncertainty import metrics
@@ -392,6 +394,19 @@ def test_the_example_of_the_docs(tmp_path, monkeypatch, capsys):
     flags = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--workdir"}
     options = {flag for action in program.parser()._actions for flag in action.option_strings}
     assert flags - {"--save"} <= options  # --save_predictions is a flag of evaluate
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (1.0, 1.0, ("1.00", "[1.00, 1.00]")),
+        (1.0 - 1e-9, 1.0 + 1e-9, ("1.0000", "[1.0000, 1.0000]")),
+        (0.9, 1.1, ("1.00", "[0.90, 1.10]")),
+    ],
+)
+def test_digits_of_intervals(low, high, shown):
+    column = Column("nll", "NLL", digits=2)
+    assert texts(Interval("a", None, "nll", 1.0, low, high), column) == shown
 
 
 def test_numbers_that_cannot_be_meant_are_spoken_of(tmp_path):
