@@ -19,7 +19,9 @@ from experiments.runtime import keys, project
 
 
 def values(study: Study, rows: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Set -> row -> score -> mean AUROC; scores of which a row has none are left out.
+    """Set -> row -> score -> mean AUROC, named as in the headers 'AUROC <set>, <score>'.
+
+    Scores of which a row has none are left out.
 
     Raises:
       ValueError: there is no such row, or the table has no such columns.
@@ -35,8 +37,8 @@ def values(study: Study, rows: Sequence[str]) -> dict[str, dict[str, dict[str, f
         for row in rows:
             results = [r[column.key] for r in found[row].results if column.key in r]
             if results:
-                scores = of.setdefault(name[0], {}).setdefault(row, {})
-                scores[name[1].removeprefix("auroc_")] = float(np.mean(results))
+                of_set, _, score = column.header.removeprefix("AUROC ").partition(", ")
+                of.setdefault(of_set, {}).setdefault(row, {})[score] = float(np.mean(results))
     if not of:
         raise ValueError("the table has no column ood/<set>/auroc_<score>")
     return of
@@ -56,7 +58,7 @@ def figure(of: dict[str, dict[str, dict[str, float]]]):
             ax.plot(list(scores.values()), places, label=style.text(row), **look)
         ax.axvline(0.5, color=style.GREY, linewidth=0.8)
         ax.set(title=style.text(name), xlabel="AUROC", xlim=(0.38, 1.01))
-    axes[0, 0].set_yticks(range(len(order)), [score.replace("_", " ") for score in order])
+    axes[0, 0].set_yticks(range(len(order)), [style.text(score) for score in order])
     axes[0, 0].invert_yaxis()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))

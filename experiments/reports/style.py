@@ -7,9 +7,12 @@ display and do not stay open.
 import base64
 import functools
 import io
+import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from experiments.reports.study import one_line
 from experiments.runtime import storage
@@ -79,9 +82,9 @@ def styled(plot: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
 def text(name: str, width: int = 0) -> str:
     """Escapes a name for matplotlib: no mathematics, and a leading `_` is shown in legends.
 
-    With a `width`, lines have at most this many characters.
+    With a `width`, lines have at most this many characters; an arrow stays on its word's line.
     """
-    line = one_line(name)
+    line = re.sub(" (?=[↑↓]$)", "\N{NO-BREAK SPACE}", one_line(name))
     line = textwrap.fill(line, width) if width else line
     return (" " * line.startswith("_") + line).replace("$", r"\$")
 
@@ -97,9 +100,9 @@ def panels(
 
 
 def wrapped(
-    titles: Iterable[str], width: float, height: float, most: int = 4, fill: int = 0, **kwargs: Any
+    titles: Iterable[str], width: float, height: float, most: int = 4, **kwargs: Any
 ) -> tuple["Figure", list["Axes"]]:
-    """One panel per title, at most `most` in a row; titles have lines of `fill` characters."""
+    """One panel per title, at most `most` in a row; titles have lines as wide as their panels."""
     titles = list(titles)
     if not titles:
         raise ValueError("nothing to plot: no data was given")
@@ -107,10 +110,30 @@ def wrapped(
     columns = -(-len(titles) // rows)
     figure, axes = panels(rows, columns, width, height, **kwargs)
     for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(text(title, fill))
+        ax.set_title(text(title, int(10.5 * width)))
     for ax in axes.flat[len(titles) :]:
         ax.remove()
     return figure, list(axes.flat[: len(titles)])
+
+
+def legend(figure: "Figure") -> None:
+    """A legend of all panels above them, for which the figure grows."""
+    entries: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries = dict(zip(labels, handles, strict=True)) | entries
+    if not entries:
+        return
+    width, height = figure.get_size_inches()
+    columns = max(1, int(width / (0.5 + 0.07 * max(map(len, entries)))))
+    figure.set_figheight(height + 0.17 * -(-len(entries) // columns))
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns)
+
+
+def lines(labels: Sequence[str]) -> tuple[np.ndarray, float]:
+    """Where labels of several lines stand below one another: their centres, and the sum."""
+    heights = np.array([1.6 + label.count("\n") for label in labels])
+    return heights.cumsum() - heights / 2, float(heights.sum())
 
 
 def save_png(figure: "Figure", path: str | storage.Path, dpi: int = 150) -> storage.Path:
