@@ -236,7 +236,7 @@ def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure
     labels = [text(row.label, 32) for row in rows]
     titles = [c.title for c in columns]
     places, height = lines(labels)
-    figure, axes = wrapped(titles, 2.4, 0.9 + 0.15 * height, sharey=True)
+    figure, axes = wrapped(titles, 2.4, 0.9 + 0.23 * height, sharey=True)
     for ax, column in zip(axes, columns, strict=True):
         for place, row in zip(places, rows, strict=True):
             cell = summarise([v * column.scale for v in values_of(row, column.key)])
@@ -247,7 +247,7 @@ def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure
                 look = {"facecolor": "none", "edgecolor": "black", "marker": "D", "s": 28}
                 ax.scatter(row.published[column.key][0], place, zorder=3, **look)
         ax.set_yticks(places, labels)
-        ax.set_ylim(height, 0)
+        ax.set_ylim(height - 0.5, -0.5)
         ax.margins(x=0.15)
         ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="y", visible=False)

@@ -137,10 +137,11 @@ def _warnings(study: Study, numbers: Sequence[int]) -> tuple[str, ...]:
             if row.group == group:
                 parts.setdefault(number, []).append(row)
         if len(parts) > 1:
-            groups.setdefault(_apart(list(parts.values())), []).append(group)
+            of = groups.setdefault(_apart(list(parts.values())), [])
+            of.append(f'"{group}"' if group else "")
     sentences = [
         "Different data: no best is marked across these rows. "
-        + f"{' and '.join(of)}: " * any(of)
+        + f"{', '.join(of)}: " * any(of)
         + f"{words}."
         for words, of in groups.items()
     ]
@@ -157,6 +158,8 @@ def _warnings(study: Study, numbers: Sequence[int]) -> tuple[str, ...]:
 
 def _apart(parts: Sequence[Sequence[Row]]) -> str:
     """The data in which parts of a group differ; parts whose data read the same stand together."""
+    most = max(parts, key=len)
+    others = most if len(most) > 3 else None  # not named one by one
     paths = {
         path
         for a, b in itertools.combinations(parts, 2)
@@ -164,10 +167,13 @@ def _apart(parts: Sequence[Sequence[Row]]) -> str:
         for path in datasets.differing(x.data, y.data)
     }
     alike: dict[str, list[str]] = {}
-    for rows in parts:
+    for rows in sorted(parts, key=lambda rows: rows is others):
         runs = [run for row in rows for run in row.data]
         text = datasets.described(runs, paths) or datasets.described(runs) or "unknown data"
-        alike.setdefault(text, []).append(", ".join(map(_short, rows)))
+        if "task" in paths:
+            text = f"{runs[0].task}, {text}"
+        names = "the other rows" if rows is others else ", ".join(map(_short, rows))
+        alike.setdefault(text, []).append(names)
     return "; ".join(
         f"{'; '.join(labels)}: " + "different examples of " * (len(labels) > 1) + text
         for text, labels in alike.items()

@@ -84,8 +84,9 @@ def text(name: str, width: int = 0) -> str:
 
     With a `width`, lines have at most this many characters; an arrow stays on its word's line.
     """
-    line = re.sub(" (?=[↑↓]$)", "\N{NO-BREAK SPACE}", one_line(name))
-    line = textwrap.fill(line, width) if width else line
+    line, space = one_line(name), "\N{NO-BREAK SPACE}"
+    if width:
+        line = textwrap.fill(re.sub(" (?=[↑↓]$)", space, line), width).replace(space, " ")
     return (" " * line.startswith("_") + line).replace("$", r"\$")
 
 
@@ -110,7 +111,7 @@ def wrapped(
     columns = -(-len(titles) // rows)
     figure, axes = panels(rows, columns, width, height, **kwargs)
     for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(text(title, int(10.5 * width)))
+        ax.set_title(text(title, int(10 * width)))
     for ax in axes.flat[len(titles) :]:
         ax.remove()
     return figure, list(axes.flat[: len(titles)])
@@ -131,9 +132,9 @@ def legend(figure: "Figure") -> None:
 
 
 def lines(labels: Sequence[str]) -> tuple[np.ndarray, float]:
-    """Where labels of several lines stand below one another: their centres, and the sum."""
-    heights = np.array([1.6 + label.count("\n") for label in labels])
-    return heights.cumsum() - heights / 2, float(heights.sum())
+    """Where labels stand below one another, from 0, and their height; one of one line has 1."""
+    heights = np.array([1 + 0.65 * label.count("\n") for label in labels])
+    return heights.cumsum() - heights / 2 - 0.5, float(heights.sum())
 
 
 def save_png(figure: "Figure", path: str | storage.Path, dpi: int = 150) -> storage.Path:

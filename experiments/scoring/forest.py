@@ -30,7 +30,7 @@ def differences(
     labels = [text(f"{label} − {baseline}", 36) for label, baseline in pairs]
     places, height = lines(labels)
     titles = [column.title for column in columns]
-    figure, axes = wrapped(titles, 2.4, 0.9 + 0.15 * height, sharey=True)
+    figure, axes = wrapped(titles, 2.4, 0.9 + 0.23 * height, sharey=True)
     for ax, column in zip(axes, columns, strict=True):
         ax.axvline(0, color=GREY, linewidth=1)
         for place, (label, _) in zip(places, pairs, strict=True):
@@ -44,7 +44,7 @@ def differences(
             ax.plot([low, high], [place, place], color=look["color"], linewidth=1.6)
             ax.plot(value, place, **look)
         ax.set_yticks(places, labels)
-        ax.set_ylim(height, 0)
+        ax.set_ylim(height - 0.5, -0.5)
         ax.margins(x=0.15)
         ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="y", visible=False)

@@ -10,11 +10,13 @@ import pytest
 from scipy import special
 
 from experiments import score as program
+from experiments.reports.study import Column
 from experiments.runtime import keys
 from experiments.scoring.calibrate import Method, fitted, halves, methods
-from experiments.scoring.compare import Resampling, compare, difference, partition
+from experiments.scoring.compare import Interval, Resampling, compare, difference, partition
 from experiments.scoring.files import read
 from experiments.scoring.measure import score
+from experiments.scoring.output import texts
 from experiments.scoring.parts import Options, Part
 from tests.scoring.made import labels, logits, probs, saved
 from uncertainty import metrics
@@ -324,6 +326,22 @@ def test_the_program_writes_what_it_prints(tmp_path, capsys):
     page = (out / "report.html").read_text()
     for text in ("Different data: no best is marked", "Differences from a", "B &amp; co", "FPR95"):
         assert text in page, text
+    assert "Bold: of metrics with an arrow, differences" in page
+    assert "<dt>Accuracy <code>classification/accuracy</code></dt>" in page
+    notes = page[page.index('id="predictions"') :].partition("</section>")[0]
+    assert notes.count("<p>B &amp; co</p>") == notes.count("B &amp; co") == 1
+    assert ": config" not in page and 'id="all-metrics"' in page  # files have no config
+
+
+def test_intervals_of_no_width_have_the_digits_of_their_column():
+    column = Column("intervals/split/width", "Width", digits=4)
+    for width, shown in (
+        (0.0, ("-1.7465", "[-1.7465, -1.7465]")),
+        (1e-15, ("-1.7465", "[-1.7465, -1.7465]")),
+        (0.08, ("-1.747", "[-1.787, -1.707]")),
+    ):
+        low, high = (-1.7465432 + sign * width / 2 for sign in (-1, 1))
+        assert texts(Interval("a", "b", column.key, -1.7465432, low, high), column) == shown
 
 
 def test_the_program_names_what_is_wrong(tmp_path, capsys):
