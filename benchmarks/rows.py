@@ -55,7 +55,9 @@ class Row(NamedTuple):
         known = [ratio >= self.goal for ratio in self.ratios[:2] if ratio is not None]
         if all(known):
             return "met"
-        return "missed" if not any(known) else f"met by the {'minimum' if known[0] else 'median'}"
+        if not any(known):
+            return "missed"
+        return "met by the fastest block" if known[0] else "met by the median"
 
 
 class Value(NamedTuple):

@@ -18,22 +18,10 @@ from experiments.reports.study import Study
 from experiments.runtime import keys, project
 
 
-def names(study: Study) -> tuple[dict[str, str], dict[str, str]]:
-    """Set -> name and score -> name, of the headers `AUROC <set>, <score>` of the columns."""
-    sets: dict[str, str] = {}
-    scores: dict[str, str] = {}
-    for column in study.columns:
-        name = keys.named(column.key, "ood")
-        if name is not None and name[1].startswith("auroc_"):
-            of_set, comma, of_score = column.header.removeprefix("AUROC ").partition(", ")
-            score = name[1].removeprefix("auroc_")
-            sets[name[0]] = of_set if comma else name[0]
-            scores[score] = of_score if comma else score.replace("_", " ")
-    return sets, scores
-
-
 def values(study: Study, rows: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Set -> row -> score -> mean AUROC; scores of which a row has none are left out.
+    """Set -> row -> score -> mean AUROC, named as in the headers 'AUROC <set>, <score>'.
+
+    Scores of which a row has none are left out.
 
     Raises:
       ValueError: there is no such row, or the table has no such columns.
@@ -49,20 +37,18 @@ def values(study: Study, rows: Sequence[str]) -> dict[str, dict[str, dict[str, f
         for row in rows:
             results = [r[column.key] for r in found[row].results if column.key in r]
             if results:
-                scores = of.setdefault(name[0], {}).setdefault(row, {})
-                scores[name[1].removeprefix("auroc_")] = float(np.mean(results))
+                of_set, _, score = column.header.removeprefix("AUROC ").partition(", ")
+                of.setdefault(of_set, {}).setdefault(row, {})[score] = float(np.mean(results))
     if not of:
         raise ValueError("the table has no column ood/<set>/auroc_<score>")
     return of
 
 
 @style.styled
-def figure(
-    of: dict[str, dict[str, dict[str, float]]], sets: dict[str, str], scores_of: dict[str, str]
-):
+def figure(of: dict[str, dict[str, dict[str, float]]]):
     """A dot for each row and score, in one panel per set; scores in the order of the table."""
-    found = {score for rows in of.values() for scores in rows.values() for score in scores}
-    order = [score for score in scores_of if score in found]
+    names = [score for rows in of.values() for scores in rows.values() for score in scores]
+    order = list(dict.fromkeys(names))
     looks = style.looks(row for rows in of.values() for row in rows)
     fig, axes = style.panels(1, len(of), 2.3, 0.24 * len(order) + 0.9, sharey=True)
     for ax, (name, rows) in zip(axes[0], of.items(), strict=True):
@@ -71,8 +57,8 @@ def figure(
             look = {**looks[row], "linestyle": "none"}
             ax.plot(list(scores.values()), places, label=style.text(row), **look)
         ax.axvline(0.5, color=style.GREY, linewidth=0.8)
-        ax.set(title=style.text(sets[name]), xlabel="AUROC", xlim=(0.38, 1.01))
-    axes[0, 0].set_yticks(range(len(order)), [scores_of[score] for score in order])
+        ax.set(title=style.text(name), xlabel="AUROC", xlim=(0.38, 1.01))
+    axes[0, 0].set_yticks(range(len(order)), [style.text(score) for score in order])
     axes[0, 0].invert_yaxis()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
@@ -87,12 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     folder = project.ROOT / "results" / args.table
     try:
-        study = read_study(folder / "table.json")
-        of = values(study, args.rows)
+        of = values(read_study(folder / "table.json"), args.rows)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(style.save_png(figure(of, *names(study)), folder / "ood.png"))
+    print(style.save_png(figure(of), folder / "ood.png"))
     return 0
 
 

@@ -83,7 +83,7 @@ def features(study: Study) -> "Figure":
 def curves(study: Study, xlabel: str, log: bool, most: int) -> "Figure":
     """A panel per group: LINES over the number that is the row's label."""
     groups = grouped(study)
-    figure, axes = style.wrapped(groups, 3.1, 2.7, most=most, fill=28, sharey=True)
+    figure, axes = style.wrapped(groups, 3.1, 2.7, most=most, sharey=True)
     for ax, rows in zip(axes, groups.values(), strict=True):
         x = [float(label.replace(",", "")) for label in rows]
         for i, (key, name) in enumerate(LINES.items()):
@@ -122,7 +122,7 @@ def availability(study: Study) -> "Figure":
         for method, row in rows.items():
             lines = methods.setdefault(method, {})
             lines.setdefault(predictivity, {})[amplification] = row
-    figure, axes = style.wrapped(methods, 2.5, 2.6, most=4, fill=28, sharey=True)
+    figure, axes = style.wrapped(methods, 2.5, 2.6, most=4, sharey=True)
     for ax, lines in zip(axes, methods.values(), strict=True):
         for i, (predictivity, of) in enumerate(lines.items()):
             y = [interval(row, "cues/shortcut/accuracy") for row in of.values()]

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.reports.study import Study, summarise, values_of
-from experiments.reports.style import GREY, Look, looks, panels, styled, text, wrapped
+from experiments.reports.style import (
+    GREY,
+    Look,
+    legend,
+    lines,
+    looks,
+    panels,
+    styled,
+    text,
+    wrapped,
+)
 from experiments.reports.tables import pretty
 from experiments.runtime import keys
 
@@ -143,7 +153,7 @@ def corruption_curves(
                 ax.errorbar(severities, means, errors, label=text(label), **style[label])
         ax.set(xlabel="severity (0: none)", ylabel=title)
         ax.set_xticks(sorted({int(x) for line in ax.lines for x in line.get_xdata()}))
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend(figure)
     return figure
 
 
@@ -183,11 +193,11 @@ def coverage_curves(
     style = style or looks(methods)
     kinds = shifted_sets(methods)
     titles = [f"{pretty(name)} {SETS[group]}" for group, name in kinds]
-    figure, axes = wrapped(titles, 2.9, 2.6, most=3, fill=32, sharey=True)
+    figure, axes = wrapped(titles, 2.9, 2.6, most=3, sharey=True)
     for ax, (group, name) in zip(axes, kinds, strict=True):
         ends: list[list[float]] = [[], []]
         for label, seeds in methods.items():
-            lines: dict[int, list[float]] = {}
+            covered: dict[int, list[float]] = {}
             for metrics in seeds:
                 clean = f"{group}/{keys.join(name)}"
                 for i, end in enumerate(("low", "high")):
@@ -197,17 +207,17 @@ def coverage_curves(
                 if places:
                     for key, severity in {f"{clean}/coverage": 0, **places}.items():
                         if key in metrics:
-                            lines.setdefault(severity, []).append(100 * metrics[key])
-            if lines:
-                cells = [summarise(lines[severity]) for severity in sorted(lines)]
+                            covered.setdefault(severity, []).append(100 * metrics[key])
+            if covered:
+                cells = [summarise(covered[severity]) for severity in sorted(covered)]
                 means, errors = [c.mean for c in cells], [c.error or 0.0 for c in cells]
-                ax.errorbar(sorted(lines), means, errors, label=text(label), **style[label])
+                ax.errorbar(sorted(covered), means, errors, label=text(label), **style[label])
         if ends[0]:
             ax.axhspan(100 * min(ends[0]), 100 * max(ends[1]), color=GREY, alpha=0.25, linewidth=0)
         ax.set(xlabel="severity (0: none)")
         ax.set_xticks(sorted({round(x) for line in ax.lines for x in line.get_xdata()}))
     axes[0].set_ylabel("coverage (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend(figure)
     return figure
 
 
@@ -225,9 +235,8 @@ def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure
     rows = [r for r in study.rows if r.published or any(values_of(r, c.key) for c in columns)]
     labels = [text(row.label, 32) for row in rows]
     titles = [c.title for c in columns]
-    lines = sum(1 + label.count("\n") for label in labels)
-    figure, axes = wrapped(titles, 2.4, 0.8 + 0.13 * (len(rows) + lines), fill=24, sharey=True)
-    places = np.arange(len(rows))
+    places, height = lines(labels)
+    figure, axes = wrapped(titles, 2.4, 0.9 + 0.23 * height, sharey=True)
     for ax, column in zip(axes, columns, strict=True):
         for place, row in zip(places, rows, strict=True):
             cell = summarise([v * column.scale for v in values_of(row, column.key)])
@@ -238,7 +247,7 @@ def comparison(study: Study, style: Mapping[str, Look] | None = None) -> "Figure
                 look = {"facecolor": "none", "edgecolor": "black", "marker": "D", "s": 28}
                 ax.scatter(row.published[column.key][0], place, zorder=3, **look)
         ax.set_yticks(places, labels)
-        ax.set_ylim(len(places) - 0.5, -0.5)
+        ax.set_ylim(height - 0.5, -0.5)
         ax.margins(x=0.15)
         ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="y", visible=False)

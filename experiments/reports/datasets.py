@@ -3,7 +3,7 @@
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.data.derived import parts_of_one, path_of, specs
@@ -201,19 +201,26 @@ def partition(rows: Sequence[Sequence[Evaluated]]) -> list[int]:
     return numbers
 
 
-def described(runs: Iterable[Evaluated]) -> str:
-    """'digits[test], 360 examples (test, ood); ...': the data sets of runs, the test set first."""
+def described(runs: Iterable[Evaluated], paths: Collection[str] | None = None) -> str:
+    """'digits[test], 360 examples (test, ood); ...': the data sets of runs, the test set first.
+
+    Args:
+      runs: of which the sets are described.
+      paths: of the sets that are described; by default all.
+    """
     sizes: dict[str, set[int]] = {}
     readers: dict[str, dict[str, None]] = {}
     for run in runs:
         for path, data in (run.sets or run.specs).items():
+            if paths is not None and path not in paths:
+                continue
             sizes.setdefault(data.name, set())
             if data.examples is not None:
                 sizes[data.name].add(data.examples)
             readers.setdefault(data.name, {})[path] = None
     parts = []
-    for name, paths in sorted(readers.items(), key=lambda item: "test" not in item[1]):
+    for name, of in sorted(readers.items(), key=lambda item: "test" not in item[1]):
         size = " or ".join(f"{n:,}" for n in sorted(sizes[name]))
         size = f", {size} example{'s' * (sizes[name] != {1})}" * bool(size)
-        parts.append(f"{name}{size} ({', '.join(paths)})")
+        parts.append(f"{name}{size} ({', '.join(of)})")
     return "; ".join(parts)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from experiments.reports.study import Column, one_line
+
 RANKS = {
     "auroc": "P(score out > score in) + P(equal) / 2",
     "aupr_out": "Average precision with OOD examples as the positives",
@@ -71,6 +73,13 @@ ERRORS = {
     "smooth_ece": "Integral of the kernel-smoothed |accuracy - confidence|, whose bandwidth is its "
     "value",
 }
+
+
+def _of(what: str, text: str) -> str:
+    """'After calibration: mean of ...'; acronyms remain."""
+    return f"{what}: {text if text[1].isupper() else text[0].lower() + text[1:]}"
+
+
 # Group -> pattern of a name in it -> definition.
 ENTRIES: Mapping[str, Mapping[str, str]] = {
     "classification": {
@@ -138,7 +147,7 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/unbounded": f"{INFINITE}: regions without end",
     },
     "posthoc": {
-        **{f"*/{name}": f"After calibration: {text}" for name, text in ERRORS.items()},
+        **{f"*/{name}": _of("After calibration", text) for name, text in ERRORS.items()},
         "*/temperature": "Fitted temperature; above 1 the model was too confident",
         "*/at_bound": "1 if the best temperature lies outside of the allowed range",
         "*/converged": "1 if the gradient is 0 at the fitted parameters",
@@ -152,7 +161,7 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
     },
     "conformal": {f"*/{name}": text for name, text in OF_SETS.items()},
     "halves": {  # calibrated on one half of the data and measured on the other, in turn
-        **{name: f"After calibration: {ERRORS[name]}" for name in ("nll", "brier", "ece")},
+        **{name: _of("After calibration", ERRORS[name]) for name in ("nll", "brier", "ece")},
         "temperature": "Mean of the fitted temperatures of both halves",
         "human_nll": "After calibration: mean NLL of people's votes",
         "human_kl": "After calibration: mean KL divergence of the mixture from people's votes",
@@ -237,7 +246,7 @@ ENTRIES: Mapping[str, Mapping[str, str]] = {
         "*/class/*/accuracy": "Mean accuracy of the members of this kind on examples of this class",
     },
     "combination": {
-        **{f"*/{name}": f"Of combined members: {text}" for name, text in ERRORS.items()},
+        **{f"*/{name}": _of("Of combined members", text) for name, text in ERRORS.items()},
         "*/members": "Different members that count",
         "*/share/*": "Share of members of this kind, by how much they count",
     },
@@ -315,13 +324,13 @@ def definition(key: str) -> str:
     return f"{text}. Under corruption: the mean over kinds" if text and plain != name else text
 
 
-def definitions(keys: Iterable[str]) -> str:
-    """Those of several metrics as a folded list in HTML; empty if there are none."""
-    items = [(key, definition(key)) for key in dict.fromkeys(keys)]
+def definitions(columns: Iterable[Column]) -> str:
+    """Those of the metrics of a table as a folded list in HTML; empty if there are none."""
+    items = {column.key: column.header for column in columns}
     lines = "".join(
-        f"<dt><code>{escape(key)}</code></dt><dd>{escape(text)}.</dd>"
-        for key, text in items
-        if text
+        f"<dt>{escape(one_line(header))} <code>{escape(key)}</code></dt><dd>{escape(text)}.</dd>"
+        for key, header in items.items()
+        if (text := definition(key))
     )
     return f"<details><summary>What the metrics are</summary><dl>{lines}</dl></details>" * bool(
         lines

@@ -54,6 +54,7 @@ sup { line-height: 0; }
 .failed { color: #c0392b; }
 figure { margin: 1.25rem 0 2rem; text-align: center; break-inside: avoid; }
 figure img { max-width: 100%; height: auto; }
+figure img.panels { min-width: 40rem; }
 figcaption { text-align: left; max-width: 46rem; margin: .5rem auto 0; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
@@ -65,6 +66,7 @@ dd { margin: 0 0 .35rem 1rem; color: var(--faint); }
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
   .wide { overflow: visible; }
+  figure img.panels { min-width: 0; }
   .dense { font-size: 6pt; }
   .dense th, .dense td { padding: .2rem; }
   .dense tbody th { min-width: 6rem; }
@@ -119,10 +121,10 @@ def write_report(
         parts = [figure_part(entry, folder) for entry in group]
         shown.append((section, "\n".join(parts)))
     if groups:
-        shown.append(("Runs", _runs(groups)))
+        shown.append(("Runs" if any(map(_configured, loaded)) else "All metrics", _runs(groups)))
     lines = "".join(f'<p class="failed">{escape(one_line(line))}</p>' for line in problems or ())
     summary = lines + "\n".join(map(study_table, studies))
-    summary += definitions(column.key for one in studies for column in one.columns)
+    summary += definitions(column for one in studies for column in one.columns)
     parts = [("Summary", summary), *sections, *shown]
     storage.write(path, page(title, studies[0].hardware, command, parts))
     return path
@@ -171,9 +173,10 @@ def figure_part(entry: Entry, folder: storage.Path) -> str:
     """Writes the PNG of a figure and returns its part of the page."""
     save_png(entry.figure, folder / f"{entry.name}.png")
     entry.figure.set_layout_engine("none")  # it is laid out already
+    many = ' class="panels"' * bool(entry.figure.get_figwidth() > 6.5)
     return (
-        f'<figure id="{entry.name}"><img src="{svg_uri(entry.figure)}" '
-        f'alt="{escape(entry.name.replace("_", " "))}">\n'
+        f'<figure id="{entry.name}"><div class="wide"><img{many} src="{svg_uri(entry.figure)}" '
+        f'alt="{escape(entry.name.replace("_", " "))}"></div>\n'
         f"<figcaption>{escape(entry.caption)}</figcaption></figure>"
     )
 
@@ -204,10 +207,12 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
         f"<tbody>{''.join(rows)}</tbody></table></div></details>"
     ]
     for label, runs in groups.items():
+        if not _configured(runs[0]):
+            continue
         seeds = [str(run.config["seed"]) for run in runs if "seed" in run.config]
+        text = json.dumps(runs[0].config, indent=2, default=str)
         where = [str(run.workdir) for run in runs if run.workdir]
         missing = sorted({f"{run.workdir}: no {file}" for run in runs for file in run.missing})
-        text = json.dumps(runs[0].config, indent=2, default=str)
         name = f"{one_line(label)}: config"
         if seeds:
             name += f" (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})"
@@ -217,6 +222,11 @@ def _runs(groups: Mapping[str, Sequence[Run]]) -> str:
             f"<pre>{escape(text)}</pre></details>"
         )
     return "\n".join(parts)
+
+
+def _configured(run: Run) -> bool:
+    """False for predictions in a file, of which no config is known."""
+    return bool(run.config.keys() - {"seed"})
 
 
 def page(

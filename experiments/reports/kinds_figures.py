@@ -46,7 +46,7 @@ def kinds(methods: Mapping[str, Pairs]) -> "Figure":
     Pairs of one kind are hollow; small points are seeds.
     """
     names = list(dict.fromkeys(pair for pairs in methods.values() for pair in pairs))
-    figure, axes = wrapped(methods, 2.9, 2.6, most=4, fill=36)
+    figure, axes = wrapped(methods, 2.9, 2.6, most=4)
     shown = {}
     for ax, pairs in zip(axes, methods.values(), strict=True):
         for pair, values in pairs.items():

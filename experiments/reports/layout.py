@@ -6,6 +6,7 @@ tabulate nor rich writes pairs of ours and published, footnotes with sources, an
 LaTeX and Markdown.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -128,27 +129,74 @@ def _data(study: Study) -> tuple[str, ...]:
 
 
 def _warnings(study: Study, numbers: Sequence[int]) -> tuple[str, ...]:
-    sentences = []
+    """Each sentence once, with the groups or the rows of which it is true."""
+    groups: dict[str, list[str]] = {}
     for group in dict.fromkeys(row.group for row in study.rows):
         parts: dict[int, list[Row]] = {}
         for row, number in zip(study.rows, numbers, strict=True):
             if row.group == group:
                 parts.setdefault(number, []).append(row)
         if len(parts) > 1:
-            words = "; ".join(
-                f"{', '.join(row.label for row in rows)}: "
-                + (datasets.described([run for row in rows for run in row.data]) or "unknown data")
-                for rows in parts.values()
-            )
-            sentences.append(f"Different data: no best is marked across these rows. {words}.")
+            of = groups.setdefault(_apart(list(parts.values())), [])
+            of.append(f'"{group}"' if group else "")
+    sentences = [
+        "Different data: no best is marked across these rows. "
+        + f"{', '.join(of)}: " * any(of)
+        + f"{words}."
+        for words, of in groups.items()
+    ]
+    rows: dict[str, list[Row]] = {}
     for row in study.rows:
-        sentences += [f"{row.label}: {text}." for text in datasets.mismatches(row.data)]
+        for text in datasets.mismatches(row.data):
+            rows.setdefault(text, []).append(row)
         if paths := datasets.changed(row.data):
-            sentences.append(
-                f"{row.label}: its seeds were evaluated on different examples of "
-                f"{', '.join(sorted(paths))}, though their configs read the same."
-            )
+            text = f"the seeds were evaluated on different examples of {', '.join(sorted(paths))}"
+            rows.setdefault(f"{text}, though their configs read the same", []).append(row)
+    sentences += [f"{_named(of, study.rows)}: {text}." for text, of in rows.items()]
     return tuple(map(one_line, sentences))
+
+
+def _apart(parts: Sequence[Sequence[Row]]) -> str:
+    """The data in which parts of a group differ; parts whose data read the same stand together."""
+    most = max(parts, key=len)
+    others = most if len(most) > 3 else None  # not named one by one
+    paths = {
+        path
+        for a, b in itertools.combinations(parts, 2)
+        for x, y in itertools.product(a, b)
+        for path in datasets.differing(x.data, y.data)
+    }
+    alike: dict[str, list[str]] = {}
+    for rows in sorted(parts, key=lambda rows: rows is others):
+        runs = [run for row in rows for run in row.data]
+        text = datasets.described(runs, paths) or datasets.described(runs) or "unknown data"
+        if "task" in paths:
+            text = f"{runs[0].task}, {text}"
+        names = "the other rows" if rows is others else ", ".join(map(_short, rows))
+        alike.setdefault(text, []).append(names)
+    return "; ".join(
+        f"{'; '.join(labels)}: " + "different examples of " * (len(labels) > 1) + text
+        for text, labels in alike.items()
+    )
+
+
+def _named(rows: Sequence[Row], of: Sequence[Row]) -> str:
+    """'All rows' of a table, 'A, all rows; B: row 1, row 2' of groups A and B."""
+    if 1 < len(rows) == len(of):
+        return "All rows"
+    words = []
+    for group in dict.fromkeys(row.group for row in rows):
+        own = [row for row in rows if row.group == group]
+        if group and 1 < len(own) == sum(row.group == group for row in of):
+            words.append(f"{group}, all rows")
+        else:
+            words.append(f"{group}: " * bool(group) + ", ".join(map(_short, own)))
+    return "; ".join(words)
+
+
+def _short(row: Row) -> str:
+    """The label without the group that it begins with."""
+    return row.label.removeprefix(f"{row.group}: ")
 
 
 def _cell(column: Column, entry: Summary) -> Cell:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.reports.style import GREY, Look, looks, panels, styled, text, wrapped
+from experiments.reports.style import GREY, Look, legend, looks, panels, styled, text, wrapped
 from uncertainty.metrics.calibration import gap, reliability_bins, width_sums
 from uncertainty.metrics.ranking import ranking
 from uncertainty.metrics.selective import aurc, risk_coverage
@@ -55,7 +55,7 @@ def reliability_diagram(
         curve.errorbar(100 * x, 100 * y, 100 * error, label=name, **bars)
         counts.stairs(count, 100 * edges, color=style[label]["color"], linewidth=1.4)
     curve.set(ylabel="accuracy (%)", xlim=(0, 101), ylim=(-2, 102))
-    figure.legend(*curve.get_legend_handles_labels(), loc="outside upper center")
+    legend(figure)
     counts.set(xlabel="confidence (%)", ylabel="examples", yscale="log", ylim=(0.7, None))
     return figure
 
@@ -82,7 +82,7 @@ def confidence_histogram(
 ) -> "Figure":
     """Numbers of right and wrong predictions by confidence in %, a panel per method, log scale."""
     style = style or looks(methods)
-    figure, axes = wrapped(methods, 2.6, 2.2, fill=28, sharey=True)
+    figure, axes = wrapped(methods, 2.6, 2.2, sharey=True)
     edges = np.linspace(0, 100, bins + 1)
     for ax, (label, seeds) in zip(axes, methods.items(), strict=True):
         confidence, correct = map(np.concatenate, zip(*seeds, strict=True))
@@ -91,7 +91,7 @@ def confidence_histogram(
         ax.hist(confidence[right], edges, color=color, alpha=0.45, label="right")
         ax.hist(confidence[~right], edges, histtype="step", color="black", label="wrong")
         ax.set(yscale="log", xlabel="confidence (%)", ylim=(0.7, None))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        ax.legend(loc="upper left")
     axes[0].set_ylabel("examples")
     return figure
 
@@ -181,5 +181,5 @@ def risk_coverage_curves(
             first = min(first, 100 * coverage[(risk > 0).argmax()])
     ax.set(xlabel="coverage (%)", ylabel="error among kept (%)", ylim=(0, None))
     ax.set_xlim(first // 10 * 10, 100)
-    figure.legend(loc="outside lower center")
+    legend(figure)
     return figure

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.reports.style import GREY, Look, looks, panels, styled, text, wrapped
+from experiments.reports.style import GREY, Look, legend, looks, panels, styled, text, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def interval_calibration(
         ax.plot(100 * levels, 100 * observed, label=text(label), **style[label])
     ax.set(xlabel="central interval (%)", ylabel="targets inside (%)", xlim=(0, 100))
     ax.set_ylim(0, 100)
-    figure.legend(loc="outside lower center", ncols=2)
+    legend(figure)
     return figure
 
 
@@ -128,5 +128,5 @@ def sharpness(
         ax.hist(widths[label], edges, histtype="step", linewidth=1.4, color=color, label=name)
         ax.axvline(np.sqrt(np.mean((mean - p.y) ** 2)), color=color, linestyle="--", linewidth=0.9)
     ax.set(xlabel="predictive standard deviation (units of y)", ylabel="examples")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center")
+    legend(figure)
     return figure

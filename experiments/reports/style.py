@@ -7,9 +7,12 @@ display and do not stay open.
 import base64
 import functools
 import io
+import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from experiments.reports.study import one_line
 from experiments.runtime import storage
@@ -79,10 +82,11 @@ def styled(plot: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
 def text(name: str, width: int = 0) -> str:
     """Escapes a name for matplotlib: no mathematics, and a leading `_` is shown in legends.
 
-    With a `width`, lines have at most this many characters.
+    With a `width`, lines have at most this many characters; an arrow stays on its word's line.
     """
-    line = one_line(name)
-    line = textwrap.fill(line, width) if width else line
+    line, space = one_line(name), "\N{NO-BREAK SPACE}"
+    if width:
+        line = textwrap.fill(re.sub(" (?=[↑↓]$)", space, line), width).replace(space, " ")
     return (" " * line.startswith("_") + line).replace("$", r"\$")
 
 
@@ -97,9 +101,9 @@ def panels(
 
 
 def wrapped(
-    titles: Iterable[str], width: float, height: float, most: int = 4, fill: int = 0, **kwargs: Any
+    titles: Iterable[str], width: float, height: float, most: int = 4, **kwargs: Any
 ) -> tuple["Figure", list["Axes"]]:
-    """One panel per title, at most `most` in a row; titles have lines of `fill` characters."""
+    """One panel per title, at most `most` in a row; titles have lines as wide as their panels."""
     titles = list(titles)
     if not titles:
         raise ValueError("nothing to plot: no data was given")
@@ -107,10 +111,30 @@ def wrapped(
     columns = -(-len(titles) // rows)
     figure, axes = panels(rows, columns, width, height, **kwargs)
     for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(text(title, fill))
+        ax.set_title(text(title, int(10 * width)))
     for ax in axes.flat[len(titles) :]:
         ax.remove()
     return figure, list(axes.flat[: len(titles)])
+
+
+def legend(figure: "Figure") -> None:
+    """A legend of all panels above them, for which the figure grows."""
+    entries: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries = dict(zip(labels, handles, strict=True)) | entries
+    if not entries:
+        return
+    width, height = figure.get_size_inches()
+    columns = max(1, int(width / (0.5 + 0.07 * max(map(len, entries)))))
+    figure.set_figheight(height + 0.17 * -(-len(entries) // columns))
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns)
+
+
+def lines(labels: Sequence[str]) -> tuple[np.ndarray, float]:
+    """Where labels stand below one another, from 0, and their height; one of one line has 1."""
+    heights = np.array([1 + 0.65 * label.count("\n") for label in labels])
+    return heights.cumsum() - heights / 2 - 0.5, float(heights.sum())
 
 
 def save_png(figure: "Figure", path: str | storage.Path, dpi: int = 150) -> storage.Path:

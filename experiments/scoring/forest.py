@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.reports.study import Column
-from experiments.reports.style import GREY, looks, styled, text, wrapped
+from experiments.reports.style import GREY, lines, looks, styled, text, wrapped
 from experiments.scoring.compare import Interval
 
 if TYPE_CHECKING:
@@ -28,10 +28,9 @@ def differences(
     """
     style = looks(label for label, _ in pairs)
     labels = [text(f"{label} − {baseline}", 36) for label, baseline in pairs]
-    height = 0.85 + 0.16 * len(labels) * max(1 + label.count("\n") for label in labels)
+    places, height = lines(labels)
     titles = [column.title for column in columns]
-    figure, axes = wrapped(titles, 2.4, height, most=4, fill=24, sharey=True)
-    places = np.arange(len(pairs))
+    figure, axes = wrapped(titles, 2.4, 0.9 + 0.23 * height, sharey=True)
     for ax, column in zip(axes, columns, strict=True):
         ax.axvline(0, color=GREY, linewidth=1)
         for place, (label, _) in zip(places, pairs, strict=True):
@@ -45,7 +44,7 @@ def differences(
             ax.plot([low, high], [place, place], color=look["color"], linewidth=1.6)
             ax.plot(value, place, **look)
         ax.set_yticks(places, labels)
-        ax.set_ylim(len(places) - 0.5, -0.5)
+        ax.set_ylim(height - 0.5, -0.5)
         ax.margins(x=0.15)
         ax.locator_params(axis="x", nbins=3)
         ax.grid(axis="y", visible=False)

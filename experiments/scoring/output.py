@@ -34,9 +34,7 @@ def runs_of(scored: Sequence[Scored]) -> list[Run]:
     }
     for label, files in by_label(scored).items():
         for seed, one in enumerate(files):
-            config: dict[str, Any] = {"predictions": label}
-            if len(files) > 1:
-                config["seed"] = seed
+            config = {"seed": seed} if len(files) > 1 else {}
             same = one.sets["test"]["digest"]  # of corrupted sets with the test set's examples
             data = {
                 name: {**noted, "digest": noted["digest"] + noted["data"] * (name in known)}
@@ -101,15 +99,24 @@ def _notes(scored: Sequence[Scored]) -> dict[str, list[str]]:
     return notes
 
 
+def _of_files(scored: Sequence[Scored], above: Sequence[str]) -> str:
+    """The notes of each file below its label and name, as HTML."""
+    parts = [f'<p class="meta">{escape(one_line(note))}</p>' for note in above]
+    for label, notes in _notes(scored).items():
+        listed = "".join(f"<li>{escape(one_line(note))}</li>" for note in notes)
+        parts.append(f'<p>{escape(one_line(label))}</p><ul class="notes">{listed}</ul>')
+    return "\n".join(parts)
+
+
 def texts(interval: Interval, column: Column) -> tuple[str, str]:
     """The estimate and its interval in the column's unit."""
     scale = column.scale
     if interval.low != interval.low:
         return f"{interval.estimate * scale:.{column.digits}f}", "not finite"
-    digits = column.digits
     width = (interval.high - interval.low) * scale / 4
-    least = 10.0 ** -(digits + 2)  # an interval that is narrower shows no further digits
-    mean, _ = round_pair(interval.estimate * scale, max(width, least) if width else None, digits)
+    digits = column.digits
+    wide = width >= 0.5 * 10.0 ** -(digits + 2)  # narrower ones are 0 to all digits
+    mean, _ = round_pair(interval.estimate * scale, width if wide else None, digits)
     places = len(mean.partition(".")[2])
     low, high = (f"{end * scale:z.{places}f}" for end in (interval.low, interval.high))
     return f"{float(mean):z.{places}f}", f"[{low}, {high}]"
@@ -200,8 +207,8 @@ def section(study: Study, comparison: Comparison, sentence: str) -> str:
             f'<div class="wide"><table{dense}><thead><tr><th></th>{head}</tr></thead>\n'
             f"<tbody>{''.join(body)}</tbody></table></div>"
         )
-    if pairs:
-        sentence += " Bold: differences of metrics with an arrow whose interval does not contain 0."
+    bold = " Bold: of metrics with an arrow, differences whose interval does not contain 0."
+    sentence += bold * bool(pairs)
     return "\n".join(parts) + f'<p class="caption">{escape(sentence)}</p>'
 
 
@@ -244,8 +251,6 @@ def write(
     settings: dict[str, Any],
 ) -> list[storage.Path]:
     """Writes report.html, scores.json, scores.csv and, with resamples, intervals.csv."""
-    notes = notes_of(scored)
-    lines = [*comparison.notes, *notes]
     sections = [
         (
             "Intervals",
@@ -256,8 +261,7 @@ def write(
             ),
         )
     ]
-    listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    about = [("Predictions", f'<ul class="notes">{listed}</ul>')]
+    about = [("Predictions", _of_files(scored, comparison.notes))]
     page = write_report(
         folder / "report.html",
         runs_of(scored),

@@ -76,7 +76,7 @@ def marginals(found: Sequence[Point], fields: Sequence[str], name: str) -> "Figu
     from matplotlib.transforms import ScaledTranslation
 
     shown = [p for p in found if p.validation]
-    figure, axes = wrapped([field for field in fields], 3.3, 2.8, most=3, fill=40, sharey=True)
+    figure, axes = wrapped([field for field in fields], 3.3, 2.8, most=3, sharey=True)
     means = np.array([s.mean for p in shown for s in (p.validation, p.test) if s])
     aside = ScaledTranslation(6 / 72, 0, figure.dpi_scale_trans)
     log = bool(means.size) and means.min() > 0 and means.max() > 8 * np.median(means)

@@ -70,7 +70,7 @@ def test_goals_have_the_direction_of_ratios():
     row = ratio("SVGD and SGLD", "SVGD", "deep ensemble", "P = 50")
     assert row.goal == pytest.approx(1 / 1.25)
     assert row._replace(ratios=(0.79, 0.79, None)).verdict() == "missed"
-    assert row._replace(ratios=(0.81, 0.79, None)).verdict() == "met by the minimum"
+    assert row._replace(ratios=(0.81, 0.79, None)).verdict() == "met by the fastest block"
     assert row._replace(ratios=(0.81, None, None)).verdict() == "met"
     assert row._replace(goal=None).verdict() == ""
 

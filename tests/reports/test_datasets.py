@@ -50,7 +50,7 @@ def test_the_best_is_sought_among_rows_of_the_same_data():
     shown = layout(made)
     assert best(made) == [False, True, False]
     (warning,) = shown.warnings
-    assert "row 0, row 1: digits[test], 400 examples (test); row 2: digits" in warning
+    assert "row 0, row 1; row 2: different examples of digits[test], 400 examples (test)" in warning
     assert shown.data == ("Evaluated on digits[test], 400 examples (test).",)
     same = study([run("a")], [run("a")], [run("a")])
     assert best(same) == [False, False, True] and layout(same).warnings == ()
@@ -79,7 +79,37 @@ def test_seeds_with_splits_of_their_own_are_compared_seed_by_seed():
     assert layout(study(first[:1], second[1:])).warnings  # no seed in common, so other examples
     changed = [run("a", seed=0), run("b", seed=1)]
     (warning,) = layout(study(changed)).warnings
-    assert "row 0: its seeds were evaluated on different examples of test" in warning
+    assert "row 0: the seeds were evaluated on different examples of test" in warning
+
+
+def test_a_warning_of_several_rows_or_groups_stands_once():
+    rows = [[run("a")], [run("b")], [run("c")], [run("d")]]
+    made = study(*rows, groups=["A, a", "A, a", "B", "B"])
+    for i, row in enumerate(made.rows):
+        row.label = f"{row.group}: {i % 2}"
+    (warning,) = layout(made).warnings
+    assert '"A, a", "B": 0; 1: different examples of digits[test], 400 examples' in warning
+    rows = [[run("a")] for _ in range(4)]
+    several = layout(study(*rows, [run("b")], groups=["A"] * 5)).warnings
+    assert '"A": row 4; the other rows: different examples of digits[test]' in several[0]
+    far = datasets.Data("far[test]", 5, "x")
+    of = run("a")._replace(sets=run("a").sets | {"far": far}, trained=far, others=("far",))
+    text = "far: far[test], 5 examples is another set than the training data, far[test], 5 examples"
+    for rows, groups, named in (
+        ([[of], [of]], ["", ""], "All rows"),
+        ([[of], [of], [run("a")]], ["A", "A", "B"], "A, all rows"),
+        ([[of], [run("a")], [of]], ["A", "A", "B"], "A: row 0; B: row 2"),
+        ([[of]], ["A"], "A: row 0"),
+    ):
+        assert layout(study(*rows, groups=groups)).warnings == (f"{named}: {text}.",)
+
+
+def test_of_rows_on_different_data_the_sets_that_differ_are_named():
+    far = {"far": datasets.Data("far[test]", 5, "x")}
+    rows = [[one._replace(sets=one.sets | far)] for one in (run("a"), run("b", examples=9))]
+    (warning,) = layout(study(*rows)).warnings
+    assert warning.endswith("row 0: digits[test], 400 examples (test); row 1: digits[test], 9 "
+                            "examples (test).")  # fmt: skip
 
 
 def test_groups_of_a_table_have_data_of_their_own():
@@ -171,7 +201,7 @@ def test_a_page_has_a_table_for_each_task(tmp_path):
     )
     text = page.read_text()
     summary = text[text.index('id="summary"') : text.index("</section>")]
-    assert summary.count("<table") == 2 and summary.count("Accuracy") == 1
+    assert summary.count("<table") == 2 and summary.count("<th>Accuracy") == 1
     names = {p.stem for p in (tmp_path / "page_figures").iterdir()}
     assert {"comparison", "comparison_2"} <= names
 

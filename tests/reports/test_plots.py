@@ -7,6 +7,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from experiments.reports import curves, plots, regression_figures, style
 from experiments.reports.study import Column, Row, Study
+from experiments.scoring import forest
+from experiments.scoring.compare import Interval
 
 RNG = np.random.default_rng(0)
 B = 400
@@ -16,8 +18,9 @@ HALVES = [(CONFIDENCE[:150], CORRECT[:150]), (CONFIDENCE[150:], CORRECT[150:])]
 METHODS = {"a": HALVES, "b": [(CONFIDENCE[::-1], CORRECT)]}  # two seeds and one
 
 
-def legend(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
+def legend(figure):
+    (outside,) = figure.legends
+    return [text.get_text() for text in outside.get_texts()]
 
 
 def loop_ece(confidence, correct, bins):
@@ -100,7 +103,8 @@ def test_ood_histograms():
 
 
 def test_risk_coverage_curves():
-    ax = plots.risk_coverage_curves({"a": [(CONFIDENCE, CORRECT)]}).axes[0]
+    figure = plots.risk_coverage_curves({"a": [(CONFIDENCE, CORRECT)]})
+    ax = figure.axes[0]
     order = sorted(range(B), key=lambda i: -CONFIDENCE[i])
     risks, wrong = [], 0
     for kept, i in enumerate(order, 1):
@@ -108,7 +112,7 @@ def test_risk_coverage_curves():
         risks.append(100 * wrong / kept)
     np.testing.assert_allclose(ax.lines[0].get_xdata(), 100 * np.arange(1, B + 1) / B)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), risks)
-    assert legend(ax) == [f"a, AURC {np.mean(risks):.2g} %"]
+    assert legend(figure) == [f"a, AURC {np.mean(risks):.2g} %"]
 
 
 def test_a_seldom_wrong_method_is_shown_where_it_errs():
@@ -254,6 +258,41 @@ def test_predictions_against_targets_and_their_widths_in_units_of_y():
     heights = np.histogram(np.sqrt(variance), 10)[0]
     np.testing.assert_array_equal(ax.patches[0].get_xy()[1:-1:2, 1], heights)
     assert ax.lines[0].get_xdata()[0] == pytest.approx(rmse)
+
+
+def apart(texts, figure):
+    """Whether no two of these texts of a figure overlap."""
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in texts]
+    return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+LONG = "A large ensemble of wide networks of many kinds, with a temperature and much more"
+
+
+def test_long_labels_do_not_overlap():
+    names = [f"{LONG} {i}" for i in range(4)]
+    column = Column("x", f"{LONG} of", "%", "lower")
+    rows = [Row(name, [{"x": float(i)}]) for i, name in enumerate(names)]
+    pairs = [(name, names[0]) for name in names[1:]]
+    intervals = {(a, "x"): Interval(a, b, "x", 0.1, 0.0, 0.2) for a, b in pairs}
+    for figure in (
+        curves.comparison(Study("", [column], rows)),
+        forest.differences(pairs, [column], intervals),
+    ):
+        (ax,) = figure.axes
+        assert apart(ax.get_yticklabels(), figure)
+        assert ax.get_title().endswith(" (%) ↓")
+
+
+def test_titles_of_panels_and_legends_do_not_overlap():
+    figure = plots.confidence_histogram({f"{LONG} {i}": HALVES for i in range(4)})
+    assert apart([ax.title for ax in figure.axes], figure)
+    figure = plots.risk_coverage_curves({f"{LONG[:40]} {i}": HALVES for i in range(8)})
+    figure.draw_without_rendering()
+    (outside,), (ax,) = figure.legends, figure.axes
+    assert not outside.get_window_extent().overlaps(ax.get_window_extent())
+    assert ax.get_window_extent().height > 2 * figure.dpi  # the figure has grown by the legend
 
 
 def test_looks_tell_many_methods_apart():

@@ -326,6 +326,22 @@ def test_the_program_writes_what_it_prints(tmp_path, capsys):
     page = (out / "report.html").read_text()
     for text in ("Different data: no best is marked", "Differences from a", "B &amp; co", "FPR95"):
         assert text in page, text
+    assert "Bold: of metrics with an arrow, differences" in page
+    assert "<dt>Accuracy <code>classification/accuracy</code></dt>" in page
+    notes = page[page.index('id="predictions"') :].partition("</section>")[0]
+    assert notes.count("<p>B &amp; co</p>") == notes.count("B &amp; co") == 1
+    assert ": config" not in page and 'id="all-metrics"' in page  # files have no config
+
+
+def test_intervals_of_no_width_have_the_digits_of_their_column():
+    column = Column("intervals/split/width", "Width", digits=4)
+    for width, shown in (
+        (0.0, ("-1.7465", "[-1.7465, -1.7465]")),
+        (1e-15, ("-1.7465", "[-1.7465, -1.7465]")),
+        (0.08, ("-1.747", "[-1.787, -1.707]")),
+    ):
+        low, high = (-1.7465432 + sign * width / 2 for sign in (-1, 1))
+        assert texts(Interval("a", "b", column.key, -1.7465432, low, high), column) == shown
 
 
 def test_the_program_names_what_is_wrong(tmp_path, capsys):
@@ -394,19 +410,6 @@ def test_the_example_of_the_docs(tmp_path, monkeypatch, capsys):
     flags = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--workdir"}
     options = {flag for action in program.parser()._actions for flag in action.option_strings}
     assert flags - {"--save"} <= options  # --save_predictions is a flag of evaluate
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "shown"),
-    [
-        (1.0, 1.0, ("1.00", "[1.00, 1.00]")),
-        (1.0 - 1e-9, 1.0 + 1e-9, ("1.0000", "[1.0000, 1.0000]")),
-        (0.9, 1.1, ("1.00", "[0.90, 1.10]")),
-    ],
-)
-def test_digits_of_intervals(low, high, shown):
-    column = Column("nll", "NLL", digits=2)
-    assert texts(Interval("a", None, "nll", 1.0, low, high), column) == shown
 
 
 def test_numbers_that_cannot_be_meant_are_spoken_of(tmp_path):
