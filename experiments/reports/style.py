@@ -101,9 +101,12 @@ def panels(
 
 
 def wrapped(
-    titles: Iterable[str], width: float, height: float, most: int = 4, **kwargs: Any
+    titles: Iterable[str], width: float, height: float, most: int = 4, fill: int = 0, **kwargs: Any
 ) -> tuple["Figure", list["Axes"]]:
-    """One panel per title, at most `most` in a row; titles have lines as wide as their panels."""
+    """One panel per title, at most `most` in a row.
+
+    Titles have lines of `fill` characters, by default as many as a panel has room for.
+    """
     titles = list(titles)
     if not titles:
         raise ValueError("nothing to plot: no data was given")
@@ -111,7 +114,7 @@ def wrapped(
     columns = -(-len(titles) // rows)
     figure, axes = panels(rows, columns, width, height, **kwargs)
     for ax, title in zip(axes.flat, titles, strict=False):
-        ax.set_title(text(title, int(10 * width)))
+        ax.set_title(text(title, fill or int(10 * width)))
     for ax in axes.flat[len(titles) :]:
         ax.remove()
     return figure, list(axes.flat[: len(titles)])

@@ -112,6 +112,9 @@ def test_every_metric_has_a_definition(records):
     assert definition("ood/a%2Fb/auroc_entropy").endswith("Score: entropy of the mixture")
     assert definition("classification/precision") == definition("unknown/nll") == ""
     assert "|" not in to_markdown().replace("\\|", "").replace("| ", "").replace(" |", "")
+    texts = [definition(f"{group}/a/accuracy") for group in ("posthoc", "combination")]
+    assert [text.partition(": ")[2][:5] for text in texts] == ["share", "share"]
+    assert definition("posthoc/a/ece_mass").startswith("After calibration: ECE over")
 
 
 @pytest.mark.parametrize("kind", [k for k, f in MINIMAL.items() if "data" in f])

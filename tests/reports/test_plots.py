@@ -9,6 +9,7 @@ from experiments.reports import curves, plots, regression_figures, style
 from experiments.reports.study import Column, Row, Study
 from experiments.scoring import forest
 from experiments.scoring.compare import Interval
+from tools import ood_figure
 
 RNG = np.random.default_rng(0)
 B = 400
@@ -304,3 +305,16 @@ def test_looks_tell_many_methods_apart():
 def test_nothing_to_plot():
     with pytest.raises(ValueError, match="nothing to plot"):
         plots.confidence_histogram({})
+
+
+def test_the_figure_of_ood_scores_has_the_names_of_the_table():
+    names = {"mahalanobis": "Mahalanobis", "layers_mahalanobis": "Mahalanobis, 3 layers"}
+    columns = [
+        Column(f"ood/dtd/auroc_{key}", f"AUROC DTD subset, {name}") for key, name in names.items()
+    ]
+    rows = [Row("a", [{c.key: 0.5 + i for i, c in enumerate(columns)}])]
+    found = ood_figure.values(Study("", columns, rows), ["a"])
+    assert found == {"DTD subset": {"a": {"Mahalanobis": 0.5, "Mahalanobis, 3 layers": 1.5}}}
+    (ax,) = ood_figure.figure(found).axes
+    assert ax.get_title() == "DTD subset"
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(names.values())
