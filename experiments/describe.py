@@ -334,7 +334,7 @@ def _fields(
         default = None if required else default_text(parameter.default)
         text = texts.get(name, "")
         choices = _choices(section, name) or _constant(target, text)
-        choices = choices or (_quoted(text) if "str" in kind else ())
+        choices = choices or (_quoted(text) if "str" in kind.split(" | ") else ())
         yield Field(name, kind, default, text, choices)
 
 

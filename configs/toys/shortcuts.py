@@ -136,6 +136,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         small=False,
         files="",
     )
+    if arg.method not in ALONE and arg.size < 2:
+        raise ValueError(f"size: {arg.size}; method={arg.method} has two functions or more")
+    if arg.method == "multi_symmetry" and arg.size % 2:
+        raise ValueError(f"size: {arg.size}; an even number, half of each hypothesis")
     config = base()
     config.data.train = train_data(arg)
     agreement = INDEPENDENT[arg.data] if arg.agreement < 0 else arg.agreement

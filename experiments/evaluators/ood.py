@@ -60,8 +60,8 @@ def ood(
 
     Raises:
       ValueError: scores without `fit`, an unknown score, a wrong field of one, one twice, or a
-        group of unknown sets; `scores` of real-valued targets, which have no logits; when run,
-        data without an entry of `layers`.
+        group of unknown sets; `scores`, `fit` or `layers` of real-valued targets, which have no
+        logits; when run, data without an entry of `layers`.
     """
     fitting = _fitting(scores)
     if fitting.keys() - {ODIN, ENERGY} and fit is None:
@@ -123,8 +123,9 @@ def ood(
     def check(source: Source) -> None:
         if source.task == "unlabelled":
             raise ValueError(f"data: {source.name} has no labels, so that no prediction is trained")
-        if fitting and source.task != "classification":
-            raise ValueError(f"scores: {[*fitting]}; of classes alone, not of {source.task}")
+        for field, value in dict(scores=[*fitting], fit=fit, layers=list(layers)).items():
+            if value and source.task != "classification":
+                raise ValueError(f"{field}: {value}; of classes alone, not of {source.task}")
 
     def predicted(predict: "Predictor") -> Iterator[Predicted]:
         yield Predicted("in_distribution", data)

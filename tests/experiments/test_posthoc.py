@@ -595,5 +595,9 @@ def test_ood_scores_that_there_are_none_of(of_pairs, task, scores, message):
     if task == "unlabelled":
         source = dataclasses.replace(source, labelled=False, outputs=0)
     assert source.task == task
+    sets = dict(far=parts["test"])
     with pytest.raises(ValueError, match=message):
-        ood(parts["test"], dict(far=parts["test"]), scores).check(source)
+        ood(parts["test"], sets, scores).check(source)
+    if task == "regression":
+        with pytest.raises(ValueError, match=r"layers: \['stage1'\]; of classes"):
+            ood(parts["test"], sets, layers=("stage1",)).check(source)
